@@ -1,0 +1,1 @@
+//! The driver on io_uring.
