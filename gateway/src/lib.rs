@@ -4,4 +4,6 @@
 //! allocates anything for them ([`filter`]), and a relay with one io_uring per core that takes the sessions that
 //! survive ([`worker`], [`relay`]). The README's architecture section has the picture.
 
+pub mod config;
 pub mod driver;
+pub mod policy;

@@ -1,0 +1,270 @@
+//! From the tables of the file to a [`Config`]: each table by the module of its subject, then what only shows when
+//! they are seen together.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::document::{Document, Section};
+use super::limits::Limits;
+use super::{
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, filter, relay, route,
+    value,
+};
+use crate::policy::domain::{self, Domains, Pattern, normal_form};
+use crate::policy::lists::{Compiled, ListAction};
+use crate::policy::{Policy, Terms};
+
+/// Tables that are described but not built yet.
+const LATER: [&str; 5] = ["tls", "auth", "dnsbl", "dnsbl_policy", "spool"];
+
+/// Reads all tables. Faults are noted in the document; with faults, what comes back is not to be used.
+pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -> Config {
+    let mut top = Section::new(document, "", Some(root.get_ref()), 0..0);
+    let hostname = read_hostname(&mut top);
+    let state_dir = read_state_dir(&mut top);
+    let workers = read_workers(&mut top);
+    let admin = top
+        .text("admin", value::socket_address)
+        .map(Spanned::into_inner);
+    let user = top.text("user", user_name).map(Spanned::into_inner);
+    let listener_tables = top.tables("listener");
+    let filter_table = top.table("filter");
+    let list_tables = top.tables("list");
+    let mut relay_table = top.table("relay");
+    let route_tables = top.tables("route");
+    let mut limits_table = top.table("limits");
+    let mut log_table = top.table("log");
+    top.finish(&LATER);
+
+    let listeners = read_listeners(listener_tables);
+    let filter = Filter::read(filter_table);
+    let lists = filter::read_lists(list_tables);
+    let (local, relay) = relay::read(&mut relay_table);
+    let relay_span = relay_table.span.clone();
+    relay_table.finish(&[]);
+    let addresses: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
+    let (routes, route_index) = route::read(route_tables, &addresses);
+    let limits = Limits::read(&mut limits_table);
+    limits_table.finish(&[]);
+    let log = read_log(&mut log_table);
+    log_table.finish(&[]);
+
+    if listeners.is_empty() && filter.is_none() {
+        document.error(
+            &(0..0),
+            "nothing to do: there is neither a [[listener]] nor a [filter]",
+        );
+    }
+    if !listeners.is_empty() && routes.is_empty() {
+        document.error(
+            &(0..0),
+            "there is a [[listener]] but no [[route]]: say where mail goes",
+        );
+    }
+    if !routes.is_empty() {
+        check_routes(document, &relay_span, &local.domains, &route_index);
+    }
+    warn_about_lists(document, &relay_span, &local.networks, &lists);
+
+    let own = addresses
+        .iter()
+        .map(SocketAddr::ip)
+        .filter(|ip| !ip.is_unspecified())
+        .map(|ip| ip.to_canonical());
+    let monitored = filter
+        .as_ref()
+        .is_some_and(|filter| filter.mode == FilterMode::Monitor);
+    let policy = Policy::new(Terms {
+        hostname: hostname.clone(),
+        addresses: own.chain(local.addresses).collect(),
+        networks: local.networks,
+        domains: local.domains,
+        lists,
+        drop_lists_refuse: !monitored,
+    });
+    Config {
+        path: None,
+        hostname,
+        state_dir,
+        workers,
+        admin,
+        user,
+        listeners,
+        filter,
+        policy,
+        routes,
+        limits,
+        relay,
+        log,
+        warnings: Vec::new(),
+        in_force: Vec::new(),
+        route_index,
+    }
+}
+
+/// The name of the machine, where the file gives none.
+fn read_hostname(top: &mut Section<'_, '_>) -> String {
+    let usable = |text: &str| {
+        let name = normal_form(text).into_owned();
+        if !name.is_ascii() {
+            return Err(
+                "the greeting is ASCII (RFC 5321 section 4.2): write the xn-- form".to_owned(),
+            );
+        }
+        domain::check(&name).map(|()| name)
+    };
+    if let Some(name) = top.text("hostname", usable) {
+        return name.into_inner();
+    }
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = usable(machine.trim()).unwrap_or_else(|_| "localhost".to_owned());
+    top.by_default("hostname", format_args!("\"{name}\""));
+    name
+}
+
+fn read_state_dir(top: &mut Section<'_, '_>) -> PathBuf {
+    const DEFAULT: &str = "/var/lib/portcullis";
+    match top.text("state_dir", |path| {
+        if path.is_empty() {
+            Err("empty".to_owned())
+        } else {
+            Ok(path.to_owned())
+        }
+    }) {
+        Some(path) => top.document.resolve(path.get_ref()),
+        None => {
+            top.by_default("state_dir", format_args!("\"{DEFAULT}\""));
+            PathBuf::from(DEFAULT)
+        }
+    }
+}
+
+/// More workers than cores is doubtful but works; a configuration is often looked at on another machine.
+fn read_workers(top: &mut Section<'_, '_>) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = top.count("workers", cores as u64, 1..=1_024);
+    let workers = usize::try_from(workers).unwrap_or(cores);
+    if workers > cores {
+        let message = format!(
+            "{workers} workers are more than this machine's {cores} cores: they will share them"
+        );
+        top.document.warn(&top.span_of("workers"), message);
+    }
+    workers
+}
+
+fn user_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let is_name =
+        !text.is_empty() && text.len() <= 32 && !text.starts_with('-') && text.chars().all(fits);
+    if is_name {
+        Ok(text.to_owned())
+    } else {
+        Err("the name of a user of this system is wanted".to_owned())
+    }
+}
+
+fn read_listeners(tables: Vec<Section<'_, '_>>) -> Vec<Listener> {
+    let mut listeners: Vec<Listener> = Vec::new();
+    for mut s in tables {
+        let address = s.required_text("address", |text| match value::socket_address(text)? {
+            address if listeners.iter().any(|other| other.address == address) => {
+                Err(format!("{address} is listened on already"))
+            }
+            address => Ok(address),
+        });
+        let later = ["submission", "submissions"];
+        let service = s.word(
+            "service",
+            Some("relay"),
+            &[("relay", Service::Relay)],
+            &later,
+        );
+        if let (Some(address), Some(service)) = (address, service) {
+            listeners.push(Listener {
+                address: address.into_inner(),
+                service,
+            });
+        }
+        s.finish(&["proxy_protocol_from"]);
+    }
+    listeners
+}
+
+fn read_log(s: &mut Section<'_, '_>) -> Log {
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let levels = [
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+    Log {
+        format: s
+            .word("format", Some("text"), &formats, &[])
+            .unwrap_or(LogFormat::Text),
+        level: s
+            .word("level", Some("info"), &levels, &[])
+            .unwrap_or(LogLevel::Info),
+    }
+}
+
+/// Mail that anybody may send here needs a way on: else it would be accepted by the policy and refused for want of a
+/// route.
+fn check_routes(
+    document: &Document<'_>,
+    span: &std::ops::Range<usize>,
+    domains: &[Pattern],
+    index: &Domains,
+) {
+    let covered = |pattern: &&Pattern| match pattern {
+        Pattern::Exact(domain) => index.lookup(domain).is_some(),
+        // A name that nobody can have listed by itself.
+        Pattern::Beneath(domain) => index.lookup(&format!("*.{domain}")).is_some(),
+        Pattern::Any => true,
+    };
+    let stranded: Vec<_> = domains.iter().filter(|pattern| !covered(pattern)).collect();
+    for pattern in stranded.iter().take(10) {
+        document.error_with(
+            span,
+            format!("no [[route]] covers the local domain {pattern}"),
+            "add it to the `domains` of a [[route]], or a [[route]] for \"*\"",
+        );
+    }
+    if stranded.len() > 10 {
+        document.error(
+            span,
+            format!("{} local domains in all have no route", stranded.len()),
+        );
+    }
+}
+
+/// Public lists of bogons hold the private networks, so that it is easy to lock one's own people out.
+fn warn_about_lists(
+    document: &Document<'_>,
+    span: &std::ops::Range<usize>,
+    networks: &[IpNet],
+    lists: &Compiled,
+) {
+    for net in networks {
+        let address: IpAddr = net.network();
+        let listing = lists.filtered(address).or_else(|| lists.rejected(address));
+        let Some(listing) = listing else { continue };
+        if listing.action != ListAction::Permit && listing.prefix.contains(net) {
+            let name = lists
+                .lists
+                .get(usize::from(listing.list))
+                .map_or("", |list| list.name.as_str());
+            let action = listing.action.as_str();
+            document.warn(
+                span,
+                format!("the {action} list \"{name}\" holds all of the local network {net}: nobody there can connect"),
+            );
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! `[filter]` and the files of `[[list]]`: what the in-kernel half is given.
+
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use toml::Spanned;
+
+use super::document::Section;
+use super::error::{Error, Position};
+use crate::policy::lists::{Cidr, Compiled, ListAction};
+
+/// The most lists that a configuration may have: each has its counters in the kernel.
+const LISTS_MAX: usize = 256;
+
+/// The most ports that the filter looks at: they are compared one by one, for every packet.
+const PORTS_MAX: usize = 16;
+
+/// `[filter]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// Where the program is attached.
+    pub interfaces: Vec<Interface>,
+    /// The TCP ports whose packets are held against the lists.
+    pub ports: Vec<u16>,
+    /// What is done about a match.
+    pub mode: FilterMode,
+    /// What becomes of sources that are on no list.
+    pub unlisted: Unlisted,
+    /// How the program is attached.
+    pub xdp_mode: XdpMode,
+    /// Where in the BPF file system the program and its maps stay.
+    pub pin_path: PathBuf,
+}
+
+/// An interface and what is behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// As the kernel names it.
+    pub name: String,
+    /// What is behind it.
+    pub role: Role,
+}
+
+/// What is behind an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The outside: packets that come in are held against the lists.
+    Edge,
+}
+
+/// What the filter does about a match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FilterMode {
+    /// Drops.
+    Enforce,
+    /// Counts and passes. Drop lists then do not refuse in SMTP either: a rehearsal changes nothing.
+    Monitor,
+    /// The filter is not attached. Drop lists refuse in SMTP.
+    Off,
+}
+
+/// What the filter does with sources that are on no list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unlisted {
+    /// Passes them.
+    Pass,
+    /// Drops them: only permit lists pass.
+    Drop,
+}
+
+/// How an XDP program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver, before the kernel allocates anything.
+    Driver,
+    /// After the kernel has allocated a buffer: works everywhere and saves little, so it is never a silent fallback.
+    Generic,
+}
+
+impl Filter {
+    /// `None` when there is no such table.
+    pub(super) fn read(mut s: Section<'_, '_>) -> Option<Filter> {
+        let given = s.is_given();
+        s.missing_unless_given("interfaces");
+        let mut interfaces = Vec::new();
+        let mut tables = s.tables("interfaces");
+        for table in &mut tables {
+            let interface = read_interface(table, &interfaces);
+            interfaces.extend(interface);
+        }
+        let filter = Filter {
+            interfaces,
+            ports: read_ports(&mut s),
+            mode: s
+                .word("mode", Some("enforce"), &MODES, &[])
+                .unwrap_or(FilterMode::Enforce),
+            unlisted: s
+                .word(
+                    "unlisted",
+                    Some("pass"),
+                    &[("pass", Unlisted::Pass), ("drop", Unlisted::Drop)],
+                    &[],
+                )
+                .unwrap_or(Unlisted::Pass),
+            xdp_mode: s
+                .word(
+                    "xdp_mode",
+                    Some("driver"),
+                    &[("driver", XdpMode::Driver), ("generic", XdpMode::Generic)],
+                    &[],
+                )
+                .unwrap_or(XdpMode::Driver),
+            pin_path: match s.text("pin_path", absolute_path) {
+                Some(path) => path.into_inner(),
+                None => {
+                    s.by_default("pin_path", format_args!("\"{PIN_PATH}\""));
+                    PathBuf::from(PIN_PATH)
+                }
+            },
+        };
+        if given {
+            s.finish(&["budget", "verdicts"]);
+            tables.into_iter().for_each(|table| table.finish(&[]));
+        }
+        given.then_some(filter)
+    }
+}
+
+const MODES: [(&str, FilterMode); 3] = [
+    ("enforce", FilterMode::Enforce),
+    ("monitor", FilterMode::Monitor),
+    ("off", FilterMode::Off),
+];
+
+const PIN_PATH: &str = "/sys/fs/bpf/portcullis";
+
+fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err("an absolute path within a BPF file system is wanted".to_owned())
+    }
+}
+
+fn read_interface(table: &mut Section<'_, '_>, others: &[Interface]) -> Option<Interface> {
+    let name = table.required_text("name", |name| match name {
+        _ if others.iter().any(|other| other.name == name) => Err(format!("{name} is named twice")),
+        _ if is_interface_name(name) => Ok(name.to_owned()),
+        _ => Err("the name of a network interface is wanted, such as \"eth0\"".to_owned()),
+    });
+    let role = table.word("role", Some("edge"), &[("edge", Role::Edge)], &["customer"]);
+    Some(Interface {
+        name: name?.into_inner(),
+        role: role?,
+    })
+}
+
+/// The kernel's own rule (dev_valid_name).
+fn is_interface_name(name: &str) -> bool {
+    (1..16).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && !name
+            .contains(|c: char| c == '/' || c == ':' || c.is_ascii_whitespace() || c.is_control())
+}
+
+fn read_ports(s: &mut Section<'_, '_>) -> Vec<u16> {
+    let Some(value) = s.value("ports") else {
+        s.by_default("ports", "[25]");
+        return vec![25];
+    };
+    let document = s.document;
+    let Some(array) = value.get_ref().as_array() else {
+        document.error_with(
+            &value.span(),
+            "`ports` is a list of numbers",
+            "write ports = [25]",
+        );
+        return Vec::new();
+    };
+    if array.is_empty() || array.len() > PORTS_MAX {
+        document.error(
+            &value.span(),
+            format!("from 1 to {PORTS_MAX} ports make sense"),
+        );
+    }
+    let port = |value| {
+        s.number("ports", value, 1..=65_535)
+            .and_then(|port| u16::try_from(port).ok())
+    };
+    array.iter().filter_map(port).collect()
+}
+
+/// Reads the `[[list]]` tables and the files they name, and settles their overlaps.
+pub(super) fn read_lists(sections: Vec<Section<'_, '_>>) -> Compiled {
+    let mut lists: Vec<(String, ListAction, Vec<IpNet>)> = Vec::new();
+    for (number, mut s) in sections.into_iter().enumerate() {
+        if number == LISTS_MAX {
+            s.document
+                .error(&s.span, format!("more than {LISTS_MAX} lists"));
+        }
+        let name = s.required_text("name", |name| match list_name(name) {
+            Ok(()) if lists.iter().any(|(other, ..)| other == name) => {
+                Err(format!("\"{name}\" is named twice"))
+            }
+            checked => checked.map(|()| name.to_owned()),
+        });
+        let file = s.required_text("file", |file| Ok(file.to_owned()));
+        s.word("format", Some("cidr"), &[("cidr", ())], &FORMATS_LATER);
+        s.missing_unless_given("action");
+        let action = s.word("action", None, &ACTIONS, &[]);
+        let prefixes = file.map(|file| read_cidr(&s, &file));
+        if let (Some(name), Some(action), Some(prefixes)) = (name, action, prefixes) {
+            lists.push((name.into_inner(), action, prefixes));
+        }
+        s.finish(&["url", "refresh"]);
+    }
+    Compiled::new(lists)
+}
+
+const ACTIONS: [(&str, ListAction); 3] = [
+    ("drop", ListAction::Drop),
+    ("reject", ListAction::Reject),
+    ("permit", ListAction::Permit),
+];
+
+const FORMATS_LATER: [&str; 6] = [
+    "rbldnsd-ip4set",
+    "rbldnsd-ip4trie",
+    "rbldnsd-ip4tset",
+    "rbldnsd-ip6trie",
+    "rbldnsd-ip6tset",
+    "spamhaus-json",
+];
+
+/// Names of lists stand in metrics, in rule names and in replies.
+fn list_name(name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    match name {
+        _ if name.is_empty() || name.len() > 64 => {
+            Err("from 1 to 64 characters make a name".to_owned())
+        }
+        _ if !name.chars().all(fits) => {
+            Err("letters, digits, `-`, `_` and `.` make a name".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn read_cidr(s: &Section<'_, '_>, file: &Spanned<String>) -> Vec<IpNet> {
+    let path = s.document.resolve(file.get_ref());
+    let Some(octets) = read_file(s, &path, &file.span()) else {
+        return Vec::new();
+    };
+    let list = Cidr::read(&octets);
+    for bad in &list.bad_lines {
+        let width = bad.text.chars().count().max(1);
+        let position = Position {
+            line: bad.line,
+            column: 1,
+            width,
+            text: bad.text.clone(),
+        };
+        s.document.error_elsewhere(Error {
+            file: path.clone(),
+            position: Some(position),
+            message: bad.reason.to_owned(),
+            advice: None,
+        });
+    }
+    if list.bad_line_count > list.bad_lines.len() as u64 {
+        let message = format!(
+            "{} lines in all cannot be read; the first are shown",
+            list.bad_line_count
+        );
+        s.document
+            .error_elsewhere(Error::whole_file(&path, message));
+    }
+    if let Some(line) = list.masked_first {
+        let message = format!(
+            "{} of {} prefixes have bits set beyond their length, which are ignored; the first is in line {line}",
+            list.masked_count,
+            list.prefixes.len()
+        );
+        s.document.warn_elsewhere(Error::whole_file(&path, message));
+    }
+    if list.prefixes.is_empty() && list.bad_line_count == 0 {
+        s.document
+            .warn_elsewhere(Error::whole_file(&path, "the list is empty"));
+    }
+    list.prefixes
+}
+
+/// The octets of a file that the configuration names at `span`.
+pub(super) fn read_file(s: &Section<'_, '_>, path: &Path, span: &Range<usize>) -> Option<Vec<u8>> {
+    match fs::read(path) {
+        Ok(octets) => Some(octets),
+        Err(error) => {
+            let advice = "paths are relative to the directory of the configuration file";
+            s.document.error_with(
+                span,
+                format!("cannot read {}: {error}", path.display()),
+                advice,
+            );
+            None
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The configuration: TOML in, one compiled and immutable [`Config`] out, or every fault at once with its line.
+//!
+//! Parsed, not validated: what comes out has only values that make sense (networks without host bits, ports that are
+//! not 0, routes for all local domains), so that nothing behind it has to check again. A key that is not known is an
+//! error, and so is one that is described but not built yet: a gate that passes over `[tls]` in silence is worse than
+//! one that does not start.
+
+mod compile;
+mod document;
+mod error;
+mod filter;
+mod limits;
+mod relay;
+mod route;
+mod value;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+pub use document::{Setting, Table};
+pub use error::{Error, Errors, Position};
+pub use filter::{Filter, FilterMode, Interface, Role, Unlisted, XdpMode};
+pub use limits::{Limits, LineLength};
+pub use relay::Relay;
+pub use route::{NextHop, Route, RouteMode};
+
+use document::Document;
+use portcullis_smtp::{LongLines, Mailbox, Settings};
+
+use crate::policy::domain::Domains;
+use crate::policy::{Decision, Policy, no_route};
+
+/// What the gate does without a configuration file: it harms nobody and shows that it works.
+const DEFAULT_GATE: &str = r#"[[listener]]
+address = "127.0.0.1:2525"
+service = "relay"
+
+[[route]]
+domains = ["*"]
+next_hop = ["discard"]
+"#;
+
+/// A configuration as it is in force. Immutable; shared in an `Arc` and swapped whole.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it came from; `None` for the default gate.
+    pub path: Option<PathBuf>,
+    /// The name in the greeting, in `Received` lines and toward next hops.
+    pub hostname: String,
+    /// What has to outlive a restart.
+    pub state_dir: PathBuf,
+    /// Threads with a ring each.
+    pub workers: usize,
+    /// Where metrics and state are served.
+    pub admin: Option<SocketAddr>,
+    /// Who to become once ports and programs are held.
+    pub user: Option<String>,
+    /// Where sessions come in. Empty: only the filter is run.
+    pub listeners: Vec<Listener>,
+    /// The in-kernel half.
+    pub filter: Option<Filter>,
+    /// Who may do what.
+    pub policy: Policy,
+    /// Where mail goes; [`Config::route`] finds the one for a recipient.
+    pub routes: Vec<Route>,
+    /// What is bounded, and how.
+    pub limits: Limits,
+    /// How next hops are treated.
+    pub relay: Relay,
+    /// What is written to the log.
+    pub log: Log,
+    /// What is doubtful but no error.
+    pub warnings: Vec<Error>,
+    /// Every setting in force, with those by default marked.
+    pub in_force: Vec<Table>,
+    route_index: Domains,
+}
+
+/// Where sessions come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// The address to listen on.
+    pub address: SocketAddr,
+    /// What is spoken there.
+    pub service: Service,
+}
+
+/// What is spoken on a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// SMTP between servers, as on port 25.
+    Relay,
+}
+
+/// `[log]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// For people or for programs.
+    pub format: LogFormat,
+    /// The least that is worth a line.
+    pub level: LogLevel,
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How much is logged; each level holds those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// What does not work.
+    Error,
+    /// What may not work for long.
+    Warn,
+    /// One line a session and one a transaction.
+    Info,
+    /// What led to a decision.
+    Debug,
+    /// Every command.
+    Trace,
+}
+
+/// Reads a configuration and the files that it names.
+///
+/// # Errors
+/// Every fault that was found, in the order of the file.
+pub fn load(path: &Path) -> Result<Config, Errors> {
+    let only = |message| Errors(vec![Error::whole_file(path, message)]);
+    let octets = std::fs::read(path)
+        .map_err(|error| only(format!("cannot read the configuration: {error}")))?;
+    let text = String::from_utf8(octets).map_err(|error| {
+        let sane = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..sane]
+            .iter()
+            .filter(|&&octet| octet == b'\n')
+            .count()
+            + 1;
+        only(format!("not UTF-8 (line {line}), as TOML has to be"))
+    })?;
+    parse(path, &text)
+}
+
+/// Compiles a configuration from its text; `path` is what faults are reported under and what relative paths start at.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(path: &Path, text: &str) -> Result<Config, Errors> {
+    let document = Document::new(path, text);
+    let root = document.parse();
+    if document.has_errors() {
+        return Err(Errors(document.finish().errors));
+    }
+    let config = compile::config(&document, &root);
+    let findings = document.finish();
+    if !findings.errors.is_empty() {
+        return Err(Errors(findings.errors));
+    }
+    Ok(Config {
+        path: Some(path.to_owned()),
+        warnings: findings.warnings,
+        in_force: findings.tables,
+        ..config
+    })
+}
+
+impl Config {
+    /// The gate without a file: it listens on 127.0.0.1:2525 alone, has no filter, and throws away what it is sent.
+    pub fn default_gate() -> Config {
+        let built_in = parse(Path::new("(built in)"), DEFAULT_GATE);
+        Config {
+            path: None,
+            ..built_in.expect("the built-in configuration is good: a test holds it")
+        }
+    }
+
+    /// The route of a recipient, as its place in [`routes`](Config::routes).
+    ///
+    /// # Errors
+    /// The refusal to answer when there is none.
+    pub fn route(&self, mailbox: &Mailbox<'_>) -> Result<usize, Decision> {
+        let number = self.route_index.lookup(self.policy.routed_domain(mailbox));
+        number.map(usize::from).ok_or_else(no_route)
+    }
+
+    /// The settings of SMTP sessions under this configuration.
+    pub fn session_settings(&self) -> Settings {
+        Settings {
+            hostname: self.hostname.clone(),
+            message_size_max: self.limits.message_size,
+            recipients_max: self.limits.recipients_per_message,
+            transactions_max: self.limits.transactions_per_session,
+            errors_max: self.limits.errors_per_session,
+            long_lines: match self.limits.line_length {
+                LineLength::Pass => LongLines::Pass,
+                LineLength::Refuse => LongLines::Refuse,
+            },
+            ..Settings::default()
+        }
+    }
+}

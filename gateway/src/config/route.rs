@@ -1,0 +1,230 @@
+//! `[[route]]`: which next hop gets the mail of which domains.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::document::Section;
+use super::relay::texts_and_file;
+use crate::policy::domain::{self, Domains, Pattern, normal_form};
+
+/// A route: for recipients in these domains, these next hops in their order.
+///
+/// The most specific pattern of all routes decides: the domain itself, then the closest `.parent` (all that is
+/// beneath it), then `*`. Where two routes have the same pattern, the first in the file gets the mail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// As they are compared: in lower case.
+    pub domains: Vec<Pattern>,
+    /// In the order in which they are tried. Never empty; [`NextHop::Discard`] stands alone.
+    pub next_hops: Vec<NextHop>,
+    /// When the client is told that its message was taken.
+    pub mode: RouteMode,
+}
+
+/// When the client is told that its message was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteMode {
+    /// When the next hop has taken it: the client's final reply is the next hop's.
+    CutThrough,
+}
+
+/// Where a message goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NextHop {
+    /// An SMTP server.
+    Host {
+        /// A name, or an address as text.
+        name: String,
+        /// Its port.
+        port: u16,
+        /// Filled in for an address; names are resolved while the gate runs, because what they stand for changes.
+        addresses: Vec<SocketAddr>,
+    },
+    /// Nowhere: accepted, counted and thrown away. For load tests.
+    Discard,
+}
+
+/// Reads the `[[route]]` tables; `listeners` are the addresses that would be a loop.
+pub(super) fn read(
+    sections: Vec<Section<'_, '_>>,
+    listeners: &[SocketAddr],
+) -> (Vec<Route>, Domains) {
+    let (mut routes, mut index) = (Vec::new(), Domains::default());
+    for mut s in sections {
+        if !s.has("domains_file") {
+            s.missing_unless_given("domains");
+        }
+        let domains =
+            texts_and_file(&mut s, "domains", "domains_file", Pattern::parse).unwrap_or_default();
+        s.missing_unless_given("next_hop");
+        let next_hops = read_next_hops(&mut s, listeners);
+        let mode = s.word(
+            "mode",
+            Some("cut-through"),
+            &[("cut-through", RouteMode::CutThrough)],
+            &["spool"],
+        );
+        match u16::try_from(routes.len()) {
+            Ok(number) => {
+                for pattern in &domains {
+                    if !index.add(pattern, number) {
+                        s.document.warn(
+                            &s.span,
+                            format!("{pattern} has a route already, which is the one that counts"),
+                        );
+                    }
+                }
+            }
+            Err(_) => s.document.error(&s.span, "too many routes"),
+        }
+        routes.push(Route {
+            domains,
+            next_hops,
+            mode: mode.unwrap_or(RouteMode::CutThrough),
+        });
+        s.finish(&["tls"]);
+    }
+    (routes, index)
+}
+
+fn read_next_hops(s: &mut Section<'_, '_>, listeners: &[SocketAddr]) -> Vec<NextHop> {
+    let hops = s.texts("next_hop", |text| match next_hop(text)? {
+        NextHop::Host { addresses, .. } if addresses.iter().any(|hop| is_own(hop, listeners)) => {
+            Err(format!("{text} is a [[listener]] of this gate: a loop"))
+        }
+        hop => Ok(hop),
+    });
+    let hops = hops.unwrap_or_default();
+    if hops.is_empty() && s.has("next_hop") && !s.document.has_errors() {
+        s.document.error(&s.span, "`next_hop` is empty");
+    }
+    if let Some(discard) = hops
+        .iter()
+        .find(|hop| *hop.get_ref() == NextHop::Discard)
+        .filter(|_| hops.len() > 1)
+    {
+        s.document.error(
+            &discard.span(),
+            "\"discard\" cannot stand beside another next hop",
+        );
+    }
+    hops.into_iter().map(toml::Spanned::into_inner).collect()
+}
+
+fn is_own(hop: &SocketAddr, listeners: &[SocketAddr]) -> bool {
+    let same_address = |listener: &SocketAddr| {
+        listener.ip() == hop.ip()
+            || (listener.ip().is_unspecified()
+                && (hop.ip().is_loopback() || hop.ip().is_unspecified()))
+    };
+    listeners
+        .iter()
+        .any(|listener| listener.port() == hop.port() && same_address(listener))
+}
+
+/// `"10.0.0.5:25"`, `"[2001:db8::5]:25"`, `"smarthost.isp.example:25"`, each also without the port (then 25);
+/// `"discard"`.
+fn next_hop(text: &str) -> Result<NextHop, String> {
+    match text {
+        "discard" => return Ok(NextHop::Discard),
+        "mx" => return Err("next_hop = [\"mx\"] is not in this version of Portcullis".to_owned()),
+        _ => {}
+    }
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .unwrap_or(text);
+    if let Ok(address) = bare.parse::<IpAddr>() {
+        return literal(SocketAddr::new(address, 25));
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return literal(address);
+    }
+    let (name, port) = match text.rsplit_once(':') {
+        Some((name, port)) => (
+            name,
+            port.parse()
+                .map_err(|_| format!("`{port}` is not a port"))?,
+        ),
+        None => (text, 25),
+    };
+    if port == 0 {
+        return Err("port 0 is not a port to connect to".to_owned());
+    }
+    let name = normal_form(name).into_owned();
+    domain::check(&name)?;
+    if name
+        .rsplit('.')
+        .next()
+        .is_some_and(|label| label.bytes().all(|octet| octet.is_ascii_digit()))
+    {
+        return Err(format!("`{name}` is neither an address nor a name"));
+    }
+    Ok(NextHop::Host {
+        name,
+        port,
+        addresses: Vec::new(),
+    })
+}
+
+fn literal(address: SocketAddr) -> Result<NextHop, String> {
+    let ip = address.ip().to_canonical();
+    let address = SocketAddr::new(ip, address.port());
+    match address.port() {
+        0 => Err("port 0 is not a port to connect to".to_owned()),
+        port => Ok(NextHop::Host {
+            name: ip.to_string(),
+            port,
+            addresses: vec![address],
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_next_hop_is_read_as_it_is_written() {
+        let cases = [
+            ("10.0.0.5:2525", "10.0.0.5", 2525, true),
+            ("10.0.0.5", "10.0.0.5", 25, true),
+            ("[2001:db8::5]:24", "2001:db8::5", 24, true),
+            ("[2001:db8::5]", "2001:db8::5", 25, true),
+            ("2001:db8::5", "2001:db8::5", 25, true),
+            (
+                "Smarthost.isp.example:587",
+                "smarthost.isp.example",
+                587,
+                false,
+            ),
+            ("smarthost", "smarthost", 25, false),
+        ];
+        for (text, wanted, wanted_port, is_literal) in cases {
+            let Ok(NextHop::Host {
+                name,
+                port,
+                addresses,
+            }) = next_hop(text)
+            else {
+                panic!("{text}")
+            };
+            assert_eq!(
+                (name.as_str(), port, addresses.len() == 1),
+                (wanted, wanted_port, is_literal),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            ":25",
+            "10.0.0.5:0",
+            "host:0",
+            "host:smtp",
+            "10.0.0.256:25",
+            "a b:25",
+            "user@host:25",
+        ] {
+            assert!(next_hop(text).is_err(), "{text}");
+        }
+    }
+}

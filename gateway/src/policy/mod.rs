@@ -1,0 +1,314 @@
+//! Who may do what: pure decisions over a compiled, immutable [`Policy`]. No system call, no clock, no allocation for
+//! what is accepted.
+//!
+//! # The closed relay
+//!
+//! | client \ recipient | local domain | anywhere else |
+//! |---|---|---|
+//! | local network | accept | accept |
+//! | anyone else | accept | 550 5.7.1 |
+//!
+//! Everything else is in addition to this table and can only refuse. In this order, the first that speaks decides:
+//!
+//! | at | what | rule |
+//! |---|---|---|
+//! | connect | on a permit list: accepted, whatever other lists say | `permit-list:NAME` |
+//! | connect | on a drop list (unless the filter only monitors): 554 | `drop-list:NAME` |
+//! | connect | on a reject list: 554, local networks included | `reject-list:NAME` |
+//! | connect | in a local network; on no list: accepted | `local-network`, `unlisted` |
+//! | HELO, MAIL | accepted; neither ever makes a client local | `any-hello`, `any-sender` |
+//! | RCPT | `<postmaster>`, and postmaster at our own name: accepted | `postmaster` |
+//! | RCPT | the client is in a local network: accepted | `local-network` |
+//! | RCPT | the recipient asks to be sent on elsewhere: 550 | the [form](address), for example `percent-hack` |
+//! | RCPT | an address literal: one of ours is accepted, others get 550 | `own-literal`, `foreign-literal` |
+//! | RCPT | a local domain: accepted | `local-domain` |
+//! | RCPT | anything else: 550 | `closed-relay` |
+//!
+//! A permit list does not make a client local: what it permits is to connect.
+
+pub mod address;
+pub mod domain;
+pub mod lists;
+pub mod prefixes;
+mod rule;
+
+use core::net::IpAddr;
+
+use ipnet::IpNet;
+use portcullis_smtp::{Domain, EnhancedCode, Mail, Mailbox, Rcpt, Reply};
+
+use domain::{Domains, Pattern, normal_form};
+use lists::{Compiled, ListAction, Listing};
+use prefixes::Prefixes;
+pub use rule::Rule;
+
+/// What a policy is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// The name of this gate.
+    pub hostname: String,
+    /// The addresses of this gate: `postmaster@[192.0.2.1]` is for us.
+    pub addresses: Vec<IpAddr>,
+    /// The networks that may relay to anywhere.
+    pub networks: Vec<IpNet>,
+    /// The domains that anybody may send to. [`Pattern::Any`] has no place here: it would open the relay.
+    pub domains: Vec<Pattern>,
+    /// The lists.
+    pub lists: Compiled,
+    /// Whether a drop list also refuses a connection that arrives. Not when the filter only monitors.
+    pub drop_lists_refuse: bool,
+}
+
+/// The policy in force.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    hostname: String,
+    /// The domain that mail for this gate itself is routed by.
+    home: String,
+    addresses: Vec<IpAddr>,
+    networks: Prefixes,
+    domains: Domains,
+    lists: Compiled,
+    drop_lists_refuse: bool,
+    rules: rule::Names,
+}
+
+/// Whether a client may relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// In one of the local networks: may send to anywhere.
+    Local,
+    /// Anybody else: may send to local domains.
+    Stranger,
+}
+
+/// What is known of a client from its address alone; decided once, when it connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// IPv4 addresses always as such, never mapped into IPv6.
+    pub address: IpAddr,
+    /// Whether it may relay.
+    pub standing: Standing,
+    /// The list that decides about it.
+    pub listing: Option<Listing>,
+}
+
+impl Client {
+    /// Whether the limits on a single source do not hold for this client: local networks and permit-listed sources.
+    pub fn is_exempt(&self) -> bool {
+        let permitted = self
+            .listing
+            .is_some_and(|listing| listing.action == ListAction::Permit);
+        permitted || self.standing == Standing::Local
+    }
+}
+
+/// A decision and the rule that made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What to do.
+    pub verdict: Verdict,
+    /// Why.
+    pub rule: Rule,
+}
+
+/// What to do with a command or a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on.
+    Accept,
+    /// Answer this.
+    Refuse(Reply<'static>),
+}
+
+impl Decision {
+    const fn accept(rule: Rule) -> Decision {
+        Decision {
+            verdict: Verdict::Accept,
+            rule,
+        }
+    }
+
+    const fn refuse(rule: Rule, reply: Reply<'static>) -> Decision {
+        Decision {
+            verdict: Verdict::Refuse(reply),
+            rule,
+        }
+    }
+
+    /// Whether to go on.
+    pub fn is_accept(&self) -> bool {
+        self.verdict == Verdict::Accept
+    }
+}
+
+impl Policy {
+    /// Compiles a policy.
+    pub fn new(terms: Terms) -> Policy {
+        let mut domains = Domains::default();
+        for pattern in terms
+            .domains
+            .iter()
+            .filter(|pattern| **pattern != Pattern::Any)
+        {
+            domains.add(pattern, 0);
+        }
+        let home = terms.domains.iter().find_map(|pattern| match pattern {
+            Pattern::Exact(domain) => Some(domain.clone()),
+            _ => None,
+        });
+        let hostname = normal_form(&terms.hostname).into_owned();
+        let list_rules = terms
+            .lists
+            .lists
+            .iter()
+            .map(|list| format!("{}-list:{}", list.action.as_str(), list.name))
+            .collect();
+        Policy {
+            home: home.unwrap_or_else(|| hostname.clone()),
+            hostname,
+            addresses: terms.addresses,
+            networks: Prefixes::new(terms.networks.into_iter().map(|net| (net, 0)).collect()),
+            domains,
+            rules: rule::Names::new(list_rules),
+            lists: terms.lists,
+            drop_lists_refuse: terms.drop_lists_refuse,
+        }
+    }
+
+    /// What the address says about a client.
+    pub fn client(&self, address: IpAddr) -> Client {
+        let address = address.to_canonical();
+        let local = self.networks.lookup(address).is_some();
+        let filtered = self.lists.filtered(address);
+        let filtered = filtered
+            .filter(|listing| listing.action == ListAction::Permit || self.drop_lists_refuse);
+        Client {
+            address,
+            standing: if local {
+                Standing::Local
+            } else {
+                Standing::Stranger
+            },
+            listing: filtered.or_else(|| self.lists.rejected(address)),
+        }
+    }
+
+    /// Whether a client may open a session. A refusal is answered in place of the greeting.
+    pub fn connect(&self, client: &Client) -> Decision {
+        let Some(listing) = client.listing else {
+            return Decision::accept(match client.standing {
+                Standing::Local => Rule::LocalNetwork,
+                Standing::Stranger => Rule::Unlisted,
+            });
+        };
+        let rule = match listing.action {
+            ListAction::Permit => return Decision::accept(Rule::PermitList(listing.list)),
+            ListAction::Drop => Rule::DropList(listing.list),
+            ListAction::Reject => Rule::RejectList(listing.list),
+        };
+        let name = self
+            .lists
+            .lists
+            .get(usize::from(listing.list))
+            .map_or("", |list| list.name.as_str());
+        let text = format!("Your address {} is on our list \"{name}\"", client.address);
+        Decision::refuse(rule, Reply::new(554, Some(EnhancedCode(5, 7, 1)), text))
+    }
+
+    /// Whether a client may call itself this.
+    pub fn hello(&self, _client: &Client, _name: &str) -> Decision {
+        Decision::accept(Rule::AnyHello)
+    }
+
+    /// Whether a client may send from this address.
+    pub fn mail(&self, _client: &Client, _mail: &Mail<'_>) -> Decision {
+        Decision::accept(Rule::AnySender)
+    }
+
+    /// Whether a client may send to this recipient: the table of the closed relay.
+    pub fn recipient(&self, client: &Client, rcpt: &Rcpt<'_>) -> Decision {
+        let mailbox = &rcpt.path.mailbox;
+        if rcpt.path.source_route.is_none() && self.is_own_postmaster(mailbox) {
+            return Decision::accept(Rule::Postmaster);
+        }
+        if client.standing == Standing::Local {
+            return Decision::accept(Rule::LocalNetwork);
+        }
+        if let Some(form) = address::form(&rcpt.path) {
+            return Decision::refuse(
+                form,
+                Reply::fixed(550, EnhancedCode(5, 7, 1), address::refusal(form)),
+            );
+        }
+        let rule = match mailbox.domain {
+            Domain::Literal(address) if self.is_own_address(address) => {
+                return Decision::accept(Rule::OwnLiteral);
+            }
+            Domain::Literal(_) | Domain::GeneralLiteral(_) => Rule::ForeignLiteral,
+            Domain::Name(domain) if self.is_local_domain(domain) => {
+                return Decision::accept(Rule::LocalDomain);
+            }
+            Domain::Name(_) | Domain::None => Rule::ClosedRelay,
+        };
+        Decision::refuse(
+            rule,
+            Reply::fixed(550, EnhancedCode(5, 7, 1), address::refusal(rule)),
+        )
+    }
+
+    /// `<postmaster>`, which RFC 5321 section 4.5.1 wants accepted, and the same at the name of this gate.
+    fn is_own_postmaster(&self, mailbox: &Mailbox<'_>) -> bool {
+        let own = match mailbox.domain {
+            Domain::None => true,
+            Domain::Name(domain) => normal_form(domain) == self.hostname,
+            Domain::Literal(address) => self.is_own_address(address),
+            Domain::GeneralLiteral(_) => false,
+        };
+        own && mailbox.local_part.eq_ignore_ascii_case("postmaster")
+    }
+
+    fn is_own_address(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address.to_canonical())
+    }
+
+    /// Whether anybody may send to this domain.
+    pub fn is_local_domain(&self, domain: &str) -> bool {
+        self.domains.lookup(domain).is_some()
+    }
+
+    /// The domain that decides about the route of a recipient: its own, or for mail to this gate itself (the
+    /// postmaster, our literals) the first local domain, or the name of the gate when there is none. A literal that
+    /// is not ours has none: only the route `*` covers it.
+    pub fn routed_domain<'a>(&'a self, mailbox: &Mailbox<'a>) -> &'a str {
+        match mailbox.domain {
+            _ if self.is_own_postmaster(mailbox) => &self.home,
+            Domain::Name(domain) => domain,
+            Domain::Literal(address) if self.is_own_address(address) => &self.home,
+            _ => "",
+        }
+    }
+
+    /// The lists, with their overlaps settled.
+    pub fn lists(&self) -> &Compiled {
+        &self.lists
+    }
+
+    /// The names of all rules, in the order of [`Rule::index`].
+    pub fn rules(&self) -> &[String] {
+        self.rules.all()
+    }
+
+    /// The stable name of a rule, such as `closed-relay` or `drop-list:NAME`.
+    pub fn rule_name(&self, rule: Rule) -> &str {
+        self.rules.name(rule)
+    }
+}
+
+/// The refusal for a recipient that no route covers.
+pub fn no_route() -> Decision {
+    Decision::refuse(
+        Rule::NoRoute,
+        Reply::fixed(550, EnhancedCode(5, 4, 4), "No route to this domain"),
+    )
+}

@@ -1,0 +1,149 @@
+//! The rules: what every decision is named after, in the log, in the metrics and in `explain`. The names are stable;
+//! people have dashboards and scripts that hold them.
+
+/// Which rule made a decision. Small and `Copy`; a rule of a list holds the list's place in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// Accepts a connection: the client is on no list and in no local network.
+    Unlisted,
+    /// Accepts a HELO or EHLO: no name makes a client local, and none is refused.
+    AnyHello,
+    /// Accepts a sender: no sender makes a client local, and none is refused.
+    AnySender,
+    /// Accepts: the client is in one of the local networks.
+    LocalNetwork,
+    /// Accepts: the recipient's domain is one of ours.
+    LocalDomain,
+    /// Accepts: the recipient's domain is an address literal that names this gate.
+    OwnLiteral,
+    /// Accepts: the postmaster of this gate (RFC 5321 section 4.5.1).
+    Postmaster,
+    /// Refuses: a stranger may not relay to anywhere else. The rule that keeps the relay closed.
+    ClosedRelay,
+    /// Refuses a stranger's recipient: `@a,@b:user@c`.
+    SourceRoute,
+    /// Refuses a stranger's recipient: `user%elsewhere@here`.
+    PercentHack,
+    /// Refuses a stranger's recipient: `elsewhere!user@here`.
+    BangPath,
+    /// Refuses a stranger's recipient: a second `@` outside of quotes.
+    SecondAt,
+    /// Refuses a stranger's recipient: a quoted local part that holds `@`, `%` or `!`.
+    QuotedLocalPart,
+    /// Refuses a stranger's recipient: `IMCEASMTP-user+40elsewhere@here`.
+    EncapsulatedAddress,
+    /// Refuses a stranger's recipient: an address literal that is not ours.
+    ForeignLiteral,
+    /// Refuses: no route of the configuration covers the recipient's domain.
+    NoRoute,
+    /// Answered by the SMTP session itself: syntax, order of commands, limits.
+    Protocol,
+    /// Drops a packet: the filter passes only sources of permit lists.
+    UnlistedDrop,
+    /// Accepts a connection: the client is on this permit list.
+    PermitList(u16),
+    /// Refuses a connection (in the filter: drops the packet): the client is on this drop list.
+    DropList(u16),
+    /// Refuses a connection: the client is on this reject list.
+    RejectList(u16),
+}
+
+/// The rules that every configuration has, in the order of their [index](Rule::index).
+const FIXED: [(Rule, &str); 18] = [
+    (Rule::Unlisted, "unlisted"),
+    (Rule::AnyHello, "any-hello"),
+    (Rule::AnySender, "any-sender"),
+    (Rule::LocalNetwork, "local-network"),
+    (Rule::LocalDomain, "local-domain"),
+    (Rule::OwnLiteral, "own-literal"),
+    (Rule::Postmaster, "postmaster"),
+    (Rule::ClosedRelay, "closed-relay"),
+    (Rule::SourceRoute, "source-route"),
+    (Rule::PercentHack, "percent-hack"),
+    (Rule::BangPath, "bang-path"),
+    (Rule::SecondAt, "second-at"),
+    (Rule::QuotedLocalPart, "quoted-local-part"),
+    (Rule::EncapsulatedAddress, "encapsulated-address"),
+    (Rule::ForeignLiteral, "foreign-literal"),
+    (Rule::NoRoute, "no-route"),
+    (Rule::Protocol, "protocol"),
+    (Rule::UnlistedDrop, "unlisted-drop"),
+];
+
+impl Rule {
+    /// A dense number for arrays of counters: less than the length of [`Policy::rules`](super::Policy::rules).
+    pub fn index(self) -> usize {
+        match self {
+            Rule::PermitList(list) | Rule::DropList(list) | Rule::RejectList(list) => {
+                FIXED.len() + usize::from(list)
+            }
+            Rule::Unlisted => 0,
+            Rule::AnyHello => 1,
+            Rule::AnySender => 2,
+            Rule::LocalNetwork => 3,
+            Rule::LocalDomain => 4,
+            Rule::OwnLiteral => 5,
+            Rule::Postmaster => 6,
+            Rule::ClosedRelay => 7,
+            Rule::SourceRoute => 8,
+            Rule::PercentHack => 9,
+            Rule::BangPath => 10,
+            Rule::SecondAt => 11,
+            Rule::QuotedLocalPart => 12,
+            Rule::EncapsulatedAddress => 13,
+            Rule::ForeignLiteral => 14,
+            Rule::NoRoute => 15,
+            Rule::Protocol => 16,
+            Rule::UnlistedDrop => 17,
+        }
+    }
+}
+
+/// The names of all rules under a configuration, in the order of their [index](Rule::index).
+#[derive(Clone, Debug)]
+pub(super) struct Names(Vec<String>);
+
+impl Names {
+    /// `of_lists` are the rules of the lists, in the order of the configuration: `drop-list:NAME`.
+    pub(super) fn new(of_lists: Vec<String>) -> Names {
+        Names(
+            FIXED
+                .iter()
+                .map(|(_, name)| (*name).to_owned())
+                .chain(of_lists)
+                .collect(),
+        )
+    }
+
+    pub(super) fn all(&self) -> &[String] {
+        &self.0
+    }
+
+    /// A rule that another configuration made is named by its kind at least: after a reload a session may still hold
+    /// a decision of the configuration before.
+    pub(super) fn name(&self, rule: Rule) -> &str {
+        match self.0.get(rule.index()) {
+            Some(name) => name,
+            None => match rule {
+                Rule::PermitList(_) => "permit-list",
+                Rule::DropList(_) => "drop-list",
+                _ => "reject-list",
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_rules_share_a_counter_or_a_name() {
+        for (index, (rule, name)) in FIXED.iter().enumerate() {
+            assert_eq!(rule.index(), index, "{name}");
+            assert_eq!(FIXED.iter().filter(|(_, other)| other == name).count(), 1);
+        }
+        assert_eq!(Rule::DropList(0).index(), FIXED.len());
+        assert_eq!(Rule::RejectList(3).index(), FIXED.len() + 3);
+    }
+}
