@@ -1,1 +1,43 @@
-//! (to be written)
+//! One io_uring per worker thread, for TCP connections and nothing else.
+//!
+//! A [`PreparedRing`] is made on any thread, so that listeners and memory are held before privileges are dropped. The
+//! worker's thread turns it into a [`Ring`], which never leaves that thread. Connections live in a table of direct
+//! descriptors: a connection is a slot number and a generation ([`Conn`]), never a file descriptor.
+//!
+//! This crate is the only place in the gateway that talks to the kernel about rings, and it keeps what that takes in
+//! unsafe code to itself: the interface is safe however it is used, including when a ring is dropped with operations
+//! in flight. Rejected: a general wrapper of io_uring (the gateway needs eight operations), and futures (a future per
+//! idle session costs more than the session).
+//!
+//! | file | subject |
+//! |---|---|
+//! | `ring.rs` | setting a ring up, waiting, tearing it down |
+//! | `operations.rs` | what can be submitted |
+//! | `completion.rs` | what completions mean |
+//! | `slots.rs`, `buffers.rs` | memory that the kernel holds meanwhile: send buffers and addresses, receive buffers |
+//! | `token.rs`, `address.rs`, `mapping.rs` | user data, socket addresses, pages |
+//! | `wake.rs` | waking a ring from a thread that has none |
+//! | `listener.rs`, `limits.rs`, `support.rs` | listening sockets; descriptors and cores; what the kernel offers |
+//! | `syscall.rs` | the system calls that the io-uring crate has no wrapper for |
+
+mod address;
+mod buffers;
+mod completion;
+mod limits;
+mod listener;
+mod mapping;
+mod operations;
+mod ring;
+mod slots;
+mod support;
+mod syscall;
+mod token;
+mod wake;
+
+pub use completion::{Event, Outcome, ReceiveEnd};
+pub use limits::{allowed_cores, pin_to_core, raise_descriptor_limit};
+pub use listener::{ListenError, listen};
+pub use ring::{Batch, PreparedRing, Ring, Settings, SetupError};
+pub use support::{Missing, Support, Unavailable, support};
+pub use token::{Conn, SLOTS_MAX};
+pub use wake::Waker;

@@ -1,0 +1,144 @@
+//! A ring with a listener on the loopback, and the events it has given so far.
+
+#![allow(dead_code, reason = "every test file uses its own part of this")]
+
+use portcullis_uring::{Conn, Event, Outcome, PreparedRing, ReceiveEnd, Ring, Settings, listen};
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+/// Nothing on the loopback takes longer, unless something is broken.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// Long enough to believe that something does not happen.
+pub(crate) const A_WHILE: Duration = Duration::from_millis(100);
+
+pub(crate) struct Desk {
+    pub(crate) ring: Ring,
+    pub(crate) address: SocketAddr,
+    events: VecDeque<Event>,
+}
+
+pub(crate) fn conn(slot: u32, generation: u32) -> Conn {
+    Conn { slot, generation }
+}
+
+impl Desk {
+    pub(crate) fn new(slots: u32) -> Self {
+        Self::with(Settings {
+            slots,
+            ..Settings::default()
+        })
+    }
+
+    /// A listener is added to the settings.
+    pub(crate) fn with(mut settings: Settings) -> Self {
+        let listener = listen("127.0.0.1:0".parse().unwrap(), 1024).unwrap();
+        let twin = TcpListener::from(listener.try_clone().unwrap());
+        let address = twin.local_addr().unwrap();
+        settings.listeners.push(listener);
+        Self {
+            ring: PreparedRing::new(settings).unwrap().start().unwrap(),
+            address,
+            events: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn dial(&self) -> TcpStream {
+        let client = TcpStream::connect(self.address).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_write_timeout(Some(PATIENCE)).unwrap();
+        client
+    }
+
+    pub(crate) fn wait(&mut self, timeout: Duration) {
+        let events = &mut self.events;
+        self.ring
+            .wait(timeout, |event| events.push_back(event))
+            .unwrap();
+    }
+
+    /// The next event, in the order of their coming.
+    pub(crate) fn next(&mut self) -> Event {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return event;
+            }
+            assert!(Instant::now() < deadline, "nothing happened");
+            self.wait(A_WHILE);
+        }
+    }
+
+    /// What happens in a while (which is not over early).
+    pub(crate) fn meanwhile(&mut self) -> Vec<Event> {
+        let deadline = Instant::now() + A_WHILE;
+        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+            self.wait(left);
+        }
+        self.events.drain(..).collect()
+    }
+
+    /// A connection in the slot, and its client.
+    pub(crate) fn accepted(&mut self, conn: Conn) -> TcpStream {
+        self.ring.accept(0, conn);
+        let client = self.dial();
+        self.expect_accepted(conn, &client);
+        client
+    }
+
+    pub(crate) fn expect_accepted(&mut self, conn: Conn, client: &TcpStream) {
+        let event = self.next();
+        assert_eq!(event.conn, conn);
+        match event.outcome {
+            Outcome::Accepted(Ok(peer)) => assert_eq!(peer, client.local_addr().unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn expect_received(&mut self, conn: Conn) -> Vec<u8> {
+        let event = self.next();
+        assert_eq!(event.conn, conn);
+        match event.outcome {
+            Outcome::Received { buffer, length } => {
+                let bytes = self.ring.bytes(buffer, 0, length).to_vec();
+                self.ring.recycle(buffer);
+                bytes
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn expect_end(&mut self, conn: Conn) -> ReceiveEnd {
+        let event = self.next();
+        assert_eq!(event.conn, conn);
+        match event.outcome {
+            Outcome::ReceiveEnded(end) => end,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn expect_sent(&mut self, conn: Conn) -> (Vec<u8>, io::Result<usize>) {
+        let event = self.next();
+        assert_eq!(event.conn, conn);
+        match event.outcome {
+            Outcome::Sent(buffer, result) => (buffer, result),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn expect_connected(&mut self, conn: Conn) -> io::Result<()> {
+        let event = self.next();
+        assert_eq!(event.conn, conn);
+        match event.outcome {
+            Outcome::Connected(result) => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn expect_closed(&mut self, conn: Conn) {
+        let event = self.next();
+        assert_eq!(event.conn, conn);
+        assert!(matches!(event.outcome, Outcome::Closed), "{event:?}");
+    }
+}

@@ -1,0 +1,50 @@
+//! Tables against the limit of open files. It is the process's, so this test has a process of its own.
+
+mod desk;
+
+use desk::{Desk, conn};
+use portcullis_uring::{Outcome, PreparedRing, Settings, SetupError};
+
+const LIMIT: u64 = 96;
+
+#[test]
+fn three_rings_hold_more_connections_than_the_process_may_open_files() {
+    lower_the_limit();
+    let slots = LIMIT as u32;
+    let too_many = PreparedRing::new(Settings {
+        slots: slots + 1,
+        ..Settings::default()
+    });
+    match too_many.unwrap_err() {
+        SetupError::TableTooLarge { slots_max, .. } => assert_eq!(slots_max, slots),
+        other => panic!("{other}"),
+    }
+
+    let mut desks: Vec<_> = (0..3).map(|_| Desk::new(slots)).collect();
+    // Every connection has both of its ends in tables: the even slots call, the odd slots are called.
+    let mut held = 0;
+    for desk in &mut desks {
+        for pair in 0..slots / 2 {
+            desk.ring.connect(conn(pair * 2, 1), desk.address);
+            desk.ring.accept(0, conn(pair * 2 + 1, 1));
+            for _ in 0..2 {
+                match desk.next().outcome {
+                    Outcome::Connected(Ok(())) | Outcome::Accepted(Ok(_)) => held += 1,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+    assert_eq!(held, 3 * LIMIT);
+}
+
+#[expect(unsafe_code, reason = "setrlimit")]
+fn lower_the_limit() {
+    let limit = libc::rlimit {
+        rlim_cur: LIMIT,
+        rlim_max: LIMIT,
+    };
+    // SAFETY: the pointer is valid during the call.
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(result, 0);
+}
