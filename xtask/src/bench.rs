@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
 use portcullis_benches::relay;
 
@@ -23,7 +23,11 @@ pub(crate) fn run(bench: Bench) -> Result<ExitCode> {
     match bench {
         Bench::Relay(mut options) => {
             if options.portcullis.is_none() && !options.peers_only {
-                options.portcullis = Some(workspace::build_gateway()?);
+                let built = workspace::build_gateway()
+                    .status()
+                    .context("cannot start cargo")?;
+                ensure!(built.success(), "the release build of portcullis failed");
+                options.portcullis = Some(workspace::gateway_binary());
             }
             relay::run(&options)
         }

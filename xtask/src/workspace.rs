@@ -5,8 +5,6 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
-
 /// The top of this checkout. Chores that are started below it behave as if they were started here.
 pub(crate) fn root() -> &'static Path {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -20,17 +18,15 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Where cargo puts what it builds.
-pub(crate) fn target_directory() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+/// The gateway as it is measured and tested: the release build. It may not be built yet.
+pub(crate) fn gateway_binary() -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| OsString::from("target"));
+    root().join(target).join("release/portcullis")
 }
 
-/// A release build of `portcullis`, as it is measured and tested; gives its path.
-pub(crate) fn build_gateway() -> Result<PathBuf> {
-    let status = cargo()
-        .args(["build", "--release", "--package", "portcullis"])
-        .status()
-        .context("cannot start cargo")?;
-    ensure!(status.success(), "the release build of portcullis failed");
-    Ok(target_directory().join("release/portcullis"))
+/// The command that builds [`gateway_binary`].
+pub(crate) fn build_gateway() -> Command {
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", "portcullis"]);
+    build
 }
