@@ -193,14 +193,21 @@ fn answer_postfix_question() -> Result<()> {
     Ok(())
 }
 
-/// A service that was installed just now is not to come up at the next boot.
+/// A service that was installed just now is not to run, now or after the next boot.
 fn disable(service: &str) -> Result<()> {
-    if Path::new("/run/systemd/system").exists() {
-        Command::new("systemctl")
-            .args(["disable", "--now", service])
-            .status()
-            .context("cannot start systemctl")?;
-    }
+    let mut command = if Path::new("/run/systemd/system").exists() {
+        let mut systemctl = Command::new("systemctl");
+        systemctl.args(["disable", "--now", service]);
+        systemctl
+    } else {
+        let mut script = Command::new(format!("/etc/init.d/{service}"));
+        script.arg("stop");
+        script
+    };
+    // That it was not running is no failure, and not every init script thinks so.
+    command
+        .status()
+        .with_context(|| format!("cannot stop {service}: {command:?}"))?;
     Ok(())
 }
 

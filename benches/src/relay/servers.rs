@@ -178,7 +178,6 @@ domains = ["bench.example"]
 domains = ["*"]
 next_hop = ["{next_hop}"]
 mode = "cut-through"
-tls = "off"
 
 [limits]
 sessions_per_source = 10000
