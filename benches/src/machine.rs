@@ -1,0 +1,81 @@
+//! What a run says about the machine that it ran on. No figure is worth anything without it.
+
+use std::fs;
+use std::num::NonZero;
+use std::process::Command;
+use std::thread;
+
+use serde::Serialize;
+
+/// The machine and the versions of what was compared.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// The processor as it calls itself.
+    pub cpu: String,
+    /// How many cores this process may use.
+    pub cores: usize,
+    /// Whether the processor says that it is a virtual one.
+    pub virtualized: bool,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The load average over the last minute before the run: how quiet the machine was.
+    pub load_average: String,
+}
+
+impl Machine {
+    /// Looks at this machine.
+    #[must_use]
+    pub fn describe() -> Self {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let value_of = |key: &str| {
+            cpuinfo
+                .lines()
+                .find(|line| line.starts_with(key))
+                .and_then(|line| line.split_once(':'))
+                .map(|(_, value)| value.trim().to_owned())
+        };
+        Self {
+            cpu: value_of("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            cores: thread::available_parallelism().map_or(1, NonZero::get),
+            virtualized: value_of("flags")
+                .is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
+            kernel: first_line("/proc/sys/kernel/osrelease"),
+            load_average: first_line("/proc/loadavg")
+                .split(' ')
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
+        }
+    }
+}
+
+impl std::fmt::Display for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let virtualized = if self.virtualized { " (virtual)" } else { "" };
+        write!(
+            f,
+            "{}{virtualized}, {} cores, Linux {}, load average {}",
+            self.cpu, self.cores, self.kernel, self.load_average
+        )
+    }
+}
+
+fn first_line(path: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().next().unwrap_or("unknown").to_owned()
+}
+
+/// The first line that a command prints about its version, wherever it prints it.
+#[must_use]
+pub fn version_of(program: &str, args: &[&str]) -> String {
+    let Ok(output) = Command::new(program).args(args).output() else {
+        return format!("{program}: not found");
+    };
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text)
+        .lines()
+        .next()
+        .unwrap_or("unknown")
+        .trim()
+        .to_owned()
+}

@@ -1,0 +1,81 @@
+//! The house rules as a test: who may know whom, where unsafe code is, how files open and how long they get.
+//!
+//! A rule that nobody checks is forgotten in a month, and a reviewer's time is better spent on what no program can see.
+
+mod rules;
+mod source;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use source::Source;
+
+/// The top of the repository.
+fn top() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// All Rust files of the repository, but not what was built.
+fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            let is_built = entry.file_name() == "target" || entry.file_name() == ".git";
+            if !is_built {
+                rust_files(&path, found)?;
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_file_keeps_the_house_rules() {
+    let mut files = Vec::new();
+    rust_files(top(), &mut files).expect("the repository can be read");
+    files.sort();
+    assert!(
+        files.len() > 20,
+        "only {} files: looked in the wrong place?",
+        files.len()
+    );
+    let faults: Vec<String> = files
+        .iter()
+        .flat_map(|file| {
+            let path = file.strip_prefix(top()).expect("found below the top");
+            let text = fs::read_to_string(file).expect("source is UTF-8");
+            rules::check(&Source::new(&path.to_string_lossy(), &text))
+        })
+        .collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn crates_depend_on_nothing_that_they_may_not_know() {
+    for path in rules::manifests() {
+        let text = fs::read_to_string(top().join(path)).expect(path);
+        let manifest = text.parse().expect(path);
+        assert_eq!(rules::dependencies(path, &manifest), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn nothing_is_added_to_the_top_level() {
+    let ignored = fs::read_to_string(top().join(".gitignore")).expect(".gitignore");
+    let names: Vec<String> = fs::read_dir(top())
+        .expect("the repository can be read")
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
+    let faults = rules::top_level(names.iter().map(String::as_str), &ignored);
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}

@@ -1,0 +1,70 @@
+//! `cargo xtask test`: all tests of the workspace, whole-system tests included; the README's test command.
+//!
+//! Unit tests run as debug builds, with overflow checks and debug assertions. Whole-system tests start the real binary,
+//! which is a release build, because what it may cost in time and memory is part of what they check. `cargo test`
+//! and not nextest: what a fresh machine has is enough.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::setup;
+use crate::step::Steps;
+use crate::workspace;
+
+/// What `cargo xtask test` is told.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Whole-system tests at full size, as before a release (by default they are sized for every change)
+    #[arg(long)]
+    full: bool,
+    /// Goes to `cargo test` as it is, e.g. `--package portcullis-smtp`, or `-- --ignored`
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGUMENTS"
+    )]
+    cargo: Vec<String>,
+}
+
+/// Sets the machine up, builds what the tests start, and runs them.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let mut steps = Steps::default();
+    run_steps(options, &mut steps);
+    Ok(steps.finish())
+}
+
+fn run_steps(options: &Options, steps: &mut Steps) {
+    if !setup::is_root() {
+        println!(
+            "not root: tests that need network namespaces or BPF are skipped; each prints a line"
+        );
+    }
+    steps.check("setup", "cargo xtask setup", || {
+        match setup::run(&setup::Options::default()) {
+            Ok(code) if code == ExitCode::SUCCESS => Ok(()),
+            Ok(_) => Err("packages are missing".to_owned()),
+            Err(error) => Err(format!("{error:#}")),
+        }
+    });
+    if !steps.run("release build", &mut workspace::build_gateway()) {
+        return;
+    }
+    let mut test = workspace::cargo();
+    test.arg("test");
+    if !options
+        .cargo
+        .iter()
+        .any(|argument| argument == "--package" || argument == "-p")
+    {
+        test.arg("--workspace");
+    }
+    test.arg("--no-fail-fast")
+        .args(&options.cargo)
+        .env("PORTCULLIS_BIN", workspace::gateway_binary());
+    if options.full {
+        test.env("PORTCULLIS_FULL", "1");
+    }
+    steps.run("cargo test", &mut test);
+}
