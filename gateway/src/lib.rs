@@ -5,3 +5,4 @@
 //! survive ([`worker`], [`relay`]). The README's architecture section has the picture.
 
 pub mod driver;
+pub mod netns;
