@@ -40,6 +40,8 @@ pub enum Act {
     HangUp,
     /// Nothing for this long, then the usual.
     Wait(Duration),
+    /// The usual, and then nothing is read for this long.
+    Stall(Duration),
 }
 
 /// The point at which an [`Act`] is asked for: `CONNECT`, a command line as received, or `.` for the end of a message.
@@ -249,17 +251,26 @@ impl Session<'_> {
                 thread::sleep(time);
                 usual
             }
+            Act::Stall(time) => {
+                self.write(usual)?;
+                thread::sleep(time);
+                return Some(true);
+            }
             Act::Rubbish(octets) => {
                 let _ = self.stream.get_mut().write_all(octets);
                 return self.hang_up();
             }
             Act::HangUp => return self.hang_up(),
         };
+        self.write(said)?;
+        Some(said.starts_with(['2', '3']))
+    }
+
+    fn write(&mut self, reply: &str) -> Option<()> {
         self.stream
             .get_mut()
-            .write_all(format!("{said}\r\n").as_bytes())
-            .ok()?;
-        Some(said.starts_with(['2', '3']))
+            .write_all(format!("{reply}\r\n").as_bytes())
+            .ok()
     }
 
     fn hang_up(&self) -> Option<bool> {

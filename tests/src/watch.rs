@@ -29,14 +29,26 @@ pub fn until<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Option<T
 /// # Errors
 /// When the process is gone.
 pub fn resident_kib(pid: u32) -> Result<u64> {
+    status_kib(pid, "VmRSS:")
+}
+
+/// The most resident memory that a process has had, in KiB (`VmHWM`).
+///
+/// # Errors
+/// When the process is gone.
+pub fn resident_most_kib(pid: u32) -> Result<u64> {
+    status_kib(pid, "VmHWM:")
+}
+
+fn status_kib(pid: u32, field: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("process {pid} is gone"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    kib.context("no VmRSS in the status")?
+    kib.with_context(|| format!("no {field}"))?
         .trim()
         .parse()
-        .context("VmRSS is no number")
+        .context("no number")
 }
 
 /// A loopback address with a port that nobody has just now.

@@ -213,9 +213,7 @@ fn refused(
     recipients: &[&str],
 ) -> Result<Vec<String>> {
     let real = |form: &str| {
-        form.replace("IPv6:", "\0")
-            .replace("IP]", &format!("{ip}]"))
-            .replace('\0', "IPv6:")
+        form.replace("[IP]", &format!("[{ip}]"))
             .replace("SERVER", "gate.example")
             .replace("LOCAL", "isp.example")
     };
