@@ -6,4 +6,5 @@
 
 pub mod config;
 pub mod driver;
+pub mod netns;
 pub mod policy;
