@@ -1,0 +1,67 @@
+//! What a next hop offers in its reply to EHLO (RFC 5321, 4.1.1.1).
+
+/// The extensions that a next hop offers, as far as a relay has a use for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extensions {
+    /// RFC 2920: commands may be sent in groups.
+    pub pipelining: bool,
+    /// RFC 1870 is offered: SIZE may be declared.
+    pub size: bool,
+    /// The biggest message it takes, in octets, where it says so.
+    pub size_max: Option<u64>,
+    /// RFC 6152: octets above 127 in the content.
+    pub eight_bit_mime: bool,
+    /// RFC 6531: UTF-8 in addresses and headers.
+    pub smtputf8: bool,
+    /// RFC 3030: BDAT.
+    pub chunking: bool,
+    /// RFC 3461: NOTIFY, ORCPT, RET, ENVID.
+    pub dsn: bool,
+    /// RFC 2034: replies have enhanced codes.
+    pub enhanced_status_codes: bool,
+    /// RFC 3207.
+    pub starttls: bool,
+    /// RFC 9422: recipients of one transaction.
+    pub recipients_max: Option<u32>,
+    /// RFC 9422: transactions of one session.
+    pub transactions_max: Option<u32>,
+}
+
+impl Extensions {
+    /// Takes one line of the reply, after the first, without code and CRLF.
+    pub(super) fn offer(&mut self, line: &str) {
+        let mut words = line.split_ascii_whitespace();
+        let Some(keyword) = words.next() else {
+            return;
+        };
+        match keyword.to_ascii_uppercase().as_str() {
+            "PIPELINING" => self.pipelining = true,
+            "SIZE" => {
+                self.size = true;
+                // 0 says that there is no fixed limit.
+                self.size_max = words
+                    .next()
+                    .and_then(|number| number.parse().ok())
+                    .filter(|&size| size > 0);
+            }
+            "8BITMIME" => self.eight_bit_mime = true,
+            "SMTPUTF8" => self.smtputf8 = true,
+            "CHUNKING" => self.chunking = true,
+            "DSN" => self.dsn = true,
+            "ENHANCEDSTATUSCODES" => self.enhanced_status_codes = true,
+            "STARTTLS" => self.starttls = true,
+            "LIMITS" => words.for_each(|word| self.limit(word)),
+            _ => {}
+        }
+    }
+
+    fn limit(&mut self, word: &str) {
+        if let Some((name, value)) = word.split_once('=') {
+            if name.eq_ignore_ascii_case("RCPTMAX") {
+                self.recipients_max = value.parse().ok();
+            } else if name.eq_ignore_ascii_case("MAILMAX") {
+                self.transactions_max = value.parse().ok();
+            }
+        }
+    }
+}

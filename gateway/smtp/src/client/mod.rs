@@ -1,0 +1,320 @@
+//! The client's side of a session, toward a next hop: commands go out, replies come in, in the same order.
+//!
+//! The client keeps account of which replies are owed and what the peer offers, and uses no parameter that is not offered. What to
+//! send, when, and what a reply means for the message is for the relay to decide; [`Client::may_send`] says whether
+//! the protocol allows another command now.
+
+mod extensions;
+mod reply_reader;
+
+use std::collections::VecDeque;
+
+use memchr::memchr;
+
+pub use extensions::Extensions;
+
+use crate::data::Stuffer;
+use crate::envelope::{Mail, Ret};
+use crate::reply::{Reply, push_decimal};
+use reply_reader::{ReplyLine, ReplyReader};
+
+/// Octets of a line that is still taken as one; RFC 5321 allows 512.
+const LINE_LENGTH_MAX: usize = 4096;
+
+/// What a reply belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Connecting.
+    Greeting,
+    /// EHLO.
+    Ehlo,
+    /// HELO.
+    Helo,
+    /// MAIL.
+    Mail,
+    /// RCPT.
+    Rcpt,
+    /// DATA.
+    Data,
+    /// BDAT without LAST.
+    Chunk,
+    /// The end of a message: the dot, or BDAT with LAST.
+    Message,
+    /// RSET.
+    Rset,
+    /// QUIT.
+    Quit,
+}
+
+impl Sent {
+    /// Nothing may be sent before the reply, even with PIPELINING (RFC 2920, 3.1).
+    const fn ends_group(self) -> bool {
+        matches!(
+            self,
+            Self::Greeting | Self::Ehlo | Self::Helo | Self::Data | Self::Quit
+        )
+    }
+
+    const fn may_have_enhanced_code(self) -> bool {
+        !matches!(self, Self::Greeting | Self::Ehlo | Self::Helo)
+    }
+}
+
+/// What came from the next hop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientEvent<'a> {
+    /// There is no whole reply. What was not used up has to be passed again with more.
+    NeedInput,
+    /// A reply to the oldest command that waits for one.
+    Reply {
+        /// What it belongs to.
+        to: Sent,
+        /// The reply.
+        reply: Reply<'a>,
+    },
+    /// A reply that nothing was sent for: as a rule a 421 before the connection is closed.
+    Unsolicited(Reply<'a>),
+    /// What came is no SMTP. The connection is of no more use.
+    Malformed,
+}
+
+/// The arguments of MAIL toward a next hop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MailCommand<'a> {
+    /// What stands between `<` and `>`; empty for the null path.
+    pub path: &'a str,
+    /// The size of the message in octets, where it is known.
+    pub size: Option<u64>,
+    /// `BODY=8BITMIME`.
+    pub body_8bit: bool,
+    /// `SMTPUTF8`.
+    pub smtputf8: bool,
+    /// `RET`.
+    pub ret: Option<Ret>,
+    /// `ENVID`, in xtext.
+    pub envelope_id: Option<&'a str>,
+}
+
+impl<'a> From<&Mail<'a>> for MailCommand<'a> {
+    fn from(mail: &Mail<'a>) -> Self {
+        Self {
+            path: mail.path.map_or("", |path| path.raw),
+            size: mail.size,
+            body_8bit: mail.body_8bit,
+            smtputf8: mail.smtputf8,
+            ret: mail.ret,
+            envelope_id: mail.envelope_id,
+        }
+    }
+}
+
+/// One session with a next hop. See the [module](self).
+#[derive(Debug)]
+pub struct Client {
+    owed: VecDeque<Sent>,
+    reader: ReplyReader,
+    extensions: Extensions,
+    malformed: bool,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Client {
+    /// A session on a new connection: the greeting is owed.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            owed: VecDeque::from([Sent::Greeting]),
+            reader: ReplyReader::default(),
+            extensions: Extensions::default(),
+            malformed: false,
+        }
+    }
+
+    /// Takes input up to the next event: how many octets are used up, and the event.
+    pub fn handle<'a>(&'a mut self, input: &[u8]) -> (usize, ClientEvent<'a>) {
+        let mut used = 0;
+        while !self.malformed {
+            let rest = &input[used..];
+            let front = &rest[..rest.len().min(LINE_LENGTH_MAX)];
+            match memchr(b'\n', front) {
+                Some(lf) => {
+                    used += lf + 1;
+                    let line = front[..lf].strip_suffix(b"\r").unwrap_or(&front[..lf]);
+                    if self.line(line) {
+                        return (used, self.complete());
+                    }
+                }
+                None if rest.len() >= LINE_LENGTH_MAX => self.malformed = true,
+                None => return (used, ClientEvent::NeedInput),
+            }
+        }
+        (input.len(), ClientEvent::Malformed)
+    }
+
+    /// Takes a line of a reply; whether the reply is complete.
+    fn line(&mut self, line: &[u8]) -> bool {
+        let to = self.owed.front().copied();
+        let first = self.reader.is_at_start();
+        let may_have_enhanced = to.is_none_or(Sent::may_have_enhanced_code);
+        let taken = ReplyLine::parse(line).and_then(|line| {
+            self.reader.take(&line, may_have_enhanced)?;
+            Ok(line)
+        });
+        let Ok(line) = taken else {
+            self.malformed = true;
+            return false;
+        };
+        match to {
+            Some(Sent::Ehlo | Sent::Helo) if first => self.extensions = Extensions::default(),
+            Some(Sent::Ehlo) if line.code == 250 => {
+                self.extensions.offer(&String::from_utf8_lossy(line.text));
+            }
+            _ => {}
+        }
+        line.last
+    }
+
+    fn complete(&mut self) -> ClientEvent<'_> {
+        let to = self.owed.pop_front();
+        let reply = self.reader.reply();
+        match to {
+            Some(to) => ClientEvent::Reply { to, reply },
+            None => ClientEvent::Unsolicited(reply),
+        }
+    }
+
+    /// What the peer offers; nothing before the reply to EHLO.
+    #[must_use]
+    pub const fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
+    /// Replies that are still to come.
+    #[must_use]
+    pub fn owed(&self) -> usize {
+        self.owed.len()
+    }
+
+    /// Whether another command may be sent before any more replies have come.
+    #[must_use]
+    pub fn may_send(&self) -> bool {
+        match self.owed.back() {
+            None => true,
+            Some(last) => self.extensions.pipelining && !last.ends_group(),
+        }
+    }
+
+    /// EHLO with our own name.
+    pub fn ehlo(&mut self, hostname: &str, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"EHLO ");
+        self.end_command(Sent::Ehlo, hostname, out);
+    }
+
+    /// HELO with our own name, for a next hop that does not know EHLO.
+    pub fn helo(&mut self, hostname: &str, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"HELO ");
+        self.end_command(Sent::Helo, hostname, out);
+    }
+
+    /// MAIL, with those parameters that the peer offers.
+    pub fn mail(&mut self, mail: &MailCommand<'_>, out: &mut Vec<u8>) {
+        let offered = self.extensions;
+        push_path(b"MAIL FROM:<", mail.path, out);
+        if let Some(size) = mail.size.filter(|_| offered.size) {
+            out.extend_from_slice(b" SIZE=");
+            push_decimal(out, size, 1);
+        }
+        if mail.body_8bit && offered.eight_bit_mime {
+            out.extend_from_slice(b" BODY=8BITMIME");
+        }
+        if mail.smtputf8 && offered.smtputf8 {
+            out.extend_from_slice(b" SMTPUTF8");
+        }
+        if offered.dsn {
+            let ret = mail.ret.map(|ret| match ret {
+                Ret::Full => "FULL",
+                Ret::Headers => "HDRS",
+            });
+            push_parameter(b" RET=", ret, out);
+            push_parameter(b" ENVID=", mail.envelope_id, out);
+        }
+        self.end_command(Sent::Mail, "", out);
+    }
+
+    /// RCPT, with those parameters that the peer offers. `path` is what stands between `<` and `>`.
+    pub fn rcpt(
+        &mut self,
+        path: &str,
+        notify: Option<&str>,
+        original_recipient: Option<&str>,
+        out: &mut Vec<u8>,
+    ) {
+        push_path(b"RCPT TO:<", path, out);
+        if self.extensions.dsn {
+            push_parameter(b" NOTIFY=", notify, out);
+            push_parameter(b" ORCPT=", original_recipient, out);
+        }
+        self.end_command(Sent::Rcpt, "", out);
+    }
+
+    /// DATA. Once it is accepted, the content goes through a [`Stuffer`] and then to [`end_of_data`](Self::end_of_data).
+    pub fn data(&mut self, out: &mut Vec<u8>) {
+        self.end_command(Sent::Data, "DATA", out);
+    }
+
+    /// Ends the content of DATA.
+    pub fn end_of_data(&mut self, stuffer: &mut Stuffer, out: &mut Vec<u8>) {
+        stuffer.finish(out);
+        self.owed.push_back(Sent::Message);
+    }
+
+    /// BDAT: exactly `length` octets of content have to follow it in `out`.
+    pub fn bdat(&mut self, length: u64, last: bool, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"BDAT ");
+        push_decimal(out, length, 1);
+        if last {
+            self.end_command(Sent::Message, " LAST", out);
+        } else {
+            self.end_command(Sent::Chunk, "", out);
+        }
+    }
+
+    /// RSET.
+    pub fn rset(&mut self, out: &mut Vec<u8>) {
+        self.end_command(Sent::Rset, "RSET", out);
+    }
+
+    /// QUIT.
+    pub fn quit(&mut self, out: &mut Vec<u8>) {
+        self.end_command(Sent::Quit, "QUIT", out);
+    }
+
+    fn end_command(&mut self, sent: Sent, rest: &str, out: &mut Vec<u8>) {
+        push_safe(rest, out);
+        out.extend_from_slice(b"\r\n");
+        self.owed.push_back(sent);
+    }
+}
+
+fn push_path(begin: &[u8], path: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(begin);
+    push_safe(path, out);
+    out.push(b'>');
+}
+
+fn push_parameter(begin: &[u8], value: Option<&str>, out: &mut Vec<u8>) {
+    if let Some(value) = value {
+        out.extend_from_slice(begin);
+        push_safe(value, out);
+    }
+}
+
+/// The parts of commands were checked where they came in. Still nothing that could end a line is ever written.
+fn push_safe(text: &str, out: &mut Vec<u8>) {
+    out.extend(text.bytes().filter(|byte| !byte.is_ascii_control()));
+}

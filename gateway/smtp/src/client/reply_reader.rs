@@ -1,0 +1,109 @@
+//! A reply of a next hop, line by line.
+//!
+//! The other side is trusted with mail, not with our memory: what is kept of a reply is bounded, and what could never be a reply
+//! is an error. Lines may end with LF alone; here that endangers nobody.
+
+use crate::reply::{EnhancedCode, Reply};
+
+/// Octets of text that are kept.
+const TEXT_LENGTH_MAX: usize = 1024;
+/// Lines of one reply, kept or not.
+const LINES_MAX: u32 = 200;
+
+/// The line cannot be part of a reply.
+#[derive(Debug)]
+pub(super) struct NoReply;
+
+/// One line taken apart.
+pub(super) struct ReplyLine<'a> {
+    pub(super) code: u16,
+    pub(super) last: bool,
+    pub(super) text: &'a [u8],
+}
+
+impl<'a> ReplyLine<'a> {
+    /// Takes apart a line without its end.
+    pub(super) fn parse(line: &'a [u8]) -> Result<Self, NoReply> {
+        let [a @ b'2'..=b'5', b @ b'0'..=b'9', c @ b'0'..=b'9', rest @ ..] = line else {
+            return Err(NoReply);
+        };
+        let digit = |byte: u8| u16::from(byte - b'0');
+        let code = digit(*a) * 100 + digit(*b) * 10 + digit(*c);
+        match rest {
+            [] => Ok(Self {
+                code,
+                last: true,
+                text: b"",
+            }),
+            [b' ', text @ ..] => Ok(Self {
+                code,
+                last: true,
+                text,
+            }),
+            [b'-', text @ ..] => Ok(Self {
+                code,
+                last: false,
+                text,
+            }),
+            _ => Err(NoReply),
+        }
+    }
+}
+
+/// Puts the lines of a reply together. Its memory is used again for the next one.
+#[derive(Debug, Default)]
+pub(super) struct ReplyReader {
+    code: u16,
+    enhanced: Option<EnhancedCode>,
+    text: String,
+    /// Lines taken of the reply that is not complete; 0: the next line begins a reply.
+    lines: u32,
+}
+
+impl ReplyReader {
+    /// The next line begins a reply.
+    pub(super) fn is_at_start(&self) -> bool {
+        self.lines == 0
+    }
+
+    /// Takes a line. `may_have_enhanced` is false for those replies that never have an enhanced code (RFC 2034, 3).
+    pub(super) fn take(
+        &mut self,
+        line: &ReplyLine<'_>,
+        may_have_enhanced: bool,
+    ) -> Result<(), NoReply> {
+        if self.lines == 0 {
+            self.code = line.code;
+            self.enhanced = None;
+            self.text.clear();
+        } else if line.code != self.code || self.lines >= LINES_MAX {
+            return Err(NoReply);
+        } else {
+            self.push('\n');
+        }
+        let text = String::from_utf8_lossy(line.text);
+        let mut text = &*text;
+        if may_have_enhanced
+            && let Some((enhanced, rest)) = EnhancedCode::split_from(text)
+            && u16::from(enhanced.0) == line.code / 100
+        {
+            self.enhanced.get_or_insert(enhanced);
+            text = rest;
+        }
+        text.chars()
+            .for_each(|c| self.push(if c.is_control() { ' ' } else { c }));
+        self.lines = if line.last { 0 } else { self.lines + 1 };
+        Ok(())
+    }
+
+    fn push(&mut self, c: char) {
+        if self.text.len() + c.len_utf8() <= TEXT_LENGTH_MAX {
+            self.text.push(c);
+        }
+    }
+
+    /// The reply that was completed last.
+    pub(super) fn reply(&self) -> Reply<'_> {
+        Reply::new(self.code, self.enhanced, &*self.text)
+    }
+}

@@ -1,0 +1,426 @@
+//! The commands: a table, and what each one does.
+
+use super::line::Frame;
+use super::{Abuse, Doom, Event, Owed, Phase, Session, Settings};
+use crate::data::{Decoder, Framing};
+use crate::envelope::{Mail, Rcpt};
+use crate::path::is_client_name;
+use crate::reply::{EnhancedCode, Reply};
+
+/// What became of a command.
+pub(super) enum Taken<'a> {
+    /// It is answered, or will be in its place.
+    Answered,
+    /// It is for the caller to know.
+    Event(Event<'a>),
+    /// Something else is for the caller to know first; the command is still to be taken.
+    NotYet(Event<'a>),
+}
+
+type Handler = for<'a> fn(&mut Session, &Settings, &'a [u8], &mut Vec<u8>) -> Taken<'a>;
+
+struct Command {
+    verb: &'static str,
+    /// Where it may come. In other phases it gets a 503.
+    phases: &'static [Phase],
+    /// Its reply has to be waited for even with PIPELINING (RFC 2920, 3.1).
+    ends_group: bool,
+    /// Its arguments may be any octets at first, because its handler looks at each of them.
+    any_octets: bool,
+    handler: Handler,
+}
+
+/// The phases in which there is a command line at all and the client is welcome.
+const ANY: &[Phase] = &[Phase::Fresh, Phase::Ready, Phase::Envelope, Phase::Chunks];
+const ANY_OR_REFUSED: &[Phase] = &[
+    Phase::Refused,
+    Phase::Fresh,
+    Phase::Ready,
+    Phase::Envelope,
+    Phase::Chunks,
+];
+
+/// The frequent ones first. STARTTLS and AUTH are known, so that they are refused by name.
+#[rustfmt::skip]
+static COMMANDS: &[Command] = &[
+    Command { verb: "RCPT",     phases: &[Phase::Envelope], ends_group: false, any_octets: true,  handler: Session::rcpt },
+    Command { verb: "MAIL",     phases: &[Phase::Ready],    ends_group: false, any_octets: true,  handler: Session::mail },
+    Command { verb: "DATA",     phases: &[Phase::Envelope], ends_group: true,  any_octets: false, handler: Session::data_command },
+    // BDAT looks at the phase itself: what follows it must be swallowed even when it comes at a wrong time.
+    Command { verb: "BDAT",     phases: ANY_OR_REFUSED,     ends_group: false, any_octets: true,  handler: Session::bdat },
+    Command { verb: "EHLO",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::ehlo },
+    Command { verb: "HELO",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::helo },
+    Command { verb: "QUIT",     phases: ANY_OR_REFUSED,     ends_group: true,  any_octets: false, handler: Session::quit },
+    Command { verb: "RSET",     phases: ANY,                ends_group: false, any_octets: false, handler: Session::rset },
+    Command { verb: "NOOP",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::noop },
+    Command { verb: "VRFY",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::vrfy },
+    Command { verb: "HELP",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::help },
+    Command { verb: "EXPN",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::not_implemented },
+    Command { verb: "TURN",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::not_implemented },
+    Command { verb: "ETRN",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::not_implemented },
+    Command { verb: "AUTH",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::not_implemented },
+    Command { verb: "STARTTLS", phases: ANY,                ends_group: true,  any_octets: false, handler: Session::not_implemented },
+];
+
+/// Browsers and proxies that were talked into connecting to port 25 begin with one of these.
+const HTTP_METHODS: &[&str] = &[
+    "GET", "POST", "CONNECT", "PUT", "HEAD", "OPTIONS", "DELETE", "PATCH", "TRACE",
+];
+
+static RESET_OK: Reply<'static> = Reply::fixed(250, EnhancedCode(2, 0, 0), "Ok");
+static NOOP_OK: Reply<'static> = Reply::fixed(250, EnhancedCode(2, 0, 0), "Ok");
+static BYE: Reply<'static> = Reply::fixed(221, EnhancedCode(2, 0, 0), "Bye");
+static HELP: Reply<'static> = Reply::fixed(214, EnhancedCode(2, 0, 0), "See RFC 5321");
+static NOT_VERIFIED: Reply<'static> = Reply::fixed(
+    252,
+    EnhancedCode(2, 0, 0),
+    "Not verified; send a message and see",
+);
+static UNKNOWN: Reply<'static> = Reply::fixed(500, EnhancedCode(5, 5, 1), "Command unknown");
+static NOT_IMPLEMENTED: Reply<'static> =
+    Reply::fixed(502, EnhancedCode(5, 5, 1), "Command not implemented");
+static NOT_PRINTABLE: Reply<'static> = Reply::fixed(
+    501,
+    EnhancedCode(5, 5, 4),
+    "Argument is not printable ASCII",
+);
+static NO_ARGUMENT: Reply<'static> = Reply::fixed(501, EnhancedCode(5, 5, 4), "Argument missing");
+static ARGUMENT: Reply<'static> =
+    Reply::fixed(501, EnhancedCode(5, 5, 4), "Command takes no argument");
+static CLIENT_NAME: Reply<'static> = Reply::fixed(
+    501,
+    EnhancedCode(5, 5, 4),
+    "A host name or an address literal expected",
+);
+static SIZE: Reply<'static> = Reply::fixed(
+    552,
+    EnhancedCode(5, 3, 4),
+    "Message is bigger than this server takes",
+);
+static RECIPIENTS: Reply<'static> = Reply::fixed(452, EnhancedCode(4, 5, 3), "Too many recipients");
+static NO_RECIPIENTS: Reply<'static> =
+    Reply::fixed(554, EnhancedCode(5, 5, 1), "No valid recipients");
+
+impl Session {
+    /// Takes one line, without CRLF.
+    pub(super) fn command<'a>(
+        &mut self,
+        settings: &Settings,
+        line: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        let (verb, arguments) = split_verb(line);
+        let Some(command) = COMMANDS
+            .iter()
+            .find(|c| verb.eq_ignore_ascii_case(c.verb.as_bytes()))
+        else {
+            self.unknown(settings, verb, out);
+            return Taken::Answered;
+        };
+        let taken = if !command.phases.contains(&self.phase) {
+            self.out_of_sequence(settings, out);
+            Taken::Answered
+        } else if !command.any_octets && !arguments.iter().all(|b| matches!(b, b' '..=b'~')) {
+            self.fail(settings, &NOT_PRINTABLE, out);
+            Taken::Answered
+        } else {
+            (command.handler)(self, settings, arguments, out)
+        };
+        if !matches!(taken, Taken::NotYet(_)) {
+            self.exclusive |= command.ends_group || !self.extended;
+        }
+        taken
+    }
+
+    fn unknown(&mut self, settings: &Settings, verb: &[u8], out: &mut Vec<u8>) {
+        let is_http = HTTP_METHODS.iter().any(|method| verb == method.as_bytes());
+        if is_http && self.phase == Phase::Fresh {
+            self.abort(Abuse::Http, out);
+        } else {
+            self.fail(settings, &UNKNOWN, out);
+        }
+    }
+
+    /// What a pipelining client could not know yet is not held against it.
+    fn out_of_sequence(&mut self, settings: &Settings, out: &mut Vec<u8>) {
+        let text = match self.phase {
+            Phase::Refused => "No service here",
+            Phase::Fresh => "EHLO or HELO first",
+            Phase::Envelope => "A transaction is open already",
+            Phase::Chunks => "BDAT was begun and goes on with BDAT",
+            _ if self.doom.is_some() => "MAIL was refused",
+            _ => "MAIL first",
+        };
+        let reply = Reply::fixed(503, EnhancedCode(5, 5, 1), text);
+        reply.write(out);
+        if self.doom.is_none() {
+            self.count_error(settings, out);
+        }
+    }
+
+    fn ehlo<'a>(
+        &mut self,
+        settings: &Settings,
+        arguments: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        self.hello(true, settings, arguments, out)
+    }
+
+    fn helo<'a>(
+        &mut self,
+        settings: &Settings,
+        arguments: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        self.hello(false, settings, arguments, out)
+    }
+
+    fn hello<'a>(
+        &mut self,
+        extended: bool,
+        settings: &Settings,
+        arguments: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        let Some(name) = str::from_utf8(arguments)
+            .ok()
+            .filter(|name| is_client_name(name))
+        else {
+            self.fail(settings, &CLIENT_NAME, out);
+            return Taken::Answered;
+        };
+        // RFC 5321, 4.1.4: it resets as RSET does.
+        if self.in_transaction() {
+            self.end_transaction();
+            return Taken::NotYet(Event::Reset);
+        }
+        self.doom = None;
+        self.owed = Owed::Hello { extended };
+        Taken::Event(Event::Hello { extended, name })
+    }
+
+    fn mail<'a>(
+        &mut self,
+        settings: &Settings,
+        arguments: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        if self.transactions >= settings.transactions_max {
+            self.abort(Abuse::TooManyTransactions, out);
+            return Taken::Answered;
+        }
+        self.doom = Some(Doom::Refused);
+        match Mail::parse(arguments) {
+            Err(reply) => self.fail(settings, reply, out),
+            Ok(mail)
+                if mail
+                    .size
+                    .is_some_and(|size| size > settings.message_size_max) =>
+            {
+                SIZE.write(out);
+            }
+            Ok(mail) => {
+                self.doom = None;
+                self.smtputf8 = mail.smtputf8;
+                self.owed = Owed::Mail;
+                return Taken::Event(Event::Mail(mail));
+            }
+        }
+        Taken::Answered
+    }
+
+    fn rcpt<'a>(
+        &mut self,
+        settings: &Settings,
+        arguments: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        match Rcpt::parse(arguments, self.smtputf8) {
+            Err(reply) => self.fail(settings, reply, out),
+            Ok(_) if self.recipients >= settings.recipients_max => RECIPIENTS.write(out),
+            Ok(rcpt) => {
+                self.owed = Owed::Rcpt;
+                self.recipients_owed = 1;
+                return Taken::Event(Event::Rcpt(rcpt));
+            }
+        }
+        Taken::Answered
+    }
+
+    /// Takes one more RCPT while earlier ones wait for their answers, if what comes is one and nothing is wrong with it.
+    pub(super) fn another_recipient<'a>(
+        &mut self,
+        settings: &Settings,
+        input: &'a [u8],
+    ) -> (usize, Option<Event<'a>>) {
+        let mut framer = self.framer;
+        let (used, frame) = framer.next(settings.command_length_max, input);
+        let event = match frame {
+            Frame::NeedInput if used == 0 => Event::NeedInput,
+            Frame::Line(line)
+                if self.recipients.saturating_add(self.recipients_owed)
+                    < settings.recipients_max =>
+            {
+                let (verb, arguments) = split_verb(line);
+                let is_rcpt = verb.eq_ignore_ascii_case(b"RCPT");
+                match Rcpt::parse(arguments, self.smtputf8) {
+                    Ok(rcpt) if is_rcpt => {
+                        self.recipients_owed += 1;
+                        return (used, Some(Event::Rcpt(rcpt)));
+                    }
+                    _ => Event::AwaitingAnswer,
+                }
+            }
+            _ => Event::AwaitingAnswer,
+        };
+        (0, Some(event))
+    }
+
+    fn data_command<'a>(
+        &mut self,
+        settings: &Settings,
+        arguments: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        if !arguments.is_empty() {
+            self.fail(settings, &ARGUMENT, out);
+        } else if self.recipients == 0 {
+            NO_RECIPIENTS.write(out);
+        } else {
+            self.decoder = Decoder::new(Framing::Dots);
+            self.owed = Owed::Data;
+            return Taken::Event(Event::Message);
+        }
+        Taken::Answered
+    }
+
+    /// RFC 3030. The octets of a chunk that is refused are left in `chunk_left`, and swallowed.
+    fn bdat<'a>(
+        &mut self,
+        settings: &Settings,
+        arguments: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        let Some((size, last)) = parse_chunk(arguments) else {
+            self.abort(Abuse::ChunkSize, out);
+            return Taken::Answered;
+        };
+        self.chunk_left = size;
+        self.chunk_last = last;
+        match (self.phase, self.doom) {
+            (Phase::Chunks, _) => self.phase = Phase::Chunk,
+            (Phase::Envelope, _) if self.extended && self.recipients > 0 => {
+                self.decoder = Decoder::new(Framing::Chunks);
+                self.owed = Owed::FirstChunk;
+                return Taken::Event(Event::Message);
+            }
+            (Phase::Envelope, _) if self.extended => NO_RECIPIENTS.write(out),
+            (_, Some(Doom::Fault(fault))) => fault.reply().write(out),
+            _ => self.out_of_sequence(settings, out),
+        }
+        if last {
+            self.doom = None;
+        }
+        Taken::Answered
+    }
+
+    fn rset<'a>(
+        &mut self,
+        settings: &Settings,
+        arguments: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        if !arguments.is_empty() {
+            self.fail(settings, &ARGUMENT, out);
+            return Taken::Answered;
+        }
+        RESET_OK.write(out);
+        self.doom = None;
+        if self.in_transaction() {
+            self.end_transaction();
+            return Taken::Event(Event::Reset);
+        }
+        Taken::Answered
+    }
+
+    fn quit<'a>(
+        &mut self,
+        settings: &Settings,
+        arguments: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        if arguments.is_empty() {
+            BYE.write(out);
+            self.phase = Phase::Ending(None);
+        } else {
+            self.fail(settings, &ARGUMENT, out);
+        }
+        Taken::Answered
+    }
+
+    fn noop<'a>(&mut self, _: &Settings, _: &'a [u8], out: &mut Vec<u8>) -> Taken<'a> {
+        NOOP_OK.write(out);
+        Taken::Answered
+    }
+
+    fn vrfy<'a>(
+        &mut self,
+        settings: &Settings,
+        arguments: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        if arguments.is_empty() {
+            self.fail(settings, &NO_ARGUMENT, out);
+        } else {
+            NOT_VERIFIED.write(out);
+        }
+        Taken::Answered
+    }
+
+    fn help<'a>(&mut self, _: &Settings, _: &'a [u8], out: &mut Vec<u8>) -> Taken<'a> {
+        HELP.write(out);
+        Taken::Answered
+    }
+
+    fn not_implemented<'a>(
+        &mut self,
+        settings: &Settings,
+        _: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        self.fail(settings, &NOT_IMPLEMENTED, out);
+        Taken::Answered
+    }
+}
+
+/// The verb, and what follows it without the spaces around it.
+fn split_verb(line: &[u8]) -> (&[u8], &[u8]) {
+    let end = line.iter().position(|&b| b == b' ').unwrap_or(line.len());
+    let (verb, arguments) = line.split_at(end);
+    let begin = arguments
+        .iter()
+        .position(|&b| b != b' ')
+        .unwrap_or(arguments.len());
+    let end = arguments
+        .iter()
+        .rposition(|&b| b != b' ')
+        .map_or(begin, |last| last + 1);
+    (verb, &arguments[begin..end])
+}
+
+/// `size [LAST]`.
+fn parse_chunk(arguments: &[u8]) -> Option<(u64, bool)> {
+    let arguments = str::from_utf8(arguments).ok()?;
+    let (size, last) = match arguments.split_once(' ') {
+        Some((size, word)) if word.trim_start().eq_ignore_ascii_case("LAST") => (size, true),
+        Some(_) => return None,
+        None => (arguments, false),
+    };
+    let digits = size.bytes().all(|b| b.is_ascii_digit());
+    if digits {
+        Some((size.parse().ok()?, last))
+    } else {
+        None
+    }
+}

@@ -1,0 +1,124 @@
+//! What a session tells its caller.
+
+use std::fmt;
+
+use crate::data::Fault;
+use crate::envelope::{Mail, Rcpt};
+use crate::reply::{EnhancedCode, Reply};
+
+/// One step of a [`Session`](super::Session).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step<'a> {
+    /// Octets of the input that are used up, and must not be passed again.
+    pub consumed: usize,
+    /// What ended the step.
+    pub event: Event<'a>,
+}
+
+/// What a session tells its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// Everything usable is consumed. The rest, always shorter than `command_length_max`, has to be passed again with more.
+    NeedInput,
+    /// Nothing can be taken before an answer is given.
+    AwaitingAnswer,
+    /// EHLO (`extended`) or HELO. An answer is owed.
+    Hello {
+        /// EHLO rather than HELO.
+        extended: bool,
+        /// The name the client gives itself: well-formed, and otherwise worth nothing.
+        name: &'a str,
+    },
+    /// MAIL. An answer is owed.
+    Mail(Mail<'a>),
+    /// RCPT. An answer is owed; more RCPTs may come before it is given. Answers are taken in order.
+    Rcpt(Rcpt<'a>),
+    /// A message is about to come: DATA, or the first BDAT. An answer is owed.
+    ///
+    /// The accepting one lets the content come; any other ends the transaction, and the octets of a chunk are swallowed.
+    Message,
+    /// Content: decoded, with CRLF line ends and no other CR or LF.
+    Body(&'a [u8]),
+    /// The message is given up. The session swallows what is left of it and then answers by itself.
+    MessageFault(Fault),
+    /// The message is complete. An answer is owed, which ends the transaction whatever it is.
+    MessageEnd {
+        /// Octets of content.
+        size: u64,
+    },
+    /// RSET, or EHLO or HELO in a transaction: the transaction is gone. No answer is owed.
+    Reset,
+    /// 221 is written, or the 421 that the caller answered: close once it is sent.
+    Quit,
+    /// The session was ended for what the client did; the reply, if any, is written. Close once it is sent.
+    Abort(Abuse),
+}
+
+/// What ends a session from our side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Abuse {
+    /// Input before the greeting could have been read.
+    EarlyTalker,
+    /// Input before a reply that had to be waited for could have been read.
+    PipeliningViolation,
+    /// `errors_max` was reached.
+    TooManyErrors,
+    /// `transactions_max` was reached.
+    TooManyTransactions,
+    /// A BDAT whose size cannot be read: where the next command begins is unknown.
+    ChunkSize,
+    /// A request of HTTP.
+    Http,
+}
+
+impl Abuse {
+    /// A short name that does not change, for logs, metrics and configuration.
+    #[must_use]
+    pub const fn rule(self) -> &'static str {
+        match self {
+            Self::EarlyTalker => "early-talker",
+            Self::PipeliningViolation => "pipelining",
+            Self::TooManyErrors => "errors",
+            Self::TooManyTransactions => "transactions",
+            Self::ChunkSize => "chunk-size",
+            Self::Http => "http",
+        }
+    }
+
+    /// The last words. HTTP gets none: it would be read by a browser's script, not by a mail system.
+    pub(super) fn reply(self) -> Option<Reply<'static>> {
+        Some(match self {
+            Self::EarlyTalker => {
+                Reply::fixed(554, EnhancedCode(5, 5, 0), "Talked before the greeting")
+            }
+            Self::PipeliningViolation => Reply::fixed(
+                554,
+                EnhancedCode(5, 5, 0),
+                "Improper pipelining: did not wait for a reply",
+            ),
+            Self::TooManyErrors => Reply::fixed(421, EnhancedCode(4, 7, 0), "Too many errors"),
+            Self::TooManyTransactions => Reply::fixed(
+                421,
+                EnhancedCode(4, 7, 0),
+                "Too many transactions in one session",
+            ),
+            Self::ChunkSize => {
+                Reply::fixed(554, EnhancedCode(5, 5, 4), "BDAT size [LAST] expected")
+            }
+            Self::Http => return None,
+        })
+    }
+}
+
+impl fmt::Display for Abuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::EarlyTalker => "talked before the greeting",
+            Self::PipeliningViolation => "did not wait for a reply",
+            Self::TooManyErrors => "too many errors",
+            Self::TooManyTransactions => "too many transactions",
+            Self::ChunkSize => "unreadable chunk size",
+            Self::Http => "speaks HTTP",
+        })
+    }
+}
