@@ -9,6 +9,7 @@ use toml::Spanned;
 use toml::de::DeTable;
 
 use super::document::{Document, Section};
+use super::error::Error;
 use super::limits::Limits;
 use super::{
     Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, filter, relay, route,
@@ -38,6 +39,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     let route_tables = top.tables("route");
     let mut limits_table = top.table("limits");
     let mut log_table = top.table("log");
+    check_purpose(&top);
     top.finish(&LATER);
 
     let listeners = read_listeners(listener_tables);
@@ -47,25 +49,14 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     let relay_span = relay_table.span.clone();
     relay_table.finish(&[]);
     let addresses: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
+    let errors_before_routes = document.error_count();
     let (routes, route_index) = route::read(route_tables, &addresses);
     let limits = Limits::read(&mut limits_table);
     limits_table.finish(&[]);
     let log = read_log(&mut log_table);
     log_table.finish(&[]);
 
-    if listeners.is_empty() && filter.is_none() {
-        document.error(
-            &(0..0),
-            "nothing to do: there is neither a [[listener]] nor a [filter]",
-        );
-    }
-    if !listeners.is_empty() && routes.is_empty() {
-        document.error(
-            &(0..0),
-            "there is a [[listener]] but no [[route]]: say where mail goes",
-        );
-    }
-    if !routes.is_empty() {
+    if document.error_count() == errors_before_routes && !routes.is_empty() {
         check_routes(document, &relay_span, &local.domains, &route_index);
     }
     warn_about_lists(document, &relay_span, &local.networks, &lists);
@@ -103,6 +94,19 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
         warnings: Vec::new(),
         in_force: Vec::new(),
         route_index,
+    }
+}
+
+/// A gate that would do nothing, or take mail that has nowhere to go.
+fn check_purpose(top: &Section<'_, '_>) {
+    let document = top.document;
+    if !top.has("listener") && !top.has("filter") {
+        let message = "nothing to do: there is neither a [[listener]] nor a [filter]";
+        document.error_elsewhere(Error::whole_file(document.path, message));
+    }
+    if top.has("listener") && !top.has("route") {
+        let message = "there is a [[listener]] but no [[route]]: say where mail goes";
+        document.error_elsewhere(Error::whole_file(document.path, message));
     }
 }
 

@@ -133,7 +133,11 @@ impl<'d> Document<'d> {
     }
 
     pub(super) fn has_errors(&self) -> bool {
-        !self.errors.borrow().is_empty()
+        self.error_count() > 0
+    }
+
+    pub(super) fn error_count(&self) -> usize {
+        self.errors.borrow().len()
     }
 
     pub(super) fn finish(self) -> Findings {
@@ -186,6 +190,17 @@ impl<'a, 'd> Section<'a, 'd> {
 
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(key))
+    }
+
+    /// Whether the key is there with a list that has nothing in it.
+    pub(super) fn is_empty_list(&self, key: &str) -> bool {
+        let value = self.table.and_then(|table| table.get(key));
+        value.is_some_and(|value| {
+            value
+                .get_ref()
+                .as_array()
+                .is_some_and(|list| list.is_empty())
+        })
     }
 
     /// Where the value of a key stands; the table, when the key is absent.
@@ -394,6 +409,12 @@ impl<'a, 'd> Section<'a, 'd> {
                 value::write_duration(*range.end())
             )),
         };
+        if value.get_ref().is_integer() {
+            let message = format!("`{key}` is a length of time with its unit");
+            self.document
+                .error_with(&value.span(), message, "write \"30s\", \"5m\" or \"1h\"");
+            return default;
+        }
         self.parse_text(key, value, within)
             .map_or(default, Spanned::into_inner)
     }

@@ -57,6 +57,13 @@ pub(super) fn read(
             texts_and_file(&mut s, "domains", "domains_file", Pattern::parse).unwrap_or_default();
         s.missing_unless_given("next_hop");
         let next_hops = read_next_hops(&mut s, listeners);
+        for key in ["domains", "next_hop"]
+            .into_iter()
+            .filter(|key| s.is_empty_list(key))
+        {
+            s.document
+                .error(&s.span_of(key), format!("`{key}` is empty"));
+        }
         let mode = s.word(
             "mode",
             Some("cut-through"),
@@ -94,9 +101,6 @@ fn read_next_hops(s: &mut Section<'_, '_>, listeners: &[SocketAddr]) -> Vec<Next
         hop => Ok(hop),
     });
     let hops = hops.unwrap_or_default();
-    if hops.is_empty() && s.has("next_hop") && !s.document.has_errors() {
-        s.document.error(&s.span, "`next_hop` is empty");
-    }
     if let Some(discard) = hops
         .iter()
         .find(|hop| *hop.get_ref() == NextHop::Discard)

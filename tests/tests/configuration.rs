@@ -1,0 +1,96 @@
+//! What people are told about their configuration, as data: `config/bad/NAME.toml` with `NAME.errors` beside it (what
+//! is printed for it, word for word), and `config/good/NAME.toml` with `NAME.warnings` where there are any.
+//!
+//! To add a case, write the `.toml`, run with `PORTCULLIS_BLESS=1`, and read what was written beside it: it is what
+//! an operator will read.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use portcullis::config;
+
+fn cases(directory: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).expect("the tests run in the directory of their package");
+    let paths = entries.map(|entry| entry.expect("a readable directory").path());
+    let mut cases: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|end| end == "toml"))
+        .collect();
+    cases.sort();
+    assert!(!cases.is_empty(), "no cases in {directory}");
+    cases
+}
+
+/// Compares with the file, or writes it when asked to. No file and nothing to say are the same.
+fn hold_against(file: &Path, said: &str) -> Result<(), String> {
+    if std::env::var_os("PORTCULLIS_BLESS").is_some() {
+        let written = if said.is_empty() {
+            Ok(())
+        } else {
+            fs::write(file, said)
+        };
+        return written.map_err(|error| error.to_string());
+    }
+    let expected = fs::read_to_string(file).unwrap_or_default();
+    if said == expected {
+        return Ok(());
+    }
+    Err(format!(
+        "--- {} says\n{expected}\n--- but this was said\n{said}",
+        file.display()
+    ))
+}
+
+fn fail_with(faults: &[String]) {
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn every_fault_of_a_configuration_is_told_with_its_place() {
+    let mut faults = Vec::new();
+    for case in cases("config/bad") {
+        match config::load(&case) {
+            Ok(_) => faults.push(format!("{} was taken", case.display())),
+            Err(errors) => faults
+                .extend(hold_against(&case.with_extension("errors"), &format!("{errors}\n")).err()),
+        }
+    }
+    fail_with(&faults);
+}
+
+#[test]
+fn a_good_configuration_is_taken_and_doubts_are_told() {
+    let mut faults = Vec::new();
+    for case in cases("config/good") {
+        match config::load(&case) {
+            Err(errors) => faults.push(errors.to_string()),
+            Ok(config) => {
+                let warnings: String = config
+                    .warnings
+                    .iter()
+                    .map(|warning| format!("{warning}\n"))
+                    .collect();
+                faults.extend(hold_against(&case.with_extension("warnings"), &warnings).err());
+            }
+        }
+    }
+    fail_with(&faults);
+}
+
+#[test]
+fn the_gate_without_a_file_listens_on_the_loopback_alone_and_sends_nothing_on() {
+    let config = config::Config::default_gate();
+    assert!(
+        config
+            .listeners
+            .iter()
+            .all(|listener| listener.address.ip().is_loopback())
+    );
+    assert!(config.filter.is_none() && config.admin.is_none());
+    assert!(
+        config
+            .routes
+            .iter()
+            .all(|route| route.next_hops == [config::NextHop::Discard])
+    );
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
