@@ -181,6 +181,9 @@ mode = "cut-through"
 
 [limits]
 sessions_per_source = 10000
+
+[log]
+level = "warn"
 "#,
         state_directory.display()
     );
