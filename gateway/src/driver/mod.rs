@@ -6,6 +6,7 @@
 //! costs more memory than the session), and a readiness interface (it would put the system calls back into the worker).
 
 pub mod ring;
+pub mod sim;
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +16,7 @@ use std::time::Duration;
 ///
 /// The kernel may deliver completions for an old use of a slot after the slot was taken again; a completion whose
 /// generation is not the slot's present one is dropped by the worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Conn {
     /// Index into the table of connections.
     pub slot: u32,
@@ -24,7 +25,7 @@ pub struct Conn {
 }
 
 /// Which of the worker's listening sockets, in the order in which they were given to the driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Listener(pub u16);
 
 /// A received piece of the stream, in memory that belongs to the driver until it is [recycled](Driver::recycle).
