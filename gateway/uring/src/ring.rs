@@ -277,8 +277,19 @@ pub(crate) struct Core {
 impl Core {
     /// Queues entries that belong together; they are submitted together too. Submits if there is no room for them.
     pub(crate) fn push(&mut self, entries: &[Entry]) {
+        self.submit_until(|core| crate::operations::push(&mut core.ring, entries));
+    }
+
+    /// Submits all that is queued now and not with the next wait.
+    pub(crate) fn submit_everything(&mut self) {
+        self.submit_until(|core| core.ring.submission().is_empty());
+    }
+
+    /// Submits again and again, for as long as something cannot be done. If the kernel takes nothing for that long,
+    /// the ring is broken.
+    fn submit_until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
         for _ in 0..SUBMIT_ATTEMPTS_MAX {
-            if crate::operations::push(&mut self.ring, entries) {
+            if done(self) {
                 return;
             }
             if let Err(error) = self.submit() {
@@ -290,7 +301,7 @@ impl Core {
     }
 
     /// Submits what is queued, without waiting. Should the kernel be out of room, completions are taken meanwhile.
-    pub(crate) fn submit(&mut self) -> io::Result<()> {
+    fn submit(&mut self) -> io::Result<()> {
         let Some(registered) = self.registered else {
             return Err(io::Error::from_raw_os_error(libc::EBADFD));
         };
