@@ -5,6 +5,8 @@
 //! worker on virtual time with seeded faults. Rejected: async functions per connection (a future per idle session
 //! costs more memory than the session), and a readiness interface (it would put the system calls back into the worker).
 
+#[cfg(test)]
+mod conformance;
 pub mod ring;
 pub mod sim;
 
@@ -110,8 +112,11 @@ pub trait Driver {
     fn pause(&mut self, conn: Conn);
     /// Sends the bytes of the buffer, which must not be empty. Ends with [`Outcome::Sent`].
     fn send(&mut self, conn: Conn, buffer: Vec<u8>);
-    /// Ends both directions (`both`) or only ours: an armed receive then ends by itself, soon or when the peer does.
-    /// No completion of its own.
+    /// Ends the connection (`both`) or only our direction of it. No completion of its own.
+    ///
+    /// With `both`, whatever is outstanding ends soon: an armed receive as the end of the stream, a send with what was
+    /// taken of it or an error, a connect with an error; the peer notices when the slot is [closed](Driver::close).
+    /// Otherwise the peer sees the end of the stream, and an armed receive goes on until the peer's own.
     fn shutdown(&mut self, conn: Conn, both: bool);
     /// Gives the slot back. Only with no receive armed and no send in flight. Ends with [`Outcome::Closed`].
     fn close(&mut self, conn: Conn);
