@@ -8,3 +8,5 @@ pub mod config;
 pub mod driver;
 pub mod netns;
 pub mod policy;
+pub mod relay;
+pub mod worker;

@@ -8,6 +8,7 @@ pub mod gate;
 pub mod postfix;
 pub mod receiver;
 pub mod watch;
+pub mod wire;
 
 use std::io::Write as _;
 

@@ -20,3 +20,8 @@ pub mod envelope;
 pub mod path;
 pub mod reply;
 pub mod server;
+
+pub use envelope::{Mail, Rcpt, Ret};
+pub use path::{Domain, Mailbox, Path};
+pub use reply::{EnhancedCode, Reply};
+pub use server::{Abuse, Event, LongLines, Session, Settings, Step};

@@ -31,6 +31,8 @@ pub struct Limits {
     pub data_rate_min: u64,
     /// How long a stranger waits for the greeting. Whoever talks before it is not honest; nought asks no patience.
     pub greeting_delay: Duration,
+    /// How long sessions may go on with a transaction once the gate was told to stop; then `421 4.3.2`.
+    pub shutdown_timeout: Duration,
     /// What happens to lines of message data over the 998 octets of RFC 5322 section 2.1.1.
     pub line_length: LineLength,
 }
@@ -59,7 +61,7 @@ impl Limits {
             transactions_per_session: count(
                 s,
                 "transactions_per_session",
-                1_000,
+                100_000,
                 1..=1_000_000_000,
             ),
             command_timeout: s.duration("command_timeout", 5 * MINUTE, SECOND..=HOUR),
@@ -70,6 +72,7 @@ impl Limits {
                 Duration::ZERO,
                 Duration::ZERO..=5 * MINUTE,
             ),
+            shutdown_timeout: s.duration("shutdown_timeout", 30 * SECOND, Duration::ZERO..=HOUR),
             line_length: s
                 .word("line_length", Some("pass"), &lines, &[])
                 .unwrap_or(LineLength::Pass),

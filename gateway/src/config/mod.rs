@@ -199,7 +199,7 @@ impl Config {
                 LineLength::Pass => LongLines::Pass,
                 LineLength::Refuse => LongLines::Refuse,
             },
-            ..Settings::default()
+            ..Settings::new("")
         }
     }
 }

@@ -43,6 +43,16 @@ pub enum NextHop {
     Discard,
 }
 
+impl NextHop {
+    /// The addresses known for it, in the order in which they are tried.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        match self {
+            Self::Host { addresses, .. } => addresses,
+            Self::Discard => &[],
+        }
+    }
+}
+
 /// Reads the `[[route]]` tables; `listeners` are the addresses that would be a loop.
 pub(super) fn read(
     sections: Vec<Section<'_, '_>>,

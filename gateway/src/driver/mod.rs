@@ -5,7 +5,10 @@
 //! worker on virtual time with seeded faults. Rejected: async functions per connection (a future per idle session
 //! costs more memory than the session), and a readiness interface (it would put the system calls back into the worker).
 
+#[cfg(test)]
+mod conformance;
 pub mod ring;
+pub mod sim;
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +18,7 @@ use std::time::Duration;
 ///
 /// The kernel may deliver completions for an old use of a slot after the slot was taken again; a completion whose
 /// generation is not the slot's present one is dropped by the worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Conn {
     /// Index into the table of connections.
     pub slot: u32,
@@ -24,7 +27,7 @@ pub struct Conn {
 }
 
 /// Which of the worker's listening sockets, in the order in which they were given to the driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Listener(pub u16);
 
 /// A received piece of the stream, in memory that belongs to the driver until it is [recycled](Driver::recycle).
@@ -109,8 +112,11 @@ pub trait Driver {
     fn pause(&mut self, conn: Conn);
     /// Sends the bytes of the buffer, which must not be empty. Ends with [`Outcome::Sent`].
     fn send(&mut self, conn: Conn, buffer: Vec<u8>);
-    /// Ends both directions (`both`) or only ours: an armed receive then ends by itself, soon or when the peer does.
-    /// No completion of its own.
+    /// Ends the connection (`both`) or only our direction of it. No completion of its own.
+    ///
+    /// With `both`, whatever is outstanding ends soon: an armed receive as the end of the stream, a send with what was
+    /// taken of it or an error, a connect with an error; the peer notices when the slot is [closed](Driver::close).
+    /// Otherwise the peer sees the end of the stream, and an armed receive goes on until the peer's own.
     fn shutdown(&mut self, conn: Conn, both: bool);
     /// Gives the slot back. Only with no receive armed and no send in flight. Ends with [`Outcome::Closed`].
     fn close(&mut self, conn: Conn);

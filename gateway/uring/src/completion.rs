@@ -174,10 +174,16 @@ impl Tables {
             Ok(_) => ReceiveEnd::Rearm,
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOBUFS) => ReceiveEnd::Starved,
-                Some(libc::ECANCELED) if shut => ReceiveEnd::EndOfStream,
                 Some(libc::ECANCELED) => ReceiveEnd::Paused,
                 _ => ReceiveEnd::Failed(error),
             },
+        };
+        // Nobody should be led to arm a receive again that was to end for good.
+        let end = match end {
+            ReceiveEnd::Rearm | ReceiveEnd::Starved | ReceiveEnd::Paused if shut => {
+                ReceiveEnd::EndOfStream
+            }
+            end => end,
         };
         let outcome = Outcome::ReceiveEnded(end);
         sink(Event { conn, outcome });

@@ -11,7 +11,7 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `ring.rs` | setting a ring up, waiting, tearing it down |
+//! | `settings.rs`, `ring.rs` | setting a ring up, waiting, tearing it down |
 //! | `operations.rs` | what can be submitted |
 //! | `completion.rs` | what completions mean |
 //! | `slots.rs`, `buffers.rs` | memory that the kernel holds meanwhile: send buffers and addresses, receive buffers |
@@ -28,6 +28,7 @@ mod listener;
 mod mapping;
 mod operations;
 mod ring;
+mod settings;
 mod slots;
 mod support;
 mod syscall;
@@ -37,7 +38,8 @@ mod wake;
 pub use completion::{Event, Outcome, ReceiveEnd};
 pub use limits::{allowed_cores, pin_to_core, raise_descriptor_limit};
 pub use listener::{ListenError, listen};
-pub use ring::{Batch, PreparedRing, Ring, Settings, SetupError};
+pub use ring::{PreparedRing, Ring};
+pub use settings::{Batch, Settings, SetupError};
 pub use support::{Missing, Support, Unavailable, support};
 pub use token::{Conn, SLOTS_MAX};
 pub use wake::Waker;

@@ -61,9 +61,8 @@ impl Ring {
             self.core.push(&[silent(cancel)]);
         }
         // The cancellations name descriptors, which mean something else once they are closed.
-        if self.core.submit().is_ok() {
-            self.core.listeners.clear();
-        }
+        self.core.submit_everything();
+        self.core.listeners.clear();
     }
 
     /// Connects a free slot. Ends with [`Outcome::Connected`].
@@ -72,27 +71,8 @@ impl Ring {
             Ok(place) => place,
             Err(error) => return self.ready(conn, Outcome::Connected(Err(error))),
         };
-        let domain = RawAddress::family(to);
-        let length = RawAddress::new(to).length;
-        let user_data = pack(Operation::Connect, conn);
-        let socket = Socket::new(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP)
-            .file_index(Some(place.slot))
-            .build();
-        let no_delay = SetSockOpt::new(
-            Fixed(conn.slot),
-            libc::IPPROTO_TCP as u32,
-            libc::TCP_NODELAY as u32,
-            (&raw const ON).cast(),
-            size_of_val(&ON) as u32,
-        )
-        .build();
-        let connect = Connect::new(Fixed(conn.slot), place.address.cast_const(), length).build();
-        let link = Flags::IO_LINK | Flags::SKIP_SUCCESS;
-        self.submit_counted(&[
-            socket.flags(link).user_data(user_data),
-            no_delay.flags(link).user_data(user_data),
-            connect.user_data(user_data),
-        ]);
+        let chain = connect_chain(conn, &place, RawAddress::family(to));
+        self.submit_counted(&chain);
     }
 
     /// Receives until paused, starved or at the end of the stream: [`Outcome::Received`] any number of times, then
@@ -193,6 +173,7 @@ impl Ring {
                 .map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?,
             address: cell.address(),
             length: cell.length(),
+            size: address.length,
         };
         if let Some(slot) = slots.slot(conn) {
             slot.held = Held::Address(cell);
@@ -216,6 +197,32 @@ struct Place {
     slot: DestinationSlot,
     address: *mut libc::sockaddr,
     length: *mut libc::socklen_t,
+    /// Of the address, as it is now.
+    size: libc::socklen_t,
+}
+
+/// Socket, `TCP_NODELAY`, connect. One of them completes, as [`Operation::Connect`]: the first that fails, or the last.
+fn connect_chain(conn: Conn, place: &Place, domain: i32) -> [Entry; 3] {
+    let user_data = pack(Operation::Connect, conn);
+    let socket = Socket::new(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP)
+        .file_index(Some(place.slot))
+        .build();
+    let no_delay = SetSockOpt::new(
+        Fixed(conn.slot),
+        libc::IPPROTO_TCP as u32,
+        libc::TCP_NODELAY as u32,
+        (&raw const ON).cast(),
+        size_of_val(&ON) as u32,
+    )
+    .build();
+    let address = place.address.cast_const();
+    let connect = Connect::new(Fixed(conn.slot), address, place.size).build();
+    let link = Flags::IO_LINK | Flags::SKIP_SUCCESS;
+    [
+        socket.flags(link).user_data(user_data),
+        no_delay.flags(link).user_data(user_data),
+        connect.user_data(user_data),
+    ]
 }
 
 /// An entry whose completion nobody needs.
@@ -243,5 +250,42 @@ impl Buffers {
         let submitter = ring.submitter();
         // SAFETY: page-aligned memory with room for that many entries, which outlives the ring or is leaked.
         unsafe { submitter.register_buf_ring_with_flags(start, count, GROUP, 0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{PreparedRing, Settings};
+    use std::time::Duration;
+
+    /// The accounting of what is in flight rests on this.
+    #[test]
+    fn connect_whose_socket_cannot_be_made_completes_once() {
+        const NO_SUCH_FAMILY: i32 = 99;
+        let prepared = PreparedRing::new(Settings::default()).unwrap();
+        let mut ring = prepared.start().unwrap();
+        let conn = Conn {
+            slot: 3,
+            generation: 1,
+        };
+        let to = "127.0.0.1:25".parse().unwrap();
+        let place = ring.occupy(conn, RawAddress::new(to)).unwrap();
+        ring.submit_counted(&connect_chain(conn, &place, NO_SUCH_FAMILY));
+        let mut events = Vec::new();
+        for _ in 0..3 {
+            let timeout = Duration::from_millis(20);
+            ring.wait(timeout, |event| events.push(event)).unwrap();
+        }
+        match &events[..] {
+            [
+                Event {
+                    outcome: Outcome::Connected(Err(error)),
+                    ..
+                },
+            ] => assert_eq!(error.raw_os_error(), Some(libc::EAFNOSUPPORT)),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(ring.core.tables.in_flight, 0);
     }
 }

@@ -13,6 +13,7 @@ use crate::address::RawAddress;
 use crate::buffers::{Buffers, GROUP};
 use crate::completion::{Event, Tables};
 use crate::limits;
+use crate::settings::{Batch, Settings, SetupError};
 use crate::slots::Slots;
 use crate::support::Unavailable;
 use crate::syscall::RegisteredRing;
@@ -37,88 +38,6 @@ const SUBMIT_ATTEMPTS_MAX: u32 = 1000;
 const ENTRIES_MIN: u32 = 4;
 /// Completion queue entries per submission queue entry.
 const COMPLETIONS_PER_ENTRY: u32 = 16;
-
-/// How a ring is to be.
-#[derive(Debug)]
-pub struct Settings {
-    /// Connections the ring can hold: the size of its table, below `RLIMIT_NOFILE` (which it does not use up).
-    pub slots: u32,
-    /// Listening sockets, as from [`listen`](crate::listen). Accepts name them by their place here.
-    pub listeners: Vec<OwnedFd>,
-    /// Entries of the submission queue: how much is submitted with one system call (at least 4).
-    pub entries: u32,
-    /// Receive buffers, a power of two up to 32768.
-    pub buffers: u16,
-    /// Size of a receive buffer in octets.
-    pub buffer_size: u32,
-    /// Collect completions for a moment rather than return with the first; off if there is none.
-    pub batch: Option<Batch>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            slots: 4096,
-            listeners: Vec::new(),
-            entries: 512,
-            buffers: 1024,
-            buffer_size: 4096,
-            batch: None,
-        }
-    }
-}
-
-/// When a wait may return: trades latency for fewer system calls.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch {
-    /// With this many completions,
-    pub completions: u32,
-    /// or after this time with at least one (microsecond resolution).
-    pub within: Duration,
-}
-
-/// Why a ring could not be made.
-#[derive(Debug)]
-pub enum SetupError {
-    /// There is no io_uring to be had.
-    Unavailable(Unavailable),
-    /// The table of connections is larger than the kernel allows this process.
-    TableTooLarge {
-        /// What was asked for.
-        slots: u32,
-        /// The largest that would do.
-        slots_max: u32,
-    },
-    /// A step of the set-up failed.
-    Failed {
-        /// Which step.
-        step: &'static str,
-        /// How.
-        error: io::Error,
-    },
-}
-
-impl fmt::Display for SetupError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unavailable(why) => why.fmt(f),
-            Self::TableTooLarge { slots, slots_max } => write!(
-                f,
-                "a ring for {slots} connections needs a limit of as many open files; it is {slots_max}: \
-                 raise it (ulimit -n, LimitNOFILE=), use more workers or fewer sessions"
-            ),
-            Self::Failed { step, error } => write!(f, "cannot {step}: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for SetupError {}
-
-impl From<SetupError> for io::Error {
-    fn from(error: SetupError) -> Self {
-        io::Error::other(error)
-    }
-}
 
 fn failed(step: &'static str) -> impl FnOnce(io::Error) -> SetupError {
     move |error| SetupError::Failed { step, error }
@@ -277,8 +196,19 @@ pub(crate) struct Core {
 impl Core {
     /// Queues entries that belong together; they are submitted together too. Submits if there is no room for them.
     pub(crate) fn push(&mut self, entries: &[Entry]) {
+        self.submit_until(|core| crate::operations::push(&mut core.ring, entries));
+    }
+
+    /// Submits all that is queued now and not with the next wait.
+    pub(crate) fn submit_everything(&mut self) {
+        self.submit_until(|core| core.ring.submission().is_empty());
+    }
+
+    /// Submits again and again, for as long as something cannot be done. If the kernel takes nothing for that long,
+    /// the ring is broken.
+    fn submit_until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
         for _ in 0..SUBMIT_ATTEMPTS_MAX {
-            if crate::operations::push(&mut self.ring, entries) {
+            if done(self) {
                 return;
             }
             if let Err(error) = self.submit() {
@@ -290,7 +220,7 @@ impl Core {
     }
 
     /// Submits what is queued, without waiting. Should the kernel be out of room, completions are taken meanwhile.
-    pub(crate) fn submit(&mut self) -> io::Result<()> {
+    fn submit(&mut self) -> io::Result<()> {
         let Some(registered) = self.registered else {
             return Err(io::Error::from_raw_os_error(libc::EBADFD));
         };

@@ -2,7 +2,8 @@
 
 use crate::completion::Outcome;
 use crate::limits;
-use crate::ring::{PreparedRing, Settings, SetupError};
+use crate::ring::PreparedRing;
+use crate::settings::{Settings, SetupError};
 use io_uring::{IoUring, Probe, opcode};
 use std::time::Duration;
 use std::{fmt, fs, io};

@@ -1,0 +1,661 @@
+//! The simulated driver: a worker's kernel and network, from a seed, on virtual time.
+//!
+//! It runs the very code that the ring runs, and is hostile to it within the contract of [`Driver`]: reads and writes are
+//! cut anywhere, completions come late and together, buffers run out, receives end for no reason, connections are refused
+//! and reset, and completions of a slot's former use turn up after it was taken again. A breach of the contract by the worker panics.
+//! The same seed gives the same run, so a failure is one number. Peers are written by the tests ([`Peer`]).
+
+use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::{Buffer, Completion, Conn, Driver, Listener, Outcome, ReceiveEnd};
+
+/// What a peer does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It waits for octets.
+    Stay,
+    /// It wants to be called again after this time, if no octets come first.
+    Wake(Duration),
+    /// It has sent all it will send.
+    Close,
+    /// It breaks the connection.
+    Reset,
+}
+
+/// The other end of a connection.
+pub trait Peer {
+    /// Octets came in: none at the very beginning and after [`Fate::Wake`]. What is put into `send` is sent.
+    fn octets(&mut self, now: Duration, octets: &[u8], send: &mut Vec<u8>) -> Fate;
+    /// The gate will send nothing more.
+    fn ended(&mut self, now: Duration, send: &mut Vec<u8>) -> Fate;
+    /// The connection was broken by the gate, or with octets unread.
+    fn reset(&mut self, now: Duration);
+}
+
+/// What answers at an address: a peer, or nobody.
+pub type Dial = Box<dyn FnMut(SocketAddr) -> Option<Box<dyn Peer>>>;
+
+/// How hostile a run is. Probabilities are in percent.
+#[derive(Clone, Copy, Debug)]
+pub struct Faults {
+    /// A receive or send is cut short.
+    pub cut: u8,
+    /// A receive ends though nothing is wrong.
+    pub rearm: u8,
+    /// A completion of a former use of the slot turns up after it was closed.
+    pub stale: u8,
+    /// The network breaks a connection, per piece of data delivered.
+    pub reset: u8,
+    /// Receive buffers there are.
+    pub buffers: u16,
+    /// Octets in each.
+    pub buffer_size: u32,
+    /// The longest that anything takes.
+    pub delay_max: Duration,
+}
+
+enum Event {
+    Arrive(Listener, SocketAddr, Box<dyn Peer>),
+    Connected(Conn, SocketAddr),
+    Sent(Conn, Vec<u8>, usize),
+    Paused(Conn),
+    Closed(Conn),
+    Stale(Conn),
+    ToPeer(Conn, Vec<u8>),
+    PeerWake(Conn, u64),
+    EndToPeer(Conn),
+    ToGate(Conn, Vec<u8>),
+    EndToGate(Conn),
+    ResetToGate(Conn),
+}
+
+#[derive(Default)]
+struct Link {
+    peer: Option<Box<dyn Peer>>,
+    inbound: VecDeque<u8>,
+    inbound_end: bool,
+    broken: bool,
+    opening: bool,
+    armed: bool,
+    pausing: bool,
+    sending: bool,
+    closing: bool,
+    shut_read: bool,
+    shut_write: bool,
+    /// Nothing overtakes in either direction.
+    to_peer: Duration,
+    to_gate: Duration,
+    /// Which of its wake-ups a peer still wants.
+    wake: u64,
+}
+
+/// The network and the kernel of a simulation.
+struct World {
+    now: Duration,
+    rng: fastrand::Rng,
+    faults: Faults,
+    events: BinaryHeap<Reverse<(Duration, u64)>>,
+    bodies: BTreeMap<u64, Event>,
+    sequence: u64,
+    links: BTreeMap<Conn, Link>,
+    accepts: BTreeMap<Listener, VecDeque<Conn>>,
+    backlog: BTreeMap<Listener, VecDeque<(SocketAddr, Box<dyn Peer>)>>,
+    listening: bool,
+    dial: Dial,
+    ready: VecDeque<(Conn, Ready)>,
+    buffers_free: Vec<u16>,
+}
+
+enum Ready {
+    Octets(u16, Vec<u8>),
+    Other(Outcome),
+}
+
+/// A hand on the world, for the test.
+#[derive(Clone)]
+pub struct Network(Rc<RefCell<World>>);
+
+/// The driver of a simulated worker.
+pub struct SimDriver {
+    world: Rc<RefCell<World>>,
+    now: Duration,
+    buffers: Vec<Vec<u8>>,
+}
+
+/// Makes a world from a seed; `dial` answers the worker's connects.
+pub fn simulation(seed: u64, faults: Faults, dial: Dial) -> (SimDriver, Network) {
+    let world = World {
+        now: Duration::ZERO,
+        rng: fastrand::Rng::with_seed(seed),
+        faults,
+        events: BinaryHeap::new(),
+        bodies: BTreeMap::new(),
+        sequence: 0,
+        links: BTreeMap::new(),
+        accepts: BTreeMap::new(),
+        backlog: BTreeMap::new(),
+        listening: true,
+        dial,
+        ready: VecDeque::new(),
+        buffers_free: (0..faults.buffers).collect(),
+    };
+    let world = Rc::new(RefCell::new(world));
+    let buffers = vec![Vec::new(); usize::from(faults.buffers)];
+    (
+        SimDriver {
+            world: Rc::clone(&world),
+            now: Duration::ZERO,
+            buffers,
+        },
+        Network(world),
+    )
+}
+
+impl Network {
+    /// Lets a peer connect to a listener after some time.
+    pub fn arrive(
+        &self,
+        after: Duration,
+        listener: Listener,
+        from: SocketAddr,
+        peer: Box<dyn Peer>,
+    ) {
+        let mut world = self.0.borrow_mut();
+        let at = world.now + after;
+        world.schedule(at, Event::Arrive(listener, from, peer));
+    }
+
+    /// Virtual time.
+    pub fn now(&self) -> Duration {
+        self.0.borrow().now
+    }
+
+    /// Connections that exist on the worker's side.
+    pub fn connections(&self) -> usize {
+        self.0.borrow().links.len()
+    }
+
+    /// Receive buffers that the worker has not given back.
+    pub fn buffers_out(&self) -> usize {
+        let world = self.0.borrow();
+        usize::from(world.faults.buffers) - world.buffers_free.len()
+    }
+}
+
+impl World {
+    fn schedule(&mut self, at: Duration, event: Event) {
+        self.sequence += 1;
+        self.events.push(Reverse((at, self.sequence)));
+        self.bodies.insert(self.sequence, event);
+    }
+
+    fn chance(&mut self, percent: u8) -> bool {
+        self.rng.u8(..100) < percent
+    }
+
+    /// Most things are quick, some are slow.
+    fn delay(&mut self) -> Duration {
+        if self.rng.u8(..4) > 0 {
+            return Duration::from_micros(self.rng.u64(..200));
+        }
+        self.faults.delay_max.mul_f64(self.rng.f64())
+    }
+
+    fn link(&mut self, conn: Conn) -> Option<&mut Link> {
+        self.links.get_mut(&conn)
+    }
+
+    /// Schedules in one of a link's directions, so that nothing overtakes.
+    fn send_to_peer(&mut self, conn: Conn, event: Event) {
+        let at = self.now + self.delay();
+        let Some(link) = self.link(conn) else { return };
+        link.to_peer = link.to_peer.max(at);
+        let at = link.to_peer;
+        self.schedule(at, event);
+    }
+
+    fn send_to_gate(&mut self, conn: Conn, event: Event) {
+        let at = self.now + self.delay();
+        let Some(link) = self.link(conn) else { return };
+        link.to_gate = link.to_gate.max(at);
+        let at = link.to_gate;
+        self.schedule(at, event);
+    }
+
+    fn complete(&mut self, conn: Conn, outcome: Outcome) {
+        self.ready.push_back((conn, Ready::Other(outcome)));
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Arrive(listener, from, peer) => {
+                if self.listening {
+                    self.backlog
+                        .entry(listener)
+                        .or_default()
+                        .push_back((from, peer));
+                    self.take_from_backlog(listener);
+                }
+            }
+            Event::Connected(conn, address) => self.connected(conn, address),
+            Event::Sent(conn, buffer, taken) => self.sent(conn, buffer, taken),
+            Event::Paused(conn) => {
+                if let Some(link) = self.link(conn)
+                    && link.pausing
+                {
+                    link.pausing = false;
+                    link.armed = false;
+                    self.complete(conn, Outcome::ReceiveEnded(ReceiveEnd::Paused));
+                }
+            }
+            Event::Closed(conn) => self.closed(conn),
+            Event::Stale(conn) => {
+                self.complete(conn, Outcome::ReceiveEnded(ReceiveEnd::EndOfStream))
+            }
+            Event::ToPeer(conn, octets) => {
+                if !octets.is_empty() && self.chance(self.faults.reset) {
+                    self.cut_connection(conn);
+                } else {
+                    self.call_peer(conn, |peer, now, send| peer.octets(now, &octets, send));
+                }
+            }
+            Event::PeerWake(conn, wake) => {
+                if self.link(conn).is_some_and(|link| link.wake == wake) {
+                    self.call_peer(conn, |peer, now, send| peer.octets(now, &[], send));
+                }
+            }
+            Event::EndToPeer(conn) => self.call_peer(conn, |peer, now, send| peer.ended(now, send)),
+            Event::ToGate(conn, octets) => {
+                if self.link(conn).is_some_and(|link| link.shut_read) {
+                    // Nobody will read it: the kernel answers with a RST, which may overtake our last octets.
+                    self.break_peer(conn);
+                } else if let Some(link) = self.link(conn) {
+                    link.inbound.extend(octets);
+                    self.receive_some(conn);
+                }
+            }
+            Event::EndToGate(conn) => {
+                if let Some(link) = self.link(conn) {
+                    link.inbound_end = true;
+                    self.receive_some(conn);
+                }
+            }
+            Event::ResetToGate(conn) => {
+                if let Some(link) = self.link(conn) {
+                    link.broken = true;
+                    link.inbound.clear();
+                    self.receive_some(conn);
+                }
+            }
+        }
+    }
+
+    fn take_from_backlog(&mut self, listener: Listener) {
+        let (Some(accepts), Some(backlog)) = (
+            self.accepts.get_mut(&listener),
+            self.backlog.get_mut(&listener),
+        ) else {
+            return;
+        };
+        if accepts.is_empty() || backlog.is_empty() {
+            return;
+        }
+        if let (Some(conn), Some((from, peer))) = (accepts.pop_front(), backlog.pop_front()) {
+            self.links.insert(
+                conn,
+                Link {
+                    peer: Some(peer),
+                    ..Link::default()
+                },
+            );
+            self.complete(conn, Outcome::Accepted(Ok(from)));
+            self.send_to_peer(conn, Event::ToPeer(conn, Vec::new()));
+        }
+    }
+
+    fn connected(&mut self, conn: Conn, address: SocketAddr) {
+        let shut = self.link(conn).is_some_and(|link| link.shut_write);
+        let peer = if shut { None } else { (self.dial)(address) };
+        let Some(link) = self.link(conn) else { return };
+        if !link.opening {
+            return;
+        }
+        link.opening = false;
+        link.peer = peer;
+        if link.peer.is_none() {
+            link.broken = true;
+            self.complete(
+                conn,
+                Outcome::Connected(Err(io::ErrorKind::ConnectionRefused.into())),
+            );
+            return;
+        }
+        self.complete(conn, Outcome::Connected(Ok(())));
+        self.send_to_peer(conn, Event::ToPeer(conn, Vec::new()));
+    }
+
+    fn sent(&mut self, conn: Conn, buffer: Vec<u8>, taken: usize) {
+        let Some(link) = self.link(conn) else { return };
+        link.sending = false;
+        if link.broken || link.shut_write {
+            self.complete(
+                conn,
+                Outcome::Sent {
+                    buffer,
+                    result: Err(io::ErrorKind::BrokenPipe.into()),
+                },
+            );
+            return;
+        }
+        let mut rest = &buffer[..taken];
+        while !rest.is_empty() {
+            let piece = if self.chance(self.faults.cut) {
+                self.rng.usize(1..=rest.len())
+            } else {
+                rest.len()
+            };
+            let (octets, more) = rest.split_at(piece);
+            self.send_to_peer(conn, Event::ToPeer(conn, octets.to_vec()));
+            rest = more;
+        }
+        self.complete(
+            conn,
+            Outcome::Sent {
+                buffer,
+                result: Ok(taken),
+            },
+        );
+    }
+
+    fn closed(&mut self, conn: Conn) {
+        let unread = self.link(conn).is_some_and(|link| !link.inbound.is_empty());
+        if unread {
+            self.break_peer(conn);
+        }
+        if self.chance(self.faults.stale) {
+            let at = self.now + self.delay() * 4;
+            self.schedule(at, Event::Stale(conn));
+        }
+        self.complete(conn, Outcome::Closed);
+        // The peer may go on for a while; what it says then finds nobody.
+        self.links.remove(&conn);
+    }
+
+    /// The connection breaks in the network: both sides notice.
+    fn cut_connection(&mut self, conn: Conn) {
+        self.break_peer(conn);
+        if let Some(link) = self.link(conn) {
+            link.broken = true;
+            link.inbound.clear();
+            self.receive_some(conn);
+        }
+    }
+
+    fn break_peer(&mut self, conn: Conn) {
+        let now = self.now;
+        if let Some(mut peer) = self.link(conn).and_then(|link| link.peer.take()) {
+            peer.reset(now);
+        }
+    }
+
+    fn call_peer(
+        &mut self,
+        conn: Conn,
+        call: impl FnOnce(&mut dyn Peer, Duration, &mut Vec<u8>) -> Fate,
+    ) {
+        let now = self.now;
+        let Some(link) = self.link(conn) else { return };
+        link.wake += 1;
+        let wake = link.wake;
+        let Some(mut peer) = link.peer.take() else {
+            return;
+        };
+        let mut send = Vec::new();
+        let fate = call(peer.as_mut(), now, &mut send);
+        if let Some(link) = self.link(conn) {
+            link.peer = Some(peer);
+        }
+        let mut rest = send.as_slice();
+        while !rest.is_empty() {
+            let piece = if self.chance(self.faults.cut) {
+                self.rng.usize(1..=rest.len())
+            } else {
+                rest.len()
+            };
+            let (octets, more) = rest.split_at(piece);
+            self.send_to_gate(conn, Event::ToGate(conn, octets.to_vec()));
+            rest = more;
+        }
+        match fate {
+            Fate::Stay => {}
+            Fate::Wake(after) => self.schedule(now + after, Event::PeerWake(conn, wake)),
+            Fate::Close => self.send_to_gate(conn, Event::EndToGate(conn)),
+            Fate::Reset => {
+                if let Some(link) = self.link(conn) {
+                    link.peer = None;
+                }
+                self.send_to_gate(conn, Event::ResetToGate(conn));
+            }
+        }
+    }
+
+    /// Gives an armed receive what there is for it.
+    fn receive_some(&mut self, conn: Conn) {
+        loop {
+            let (rearm, cut) = (self.chance(self.faults.rearm), self.chance(self.faults.cut));
+            let Some(link) = self.links.get_mut(&conn) else {
+                return;
+            };
+            if !link.armed {
+                return;
+            }
+            let end = if !link.inbound.is_empty() && !link.shut_read {
+                if rearm {
+                    ReceiveEnd::Rearm
+                } else if let Some(buffer) = self.buffers_free.pop() {
+                    let most = link.inbound.len().min(self.faults.buffer_size as usize);
+                    let length = if cut { self.rng.usize(1..=most) } else { most };
+                    let octets = link.inbound.drain(..length).collect();
+                    self.ready.push_back((conn, Ready::Octets(buffer, octets)));
+                    continue;
+                } else {
+                    ReceiveEnd::Starved
+                }
+            } else if link.broken {
+                ReceiveEnd::Failed(io::ErrorKind::ConnectionReset.into())
+            } else if link.inbound_end || link.shut_read {
+                ReceiveEnd::EndOfStream
+            } else {
+                return;
+            };
+            link.armed = false;
+            link.pausing = false;
+            self.complete(conn, Outcome::ReceiveEnded(end));
+            return;
+        }
+    }
+}
+
+impl Driver for SimDriver {
+    fn now(&self) -> Duration {
+        self.now
+    }
+
+    fn unix_time(&self) -> u64 {
+        1_800_000_000 + self.now.as_secs()
+    }
+
+    fn accept(&mut self, listener: Listener, conn: Conn) {
+        let mut world = self.world.borrow_mut();
+        assert!(
+            !world.links.contains_key(&conn),
+            "accept into a slot in use"
+        );
+        world.accepts.entry(listener).or_default().push_back(conn);
+        world.take_from_backlog(listener);
+    }
+
+    fn stop_accepting(&mut self) {
+        let mut world = self.world.borrow_mut();
+        world.listening = false;
+        world.backlog.clear();
+        for conn in std::mem::take(&mut world.accepts).into_values().flatten() {
+            world.complete(
+                conn,
+                Outcome::Accepted(Err(io::ErrorKind::Interrupted.into())),
+            );
+        }
+    }
+
+    fn connect(&mut self, conn: Conn, to: SocketAddr) {
+        let mut world = self.world.borrow_mut();
+        let before = world.links.insert(
+            conn,
+            Link {
+                opening: true,
+                ..Link::default()
+            },
+        );
+        assert!(before.is_none(), "connect of a slot in use");
+        let at = world.now + world.delay();
+        world.schedule(at, Event::Connected(conn, to));
+    }
+
+    fn receive(&mut self, conn: Conn) {
+        let mut world = self.world.borrow_mut();
+        let link = world
+            .link(conn)
+            .expect("receive on a connection that is not there");
+        assert!(
+            !link.armed && !link.closing && !link.opening,
+            "receive out of turn"
+        );
+        link.armed = true;
+        world.receive_some(conn);
+    }
+
+    fn pause(&mut self, conn: Conn) {
+        let mut world = self.world.borrow_mut();
+        let at = world.now + world.delay();
+        // It may have ended meanwhile, which the worker cannot know yet.
+        if let Some(link) = world.link(conn)
+            && link.armed
+        {
+            link.pausing = true;
+            world.schedule(at, Event::Paused(conn));
+        }
+    }
+
+    fn send(&mut self, conn: Conn, buffer: Vec<u8>) {
+        let mut world = self.world.borrow_mut();
+        assert!(!buffer.is_empty(), "an empty send");
+        let cut = world.faults.cut;
+        let short = world.chance(cut);
+        let taken = if short {
+            world.rng.usize(1..=buffer.len())
+        } else {
+            buffer.len()
+        };
+        let at = world.now + world.delay();
+        let link = world
+            .link(conn)
+            .expect("send on a connection that is not there");
+        assert!(
+            !link.sending && !link.closing && !link.opening,
+            "send out of turn"
+        );
+        link.sending = true;
+        world.schedule(at, Event::Sent(conn, buffer, taken));
+    }
+
+    fn shutdown(&mut self, conn: Conn, both: bool) {
+        let mut world = self.world.borrow_mut();
+        let Some(link) = world.link(conn) else { return };
+        let first = !link.shut_write;
+        link.shut_write = true;
+        if link.opening {
+            link.opening = false;
+            world.complete(
+                conn,
+                Outcome::Connected(Err(io::ErrorKind::ConnectionAborted.into())),
+            );
+            return;
+        }
+        if first {
+            world.send_to_peer(conn, Event::EndToPeer(conn));
+        }
+        if both && let Some(link) = world.link(conn) {
+            link.shut_read = true;
+            world.receive_some(conn);
+        }
+    }
+
+    fn close(&mut self, conn: Conn) {
+        let mut world = self.world.borrow_mut();
+        let at = world.now + world.delay();
+        let link = world
+            .link(conn)
+            .expect("close of a connection that is not there");
+        assert!(
+            !link.armed && !link.sending && !link.closing && !link.opening,
+            "close with something in flight"
+        );
+        link.closing = true;
+        // Whoever still waits for octets learns that none will come.
+        let at = at.max(link.to_peer);
+        world.schedule(at, Event::Closed(conn));
+    }
+
+    fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        &self.buffers[usize::from(buffer.id)]
+    }
+
+    fn recycle(&mut self, buffer: Buffer) {
+        let mut world = self.world.borrow_mut();
+        assert!(
+            !world.buffers_free.contains(&buffer.id),
+            "a buffer was given back twice"
+        );
+        world.buffers_free.push(buffer.id);
+    }
+
+    fn wait(&mut self, timeout: Duration, completions: &mut Vec<Completion>) -> io::Result<()> {
+        let mut world = self.world.borrow_mut();
+        let deadline = world.now + timeout;
+        while world.ready.is_empty() {
+            match world.events.peek() {
+                Some(Reverse((at, _))) if *at <= deadline => {}
+                _ => break,
+            }
+            let Some(Reverse((at, sequence))) = world.events.pop() else {
+                break;
+            };
+            world.now = world.now.max(at);
+            if let Some(event) = world.bodies.remove(&sequence) {
+                world.happen(event);
+            }
+        }
+        if world.ready.is_empty() {
+            world.now = deadline;
+        }
+        self.now = world.now;
+        while let Some((conn, ready)) = world.ready.pop_front() {
+            let outcome = match ready {
+                Ready::Other(outcome) => outcome,
+                Ready::Octets(id, octets) => {
+                    let len = octets.len() as u32;
+                    self.buffers[usize::from(id)] = octets;
+                    Outcome::Received(Buffer { id, offset: 0, len })
+                }
+            };
+            completions.push(Completion { conn, outcome });
+        }
+        Ok(())
+    }
+}

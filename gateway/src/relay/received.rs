@@ -1,0 +1,205 @@
+//! The `Received:` line that every message gets (RFC 5321 section 4.4), and the count of those it has already.
+//!
+//! A message that carries more than [`HOPS_MAX`] of them is going round in a loop (section 6.3). The count is taken
+//! while the message streams by, whatever the pieces it arrives in, and costs nothing once its header has ended.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+/// More `Received:` lines than this are a loop.
+pub const HOPS_MAX: u32 = 50;
+
+const FIELD: &[u8] = b"received:";
+
+/// What the line says of one transaction.
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// The name the client gave with HELO or EHLO.
+    pub helo: &'a str,
+    /// Where it came from.
+    pub client: IpAddr,
+    /// Our own name.
+    pub hostname: &'a str,
+    /// EHLO was said.
+    pub extended: bool,
+    /// SMTPUTF8 was asked for (RFC 6531 section 4.3 names the protocol for that).
+    pub utf8: bool,
+    /// The transaction's id, as the log has it.
+    pub id: &'a str,
+    /// The recipient, when it is the only one; naming several would tell each of the others.
+    pub recipient: Option<&'a str>,
+    /// The date, as [`date`] makes it.
+    pub date: &'a str,
+}
+
+impl Received<'_> {
+    /// Appends the folded line with its CRLF.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let protocol = match (self.utf8, self.extended) {
+            (true, _) => "UTF8SMTP",
+            (false, true) => "ESMTP",
+            (false, false) => "SMTP",
+        };
+        let mut line = String::with_capacity(256);
+        let literal = match self.client {
+            IpAddr::V4(address) => format!("[{address}]"),
+            IpAddr::V6(address) => format!("[IPv6:{address}]"),
+        };
+        // Writing to a String cannot fail.
+        let _ = write!(
+            line,
+            "Received: from {} ({literal})\r\n\tby {}",
+            self.helo, self.hostname
+        );
+        let _ = write!(line, " (Portcullis) with {protocol} id {}", self.id);
+        if let Some(recipient) = self.recipient {
+            let _ = write!(line, "\r\n\tfor <{recipient}>");
+        }
+        let _ = write!(line, ";\r\n\t{}\r\n", self.date);
+        out.extend_from_slice(line.as_bytes());
+    }
+}
+
+/// A moment in the form of RFC 5322 section 3.3, in UTC.
+pub fn date(unix_time: u64) -> String {
+    i64::try_from(unix_time)
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
+        .and_then(|moment| {
+            jiff::fmt::rfc2822::to_string(&moment.to_zoned(jiff::tz::TimeZone::UTC)).ok()
+        })
+        .unwrap_or_else(|| "Thu, 1 Jan 1970 00:00:00 +0000".to_owned())
+}
+
+/// Counts the `Received:` lines in the header of a message that arrives in pieces.
+#[derive(Debug, Default)]
+pub struct Hops {
+    count: u32,
+    /// How much of `FIELD` the present line has matched; `None` when it is another line.
+    matched: Option<u8>,
+    /// Octets in the present line, as far as that matters: an empty line ends the header.
+    length: u8,
+    begun: bool,
+    body: bool,
+}
+
+impl Hops {
+    /// Takes the next piece of the message; its lines end in CRLF.
+    pub fn update(&mut self, mut piece: &[u8]) {
+        if self.body {
+            return;
+        }
+        if !self.begun {
+            self.begun = true;
+            self.matched = Some(0);
+        }
+        while !piece.is_empty() && !self.body {
+            self.line(&mut piece);
+        }
+    }
+
+    /// Whether the message has been through too many hands.
+    pub fn is_loop(&self) -> bool {
+        self.count > HOPS_MAX
+    }
+
+    /// Takes `piece` forward to the end of the present line, or to its own end.
+    fn line(&mut self, piece: &mut &[u8]) {
+        while let (Some(matched), Some((&octet, rest))) = (self.matched, piece.split_first()) {
+            if octet == b'\n' {
+                break;
+            }
+            *piece = rest;
+            self.length = self.length.saturating_add(1);
+            self.matched =
+                (octet.to_ascii_lowercase() == FIELD[usize::from(matched)]).then_some(matched + 1);
+            if self.matched == Some(FIELD.len() as u8) {
+                self.count += 1;
+                self.matched = None;
+            }
+        }
+        let Some(end) = piece.iter().position(|&octet| octet == b'\n') else {
+            self.length = self
+                .length
+                .saturating_add(u8::try_from(piece.len()).unwrap_or(u8::MAX));
+            *piece = &[];
+            return;
+        };
+        self.length = self
+            .length
+            .saturating_add(u8::try_from(end).unwrap_or(u8::MAX));
+        // Only the CR stood on it.
+        self.body = self.length <= 1;
+        self.length = 0;
+        self.matched = Some(0);
+        *piece = &piece[end + 1..];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn count(message: &str, cuts: &[usize]) -> u32 {
+        let (mut hops, mut from) = (Hops::default(), 0);
+        for &cut in cuts.iter().chain([&message.len()]) {
+            let cut = cut.clamp(from, message.len());
+            hops.update(&message.as_bytes()[from..cut]);
+            from = cut;
+        }
+        hops.count
+    }
+
+    #[test]
+    fn only_received_lines_of_the_header_are_counted() {
+        let cases = [
+            ("", 0),
+            ("Received: a\r\n", 1),
+            (
+                "RECEIVED: a\r\n\tfolded\r\nreceived: b\r\nSubject: Received: c\r\n\r\nReceived: d\r\n",
+                2,
+            ),
+            ("X-Received: a\r\nReceived : b\r\n\r\n", 0),
+            (" Received: folded\r\n\r\n", 0),
+            ("\r\nReceived: in the body\r\n", 0),
+            ("Rec\r\nReceived: a\r\n", 1),
+        ];
+        for (message, expected) in cases {
+            assert_eq!(count(message, &[]), expected, "{message:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_count_does_not_depend_on_how_the_message_is_cut(
+            lines in prop::collection::vec(prop_oneof!["Received: x", "ReceiveD:", "Rece", "Subject: y", " z", ""], 0..12),
+            mut cuts in prop::collection::vec(0..200usize, 0..12),
+        ) {
+            let message: String = lines.iter().flat_map(|line| [line.as_str(), "\r\n"]).collect();
+            cuts.sort_unstable();
+            prop_assert_eq!(count(&message, &cuts), count(&message, &[]));
+        }
+    }
+
+    #[test]
+    fn the_line_names_the_client_and_folds() {
+        let mut out = Vec::new();
+        let received = Received {
+            helo: "client.example",
+            client: "192.0.2.7".parse().unwrap(),
+            hostname: "mx.example",
+            extended: true,
+            utf8: false,
+            id: "1A2",
+            recipient: Some("a@b.example"),
+            date: &date(0),
+        };
+        received.write(&mut out);
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "Received: from client.example ([192.0.2.7])\r\n\tby mx.example (Portcullis) with ESMTP id 1A2\r\n\
+             \tfor <a@b.example>;\r\n\tThu, 1 Jan 1970 00:00:00 +0000\r\n"
+        );
+    }
+}

@@ -1,0 +1,311 @@
+//! The worker's table of connections, and what one wants from the driver.
+//!
+//! Sessions and next hops do not call the driver: they put octets into [`Connection::output`], set [`Connection::held`]
+//! or call [`Connection::finish`], and the worker brings the driver in line with that once per batch. So a burst of pipelined
+//! commands is answered with one send, and the order of shutdown, last completion and close is written down once.
+
+use std::time::Duration;
+
+use super::next_hop::NextHopConnection;
+use super::session::ClientSession;
+use crate::driver::{Conn, Driver, Listener};
+
+/// What is behind a slot.
+pub(super) enum Role {
+    /// Nobody, yet: the slot waits in an accept, is closing, or is free.
+    None,
+    /// Waits for the next connection of a listener.
+    Accepting(Listener),
+    /// A client's session.
+    Client(Box<ClientSession>),
+    /// Our session with a next hop.
+    NextHop(Box<NextHopConnection>),
+}
+
+/// Where a connection is between being opened and its slot being free again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Free,
+    /// An accept is outstanding, or a connect that somebody waits for.
+    Opening,
+    Open,
+    /// Closes once its output is out.
+    Finishing(Ending),
+    /// Shut down; waits for the armed receive to end, and with [`Ending::Linger`] for the peer to close first.
+    Draining(Ending),
+    /// The driver closes it.
+    Closing,
+}
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The dialogue is over.
+    Quiet,
+    /// The peer may still be talking: what it says is read and thrown away for a moment, because closing with unread
+    /// octets makes the kernel send a RST, which can take our last reply with it.
+    Linger,
+    /// It is broken, or has taken too long: output that was not sent is lost.
+    Now,
+}
+
+/// The state of a connection's receive, as the driver has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Receive {
+    Off,
+    Armed,
+    Pausing,
+    /// Ended for want of a buffer; the worker arms it when there are some.
+    Starved,
+    /// The peer will send nothing more.
+    Ended,
+}
+
+/// One slot of the table.
+pub(super) struct Connection {
+    pub(super) generation: u32,
+    pub(super) phase: Phase,
+    pub(super) receive: Receive,
+    /// A send is in flight.
+    pub(super) sending: bool,
+    /// An accept or a connect is in flight.
+    opening: bool,
+    /// Back-pressure: nothing more is to be received for now.
+    pub(super) held: bool,
+    /// It is in the worker's list of connections to be brought in line.
+    pub(super) touched: bool,
+    /// What is to be sent next; empty and without memory while idle.
+    pub(super) output: Vec<u8>,
+    /// What was received but could not be taken yet.
+    pub(super) input: Vec<u8>,
+    pub(super) role: Role,
+}
+
+/// How long our last output may take to be sent, and then the peer to close.
+const CLOSING_MAX: Duration = Duration::from_secs(5);
+
+impl Connection {
+    fn new() -> Self {
+        Self {
+            generation: 0,
+            phase: Phase::Free,
+            receive: Receive::Off,
+            sending: false,
+            opening: false,
+            held: false,
+            touched: false,
+            output: Vec::new(),
+            input: Vec::new(),
+            role: Role::None,
+        }
+    }
+
+    /// Ends the connection once all output is out. The first ending asked for holds.
+    pub(super) fn finish(&mut self, ending: Ending) {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Finishing(ending);
+        }
+    }
+
+    /// Ends the connection now; output that was not sent is dropped.
+    pub(super) fn abort(&mut self) {
+        self.output = Vec::new();
+        if !matches!(self.phase, Phase::Free | Phase::Closing) {
+            self.phase = Phase::Finishing(Ending::Now);
+        }
+    }
+
+    /// The accept or the connect is over.
+    pub(super) fn opened(&mut self) {
+        self.opening = false;
+        if self.phase == Phase::Opening {
+            self.phase = Phase::Open;
+        }
+    }
+
+    /// Whether the dialogue goes on.
+    pub(super) fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// Whether nothing more can be said.
+    pub(super) fn is_ending(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Finishing(Ending::Now) | Phase::Draining(_) | Phase::Closing
+        )
+    }
+
+    /// Gives the driver what the connection wants done. Returns how long it may stay in its phase, when that is bounded here.
+    pub(super) fn settle<D: Driver>(&mut self, conn: Conn, driver: &mut D) -> Option<Duration> {
+        match self.phase {
+            Phase::Free | Phase::Opening | Phase::Closing => None,
+            Phase::Open => {
+                self.settle_send(conn, driver);
+                self.settle_receive(conn, driver);
+                None
+            }
+            Phase::Finishing(ending) => {
+                self.settle_send(conn, driver);
+                if self.sending && ending != Ending::Now {
+                    return Some(CLOSING_MAX);
+                }
+                driver.shutdown(conn, ending != Ending::Linger);
+                self.phase = Phase::Draining(ending);
+                self.held = false;
+                self.settle_drain(ending, conn, driver);
+                Some(CLOSING_MAX)
+            }
+            Phase::Draining(ending) => {
+                self.settle_drain(ending, conn, driver);
+                None
+            }
+        }
+    }
+
+    fn settle_send<D: Driver>(&mut self, conn: Conn, driver: &mut D) {
+        if self.sending || self.output.is_empty() {
+            return;
+        }
+        self.sending = true;
+        driver.send(conn, std::mem::take(&mut self.output));
+        if let Role::Client(session) = &mut self.role {
+            session.smtp.flushed();
+        }
+    }
+
+    fn settle_receive<D: Driver>(&mut self, conn: Conn, driver: &mut D) {
+        match (self.receive, self.held) {
+            (Receive::Off, false) => {
+                self.receive = Receive::Armed;
+                driver.receive(conn);
+            }
+            (Receive::Armed, true) => {
+                self.receive = Receive::Pausing;
+                driver.pause(conn);
+            }
+            _ => {}
+        }
+    }
+
+    /// Closes a connection that was shut down, as soon as no completion of it is to come any more.
+    fn settle_drain<D: Driver>(&mut self, ending: Ending, conn: Conn, driver: &mut D) {
+        if ending == Ending::Linger {
+            self.settle_receive(conn, driver);
+        }
+        let receiving = match ending {
+            Ending::Linger => self.receive != Receive::Ended,
+            Ending::Quiet | Ending::Now => {
+                matches!(self.receive, Receive::Armed | Receive::Pausing)
+            }
+        };
+        if !receiving && !self.sending && !self.opening {
+            self.phase = Phase::Closing;
+            driver.close(conn);
+        }
+    }
+}
+
+/// All connections of a worker, by slot.
+pub(super) struct Table {
+    slots: Vec<Connection>,
+    free: Vec<u32>,
+    slots_max: u32,
+}
+
+impl Table {
+    pub(super) fn new(slots_max: u32) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            slots_max,
+        }
+    }
+
+    /// Takes a free slot for a connection that is about to be opened; `None` when all are taken.
+    pub(super) fn open(&mut self, role: Role) -> Option<Conn> {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.slots.len() < self.slots_max as usize => {
+                self.slots.push(Connection::new());
+                self.slots.len() as u32 - 1
+            }
+            None => return None,
+        };
+        let connection = &mut self.slots[slot as usize];
+        connection.phase = Phase::Opening;
+        connection.opening = true;
+        connection.role = role;
+        Some(Conn {
+            slot,
+            generation: connection.generation,
+        })
+    }
+
+    /// Gives a slot back, and makes all completions still to come for it stale.
+    pub(super) fn free(&mut self, conn: Conn) {
+        let connection = &mut self.slots[conn.slot as usize];
+        let generation = connection.generation.wrapping_add(1);
+        let touched = connection.touched;
+        *connection = Connection {
+            generation,
+            touched,
+            ..Connection::new()
+        };
+        self.free.push(conn.slot);
+    }
+
+    /// The connection, unless the slot was taken again since.
+    pub(super) fn current(&mut self, conn: Conn) -> Option<&mut Connection> {
+        self.slots.get_mut(conn.slot as usize).filter(|connection| {
+            connection.generation == conn.generation && connection.phase != Phase::Free
+        })
+    }
+
+    /// The name of what is in a slot now.
+    pub(super) fn conn(&self, slot: u32) -> Conn {
+        Conn {
+            slot,
+            generation: self.slots[slot as usize].generation,
+        }
+    }
+
+    /// All slots in use, for the rare walk over everything.
+    pub(super) fn open_conns(&self) -> Vec<Conn> {
+        let in_use = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(_, connection)| connection.phase != Phase::Free);
+        in_use
+            .map(|(slot, connection)| Conn {
+                slot: slot as u32,
+                generation: connection.generation,
+            })
+            .collect()
+    }
+
+    /// Whether no slot is in use.
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.len() == self.free.len()
+    }
+
+    /// How many slots are left.
+    pub(super) fn room(&self) -> u32 {
+        self.slots_max - (self.slots.len() - self.free.len()) as u32
+    }
+}
+
+impl std::ops::Index<Conn> for Table {
+    type Output = Connection;
+
+    fn index(&self, conn: Conn) -> &Connection {
+        &self.slots[conn.slot as usize]
+    }
+}
+
+impl std::ops::IndexMut<Conn> for Table {
+    fn index_mut(&mut self, conn: Conn) -> &mut Connection {
+        &mut self.slots[conn.slot as usize]
+    }
+}

@@ -1,0 +1,401 @@
+//! The worker's side of a client's session: octets to the SMTP engine, its events to the policy and the relay, answers back.
+//!
+//! Nothing here waits. What an event needs from a next hop is asked for, the session takes no further command meanwhile
+//! (further RCPTs of a pipelined group excepted), and [`Gate::resume`] goes on when the answer is there.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use portcullis_smtp::reply::{EnhancedCode, Reply};
+use portcullis_smtp::server::{Event, Session, Step};
+
+use super::Gate;
+use super::connection::{Ending, Receive, Role};
+use super::log::SessionRecord;
+use super::passage::{Id, Passage};
+use super::sources::Source;
+use crate::driver::Conn;
+use crate::policy::{self, Decision, Rule, Verdict};
+
+/// One client's session.
+pub(super) struct ClientSession {
+    pub(super) smtp: Session,
+    pub(super) client: policy::Client,
+    pub(super) id: Id,
+    pub(super) helo: String,
+    /// When it began.
+    pub(super) since: Duration,
+    /// The greeting is still to come.
+    pub(super) awaits_greeting: bool,
+    /// Counted in the sessions of this source.
+    source: Option<Source>,
+    pub(super) passage: Option<Box<Passage>>,
+    /// A refusal of ours for a recipient, kept until the next hop has answered for those before it.
+    pub(super) withheld: Option<Reply<'static>>,
+    pub(super) accepted: u32,
+    pub(super) refused: u32,
+    pub(super) octets: u64,
+}
+
+/// What comes after an event.
+#[derive(PartialEq, Eq)]
+pub(super) enum Flow {
+    /// The next event.
+    Next,
+    /// More octets, or an answer.
+    Wait,
+}
+
+/// Unanswered input beyond this stops the receive.
+const INPUT_MAX: usize = 64 << 10;
+/// Replies that the client does not read, beyond this, stop the receive.
+const OUTPUT_MAX: usize = 64 << 10;
+
+const TOO_MANY_SESSIONS: Reply<'static> = Reply::fixed(
+    421,
+    EnhancedCode(4, 3, 2),
+    "Too many sessions, please try again later",
+);
+const TOO_MANY_FROM_SOURCE: Reply<'static> = Reply::fixed(
+    421,
+    EnhancedCode(4, 7, 0),
+    "Too many sessions from your address, please try again later",
+);
+const TIMEOUT: Reply<'static> = Reply::fixed(
+    421,
+    EnhancedCode(4, 4, 2),
+    "Timeout, closing the connection",
+);
+/// The answer to what cannot be finished before the gate stops.
+pub(super) const STOPPING: Reply<'static> = Reply::fixed(
+    421,
+    EnhancedCode(4, 3, 2),
+    "The service is stopping, please try again later",
+);
+
+impl Gate {
+    /// A connection was taken.
+    pub(super) fn client_connected(&mut self, conn: Conn, peer: SocketAddr) {
+        self.counters.session_opened();
+        self.sessions += 1;
+        let address = peer.ip().to_canonical();
+        let client = self.config.policy.client(address);
+        let session = ClientSession {
+            smtp: Session::new(),
+            id: self.next_id(),
+            helo: String::new(),
+            since: self.now,
+            awaits_greeting: true,
+            source: None,
+            passage: None,
+            withheld: None,
+            accepted: 0,
+            refused: 0,
+            octets: 0,
+            client,
+        };
+        self.table[conn].role = Role::Client(Box::new(session));
+        if let Some((rule, reply)) = self.admit(conn) {
+            reply.write(&mut self.table[conn].output);
+            self.end_session(conn, Ending::Linger, Some(rule));
+            return;
+        }
+        let delay = self.config.limits.greeting_delay;
+        if delay.is_zero() || client.is_exempt() {
+            self.greet(conn);
+        } else {
+            self.wheel.set(conn.slot, self.now + delay);
+        }
+    }
+
+    /// Holds a new session against the policy and the limits; returns the refusal and its rule.
+    fn admit(&mut self, conn: Conn) -> Option<(Cow<'static, str>, Reply<'static>)> {
+        let Role::Client(session) = &mut self.table[conn].role else {
+            return None;
+        };
+        let Decision { verdict, rule } = self.config.policy.connect(&session.client);
+        if let Verdict::Refuse(reply) = verdict {
+            return Some((self.rule(rule), reply));
+        }
+        if self.draining {
+            return Some(("stopping".into(), STOPPING));
+        }
+        if self.sessions > self.sessions_max {
+            return Some(("sessions".into(), TOO_MANY_SESSIONS));
+        }
+        if !session.client.is_exempt() {
+            let source = Source::from(session.client.address);
+            if !self
+                .shared
+                .sources
+                .enter(source, self.config.limits.sessions_per_source)
+            {
+                return Some(("sessions-per-source".into(), TOO_MANY_FROM_SOURCE));
+            }
+            session.source = Some(source);
+        }
+        None
+    }
+
+    /// The name of a rule, for the log.
+    pub(super) fn rule(&self, rule: Rule) -> Cow<'static, str> {
+        Cow::Owned(self.config.policy.rule_name(rule).to_owned())
+    }
+
+    fn greet(&mut self, conn: Conn) {
+        let connection = &mut self.table[conn];
+        if let Role::Client(session) = &mut connection.role {
+            session.awaits_greeting = false;
+            session.smtp.greet(&self.settings, &mut connection.output);
+        }
+        self.expect_command(conn);
+        self.touch(conn);
+    }
+
+    /// The client has `command_timeout` for its next whole command, however it spreads its octets.
+    fn expect_command(&mut self, conn: Conn) {
+        self.wheel
+            .set(conn.slot, self.now + self.config.limits.command_timeout);
+    }
+
+    /// Octets came in, or (with none) an answer did.
+    pub(super) fn client_input(&mut self, conn: Conn, received: &[u8]) {
+        let connection = &mut self.table[conn];
+        let mut kept = std::mem::take(&mut connection.input);
+        let input = if kept.is_empty() {
+            received
+        } else {
+            kept.extend_from_slice(received);
+            &kept
+        };
+        let mut taken = 0;
+        let mut progress = false;
+        while let Some(step) = self.client_step(conn, &input[taken..]) {
+            taken += step.consumed;
+            progress |= !matches!(step.event, Event::NeedInput | Event::AwaitingAnswer);
+            if self.client_event(conn, step.event) == Flow::Wait {
+                break;
+            }
+        }
+        let connection = &mut self.table[conn];
+        let Role::Client(session) = &connection.role else {
+            return;
+        };
+        let waits_for_input = session
+            .passage
+            .as_ref()
+            .is_none_or(|passage| !passage.owes_answer());
+        if taken == 0 && !kept.is_empty() {
+            connection.input = kept;
+        } else if taken < input.len() {
+            connection.input = input[taken..].to_vec();
+        }
+        if waits_for_input && connection.receive == Receive::Ended {
+            self.end_session(conn, Ending::Quiet, None);
+            return;
+        }
+        self.client_deadline(conn, progress, waits_for_input);
+        self.client_hold(conn);
+        self.touch(conn);
+    }
+
+    fn client_step<'a>(&mut self, conn: Conn, input: &'a [u8]) -> Option<Step<'a>> {
+        let connection = &mut self.table[conn];
+        let Role::Client(session) = &mut connection.role else {
+            return None;
+        };
+        if session.withheld.is_some() || connection.output.len() > OUTPUT_MAX {
+            return None;
+        }
+        Some(
+            session
+                .smtp
+                .handle(&self.settings, input, &mut connection.output),
+        )
+    }
+
+    fn client_event(&mut self, conn: Conn, event: Event<'_>) -> Flow {
+        match event {
+            Event::NeedInput | Event::AwaitingAnswer => return Flow::Wait,
+            Event::Hello { name, .. } => self.hello(conn, name),
+            Event::Mail(mail) => self.mail(conn, &mail),
+            Event::Rcpt(rcpt) => return self.rcpt(conn, &rcpt),
+            Event::Message => self.message(conn),
+            Event::Body(piece) => self.content(conn, piece),
+            Event::MessageFault(fault) => self.fault(conn, fault),
+            Event::MessageEnd { .. } => self.message_end(conn),
+            Event::Reset => self.end_passage(conn),
+            Event::Quit => self.end_session(conn, Ending::Quiet, None),
+            Event::Abort(abuse) => {
+                self.end_session(conn, Ending::Linger, Some(abuse.rule().into()))
+            }
+        }
+        Flow::Next
+    }
+
+    fn hello(&mut self, conn: Conn, name: &str) {
+        let Role::Client(session) = &mut self.table[conn].role else {
+            return;
+        };
+        name.clone_into(&mut session.helo);
+        let decision = self.config.policy.hello(&session.client, name);
+        self.answer_decision(conn, decision);
+    }
+
+    /// Answers what the policy alone decides; returns whether it was accepted.
+    pub(super) fn answer_decision(&mut self, conn: Conn, decision: Decision) -> bool {
+        match decision.verdict {
+            Verdict::Accept => {
+                self.accept(conn);
+                true
+            }
+            Verdict::Refuse(reply) => {
+                self.answer(conn, &reply);
+                false
+            }
+        }
+    }
+
+    /// Gives the usual positive answer to what the client waits for.
+    pub(super) fn accept(&mut self, conn: Conn) {
+        let connection = &mut self.table[conn];
+        if let Role::Client(session) = &mut connection.role {
+            session.smtp.accept(&self.settings, &mut connection.output);
+        }
+    }
+
+    /// Answers what the client waits for.
+    pub(super) fn answer(&mut self, conn: Conn, reply: &Reply<'_>) {
+        let connection = &mut self.table[conn];
+        if let Role::Client(session) = &mut connection.role {
+            session
+                .smtp
+                .answer(&self.settings, reply, &mut connection.output);
+        }
+    }
+
+    /// An answer for this client may be there, or room for what it sends: goes on with it.
+    pub(super) fn resume(&mut self, conn: Conn) {
+        if self
+            .table
+            .current(conn)
+            .is_some_and(|connection| connection.is_open())
+        {
+            self.deliver_answers(conn);
+            self.client_input(conn, &[]);
+        }
+    }
+
+    /// Stops or continues the receive: too much is waiting to be answered, to be read by the client, or to be taken by the
+    /// next hop.
+    pub(super) fn client_hold(&mut self, conn: Conn) {
+        let connection = &self.table[conn];
+        let Role::Client(session) = &connection.role else {
+            return;
+        };
+        let congested = session
+            .passage
+            .as_ref()
+            .is_some_and(|passage| passage.congested);
+        let held =
+            congested || connection.input.len() > INPUT_MAX || connection.output.len() > OUTPUT_MAX;
+        self.table[conn].held = held;
+    }
+
+    fn client_deadline(&mut self, conn: Conn, progress: bool, waits_for_input: bool) {
+        let Role::Client(session) = &self.table[conn].role else {
+            return;
+        };
+        if session.awaits_greeting {
+            return;
+        }
+        match &session.passage {
+            Some(passage) if passage.waits_in_queue() => {}
+            _ if !waits_for_input => self.wheel.clear(conn.slot),
+            Some(passage) if passage.in_content() => {
+                let deadline = passage.content_deadline();
+                self.wheel.set(conn.slot, deadline);
+            }
+            _ if progress => self.expect_command(conn),
+            _ => {}
+        }
+    }
+
+    /// The client's deadline has passed.
+    pub(super) fn client_expired(&mut self, conn: Conn) {
+        let Role::Client(session) = &self.table[conn].role else {
+            return;
+        };
+        if session.awaits_greeting {
+            self.greet(conn);
+        } else if session
+            .passage
+            .as_ref()
+            .is_some_and(|passage| passage.waits_in_queue())
+        {
+            self.queue_expired(conn);
+        } else if session
+            .passage
+            .as_ref()
+            .is_some_and(|passage| passage.congested)
+        {
+            // It is the next hop that is slow, and its own deadline runs.
+        } else {
+            self.dismiss(conn, &TIMEOUT, "timeout");
+        }
+    }
+
+    /// Ends a session from our side, with a 421.
+    pub(super) fn dismiss(&mut self, conn: Conn, reply: &Reply<'_>, rule: &'static str) {
+        reply.write(&mut self.table[conn].output);
+        self.end_session(conn, Ending::Linger, Some(rule.into()));
+    }
+
+    /// The peer has closed its side. Answers still owed are given first, for clients that close early and read on.
+    pub(super) fn client_at_end(&mut self, conn: Conn) {
+        self.client_input(conn, &[]);
+    }
+
+    /// Ends the session's part in everything, and the connection once its last reply is out.
+    pub(super) fn end_session(
+        &mut self,
+        conn: Conn,
+        ending: Ending,
+        rule: Option<Cow<'static, str>>,
+    ) {
+        if !matches!(self.table[conn].role, Role::Client(_)) {
+            return;
+        }
+        self.end_passage(conn);
+        let Role::Client(session) = std::mem::replace(&mut self.table[conn].role, Role::None)
+        else {
+            return;
+        };
+        if let Some(source) = session.source {
+            self.shared.sources.leave(source);
+        }
+        self.sessions -= 1;
+        self.counters.session_closed();
+        if let Some(rule) = &rule {
+            self.counters.session_ended(rule.clone());
+        }
+        let record = SessionRecord {
+            id: &session.id.to_string(),
+            client: session.client.address,
+            helo: &session.helo,
+            decision: if rule.is_some() { "refused" } else { "served" },
+            rule: rule.unwrap_or_default(),
+            accepted: session.accepted,
+            refused: session.refused,
+            octets: session.octets,
+            time: self.now.saturating_sub(session.since),
+        };
+        record.write();
+        self.wheel.clear(conn.slot);
+        let connection = &mut self.table[conn];
+        connection.input = Vec::new();
+        connection.finish(ending);
+        self.touch(conn);
+    }
+}

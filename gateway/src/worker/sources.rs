@@ -1,0 +1,105 @@
+//! How many sessions each source holds at the moment, over all workers.
+//!
+//! This is the one thing that workers write together. The kernel spreads the connections of one source over all
+//! listening sockets, so a count per worker would make `sessions_per_source` mean something between the number
+//! configured and that number divided by the workers. Rejected: steering a source to one worker (one busy smart host would
+//! have one core). The count is split over locks that two workers seldom want at once.
+
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use rustc_hash::{FxBuildHasher, FxHashMap};
+use std::hash::BuildHasher as _;
+
+const SHARDS: usize = 64;
+
+/// What is counted as one source: an IPv4 address, or the /64 of an IPv6 address, which one host can fill at will.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Source(u64, bool);
+
+impl From<IpAddr> for Source {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self(u64::from(address.to_bits()), true),
+            IpAddr::V6(address) => Self((address.to_bits() >> 64) as u64, false),
+        }
+    }
+}
+
+/// Open sessions by source.
+pub struct Sources {
+    shards: [Mutex<FxHashMap<Source, u32>>; SHARDS],
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        Self {
+            shards: std::array::from_fn(|_| Mutex::default()),
+        }
+    }
+}
+
+impl Sources {
+    /// Counts one more session of the source, unless it has `sessions_max` already. One that was counted has to [leave](Self::leave).
+    pub fn enter(&self, source: Source, sessions_max: u32) -> bool {
+        let mut shard = self
+            .shard(source)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let sessions = shard.entry(source).or_insert(0);
+        let admitted = *sessions < sessions_max;
+        if admitted {
+            *sessions += 1;
+        } else if *sessions == 0 {
+            shard.remove(&source);
+        }
+        admitted
+    }
+
+    /// Ends a session that was counted.
+    pub fn leave(&self, source: Source) {
+        let mut shard = self
+            .shard(source)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(sessions) = shard.get_mut(&source) {
+            *sessions -= 1;
+            if *sessions == 0 {
+                shard.remove(&source);
+            }
+        }
+    }
+
+    fn shard(&self, source: Source) -> &Mutex<FxHashMap<Source, u32>> {
+        &self.shards[FxBuildHasher.hash_one(source) as usize >> 7 & (SHARDS - 1)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_an_ipv4_address_or_an_ipv6_64() {
+        let source = |text: &str| Source::from(text.parse::<IpAddr>().unwrap());
+        assert_ne!(source("192.0.2.1"), source("192.0.2.2"));
+        assert_eq!(source("192.0.2.1"), source("::ffff:192.0.2.1"));
+        assert_eq!(source("2001:db8:1:2::3"), source("2001:db8:1:2:ffff::"));
+        assert_ne!(source("2001:db8:1:2::3"), source("2001:db8:1:3::3"));
+        assert_ne!(source("0.0.0.1"), source("0:0:0:1::"));
+    }
+
+    #[test]
+    fn a_source_at_its_limit_is_let_in_again_when_a_session_ends() {
+        let (sources, source) = (Sources::default(), Source(7, true));
+        assert!(sources.enter(source, 2) && sources.enter(source, 2) && !sources.enter(source, 2));
+        sources.leave(source);
+        assert!(sources.enter(source, 2));
+        sources.leave(source);
+        sources.leave(source);
+        assert!(
+            sources.shard(source).lock().unwrap().is_empty(),
+            "a source without sessions costs no memory"
+        );
+    }
+}

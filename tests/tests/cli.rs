@@ -1,0 +1,189 @@
+//! The commands as a person meets them: help that teaches, exit codes that scripts can trust, errors that name the
+//! file, the line and the way out.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use anyhow::{Result, ensure};
+use portcullis_tests::gate::portcullis;
+
+/// Every command, and words that its help must hold.
+const COMMANDS: &[(&[&str], &[&str])] = &[
+    (&[], &["run", "demo", "check", "explain", "filter"]),
+    (&["run"], &["-c", "FILE"]),
+    (&["demo"], &["root", "--json"]),
+    (&["check"], &["-c", "FILE"]),
+    (&["explain"], &["--client", "--rcpt", "--json"]),
+    (&["filter"], &["status", "detach"]),
+    (&["filter", "status"], &["--json"]),
+    (&["filter", "detach"], &["-c"]),
+];
+
+fn both(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+#[test]
+fn every_command_has_help_that_ends_well() -> Result<()> {
+    for (command, words) in COMMANDS {
+        let output = portcullis(command.iter().chain(&["--help"]))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(
+            output.status.code() == Some(0),
+            "{command:?} --help: {}",
+            output.status
+        );
+        for word in *words {
+            ensure!(
+                said.contains(word),
+                "{command:?} --help says nothing of {word}:\n{said}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_version_is_told() -> Result<()> {
+    let output = portcullis(["--version"])?;
+    ensure!(
+        output.status.success() && both(&output).starts_with("portcullis "),
+        "{}",
+        both(&output)
+    );
+    Ok(())
+}
+
+#[test]
+fn a_wrong_command_line_is_exit_code_2() -> Result<()> {
+    let wrong: &[&[&str]] = &[
+        &["nonsense"],
+        &["run", "--nonsense"],
+        &["run", "-c", "/nonexistent/portcullis.toml"],
+        &["check", "-c", "/nonexistent/portcullis.toml"],
+        &["explain"],
+        &["explain", "--client", "not-an-address"],
+        &["filter", "nonsense"],
+    ];
+    for arguments in wrong {
+        let output = portcullis(*arguments)?;
+        ensure!(
+            output.status.code() == Some(2),
+            "{arguments:?}: {}\n{}",
+            output.status,
+            both(&output)
+        );
+        ensure!(!output.stderr.is_empty(), "{arguments:?} says nothing");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_wrong_configuration_is_exit_code_2_with_every_line_named() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("portcullis.toml");
+    fs::write(
+        &file,
+        "hostname = \"gate.example\"\nworkerz = 2\n\n[limits]\nsessions = \"many\"\n",
+    )?;
+    for command in ["run", "check"] {
+        let output = portcullis([Path::new(command), Path::new("-c"), &file])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.code() == Some(2),
+            "{command}: {}\n{said}",
+            output.status
+        );
+        for part in [
+            "portcullis.toml:2",
+            "workerz",
+            "workers",
+            "portcullis.toml:5",
+        ] {
+            ensure!(
+                said.contains(part),
+                "{command} says nothing of {part}:\n{said}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn check_tells_what_is_in_force() -> Result<()> {
+    let output = portcullis(["check"])?;
+    ensure!(output.status.success(), "{}", both(&output));
+    ensure!(
+        both(&output).contains("127.0.0.1:2525"),
+        "{}",
+        both(&output)
+    );
+    Ok(())
+}
+
+#[test]
+fn explain_names_the_rule() -> Result<()> {
+    let stranger = [
+        "explain",
+        "--client",
+        "203.0.113.7",
+        "--from",
+        "a@b.example",
+        "--rcpt",
+        "user@foreign.example",
+        "--json",
+    ];
+    let output = portcullis(stranger)?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let explained: serde_json::Value = serde_json::from_str(&said)?;
+    ensure!(
+        said.contains("closed-relay") && said.contains("550"),
+        "{explained:#}"
+    );
+    let local = [
+        "explain",
+        "--client",
+        "127.0.0.1",
+        "--rcpt",
+        "user@foreign.example",
+    ];
+    let output = portcullis(local)?;
+    ensure!(
+        output.status.success() && both(&output).contains("local-network"),
+        "{}",
+        both(&output)
+    );
+    Ok(())
+}
+
+#[test]
+fn a_port_that_is_taken_is_exit_code_1_and_named() -> Result<()> {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("portcullis.toml");
+    let text = format!(
+        "hostname = \"gate.example\"\nstate_dir = \"{}\"\n[[listener]]\naddress = \"{address}\"\nservice = \"relay\"\n\
+         [[route]]\ndomains = [\"*\"]\nnext_hop = [\"discard\"]\n",
+        directory.path().display()
+    );
+    fs::write(&file, text)?;
+    let output = portcullis([Path::new("run"), Path::new("-c"), &file])?;
+    ensure!(
+        output.status.code() == Some(1),
+        "{}\n{}",
+        output.status,
+        both(&output)
+    );
+    ensure!(
+        both(&output).contains(&address.to_string()),
+        "{}",
+        both(&output)
+    );
+    Ok(())
+}
