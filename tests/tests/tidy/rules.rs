@@ -25,6 +25,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("clap", &["gateway/src/cli", "gateway/src/main"]),
     ("mimalloc", &["gateway/src/cli", "gateway/src/main"]),
     ("io_uring", &["gateway/uring"]),
+    ("portcullis_uring", &["gateway/src/driver", "gateway/uring"]),
     ("anyhow", &[]),
 ];
 
@@ -34,7 +35,9 @@ const UNSAFE: &[&str] = &["gateway/uring", "gateway/src/filter", "ebpf/program"]
 const PURE: &[&str] = &[
     "gateway/smtp/src",
     "gateway/src/policy",
-    "gateway/src/relay/transaction",
+    "gateway/src/relay",
+    "gateway/src/worker",
+    "gateway/src/driver/sim",
     "gateway/src/spool/format",
     "ebpf/common/src",
 ];
@@ -296,6 +299,7 @@ mod tests {
             "#[derive(clap::Args)]\nstruct A;",
         );
         assert_broken("gateway/src/cli/run.rs", "use anyhow::Result;");
+        assert_broken("gateway/src/worker/mod.rs", "use portcullis_uring::Ring;");
         assert_kept("gateway/src/control.rs", "use tokio::spawn;");
         assert_kept("gateway/src/control/dns.rs", "use tokio::spawn;");
         assert_kept(
