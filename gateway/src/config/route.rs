@@ -1,5 +1,6 @@
 //! `[[route]]`: which next hop gets the mail of which domains.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::document::Section;
@@ -41,6 +42,17 @@ pub enum NextHop {
     },
     /// Nowhere: accepted, counted and thrown away. For load tests.
     Discard,
+}
+
+/// As it is written in the configuration, with its port.
+impl fmt::Display for NextHop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NextHop::Host { name, port, .. } if name.contains(':') => write!(f, "[{name}]:{port}"),
+            NextHop::Host { name, port, .. } => write!(f, "{name}:{port}"),
+            NextHop::Discard => f.write_str("discard"),
+        }
+    }
 }
 
 /// Reads the `[[route]]` tables; `listeners` are the addresses that would be a loop.
