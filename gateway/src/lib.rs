@@ -5,6 +5,7 @@
 //! survive ([`worker`], [`relay`]). The README's architecture section has the picture.
 
 pub mod config;
+pub mod control;
 pub mod driver;
 pub mod netns;
 pub mod policy;

@@ -25,7 +25,8 @@ pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
 
 use document::Document;
-use portcullis_smtp::{LongLines, Mailbox, Settings};
+use portcullis_smtp::path::Mailbox;
+use portcullis_smtp::server::{LongLines, Settings};
 
 use crate::policy::domain::Domains;
 use crate::policy::{Decision, Policy, no_route};
@@ -190,7 +191,6 @@ impl Config {
     /// The settings of SMTP sessions under this configuration.
     pub fn session_settings(&self) -> Settings {
         Settings {
-            hostname: self.hostname.clone(),
             message_size_max: self.limits.message_size,
             recipients_max: self.limits.recipients_per_message,
             transactions_max: self.limits.transactions_per_session,
@@ -199,7 +199,7 @@ impl Config {
                 LineLength::Pass => LongLines::Pass,
                 LineLength::Refuse => LongLines::Refuse,
             },
-            ..Settings::new("")
+            ..Settings::new(self.hostname.clone())
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `[[route]]`: which next hop gets the mail of which domains.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::document::Section;
@@ -49,6 +50,17 @@ impl NextHop {
         match self {
             Self::Host { addresses, .. } => addresses,
             Self::Discard => &[],
+        }
+    }
+}
+
+/// As it is written in the configuration, with its port.
+impl fmt::Display for NextHop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NextHop::Host { name, port, .. } if name.contains(':') => write!(f, "[{name}]:{port}"),
+            NextHop::Host { name, port, .. } => write!(f, "{name}:{port}"),
+            NextHop::Discard => f.write_str("discard"),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Addresses are never rewritten here, but the next hop may do so, and takes our word for the client. So strangers
 //! cannot use any of these forms, in local domains neither.
 
-use portcullis_smtp::Path;
+use portcullis_smtp::path::Path;
 
 use super::Rule;
 

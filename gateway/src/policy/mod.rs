@@ -28,6 +28,7 @@
 
 pub mod address;
 pub mod domain;
+pub mod explain;
 pub mod lists;
 pub mod prefixes;
 mod rule;
@@ -35,7 +36,9 @@ mod rule;
 use core::net::IpAddr;
 
 use ipnet::IpNet;
-use portcullis_smtp::{Domain, EnhancedCode, Mail, Mailbox, Rcpt, Reply};
+use portcullis_smtp::envelope::{Mail, Rcpt};
+use portcullis_smtp::path::{Domain, Mailbox};
+use portcullis_smtp::reply::{EnhancedCode, Reply};
 
 use domain::{Domains, Pattern, normal_form};
 use lists::{Compiled, ListAction, Listing};

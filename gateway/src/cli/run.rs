@@ -1,0 +1,42 @@
+//! `portcullis run`: the gate.
+
+use std::process::ExitCode;
+
+use portcullis::control;
+
+use super::ConfigFile;
+
+/// Arguments of `portcullis run`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Signals:
+  SIGHUP   read the configuration and its lists again; a bad one changes nothing and says why
+  SIGTERM  accept no more, finish what is in flight (limits.shutdown_timeout), 421 to the rest;
+           a second one stops at once. The filter stays in place: see `portcullis filter detach`
+
+Examples:
+  portcullis run                             try it: swaks --server 127.0.0.1:2525 --to you@example
+  sudo portcullis run -c /etc/portcullis.toml")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+/// Runs the gate until it is told to stop.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let config = match args.config.load() {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    control::log::start(config.log);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    match control::serve::serve(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("portcullis: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! What would happen to a client, stage by stage, and which rule decides: the live session without its sockets.
+//!
+//! The commands go through the same [`Session`] and the same [`Policy`](super::Policy) as those of a client, so that
+//! an explanation cannot say anything else than what the gate does, syntax errors included. What it leaves out is
+//! what depends on the moment: how many sessions there are, and what the next hop says.
+
+use core::net::IpAddr;
+
+use portcullis_smtp::server::{Event, Session, Settings};
+use serde::Serialize;
+
+use super::lists::ListAction;
+use super::{Client, Decision, Rule, Standing, Verdict};
+use crate::config::{Config, FilterMode, NextHop, Unlisted};
+
+/// A client, and what it would say.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// Where it connects from.
+    pub client: IpAddr,
+    /// The name it gives with EHLO; `None`: its address as a literal.
+    pub hello: Option<String>,
+    /// The sender, with or without the angle brackets; `None`: the null sender.
+    pub sender: Option<String>,
+    /// The recipients, with or without the angle brackets.
+    pub recipients: Vec<String>,
+}
+
+/// The answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Explanation {
+    /// The client's address, as it is seen.
+    pub client: IpAddr,
+    /// Whether the client may relay: `local` or `stranger`.
+    pub standing: &'static str,
+    /// What happens, up to the stage where it ends.
+    pub stages: Vec<Stage>,
+}
+
+/// One stage of a session.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stage {
+    /// `packet`, `connect`, `hello`, `mail`, `rcpt` or `route`.
+    pub stage: &'static str,
+    /// What is looked at: an address, a command, a domain.
+    pub subject: String,
+    /// What comes of it.
+    pub outcome: Outcome,
+    /// The name of the rule that decides.
+    pub rule: String,
+    /// The code of the reply, where there is one.
+    pub code: Option<u16>,
+    /// The whole reply, with its lines; for `route` the next hops.
+    pub answer: String,
+}
+
+/// What comes of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It goes on.
+    Accept,
+    /// The client is told no.
+    Refuse,
+    /// The client is told nothing.
+    Drop,
+}
+
+impl Outcome {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Accept => "accept",
+            Outcome::Refuse => "refuse",
+            Outcome::Drop => "drop",
+        }
+    }
+}
+
+/// Why a question has no answer: a name or an address in it holds the end of a line, and would be two commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineBreak;
+
+impl core::fmt::Display for LineBreak {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("names and addresses cannot hold the end of a line")
+    }
+}
+
+impl core::error::Error for LineBreak {}
+
+/// Explains what `config` does with a client.
+///
+/// # Errors
+/// [`LineBreak`].
+pub fn explain(config: &Config, question: &Question) -> Result<Explanation, LineBreak> {
+    let said = [&question.hello, &question.sender]
+        .into_iter()
+        .flatten()
+        .chain(&question.recipients);
+    if said.into_iter().any(|text| text.contains(['\r', '\n'])) {
+        return Err(LineBreak);
+    }
+    let client = config.policy.client(question.client);
+    let mut rehearsal = Rehearsal::new(config, client);
+    rehearsal.run(question);
+    Ok(Explanation {
+        client: client.address,
+        standing: match client.standing {
+            Standing::Local => "local",
+            Standing::Stranger => "stranger",
+        },
+        stages: rehearsal.stages,
+    })
+}
+
+/// A session with nobody.
+struct Rehearsal<'c> {
+    config: &'c Config,
+    settings: Settings,
+    client: Client,
+    session: Session,
+    stages: Vec<Stage>,
+}
+
+impl<'c> Rehearsal<'c> {
+    fn new(config: &'c Config, client: Client) -> Rehearsal<'c> {
+        let settings = config.session_settings();
+        Rehearsal {
+            config,
+            settings,
+            client,
+            session: Session::new(),
+            stages: Vec::new(),
+        }
+    }
+
+    fn run(&mut self, question: &Question) {
+        let literal = match self.client.address {
+            IpAddr::V4(address) => format!("[{address}]"),
+            IpAddr::V6(address) => format!("[IPv6:{address}]"),
+        };
+        let sender = enclosed(question.sender.as_deref().unwrap_or_default());
+        let recipients: Vec<_> = question
+            .recipients
+            .iter()
+            .map(|text| enclosed(text))
+            .collect();
+        // RFC 6531 section 3.4: announced with MAIL, whichever address needs it.
+        let is_ascii = sender.is_ascii() && recipients.iter().all(|text| text.is_ascii());
+        let parameters = if is_ascii { "" } else { " SMTPUTF8" };
+        let goes_on = self.packet()
+            && self.connect()
+            && self.command(
+                "hello",
+                &format!("EHLO {}", question.hello.as_deref().unwrap_or(&literal)),
+            )
+            && self.command("mail", &format!("MAIL FROM:{sender}{parameters}"));
+        if goes_on {
+            for recipient in recipients {
+                self.command("rcpt", &format!("RCPT TO:{recipient}"));
+            }
+        }
+    }
+
+    /// What the filter does with the first packet. It does not see the loopback.
+    fn packet(&mut self) -> bool {
+        let Some(filter) = self
+            .config
+            .filter
+            .as_ref()
+            .filter(|filter| filter.mode != FilterMode::Off)
+        else {
+            return true;
+        };
+        if self.client.address.is_loopback() {
+            return true;
+        }
+        let (rule, listed) = match self.config.policy.lists().filtered(self.client.address) {
+            Some(listing) if listing.action == ListAction::Permit => {
+                (Rule::PermitList(listing.list), false)
+            }
+            Some(listing) => (Rule::DropList(listing.list), true),
+            None if filter.unlisted == Unlisted::Drop => (Rule::UnlistedDrop, true),
+            None => (Rule::Unlisted, false),
+        };
+        let monitored = filter.mode == FilterMode::Monitor;
+        let (outcome, answer) = match listed {
+            true if monitored => (Outcome::Accept, "only counted: the filter monitors"),
+            true => (Outcome::Drop, ""),
+            false => (Outcome::Accept, ""),
+        };
+        let subject = self.client.address.to_string();
+        self.record("packet", subject, outcome, rule, answer.to_owned())
+    }
+
+    fn connect(&mut self) -> bool {
+        let mut out = Vec::new();
+        let decision = self.config.policy.connect(&self.client);
+        match &decision.verdict {
+            Verdict::Accept => self.session.greet(&self.settings, &mut out),
+            Verdict::Refuse(reply) => self.session.answer(&self.settings, reply, &mut out),
+        }
+        self.session.flushed();
+        let subject = self.client.address.to_string();
+        let outcome = outcome_of(&decision);
+        self.record("connect", subject, outcome, decision.rule, text_of(&out))
+    }
+
+    /// One command, and whether it was accepted.
+    fn command(&mut self, stage: &'static str, line: &str) -> bool {
+        let input = format!("{line}\r\n");
+        let mut out = Vec::new();
+        let event = self
+            .session
+            .handle(&self.settings, input.as_bytes(), &mut out)
+            .event;
+        let policy = &self.config.policy;
+        let mut route = None;
+        let decision = match &event {
+            Event::Hello { name, .. } => Some(policy.hello(&self.client, name)),
+            Event::Mail(mail) => Some(policy.mail(&self.client, mail)),
+            Event::Rcpt(rcpt) => {
+                let decision = policy.recipient(&self.client, rcpt);
+                match self.config.route(&rcpt.path.mailbox) {
+                    Err(no_route) if decision.is_accept() => Some(no_route),
+                    found => {
+                        route = found
+                            .ok()
+                            .map(|number| (policy.routed_domain(&rcpt.path.mailbox), number));
+                        Some(decision)
+                    }
+                }
+            }
+            _ => None,
+        };
+        match decision.as_ref().map(|decision| &decision.verdict) {
+            Some(Verdict::Accept) => self.session.accept(&self.settings, &mut out),
+            Some(Verdict::Refuse(reply)) => self.session.answer(&self.settings, reply, &mut out),
+            None => {}
+        }
+        self.session.flushed();
+        let rule = decision
+            .as_ref()
+            .map_or(Rule::Protocol, |decision| decision.rule);
+        let outcome = decision.as_ref().map_or(Outcome::Refuse, outcome_of);
+        let accepted = self.record(stage, line.to_owned(), outcome, rule, text_of(&out));
+        if let (true, Some((domain, number))) = (accepted, route) {
+            self.record_route(domain.to_owned(), number);
+        }
+        accepted
+    }
+
+    fn record_route(&mut self, domain: String, number: usize) {
+        let Some(route) = self.config.routes.get(number) else {
+            return;
+        };
+        let hops: Vec<_> = route.next_hops.iter().map(NextHop::to_string).collect();
+        let patterns: Vec<_> = route.domains.iter().map(ToString::to_string).collect();
+        self.stages.push(Stage {
+            stage: "route",
+            subject: domain,
+            outcome: Outcome::Accept,
+            rule: format!("route:{}", patterns.join(",")),
+            code: None,
+            answer: hops.join(", "),
+        });
+    }
+
+    fn record(
+        &mut self,
+        stage: &'static str,
+        subject: String,
+        outcome: Outcome,
+        rule: Rule,
+        answer: String,
+    ) -> bool {
+        let rule = self.config.policy.rule_name(rule).to_owned();
+        let code = answer.get(..3).and_then(|code| code.parse().ok());
+        self.stages.push(Stage {
+            stage,
+            subject,
+            outcome,
+            rule,
+            code,
+            answer,
+        });
+        outcome == Outcome::Accept
+    }
+}
+
+fn outcome_of(decision: &Decision) -> Outcome {
+    if decision.is_accept() {
+        Outcome::Accept
+    } else {
+        Outcome::Refuse
+    }
+}
+
+/// What the session wrote, without the last line end.
+fn text_of(out: &[u8]) -> String {
+    String::from_utf8_lossy(out)
+        .replace("\r\n", "\n")
+        .trim_end()
+        .to_owned()
+}
+
+/// An address as it stands in a command. What has brackets already is taken as it is, for those who want to see what
+/// a malformed one does.
+fn enclosed(address: &str) -> String {
+    if address.starts_with('<') {
+        address.to_owned()
+    } else {
+        format!("<{address}>")
+    }
+}
