@@ -25,7 +25,10 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("clap", &["gateway/src/cli", "gateway/src/main"]),
     ("mimalloc", &["gateway/src/cli", "gateway/src/main"]),
     ("io_uring", &["gateway/uring"]),
-    ("portcullis_uring", &["gateway/src/driver", "gateway/uring"]),
+    (
+        "portcullis_uring",
+        &["gateway/src/control", "gateway/src/driver", "gateway/uring"],
+    ),
     ("anyhow", &[]),
 ];
 
