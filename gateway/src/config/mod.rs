@@ -12,6 +12,7 @@ mod filter;
 mod limits;
 mod relay;
 mod route;
+mod section;
 mod value;
 
 use std::net::SocketAddr;
