@@ -31,6 +31,10 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
+    for warning in &config.warnings {
+        // With nobody listening on the standard error the configuration is no worse.
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
     match io::stdout().write_all(in_force(&config).as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
