@@ -11,15 +11,17 @@ use super::ConfigFile;
 /// Arguments of `portcullis check`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Prints every setting in force as TOML, with those by default marked, and what became of the lists. Reads the files that the
-configuration names (lists, networks, domains); changes nothing, needs no rights, and does not resolve names.
+Prints every setting in force as TOML, with those by default marked, and what became of the lists.
+Reads the files that the configuration names (lists, networks, domains); changes nothing, needs no
+rights, and does not resolve names.
 
 Examples:
   portcullis check -c /etc/portcullis.toml
   portcullis check                            what is in force without a file
   portcullis check -c new.toml > /dev/null && systemctl reload portcullis
 
-Exit code: 0 if the configuration is good, 2 if not: then every fault is told with its file, line and column.")]
+Exit code: 0 if the configuration is good, 2 if not: then every fault is told with its file, line
+and column.")]
 pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigFile,

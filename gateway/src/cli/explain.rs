@@ -11,13 +11,14 @@ use super::{ConfigFile, EXIT_USAGE};
 /// Arguments of `portcullis explain`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Goes through the stages of a session (packet, connect, hello, mail, rcpt, route) with the configuration's policy and the gate's
-own SMTP parser, without a connection. It ends at the stage where the client would be turned away.
+Goes through the stages of a session (packet, connect, hello, mail, rcpt, route) with the policy of
+the configuration and the gate's own SMTP parser, without a connection. It ends where the client
+would be turned away.
 
 Examples:
   portcullis explain -c gate.toml --client 198.51.100.7 --rcpt user@isp.example
-  portcullis explain -c gate.toml --client 198.51.100.7 --from a@b.example \\
-                     --rcpt 'user%elsewhere.example@isp.example' --rcpt '<@isp.example:user@elsewhere.example>'
+  portcullis explain -c gate.toml --client 198.51.100.7 --rcpt 'user%b.example@isp.example'
+  portcullis explain -c gate.toml --client 198.51.100.7 --from a@b.example --rcpt b@c.example
   portcullis explain -c gate.toml --client 2001:db8::25 --helo mail.example --json
 
 Exit code: 0 if there is an answer, whatever it is; 2 if the question or the configuration is wrong.")]

@@ -13,6 +13,8 @@ mod limits;
 mod relay;
 mod route;
 mod section;
+#[cfg(test)]
+mod tests;
 mod value;
 
 use std::net::SocketAddr;
