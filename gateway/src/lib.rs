@@ -6,5 +6,6 @@
 
 pub mod config;
 pub mod driver;
+pub mod filter;
 pub mod netns;
 pub mod policy;

@@ -28,7 +28,7 @@ pub const LIST_SLOTS: u32 = 512;
 /// Most interfaces that share a pin path.
 pub const INTERFACES_MAX: u32 = 64;
 /// Bytes of a list's name.
-pub const LIST_NAME_MAX: usize = 112;
+pub const LIST_NAME_MAX: usize = 64;
 /// Bytes of an interface's name (the kernel's `IFNAMSIZ`).
 pub const INTERFACE_NAME_MAX: usize = 16;
 
