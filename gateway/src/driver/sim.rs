@@ -508,7 +508,7 @@ impl Driver for SimDriver {
         for conn in std::mem::take(&mut world.accepts).into_values().flatten() {
             world.complete(
                 conn,
-                Outcome::Accepted(Err(io::ErrorKind::Interrupted.into())),
+                Outcome::Accepted(Err(io::Error::from_raw_os_error(nix::libc::ECANCELED))),
             );
         }
     }
@@ -607,6 +607,11 @@ impl Driver for SimDriver {
             "close with something in flight"
         );
         link.closing = true;
+        if !link.shut_write && link.inbound.is_empty() {
+            link.shut_write = true;
+            world.send_to_peer(conn, Event::EndToPeer(conn));
+        }
+        let Some(link) = world.link(conn) else { return };
         // Whoever still waits for octets learns that none will come.
         let at = at.max(link.to_peer);
         world.schedule(at, Event::Closed(conn));
