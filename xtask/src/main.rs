@@ -4,6 +4,7 @@
 
 mod bench;
 mod ci;
+mod ebpf;
 mod setup;
 mod step;
 mod test;
@@ -33,6 +34,9 @@ enum Chore {
     /// Puts the gateway beside its peers, in one run, and prints ratios
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Builds the XDP program, or proves that the committed object is what its source builds
+    #[command(subcommand)]
+    Ebpf(ebpf::Ebpf),
     /// Installs (as root) or names the Debian packages that tests and benches use
     Setup(setup::Options),
 }
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
         Chore::Test(options) => test::run(&options),
         Chore::Ci(options) => ci::run(&options),
         Chore::Bench(bench) => bench::run(bench),
+        Chore::Ebpf(chore) => ebpf::run(&chore),
         Chore::Setup(options) => setup::run(&options),
     };
     // The chain of causes on one line; a backtrace of a chore helps nobody.

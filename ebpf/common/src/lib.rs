@@ -1,2 +1,15 @@
+//! What the XDP program and userspace share: how a packet is read, the order of verdicts, and the layout of the maps.
+//!
+//! The program in the kernel and the tests on the host run the same [`judge`]; only the reader of the packet and the
+//! lookup of a source differ. Nothing here allocates, and everything on a packet's way is inlined: the verifier has to
+//! see each bounds check beside the read it protects.
+
 #![no_std]
-//! What the XDP program and userspace share.
+#![forbid(unsafe_code)]
+
+pub mod layout;
+pub mod packet;
+pub mod verdict;
+
+pub use packet::{Packet, Segment, Source};
+pub use verdict::{Action, Class, Lookup, Verdict, judge};

@@ -1,6 +1,8 @@
 //! The commands. Each has a file of its own with its arguments and its help; what it does is in the library.
 
+mod check;
 mod demo;
+mod explain;
 mod run;
 
 use std::path::PathBuf;
@@ -23,6 +25,10 @@ pub(crate) struct Cli {
 enum Command {
     /// Run the gate
     Run(run::Args),
+    /// Is the configuration good? Print what is in force, or every error with its line
+    Check(check::Args),
+    /// What would happen to a client, stage by stage, and which rule decides
+    Explain(explain::Args),
     /// Show the whole gate at work: namespaces, lists, a flood, honest mail, the figures
     Demo(demo::Args),
 }
@@ -31,6 +37,8 @@ enum Command {
 pub(crate) fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(args),
         Command::Demo(args) => demo::run(&args),
     }
 }

@@ -8,9 +8,10 @@ use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::document::{Document, Section};
+use super::document::Document;
 use super::error::Error;
 use super::limits::Limits;
+use super::section::Section;
 use super::{
     Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, filter, relay, route,
     value,

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use toml::Spanned;
 
-use super::document::Section;
 use super::error::{Error, Position};
+use super::section::Section;
 use crate::policy::lists::{Cidr, Compiled, ListAction};
 
 /// The most lists that a configuration may have: each has its counters in the kernel.

@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::document::Section;
+use super::section::Section;
 
 /// `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq)]

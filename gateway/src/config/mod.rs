@@ -12,6 +12,9 @@ mod filter;
 mod limits;
 mod relay;
 mod route;
+mod section;
+#[cfg(test)]
+mod tests;
 mod value;
 
 use std::net::SocketAddr;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::document::Section;
 use super::error::{Error, Position};
 use super::filter::read_file;
 use super::limits::count;
+use super::section::Section;
 use super::value;
 use crate::policy::domain::Pattern;
 

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::document::Section;
 use super::relay::texts_and_file;
+use super::section::Section;
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
 
 /// A route: for recipients in these domains, these next hops in their order.

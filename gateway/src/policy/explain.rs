@@ -46,7 +46,7 @@ pub struct Stage {
     pub subject: String,
     /// What comes of it.
     pub outcome: Outcome,
-    /// The name of the rule that decides.
+    /// The name of the rule that decides; for `route` which `[[route]]` of the file it is: `route:2`.
     pub rule: String,
     /// The code of the reply, where there is one.
     pub code: Option<u16>,
@@ -256,12 +256,11 @@ impl<'c> Rehearsal<'c> {
             return;
         };
         let hops: Vec<_> = route.next_hops.iter().map(NextHop::to_string).collect();
-        let patterns: Vec<_> = route.domains.iter().map(ToString::to_string).collect();
         self.stages.push(Stage {
             stage: "route",
             subject: domain,
             outcome: Outcome::Accept,
-            rule: format!("route:{}", patterns.join(",")),
+            rule: format!("route:{}", number + 1),
             code: None,
             answer: hops.join(", "),
         });

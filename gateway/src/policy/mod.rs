@@ -32,6 +32,8 @@ pub mod explain;
 pub mod lists;
 pub mod prefixes;
 mod rule;
+#[cfg(test)]
+mod tests;
 
 use core::net::IpAddr;
 

@@ -257,27 +257,55 @@ impl Buffers {
 mod tests {
     use super::*;
     use crate::{PreparedRing, Settings};
+    use io_uring::opcode::FixedFdInstall;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::FromRawFd;
     use std::time::Duration;
 
-    /// The accounting of what is in flight rests on this.
-    #[test]
-    fn connect_whose_socket_cannot_be_made_completes_once() {
-        const NO_SUCH_FAMILY: i32 = 99;
+    const CONN: Conn = Conn {
+        slot: 3,
+        generation: 1,
+    };
+
+    fn ring() -> Ring {
         let prepared = PreparedRing::new(Settings::default()).unwrap();
-        let mut ring = prepared.start().unwrap();
-        let conn = Conn {
-            slot: 3,
-            generation: 1,
-        };
-        let to = "127.0.0.1:25".parse().unwrap();
-        let place = ring.occupy(conn, RawAddress::new(to)).unwrap();
-        ring.submit_counted(&connect_chain(conn, &place, NO_SUCH_FAMILY));
+        prepared.start().unwrap()
+    }
+
+    fn events(ring: &mut Ring) -> Vec<Event> {
         let mut events = Vec::new();
         for _ in 0..3 {
             let timeout = Duration::from_millis(20);
             ring.wait(timeout, |event| events.push(event)).unwrap();
         }
-        match &events[..] {
+        events
+    }
+
+    #[test]
+    fn next_hop_is_not_kept_waiting_for_half_full_segments() {
+        let next_hop = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ring = ring();
+        ring.connect(CONN, next_hop.local_addr().unwrap());
+        assert_eq!(events(&mut ring).len(), 1);
+
+        let install = FixedFdInstall::new(Fixed(CONN.slot), 0).build();
+        ring.core.push(&[install]);
+        ring.core.submit_everything();
+        let entry = ring.core.ring.completion().next().unwrap();
+        // SAFETY: the descriptor was just made, for this test.
+        let socket = unsafe { TcpStream::from_raw_fd(entry.result()) };
+        assert!(socket.nodelay().unwrap());
+    }
+
+    /// The accounting of what is in flight rests on this.
+    #[test]
+    fn connect_whose_socket_cannot_be_made_completes_once() {
+        const NO_SUCH_FAMILY: i32 = 99;
+        let mut ring = ring();
+        let to = "127.0.0.1:25".parse().unwrap();
+        let place = ring.occupy(CONN, RawAddress::new(to)).unwrap();
+        ring.submit_counted(&connect_chain(CONN, &place, NO_SUCH_FAMILY));
+        match &events(&mut ring)[..] {
             [
                 Event {
                     outcome: Outcome::Connected(Err(error)),

@@ -179,7 +179,24 @@ fn stuck_send_can_be_given_up() {
 }
 
 #[test]
-fn queues_that_overflow_lose_no_operation_and_no_completion() {
+fn more_completions_than_the_queue_has_room_for_all_come() {
+    const CLOSES: u32 = 1000;
+    let mut desk = Desk::with(Settings {
+        slots: CLOSES,
+        entries: 4,
+        ..Settings::default()
+    });
+    // Submitted four at a time, because the queue is full, and with nobody looking at completions meanwhile.
+    for slot in 0..CLOSES {
+        desk.ring.close(conn(slot, 1));
+    }
+    for slot in 0..CLOSES {
+        desk.expect_closed(conn(slot, 1));
+    }
+}
+
+#[test]
+fn receives_that_complete_faster_than_they_are_taken_lose_nothing() {
     const CLIENTS: u32 = 200;
     let mut desk = Desk::with(Settings {
         slots: CLIENTS,

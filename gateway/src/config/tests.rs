@@ -1,0 +1,92 @@
+//! That no text can break the reading of the configuration. What people are told about theirs is data, in
+//! `tests/config`.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::{Config, parse};
+
+/// Every table and every kind of value, inline and not.
+const GOOD: &str = r#"hostname = "mx1.isp.example"
+workers = 1
+limits = { sessions = 10, message_size = "1MiB" }
+relay.networks = ["192.0.2.0/24", # here
+  "2001:db8::/32"]
+relay.domains = ["isp.example", "münchen.example"]
+
+[[listener]]
+address = "127.0.0.1:2525"
+
+[filter]
+interfaces = [{ name = "eth0", role = "edge" }]
+ports = [25, 0x24b]
+
+[[route]]
+domains = ["*"]
+next_hop = ["10.0.0.5", "[2001:db8::5]:24"]
+
+[log]
+format = 'json'
+"#;
+
+const SPLICES: [&str; 16] = [
+    "\"",
+    "'",
+    "[",
+    "]",
+    "{ ",
+    "}",
+    "=",
+    "\n",
+    "\r\n",
+    "\t",
+    "#",
+    "é",
+    "[[list]]\nname = \"x\"\n",
+    "0",
+    "[tls]\n",
+    ", ",
+];
+
+fn floor(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len()))
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or(0)
+}
+
+#[test]
+fn the_same_is_read_from_inline_tables_and_dotted_keys() {
+    let config = parse(Path::new("good"), GOOD).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(
+        (config.limits.sessions, config.limits.message_size),
+        (10, 1 << 20)
+    );
+    assert!(config.policy.is_local_domain("MÜNCHEN.example"));
+    assert_eq!(
+        config.filter.map(|filter| filter.ports),
+        Some(vec![25, 587])
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_text_breaks_the_reading_and_every_fault_has_its_line(
+        edits in prop::collection::vec((0..700usize, 0..12usize, prop::sample::select(SPLICES.to_vec())), 1..5),
+    ) {
+        let mut text = GOOD.to_owned();
+        for (at, length, splice) in edits {
+            let (from, to) = (floor(&text, at), floor(&text, at + length));
+            text.replace_range(from..to, splice);
+        }
+        let said: Result<Config, _> = parse(Path::new("spliced"), &text);
+        for error in said.err().map(|errors| errors.0).unwrap_or_default() {
+            prop_assert!(!error.to_string().is_empty());
+            if let Some(at) = error.position {
+                let line = text.split('\n').nth(at.line - 1).map(|line| line.trim_end_matches('\r'));
+                prop_assert_eq!(line, Some(at.text.as_str()));
+            }
+        }
+    }
+}

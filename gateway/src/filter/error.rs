@@ -1,0 +1,254 @@
+//! Why the filter could not be put in place, and what to do about it.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// What aya reports, kept as a source: nothing outside of the filter decides on it.
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why an operation on the filter failed. The text names the interface or the path, and the next step.
+#[derive(Debug)]
+pub enum Error {
+    /// An interface stands in the configuration twice.
+    InterfaceTwice {
+        /// Its name.
+        interface: String,
+    },
+    /// More of something than the maps have room for.
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many were given.
+        number: usize,
+        /// How many are possible.
+        max: usize,
+    },
+    /// No port, or port 0.
+    Ports,
+    /// A list's name is empty or does not fit into its record.
+    ListName {
+        /// The name.
+        name: String,
+        /// Octets that a name may have.
+        max: usize,
+    },
+    /// There is no such interface in this network namespace.
+    NoSuchInterface {
+        /// The name that was looked for.
+        interface: String,
+    },
+    /// Another XDP program sits on the interface. It is left alone.
+    Occupied {
+        /// The interface.
+        interface: String,
+        /// The other program, as `name (id 17, in the driver)`.
+        program: String,
+    },
+    /// The driver has no XDP of its own.
+    NoDriverMode {
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel does not allow it.
+    NotPermitted {
+        /// What was attempted.
+        what: &'static str,
+    },
+    /// There is no BPF file system at the pin path.
+    NoBpfFs {
+        /// The pin path.
+        path: PathBuf,
+        /// Why none could be mounted, if that was tried.
+        source: Option<io::Error>,
+    },
+    /// Another process holds the filter under this pin path.
+    InUse {
+        /// The pin path.
+        path: PathBuf,
+    },
+    /// The pin path of a filter in place cannot be changed.
+    PinPathChanged {
+        /// The path in force.
+        path: PathBuf,
+    },
+    /// Nothing is pinned there.
+    NotAttached {
+        /// The pin path.
+        path: PathBuf,
+        /// The interface that was asked for, or all.
+        interface: Option<String>,
+    },
+    /// The kernel's verifier refused the program.
+    Verifier {
+        /// What the kernel returned.
+        source: io::Error,
+        /// What the verifier wrote.
+        log: String,
+    },
+    /// The link of an interface could not be made, updated or pinned.
+    Link {
+        /// The interface.
+        interface: String,
+        /// Which step failed.
+        step: &'static str,
+        /// Why.
+        source: Source,
+    },
+    /// Loading, or reading or writing a map, failed.
+    Kernel {
+        /// Which step failed.
+        step: &'static str,
+        /// Why.
+        source: Source,
+    },
+    /// A file operation on the pins failed.
+    Pin {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Lines of the verifier's log that are shown: the reason stands at its end.
+const LOG_LINES: usize = 30;
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InterfaceTwice { interface } => {
+                write!(f, "interface {interface} is listed twice; remove one")
+            }
+            Self::TooMany { what, number, max } => {
+                write!(f, "{number} {what}; the filter has room for {max}")
+            }
+            Self::Ports => write!(f, "the filter needs at least one port, and port 0 is none"),
+            Self::ListName { name, max } => {
+                write!(
+                    f,
+                    "list {name:?}: a name has 1 to {max} octets, none of them NUL; rename it"
+                )
+            }
+            Self::NoSuchInterface { interface } => write!(
+                f,
+                "interface {interface}: there is none in this network namespace; `ip link` shows those that there are"
+            ),
+            Self::Occupied { interface, program } => write!(
+                f,
+                "interface {interface}: the XDP program {program} sits there already and was left alone; \
+                 remove it (`ip link set dev {interface} xdp off`, or unpin its link) or leave the interface out"
+            ),
+            Self::NoDriverMode { interface, source } => write!(
+                f,
+                "interface {interface}: its driver takes no XDP program now ({source}); a lower MTU or fewer queues may \
+                 help (see `dmesg`), or ask for the slower generic mode with xdp_mode = \"generic\""
+            ),
+            Self::NotPermitted { what } => write!(
+                f,
+                "{what}: not permitted; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+            ),
+            Self::NoBpfFs { path, source } => {
+                write!(f, "{}: there is no BPF file system", path.display())?;
+                if let Some(source) = source {
+                    write!(f, ", and mounting one failed ({source})")?;
+                }
+                write!(
+                    f,
+                    "; `mount -t bpf bpf /sys/fs/bpf`, or choose a pin path on one"
+                )
+            }
+            Self::InUse { path } => write!(
+                f,
+                "{}: another process holds this filter; stop it, or choose another pin path",
+                path.display()
+            ),
+            Self::PinPathChanged { path } => write!(
+                f,
+                "the filter is pinned under {}; another pin path needs a restart (and `portcullis filter detach` for the old one)",
+                path.display()
+            ),
+            Self::NotAttached { path, interface } => match interface {
+                Some(interface) => write!(
+                    f,
+                    "interface {interface}: no filter of {} sits on it",
+                    path.display()
+                ),
+                None => write!(f, "{}: no filter is pinned there", path.display()),
+            },
+            Self::Verifier { source, log } => {
+                let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+                let skipped = lines.len().saturating_sub(LOG_LINES);
+                writeln!(
+                    f,
+                    "the kernel's verifier refused the program ({source}); the end of its log:"
+                )?;
+                for line in lines.iter().skip(skipped) {
+                    writeln!(f, "    {line}")?;
+                }
+                write!(
+                    f,
+                    "this is a bug, or a kernel older than 5.15: please report it with `uname -r`"
+                )
+            }
+            Self::Link {
+                interface,
+                step,
+                source,
+            } => write!(f, "interface {interface}: {step}: {}", Chain(&**source)),
+            Self::Kernel { step, source } => write!(f, "{step}: {}", Chain(&**source)),
+            Self::Pin { path, source } => write!(f, "{}: {source}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// An error with its causes: aya's outer messages seldom hold the number that the kernel returned.
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = self.0.to_string();
+        f.write_str(&said)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // aya's transparent variants repeat what they wrap.
+            if !said.contains(&text) {
+                write!(f, ": {text}")?;
+                said = text;
+            }
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// The number that the kernel returned, from however deep it was wrapped.
+pub(super) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return io.raw_os_error();
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// An [`Error::Kernel`], or [`Error::NotPermitted`] where that is the reason.
+pub(super) fn kernel<E>(step: &'static str) -> impl Fn(E) -> Error
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    move |error| match os_error(&error) {
+        Some(nix::libc::EPERM) => Error::NotPermitted { what: step },
+        _ => Error::Kernel {
+            step,
+            source: Box::new(error),
+        },
+    }
+}

@@ -1,0 +1,226 @@
+//! Puts the program on an interface, and takes it off.
+//!
+//! What keeps a program on an interface is a pinned link. A link that still leads to the interface gets the new program
+//! in one step, with no packet unfiltered in between. A link that leads nowhere (the interface was deleted and made
+//! again) or to another mode is replaced.
+
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, Xdp, XdpMode as AyaMode, loaded_programs};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use nix::libc;
+use nix::net::if_::if_nametoindex;
+
+use super::Error;
+use super::error::{kernel, os_error};
+use super::maps::PROGRAM_MAPS;
+use super::netlink::{self, Attached, Place};
+use super::pins::Pins;
+use crate::config::XdpMode;
+
+/// The program, as `cargo xtask ebpf build` made it.
+static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/prebuilt/portcullis.o");
+const PROGRAM: &str = "portcullis";
+
+/// Loads an instance of the program for the interface in this slot. Maps that are not pinned yet are created.
+pub(super) fn load(pins: &Pins, slot: u32) -> Result<Ebpf, Error> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global("INTERFACE", &slot, true);
+    for name in PROGRAM_MAPS {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut object = loader
+        .load(OBJECT)
+        .map_err(kernel("loading the program's maps"))?;
+    program(&mut object)?.load().map_err(|error| match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } if io_error.raw_os_error() != Some(libc::EPERM) => Error::Verifier {
+            source: io_error,
+            log: verifier_log.to_string(),
+        },
+        error => kernel("loading the program")(error),
+    })?;
+    Ok(object)
+}
+
+/// The program in a loaded object.
+pub(super) fn program(object: &mut Ebpf) -> Result<&mut Xdp, Error> {
+    let step = "finding the program in its object";
+    let program = object
+        .program_mut(PROGRAM)
+        .ok_or(ProgramError::NotLoaded)
+        .map_err(kernel(step))?;
+    program.try_into().map_err(kernel::<ProgramError>(step))
+}
+
+/// The kernel's index of an interface in this thread's network namespace.
+pub(super) fn index(interface: &str) -> Result<u32, Error> {
+    if_nametoindex(interface).map_err(|_| Error::NoSuchInterface {
+        interface: interface.to_owned(),
+    })
+}
+
+/// How the program came to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Put {
+    /// A link was made.
+    New,
+    /// A link that was there got the new program.
+    TakenOver,
+}
+
+/// Puts the program for this slot on an interface.
+pub(super) fn put(pins: &Pins, interface: &str, slot: u32, mode: XdpMode) -> Result<Put, Error> {
+    let index = index(interface)?;
+    let here =
+        netlink::attached(index).map_err(link_error(interface, "asking for its XDP program"))?;
+    let pinned = pinned(pins, interface);
+    let ours = pinned.as_ref().and_then(program_of);
+    if let Some(other) = here.iter().find(|attached| Some(attached.program) != ours) {
+        return Err(occupied(interface, *other));
+    }
+    let mut object = load(pins, slot)?;
+    let program = program(&mut object)?;
+    match pinned {
+        Some(link) if here.iter().any(|attached| fits(attached.place, mode)) => {
+            let step = "putting the program into its link";
+            let link = XdpLink::try_from(link).map_err(link_error(interface, step))?;
+            program
+                .attach_to_link(link)
+                .map_err(link_error(interface, step))?;
+            Ok(Put::TakenOver)
+        }
+        stale => {
+            if let Some(link) = stale {
+                if !here.is_empty() {
+                    tracing::warn!(
+                        interface,
+                        "changing the XDP mode: packets pass unfiltered for a moment"
+                    );
+                }
+                remove(pins, interface)?;
+                drop(link);
+            }
+            attach(pins, interface, index, program, mode)?;
+            Ok(Put::New)
+        }
+    }
+}
+
+fn attach(
+    pins: &Pins,
+    interface: &str,
+    index: u32,
+    program: &mut Xdp,
+    mode: XdpMode,
+) -> Result<(), Error> {
+    let aya_mode = match mode {
+        XdpMode::Driver => AyaMode::Driver,
+        XdpMode::Generic => AyaMode::Skb,
+    };
+    let id = program
+        .attach_to_if_index(index, aya_mode)
+        .map_err(|error| attach_error(interface, index, mode, error))?;
+    let link = program
+        .take_link(id)
+        .map_err(link_error(interface, "taking its link"))?;
+    // A kernel without links for XDP (before 5.9) would leave a netlink attachment, which cannot be pinned: dropping it
+    // here takes the program off again.
+    let link = FdLink::try_from(link).map_err(link_error(
+        interface,
+        "making its link (Linux 5.9 or newer)",
+    ))?;
+    link.pin(pins.link(interface))
+        .map_err(link_error(interface, "pinning its link"))?;
+    Ok(())
+}
+
+fn attach_error(interface: &str, index: u32, mode: XdpMode, error: ProgramError) -> Error {
+    match os_error(&error) {
+        Some(libc::EPERM) => Error::NotPermitted {
+            what: "attaching an XDP program",
+        },
+        // Somebody was faster.
+        Some(libc::EBUSY | libc::EEXIST) => {
+            match netlink::attached(index).unwrap_or_default().first() {
+                Some(other) => occupied(interface, *other),
+                None => link_error(interface, "attaching")(error),
+            }
+        }
+        Some(number @ (libc::EOPNOTSUPP | libc::ERANGE | libc::EINVAL | libc::ENOMEM))
+            if mode == XdpMode::Driver =>
+        {
+            Error::NoDriverMode {
+                interface: interface.to_owned(),
+                source: std::io::Error::from_raw_os_error(number),
+            }
+        }
+        _ => link_error(interface, "attaching")(error),
+    }
+}
+
+/// Takes the program off an interface. That there is none is no error.
+pub(super) fn remove(pins: &Pins, interface: &str) -> Result<(), Error> {
+    Pins::remove(&pins.link(interface))
+}
+
+/// Where the program of the pinned link runs, if the interface is in this network namespace and the link leads to it.
+pub(super) fn place(pins: &Pins, interface: &str) -> Option<Place> {
+    let ours = pinned(pins, interface).as_ref().and_then(program_of)?;
+    let here = netlink::attached(index(interface).ok()?).ok()?;
+    here.iter()
+        .find(|attached| attached.program == ours)
+        .map(|attached| attached.place)
+}
+
+fn pinned(pins: &Pins, interface: &str) -> Option<FdLink> {
+    PinnedLink::from_pin(pins.link(interface))
+        .ok()
+        .map(FdLink::from)
+}
+
+fn program_of(link: &FdLink) -> Option<u32> {
+    Some(link.info().ok()?.program_id())
+}
+
+fn fits(place: Place, mode: XdpMode) -> bool {
+    match place {
+        Place::Driver | Place::Hardware => mode == XdpMode::Driver,
+        Place::Generic => mode == XdpMode::Generic,
+    }
+}
+
+fn occupied(interface: &str, other: Attached) -> Error {
+    let info = loaded_programs()
+        .flatten()
+        .find(|info| info.id() == other.program);
+    let name = info
+        .as_ref()
+        .and_then(|info| info.name_as_str())
+        .unwrap_or("without a name");
+    let place = match other.place {
+        Place::Driver => "in the driver",
+        Place::Generic => "generic",
+        Place::Hardware => "in the hardware",
+    };
+    Error::Occupied {
+        interface: interface.to_owned(),
+        program: format!("{name:?} (id {}, {place})", other.program),
+    }
+}
+
+fn link_error<E>(interface: &str, step: &'static str) -> impl Fn(E) -> Error
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    move |error| match os_error(&error) {
+        Some(libc::EPERM) => Error::NotPermitted { what: step },
+        _ => Error::Link {
+            interface: interface.to_owned(),
+            step,
+            source: Box::new(error),
+        },
+    }
+}

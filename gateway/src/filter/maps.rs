@@ -1,0 +1,293 @@
+//! The pinned maps, typed. Their layout is in [`portcullis_ebpf_common::layout`].
+#![allow(
+    unsafe_code,
+    reason = "aya wants an unsafe marker on what is copied to and from a map"
+)]
+
+use aya::maps::{Array, ArrayOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::{Pod, util::nr_cpus};
+use portcullis_ebpf_common::layout::{
+    self, INTERFACE_NAME_MAX, INTERFACES_MAX, InterfaceCounters, InterfaceRecord, LIST_NAME_MAX,
+    LIST_SLOTS, ListCounters, ListRecord,
+};
+
+use super::Error;
+use super::error::kernel;
+use super::pins::Pins;
+use crate::config::{Interface, Role, XdpMode};
+
+/// The maps that the program's object defines; the loader creates and pins them.
+pub(super) const PROGRAM_MAPS: [&str; 4] =
+    ["SETTINGS", "LISTS", "LIST_COUNTERS", "INTERFACE_COUNTERS"];
+
+const LIST_RECORDS: &str = "LIST_RECORDS";
+const INTERFACE_RECORDS: &str = "INTERFACE_RECORDS";
+
+/// A generation of lists.
+pub(super) type Trie = LpmTrie<MapData, [u32; 5], u32>;
+
+/// A value of a map that is not a number.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Value<T>(T);
+
+// SAFETY: all three are `repr(C)` structs of integers without padding, for which every pattern of bits is a value.
+unsafe impl Pod for Value<layout::Settings> {}
+// SAFETY: as above.
+unsafe impl Pod for Value<ListRecord> {}
+// SAFETY: as above.
+unsafe impl Pod for Value<InterfaceRecord> {}
+
+/// Handles of all maps under one pin path.
+pub(super) struct Maps {
+    settings: ArrayOfMaps<MapData, Array<MapData, Value<layout::Settings>>>,
+    lists: ArrayOfMaps<MapData, Trie>,
+    list_counters: PerCpuArray<MapData, ListCounters>,
+    interface_counters: PerCpuArray<MapData, InterfaceCounters>,
+    list_records: Array<MapData, Value<ListRecord>>,
+    interface_records: Array<MapData, Value<InterfaceRecord>>,
+}
+
+impl Maps {
+    /// Opens what is pinned.
+    pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
+        Ok(Self {
+            settings: open(pins, "SETTINGS")?,
+            lists: open(pins, "LISTS")?,
+            list_counters: open(pins, "LIST_COUNTERS")?,
+            interface_counters: open(pins, "INTERFACE_COUNTERS")?,
+            list_records: open(pins, LIST_RECORDS)?,
+            interface_records: open(pins, INTERFACE_RECORDS)?,
+        })
+    }
+
+    /// Creates and pins the maps of which the program knows nothing, unless they are there.
+    pub(super) fn create_records(pins: &Pins) -> Result<(), Error> {
+        let failed = "creating the maps of records";
+        if !pins.map(LIST_RECORDS).exists() {
+            let map =
+                Array::<_, Value<ListRecord>>::create(2 * LIST_SLOTS, 0).map_err(kernel(failed))?;
+            map.pin(pins.map(LIST_RECORDS)).map_err(kernel(failed))?;
+        }
+        if !pins.map(INTERFACE_RECORDS).exists() {
+            let map = Array::<_, Value<InterfaceRecord>>::create(INTERFACES_MAX, 0)
+                .map_err(kernel(failed))?;
+            map.pin(pins.map(INTERFACE_RECORDS))
+                .map_err(kernel(failed))?;
+        }
+        Ok(())
+    }
+
+    /// The settings in force.
+    pub(super) fn settings(&self) -> Result<Option<layout::Settings>, Error> {
+        let failed = "reading the settings";
+        let Some(inner) = found(self.settings.get(&0, 0)).map_err(kernel(failed))? else {
+            return Ok(None);
+        };
+        Ok(Some(inner.get(&0, 0).map_err(kernel(failed))?.0))
+    }
+
+    /// Puts settings in place whole: they are written beside the old ones, and one update swaps them.
+    pub(super) fn swap_settings(&mut self, settings: layout::Settings) -> Result<(), Error> {
+        let failed = "writing the settings";
+        let mut inner = Array::create(1, 0).map_err(kernel(failed))?;
+        inner.set(0, Value(settings), 0).map_err(kernel(failed))?;
+        self.settings.set(0, &inner, 0).map_err(kernel(failed))
+    }
+
+    /// The generation of lists in force.
+    pub(super) fn lists(&self) -> Result<Option<Trie>, Error> {
+        found(self.lists.get(&0, 0)).map_err(kernel("opening the lists in force"))
+    }
+
+    /// Puts a generation of lists in place. When it returns, no packet is being held against the one before.
+    pub(super) fn swap_lists(&mut self, trie: &Trie) -> Result<(), Error> {
+        self.lists
+            .set(0, trie, 0)
+            .map_err(kernel("putting the lists in place"))
+    }
+
+    /// The record of a list's slot in a bank.
+    pub(super) fn list_record(&self, bank: u32, slot: u32) -> Result<ListRecord, Error> {
+        let record = self.list_records.get(&(bank * LIST_SLOTS + slot), 0);
+        Ok(record.map_err(kernel("reading the names of the lists"))?.0)
+    }
+
+    pub(super) fn set_list_record(
+        &mut self,
+        bank: u32,
+        slot: u32,
+        record: ListRecord,
+    ) -> Result<(), Error> {
+        let index = bank * LIST_SLOTS + slot;
+        let result = self.list_records.set(index, Value(record), 0);
+        result.map_err(kernel("writing the names of the lists"))
+    }
+
+    /// The sum over all CPUs.
+    pub(super) fn list_counters(&self, slot: u32) -> Result<ListCounters, Error> {
+        let values = self
+            .list_counters
+            .get(&slot, 0)
+            .map_err(kernel("reading the counters"))?;
+        Ok(sum(&values))
+    }
+
+    pub(super) fn clear_list_counters(&mut self, slot: u32) -> Result<(), Error> {
+        let zeros = zeros([0; 2])?;
+        self.list_counters
+            .set(slot, zeros, 0)
+            .map_err(kernel("clearing counters"))
+    }
+
+    /// The sum over all CPUs.
+    pub(super) fn interface_counters(&self, slot: u32) -> Result<InterfaceCounters, Error> {
+        let values = self
+            .interface_counters
+            .get(&slot, 0)
+            .map_err(kernel("reading the counters"))?;
+        Ok(sum(&values))
+    }
+
+    /// The slots of interfaces that are taken.
+    pub(super) fn interfaces(&self) -> Result<Vec<InterfaceSlot>, Error> {
+        let mut taken = Vec::new();
+        for slot in 0..INTERFACES_MAX {
+            let record = self
+                .interface_records
+                .get(&slot, 0)
+                .map_err(kernel("reading the names of the interfaces"))?;
+            let record = record.0;
+            let name = text(&record.name);
+            if !name.is_empty() {
+                taken.push(InterfaceSlot {
+                    slot,
+                    interface: Interface {
+                        name,
+                        role: Role::Edge,
+                    },
+                    xdp_mode: if record.xdp_mode == 0 {
+                        XdpMode::Driver
+                    } else {
+                        XdpMode::Generic
+                    },
+                });
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Writes down whose slot it is.
+    pub(super) fn take_interface_slot(&mut self, taken: &InterfaceSlot) -> Result<(), Error> {
+        let record = InterfaceRecord {
+            name: padded::<INTERFACE_NAME_MAX>(&taken.interface.name),
+            role: match taken.interface.role {
+                Role::Edge => 0,
+            },
+            xdp_mode: u32::from(taken.xdp_mode == XdpMode::Generic),
+        };
+        let result = self.interface_records.set(taken.slot, Value(record), 0);
+        result.map_err(kernel("writing the name of an interface"))
+    }
+
+    /// Gives a slot back, with its counters at zero.
+    pub(super) fn free_interface_slot(&mut self, slot: u32) -> Result<(), Error> {
+        let zeros = zeros([0; 8])?;
+        let result = self.interface_counters.set(slot, zeros, 0);
+        result.map_err(kernel("clearing counters"))?;
+        let free = InterfaceRecord {
+            name: [0; INTERFACE_NAME_MAX],
+            role: 0,
+            xdp_mode: 0,
+        };
+        let result = self.interface_records.set(slot, Value(free), 0);
+        result.map_err(kernel("clearing the name of an interface"))
+    }
+}
+
+/// Whose an interface's slot is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct InterfaceSlot {
+    pub(super) slot: u32,
+    pub(super) interface: Interface,
+    pub(super) xdp_mode: XdpMode,
+}
+
+/// A record for a list in a slot.
+pub(super) fn list_record(name: &str, class: u32, position: u32, entries: u64) -> ListRecord {
+    ListRecord {
+        name: padded::<LIST_NAME_MAX>(name),
+        class,
+        position,
+        entries,
+    }
+}
+
+/// The text in front of the zeros.
+pub(super) fn text(padded: &[u8]) -> String {
+    let length = padded
+        .iter()
+        .position(|octet| *octet == 0)
+        .unwrap_or(padded.len());
+    String::from_utf8_lossy(&padded[..length]).into_owned()
+}
+
+/// Text filled up with zeros. What is longer was refused before.
+fn padded<const N: usize>(text: &str) -> [u8; N] {
+    let mut padded = [0; N];
+    for (octet, given) in padded.iter_mut().zip(text.bytes()) {
+        *octet = given;
+    }
+    padded
+}
+
+fn open<T>(pins: &Pins, name: &'static str) -> Result<T, Error>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let data = MapData::from_pin(pins.map(name)).map_err(kernel("opening a pinned map"))?;
+    let map = Map::from_map_data(data).map_err(kernel("opening a pinned map"))?;
+    T::try_from(map).map_err(kernel("opening a pinned map"))
+}
+
+/// An element that was never set is nothing, not an error.
+fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+fn zeros<T: Pod>(zero: T) -> Result<PerCpuValues<T>, Error> {
+    let failed = "counting the CPUs";
+    let cpus = nr_cpus().map_err(|(_, error)| kernel(failed)(error))?;
+    PerCpuValues::try_from(vec![zero; cpus]).map_err(kernel(failed))
+}
+
+fn sum<const N: usize>(values: &PerCpuValues<[u64; N]>) -> [u64; N] {
+    let mut sum = [0; N];
+    for counters in values.iter() {
+        for (total, counter) in sum.iter_mut().zip(counters) {
+            *total += counter;
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_have_no_padding_and_the_size_that_the_layout_says() {
+        assert_eq!(size_of::<layout::Settings>(), 4 + 4 + 2 * layout::PORTS_MAX);
+        assert_eq!(size_of::<ListRecord>(), LIST_NAME_MAX + 4 + 4 + 8);
+        assert_eq!(size_of::<InterfaceRecord>(), INTERFACE_NAME_MAX + 4 + 4);
+    }
+
+    #[test]
+    fn a_name_of_full_length_comes_back_whole() {
+        let name = "x".repeat(LIST_NAME_MAX);
+        assert_eq!(text(&list_record(&name, 0, 0, 0).name), name);
+    }
+}

@@ -1,0 +1,250 @@
+//! The userspace side of the XDP program: puts it on the interfaces, fills its lists, and reads what it counted.
+//!
+//! Everything is pinned, so the filter stays when its owner ends, by whatever end, and the next
+//! [`Filter::attach`] takes it over: the program is replaced inside its link and the lists inside their map, each in one
+//! step, so that there is no packet unfiltered, no moment with no list and none with half of one. [`detach`] is the
+//! only way to take the filter away.
+//!
+//! aya is used here and nowhere else, and does not appear in the interface. Everything that names an interface means the
+//! network namespace of the calling thread.
+
+mod error;
+mod links;
+mod lists;
+mod maps;
+mod netlink;
+mod pins;
+mod settings;
+mod status;
+mod trial;
+
+use std::fs::File;
+use std::path::Path;
+
+use nix::fcntl::Flock;
+use portcullis_ebpf_common::layout::INTERFACES_MAX;
+
+use self::links::Put;
+use self::maps::{InterfaceSlot, Maps};
+use self::pins::Pins;
+use crate::config;
+use crate::policy::lists::Compiled;
+
+pub use self::error::Error;
+pub use self::status::{InterfaceStatus, ListStatus, Reasons, Status, status};
+pub use self::trial::{Outcome, Trial};
+
+/// The filter in the kernel, held by this process. Dropping it leaves the filter in place.
+pub struct Filter {
+    settings: config::Filter,
+    pins: Pins,
+    maps: Maps,
+    /// Two owners would undo each other's lists.
+    _lock: Flock<File>,
+}
+
+impl Filter {
+    /// Puts the filter in place, or takes over the one that is pinned under the same path, with its counters.
+    ///
+    /// Lists and settings are in force before the first packet meets the program. An interface that is pinned but not in
+    /// the settings any more is let go.
+    ///
+    /// # Errors
+    /// Every [`Error`]. What was attached before the call stays attached; what the call itself attached is taken off.
+    pub fn attach(settings: &config::Filter, compiled: &Compiled) -> Result<Self, Error> {
+        settings::check(settings)?;
+        for interface in &settings.interfaces {
+            links::index(&interface.name)?;
+        }
+        let pins = Pins::new(&settings.pin_path);
+        let lock = pins.prepare()?;
+        let maps = fill(&pins, settings, compiled).inspect_err(|_| remove_if_unused(&pins))?;
+        let mut filter = Self {
+            settings: settings.clone(),
+            pins,
+            maps,
+            _lock: lock,
+        };
+        let result = filter.sync_interfaces();
+        result.inspect_err(|_| remove_if_unused(&filter.pins))?;
+        Ok(filter)
+    }
+
+    /// Puts other lists in place of those in force. A list that has its name and action in both keeps its counters.
+    ///
+    /// # Errors
+    /// The lists in force stay in force.
+    pub fn update_lists(&mut self, compiled: &Compiled) -> Result<(), Error> {
+        lists::swap(&mut self.maps, compiled)
+    }
+
+    /// Puts other settings in force, and the program on or off interfaces if those have changed.
+    ///
+    /// # Errors
+    /// The settings in force stay in force. The pin path cannot be changed.
+    pub fn update_settings(&mut self, settings: &config::Filter) -> Result<(), Error> {
+        settings::check(settings)?;
+        if settings.pin_path != self.settings.pin_path {
+            return Err(Error::PinPathChanged {
+                path: self.settings.pin_path.clone(),
+            });
+        }
+        let before = std::mem::replace(&mut self.settings, settings.clone());
+        let moved =
+            before.interfaces != settings.interfaces || before.xdp_mode != settings.xdp_mode;
+        let result = if moved {
+            self.sync_interfaces()
+        } else {
+            Ok(())
+        };
+        result
+            .and_then(|()| self.maps.swap_settings(settings::in_kernel(settings)))
+            .inspect_err(|_| self.settings = before)
+    }
+
+    /// What is in force and what was counted.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be read.
+    pub fn status(&self) -> Result<Status, Error> {
+        status::read(&self.pins, &self.maps)
+    }
+
+    /// An instance of the program to run frames through.
+    ///
+    /// # Errors
+    /// When the program cannot be loaded once more.
+    pub fn trial(&self) -> Result<Trial, Error> {
+        Trial::new(&self.pins)
+    }
+
+    /// Puts the program on the interfaces of the settings, and takes it off all others.
+    fn sync_interfaces(&mut self) -> Result<(), Error> {
+        let mut new = Vec::new();
+        for interface in self.settings.interfaces.clone() {
+            match self.put(&interface) {
+                Ok(Put::New) => new.push(interface.name),
+                Ok(Put::TakenOver) => {}
+                Err(error) => {
+                    for name in new {
+                        self.let_go(&name)?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let kept = |name: &str| {
+            self.settings
+                .interfaces
+                .iter()
+                .any(|interface| interface.name == name)
+        };
+        let mut gone = self.pins.linked()?;
+        gone.extend(
+            self.maps
+                .interfaces()?
+                .into_iter()
+                .map(|taken| taken.interface.name),
+        );
+        gone.retain(|name| !kept(name));
+        for name in gone {
+            self.let_go(&name)?;
+        }
+        self.pins.remove_other_layouts()
+    }
+
+    fn put(&mut self, interface: &config::Interface) -> Result<Put, Error> {
+        let taken = self.maps.interfaces()?;
+        let before = taken
+            .iter()
+            .find(|taken| taken.interface.name == interface.name);
+        let slot = match before {
+            Some(before) => before.slot,
+            None => (0..INTERFACES_MAX)
+                .find(|slot| !taken.iter().any(|taken| taken.slot == *slot))
+                .ok_or(Error::TooMany {
+                    what: "interfaces",
+                    number: taken.len() + 1,
+                    max: INTERFACES_MAX as usize,
+                })?,
+        };
+        if before.is_none() {
+            self.maps.free_interface_slot(slot)?;
+        }
+        let put = links::put(&self.pins, &interface.name, slot, self.settings.xdp_mode)?;
+        self.maps.take_interface_slot(&InterfaceSlot {
+            slot,
+            interface: interface.clone(),
+            xdp_mode: self.settings.xdp_mode,
+        })?;
+        let taken_over = put == Put::TakenOver;
+        tracing::info!(
+            interface = interface.name,
+            taken_over,
+            "the filter is in place"
+        );
+        Ok(put)
+    }
+
+    fn let_go(&mut self, interface: &str) -> Result<(), Error> {
+        links::remove(&self.pins, interface)?;
+        let taken = self.maps.interfaces()?;
+        if let Some(taken) = taken.iter().find(|taken| taken.interface.name == interface) {
+            self.maps.free_interface_slot(taken.slot)?;
+        }
+        Ok(())
+    }
+}
+
+/// Creates the maps unless they are pinned, and puts lists and settings into them.
+fn fill(pins: &Pins, settings: &config::Filter, compiled: &Compiled) -> Result<Maps, Error> {
+    links::load(pins, 0)?;
+    Maps::create_records(pins)?;
+    let mut maps = Maps::open(pins)?;
+    lists::swap(&mut maps, compiled)?;
+    maps.swap_settings(settings::in_kernel(settings))?;
+    Ok(maps)
+}
+
+/// After a failure: leaves no maps behind that no program uses.
+fn remove_if_unused(pins: &Pins) {
+    let unused = pins.linked().is_ok_and(|linked| linked.is_empty());
+    if unused && let Err(error) = pins.remove_all() {
+        tracing::warn!(%error, "could not clean up after a failed start of the filter");
+    }
+}
+
+/// Takes the filter off these interfaces, or off all if none is named, and removes all that was pinned once it is on none.
+///
+/// It works while another process holds the filter: it is also the way out when that process is the trouble.
+///
+/// # Errors
+/// [`Error::NotAttached`] if there is nothing to take off; [`Error::NotPermitted`] and [`Error::Pin`] if it is not possible.
+pub fn detach(pin_path: &Path, interfaces: &[String]) -> Result<(), Error> {
+    let pins = Pins::new(pin_path);
+    let linked = pins.linked()?;
+    let not_attached = |interface| Error::NotAttached {
+        path: pin_path.to_owned(),
+        interface,
+    };
+    if let Some(unknown) = interfaces.iter().find(|name| !linked.contains(name)) {
+        return Err(not_attached(Some(unknown.clone())));
+    }
+    if linked.is_empty() && !pins.exist()? {
+        return Err(not_attached(None));
+    }
+    let all = interfaces.is_empty() || linked.iter().all(|name| interfaces.contains(name));
+    if all {
+        return pins.remove_all();
+    }
+    let mut maps = Maps::open(&pins)?;
+    for name in interfaces {
+        links::remove(&pins, name)?;
+        for taken in maps.interfaces()? {
+            if taken.interface.name == *name {
+                maps.free_interface_slot(taken.slot)?;
+            }
+        }
+    }
+    Ok(())
+}

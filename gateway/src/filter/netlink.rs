@@ -1,0 +1,180 @@
+//! Asks the kernel which XDP program sits on an interface, and where it runs.
+//!
+//! aya attaches programs but cannot tell who is there already, and /sys shows the interfaces of the namespace in which it
+//! was mounted. One `RTM_GETLINK` request is answered for the namespace of the calling thread.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
+
+/// An XDP program on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Attached {
+    /// The kernel's number of the program.
+    pub(super) program: u32,
+    /// Where it runs.
+    pub(super) place: Place,
+}
+
+/// Where an XDP program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Driver,
+    Generic,
+    Hardware,
+}
+
+// linux/if_link.h; the libc crate has none of them.
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_DRV_PROG_ID: u16 = 5;
+const IFLA_XDP_SKB_PROG_ID: u16 = 6;
+const IFLA_XDP_HW_PROG_ID: u16 = 7;
+
+/// Octets of `struct nlmsghdr`, and of `struct ifinfomsg` behind it.
+const HEADER: usize = 16;
+/// More than an answer about one interface without its virtual functions takes.
+const ANSWER_MAX: usize = 32 * 1024;
+
+/// The programs on the interface with this index.
+pub(super) fn attached(index: u32) -> io::Result<Vec<Attached>> {
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
+    send(socket.as_raw_fd(), &request(index), MsgFlags::empty())?;
+    let mut answer = vec![0; ANSWER_MAX];
+    let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    parse(answer.get(..length).unwrap_or_default())
+}
+
+fn request(index: u32) -> [u8; 2 * HEADER] {
+    let mut message = [0; 2 * HEADER];
+    let fields = [
+        (
+            0,
+            u32::try_from(2 * HEADER).unwrap_or_default().to_ne_bytes(),
+        ),
+        (8, 1_u32.to_ne_bytes()),
+        (HEADER + 4, index.to_ne_bytes()),
+    ];
+    for (offset, bytes) in fields {
+        message[offset..offset + 4].copy_from_slice(&bytes);
+    }
+    message[4..6].copy_from_slice(&libc::RTM_GETLINK.to_ne_bytes());
+    message[6..8].copy_from_slice(&(libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    message
+}
+
+fn parse(answer: &[u8]) -> io::Result<Vec<Attached>> {
+    let truncated = || io::Error::new(io::ErrorKind::UnexpectedEof, "truncated netlink answer");
+    let kind = half(answer, 4).ok_or_else(truncated)?;
+    if i32::from(kind) == libc::NLMSG_ERROR {
+        let negative = word(answer, HEADER).ok_or_else(truncated)?.cast_signed();
+        return Err(io::Error::from_raw_os_error(-negative));
+    }
+    let attributes = answer.get(2 * HEADER..).ok_or_else(truncated)?;
+    let Some((_, xdp)) = Attributes(attributes).find(|(kind, _)| *kind == IFLA_XDP) else {
+        return Ok(Vec::new());
+    };
+    let programs = Attributes(xdp).filter_map(|(kind, value)| {
+        let place = match kind {
+            IFLA_XDP_DRV_PROG_ID => Place::Driver,
+            IFLA_XDP_SKB_PROG_ID => Place::Generic,
+            IFLA_XDP_HW_PROG_ID => Place::Hardware,
+            _ => return None,
+        };
+        let program = word(value, 0)?;
+        Some(Attached { program, place })
+    });
+    Ok(programs.collect())
+}
+
+/// The attributes of a message (`struct rtattr`): kind without its flags, and value.
+struct Attributes<'a>(&'a [u8]);
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let length = usize::from(half(self.0, 0)?);
+        let kind = half(self.0, 2)? & 0x3fff;
+        let value = self.0.get(4..length)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    }
+}
+
+fn half(bytes: &[u8], offset: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+fn word(bytes: &[u8], offset: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = u16::try_from(4 + value.len())
+            .unwrap()
+            .to_ne_bytes()
+            .to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn a_program_in_the_driver_is_found_among_other_attributes() {
+        let xdp = [
+            attribute(2, &[1]),
+            attribute(IFLA_XDP_DRV_PROG_ID, &17_u32.to_ne_bytes()),
+        ]
+        .concat();
+        let answer = [
+            vec![0; 2 * HEADER],
+            attribute(3, b"eth0\0"),
+            attribute(IFLA_XDP | 0x8000, &xdp),
+        ]
+        .concat();
+        let program = Attached {
+            program: 17,
+            place: Place::Driver,
+        };
+        assert_eq!(parse(&answer).unwrap(), [program]);
+    }
+
+    #[test]
+    fn an_error_answer_is_the_error_it_holds() {
+        let mut answer = vec![0; 2 * HEADER];
+        answer[4] = 2;
+        answer[HEADER..HEADER + 4].copy_from_slice(&(-libc::ENODEV).to_ne_bytes());
+        assert_eq!(
+            parse(&answer).unwrap_err().raw_os_error(),
+            Some(libc::ENODEV)
+        );
+    }
+
+    #[test]
+    fn an_attribute_longer_than_the_answer_ends_it_quietly() {
+        let answer = [vec![0; 2 * HEADER], vec![255, 0, 43, 0]].concat();
+        assert_eq!(parse(&answer).unwrap(), []);
+        assert!(parse(&[0; 5]).is_err());
+    }
+
+    #[test]
+    fn the_loopback_answers_and_carries_no_program() {
+        let index = nix::net::if_::if_nametoindex("lo").unwrap();
+        assert_eq!(attached(index).unwrap(), []);
+        assert!(attached(0x7fff_fff0).is_err());
+    }
+}

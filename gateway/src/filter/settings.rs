@@ -1,0 +1,65 @@
+//! From the configuration to what lies in the maps. The configuration has checked its own limits; these are the kernel's.
+
+use portcullis_ebpf_common::layout::{self, INTERFACES_MAX, LISTS_MAX, PORTS_MAX};
+
+use super::Error;
+use crate::config::{Filter, FilterMode, Role, Unlisted, XdpMode};
+
+/// Refuses settings that the maps cannot hold.
+pub(super) fn check(settings: &Filter) -> Result<(), Error> {
+    fits(
+        "interfaces",
+        settings.interfaces.len(),
+        INTERFACES_MAX as usize,
+    )?;
+    fits("ports", settings.ports.len(), PORTS_MAX)?;
+    if settings.ports.is_empty() || settings.ports.contains(&0) {
+        return Err(Error::Ports);
+    }
+    for (index, interface) in settings.interfaces.iter().enumerate() {
+        let mut before = settings.interfaces.iter().take(index);
+        if before.any(|other| other.name == interface.name) {
+            return Err(Error::InterfaceTwice {
+                interface: interface.name.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses more lists than there are slots for.
+pub(super) fn check_list_count(number: usize) -> Result<(), Error> {
+    fits("lists with the action drop or permit", number, LISTS_MAX)
+}
+
+fn fits(what: &'static str, number: usize, max: usize) -> Result<(), Error> {
+    if number > max {
+        return Err(Error::TooMany { what, number, max });
+    }
+    Ok(())
+}
+
+/// The settings as they lie in the map.
+pub(super) fn in_kernel(settings: &Filter) -> layout::Settings {
+    let mode = match settings.mode {
+        FilterMode::Enforce => layout::Mode::Enforce,
+        FilterMode::Monitor => layout::Mode::Monitor,
+        FilterMode::Off => layout::Mode::Off,
+    };
+    layout::Settings::new(mode, settings.unlisted == Unlisted::Drop, &settings.ports)
+}
+
+/// A role as it is written in the configuration.
+pub(super) const fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Edge => "edge",
+    }
+}
+
+/// A mode of attachment as it is written in the configuration.
+pub(super) const fn xdp_mode_name(mode: XdpMode) -> &'static str {
+    match mode {
+        XdpMode::Driver => "driver",
+        XdpMode::Generic => "generic",
+    }
+}

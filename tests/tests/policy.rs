@@ -1,0 +1,74 @@
+//! The policy cases of `tests/policy` against `explain`: the policy and the SMTP parser, without a connection.
+
+use anyhow::Result;
+use portcullis::config::{self, Config};
+use portcullis::policy::explain::{Outcome, Question, Stage, explain};
+use portcullis_tests::policy_cases::{self, Case};
+
+fn gate() -> Result<Config> {
+    Ok(config::load(&policy_cases::directory().join("gate.toml"))?)
+}
+
+/// The stages that a client sees, which the route is not.
+fn stages(config: &Config, case: &Case) -> Result<Vec<Stage>> {
+    let question = Question {
+        client: case.client,
+        hello: Some(case.hello.clone()),
+        sender: Some(case.sender.clone()),
+        recipients: vec![case.recipient.clone()],
+    };
+    let mut stages = explain(config, &question)?.stages;
+    stages.retain(|stage| stage.stage != "route");
+    Ok(stages)
+}
+
+#[test]
+fn explain_answers_each_policy_case_with_its_code_and_rule() -> Result<()> {
+    let config = gate()?;
+    let cases = policy_cases::load()?;
+    assert!(cases.len() >= 40, "only {} cases", cases.len());
+    let mut faults = Vec::new();
+    for case in &cases {
+        let stages = stages(&config, case)?;
+        let last = stages.last().map(|stage| (stage.code, stage.rule.as_str()));
+        if last != Some((Some(case.code), case.rule.as_str())) {
+            faults.push(format!("{}: {} gets {last:?}", case.place, case.recipient));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn what_is_explained_is_what_the_commands_of_the_case_say() -> Result<()> {
+    let config = gate()?;
+    for case in policy_cases::load()? {
+        let said: Vec<_> = stages(&config, &case)?
+            .into_iter()
+            .skip(1)
+            .map(|stage| stage.subject)
+            .collect();
+        assert_eq!(said, case.commands()[..said.len()], "{}", case.place);
+    }
+    Ok(())
+}
+
+#[test]
+fn no_stranger_reaches_anything_but_a_local_domain_whatever_it_says() -> Result<()> {
+    let config = gate()?;
+    for mut case in policy_cases::load()?
+        .into_iter()
+        .filter(|case| case.code == 250)
+    {
+        if !matches!(case.rule.as_str(), "local-network") {
+            continue;
+        }
+        case.client = "203.0.113.7".parse()?;
+        let is_local = case.recipient.ends_with("@isp.example");
+        let reached = stages(&config, &case)?
+            .iter()
+            .any(|s| s.stage == "rcpt" && s.outcome == Outcome::Accept);
+        assert_eq!(reached, is_local, "{}", case.place);
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! `cargo xtask ebpf`: builds the XDP program, and proves that the committed object is what the source builds.
+//!
+//! The object is committed because its compiler is not everybody's: a plain stable `cargo build` of the gateway is
+//! enough. What is committed has to be checked, so `verify` builds it again and compares everything that reaches the
+//! kernel. Paths are remapped, so that two checkouts build the same.
+
+mod object;
+mod toolchain;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, Subcommand};
+
+use self::toolchain::Toolchain;
+use crate::{setup, workspace};
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// What `cargo xtask ebpf` is told.
+#[derive(Subcommand)]
+pub(crate) enum Ebpf {
+    /// Builds the program and puts the object, and what built it, into ebpf/prebuilt
+    #[command(after_help = toolchain::HELP)]
+    Build(Options),
+    /// Builds the program and compares it with the committed object; as root it installs what is missing
+    #[command(after_help = toolchain::HELP)]
+    Verify(Options),
+}
+
+/// What both are told.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Installs what is missing (apt-get, cargo install); needs root
+    #[arg(long)]
+    install: bool,
+}
+
+/// Builds, or builds and compares.
+pub(crate) fn run(chore: &Ebpf) -> Result<ExitCode> {
+    match chore {
+        Ebpf::Build(options) => {
+            let toolchain = toolchain::find(options.install)?;
+            let built = compile(&toolchain)?;
+            fs::copy(&built, prebuilt("portcullis.o"))
+                .context("cannot write ebpf/prebuilt/portcullis.o")?;
+            fs::write(prebuilt("built-with.txt"), toolchain.record())
+                .context("cannot write ebpf/prebuilt/built-with.txt")?;
+            println!("ebpf: ebpf/prebuilt/portcullis.o is up to date");
+            Ok(ExitCode::SUCCESS)
+        }
+        Ebpf::Verify(options) => {
+            let toolchain = toolchain::find(options.install || setup::may_install())?;
+            let built = compile(&toolchain)?;
+            verify(&toolchain, &built)
+        }
+    }
+}
+
+fn verify(toolchain: &Toolchain, built: &Path) -> Result<ExitCode> {
+    let committed = read(&prebuilt("portcullis.o"))?;
+    let built = read(built)?;
+    let differences = object::compare(&committed, &built)?;
+    if differences.is_empty() {
+        let instructions = object::instructions(&committed)?;
+        println!(
+            "ebpf: the committed object is what the source builds ({instructions} instructions)"
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    for difference in &differences {
+        println!("ebpf: {difference}");
+    }
+    let record = fs::read_to_string(prebuilt("built-with.txt")).unwrap_or_default();
+    if record == toolchain.record() {
+        bail!(
+            "the committed object is not what the source builds; run `cargo xtask ebpf build` and commit ebpf/prebuilt"
+        );
+    }
+    bail!(
+        "the committed object was built with\n{record}and this is\n{}so it may differ for that reason alone; build with the \
+         former, or run `cargo xtask ebpf build` and commit ebpf/prebuilt",
+        toolchain.record()
+    );
+}
+
+/// Builds the program; gives the path of the object.
+fn compile(toolchain: &Toolchain) -> Result<PathBuf> {
+    let directory = workspace::root().join("ebpf/program");
+    println!(
+        "ebpf: building with {}",
+        toolchain.record().trim_end().replace('\n', ", ")
+    );
+    let mut build = Command::new("cargo");
+    build
+        .current_dir(&directory)
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--target",
+            TARGET,
+            "-Z",
+            "build-std=core",
+        ])
+        .env("CARGO_TARGET_DIR", directory.join("target"))
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            rust_flags(toolchain)?.join("\x1f"),
+        )
+        // A stable compiler builds `core` too, if it is told that it may.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTC", &toolchain.rustc)
+        .env("PATH", toolchain.path())
+        // Set by the cargo that runs this chore, and meant for its own compiler.
+        .env_remove("RUSTFLAGS")
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTUP_TOOLCHAIN");
+    let status = build.status().context("cannot start cargo")?;
+    ensure!(status.success(), "the program does not build");
+    Ok(directory
+        .join("target")
+        .join(TARGET)
+        .join("release/portcullis"))
+}
+
+/// Full debug information, from which the linker makes the BTF that the maps are defined by; and no path of this machine.
+fn rust_flags(toolchain: &Toolchain) -> Result<Vec<String>> {
+    let mut flags = vec!["-Cdebuginfo=2".to_owned(), "-Clink-arg=--btf".to_owned()];
+    let mut remap =
+        |from: &Path, to: &str| flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+    remap(workspace::root(), "/portcullis");
+    remap(&toolchain.source, "/rust");
+    // The directory below is named after the registry, which differs from machine to machine.
+    let registry = toolchain::cargo_home()?.join("registry/src");
+    if let Ok(entries) = fs::read_dir(&registry) {
+        for entry in entries {
+            remap(&entry?.path(), "/crates");
+        }
+    }
+    Ok(flags)
+}
+
+fn prebuilt(name: &str) -> PathBuf {
+    workspace::root().join("ebpf/prebuilt").join(name)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
