@@ -42,6 +42,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         steps.run("test", &mut chore(&["test"]));
     }
     steps.run("format", &mut cargo(&["fmt", "--all", "--check"]));
+    // The program is a workspace of its own.
+    let program = [
+        "fmt",
+        "--manifest-path",
+        "ebpf/program/Cargo.toml",
+        "--check",
+    ];
+    steps.run("format of the program", &mut cargo(&program));
     let clippy = [
         "clippy",
         "--workspace",
