@@ -8,6 +8,7 @@ pub mod gate;
 pub mod policy_cases;
 pub mod postfix;
 pub mod receiver;
+pub mod simulation;
 pub mod watch;
 pub mod wire;
 

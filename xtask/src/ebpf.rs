@@ -44,7 +44,7 @@ pub(crate) fn run(chore: &Ebpf) -> Result<ExitCode> {
         Ebpf::Build(options) => {
             let toolchain = toolchain::find(options.install)?;
             let built = compile(&toolchain)?;
-            fs::copy(&built, prebuilt("portcullis.o"))
+            fs::write(prebuilt("portcullis.o"), built)
                 .context("cannot write ebpf/prebuilt/portcullis.o")?;
             fs::write(prebuilt("built-with.txt"), toolchain.record())
                 .context("cannot write ebpf/prebuilt/built-with.txt")?;
@@ -59,10 +59,9 @@ pub(crate) fn run(chore: &Ebpf) -> Result<ExitCode> {
     }
 }
 
-fn verify(toolchain: &Toolchain, built: &Path) -> Result<ExitCode> {
+fn verify(toolchain: &Toolchain, built: &[u8]) -> Result<ExitCode> {
     let committed = read(&prebuilt("portcullis.o"))?;
-    let built = read(built)?;
-    let differences = object::compare(&committed, &built)?;
+    let differences = object::compare(&committed, built)?;
     if differences.is_empty() {
         let instructions = object::instructions(&committed)?;
         println!(
@@ -86,8 +85,8 @@ fn verify(toolchain: &Toolchain, built: &Path) -> Result<ExitCode> {
     );
 }
 
-/// Builds the program; gives the path of the object.
-fn compile(toolchain: &Toolchain) -> Result<PathBuf> {
+/// Builds the program; gives the object.
+fn compile(toolchain: &Toolchain) -> Result<Vec<u8>> {
     let directory = workspace::root().join("ebpf/program");
     println!(
         "ebpf: building with {}",
@@ -120,10 +119,11 @@ fn compile(toolchain: &Toolchain) -> Result<PathBuf> {
         .env_remove("RUSTUP_TOOLCHAIN");
     let status = build.status().context("cannot start cargo")?;
     ensure!(status.success(), "the program does not build");
-    Ok(directory
+    let linked = directory
         .join("target")
         .join(TARGET)
-        .join("release/portcullis"))
+        .join("release/portcullis");
+    object::strip(&read(&linked)?)
 }
 
 /// Full debug information, from which the linker makes the BTF that the maps are defined by; and no path of this machine.

@@ -15,6 +15,9 @@ use std::time::Duration;
 
 use super::{Buffer, Completion, Conn, Driver, Listener, Outcome, ReceiveEnd};
 
+/// Linux's number for it; the simulation knows no operating system.
+const ECANCELED: i32 = 125;
+
 /// What a peer does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -508,7 +511,7 @@ impl Driver for SimDriver {
         for conn in std::mem::take(&mut world.accepts).into_values().flatten() {
             world.complete(
                 conn,
-                Outcome::Accepted(Err(io::ErrorKind::Interrupted.into())),
+                Outcome::Accepted(Err(io::Error::from_raw_os_error(ECANCELED))),
             );
         }
     }
@@ -607,6 +610,11 @@ impl Driver for SimDriver {
             "close with something in flight"
         );
         link.closing = true;
+        if !link.shut_write && link.inbound.is_empty() {
+            link.shut_write = true;
+            world.send_to_peer(conn, Event::EndToPeer(conn));
+        }
+        let Some(link) = world.link(conn) else { return };
         // Whoever still waits for octets learns that none will come.
         let at = at.max(link.to_peer);
         world.schedule(at, Event::Closed(conn));

@@ -220,17 +220,14 @@ impl Transaction {
         if !matches!(self.stage, Stage::Envelope | Stage::Asked) {
             return;
         }
-        let pipelining = hop.extensions().pipelining;
-        let mut may_speak = pipelining || hop.owed() == 0;
-        if !self.mail_told && may_speak && !self.envelope.recipients.is_empty() {
+        if !self.mail_told && hop.may_send() && !self.envelope.recipients.is_empty() {
             if self.envelope.utf8 && !hop.extensions().smtputf8 {
                 self.settle(&NO_UTF8);
                 return;
             }
             self.tell_sender(hop, out);
-            may_speak = pipelining;
         }
-        while self.mail_told && may_speak && self.told < self.envelope.recipients.len() {
+        while self.mail_told && hop.may_send() && self.told < self.envelope.recipients.len() {
             let recipient = &self.envelope.recipients[self.told];
             hop.rcpt(
                 &recipient.path,
@@ -239,7 +236,6 @@ impl Transaction {
                 out,
             );
             self.told += 1;
-            may_speak = pipelining;
         }
         let all_agreed =
             self.mail_told && self.agreed == self.envelope.recipients.len() && hop.owed() == 0;

@@ -231,6 +231,10 @@ impl Gate {
             return;
         }
         if next_hop.needs_reset {
+            if !next_hop.smtp.may_send() {
+                // The replies still owed bring us back here.
+                return;
+            }
             next_hop.needs_reset = false;
             next_hop.smtp.rset(&mut connection.output);
             self.next_hop_deadline(hop);

@@ -1,10 +1,11 @@
 //! Compares two BPF objects in everything that reaches the kernel: instructions, relocations, maps, constants, licence,
-//! and the BTF that describes them. Debug information is not compared.
+//! and the BTF that describes them. Debug information is not compared, and not committed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
-use object::elf::SHF_ALLOC;
+use object::build::elf::{Builder, SectionData};
+use object::elf::{SHF_ALLOC, SHT_STRTAB};
 use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionFlags, SectionKind,
 };
@@ -28,6 +29,25 @@ pub(super) fn compare(committed: &[u8], built: &[u8]) -> Result<Vec<String>> {
     let committed = Loaded::parse(committed).context("the committed object")?;
     let built = Loaded::parse(built).context("the object built")?;
     Ok(committed.differences(&built))
+}
+
+/// The object without debug information: the linker needs it to make BTF, and nobody after it. It is most of the object,
+/// and the only part of it that depends on where the checkout lies.
+pub(super) fn strip(object: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = Builder::read(object).context("not an ELF file")?;
+    for section in &mut builder.sections {
+        let name = section.name.to_string();
+        section.delete = name.starts_with(".debug_") || name.starts_with(".rel.debug_");
+    }
+    builder.delete_orphans();
+    // LLVM keeps the names of sections and of symbols in one table; they are written as two.
+    let names = builder.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(stripped)
 }
 
 /// The instructions in an object.
@@ -78,13 +98,13 @@ impl Loaded {
         for name in names {
             match (self.sections.get(name), other.sections.get(name)) {
                 (Some(_), None) => {
-                    differences.push(format!("section {name} is not built any more"))
+                    differences.push(format!("section {name} is not built any more"));
                 }
                 (None, Some(_)) => {
-                    differences.push(format!("section {name} is not in the committed object"))
+                    differences.push(format!("section {name} is not in the committed object"));
                 }
                 (Some(ours), Some(theirs)) if ours != theirs => {
-                    differences.push(self.difference(name, ours, theirs))
+                    differences.push(self.difference(name, ours, theirs));
                 }
                 _ if self.references.get(name) != other.references.get(name) => {
                     differences.push(format!(

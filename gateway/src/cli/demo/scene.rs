@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, process, thread};
@@ -114,7 +114,9 @@ struct Network {
 pub(super) struct Scene {
     gate: Child,
     directory: PathBuf,
-    address: SocketAddr,
+    /// One for each family, where there are namespaces. That both answer also means that the neighbours on the link
+    /// know each other: a flood towards an unknown neighbour would wait in a queue and not be counted.
+    listeners: Vec<SocketAddr>,
     admin: SocketAddr,
     sink: Sink,
     network: Option<Network>,
@@ -135,7 +137,9 @@ impl Scene {
         let listener = gate.run(|| TcpListener::bind(("127.0.0.1", 2525)))??;
         Self::start(
             listener,
-            SocketAddr::new(GATE_V4.into(), 25),
+            [IpAddr::from(GATE_V4), IpAddr::from(GATE_V6)]
+                .map(|ip| SocketAddr::new(ip, 25))
+                .into(),
             ADMIN,
             Some(Network { gate, world, pins }),
         )
@@ -145,19 +149,24 @@ impl Scene {
     pub(super) fn on_the_loopback() -> io::Result<Self> {
         let free = || TcpListener::bind("127.0.0.1:0")?.local_addr();
         let (address, admin) = (free()?, free()?);
-        Self::start(TcpListener::bind("127.0.0.1:0")?, address, admin, None)
+        Self::start(
+            TcpListener::bind("127.0.0.1:0")?,
+            vec![address],
+            admin,
+            None,
+        )
     }
 
     fn start(
         sink: TcpListener,
-        address: SocketAddr,
+        listeners: Vec<SocketAddr>,
         admin: SocketAddr,
         network: Option<Network>,
     ) -> io::Result<Self> {
         let sink = Sink::start(sink, DOMAIN)?;
         let directory = env::temp_dir().join(format!("portcullis-demo-{}", process::id()));
         fs::create_dir(&directory)?;
-        let gate = launch(&directory, address, admin, &sink, network.as_ref());
+        let gate = launch(&directory, &listeners, admin, &sink, network.as_ref());
         let gate = match gate {
             Ok(gate) => gate,
             Err(error) => {
@@ -168,7 +177,7 @@ impl Scene {
         let mut scene = Self {
             gate,
             directory,
-            address,
+            listeners,
             admin,
             sink,
             network,
@@ -181,7 +190,11 @@ impl Scene {
     fn wait_until_it_listens(&mut self) -> io::Result<()> {
         let end = Instant::now() + PATIENCE;
         loop {
-            if self.connect().is_ok() {
+            if self
+                .listeners
+                .iter()
+                .all(|address| self.connect_to(*address).is_ok())
+            {
                 return Ok(());
             }
             let ended = self.gate.try_wait()?;
@@ -198,7 +211,7 @@ impl Scene {
 
     /// Where the gate listens.
     pub(super) fn address(&self) -> SocketAddr {
-        self.address
+        self.listeners[0]
     }
 
     /// The gate's next hop.
@@ -218,7 +231,11 @@ impl Scene {
 
     /// A connection to the gate, from the world.
     pub(super) fn connect(&self) -> io::Result<TcpStream> {
-        let connect = || TcpStream::connect_timeout(&self.address, Duration::from_secs(2));
+        self.connect_to(self.address())
+    }
+
+    fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(2));
         match &self.network {
             Some(network) => network.world.run(connect)?,
             None => connect(),
@@ -339,8 +356,8 @@ const CONFIGURATION: &str = "portcullis.toml";
 
 /// Writes lists and configuration, and starts the gate.
 fn launch(
-    directory: &std::path::Path,
-    address: SocketAddr,
+    directory: &Path,
+    listeners: &[SocketAddr],
     admin: SocketAddr,
     sink: &Sink,
     network: Option<&Network>,
@@ -349,10 +366,6 @@ fn launch(
         r#"hostname = "{HOSTNAME}"
 state_dir = "{directory}"
 admin = "{admin}"
-
-[[listener]]
-address = "{address}"
-service = "relay"
 
 [relay]
 networks = []
@@ -365,6 +378,10 @@ next_hop = ["{sink}"]
         directory = directory.display(),
         sink = sink.address(),
     );
+    for listener in listeners {
+        configuration +=
+            &format!("\n[[listener]]\naddress = \"{listener}\"\nservice = \"relay\"\n");
+    }
     if let Some(network) = network {
         configuration += &format!(
             "\n[filter]\ninterfaces = [{{ name = \"{INTERFACE}\", role = \"edge\" }}]\nports = [25]\n\

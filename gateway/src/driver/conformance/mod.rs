@@ -5,8 +5,9 @@
 //! its own time.
 
 pub(crate) mod cases;
+mod simulated;
 
-use super::{Completion, Conn, Driver, Listener, Outcome, ReceiveEnd};
+use super::{Buffer, Completion, Conn, Driver, Listener, Outcome, ReceiveEnd};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
@@ -151,17 +152,24 @@ impl<W: World> Desk<W> {
         }
     }
 
+    /// The buffer that comes next; a receive that ended for no reason is armed again.
+    fn buffer(&mut self, conn: Conn) -> Buffer {
+        loop {
+            match self.next(conn) {
+                Outcome::Received(buffer) => return buffer,
+                Outcome::ReceiveEnded(ReceiveEnd::Rearm) => self.driver().receive(conn),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
     /// The bytes that come next.
     fn received(&mut self, conn: Conn) -> Vec<u8> {
-        match self.next(conn) {
-            Outcome::Received(buffer) => {
-                let bytes = self.driver().bytes(&buffer).to_vec();
-                assert_eq!(bytes.len(), buffer.len as usize);
-                self.driver().recycle(buffer);
-                bytes
-            }
-            other => panic!("{other:?}"),
-        }
+        let buffer = self.buffer(conn);
+        let bytes = self.driver().bytes(&buffer).to_vec();
+        assert_eq!(bytes.len(), buffer.len as usize);
+        self.driver().recycle(buffer);
+        bytes
     }
 
     fn receive_exactly(&mut self, conn: Conn, length: usize) -> Vec<u8> {

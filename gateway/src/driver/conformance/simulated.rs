@@ -1,0 +1,163 @@
+//! The simulated driver held to the same contract as the ring, with a calm network and with a hostile one. What the
+//! worker's simulations prove is worth as much as this.
+
+use super::{Shape, World, conformance};
+use crate::driver::Listener;
+use crate::driver::sim::{Fate, Faults, Network, Peer, SimDriver, simulation};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+thread_local! {
+    /// Every test has a thread of its own, so every run of it has the same seeds.
+    static SEED: Cell<u64> = const { Cell::new(1) };
+}
+
+/// How often a peer looks at what it is to say.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// What a test and a peer have in common.
+#[derive(Default)]
+struct Wire {
+    to_say: Vec<u8>,
+    finish: bool,
+    finished: bool,
+    heard: Vec<u8>,
+    ended: bool,
+    reset: bool,
+}
+
+type Shared = Rc<RefCell<Wire>>;
+
+/// A peer that says what the test wants said.
+struct Puppet(Shared);
+
+impl Puppet {
+    fn go_on(&self, send: &mut Vec<u8>) -> Fate {
+        let mut wire = self.0.borrow_mut();
+        send.append(&mut wire.to_say);
+        if wire.finished {
+            Fate::Stay
+        } else if wire.finish {
+            wire.finished = true;
+            Fate::Close
+        } else {
+            Fate::Wake(LOOK)
+        }
+    }
+}
+
+impl Peer for Puppet {
+    fn octets(&mut self, _: Duration, octets: &[u8], send: &mut Vec<u8>) -> Fate {
+        self.0.borrow_mut().heard.extend_from_slice(octets);
+        self.go_on(send)
+    }
+
+    fn ended(&mut self, _: Duration, send: &mut Vec<u8>) -> Fate {
+        self.0.borrow_mut().ended = true;
+        self.go_on(send)
+    }
+
+    fn reset(&mut self, _: Duration) {
+        self.0.borrow_mut().reset = true;
+    }
+}
+
+struct Simulated<const HOSTILE: bool> {
+    driver: SimDriver,
+    network: Network,
+    called: Rc<RefCell<VecDeque<Shared>>>,
+    callers: u16,
+}
+
+fn next_hop() -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 25], 25))
+}
+
+impl<const HOSTILE: bool> World for Simulated<HOSTILE> {
+    type Driver = SimDriver;
+    type Peer = Shared;
+
+    fn new(shape: Shape) -> Self {
+        let seed = SEED.with(|seed| seed.replace(seed.get() + 1));
+        let often = if HOSTILE { 30 } else { 0 };
+        let faults = Faults {
+            cut: often,
+            rearm: often,
+            // Breaches of a connection's peace are not part of the contract's cases.
+            stale: 0,
+            reset: 0,
+            buffers: shape.buffers,
+            buffer_size: shape.buffer_size,
+            delay_max: Duration::from_millis(if HOSTILE { 5 } else { 0 }),
+        };
+        let called = Rc::new(RefCell::new(VecDeque::new()));
+        let calls = Rc::clone(&called);
+        let dial = move |to| -> Option<Box<dyn Peer>> {
+            if to != next_hop() {
+                return None;
+            }
+            let wire = Shared::default();
+            calls.borrow_mut().push_back(Rc::clone(&wire));
+            Some(Box::new(Puppet(wire)))
+        };
+        let (driver, network) = simulation(seed, faults, Box::new(dial));
+        Self {
+            driver,
+            network,
+            called,
+            callers: 0,
+        }
+    }
+
+    fn driver(&mut self) -> &mut SimDriver {
+        &mut self.driver
+    }
+
+    fn call(&mut self) -> (Shared, SocketAddr) {
+        self.callers += 1;
+        let from = SocketAddr::from(([198, 51, 100, 1], self.callers));
+        let wire = Shared::default();
+        let peer = Box::new(Puppet(Rc::clone(&wire)));
+        self.network.arrive(Duration::ZERO, Listener(0), from, peer);
+        (wire, from)
+    }
+
+    fn next_hop(&mut self) -> SocketAddr {
+        next_hop()
+    }
+
+    fn nobody(&mut self) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 26], 25))
+    }
+
+    fn called(&mut self) -> Shared {
+        self.called.borrow_mut().pop_front().unwrap()
+    }
+
+    fn say(&mut self, peer: &mut Shared, bytes: &[u8]) -> usize {
+        peer.borrow_mut().to_say.extend_from_slice(bytes);
+        bytes.len()
+    }
+
+    fn hear(&mut self, peer: &mut Shared, heard: &mut Vec<u8>) -> bool {
+        let mut wire = peer.borrow_mut();
+        assert!(!wire.reset, "the connection was reset");
+        heard.append(&mut wire.heard);
+        wire.ended
+    }
+
+    fn finish(&mut self, peer: &mut Shared) {
+        peer.borrow_mut().finish = true;
+    }
+}
+
+mod calm {
+    super::conformance!(super::Simulated<false>);
+}
+
+mod hostile {
+    super::conformance!(super::Simulated<true>);
+}

@@ -1,0 +1,371 @@
+//! A client of the simulation: it follows a plan, checks that every command gets its reply, and sometimes vanishes.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use portcullis::driver::sim::{Fate, Peer};
+
+use super::Shelf;
+
+/// What a client is going to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    number: usize,
+    extended: bool,
+    pipelining: bool,
+    transactions: VecDeque<Transaction>,
+    /// Vanishes after so many replies.
+    vanishes_after: Option<usize>,
+    /// By breaking the connection, not by closing it.
+    by_reset: bool,
+    seed: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Transaction {
+    recipients: Vec<String>,
+    chunks: bool,
+    content: Vec<u8>,
+    id: String,
+    /// Gives it up with RSET after the envelope.
+    reset: bool,
+    discarded: bool,
+}
+
+const DOMAINS: [&str; 5] = [
+    "a.example",
+    "a.example",
+    "b.example",
+    "down.example",
+    "elsewhere.example",
+];
+
+impl Plan {
+    /// A plan for the client with this number.
+    pub fn random(rng: &mut fastrand::Rng, number: usize) -> Self {
+        let extended = rng.u8(..4) > 0;
+        let count = rng.usize(..5);
+        let transactions = (0..count)
+            .map(|n| Transaction::random(rng, format!("{number}-{n}"), extended))
+            .collect();
+        Self {
+            number,
+            extended,
+            pipelining: extended && rng.bool(),
+            transactions,
+            vanishes_after: (rng.u8(..4) == 0).then(|| rng.usize(..12)),
+            by_reset: rng.bool(),
+            seed: rng.u64(..),
+        }
+    }
+}
+
+impl Transaction {
+    fn random(rng: &mut fastrand::Rng, id: String, extended: bool) -> Self {
+        let discarded = rng.u8(..8) == 0;
+        let recipients = (0..rng.usize(1..6)).map(|n| {
+            let domain = if discarded {
+                "void.example"
+            } else {
+                DOMAINS[rng.usize(..DOMAINS.len())]
+            };
+            format!("user{n}@{domain}")
+        });
+        let recipients = recipients.collect();
+        let mut content = format!("X-Id: {id}\r\nSubject: test\r\n\r\n").into_bytes();
+        for _ in 0..if rng.u8(..8) == 0 {
+            rng.usize(..3_000)
+        } else {
+            rng.usize(..30)
+        } {
+            let line = [
+                "",
+                ".",
+                "..",
+                ". x",
+                "Received: not in the header",
+                "a line of text",
+            ][rng.usize(..6)];
+            content.extend_from_slice(line.as_bytes());
+            content.extend_from_slice(b"\r\n");
+        }
+        Self {
+            recipients,
+            chunks: extended && rng.bool(),
+            content,
+            id,
+            reset: rng.u8(..8) == 0,
+            discarded,
+        }
+    }
+
+    /// The content as DATA carries it.
+    fn stuffed(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.content.len() + 8);
+        for line in self.content.split_inclusive(|octet| *octet == b'\n') {
+            if line.starts_with(b".") {
+                out.push(b'.');
+            }
+            out.extend_from_slice(line);
+        }
+        out.extend_from_slice(b".\r\n");
+        out
+    }
+}
+
+/// A command whose reply is to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Greeting,
+    Hello,
+    Mail,
+    Rcpt,
+    Data,
+    Chunk,
+    Message,
+    Rset,
+    Quit,
+}
+
+/// One client on its connection.
+pub struct Client {
+    plan: Plan,
+    rng: fastrand::Rng,
+    asked: VecDeque<Asked>,
+    /// Commands to be sent once the reply before is there.
+    queued: VecDeque<(Asked, Vec<u8>)>,
+    input: Vec<u8>,
+    replies: usize,
+    accepted_recipients: usize,
+    mail_accepted: bool,
+    after_envelope: bool,
+    done: bool,
+    shelf: Shelf,
+}
+
+impl Client {
+    /// A client that is about to connect.
+    pub fn new(plan: Plan, shelf: Shelf) -> Self {
+        Self {
+            rng: fastrand::Rng::with_seed(plan.seed),
+            asked: VecDeque::from([Asked::Greeting]),
+            queued: VecDeque::new(),
+            input: Vec::new(),
+            replies: 0,
+            accepted_recipients: 0,
+            mail_accepted: false,
+            after_envelope: false,
+            done: false,
+            shelf,
+            plan,
+        }
+    }
+
+    fn violation(&self, what: &str) {
+        self.shelf
+            .borrow_mut()
+            .violations
+            .push(format!("client {}: {what}", self.plan.number));
+    }
+
+    fn finish(&mut self) {
+        if !std::mem::replace(&mut self.done, true) {
+            self.shelf.borrow_mut().clients_done += 1;
+        }
+    }
+
+    /// The next whole reply in the input, as its code.
+    fn next_reply(&mut self) -> Option<u16> {
+        let mut end = 0;
+        loop {
+            let line = self.input[end..].iter().position(|octet| *octet == b'\n')?;
+            let begin = end;
+            end += line + 1;
+            let text = String::from_utf8_lossy(&self.input[begin..end]).into_owned();
+            if text.as_bytes().get(3) != Some(&b'-') {
+                self.input.drain(..end);
+                let code = text.get(..3).and_then(|code| code.parse().ok());
+                if code.is_none() {
+                    self.violation(&format!("not a reply: {text:?}"));
+                }
+                return Some(code.unwrap_or(0));
+            }
+        }
+    }
+
+    fn reply(&mut self, code: u16, send: &mut Vec<u8>) -> Fate {
+        let Some(asked) = self.asked.pop_front() else {
+            if code != 421 || !self.shelf.borrow().stopping {
+                self.violation(&format!("an unasked {code}"));
+            }
+            return self.leave();
+        };
+        self.replies += 1;
+        let positive = (200..400).contains(&code);
+        if code == 421 {
+            if !self.shelf.borrow().stopping && asked != Asked::Greeting {
+                self.violation(&format!("421 to {asked:?}"));
+            }
+            return self.leave();
+        }
+        match asked {
+            Asked::Greeting | Asked::Hello | Asked::Rset if !positive => {
+                self.violation(&format!("{code} to {asked:?}"));
+            }
+            // The last chunk is not sent after a refusal, unless it is on its way.
+            Asked::Chunk if !positive && self.asked.is_empty() => {
+                self.queued.clear();
+                self.plan.transactions.pop_front();
+                self.after_envelope = false;
+            }
+            Asked::Greeting | Asked::Hello | Asked::Rset | Asked::Chunk => {}
+            Asked::Mail => self.mail_accepted = positive,
+            Asked::Rcpt => self.accepted_recipients += usize::from(positive),
+            Asked::Data => self.data_reply(code),
+            Asked::Message => self.message_reply(positive),
+            Asked::Quit => return self.leave(),
+        }
+        if self
+            .plan
+            .vanishes_after
+            .is_some_and(|after| self.replies > after)
+        {
+            self.finish();
+            return if self.plan.by_reset {
+                Fate::Reset
+            } else {
+                Fate::Close
+            };
+        }
+        if self.asked.is_empty() {
+            self.go_on(send);
+        }
+        Fate::Stay
+    }
+
+    fn data_reply(&mut self, code: u16) {
+        match (code, self.plan.transactions.front()) {
+            (354, Some(transaction)) => {
+                let content = transaction.stuffed();
+                self.queued.push_front((Asked::Message, content));
+            }
+            (354, None) => self.violation("354 with nothing to send"),
+            _ => {
+                self.plan.transactions.pop_front();
+                self.after_envelope = false;
+            }
+        }
+    }
+
+    fn message_reply(&mut self, positive: bool) {
+        self.after_envelope = false;
+        let Some(transaction) = self.plan.transactions.pop_front() else {
+            return;
+        };
+        if positive {
+            let content = (!transaction.discarded).then_some(transaction.content);
+            self.shelf
+                .borrow_mut()
+                .accepted
+                .insert(transaction.id, content);
+        }
+    }
+
+    /// All that was sent is answered: what comes next?
+    fn go_on(&mut self, send: &mut Vec<u8>) {
+        if self.queued.is_empty() {
+            self.plan_next();
+        }
+        while let Some((asked, octets)) = self.queued.pop_front() {
+            send.extend_from_slice(&octets);
+            self.asked.push_back(asked);
+            let group = matches!(
+                asked,
+                Asked::Mail | Asked::Rcpt | Asked::Rset | Asked::Chunk
+            );
+            if !(self.plan.pipelining && group) {
+                break;
+            }
+        }
+    }
+
+    fn plan_next(&mut self) {
+        let mut queue = |asked, text: String| self.queued.push_back((asked, text.into_bytes()));
+        if self.replies == 1 {
+            queue(
+                Asked::Hello,
+                format!(
+                    "{} client.example\r\n",
+                    if self.plan.extended { "EHLO" } else { "HELO" }
+                ),
+            );
+            return;
+        }
+        let Some(transaction) = self.plan.transactions.front() else {
+            queue(Asked::Quit, "QUIT\r\n".to_owned());
+            return;
+        };
+        if !self.after_envelope {
+            self.after_envelope = true;
+            self.accepted_recipients = 0;
+            queue(
+                Asked::Mail,
+                "MAIL FROM:<sender@client.example>\r\n".to_owned(),
+            );
+            for recipient in &transaction.recipients {
+                queue(Asked::Rcpt, format!("RCPT TO:<{recipient}>\r\n"));
+            }
+        } else if self.accepted_recipients == 0 || transaction.reset || !self.mail_accepted {
+            queue(Asked::Rset, "RSET\r\n".to_owned());
+            self.plan.transactions.pop_front();
+            self.after_envelope = false;
+        } else if transaction.chunks {
+            let cut = self.rng.usize(..=transaction.content.len());
+            let (first, last) = transaction.content.split_at(cut);
+            for (asked, piece, word) in [(Asked::Chunk, first, ""), (Asked::Message, last, " LAST")]
+            {
+                let mut octets = format!("BDAT {}{word}\r\n", piece.len()).into_bytes();
+                octets.extend_from_slice(piece);
+                self.queued.push_back((asked, octets));
+            }
+        } else {
+            queue(Asked::Data, "DATA\r\n".to_owned());
+        }
+    }
+
+    fn leave(&mut self) -> Fate {
+        self.finish();
+        Fate::Close
+    }
+}
+
+impl Peer for Client {
+    fn octets(&mut self, _now: Duration, octets: &[u8], send: &mut Vec<u8>) -> Fate {
+        if self.done {
+            return Fate::Stay;
+        }
+        self.input.extend_from_slice(octets);
+        while let Some(code) = self.next_reply() {
+            let fate = self.reply(code, send);
+            if fate != Fate::Stay {
+                return fate;
+            }
+        }
+        Fate::Stay
+    }
+
+    fn ended(&mut self, _now: Duration, _send: &mut Vec<u8>) -> Fate {
+        if !self.done {
+            self.violation(&format!(
+                "the gate hung up with {:?} unanswered",
+                self.asked
+            ));
+        }
+        self.leave()
+    }
+
+    fn reset(&mut self, _now: Duration) {
+        // Breaking connections is what the network of a simulation does; what was accepted before still has to be there.
+        self.finish();
+    }
+}

@@ -1,0 +1,233 @@
+//! A worker in a simulated world: clients and next hops with plans of their own, faults from a seed, and what must hold anyway.
+//!
+//! What must hold, whatever the network and the next hops do:
+//! - every command gets one reply, in order, and no reply comes unasked;
+//! - a message that a client heard 250 for is at a next hop, once, octet for octet behind our `Received:` line;
+//! - no message arrives twice, however often connections break;
+//! - everything comes to rest: no connection, no receive buffer and no session is left over.
+
+pub mod client;
+pub mod next_hop;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use portcullis::config;
+use portcullis::driver::Listener;
+use portcullis::driver::sim::{Faults, simulation};
+use portcullis::worker::counters::Counters;
+use portcullis::worker::{Life, Shared, Size, Worker};
+
+use self::client::{Client, Plan};
+use self::next_hop::NextHop;
+
+const CONFIGURATION: &str = r#"
+hostname = "gate.example"
+[[listener]]
+address = "192.0.2.1:25"
+service = "relay"
+[relay]
+networks = ["10.9.0.0/16"]
+domains = ["a.example", "b.example", "down.example", "void.example"]
+connect_timeout = "10s"
+reply_timeout = "20s"
+message_timeout = "60s"
+idle_timeout = "15s"
+connections = 3
+retry_after = "4s"
+[limits]
+command_timeout = "10m"
+data_timeout = "10m"
+shutdown_timeout = "30s"
+[[route]]
+domains = ["a.example"]
+next_hop = ["10.0.0.1:25", "10.0.0.2:25"]
+[[route]]
+domains = ["b.example"]
+next_hop = ["10.0.0.3:25"]
+[[route]]
+domains = ["down.example"]
+next_hop = ["10.0.0.9:25"]
+[[route]]
+domains = ["void.example"]
+next_hop = ["discard"]
+"#;
+
+/// Sessions that the simulated worker serves at a time.
+const SESSIONS_MAX: u32 = 12;
+/// A run that takes more batches than this does not come to rest.
+const TURNS_MAX: u32 = 300_000;
+
+/// What the actors of a run have seen.
+#[derive(Debug, Default)]
+pub struct Record {
+    /// What must not happen, and did.
+    pub violations: Vec<String>,
+    /// Messages that a client heard 250 for, with what it sent; `None` for those that were to be thrown away.
+    pub accepted: BTreeMap<String, Option<Vec<u8>>>,
+    /// Messages at the next hops, with their content behind the `Received:` line.
+    pub arrived: BTreeMap<String, Vec<Vec<u8>>>,
+    /// Clients whose plan is at its end, one way or another.
+    pub clients_done: usize,
+    /// The gate was told to stop, so 421 is no surprise.
+    pub stopping: bool,
+}
+
+/// The record, shared by all actors of a run.
+pub type Shelf = Rc<RefCell<Record>>;
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Summary {
+    /// Messages that clients heard 250 for.
+    pub accepted: usize,
+    /// Messages at the next hops.
+    pub arrived: usize,
+    /// Batches that the worker needed.
+    pub turns: u32,
+}
+
+/// Runs the world of one seed to its end.
+///
+/// # Errors
+/// All that was violated, one per line.
+pub fn run(seed: u64) -> Result<Summary, String> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let shelf = Shelf::default();
+    let (driver, network) = simulation(rng.u64(..), faults(&mut rng), next_hops(&mut rng, &shelf));
+    let config = config::parse(Path::new("simulation.toml"), CONFIGURATION)
+        .map_err(|errors| errors.to_string())?;
+    let shared = Arc::new(Shared::new(Arc::new(config)));
+    let counters = Arc::new(Counters::default());
+    let size = Size {
+        listeners: 1,
+        sessions_max: SESSIONS_MAX,
+        next_hops_max: 8,
+    };
+    let mut worker = Worker::new(driver, 0, size, Arc::clone(&shared), Arc::clone(&counters));
+
+    let clients = rng.usize(1..=SESSIONS_MAX as usize);
+    for number in 0..clients {
+        let local = rng.bool();
+        let from = SocketAddr::from(([10, if local { 9 } else { 8 }, 0, number as u8 + 1], 40_000));
+        let plan = Plan::random(&mut rng, number);
+        let client = Client::new(plan, Rc::clone(&shelf));
+        network.arrive(
+            Duration::from_millis(rng.u64(..3_000)),
+            Listener(0),
+            from,
+            Box::new(client),
+        );
+    }
+    let stop_early = (rng.u8(..5) == 0).then(|| Duration::from_millis(rng.u64(..10_000)));
+
+    let mut turns = 0;
+    let rests = loop {
+        turns += 1;
+        let stop = network.now() >= stop_early.unwrap_or(Duration::MAX)
+            || shelf.borrow().clients_done == clients;
+        if stop && !shelf.borrow().stopping {
+            shelf.borrow_mut().stopping = true;
+            shared.set_life(Life::Draining);
+        }
+        match worker.turn() {
+            Ok(true) if turns < TURNS_MAX => {}
+            Ok(goes_on) => break !goes_on,
+            Err(error) => return Err(format!("the driver failed: {error}")),
+        }
+    };
+    let mut record = shelf.borrow_mut();
+    if !rests {
+        record.violations.push(format!(
+            "it does not come to rest: {turns} turns, {:?}",
+            network.now()
+        ));
+    }
+    let left = (
+        network.connections(),
+        network.buffers_out(),
+        counters.sessions_open.load(Ordering::Relaxed),
+    );
+    if left != (0, 0, 0) {
+        record.violations.push(format!(
+            "left over: (connections, buffers, sessions) = {left:?}"
+        ));
+    }
+    compare(&mut record);
+    if record.violations.is_empty() {
+        let arrived = record.arrived.values().map(Vec::len).sum();
+        Ok(Summary {
+            accepted: record.accepted.len(),
+            arrived,
+            turns,
+        })
+    } else {
+        Err(record.violations.join("\n"))
+    }
+}
+
+/// Holds what clients heard against what arrived.
+fn compare(record: &mut Record) {
+    let mut violations = Vec::new();
+    for (id, sent) in &record.accepted {
+        let arrived = record.arrived.get(id).map_or(&[][..], Vec::as_slice);
+        match (sent, arrived) {
+            (None, []) => {}
+            (Some(sent), [one]) if one == sent => {}
+            (Some(_), [_]) => violations.push(format!("message {id} was changed on its way")),
+            (Some(_), []) => violations.push(format!("message {id} is lost: its client heard 250")),
+            (_, several) => {
+                violations.push(format!("message {id} arrived {} times", several.len()))
+            }
+        }
+    }
+    for (id, arrived) in &record.arrived {
+        if arrived.len() > 1 {
+            violations.push(format!("message {id} arrived {} times", arrived.len()));
+        }
+    }
+    record.violations.append(&mut violations);
+}
+
+fn faults(rng: &mut fastrand::Rng) -> Faults {
+    let often = |rng: &mut fastrand::Rng, percent_max: u8| {
+        if rng.bool() {
+            0
+        } else {
+            rng.u8(..=percent_max)
+        }
+    };
+    Faults {
+        cut: often(rng, 80),
+        rearm: often(rng, 20),
+        stale: often(rng, 50),
+        reset: often(rng, 3),
+        buffers: if rng.bool() { 64 } else { rng.u16(1..=3) },
+        buffer_size: if rng.bool() { 4096 } else { rng.u32(1..=64) },
+        delay_max: Duration::from_millis(rng.u64(1..=2_000)),
+    }
+}
+
+/// Three next hops with their moods; nothing answers anywhere else.
+fn next_hops(rng: &mut fastrand::Rng, shelf: &Shelf) -> portcullis::driver::sim::Dial {
+    let mut rng = rng.fork();
+    let shelf = Rc::clone(shelf);
+    let moods: Vec<next_hop::Mood> = (0..3).map(|_| next_hop::Mood::random(&mut rng)).collect();
+    Box::new(move |address| {
+        let SocketAddr::V4(address) = address else {
+            return None;
+        };
+        let number = usize::from(address.ip().octets()[3]).wrapping_sub(1);
+        let mood = *moods.get(number)?;
+        if rng.u8(..100) < mood.refuses_connection {
+            return None;
+        }
+        Some(Box::new(NextHop::new(mood, rng.fork(), Rc::clone(&shelf))))
+    })
+}

@@ -1,0 +1,230 @@
+//! A next hop of the simulation: an honest SMTP server with a mood.
+
+use std::time::Duration;
+
+use portcullis::driver::sim::{Fate, Peer};
+use portcullis_smtp::{EnhancedCode, Event, Reply, Session, Settings};
+
+use super::Shelf;
+
+/// How a next hop is today; probabilities in percent.
+#[derive(Clone, Copy, Debug)]
+pub struct Mood {
+    /// Nobody listens.
+    pub refuses_connection: u8,
+    refuses_greeting: u8,
+    refuses_ehlo: u8,
+    refuses_command: u8,
+    refuses_message: u8,
+    /// Breaks the connection instead of a reply.
+    breaks: u8,
+    /// Breaks the connection after it has taken a message, before its reply is out.
+    breaks_after_message: u8,
+    /// Says nothing more, ever.
+    stalls: u8,
+    /// Closes a connection that is idle.
+    closes_idle: u8,
+}
+
+impl Mood {
+    /// Mostly well.
+    pub fn random(rng: &mut fastrand::Rng) -> Self {
+        let mut percent = |percent_max: u8| {
+            if rng.u8(..3) > 0 {
+                0
+            } else {
+                rng.u8(..=percent_max)
+            }
+        };
+        Self {
+            refuses_connection: percent(60),
+            refuses_greeting: percent(30),
+            refuses_ehlo: percent(100),
+            refuses_command: percent(30),
+            refuses_message: percent(40),
+            breaks: percent(10),
+            breaks_after_message: percent(30),
+            stalls: percent(5),
+            closes_idle: percent(100),
+        }
+    }
+}
+
+/// One connection to a next hop.
+pub struct NextHop {
+    mood: Mood,
+    rng: fastrand::Rng,
+    settings: Settings,
+    smtp: Session,
+    begun: bool,
+    stalled: bool,
+    input: Vec<u8>,
+    content: Vec<u8>,
+    shelf: Shelf,
+}
+
+static BUSY: Reply<'static> = Reply::fixed(450, EnhancedCode(4, 2, 0), "Busy");
+static NO: Reply<'static> = Reply::fixed(550, EnhancedCode(5, 1, 1), "No");
+static NOT_IMPLEMENTED: Reply<'static> =
+    Reply::fixed(502, EnhancedCode(5, 5, 1), "Not implemented");
+
+impl NextHop {
+    /// A connection that was just made.
+    pub fn new(mood: Mood, rng: fastrand::Rng, shelf: Shelf) -> Self {
+        Self {
+            mood,
+            rng,
+            settings: Settings::new("hop.example"),
+            smtp: Session::new(),
+            begun: false,
+            stalled: false,
+            input: Vec::new(),
+            content: Vec::new(),
+            shelf,
+        }
+    }
+
+    fn chance(&mut self, percent: u8) -> bool {
+        self.rng.u8(..100) < percent
+    }
+
+    fn refusal(&mut self, percent: u8) -> Option<&'static Reply<'static>> {
+        let refuses = self.chance(percent);
+        let reply = if self.rng.bool() { &BUSY } else { &NO };
+        refuses.then_some(reply)
+    }
+
+    fn greet(&mut self, send: &mut Vec<u8>) -> Fate {
+        self.begun = true;
+        if self.chance(self.mood.refuses_greeting) {
+            send.extend_from_slice(b"421 4.3.2 Not now\r\n");
+            return Fate::Close;
+        }
+        self.smtp.greet(&self.settings, send);
+        self.smtp.flushed();
+        Fate::Stay
+    }
+
+    /// Takes the next event; `None` when there is nothing more to do for now.
+    fn step(&mut self, taken: &mut usize, input: &[u8], send: &mut Vec<u8>) -> Option<Fate> {
+        let step = self.smtp.handle(&self.settings, &input[*taken..], send);
+        *taken += step.consumed;
+        let refusal = match step.event {
+            Event::NeedInput | Event::AwaitingAnswer => return Some(Fate::Stay),
+            Event::Hello { extended, .. } => {
+                (extended && self.chance(self.mood.refuses_ehlo)).then_some(&NOT_IMPLEMENTED)
+            }
+            Event::Mail(_) | Event::Rcpt(_) | Event::Message => {
+                self.refusal(self.mood.refuses_command)
+            }
+            Event::Body(piece) => {
+                self.content.extend_from_slice(piece);
+                return None;
+            }
+            Event::MessageEnd { .. } => return self.message_end(send),
+            Event::Reset => return None,
+            Event::Quit => return Some(Fate::Close),
+            Event::MessageFault(fault) => {
+                self.violation(format!("the gate sent a message that is broken: {fault:?}"));
+                return None;
+            }
+            Event::Abort(abuse) => {
+                self.violation(format!("the gate abused its next hop: {abuse}"));
+                return Some(Fate::Close);
+            }
+        };
+        if self.chance(self.mood.breaks) {
+            return Some(Fate::Reset);
+        }
+        if self.chance(self.mood.stalls) {
+            self.stalled = true;
+            return Some(Fate::Stay);
+        }
+        match refusal {
+            Some(reply) => self.smtp.answer(&self.settings, reply, send),
+            None => self.smtp.accept(&self.settings, send),
+        }
+        None
+    }
+
+    fn message_end(&mut self, send: &mut Vec<u8>) -> Option<Fate> {
+        let content = std::mem::take(&mut self.content);
+        if let Some(reply) = self.refusal(self.mood.refuses_message) {
+            self.smtp.answer(&self.settings, reply, send);
+            return None;
+        }
+        self.arrive(&content);
+        if self.chance(self.mood.breaks_after_message) {
+            return Some(Fate::Reset);
+        }
+        self.smtp.accept(&self.settings, send);
+        None
+    }
+
+    fn arrive(&mut self, content: &[u8]) {
+        let text = String::from_utf8_lossy(content);
+        let Some(begin) = text.find("X-Id: ") else {
+            self.violation("a message without its header arrived".to_owned());
+            return;
+        };
+        if !text.starts_with("Received: from ") {
+            self.violation("a message without a Received line arrived".to_owned());
+        }
+        let id = text[begin + 6..]
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        self.shelf
+            .borrow_mut()
+            .arrived
+            .entry(id)
+            .or_default()
+            .push(content[begin..].to_vec());
+    }
+
+    fn violation(&self, what: String) {
+        self.shelf.borrow_mut().violations.push(what);
+    }
+}
+
+impl Peer for NextHop {
+    fn octets(&mut self, _now: Duration, octets: &[u8], send: &mut Vec<u8>) -> Fate {
+        if !self.begun {
+            return self.greet(send);
+        }
+        if self.stalled {
+            return Fate::Stay;
+        }
+        if octets.is_empty() {
+            // It was idle for a while.
+            return if self.chance(self.mood.closes_idle) {
+                Fate::Close
+            } else {
+                Fate::Stay
+            };
+        }
+        let mut input = std::mem::take(&mut self.input);
+        input.extend_from_slice(octets);
+        let mut taken = 0;
+        let fate = loop {
+            if let Some(fate) = self.step(&mut taken, &input, send) {
+                break fate;
+            }
+        };
+        self.input = input.split_off(taken);
+        self.smtp.flushed();
+        match fate {
+            Fate::Stay if !self.smtp.in_transaction() => {
+                Fate::Wake(Duration::from_millis(self.rng.u64(..20_000)))
+            }
+            fate => fate,
+        }
+    }
+
+    fn ended(&mut self, _now: Duration, _send: &mut Vec<u8>) -> Fate {
+        Fate::Close
+    }
+
+    fn reset(&mut self, _now: Duration) {}
+}
