@@ -84,7 +84,7 @@ impl Running {
     /// Waits until the process answers on this address.
     ///
     /// # Errors
-    /// If it ends before it does, or takes longer than [`START_TIME_MAX`].
+    /// If it ends before it does, or takes longer than 10 s.
     pub fn wait_until_listening(&mut self, address: SocketAddrV4) -> Result<()> {
         let deadline = Instant::now() + START_TIME_MAX;
         while TcpStream::connect(address).is_err() {

@@ -62,7 +62,9 @@ fn run_steps(options: &Options, steps: &mut Steps) {
     }
     test.arg("--no-fail-fast")
         .args(&options.cargo)
-        .env("PORTCULLIS_BIN", workspace::gateway_binary());
+        .env("PORTCULLIS_BIN", workspace::gateway_binary())
+        // Where a panic came from is worth a page; where an error was made is said by the error.
+        .env("RUST_LIB_BACKTRACE", "0");
     if options.full {
         test.env("PORTCULLIS_FULL", "1");
     }
