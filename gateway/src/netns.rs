@@ -24,6 +24,24 @@ const DIRECTORY: &str = "/run/netns";
 /// Every name begins so; what follows is the process that made it, see [`sweep`].
 const MARK: &str = "pc-";
 
+/// An address family, where a prefix alone does not say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    const fn option(self) -> &'static str {
+        match self {
+            Self::V4 => "-4",
+            Self::V6 => "-6",
+        }
+    }
+}
+
 /// A network namespace of our own, deleted with everything in it when this is dropped.
 #[derive(Debug)]
 pub struct Namespace {
@@ -146,8 +164,20 @@ impl Namespace {
     /// When `via` cannot be reached directly, or the route is there already.
     pub fn route(&self, to: &str, via: &str) -> io::Result<()> {
         // Without the family `ip` takes "default" for an IPv4 route, even via an IPv6 neighbour.
-        let family = if via.contains(':') { "-6" } else { "-4" };
-        self.ip(&[family, "route", "add", to, "via", via])
+        let family = if via.contains(':') {
+            Family::V6
+        } else {
+            Family::V4
+        };
+        self.ip(&[family.option(), "route", "add", to, "via", via])
+    }
+
+    /// Says that everything in `to` (a prefix or `default`) is a neighbour on this interface.
+    ///
+    /// # Errors
+    /// When the interface is not there or not up, or the route is there already.
+    pub fn neighbours(&self, to: &str, interface: &str, family: Family) -> io::Result<()> {
+        self.ip(&[family.option(), "route", "add", to, "dev", interface])
     }
 
     /// Makes a pair of joined interfaces, one end here and one in `other`, both up.

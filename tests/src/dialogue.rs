@@ -1,11 +1,27 @@
 //! An SMTP client for tests: one line at a time, saying what was expected and what came instead.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use portcullis::netns::Namespace;
+use socket2::{Domain, Socket, Type};
+
+/// Connects from inside a namespace, from one of its own addresses.
+///
+/// # Errors
+/// When the address is not the namespace's, or nobody answers within two seconds.
+pub fn connect_from(namespace: &Namespace, source: IpAddr, to: SocketAddr) -> Result<TcpStream> {
+    namespace.run(|| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket
+            .bind(&SocketAddr::new(source, 0).into())
+            .with_context(|| format!("from {source}"))?;
+        socket.connect_timeout(&to.into(), Duration::from_secs(2))?;
+        Ok(socket.into())
+    })?
+}
 
 /// A reply of the gate.
 #[derive(Clone, Debug, PartialEq, Eq)]

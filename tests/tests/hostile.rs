@@ -2,7 +2,7 @@
 //! run into on purpose. Honest mail goes on meanwhile, the gate's memory stays bounded, and every limit has its code.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis::netns::Namespace;
-use portcullis_tests::dialogue::Dialogue;
+use portcullis_tests::dialogue::{Dialogue, connect_from};
 use portcullis_tests::gate::{Gate, relay_to};
 use portcullis_tests::postfix::{Sink, source};
 use portcullis_tests::{root, watch};
@@ -397,20 +397,6 @@ next_hop = ["discard"]
 [limits]
 sessions_per_source = 10
 "#;
-
-/// Connects from one of a namespace's own addresses.
-fn connect_from(namespace: &Namespace, source: IpAddr, to: SocketAddr) -> Result<TcpStream> {
-    namespace.run(|| {
-        let socket = socket2::Socket::new(
-            socket2::Domain::for_address(to),
-            socket2::Type::STREAM,
-            None,
-        )?;
-        socket.bind(&SocketAddr::new(source, 0).into())?;
-        socket.connect_timeout(&to.into(), Duration::from_secs(5))?;
-        Ok(socket.into())
-    })?
-}
 
 #[test]
 fn a_client_that_never_reads_its_replies_is_ended() -> Result<()> {

@@ -2,7 +2,7 @@
 //! what is in flight, and the filter outlives the gate without missing a packet.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use portcullis::netns::Namespace;
-use portcullis_tests::dialogue::Dialogue;
+use portcullis_tests::dialogue::{Dialogue, connect_from};
 use portcullis_tests::gate::{Gate, binary, relay_to};
 use portcullis_tests::receiver::Receiver;
 use portcullis_tests::root;
@@ -94,6 +94,8 @@ fn a_stop_finishes_the_message_in_flight_and_tells_the_others() -> Result<()> {
     flying.raw(b"and landed\r\n")?;
     flying.expect(".", "250")?;
     flying.closed()?;
+    // A client that is told to go and does not close would be waited for, for a while.
+    drop((idle, flying));
     let status = gate.wait(SOON)?;
     ensure!(status.success(), "{status}");
     ensure!(receiver.arrived().len() == 1);
@@ -250,14 +252,7 @@ action = "drop"
 
     /// Whether the listed source gets a connection.
     fn listed_connects(&self) -> Result<bool> {
-        self.outside.run(|| {
-            let to: SocketAddr = GATE.parse()?;
-            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-            socket.bind(&SocketAddr::new(LISTED.parse()?, 0).into())?;
-            Ok(socket
-                .connect_timeout(&to.into(), Duration::from_millis(500))
-                .is_ok())
-        })?
+        Ok(connect_from(&self.outside, LISTED.parse()?, GATE.parse()?).is_ok())
     }
 
     fn detach(&self, configuration: &std::path::Path) -> Result<()> {
