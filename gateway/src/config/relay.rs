@@ -17,9 +17,10 @@ use crate::policy::domain::Pattern;
 pub struct Relay {
     /// For a connection to a next hop, up to its greeting being due.
     pub connect_timeout: Duration,
-    /// For each reply but the last (RFC 5321 section 4.5.3.2), and for a write that does not go out.
+    /// For each reply but the last, and for a write that does not go out. Less than the five minutes that our own client
+    /// waits (RFC 5321 section 4.5.3.2), so that it hears the 451 and not silence.
     pub reply_timeout: Duration,
-    /// For the reply to the end of the data.
+    /// For the reply to the end of the data; less than the ten minutes of our own client.
     pub message_timeout: Duration,
     /// How long a connection is kept for the next message.
     pub idle_timeout: Duration,
@@ -51,8 +52,8 @@ pub(super) fn read(s: &mut Section<'_, '_>) -> (Local, Relay) {
     };
     let relay = Relay {
         connect_timeout: s.duration("connect_timeout", 30 * SECOND, SECOND..=5 * MINUTE),
-        reply_timeout: s.duration("reply_timeout", 5 * MINUTE, SECOND..=DAY),
-        message_timeout: s.duration("message_timeout", 10 * MINUTE, SECOND..=DAY),
+        reply_timeout: s.duration("reply_timeout", 2 * MINUTE, SECOND..=DAY),
+        message_timeout: s.duration("message_timeout", 9 * MINUTE, SECOND..=DAY),
         idle_timeout: s.duration("idle_timeout", 30 * SECOND, SECOND..=DAY),
         connections: count(s, "connections", 100, 1..=1_000_000),
         retry_after: s.duration("retry_after", 30 * SECOND, SECOND..=DAY),

@@ -41,6 +41,15 @@ impl NextHopConnection {
     }
 }
 
+/// How a connection to a next hop was lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// It broke, or was closed. That may have been long ago, and says nothing about the next hop.
+    Broken,
+    /// The next hop did not take it, or does not answer on it.
+    NoAnswer,
+}
+
 /// What became of the session with a reply.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum After {
@@ -170,10 +179,14 @@ impl Gate {
         };
         if next_hop.idle {
             self.quit_next_hop(hop);
-        } else {
-            tracing::debug!(next_hop = %next_hop.address, "no answer in time");
-            self.drop_next_hop(hop);
+            return;
         }
+        tracing::warn!(next_hop = %next_hop.address, "no answer in time");
+        if next_hop.is_ready() && !next_hop.awaits_final {
+            // The next transaction need not wait for it as long.
+            self.pool.unreachable(next_hop.address, self.now);
+        }
+        self.fail_next_hop(hop, Loss::NoAnswer);
     }
 
     /// Ends an idle connection politely.
@@ -190,6 +203,10 @@ impl Gate {
 
     /// Ends a connection to a next hop at once: it is broken, or what it was told cannot be taken back.
     pub(super) fn drop_next_hop(&mut self, hop: Conn) {
+        self.fail_next_hop(hop, Loss::Broken);
+    }
+
+    fn fail_next_hop(&mut self, hop: Conn, loss: Loss) {
         let Role::NextHop(next_hop) = &mut self.table[hop].role else {
             return;
         };
@@ -202,7 +219,8 @@ impl Gate {
         self.table[hop].abort();
         self.forget_next_hop(hop, address, Ending::Quiet);
         if let Some(client) = client {
-            self.lost_next_hop(client, address, opening);
+            let loss = if opening { Loss::NoAnswer } else { loss };
+            self.lost_next_hop(client, address, loss);
         }
     }
 

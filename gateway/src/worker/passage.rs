@@ -17,6 +17,7 @@ use super::Gate;
 use super::connection::Role;
 use super::counters::Outcome;
 use super::log::TransactionRecord;
+use super::next_hop::Loss;
 use super::session::{ClientSession, Flow};
 use crate::config::{Config, Limits, NextHop};
 use crate::driver::Conn;
@@ -591,18 +592,17 @@ impl Gate {
         }
     }
 
-    /// The connection to the next hop is gone; `connecting`: it never came to be.
-    pub(super) fn lost_next_hop(&mut self, conn: Conn, address: SocketAddr, connecting: bool) {
+    /// The connection to the next hop is gone.
+    pub(super) fn lost_next_hop(&mut self, conn: Conn, address: SocketAddr, loss: Loss) {
         let Some(passage) = self.passage(conn) else {
             return;
         };
         passage.hop = None;
         passage.congested = false;
-        if connecting || passage.fresh {
+        if loss == Loss::NoAnswer || passage.fresh {
             passage.tried.push(address);
             passage.fresh = false;
         } else {
-            // It may have been closed long ago; that says nothing about the next hop.
             passage.fresh = true;
         }
         if passage.relay.lost() == Lost::Again {
