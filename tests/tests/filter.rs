@@ -1,5 +1,6 @@
 //! The filter on real interfaces: a pair of namespaces, a listed and an honest client, both address families.
 
+use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use portcullis::config::{self, FilterMode, Interface, Role, Unlisted, XdpMode};
 use portcullis::filter::{self, Error, Filter, Status};
 use portcullis::netns::Namespace;
 use portcullis::policy::lists::{Compiled, ListAction};
+use portcullis_ebpf_common::layout::LAYOUT_VERSION;
 use portcullis_tests::root;
 use socket2::{Domain, Socket, Type};
 
@@ -65,17 +67,7 @@ impl Scene {
     }
 
     fn settings(&self) -> config::Filter {
-        config::Filter {
-            interfaces: vec![Interface {
-                name: "wan".to_owned(),
-                role: Role::Edge,
-            }],
-            ports: vec![25],
-            mode: FilterMode::Enforce,
-            unlisted: Unlisted::Pass,
-            xdp_mode: XdpMode::Driver,
-            pin_path: self.pin_path.clone(),
-        }
+        settings(&self.pin_path)
     }
 
     fn attach(&self, settings: &config::Filter) -> Result<Filter, Error> {
@@ -113,6 +105,20 @@ fn knock(source: &str, port: u16) -> io::Result<TcpStream> {
     socket.bind(&SocketAddr::new(source, 0).into())?;
     socket.connect_timeout(&gate.into(), PATIENCE)?;
     Ok(socket.into())
+}
+
+fn settings(pin_path: &Path) -> config::Filter {
+    config::Filter {
+        interfaces: vec![Interface {
+            name: "wan".to_owned(),
+            role: Role::Edge,
+        }],
+        ports: vec![25],
+        mode: FilterMode::Enforce,
+        unlisted: Unlisted::Pass,
+        xdp_mode: XdpMode::Driver,
+        pin_path: pin_path.to_owned(),
+    }
 }
 
 fn lists() -> Compiled {
@@ -262,6 +268,80 @@ fn syn_stream(stop: &AtomicBool) -> io::Result<u64> {
     Ok(sent)
 }
 
+#[test]
+fn an_owner_without_most_privileges_still_changes_lists_and_settings() -> anyhow::Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    // Mounts the BPF file system where there is none: that would need the privilege that is given up.
+    drop(scene.attach(&scene.settings())?);
+    filter::detach(&scene.pin_path, &[])?;
+    let test = std::env::current_exe()?;
+    let output = scene
+        .gate
+        .command("setpriv")
+        .args(["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"])
+        .arg(&test)
+        .args(["--ignored", "--exact", "owner_without_sys_admin"])
+        .env("PORTCULLIS_TEST_PIN_PATH", &scene.pin_path)
+        .output()?;
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    assert_eq!(scene.status().mode, "monitor");
+    Ok(())
+}
+
+/// Not a test: what [`an_owner_without_most_privileges_still_changes_lists_and_settings`] starts.
+#[test]
+#[ignore = "a process for another test to start"]
+fn owner_without_sys_admin() -> anyhow::Result<()> {
+    let Some(pin_path) = std::env::var_os("PORTCULLIS_TEST_PIN_PATH") else {
+        return Ok(());
+    };
+    let mut settings = settings(Path::new(&pin_path));
+    let mut filter = Filter::attach(&settings, &lists())?;
+    filter.update_lists(&lists())?;
+    settings.mode = FilterMode::Monitor;
+    filter.update_settings(&settings)?;
+    let status = filter.status()?;
+    assert!(
+        status.interfaces[0].attached && status.mode == "monitor",
+        "{status:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn another_layout_of_the_maps_is_taken_over_without_a_gap() -> anyhow::Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    drop(scene.attach(&scene.settings())?);
+    // What an older version would have left: its link, and its maps in a directory of their own.
+    let ours = scene.pin_path.join(format!("v{LAYOUT_VERSION}"));
+    let older = scene.pin_path.join("v0");
+    fs::rename(&ours, &older)?;
+    let stop = AtomicBool::new(false);
+    let sent = thread::scope(|scope| -> anyhow::Result<u64> {
+        let flood = scope.spawn(|| scene.outside.run(|| syn_stream(&stop)));
+        drop(scene.attach(&scene.settings())?);
+        stop.store(true, Ordering::Relaxed);
+        Ok(flood.join().expect("the stream ends")??)
+    })?;
+    assert!(
+        sent > 0 && ours.exists() && !older.exists(),
+        "the maps that nobody uses are gone"
+    );
+    assert!(scene.status().interfaces[0].attached);
+    assert!(!scene.reaches(LISTED4, 25));
+    Ok(())
+}
+
 /// Not a test: the process that [`a_killed_owner_leaves_the_drops_in_place_and_the_next_takes_them_over_without_a_gap`]
 /// starts inside of the namespace, and kills.
 #[test]
@@ -270,18 +350,7 @@ fn owner_to_be_killed() -> anyhow::Result<()> {
     let Some(pin_path) = std::env::var_os("PORTCULLIS_TEST_PIN_PATH") else {
         return Ok(());
     };
-    let settings = config::Filter {
-        interfaces: vec![Interface {
-            name: "wan".to_owned(),
-            role: Role::Edge,
-        }],
-        ports: vec![25],
-        mode: FilterMode::Enforce,
-        unlisted: Unlisted::Pass,
-        xdp_mode: XdpMode::Driver,
-        pin_path: pin_path.into(),
-    };
-    let _filter = Filter::attach(&settings, &lists())?;
+    let _filter = Filter::attach(&settings(Path::new(&pin_path)), &lists())?;
     thread::sleep(Duration::from_secs(60));
     Ok(())
 }

@@ -252,3 +252,47 @@ where
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_long_verifier_log_is_shown_where_the_reason_stands() {
+        let mut log: String = (0..100)
+            .map(|line| format!("{line}: (b7) r1 = 0\n\n"))
+            .collect();
+        log.push_str("R3 !read_ok\n");
+        let source = io::Error::from_raw_os_error(nix::libc::EACCES);
+        let text = Error::Verifier { source, log }.to_string();
+        assert!(
+            text.contains("R3 !read_ok") && text.contains("99: (b7)"),
+            "{text}"
+        );
+        assert!(text.lines().count() < 40, "{text}");
+    }
+
+    #[test]
+    fn a_missing_permission_is_told_from_other_failures_however_deep_it_lies() {
+        #[derive(Debug)]
+        struct Outer(io::Error);
+        impl fmt::Display for Outer {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`bpf_map_create` failed")
+            }
+        }
+        impl std::error::Error for Outer {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let refused = kernel("loading")(Outer(io::Error::from_raw_os_error(nix::libc::EPERM)));
+        assert!(refused.to_string().contains("run as root"), "{refused}");
+        let failed = kernel("loading")(Outer(io::Error::from_raw_os_error(nix::libc::E2BIG)));
+        let text = failed.to_string();
+        assert!(
+            text.starts_with("loading: `bpf_map_create` failed: Argument list"),
+            "{text}"
+        );
+    }
+}

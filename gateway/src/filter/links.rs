@@ -78,8 +78,13 @@ pub(super) enum Put {
     TakenOver,
 }
 
-/// Puts the program for this slot on an interface.
-pub(super) fn put(pins: &Pins, interface: &str, slot: u32, mode: XdpMode) -> Result<Put, Error> {
+/// Puts the program for this slot on an interface; gives the kernel's number of the program.
+pub(super) fn put(
+    pins: &Pins,
+    interface: &str,
+    slot: u32,
+    mode: XdpMode,
+) -> Result<(Put, u32), Error> {
     let index = index(interface)?;
     let here =
         netlink::attached(index).map_err(link_error(interface, "asking for its XDP program"))?;
@@ -90,6 +95,10 @@ pub(super) fn put(pins: &Pins, interface: &str, slot: u32, mode: XdpMode) -> Res
     }
     let mut object = load(pins, slot)?;
     let program = program(&mut object)?;
+    let info = program.info();
+    let number = info
+        .map_err(kernel("asking for the program's number"))?
+        .id();
     match pinned {
         Some(link) if here.iter().any(|attached| fits(attached.place, mode)) => {
             let step = "putting the program into its link";
@@ -97,7 +106,7 @@ pub(super) fn put(pins: &Pins, interface: &str, slot: u32, mode: XdpMode) -> Res
             program
                 .attach_to_link(link)
                 .map_err(link_error(interface, step))?;
-            Ok(Put::TakenOver)
+            Ok((Put::TakenOver, number))
         }
         stale => {
             if let Some(link) = stale {
@@ -111,7 +120,7 @@ pub(super) fn put(pins: &Pins, interface: &str, slot: u32, mode: XdpMode) -> Res
                 remove(pins, interface)?;
             }
             attach(pins, interface, index, program, mode)?;
-            Ok(Put::New)
+            Ok((Put::New, number))
         }
     }
 }
@@ -195,9 +204,14 @@ pub(super) fn remove(pins: &Pins, interface: &str) -> Result<(), Error> {
 /// to it.
 pub(super) fn attached(pins: &Pins, interface: &str) -> Option<(u32, Attached)> {
     let ours = pinned(pins, interface).as_ref().and_then(program_of)?;
+    sits_on(interface, ours)
+}
+
+/// The index of an interface and where this program sits on it, if it does.
+pub(super) fn sits_on(interface: &str, program: u32) -> Option<(u32, Attached)> {
     let index = index(interface).ok()?;
     let mut here = netlink::attached(index).ok()?.into_iter();
-    let attached = here.find(|attached| attached.program == ours)?;
+    let attached = here.find(|attached| attached.program == program)?;
     Some((index, attached))
 }
 

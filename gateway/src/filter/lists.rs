@@ -34,18 +34,27 @@ pub(super) struct KernelList {
     pub(super) entries: u64,
 }
 
-/// The lists in force and the number of their generation; no lists and generation 0 if there never were any.
-pub(super) fn in_force(maps: &Maps) -> Result<(u32, Vec<KernelList>), Error> {
+/// All lists that are in force together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Generation {
+    /// Every swap adds one; 0 if there never were any lists.
+    pub(super) number: u32,
+    /// In the order of the configuration.
+    pub(super) lists: Vec<KernelList>,
+}
+
+/// The generation in force.
+pub(super) fn in_force(maps: &Maps) -> Result<Generation, Error> {
     let Some(trie) = maps.lists()? else {
-        return Ok((0, Vec::new()));
+        return Ok(Generation::default());
     };
     let key = Key::new(GENERATION_KEY_BITS, GENERATION_KEY);
-    let generation = trie
+    let number = trie
         .get(&key, 0)
         .map_err(kernel("reading the generation of the lists"))?;
     let mut lists = Vec::new();
     for slot in 0..LIST_SLOTS {
-        let record = maps.list_record(generation % 2, slot)?;
+        let record = maps.list_record(number % 2, slot)?;
         let class = Class(record.class);
         if let Some(action) = class.action() {
             lists.push(KernelList {
@@ -58,20 +67,24 @@ pub(super) fn in_force(maps: &Maps) -> Result<(u32, Vec<KernelList>), Error> {
         }
     }
     lists.sort_by_key(|list| list.position);
-    Ok((generation, lists))
+    Ok(Generation { number, lists })
 }
 
-/// Puts compiled lists in place. Lists that only SMTP acts on are left out.
-pub(super) fn swap(maps: &mut Maps, compiled: &Compiled) -> Result<(), Error> {
-    let (generation, old) = in_force(maps)?;
-    let generation = generation.wrapping_add(1);
-    let new = assign(&old, compiled)?;
+/// Puts compiled lists in place of the generation in force, and gives the new one. Lists that only SMTP acts on are left
+/// out.
+pub(super) fn swap(
+    maps: &mut Maps,
+    old: &Generation,
+    compiled: &Compiled,
+) -> Result<Generation, Error> {
+    let number = old.number.wrapping_add(1);
+    let new = assign(&old.lists, compiled)?;
     for list in new.iter().flatten() {
-        if !old.iter().any(|before| before.class == list.class) {
+        if !old.lists.iter().any(|before| before.class == list.class) {
             maps.clear_list_counters(list.class.slot())?;
         }
     }
-    let trie = build(compiled, &new, generation)?;
+    let trie = build(compiled, &new, number)?;
     let empty = list_record("", Class::NONE.0, 0, 0);
     let mut records = vec![empty; LIST_SLOTS as usize];
     for list in new.iter().flatten() {
@@ -80,9 +93,11 @@ pub(super) fn swap(maps: &mut Maps, compiled: &Compiled) -> Result<(), Error> {
         }
     }
     for (slot, record) in (0..).zip(records) {
-        maps.set_list_record(generation % 2, slot, record)?;
+        maps.set_list_record(number % 2, slot, record)?;
     }
-    maps.swap_lists(&trie)
+    maps.swap_lists(&trie)?;
+    let lists = new.into_iter().flatten().collect();
+    Ok(Generation { number, lists })
 }
 
 /// What each of the compiled lists is in the kernel; `None` for one that does not go there.

@@ -18,6 +18,7 @@ mod settings;
 mod status;
 mod trial;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -25,6 +26,7 @@ use nix::fcntl::Flock;
 use portcullis_ebpf_common::layout::INTERFACES_MAX;
 
 use self::links::Put;
+use self::lists::Generation;
 use self::maps::{InterfaceSlot, Maps};
 use self::pins::Pins;
 use crate::config;
@@ -39,6 +41,11 @@ pub struct Filter {
     settings: config::Filter,
     pins: Pins,
     maps: Maps,
+    /// What is in force is remembered, because looking it up takes more privileges than changing it: an owner that has
+    /// given up all but `CAP_BPF` can still put lists and settings in place.
+    generation: Generation,
+    /// The programs that this process has put on interfaces, by interface.
+    programs: BTreeMap<String, u32>,
     /// Two owners would undo each other's lists.
     _lock: Flock<File>,
 }
@@ -58,11 +65,14 @@ impl Filter {
         }
         let pins = Pins::new(&settings.pin_path);
         let lock = pins.prepare()?;
-        let maps = fill(&pins, settings, compiled).inspect_err(|_| remove_if_unused(&pins))?;
+        let (maps, generation) =
+            fill(&pins, settings, compiled).inspect_err(|_| remove_if_unused(&pins))?;
         let mut filter = Self {
             settings: settings.clone(),
             pins,
             maps,
+            generation,
+            programs: BTreeMap::new(),
             _lock: lock,
         };
         let result = filter.sync_interfaces();
@@ -75,7 +85,8 @@ impl Filter {
     /// # Errors
     /// The lists in force stay in force.
     pub fn update_lists(&mut self, compiled: &Compiled) -> Result<(), Error> {
-        lists::swap(&mut self.maps, compiled)
+        self.generation = lists::swap(&mut self.maps, &self.generation, compiled)?;
+        Ok(())
     }
 
     /// Puts other settings in force, and the program on or off interfaces if those have changed.
@@ -107,7 +118,18 @@ impl Filter {
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
     pub fn status(&self) -> Result<Status, Error> {
-        status::read(&self.pins, &self.maps)
+        let settings = settings::in_kernel(&self.settings);
+        let attached = |interface: &str| {
+            let program = self.programs.get(interface)?;
+            links::sits_on(interface, *program).map(|(_, attached)| attached)
+        };
+        status::read(
+            &self.pins,
+            &self.maps,
+            Some(settings),
+            &self.generation,
+            attached,
+        )
     }
 
     /// An instance of the program to run frames through.
@@ -171,12 +193,13 @@ impl Filter {
         if before.is_none() {
             self.maps.free_interface_slot(slot)?;
         }
-        let put = links::put(&self.pins, &interface.name, slot, self.settings.xdp_mode)?;
+        let (put, program) = links::put(&self.pins, &interface.name, slot, self.settings.xdp_mode)?;
         self.maps.take_interface_slot(&InterfaceSlot {
             slot,
             interface: interface.clone(),
             xdp_mode: self.settings.xdp_mode,
         })?;
+        self.programs.insert(interface.name.clone(), program);
         let taken_over = put == Put::TakenOver;
         tracing::info!(
             interface = interface.name,
@@ -188,6 +211,7 @@ impl Filter {
 
     fn let_go(&mut self, interface: &str) -> Result<(), Error> {
         links::remove(&self.pins, interface)?;
+        self.programs.remove(interface);
         let taken = self.maps.interfaces()?;
         if let Some(taken) = taken.iter().find(|taken| taken.interface.name == interface) {
             self.maps.free_interface_slot(taken.slot)?;
@@ -197,13 +221,18 @@ impl Filter {
 }
 
 /// Creates the maps unless they are pinned, and puts lists and settings into them.
-fn fill(pins: &Pins, settings: &config::Filter, compiled: &Compiled) -> Result<Maps, Error> {
+fn fill(
+    pins: &Pins,
+    settings: &config::Filter,
+    compiled: &Compiled,
+) -> Result<(Maps, Generation), Error> {
     links::load(pins, 0)?;
     Maps::create_records(pins)?;
     let mut maps = Maps::open(pins)?;
-    lists::swap(&mut maps, compiled)?;
+    let before = lists::in_force(&maps)?;
+    let generation = lists::swap(&mut maps, &before, compiled)?;
     maps.swap_settings(settings::in_kernel(settings))?;
-    Ok(maps)
+    Ok((maps, generation))
 }
 
 /// After a failure: leaves no maps behind that no program uses.

@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::Error;
 use super::links;
-use super::lists;
+use super::lists::{self, Generation};
 use super::maps::{InterfaceSlot, Maps};
-use super::netlink::Place;
+use super::netlink::{Attached, Place};
 use super::pins::Pins;
 use super::settings::{role_name, xdp_mode_name};
 use crate::config::XdpMode;
@@ -97,13 +97,26 @@ pub fn status(pin_path: &Path) -> Result<Status, Error> {
             interface: None,
         });
     }
-    read(&pins, &Maps::open(&pins)?)
+    let maps = Maps::open(&pins)?;
+    let attached =
+        |interface: &str| links::attached(&pins, interface).map(|(_, attached)| attached);
+    read(
+        &pins,
+        &maps,
+        maps.settings()?,
+        &lists::in_force(&maps)?,
+        attached,
+    )
 }
 
-/// The status of open maps.
-pub(super) fn read(pins: &Pins, maps: &Maps) -> Result<Status, Error> {
-    let settings = maps.settings()?;
-    let (generation, lists) = lists::in_force(maps)?;
+/// The status of open maps, with what an owner knows of them and others have to look up.
+pub(super) fn read(
+    pins: &Pins,
+    maps: &Maps,
+    settings: Option<layout::Settings>,
+    generation: &Generation,
+    attached: impl Fn(&str) -> Option<Attached>,
+) -> Result<Status, Error> {
     let interfaces = maps.interfaces()?;
     Ok(Status {
         pin_path: pins.root().to_owned(),
@@ -114,24 +127,28 @@ pub(super) fn read(pins: &Pins, maps: &Maps) -> Result<Status, Error> {
             _ => "pass",
         },
         ports: settings.iter().flat_map(layout::Settings::ports).collect(),
-        generation,
+        generation: generation.number,
         interfaces: interfaces
             .iter()
-            .map(|taken| interface(pins, maps, taken))
+            .map(|taken| interface(maps, taken, attached(&taken.interface.name)))
             .collect::<Result<_, _>>()?,
-        lists: lists
+        lists: generation
+            .lists
             .iter()
             .map(|kept| list(maps, kept))
             .collect::<Result<_, _>>()?,
     })
 }
 
-fn interface(pins: &Pins, maps: &Maps, taken: &InterfaceSlot) -> Result<InterfaceStatus, Error> {
+fn interface(
+    maps: &Maps,
+    taken: &InterfaceSlot,
+    attached: Option<Attached>,
+) -> Result<InterfaceStatus, Error> {
     let counters = maps.interface_counters(taken.slot)?;
     let count =
         |counter: InterfaceCounter| counters.get(counter as usize).copied().unwrap_or_default();
-    let attached = links::attached(pins, &taken.interface.name);
-    let place = attached.map(|(_, attached)| attached.place);
+    let place = attached.map(|attached| attached.place);
     let permitted = count(InterfaceCounter::Permitted);
     let monitored = Reasons {
         listed: count(InterfaceCounter::MonitoredListed),
