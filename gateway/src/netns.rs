@@ -111,7 +111,7 @@ impl Namespace {
     /// # Errors
     /// When there is no such interface.
     pub fn up(&self, interface: &str) -> io::Result<()> {
-        self.ip(&["link", "set", interface, "up"])
+        self.ip(&["link", "set", "dev", interface, "up"])
     }
 
     /// Gives an interface an address with its prefix length (`192.0.2.1/24`, `2001:db8::1/64`).
@@ -160,7 +160,7 @@ impl Namespace {
         other: &Namespace,
         other_interface: &str,
     ) -> io::Result<()> {
-        let ours: &[&str] = &["link", "add", interface, "type", "veth"];
+        let ours: &[&str] = &["link", "add", "name", interface, "type", "veth"];
         let theirs: &[&str] = &["peer", "name", other_interface, "netns", &other.name];
         self.ip(&[ours, theirs].concat())?;
         self.up(interface)?;
@@ -378,7 +378,7 @@ mod tests {
         assert!(
             message
                 .as_ref()
-                .is_err_and(|text| text.contains("link set nowhere up")),
+                .is_err_and(|text| text.contains("link set dev nowhere up")),
             "{message:?}"
         );
         Ok(())

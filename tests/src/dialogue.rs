@@ -184,7 +184,7 @@ impl Dialogue {
         self.envelope(from, to)?;
         self.expect("DATA", "354")?;
         self.raw(content)?;
-        if !content.ends_with(b"\r\n") {
+        if !content.is_empty() && !content.ends_with(b"\r\n") {
             self.raw(b"\r\n")?;
         }
         self.say(".")

@@ -5,6 +5,7 @@
 
 pub mod dialogue;
 pub mod gate;
+pub mod packet_cases;
 pub mod policy_cases;
 pub mod postfix;
 pub mod receiver;

@@ -320,6 +320,53 @@ fn has_program(namespace: &Namespace, interface: &str) -> io::Result<bool> {
 }
 
 #[test]
+fn each_interface_counts_for_itself_and_all_share_the_lists() -> anyhow::Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    scene.gate.veth("second.7", &scene.outside, "lan2")?;
+    scene.gate.address("second.7", "198.51.100.1/24")?;
+    scene.outside.address("lan2", "198.51.100.66/24")?;
+    let mut settings = scene.settings();
+    settings.interfaces.insert(
+        0,
+        Interface {
+            name: "second.7".to_owned(),
+            role: Role::Edge,
+        },
+    );
+    let mut filter = scene.attach(&settings)?;
+    assert!(!scene.reaches(LISTED4, 25));
+    filter.update_lists(&Compiled::new([(
+        "spammers".to_owned(),
+        ListAction::Drop,
+        vec!["198.51.100.66/32".parse()?, "192.0.2.66/32".parse()?],
+    )]))?;
+    let gate: SocketAddr = "198.51.100.1:25".parse()?;
+    let second = scene
+        .outside
+        .run(|| TcpStream::connect_timeout(&gate, PATIENCE))?;
+    assert!(second.is_err(), "the lists hold on the second interface");
+    let status = scene.status();
+    let drops: Vec<_> = status
+        .interfaces
+        .iter()
+        .map(|one| (one.name.as_str(), one.dropped.listed))
+        .collect();
+    assert_eq!(drops, [("second.7", 1), ("wan", 1)]);
+    assert_eq!(dropped(&status, "spammers"), 2);
+
+    filter::detach(&scene.pin_path, &["second.7".to_owned()])?;
+    assert!(!has_program(&scene.gate, "second.7")? && has_program(&scene.gate, "wan")?);
+    assert!(
+        !scene.reaches(LISTED4, 25),
+        "the other interface keeps its filter"
+    );
+    Ok(())
+}
+
+#[test]
 fn another_program_on_the_interface_is_named_and_left_alone() -> anyhow::Result<()> {
     if !root() {
         return Ok(());

@@ -14,14 +14,18 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, LpmTrie, PerCpuArray};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use portcullis_ebpf_common::layout::{
-    INTERFACES_MAX, InterfaceCounter, InterfaceCounters, LIST_SLOTS, ListCounter, ListCounters, Mode, Settings,
+    INTERFACES_MAX, InterfaceCounter, InterfaceCounters, LIST_SLOTS, ListCounter, ListCounters,
+    Mode, Settings,
 };
 use portcullis_ebpf_common::packet::SOURCE_BITS;
 use portcullis_ebpf_common::{Class, Lookup, Packet, Source, Verdict, judge};
 
 /// The slot of the interface that this instance is attached to; set before it is loaded.
+///
+/// Its value here is one that no other constant has: LLVM puts equal constants into one place, and what is set before
+/// loading would be set for both. With 0, the key of `SETTINGS` became the slot, too.
 #[unsafe(no_mangle)]
-static INTERFACE: Global<u32> = Global::new(0);
+static INTERFACE: Global<u32> = Global::new(0xfeed_5107);
 
 #[btf_map]
 static SETTINGS: ArrayOfMaps<Array<Settings, 1>, 1> = ArrayOfMaps::new();
@@ -33,12 +37,15 @@ static LISTS: ArrayOfMaps<LpmTrie<[u32; 5], u32, 1>, 1> = ArrayOfMaps::new();
 static LIST_COUNTERS: PerCpuArray<ListCounters, { LIST_SLOTS as usize }> = PerCpuArray::new();
 
 #[btf_map]
-static INTERFACE_COUNTERS: PerCpuArray<InterfaceCounters, { INTERFACES_MAX as usize }> = PerCpuArray::new();
+static INTERFACE_COUNTERS: PerCpuArray<InterfaceCounters, { INTERFACES_MAX as usize }> =
+    PerCpuArray::new();
 
 /// Drops or passes one frame.
 #[xdp]
 pub fn portcullis(context: XdpContext) -> u32 {
-    let Some(settings) = SETTINGS.get_value(0, &0) else {
+    // A variable, and so on the stack, for the same reason as with `INTERFACE`.
+    let first = 0;
+    let Some(settings) = SETTINGS.get_value(0, &first) else {
         return XDP_PASS;
     };
     let mode = settings.mode();
@@ -51,7 +58,11 @@ pub fn portcullis(context: XdpContext) -> u32 {
     };
     let verdict = judge(&frame, settings, &Tries);
     count(verdict, mode);
-    if verdict.drops(mode) { XDP_DROP } else { XDP_PASS }
+    if verdict.drops(mode) {
+        XDP_DROP
+    } else {
+        XDP_PASS
+    }
 }
 
 #[inline(always)]
@@ -120,13 +131,15 @@ impl Packet for Frame {
     #[inline(always)]
     fn half(&self, offset: usize) -> Option<u16> {
         // SAFETY: `at` has checked the bounds, the frame does not move while the program runs, and any alignment will do.
-        self.at::<u16>(offset).map(|pointer| u16::from_be(unsafe { pointer.read_unaligned() }))
+        self.at::<u16>(offset)
+            .map(|pointer| u16::from_be(unsafe { pointer.read_unaligned() }))
     }
 
     #[inline(always)]
     fn word(&self, offset: usize) -> Option<u32> {
         // SAFETY: as for `half`.
-        self.at::<u32>(offset).map(|pointer| unsafe { pointer.read_unaligned() })
+        self.at::<u32>(offset)
+            .map(|pointer| unsafe { pointer.read_unaligned() })
     }
 }
 

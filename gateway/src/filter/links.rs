@@ -4,6 +4,9 @@
 //! in one step, with no packet unfiltered in between. A link that leads nowhere (the interface was deleted and made
 //! again) or to another mode is replaced.
 
+use std::time::Duration;
+use std::{io, thread};
+
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode as AyaMode, loaded_programs};
@@ -21,6 +24,10 @@ use crate::config::XdpMode;
 /// The program, as `cargo xtask ebpf build` made it.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/prebuilt/portcullis.o");
 const PROGRAM: &str = "portcullis";
+
+/// How long a link may take to let go, and how often that is looked at.
+const DETACH_MAX: Duration = Duration::from_secs(5);
+const DETACH_STEP: Duration = Duration::from_millis(2);
 
 /// Loads an instance of the program for the interface in this slot. Maps that are not pinned yet are created.
 pub(super) fn load(pins: &Pins, slot: u32) -> Result<Ebpf, Error> {
@@ -100,8 +107,8 @@ pub(super) fn put(pins: &Pins, interface: &str, slot: u32, mode: XdpMode) -> Res
                         "changing the XDP mode: packets pass unfiltered for a moment"
                     );
                 }
-                remove(pins, interface)?;
                 drop(link);
+                remove(pins, interface)?;
             }
             attach(pins, interface, index, program, mode)?;
             Ok(Put::New)
@@ -154,25 +161,44 @@ fn attach_error(interface: &str, index: u32, mode: XdpMode, error: ProgramError)
         {
             Error::NoDriverMode {
                 interface: interface.to_owned(),
-                source: std::io::Error::from_raw_os_error(number),
+                source: io::Error::from_raw_os_error(number),
             }
         }
         _ => link_error(interface, "attaching")(error),
     }
 }
 
-/// Takes the program off an interface. That there is none is no error.
+/// Takes the program off an interface, and returns when it is off. That there is none is no error.
+///
+/// The kernel lets a link go some time after its last pin was removed; nothing could be attached until then.
 pub(super) fn remove(pins: &Pins, interface: &str) -> Result<(), Error> {
-    Pins::remove(&pins.link(interface))
+    let attached = attached(pins, interface);
+    Pins::remove(&pins.link(interface))?;
+    let Some((index, ours)) = attached else {
+        return Ok(());
+    };
+    let step = "waiting until its program is gone";
+    let waits = DETACH_MAX.as_millis() / DETACH_STEP.as_millis();
+    for _ in 0..waits {
+        let here = netlink::attached(index).map_err(link_error(interface, step))?;
+        if here.iter().all(|attached| attached.program != ours.program) {
+            return Ok(());
+        }
+        thread::sleep(DETACH_STEP);
+    }
+    Err(link_error(interface, step)(io::Error::from(
+        io::ErrorKind::TimedOut,
+    )))
 }
 
-/// Where the program of the pinned link runs, if the interface is in this network namespace and the link leads to it.
-pub(super) fn place(pins: &Pins, interface: &str) -> Option<Place> {
+/// The index of an interface and the program of its pinned link, if it is in this network namespace and the link leads
+/// to it.
+pub(super) fn attached(pins: &Pins, interface: &str) -> Option<(u32, Attached)> {
     let ours = pinned(pins, interface).as_ref().and_then(program_of)?;
-    let here = netlink::attached(index(interface).ok()?).ok()?;
-    here.iter()
-        .find(|attached| attached.program == ours)
-        .map(|attached| attached.place)
+    let index = index(interface).ok()?;
+    let mut here = netlink::attached(index).ok()?.into_iter();
+    let attached = here.find(|attached| attached.program == ours)?;
+    Some((index, attached))
 }
 
 fn pinned(pins: &Pins, interface: &str) -> Option<FdLink> {

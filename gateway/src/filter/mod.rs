@@ -235,6 +235,9 @@ pub fn detach(pin_path: &Path, interfaces: &[String]) -> Result<(), Error> {
     }
     let all = interfaces.is_empty() || linked.iter().all(|name| interfaces.contains(name));
     if all {
+        for name in &linked {
+            links::remove(&pins, name)?;
+        }
         return pins.remove_all();
     }
     let mut maps = Maps::open(&pins)?;

@@ -148,7 +148,7 @@ impl Pins {
         }
     }
 
-    /// Removes everything: first the links, so that no program runs on without its maps being found.
+    /// Removes everything that is pinned, and the directories.
     pub(super) fn remove_all(&self) -> Result<(), Error> {
         remove_directory(&self.links())?;
         for name in names(&self.root)? {

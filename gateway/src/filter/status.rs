@@ -130,7 +130,8 @@ fn interface(pins: &Pins, maps: &Maps, taken: &InterfaceSlot) -> Result<Interfac
     let counters = maps.interface_counters(taken.slot)?;
     let count =
         |counter: InterfaceCounter| counters.get(counter as usize).copied().unwrap_or_default();
-    let place = links::place(pins, &taken.interface.name);
+    let attached = links::attached(pins, &taken.interface.name);
+    let place = attached.map(|(_, attached)| attached.place);
     let permitted = count(InterfaceCounter::Permitted);
     let monitored = Reasons {
         listed: count(InterfaceCounter::MonitoredListed),

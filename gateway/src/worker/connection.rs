@@ -40,7 +40,8 @@ pub(super) enum Phase {
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// The dialogue is over.
+    /// The dialogue is over. Who has said or heard QUIT usually hangs up by itself within microseconds, and taking note of that
+    /// is cheaper than cancelling the receive: so it gets a moment for it.
     Quiet,
     /// The peer may still be talking: what it says is read and thrown away for a moment, because closing with unread
     /// octets makes the kernel send a RST, which can take our last reply with it.
@@ -81,7 +82,9 @@ pub(super) struct Connection {
     pub(super) role: Role,
 }
 
-/// How long our last output may take to be sent, and then the peer to close.
+/// How long a peer may take to hang up after QUIT.
+const HANG_UP_MAX: Duration = Duration::from_secs(1);
+/// How long our last output may take to be sent, and then a peer that may still be talking to hang up.
 const CLOSING_MAX: Duration = Duration::from_secs(5);
 
 impl Connection {
@@ -150,11 +153,19 @@ impl Connection {
                 if self.sending && ending != Ending::Now {
                     return Some(CLOSING_MAX);
                 }
-                driver.shutdown(conn, ending != Ending::Linger);
+                match ending {
+                    Ending::Quiet => {}
+                    Ending::Linger => driver.shutdown(conn, false),
+                    Ending::Now => driver.shutdown(conn, true),
+                }
                 self.phase = Phase::Draining(ending);
                 self.held = false;
                 self.settle_drain(ending, conn, driver);
-                Some(CLOSING_MAX)
+                Some(if ending == Ending::Quiet {
+                    HANG_UP_MAX
+                } else {
+                    CLOSING_MAX
+                })
             }
             Phase::Draining(ending) => {
                 self.settle_drain(ending, conn, driver);

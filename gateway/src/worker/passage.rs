@@ -329,7 +329,11 @@ impl Gate {
                     return;
                 };
                 match opened {
-                    Some(hop) => passage.hop = Some(hop),
+                    Some(hop) => {
+                        passage.hop = Some(hop);
+                        // If this one is lost too, it is not for having been idle too long.
+                        passage.fresh = true;
+                    }
                     None => passage.relay.settle(&NO_SLOT),
                 }
             }
