@@ -112,8 +112,10 @@ impl Report {
         }
     }
 
-    pub(crate) fn misses_a_bar(&self) -> bool {
-        self.results.iter().any(|line| line.pass == Some(false))
+    pub(crate) fn misses_an_agreed_bar(&self) -> bool {
+        self.results
+            .iter()
+            .any(|line| line.bar_is_agreed && line.pass == Some(false))
     }
 }
 
