@@ -3,6 +3,7 @@
 //! The tests start the real binary with a real configuration and look at it from outside only: sockets, logs,
 //! metrics, `/proc`. What needs root says so in one visible line where it cannot run ([`root`]).
 
+pub mod conversation;
 pub mod dialogue;
 pub mod gate;
 pub mod packet_cases;
@@ -10,7 +11,10 @@ pub mod policy_cases;
 pub mod postfix;
 pub mod receiver;
 pub mod simulation;
+pub mod transcript;
 pub mod watch;
+pub mod wild_client;
+pub mod wild_next_hop;
 pub mod wire;
 
 use std::io::Write as _;

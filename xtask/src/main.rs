@@ -5,6 +5,7 @@
 mod bench;
 mod ci;
 mod ebpf;
+mod fuzz;
 mod setup;
 mod step;
 mod test;
@@ -37,6 +38,8 @@ enum Chore {
     /// Builds the XDP program, or proves that the committed object is what its source builds
     #[command(subcommand)]
     Ebpf(ebpf::Ebpf),
+    /// Looks for inputs that break what reads the network, guided by coverage
+    Fuzz(fuzz::Options),
     /// Installs (as root) or names the Debian packages that tests and benches use
     Setup(setup::Options),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Chore::Ci(options) => ci::run(&options),
         Chore::Bench(bench) => bench::run(bench),
         Chore::Ebpf(chore) => ebpf::run(&chore),
+        Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Setup(options) => setup::run(&options),
     };
     // The chain of causes on one line; a backtrace of a chore helps nobody.

@@ -1,0 +1,221 @@
+//! A session of `portcullis-smtp` driven as a worker drives it, with everything checked that must hold whatever a client sends.
+//!
+//! Transcripts, properties and fuzz targets all talk through this.
+
+use std::collections::VecDeque;
+
+use portcullis_smtp::reply::Reply;
+use portcullis_smtp::server::{Event, Session, Settings};
+
+/// RFC 5321, 4.5.3.1.5.
+const REPLY_LINE_LENGTH_MAX: usize = 512;
+
+/// How the policy answers an event, by its kind: `greeting`, `hello`, `mail`, `rcpt`, `message`, `end`. `None` accepts.
+pub type Policy<'a> = dyn FnMut(&'static str) -> Option<Reply<'static>> + 'a;
+
+/// A session, and all that has come of it.
+pub struct Conversation<'a> {
+    settings: &'a Settings,
+    policy: Box<Policy<'a>>,
+    /// Answers are given only when nothing else can go on.
+    late_answers: bool,
+    session: Session,
+    /// What the session has not used up.
+    kept: Vec<u8>,
+    /// Events that wait for an answer.
+    waiting: VecDeque<&'static str>,
+    /// Content of the message that is being received.
+    content: Vec<u8>,
+    /// Replies since the last [`flushed`](Self::flushed).
+    pub out: Vec<u8>,
+    /// What happened besides replies, in the words of the transcripts.
+    pub events: Vec<String>,
+    /// The messages that got through.
+    pub messages: Vec<Vec<u8>>,
+}
+
+impl<'a> Conversation<'a> {
+    /// A connection that was just accepted.
+    #[must_use]
+    pub fn new(settings: &'a Settings, late_answers: bool, policy: Box<Policy<'a>>) -> Self {
+        Self {
+            settings,
+            policy,
+            late_answers,
+            session: Session::new(),
+            kept: Vec::new(),
+            waiting: VecDeque::new(),
+            content: Vec::new(),
+            out: Vec::new(),
+            events: Vec::new(),
+            messages: Vec::new(),
+        }
+    }
+
+    /// Greets the client, as the policy wants it.
+    ///
+    /// # Errors
+    /// Something is not as it must be.
+    pub fn greet(&mut self) -> Result<(), String> {
+        self.waiting.push_back("greeting");
+        self.answer_oldest();
+        self.take(b"")
+    }
+
+    /// Takes what the client sent.
+    ///
+    /// # Errors
+    /// Something is not as it must be.
+    pub fn take(&mut self, piece: &[u8]) -> Result<(), String> {
+        self.steps(piece, false)
+    }
+
+    /// Gives all answers that still wait.
+    ///
+    /// # Errors
+    /// Something is not as it must be.
+    pub fn settle(&mut self) -> Result<(), String> {
+        self.steps(b"", true)
+    }
+
+    /// Takes the replies that were written, checked for their form, and says to the session that they are on their way.
+    ///
+    /// # Errors
+    /// They are no well-formed replies.
+    pub fn flushed(&mut self) -> Result<String, String> {
+        let replies = self.replies()?;
+        self.session.flushed();
+        Ok(replies)
+    }
+
+    /// Takes the replies that were written, which do not leave the machine yet.
+    ///
+    /// # Errors
+    /// They are no well-formed replies.
+    pub fn replies(&mut self) -> Result<String, String> {
+        let text =
+            String::from_utf8(std::mem::take(&mut self.out)).map_err(|error| error.to_string())?;
+        let mut ended = true;
+        for line in text.split_inclusive('\n') {
+            let words = line
+                .strip_suffix("\r\n")
+                .ok_or_else(|| format!("bare LF: {line:?}"))?;
+            let digits = words.len() >= 3 && words.as_bytes()[..3].iter().all(u8::is_ascii_digit);
+            let separator = words.as_bytes().get(3);
+            ended = separator != Some(&b'-');
+            if !digits
+                || !matches!(separator, None | Some(b' ' | b'-'))
+                || words.contains(char::is_control)
+                || line.len() > REPLY_LINE_LENGTH_MAX
+            {
+                return Err(format!("no reply: {line:?}"));
+            }
+        }
+        if ended {
+            Ok(text)
+        } else {
+            Err(format!("a reply without end: {text:?}"))
+        }
+    }
+
+    /// Steps until nothing can be done without more input, or without an answer that comes late.
+    fn steps(&mut self, piece: &[u8], late: bool) -> Result<(), String> {
+        let mut input = std::mem::take(&mut self.kept);
+        input.extend_from_slice(piece);
+        let mut used = 0;
+        // No octet, and no answer, brings about more than a few steps.
+        let mut steps_left = 8 * (input.len() + self.waiting.len() + 2);
+        loop {
+            let step = self
+                .session
+                .handle(self.settings, &input[used..], &mut self.out);
+            used += step.consumed;
+            if used > input.len() {
+                return Err("more is consumed than there was".to_owned());
+            }
+            let stuck = matches!(step.event, Event::NeedInput | Event::AwaitingAnswer);
+            self.event(&step.event)?;
+            let answer_now = !self.late_answers || stuck && late;
+            if answer_now && !self.waiting.is_empty() {
+                self.answer_oldest();
+            } else if stuck {
+                break;
+            }
+            steps_left -= 1;
+            if steps_left == 0 {
+                return Err(format!(
+                    "the session goes round in circles: {:?}",
+                    step.event
+                ));
+            }
+        }
+        self.kept = input[used..].to_vec();
+        let unbounded =
+            self.session.is_awaiting_answer() || self.kept.len() < self.settings.command_length_max;
+        if unbounded {
+            Ok(())
+        } else {
+            Err(format!("{} octets are kept", self.kept.len()))
+        }
+    }
+
+    fn event(&mut self, event: &Event<'_>) -> Result<(), String> {
+        match event {
+            Event::Hello { .. } => self.waiting.push_back("hello"),
+            Event::Mail(_) => self.waiting.push_back("mail"),
+            Event::Rcpt(_) => self.waiting.push_back("rcpt"),
+            Event::Message => self.waiting.push_back("message"),
+            Event::Body(piece) => self.body(piece)?,
+            Event::MessageFault(fault) => self.events.push(format!("fault {}", fault.rule())),
+            Event::MessageEnd { size } => {
+                if *size != self.content.len() as u64 || *size > self.settings.message_size_max {
+                    return Err(format!("size {size} for {} octets", self.content.len()));
+                }
+                self.messages.push(std::mem::take(&mut self.content));
+                self.waiting.push_back("end");
+            }
+            Event::Reset => self.events.push("reset".to_owned()),
+            Event::Quit => self.events.push("quit".to_owned()),
+            Event::Abort(abuse) => {
+                self.waiting.clear();
+                self.events.push(format!("abort {}", abuse.rule()));
+            }
+            Event::NeedInput | Event::AwaitingAnswer => {}
+        }
+        if matches!(event, Event::MessageFault(_) | Event::Reset) {
+            self.content.clear();
+        }
+        Ok(())
+    }
+
+    /// Every piece by itself, and so all of them together, have CRLF and no other CR or LF.
+    fn body(&mut self, piece: &[u8]) -> Result<(), String> {
+        let text = piece.escape_ascii();
+        for (at, &octet) in piece.iter().enumerate() {
+            let bare = match octet {
+                b'\r' => piece.get(at + 1) != Some(&b'\n'),
+                b'\n' => at == 0 || piece[at - 1] != b'\r',
+                _ => false,
+            };
+            if bare {
+                return Err(format!("bare CR or LF in {text}"));
+            }
+        }
+        if piece.is_empty() {
+            return Err("an empty piece of content".to_owned());
+        }
+        self.content.extend_from_slice(piece);
+        Ok(())
+    }
+
+    fn answer_oldest(&mut self) {
+        let Some(kind) = self.waiting.pop_front() else {
+            return;
+        };
+        match (self.policy)(kind) {
+            Some(reply) => self.session.answer(self.settings, &reply, &mut self.out),
+            None if kind == "greeting" => self.session.greet(self.settings, &mut self.out),
+            None => self.session.accept(self.settings, &mut self.out),
+        }
+    }
+}

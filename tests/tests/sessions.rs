@@ -1,0 +1,67 @@
+//! What must hold for sessions whatever a client says, found by trying things that real and hostile clients say.
+
+use portcullis_tests::wild_client::{self, FLUSH};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+const SAYINGS: &[&str] = &[
+    "EHLO client.example\r\n",
+    "HELO client.example\r\n",
+    "EHLO\r\n",
+    "MAIL FROM:<a@b.example>\r\n",
+    "MAIL FROM:<a@b.example> SIZE=150 BODY=8BITMIME SMTPUTF8\r\n",
+    "MAIL FROM:<> SIZE=300\r\n",
+    "RCPT TO:<c@d.example>\r\n",
+    "RCPT TO:<ü@d.example>\r\n",
+    "RCPT TO:<c@d.example> NOTIFY=NEVER\r\n",
+    "RCPT TO:c@d.example\r\n",
+    "DATA\r\n",
+    "BDAT 6 LAST\r\n",
+    "BDAT 6\r\n",
+    "BDAT 0\r\n",
+    "BDAT 0 LAST\r\n",
+    "BDAT x\r\n",
+    "BDAT 300 LAST\r\n",
+    "RSET\r\n",
+    "NOOP\r\n",
+    "VRFY a\r\n",
+    "STARTTLS\r\n",
+    "QUIT\r\n",
+    "GET / HTTP/1.0\r\n",
+    "text\r\n",
+    "\r\n",
+    ".\r\n",
+    "..\r\n",
+    ".",
+    "\r",
+    "\n",
+    "\0",
+    "a line that is longer than a command may be in this test, because it says the same again and again: it says the same again and again\r\n",
+];
+
+/// A group that gets a message going, so that not all scripts end in their first mistake.
+const BEGIN: &str = "EHLO client.example\r\n";
+const ENVELOPE: &str = "MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n";
+
+fn script() -> impl Strategy<Value = Vec<u8>> {
+    let group = vec(select(SAYINGS), 0..8).prop_map(|sayings| sayings.concat().into_bytes());
+    let groups = prop_oneof![
+        1 => vec(group.clone(), 0..5),
+        2 => vec(group, 0..4).prop_map(|mut groups| {
+            groups.splice(0..0, [BEGIN, ENVELOPE].map(|group| group.as_bytes().to_vec()));
+            groups
+        }),
+    ];
+    (prop_oneof![Just(0), any::<u8>()], any::<u8>(), groups)
+        .prop_map(|(pattern, cut, groups)| [vec![pattern, cut], groups.join(&FLUSH)].concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn a_session_does_not_depend_on_cuts_or_on_late_answers(script in script()) {
+        wild_client::check(&script).map_err(TestCaseError::fail)?;
+    }
+}

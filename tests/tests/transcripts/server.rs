@@ -1,0 +1,220 @@
+//! Plays a server transcript: the client's lines go in, replies, events and messages are compared.
+
+use std::cell::RefCell;
+
+use portcullis_smtp::reply::{EnhancedCode, Reply};
+use portcullis_smtp::server::{LongLines, Settings};
+use portcullis_tests::conversation::Conversation;
+use portcullis_tests::transcript::{Case, Line};
+
+use crate::expect_reply;
+
+/// Octets of a group at whose beginning and end every cut is tried.
+const CUTS_MAX: usize = 200;
+
+/// What is sent at once, and all that comes of it.
+#[derive(Default)]
+struct Exchange {
+    line: usize,
+    sent: Vec<u8>,
+    replies: Vec<String>,
+    events: Vec<String>,
+    answers: Vec<(String, Reply<'static>)>,
+    /// The replies are not handed over before the next group is taken.
+    hold: bool,
+}
+
+struct Script {
+    settings: Settings,
+    exchanges: Vec<Exchange>,
+    messages: Vec<Vec<u8>>,
+}
+
+/// How the octets of a group are cut.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    Nowhere,
+    Everywhere,
+    /// One cut, in one group.
+    At {
+        exchange: usize,
+        octet: usize,
+    },
+}
+
+pub(crate) fn play_every_way(case: &Case) -> Result<(), String> {
+    let script = Script::new(case)?;
+    let mut cuts = vec![Cut::Nowhere, Cut::Everywhere];
+    for (exchange, Exchange { sent, .. }) in script.exchanges.iter().enumerate() {
+        let octets = (1..sent.len()).filter(|&at| at < CUTS_MAX || sent.len() - at < CUTS_MAX);
+        cuts.extend(octets.map(|octet| Cut::At { exchange, octet }));
+    }
+    for cut in cuts {
+        for late_answers in [false, true] {
+            play(&script, cut, late_answers).map_err(|error| {
+                format!("  cut {cut:?}, late answers: {late_answers}\n  {error}")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+impl Script {
+    fn new(case: &Case) -> Result<Self, String> {
+        let mut script = Self {
+            settings: Settings::new("mx.example"),
+            exchanges: Vec::new(),
+            messages: Vec::new(),
+        };
+        let mut now = Exchange::default();
+        let mut key_before = "";
+        for line in &case.lines {
+            let answered = !now.replies.is_empty() || !now.events.is_empty() || now.hold;
+            if matches!(line.key.as_str(), "C" | "A") && answered {
+                script.exchanges.push(std::mem::take(&mut now));
+            }
+            if now.line == 0 {
+                now.line = line.number;
+            }
+            match line.key.as_str() {
+                "C" => now.sent.extend(octets(line)?),
+                "S" => now.replies.push(line.text.clone()),
+                "E" => now.events.push(line.text.clone()),
+                "A" => now.answers.push(answer(&line.text)?),
+                "hold" => now.hold = true,
+                "set" => set(&mut script.settings, &line.text)?,
+                "M" => {
+                    if key_before != "M" {
+                        script.messages.push(Vec::new());
+                    }
+                    if let Some(message) = script.messages.last_mut() {
+                        message.extend(octets(line)?);
+                    }
+                }
+                key => return Err(format!("line {}: {key:?} is no key", line.number)),
+            }
+            key_before = &line.key;
+        }
+        script.exchanges.push(now);
+        Ok(script)
+    }
+}
+
+fn octets(line: &Line) -> Result<Vec<u8>, String> {
+    line.octets().map_err(|error| format!("{error:#}"))
+}
+
+/// `rcpt 550 5.7.1 text`.
+fn answer(text: &str) -> Result<(String, Reply<'static>), String> {
+    let bad = || format!("no answer: {text:?}");
+    let (kind, reply) = text.split_once(' ').ok_or_else(bad)?;
+    if reply == "accept" {
+        return Ok((kind.to_owned(), Reply::new(0, None, "")));
+    }
+    let (code, text) = reply.split_once(' ').ok_or_else(bad)?;
+    let code = code.parse().map_err(|_| bad())?;
+    let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+    let numbers: Vec<u16> = word
+        .split('.')
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    let (enhanced, text) = match numbers[..] {
+        [class, subject, detail] => (Some(EnhancedCode(class as u8, subject, detail)), rest),
+        _ => (None, text),
+    };
+    Ok((
+        kind.to_owned(),
+        Reply::new(code, enhanced, text.replace("\\n", "\n")),
+    ))
+}
+
+fn set(settings: &mut Settings, text: &str) -> Result<(), String> {
+    let (name, value) = text.split_once(' ').ok_or("set: NAME VALUE")?;
+    let number = || {
+        value
+            .parse::<u32>()
+            .map_err(|error| format!("{text}: {error}"))
+    };
+    match name {
+        "message_size_max" => settings.message_size_max = number()?.into(),
+        "recipients_max" => settings.recipients_max = number()?,
+        "transactions_max" => settings.transactions_max = number()?,
+        "errors_max" => settings.errors_max = number()?,
+        "command_length_max" => settings.command_length_max = number()? as usize,
+        "long_lines" if value == "refuse" => settings.long_lines = LongLines::Refuse,
+        _ => return Err(format!("set: {name} is no setting")),
+    }
+    Ok(())
+}
+
+fn play(script: &Script, cut: Cut, late_answers: bool) -> Result<(), String> {
+    let answers = RefCell::new(Vec::<(String, Reply<'static>)>::new());
+    let policy = |kind: &'static str| {
+        let mut answers = answers.borrow_mut();
+        let planned = answers.iter().position(|(planned, _)| planned == kind)?;
+        Some(answers.remove(planned).1).filter(|reply| reply.code != 0)
+    };
+    let mut conversation = Conversation::new(&script.settings, late_answers, Box::new(policy));
+    for (index, exchange) in script.exchanges.iter().enumerate() {
+        answers.borrow_mut().extend_from_slice(&exchange.answers);
+        play_exchange(&mut conversation, exchange, index, cut)
+            .map_err(|error| format!("line {}: {error}", exchange.line))?;
+    }
+    if conversation.messages == script.messages {
+        return Ok(());
+    }
+    let show = |messages: &[Vec<u8>]| -> Vec<String> {
+        messages
+            .iter()
+            .map(|message| message.escape_ascii().to_string())
+            .collect()
+    };
+    let (found, expected) = (show(&conversation.messages), show(&script.messages));
+    Err(format!("messages {found:?} instead of {expected:?}"))
+}
+
+fn play_exchange(
+    conversation: &mut Conversation<'_>,
+    exchange: &Exchange,
+    index: usize,
+    cut: Cut,
+) -> Result<(), String> {
+    if index == 0 && exchange.sent.is_empty() {
+        conversation.greet()?;
+    }
+    let pieces: Vec<&[u8]> = match cut {
+        Cut::Everywhere => exchange.sent.chunks(1).collect(),
+        Cut::At {
+            exchange: at,
+            octet,
+        } if at == index => {
+            let (front, back) = exchange.sent.split_at(octet);
+            vec![front, back]
+        }
+        _ => vec![&exchange.sent],
+    };
+    for piece in pieces {
+        conversation.take(piece)?;
+    }
+    conversation.settle()?;
+    let out = if exchange.hold {
+        conversation.replies()?
+    } else {
+        conversation.flushed()?
+    };
+    let mut written = out.as_str();
+    for expected in &exchange.replies {
+        expect_reply(&mut written, expected)?;
+    }
+    if !written.is_empty() {
+        return Err(format!("also written: {written:?}"));
+    }
+    let events = std::mem::take(&mut conversation.events);
+    if events != exchange.events {
+        return Err(format!(
+            "events {events:?} instead of {:?}",
+            exchange.events
+        ));
+    }
+    Ok(())
+}
