@@ -53,7 +53,7 @@ pub struct Options {
     /// The gateway's binary [default: a release build of this tree]
     #[arg(long, value_name = "FILE")]
     pub portcullis: Option<PathBuf>,
-    /// Exits with 1 if a bar is missed
+    /// Exits with 1 if a bar is missed, the one that is marked with a star excepted
     #[arg(long)]
     pub enforce: bool,
 }
@@ -83,6 +83,12 @@ impl Comparison {
     /// CPU per message, as a part of the peer's, that is not to be exceeded (design.md, "Figures to reach").
     fn bar(self) -> f64 {
         if self.is_through() { 0.45 } else { 0.75 }
+    }
+
+    /// Whether design.md has this bar. For kept connections through nginx it has none: once nginx has found the next hop
+    /// it copies octets both ways without looking at them, while the gateway holds each transaction to its policy.
+    fn bar_is_agreed(self) -> bool {
+        self != Self::ThroughKept
     }
 
     /// Messages for a turn of 2 to 4 s on a core that smtp-source saturates.
@@ -152,6 +158,6 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         serde_json::to_writer_pretty(BufWriter::new(file), &report)?;
         println!("\nwritten to {}", path.display());
     }
-    let missed = options.enforce && report.misses_a_bar();
+    let missed = options.enforce && report.misses_an_agreed_bar();
     Ok(ExitCode::from(u8::from(missed)))
 }
