@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -79,25 +79,38 @@ fn the_figures_are_what_they_must_be_and_nothing_stays() -> Result<()> {
     Ok(())
 }
 
+/// Asked to end in any case, and waited for: a demo that is killed has to leave things behind.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let (Ok(None), Ok(pid)) = (self.0.try_wait(), i32::try_from(self.0.id())) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            let _ = self.0.wait();
+        }
+    }
+}
+
 #[test]
 fn an_interrupted_demo_cleans_up() -> Result<()> {
     if !root() {
         return Ok(());
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let mut child = Command::new(binary()?)
+        let child = Command::new(binary()?)
             .args(["demo", "--messages", "1000000", "--packets", "100000000"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
         let pid = child.id();
+        let mut child = Ended(child);
         // Namespaces, lists and files are there once the gate has pinned its program.
         let made = || (left_behind(pid).len() >= 4).then_some(());
         watch::until("the demo to be at work", Duration::from_secs(20), made)?;
         std::thread::sleep(Duration::from_millis(700));
         kill(Pid::from_raw(i32::try_from(pid)?), signal)?;
-        let ended = || child.try_wait().ok().flatten();
+        let ended = || child.0.try_wait().ok().flatten();
         let status = watch::until("the demo to end", Duration::from_secs(10), ended)?;
         ensure!(status.code() == Some(1), "{signal}: {status}");
         ensure!(
