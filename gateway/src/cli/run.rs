@@ -28,11 +28,11 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    control::log::start(config.log);
+    let log_level = control::log::start(config.log);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    match control::serve::serve(config) {
+    match control::serve::serve(config, log_level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("portcullis: {error}");

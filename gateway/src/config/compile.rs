@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use toml::Spanned;
@@ -87,7 +88,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
         user,
         listeners,
         filter,
-        policy,
+        policy: Arc::new(policy),
         routes,
         limits,
         relay,

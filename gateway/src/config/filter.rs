@@ -134,7 +134,8 @@ const MODES: [(&str, FilterMode); 3] = [
     ("off", FilterMode::Off),
 ];
 
-const PIN_PATH: &str = "/sys/fs/bpf/portcullis";
+/// Where the filter is pinned unless `pin_path` says otherwise.
+pub const PIN_PATH: &str = "/sys/fs/bpf/portcullis";
 
 fn absolute_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);

@@ -19,10 +19,11 @@ mod value;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
-pub use filter::{Filter, FilterMode, Interface, Role, Unlisted, XdpMode};
+pub use filter::{Filter, FilterMode, Interface, PIN_PATH, Role, Unlisted, XdpMode};
 pub use limits::{Limits, LineLength};
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
@@ -63,8 +64,9 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// The in-kernel half.
     pub filter: Option<Filter>,
-    /// Who may do what.
-    pub policy: Policy,
+    /// Who may do what. Shared, because it holds the lists: a configuration that differs in an address of a next hop
+    /// only is no second copy of them.
+    pub policy: Arc<Policy>,
     /// Where mail goes; [`Config::route`] finds the one for a recipient.
     pub routes: Vec<Route>,
     /// What is bounded, and how.

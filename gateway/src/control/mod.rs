@@ -1,9 +1,89 @@
 //! The control plane: starts the workers, watches over them, and talks to the people and programs around the gate.
 //!
-//! One thread with a tokio runtime. It shares with the workers what [`crate::worker::Shared`] holds, and nothing waits for it:
-//! mail goes on while it reloads, resolves or answers.
+//! One thread with a tokio runtime, a task for each subject. It shares with the workers what
+//! [`Shared`] holds, and nothing waits for it: mail goes on while it reloads, resolves or answers.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what is held before it serves; who it is while it serves |
+//! | `reload.rs`, `changes.rs` | SIGHUP; what a new configuration changes and what it cannot |
+//! | `names.rs` | next hops that are given by name |
+//! | `admin.rs`, `state.rs`, `metrics.rs` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
+//! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
+//! | `doctor.rs`, `doctor/` | is this machine able to run it? |
 
+mod admin;
+mod changes;
+mod error;
 pub mod interrupt;
 pub mod log;
+mod metrics;
+mod names;
+mod notify;
+mod reload;
 pub mod serve;
-pub mod start;
+mod start;
+mod state;
+mod user;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Instant;
+
+use self::names::Names;
+use self::reload::Reloads;
+use self::start::RunningWorker;
+use crate::filter::{Filter, Status};
+use crate::worker::Shared;
+
+pub use self::error::Error;
+
+/// What the tasks of the control plane share.
+struct Control {
+    shared: Arc<Shared>,
+    workers: Vec<RunningWorker>,
+    filter: Option<HeldFilter>,
+    names: Names,
+    reloads: Reloads,
+    log_level: log::Level,
+    since: Instant,
+}
+
+/// The filter, and what was last seen of it: putting lists in place may take seconds, and whoever asks for the counters
+/// meanwhile is not to wait for it.
+struct HeldFilter {
+    filter: Mutex<Filter>,
+    last: Mutex<Option<Status>>,
+}
+
+impl HeldFilter {
+    fn new(filter: Filter) -> Self {
+        Self {
+            filter: Mutex::new(filter),
+            last: Mutex::default(),
+        }
+    }
+
+    /// The filter, for a change. Blocks: not for the control plane's own thread.
+    fn lock(&self) -> MutexGuard<'_, Filter> {
+        self.filter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is in force and what was counted; of a moment ago while the filter is being changed.
+    fn status(&self) -> Option<Status> {
+        let filter = match self.filter.try_lock() {
+            Ok(filter) => Some(filter),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match filter.map(|filter| filter.status()) {
+            Some(Ok(status)) => *last = Some(status),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "cannot read the filter's counters");
+                *last = None;
+            }
+            None => {}
+        }
+        last.clone()
+    }
+}

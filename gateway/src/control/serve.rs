@@ -1,74 +1,197 @@
 //! The life of a gate: start, serve, stop.
+//!
+//! What can fail is done before anything is served: sockets and rings, then the filter, then the user. The filter
+//! stays in place when the gate ends, however that happens; `portcullis filter detach` takes it away.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::start::{self, RunningWorker, StartError};
-use crate::config::Config;
+use super::names::Names;
+use super::reload::{self, Reloads};
+use super::start::{self, PreparedWorker, WorkerEnd};
+use super::user::User;
+use super::{Control, Error, HeldFilter, admin, log, names, notify};
+use crate::config::{Config, FilterMode};
+use crate::filter::{self, Filter};
 use crate::worker::{Life, Shared};
 
-/// Serves until SIGTERM or SIGINT: the first lets what is in flight finish, the second stops at once.
+/// Serves until SIGTERM or SIGINT: the first lets what is in flight finish, the second stops at once. SIGHUP reloads.
 ///
 /// # Errors
 /// When the gate cannot start, or a worker failed.
-pub fn serve(config: Config) -> Result<(), StartError> {
-    let prepared = start::prepare(&config)?;
-    let addresses: Vec<String> = config
-        .listeners
-        .iter()
-        .map(|listener| listener.address.to_string())
-        .collect();
-    let shared = Arc::new(Shared::new(Arc::new(config)));
-    let workers = start::run(prepared, &shared)?;
+pub fn serve(config: Config, log_level: log::Level) -> Result<(), Error> {
+    let user = config.user.as_deref().map(User::find).transpose()?;
+    let held = Held {
+        workers: start::prepare(&config)?,
+        admin: config.admin.map(admin::listen).transpose()?,
+        filter: attach(&config)?,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| StartError::Io("start the control plane", error))?;
-    tracing::info!(
-        listening = addresses.join(" "),
-        workers = workers.len(),
-        "serving"
-    );
-    runtime.block_on(watch(&shared, &workers))?;
-    for worker in workers {
-        worker
-            .join()
-            .map_err(|error| StartError::Io("go on with a worker", error))?;
+        .map_err(|error| Error::Io("start the control plane", error))?;
+    if let Some(user) = user {
+        user.take_on(held.filter.is_some())?;
+        warn_unless_readable(&config);
     }
-    tracing::info!("stopped");
-    Ok(())
+    let served = runtime.block_on(live(config, held, log_level));
+    // A look-up that hangs in the resolver does not hold up the end.
+    runtime.shutdown_background();
+    served
 }
 
-async fn watch(shared: &Shared, workers: &[RunningWorker]) -> Result<(), StartError> {
-    let listen = |kind| signal(kind).map_err(|error| StartError::Io("listen for signals", error));
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut life = Life::Running;
-    let mut look = tokio::time::interval(Duration::from_millis(100));
-    while !workers.iter().all(RunningWorker::is_finished) {
-        let asked = tokio::select! {
-            () = asked_to_stop(&mut terminate, &mut interrupt) => true,
-            _ = look.tick() => false,
-        };
-        if asked {
-            life = if life == Life::Running {
-                Life::Draining
-            } else {
-                Life::Stopping
-            };
-            tracing::info!(at_once = life == Life::Stopping, "stopping");
-            shared.set_life(life);
-            workers.iter().for_each(|worker| worker.waker.wake());
+/// What was taken with all privileges.
+struct Held {
+    workers: Vec<PreparedWorker>,
+    admin: Option<std::net::TcpListener>,
+    filter: Option<Filter>,
+}
+
+/// Puts the filter in place, unless its mode is `off`. One of an earlier run, which may drop, is switched off then.
+fn attach(config: &Config) -> Result<Option<Filter>, Error> {
+    let Some(settings) = &config.filter else {
+        return Ok(None);
+    };
+    if settings.mode == FilterMode::Off {
+        match filter::status(&settings.pin_path) {
+            Err(filter::Error::NotAttached { .. }) => return Ok(None),
+            Err(error) => return Err(Error::Filter(error)),
+            Ok(_) => tracing::warn!(
+                "filter.mode is off: the filter of an earlier run stays in place and passes everything; \
+                 `portcullis filter detach` takes it away"
+            ),
         }
     }
-    Ok(())
+    Filter::attach(settings, config.policy.lists())
+        .map(Some)
+        .map_err(Error::Filter)
 }
 
-async fn asked_to_stop(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// A reload needs the file again, as the user that the gate is by then.
+fn warn_unless_readable(config: &Config) {
+    if let Some(path) = &config.path
+        && let Err(error) = std::fs::File::open(path)
+    {
+        tracing::warn!(path = %path.display(), %error, "this user cannot read the configuration: a reload will fail");
     }
+}
+
+async fn live(mut config: Config, held: Held, log_level: log::Level) -> Result<(), Error> {
+    let mut signals = Signals::new()?;
+    let hangup = listen_for(SignalKind::hangup())?;
+    let admin = held.admin.map(TcpListener::from_std).transpose();
+    let admin = admin.map_err(|error| Error::Io("serve on the admin address", error))?;
+    let names = Names::default();
+    names.look_up(&config.routes).await;
+    names.fill(&mut config.routes);
+    let shared = Arc::new(Shared::new(Arc::new(config)));
+    let (workers, ends) = start::run(held.workers, &shared)?;
+    let control = Arc::new(Control {
+        shared,
+        workers,
+        filter: held.filter.map(HeldFilter::new),
+        names,
+        reloads: Reloads::default(),
+        log_level,
+        since: Instant::now(),
+    });
+    if let Some(listener) = admin {
+        tokio::spawn(admin::serve(Arc::clone(&control), listener));
+    }
+    tokio::spawn(names::keep_fresh(Arc::clone(&control)));
+    tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
+    announce(&control);
+    watch(&control, ends, &mut signals).await
+}
+
+fn announce(control: &Control) {
+    let config = control.shared.config.load();
+    let addresses = config.listeners.iter();
+    let addresses: Vec<String> = addresses
+        .map(|listener| listener.address.to_string())
+        .collect();
+    tracing::info!(
+        listening = addresses.join(" "),
+        workers = control.workers.len(),
+        filter = control.filter.is_some(),
+        "serving"
+    );
+    notify::ready();
+}
+
+/// Waits for the end of all workers, and passes on what they are told meanwhile. A worker that ends by itself takes the
+/// gate with it: half a gate would turn away clients for no reason that they or their operator could see.
+async fn watch(
+    control: &Control,
+    mut ends: UnboundedReceiver<WorkerEnd>,
+    signals: &mut Signals,
+) -> Result<(), Error> {
+    let mut life = Life::Running;
+    let mut failed = None;
+    let mut running = control.workers.len();
+    let only_filter = running == 0;
+    while running > 0 || (only_filter && life == Life::Running) {
+        tokio::select! {
+            () = signals.stop() => {
+                life = if life == Life::Running { Life::Draining } else { Life::Stopping };
+                turn(control, life);
+            }
+            Some(WorkerEnd { index, result }) = ends.recv() => {
+                running -= 1;
+                let error = match result {
+                    Ok(()) if life == Life::Running => std::io::Error::other("it ended for no reason"),
+                    Ok(()) => continue,
+                    Err(error) => error,
+                };
+                tracing::error!(worker = index, %error, "a worker failed");
+                failed.get_or_insert(Error::Worker { index, error });
+                if life == Life::Running {
+                    life = Life::Draining;
+                    turn(control, life);
+                }
+            }
+        }
+    }
+    tracing::info!("stopped");
+    failed.map_or(Ok(()), Err)
+}
+
+fn turn(control: &Control, life: Life) {
+    tracing::info!(at_once = life == Life::Stopping, "stopping");
+    notify::stopping();
+    control.shared.set_life(life);
+    control
+        .workers
+        .iter()
+        .for_each(|worker| worker.waker.wake());
+}
+
+/// What asks the gate to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        Ok(Self {
+            terminate: listen_for(SignalKind::terminate())?,
+            interrupt: listen_for(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn listen_for(kind: SignalKind) -> Result<Signal, Error> {
+    signal(kind).map_err(|error| Error::Io("listen for signals", error))
 }

@@ -1,91 +1,87 @@
 //! From a configuration to running workers.
 //!
-//! All that needs privileges or can fail for reasons outside is done first, on the main thread and in an order in which an error
-//! leaves nothing half done: limits, listening sockets, rings. Only then do threads start.
+//! All that needs privileges or can fail for reasons outside is done first, on the main thread: limits, listening
+//! sockets, rings. Only then do threads start.
 
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use portcullis_uring::{allowed_cores, pin_to_core, raise_descriptor_limit};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
+use super::{Error, user};
 use crate::config::Config;
-use crate::driver::ring::{
-    ListenError, PreparedRing, RingDriver, RingSettings, SetupError, Waker, listen,
-};
+use crate::driver::ring::{PreparedRing, RingDriver, RingSettings, Waker, listen};
 use crate::worker::counters::Counters;
 use crate::worker::{Shared, Size, Worker};
 
 /// Connections that may wait to be accepted, per listening socket; the kernel caps it at `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
-
-/// Why the gate cannot start.
-#[derive(Debug)]
-pub enum StartError {
-    /// A listening socket.
-    Listen(ListenError),
-    /// A ring.
-    Ring(SetupError),
-    /// Something else, and what was being done.
-    Io(&'static str, io::Error),
-}
-
-impl std::fmt::Display for StartError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Listen(error) => error.fmt(f),
-            Self::Ring(error) => error.fmt(f),
-            Self::Io(step, error) => write!(f, "cannot {step}: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
+pub(super) const BACKLOG: i32 = 4096;
 
 /// A worker that is ready to run on a thread of its own.
-pub struct PreparedWorker {
+pub(super) struct PreparedWorker {
     ring: PreparedRing,
     size: Size,
 }
 
 /// A worker that runs.
-pub struct RunningWorker {
+pub(super) struct RunningWorker {
     /// Ends its wait, so that it looks at what is shared.
-    pub waker: Waker,
+    pub(super) waker: Waker,
     /// What it counts.
-    pub counters: Arc<Counters>,
-    thread: JoinHandle<io::Result<()>>,
+    pub(super) counters: Arc<Counters>,
 }
 
-impl RunningWorker {
-    /// Whether it has ended.
-    pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
-    }
+/// That a worker has ended.
+pub(super) struct WorkerEnd {
+    /// Which.
+    pub(super) index: usize,
+    /// Whether it was broken.
+    pub(super) result: io::Result<()>,
+}
 
-    /// Waits for its end.
-    ///
-    /// # Errors
-    /// What made it end before it was asked to.
-    pub fn join(self) -> io::Result<()> {
-        self.thread
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the worker panicked")))
+/// Tells that the thread it lives on ends, however that comes about.
+struct EndNotice {
+    index: usize,
+    result: Option<io::Result<()>>,
+    to: UnboundedSender<WorkerEnd>,
+}
+
+impl EndNotice {
+    fn give(mut self, result: io::Result<()>) {
+        self.result = Some(result);
     }
 }
 
-/// Opens the listening sockets and the rings.
+impl Drop for EndNotice {
+    fn drop(&mut self) {
+        let panicked = || Err(io::Error::other("it panicked; the log has the place"));
+        let end = WorkerEnd {
+            index: self.index,
+            result: self.result.take().unwrap_or_else(panicked),
+        };
+        // With the control plane gone there is nobody to tell.
+        let _ = self.to.send(end);
+    }
+}
+
+/// Opens the listening sockets and the rings. Without a listener there is nothing to work on, and nobody to do it.
 ///
 /// # Errors
 /// An address that is in use, a kernel without io_uring, limits that are too low.
-pub fn prepare(config: &Config) -> Result<Vec<PreparedWorker>, StartError> {
+pub(super) fn prepare(config: &Config) -> Result<Vec<PreparedWorker>, Error> {
+    if config.listeners.is_empty() {
+        return Ok(Vec::new());
+    }
     let descriptors = raise_descriptor_limit()
-        .map_err(|error| StartError::Io("read the limit of open files", error))?;
+        .map_err(|error| Error::Io("read the limit of open files", error))?;
     let size = size(config, descriptors);
     let workers = config.workers as u32;
-    if size.sessions_max * workers < config.limits.sessions {
+    let sessions = sessions_max(config, descriptors);
+    if sessions < config.limits.sessions {
         tracing::info!(
-            sessions = size.sessions_max * workers,
+            sessions,
             wanted = config.limits.sessions,
             "fewer sessions than configured: the limit of open files bounds the table of each worker (ulimit -n, LimitNOFILE=)"
         );
@@ -93,21 +89,25 @@ pub fn prepare(config: &Config) -> Result<Vec<PreparedWorker>, StartError> {
     (0..workers).map(|_| prepare_worker(config, size)).collect()
 }
 
-fn prepare_worker(config: &Config, size: Size) -> Result<PreparedWorker, StartError> {
+fn prepare_worker(config: &Config, size: Size) -> Result<PreparedWorker, Error> {
     let listeners = config
         .listeners
         .iter()
         .map(|listener| listen(listener.address, BACKLOG));
-    let listeners = listeners
-        .collect::<Result<_, _>>()
-        .map_err(StartError::Listen)?;
+    let listeners = listeners.collect::<Result<_, _>>().map_err(Error::Listen)?;
     let settings = RingSettings {
         slots: size.slots(),
         listeners,
         ..RingSettings::default()
     };
-    let ring = PreparedRing::new(settings).map_err(StartError::Ring)?;
+    let ring = PreparedRing::new(settings).map_err(Error::Ring)?;
     Ok(PreparedWorker { ring, size })
+}
+
+/// How many sessions the whole gate can have with this limit of open files.
+pub(super) fn sessions_max(config: &Config, descriptors: u64) -> u32 {
+    let all = size(config, descriptors).sessions_max * config.workers as u32;
+    all.min(config.limits.sessions)
 }
 
 /// Shares the sessions out over the workers, as far as each one's table may go.
@@ -130,44 +130,56 @@ fn size(config: &Config, descriptors: u64) -> Size {
     size
 }
 
-/// Starts the threads, each on a core of its own as far as there are enough.
+/// Starts the threads, each on a core of its own as far as there are enough. Their ends come through the receiver.
 ///
 /// # Errors
 /// When a thread cannot be started.
-pub fn run(
+pub(super) fn run(
     prepared: Vec<PreparedWorker>,
     shared: &Arc<Shared>,
-) -> Result<Vec<RunningWorker>, StartError> {
+) -> Result<(Vec<RunningWorker>, UnboundedReceiver<WorkerEnd>), Error> {
     let cores = allowed_cores().unwrap_or_default();
+    let (to, ends) = mpsc::unbounded_channel();
     let start = |(index, worker): (usize, PreparedWorker)| {
         let core = cores.get(index % cores.len().max(1)).copied();
-        run_worker(worker, index as u8, core, Arc::clone(shared))
+        let notice = EndNotice {
+            index,
+            result: None,
+            to: to.clone(),
+        };
+        run_worker(worker, core, Arc::clone(shared), notice)
     };
-    prepared.into_iter().enumerate().map(start).collect()
+    let workers: Result<_, _> = prepared.into_iter().enumerate().map(start).collect();
+    Ok((workers?, ends))
 }
 
 fn run_worker(
     prepared: PreparedWorker,
-    index: u8,
     core: Option<usize>,
     shared: Arc<Shared>,
-) -> Result<RunningWorker, StartError> {
+    notice: EndNotice,
+) -> Result<RunningWorker, Error> {
     let waker = prepared.ring.waker();
     let counters = Arc::new(Counters::default());
     let worker_counters = Arc::clone(&counters);
-    let thread = thread::Builder::new()
-        .name(format!("worker-{index}"))
+    // The configuration has at most 1,024 workers, of which the log tells 256 apart.
+    let (name, index) = (format!("worker-{}", notice.index), notice.index as u8);
+    let work = move || {
+        if let Some(Err(error)) = core.map(pin_to_core) {
+            tracing::debug!(%error, "the worker is not pinned to a core");
+        }
+        if shared.config.load().user.is_some() {
+            user::give_up_capabilities()?;
+        }
+        let driver = RingDriver::start(prepared.ring)?;
+        Worker::new(driver, index, prepared.size, shared, worker_counters).run()
+    };
+    thread::Builder::new()
+        .name(name)
         .spawn(move || {
-            if let Some(Err(error)) = core.map(pin_to_core) {
-                tracing::debug!(%error, "the worker is not pinned to a core");
-            }
-            let driver = RingDriver::start(prepared.ring)?;
-            Worker::new(driver, index, prepared.size, shared, worker_counters).run()
+            let result = work();
+            notice.give(result);
         })
-        .map_err(|error| StartError::Io("start a worker", error))?;
-    Ok(RunningWorker {
-        waker,
-        counters,
-        thread,
-    })
+        .map_err(|error| Error::Io("start a worker", error))?;
+    Ok(RunningWorker { waker, counters })
 }

@@ -1,0 +1,256 @@
+//! What a new configuration changes, in the words of its file; and what it cannot change while the gate runs.
+
+use std::collections::BTreeMap;
+
+use crate::config::{Config, Filter, Table};
+
+/// Puts the old values back into a new configuration where the running gate cannot follow it. Returns what that
+/// concerns, as it is called in the file.
+pub(super) fn keep_what_cannot_change(old: &Config, new: &mut Config) -> Vec<&'static str> {
+    let mut kept = Vec::new();
+    let mut keep = |name, differs: bool| {
+        if differs {
+            kept.push(name);
+        }
+        differs
+    };
+    if keep("[[listener]]", new.listeners != old.listeners) {
+        new.listeners.clone_from(&old.listeners);
+    }
+    if keep("workers", new.workers != old.workers) {
+        new.workers = old.workers;
+    }
+    if keep("user", new.user != old.user) {
+        new.user.clone_from(&old.user);
+    }
+    if keep("admin", new.admin != old.admin) {
+        new.admin = old.admin;
+    }
+    if keep("state_dir", new.state_dir != old.state_dir) {
+        new.state_dir.clone_from(&old.state_dir);
+    }
+    if keep("log.format", new.log.format != old.log.format) {
+        new.log.format = old.log.format;
+    }
+    kept.extend(keep_attachment(old.filter.as_ref(), &mut new.filter));
+    kept
+}
+
+/// Ports, mode and what becomes of the unlisted can change; where the program sits cannot.
+fn keep_attachment(old: Option<&Filter>, new: &mut Option<Filter>) -> Vec<&'static str> {
+    let mut kept = Vec::new();
+    match (old, new) {
+        (Some(old), Some(new)) => {
+            if new.interfaces != old.interfaces {
+                kept.push("filter.interfaces");
+                new.interfaces.clone_from(&old.interfaces);
+            }
+            if new.xdp_mode != old.xdp_mode {
+                kept.push("filter.xdp_mode");
+                new.xdp_mode = old.xdp_mode;
+            }
+            if new.pin_path != old.pin_path {
+                kept.push("filter.pin_path");
+                new.pin_path.clone_from(&old.pin_path);
+            }
+        }
+        (None, None) => {}
+        (old, new) => {
+            kept.push("[filter]");
+            *new = old.cloned();
+        }
+    }
+    kept
+}
+
+/// What differs between the files of two configurations and in the lists that they name: `limits.sessions`,
+/// `route[2].next_hop`, `list drop (3 -> 5 entries)`. Defaults count: a key that is removed has changed if its default differs.
+pub(super) fn differences(old: &Config, new: &Config) -> Vec<String> {
+    let (before, after) = (settings(&old.in_force), settings(&new.in_force));
+    let mut differences: Vec<String> = Vec::new();
+    for (key, value) in &after {
+        if before.get(key) != Some(value) {
+            differences.push(key.clone());
+        }
+    }
+    for key in before.keys().filter(|key| !after.contains_key(*key)) {
+        differences.push(format!("{key} (removed)"));
+    }
+    differences.extend(list_differences(old, new));
+    differences
+}
+
+fn list_differences(old: &Config, new: &Config) -> Vec<String> {
+    let (old, new) = (old.policy.lists(), new.policy.lists());
+    let mut differences = Vec::new();
+    for list in &new.lists {
+        let before = old.lists.iter().find(|before| before.name == list.name);
+        let entries = before.map_or(0, |before| before.entries);
+        if entries != list.entries {
+            differences.push(format!(
+                "list {} ({entries} -> {} entries)",
+                list.name, list.entries
+            ));
+        }
+    }
+    let same = *old.prefixes == *new.prefixes && *old.rejects == *new.rejects;
+    if differences.is_empty() && !same {
+        differences.push("the content of the lists".to_owned());
+    }
+    differences
+}
+
+/// Every setting by its full name; the tables of an array are counted from 1.
+fn settings(tables: &[Table]) -> BTreeMap<String, &str> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut settings = BTreeMap::new();
+    for table in tables {
+        let name = table.header.trim_matches(['[', ']']);
+        let prefix = if name.is_empty() {
+            String::new()
+        } else if table.header.starts_with("[[") {
+            let count = counts.entry(name).or_default();
+            *count += 1;
+            format!("{name}[{count}].")
+        } else {
+            format!("{name}.")
+        };
+        for setting in &table.settings {
+            settings.insert(format!("{prefix}{}", setting.key), setting.value.as_str());
+        }
+    }
+    settings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config;
+
+    const BASE: &str = r#"hostname = "mx.isp.example"
+workers = 1
+admin = "127.0.0.1:9925"
+state_dir = "/tmp"
+[filter]
+interfaces = [{ name = "eth0", role = "edge" }]
+[[listener]]
+address = "127.0.0.1:2525"
+[[route]]
+domains = ["*"]
+next_hop = ["192.0.2.1:25"]
+[log]
+format = "json"
+"#;
+
+    fn with(text: &str) -> Config {
+        config::parse(Path::new("test"), text).unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    fn edited(from: &str, to: &str) -> Config {
+        assert!(BASE.contains(from), "{from}");
+        with(&BASE.replace(from, to))
+    }
+
+    #[test]
+    fn what_cannot_change_is_named_and_keeps_its_value() {
+        let old = with(BASE);
+        let cases = [
+            ("127.0.0.1:2525", "127.0.0.1:2526", "[[listener]]"),
+            ("workers = 1", "workers = 2", "workers"),
+            ("workers = 1", "workers = 1\nuser = \"nobody\"", "user"),
+            ("127.0.0.1:9925", "127.0.0.1:9926", "admin"),
+            ("\"/tmp\"", "\"/var\"", "state_dir"),
+            ("\"json\"", "\"text\"", "log.format"),
+            ("eth0", "eth1", "filter.interfaces"),
+            (
+                "[[listener]]",
+                "xdp_mode = \"generic\"\n[[listener]]",
+                "filter.xdp_mode",
+            ),
+            (
+                "[[listener]]",
+                "pin_path = \"/sys/fs/bpf/x\"\n[[listener]]",
+                "filter.pin_path",
+            ),
+            (
+                "[filter]\ninterfaces = [{ name = \"eth0\", role = \"edge\" }]\n",
+                "",
+                "[filter]",
+            ),
+        ];
+        for (from, to, name) in cases {
+            let mut new = edited(from, to);
+            assert_eq!(keep_what_cannot_change(&old, &mut new), [name]);
+            assert_eq!(
+                keep_what_cannot_change(&old, &mut new),
+                [""; 0],
+                "{name} was not kept"
+            );
+        }
+    }
+
+    #[test]
+    fn what_can_change_is_let_through() {
+        let old = with(BASE);
+        for (from, to) in [
+            ("192.0.2.1", "192.0.2.2"),
+            ("mx.isp", "mx2.isp"),
+            (
+                "[[listener]]",
+                "mode = \"monitor\"\nports = [25, 26]\n[[listener]]",
+            ),
+            ("format = \"json\"", "format = \"json\"\nlevel = \"debug\""),
+        ] {
+            let mut new = edited(from, to);
+            assert_eq!(keep_what_cannot_change(&old, &mut new), [""; 0], "{to}");
+        }
+    }
+
+    #[test]
+    fn changes_are_named_as_in_the_file() {
+        let old = with(BASE);
+        assert_eq!(differences(&old, &with(BASE)), [""; 0]);
+        let cases = [
+            ("192.0.2.1", "192.0.2.2", "route[1].next_hop"),
+            ("mx.isp", "mx2.isp", "hostname"),
+            ("[log]", "[limits]\nsessions = 9\n[log]", "limits.sessions"),
+        ];
+        for (from, to, name) in cases {
+            assert_eq!(differences(&old, &edited(from, to)), [name]);
+        }
+        let more =
+            format!("{BASE}[[route]]\ndomains = [\"b.example\"]\nnext_hop = [\"discard\"]\n");
+        let added = differences(&old, &with(&more));
+        assert!(added.contains(&"route[2].next_hop".to_owned()), "{added:?}");
+        let removed = differences(&with(&more), &old);
+        assert!(
+            removed.contains(&"route[2].next_hop (removed)".to_owned()),
+            "{removed:?}"
+        );
+    }
+
+    #[test]
+    fn another_content_of_a_list_is_a_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("drop.netset");
+        let text = format!(
+            "{BASE}[[list]]\nname = \"drop\"\naction = \"drop\"\nfile = \"{}\"\n",
+            file.display()
+        );
+        let with_list = |content: &str| {
+            std::fs::write(&file, content).unwrap();
+            with(&text)
+        };
+        let old = with_list("192.0.2.1\n");
+        assert_eq!(
+            differences(&old, &with_list("192.0.2.1\n192.0.2.9\n")),
+            ["list drop (1 -> 2 entries)"]
+        );
+        assert_eq!(
+            differences(&old, &with_list("192.0.2.3\n")),
+            ["the content of the lists"]
+        );
+    }
+}

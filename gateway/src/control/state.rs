@@ -1,0 +1,197 @@
+//! What the gate tells about itself: collected from the workers, the filter and the control plane, and then either
+//! written as it is (`/api/status`) or in the words of Prometheus (`/metrics`).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use super::Control;
+use crate::filter::Status;
+use crate::relay::pool::HopState;
+use crate::worker::counters::Counters;
+
+/// The gate at a moment, counted since it was started.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct State {
+    pub(super) version: &'static str,
+    pub(super) uptime_seconds: f64,
+    pub(super) configuration: Option<PathBuf>,
+    pub(super) workers: usize,
+    pub(super) reloads: Reloads,
+    pub(super) sessions: Sessions,
+    pub(super) transactions: Vec<Transactions>,
+    /// By rule.
+    pub(super) recipients_refused: BTreeMap<String, u64>,
+    pub(super) received_octets: u64,
+    pub(super) starved_receives: u64,
+    pub(super) next_hops: Vec<NextHop>,
+    pub(super) names: Vec<Name>,
+    pub(super) filter: Option<Status>,
+}
+
+/// Configurations that were read again.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Reloads {
+    pub(super) good: u64,
+    pub(super) bad: u64,
+}
+
+/// Sessions with clients.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Sessions {
+    pub(super) total: u64,
+    pub(super) open: u64,
+    /// Ended by the gate, by rule.
+    pub(super) ended: BTreeMap<String, u64>,
+}
+
+/// Transactions that ended in the same way for the same reason.
+#[derive(Debug, Serialize)]
+pub(super) struct Transactions {
+    pub(super) outcome: &'static str,
+    pub(super) rule: String,
+    pub(super) count: u64,
+}
+
+/// A next hop, over all workers.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct NextHop {
+    pub(super) address: SocketAddr,
+    /// No worker leaves it alone after a failure.
+    pub(super) up: bool,
+    pub(super) open: u64,
+    pub(super) idle: u64,
+    pub(super) waiting: u64,
+    pub(super) failures_total: u64,
+}
+
+/// A next hop that is given by name.
+#[derive(Debug, Serialize)]
+pub(super) struct Name {
+    pub(super) name: String,
+    pub(super) port: u16,
+    /// Whether the last look-up went well.
+    pub(super) resolved: bool,
+    pub(super) addresses: Vec<SocketAddr>,
+}
+
+impl State {
+    /// Collects it. Blocks for as long as the kernel takes to read the filter's counters.
+    pub(super) fn collect(control: &Control) -> Self {
+        let mut state = Self {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: control.since.elapsed().as_secs_f64(),
+            configuration: control.shared.config.load().path.clone(),
+            workers: control.workers.len(),
+            reloads: Reloads {
+                good: count(&control.reloads.good),
+                bad: count(&control.reloads.bad),
+            },
+            names: names(control),
+            filter: control.filter.as_ref().and_then(|filter| filter.status()),
+            ..Self::default()
+        };
+        let mut transactions = BTreeMap::new();
+        let mut next_hops = BTreeMap::new();
+        for worker in &control.workers {
+            state.add(&worker.counters);
+            for ((outcome, rule), count) in worker.counters.transactions_by_rule() {
+                *transactions.entry((outcome, rule)).or_insert(0) += count;
+            }
+            for hop in worker.counters.hops() {
+                add_hop(&mut next_hops, &hop);
+            }
+        }
+        state.transactions = transactions
+            .into_iter()
+            .map(|((outcome, rule), count)| Transactions {
+                outcome: outcome.name(),
+                rule: rule.into_owned(),
+                count,
+            })
+            .collect();
+        state.next_hops = next_hops.into_values().collect();
+        state
+    }
+
+    fn add(&mut self, counters: &Counters) {
+        self.sessions.total += count(&counters.sessions_total);
+        self.sessions.open += count(&counters.sessions_open);
+        self.received_octets += count(&counters.octets_total);
+        self.starved_receives += count(&counters.starved_total);
+        for (rule, count) in counters.sessions_by_rule() {
+            *self.sessions.ended.entry(rule.into_owned()).or_default() += count;
+        }
+        for (rule, count) in counters.recipients_by_rule() {
+            *self
+                .recipients_refused
+                .entry(rule.into_owned())
+                .or_default() += count;
+        }
+    }
+}
+
+fn add_hop(hops: &mut BTreeMap<SocketAddr, NextHop>, state: &HopState) {
+    let hop = hops.entry(state.address).or_insert(NextHop {
+        address: state.address,
+        up: true,
+        open: 0,
+        idle: 0,
+        waiting: 0,
+        failures_total: 0,
+    });
+    hop.up &= state.up;
+    hop.open += u64::from(state.open);
+    hop.idle += u64::from(state.idle);
+    hop.waiting += u64::from(state.waiting);
+    hop.failures_total += state.failures_total;
+}
+
+fn names(control: &Control) -> Vec<Name> {
+    let known = control.names.known();
+    known
+        .into_iter()
+        .map(|((name, port), known)| Name {
+            name,
+            port,
+            resolved: !known.failing,
+            addresses: known.addresses,
+        })
+        .collect()
+}
+
+fn count(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_next_hop_that_one_worker_cannot_reach_is_not_told_to_be_well() {
+        let state = |up, open| HopState {
+            address: SocketAddr::from(([192, 0, 2, 1], 25)),
+            up,
+            open,
+            idle: 1,
+            waiting: 2,
+            failures_total: 3,
+        };
+        let mut hops = BTreeMap::new();
+        add_hop(&mut hops, &state(true, 4));
+        add_hop(&mut hops, &state(false, 5));
+        let expected = NextHop {
+            address: state(true, 0).address,
+            up: false,
+            open: 9,
+            idle: 2,
+            waiting: 4,
+            failures_total: 6,
+        };
+        assert_eq!(hops.into_values().collect::<Vec<_>>(), [expected]);
+    }
+}
