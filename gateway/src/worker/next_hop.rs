@@ -155,7 +155,7 @@ impl Gate {
                     next_hop.awaits_final = false;
                 }
                 if let Some(passage) = next_hop.client.and_then(|client| self.passage(client)) {
-                    passage.relay().reply(to, reply);
+                    passage.relay.reply(to, reply);
                 }
             }
         }

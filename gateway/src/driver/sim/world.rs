@@ -1,0 +1,361 @@
+//! The kernel and the network of a simulation: what happens when, and what becomes of it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{Dial, Fate, Faults, Peer};
+use crate::driver::{Conn, Listener, Outcome, ReceiveEnd};
+
+pub(super) enum Event {
+    Arrive(Listener, SocketAddr, Box<dyn Peer>),
+    Connected(Conn, SocketAddr),
+    Sent(Conn, Vec<u8>, usize),
+    Paused(Conn),
+    Closed(Conn),
+    Stale(Conn),
+    ToPeer(Conn, Vec<u8>),
+    PeerWake(Conn, u64),
+    EndToPeer(Conn),
+    ToGate(Conn, Vec<u8>),
+    EndToGate(Conn),
+    ResetToGate(Conn),
+}
+
+#[derive(Default)]
+pub(super) struct Link {
+    pub(super) peer: Option<Box<dyn Peer>>,
+    pub(super) inbound: VecDeque<u8>,
+    pub(super) inbound_end: bool,
+    pub(super) broken: bool,
+    pub(super) opening: bool,
+    pub(super) armed: bool,
+    pub(super) pausing: bool,
+    pub(super) sending: bool,
+    pub(super) closing: bool,
+    pub(super) shut_read: bool,
+    pub(super) shut_write: bool,
+    /// Nothing overtakes in either direction.
+    pub(super) to_peer: Duration,
+    pub(super) to_gate: Duration,
+    /// Which of its wake-ups a peer still wants.
+    pub(super) wake: u64,
+}
+
+/// The network and the kernel of a simulation.
+pub(super) struct World {
+    pub(super) now: Duration,
+    pub(super) rng: fastrand::Rng,
+    pub(super) faults: Faults,
+    pub(super) events: BinaryHeap<Reverse<(Duration, u64)>>,
+    pub(super) bodies: BTreeMap<u64, Event>,
+    pub(super) sequence: u64,
+    pub(super) links: BTreeMap<Conn, Link>,
+    pub(super) accepts: BTreeMap<Listener, VecDeque<Conn>>,
+    pub(super) backlog: BTreeMap<Listener, VecDeque<(SocketAddr, Box<dyn Peer>)>>,
+    pub(super) listening: bool,
+    pub(super) dial: Dial,
+    pub(super) ready: VecDeque<(Conn, Ready)>,
+    pub(super) buffers_free: Vec<u16>,
+}
+
+pub(super) enum Ready {
+    Octets(u16, Vec<u8>),
+    Other(Outcome),
+}
+
+impl World {
+    pub(super) fn schedule(&mut self, at: Duration, event: Event) {
+        self.sequence += 1;
+        self.events.push(Reverse((at, self.sequence)));
+        self.bodies.insert(self.sequence, event);
+    }
+
+    pub(super) fn chance(&mut self, percent: u8) -> bool {
+        self.rng.u8(..100) < percent
+    }
+
+    /// Most things are quick, some are slow.
+    pub(super) fn delay(&mut self) -> Duration {
+        if self.rng.u8(..4) > 0 {
+            return Duration::from_micros(self.rng.u64(..200));
+        }
+        self.faults.delay_max.mul_f64(self.rng.f64())
+    }
+
+    pub(super) fn link(&mut self, conn: Conn) -> Option<&mut Link> {
+        self.links.get_mut(&conn)
+    }
+
+    /// Schedules in one of a link's directions, so that nothing overtakes.
+    pub(super) fn send_to_peer(&mut self, conn: Conn, event: Event) {
+        let at = self.now + self.delay();
+        let Some(link) = self.link(conn) else { return };
+        link.to_peer = link.to_peer.max(at);
+        let at = link.to_peer;
+        self.schedule(at, event);
+    }
+
+    pub(super) fn send_to_gate(&mut self, conn: Conn, event: Event) {
+        let at = self.now + self.delay();
+        let Some(link) = self.link(conn) else { return };
+        link.to_gate = link.to_gate.max(at);
+        let at = link.to_gate;
+        self.schedule(at, event);
+    }
+
+    pub(super) fn complete(&mut self, conn: Conn, outcome: Outcome) {
+        self.ready.push_back((conn, Ready::Other(outcome)));
+    }
+
+    pub(super) fn happen(&mut self, event: Event) {
+        match event {
+            Event::Arrive(listener, from, peer) => {
+                if self.listening {
+                    self.backlog
+                        .entry(listener)
+                        .or_default()
+                        .push_back((from, peer));
+                    self.take_from_backlog(listener);
+                }
+            }
+            Event::Connected(conn, address) => self.connected(conn, address),
+            Event::Sent(conn, buffer, taken) => self.sent(conn, buffer, taken),
+            Event::Paused(conn) => {
+                if let Some(link) = self.link(conn)
+                    && link.pausing
+                {
+                    link.pausing = false;
+                    link.armed = false;
+                    self.complete(conn, Outcome::ReceiveEnded(ReceiveEnd::Paused));
+                }
+            }
+            Event::Closed(conn) => self.closed(conn),
+            Event::Stale(conn) => {
+                self.complete(conn, Outcome::ReceiveEnded(ReceiveEnd::EndOfStream))
+            }
+            Event::ToPeer(conn, octets) => {
+                if !octets.is_empty() && self.chance(self.faults.reset) {
+                    self.cut_connection(conn);
+                } else {
+                    self.call_peer(conn, |peer, now, send| peer.octets(now, &octets, send));
+                }
+            }
+            Event::PeerWake(conn, wake) => {
+                if self.link(conn).is_some_and(|link| link.wake == wake) {
+                    self.call_peer(conn, |peer, now, send| peer.octets(now, &[], send));
+                }
+            }
+            Event::EndToPeer(conn) => self.call_peer(conn, |peer, now, send| peer.ended(now, send)),
+            Event::ToGate(conn, octets) => {
+                if self.link(conn).is_some_and(|link| link.shut_read) {
+                    // Nobody will read it: the kernel answers with a RST, which may overtake our last octets.
+                    self.break_peer(conn);
+                } else if let Some(link) = self.link(conn) {
+                    link.inbound.extend(octets);
+                    self.receive_some(conn);
+                }
+            }
+            Event::EndToGate(conn) => {
+                if let Some(link) = self.link(conn) {
+                    link.inbound_end = true;
+                    self.receive_some(conn);
+                }
+            }
+            Event::ResetToGate(conn) => {
+                if let Some(link) = self.link(conn) {
+                    link.broken = true;
+                    link.inbound.clear();
+                    self.receive_some(conn);
+                }
+            }
+        }
+    }
+
+    pub(super) fn take_from_backlog(&mut self, listener: Listener) {
+        let (Some(accepts), Some(backlog)) = (
+            self.accepts.get_mut(&listener),
+            self.backlog.get_mut(&listener),
+        ) else {
+            return;
+        };
+        if accepts.is_empty() || backlog.is_empty() {
+            return;
+        }
+        if let (Some(conn), Some((from, peer))) = (accepts.pop_front(), backlog.pop_front()) {
+            self.links.insert(
+                conn,
+                Link {
+                    peer: Some(peer),
+                    ..Link::default()
+                },
+            );
+            self.complete(conn, Outcome::Accepted(Ok(from)));
+            self.send_to_peer(conn, Event::ToPeer(conn, Vec::new()));
+        }
+    }
+
+    pub(super) fn connected(&mut self, conn: Conn, address: SocketAddr) {
+        let shut = self.link(conn).is_some_and(|link| link.shut_write);
+        let peer = if shut { None } else { (self.dial)(address) };
+        let Some(link) = self.link(conn) else { return };
+        if !link.opening {
+            return;
+        }
+        link.opening = false;
+        link.peer = peer;
+        if link.peer.is_none() {
+            link.broken = true;
+            self.complete(
+                conn,
+                Outcome::Connected(Err(io::ErrorKind::ConnectionRefused.into())),
+            );
+            return;
+        }
+        self.complete(conn, Outcome::Connected(Ok(())));
+        self.send_to_peer(conn, Event::ToPeer(conn, Vec::new()));
+    }
+
+    pub(super) fn sent(&mut self, conn: Conn, buffer: Vec<u8>, taken: usize) {
+        let Some(link) = self.link(conn) else { return };
+        link.sending = false;
+        if link.broken || link.shut_write {
+            self.complete(
+                conn,
+                Outcome::Sent {
+                    buffer,
+                    result: Err(io::ErrorKind::BrokenPipe.into()),
+                },
+            );
+            return;
+        }
+        let mut rest = &buffer[..taken];
+        while !rest.is_empty() {
+            let piece = if self.chance(self.faults.cut) {
+                self.rng.usize(1..=rest.len())
+            } else {
+                rest.len()
+            };
+            let (octets, more) = rest.split_at(piece);
+            self.send_to_peer(conn, Event::ToPeer(conn, octets.to_vec()));
+            rest = more;
+        }
+        self.complete(
+            conn,
+            Outcome::Sent {
+                buffer,
+                result: Ok(taken),
+            },
+        );
+    }
+
+    pub(super) fn closed(&mut self, conn: Conn) {
+        let unread = self.link(conn).is_some_and(|link| !link.inbound.is_empty());
+        if unread {
+            self.break_peer(conn);
+        }
+        if self.chance(self.faults.stale) {
+            let at = self.now + self.delay() * 4;
+            self.schedule(at, Event::Stale(conn));
+        }
+        self.complete(conn, Outcome::Closed);
+        // The peer may go on for a while; what it says then finds nobody.
+        self.links.remove(&conn);
+    }
+
+    /// The connection breaks in the network: both sides notice.
+    pub(super) fn cut_connection(&mut self, conn: Conn) {
+        self.break_peer(conn);
+        if let Some(link) = self.link(conn) {
+            link.broken = true;
+            link.inbound.clear();
+            self.receive_some(conn);
+        }
+    }
+
+    pub(super) fn break_peer(&mut self, conn: Conn) {
+        let now = self.now;
+        if let Some(mut peer) = self.link(conn).and_then(|link| link.peer.take()) {
+            peer.reset(now);
+        }
+    }
+
+    pub(super) fn call_peer(
+        &mut self,
+        conn: Conn,
+        call: impl FnOnce(&mut dyn Peer, Duration, &mut Vec<u8>) -> Fate,
+    ) {
+        let now = self.now;
+        let Some(link) = self.link(conn) else { return };
+        link.wake += 1;
+        let wake = link.wake;
+        let Some(mut peer) = link.peer.take() else {
+            return;
+        };
+        let mut send = Vec::new();
+        let fate = call(peer.as_mut(), now, &mut send);
+        if let Some(link) = self.link(conn) {
+            link.peer = Some(peer);
+        }
+        let mut rest = send.as_slice();
+        while !rest.is_empty() {
+            let piece = if self.chance(self.faults.cut) {
+                self.rng.usize(1..=rest.len())
+            } else {
+                rest.len()
+            };
+            let (octets, more) = rest.split_at(piece);
+            self.send_to_gate(conn, Event::ToGate(conn, octets.to_vec()));
+            rest = more;
+        }
+        match fate {
+            Fate::Stay => {}
+            Fate::Wake(after) => self.schedule(now + after, Event::PeerWake(conn, wake)),
+            Fate::Close => self.send_to_gate(conn, Event::EndToGate(conn)),
+            Fate::Reset => {
+                if let Some(link) = self.link(conn) {
+                    link.peer = None;
+                }
+                self.send_to_gate(conn, Event::ResetToGate(conn));
+            }
+        }
+    }
+
+    /// Gives an armed receive what there is for it.
+    pub(super) fn receive_some(&mut self, conn: Conn) {
+        loop {
+            let (rearm, cut) = (self.chance(self.faults.rearm), self.chance(self.faults.cut));
+            let Some(link) = self.links.get_mut(&conn) else {
+                return;
+            };
+            if !link.armed {
+                return;
+            }
+            let end = if !link.inbound.is_empty() && !link.shut_read {
+                if rearm {
+                    ReceiveEnd::Rearm
+                } else if let Some(buffer) = self.buffers_free.pop() {
+                    let most = link.inbound.len().min(self.faults.buffer_size as usize);
+                    let length = if cut { self.rng.usize(1..=most) } else { most };
+                    let octets = link.inbound.drain(..length).collect();
+                    self.ready.push_back((conn, Ready::Octets(buffer, octets)));
+                    continue;
+                } else {
+                    ReceiveEnd::Starved
+                }
+            } else if link.broken {
+                ReceiveEnd::Failed(io::ErrorKind::ConnectionReset.into())
+            } else if link.inbound_end || link.shut_read {
+                ReceiveEnd::EndOfStream
+            } else {
+                return;
+            };
+            link.armed = false;
+            link.pausing = false;
+            self.complete(conn, Outcome::ReceiveEnded(end));
+            return;
+        }
+    }
+}

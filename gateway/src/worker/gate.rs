@@ -1,0 +1,322 @@
+//! What a worker decides, without its driver: each completion comes here, and what follows from it is left in the table of
+//! connections for the driver to be brought in line with. The modules beside this one add to [`Gate`] by subject.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::connection::{Connection, Ending, Receive, Role, Table};
+use super::counters::Counters;
+use super::passage::Id;
+use super::wheel::Wheel;
+use super::{Shared, session};
+use crate::config::Config;
+use crate::driver::{Conn, Driver, ReceiveEnd};
+use crate::relay::pool::Pool;
+use crate::relay::received;
+
+/// After an accept has failed (no memory, no descriptors) the next is left for so long.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Connections starved of a buffer that are armed again in one batch.
+const STARVED_PER_TURN: usize = 256;
+/// How long connections may take to close once everything is said, when the gate stops.
+const CLOSING_MAX: Duration = Duration::from_secs(6);
+
+/// The time of day, and its form in a message, which is made at most once a second.
+#[derive(Default)]
+pub(super) struct Clock {
+    pub(super) unix_time: u64,
+    date: String,
+    dated: u64,
+}
+
+impl Clock {
+    pub(super) fn date(&mut self) -> &str {
+        if self.dated != self.unix_time {
+            self.dated = self.unix_time;
+            self.date = received::date(self.unix_time);
+        }
+        &self.date
+    }
+}
+
+/// What a worker decides, without its driver. The modules beside this one add to it by subject.
+pub(super) struct Gate {
+    pub(super) table: Table,
+    pub(super) wheel: Wheel,
+    pub(super) pool: Pool,
+    pub(super) config: Arc<Config>,
+    pub(super) settings: portcullis_smtp::server::Settings,
+    pub(super) shared: Arc<Shared>,
+    pub(super) counters: Arc<Counters>,
+    /// The moment of the present batch.
+    pub(super) now: Duration,
+    pub(super) clock: Clock,
+    pub(super) index: u8,
+    pub(super) ids: u64,
+    pub(super) sessions: u32,
+    pub(super) sessions_max: u32,
+    pub(super) draining: bool,
+    pub(super) drain_until: Duration,
+    pub(super) accept_after: Duration,
+    pub(super) publish_after: Duration,
+    /// Slots whose connection may want something of the driver.
+    pub(super) touched: Vec<u32>,
+    /// Clients that may have answers waiting.
+    pub(super) resume: Vec<Conn>,
+    /// Clients that waited for a connection and are to ask again.
+    pub(super) waiting_again: Vec<Conn>,
+    /// Connections without a buffer to receive into, in the order in which they ran out.
+    pub(super) starved: VecDeque<Conn>,
+    /// Connections to be opened.
+    pub(super) connects: Vec<(Conn, SocketAddr)>,
+}
+
+impl Gate {
+    pub(super) fn begin_turn(&mut self, now: Duration, unix_time: u64) {
+        self.now = now;
+        self.clock.unix_time = unix_time;
+        let config = self.shared.config.load();
+        if !Arc::ptr_eq(&config, &self.config) {
+            self.config = Arc::clone(&config);
+            self.settings = self.config.session_settings();
+            self.pool
+                .configure(self.config.relay.connections, self.config.relay.retry_after);
+        }
+        if now >= self.publish_after {
+            self.publish_after = now + Duration::from_secs(1);
+            self.counters.publish_hops(self.pool.states(now));
+        }
+    }
+
+    /// How long the worker may wait for completions.
+    pub(super) fn sleep(&self) -> Duration {
+        if !self.starved.is_empty() {
+            return Duration::ZERO;
+        }
+        let sleep = self.wheel.sleep(self.now);
+        if self.draining || self.now < self.accept_after {
+            sleep.min(Duration::from_millis(100))
+        } else {
+            sleep
+        }
+    }
+
+    pub(super) fn next_id(&mut self) -> Id {
+        self.ids += 1;
+        Id(self.clock.unix_time << 32 | (self.ids & 0xff_ffff) << 8 | u64::from(self.index))
+    }
+
+    /// Has the connection brought in line with the driver at the end of the batch.
+    pub(super) fn touch(&mut self, conn: Conn) {
+        let connection = &mut self.table[conn];
+        if !connection.touched {
+            connection.touched = true;
+            self.touched.push(conn.slot);
+        }
+    }
+
+    pub(super) fn accepted(&mut self, conn: Conn, result: io::Result<SocketAddr>) {
+        match result {
+            Ok(peer) => {
+                self.table[conn].opened();
+                self.client_connected(conn, peer);
+                self.touch(conn);
+            }
+            Err(error) => {
+                self.table.free(conn);
+                if !self.draining {
+                    tracing::warn!(%error, "cannot take a connection; trying again in a moment");
+                    self.accept_after = self.now + ACCEPT_PAUSE;
+                }
+            }
+        }
+    }
+
+    pub(super) fn connected(&mut self, conn: Conn, result: io::Result<()>) {
+        let Some(connection) = self.table.current(conn) else {
+            return;
+        };
+        connection.opened();
+        if connection.is_open() {
+            self.next_hop_connected(conn, result);
+        }
+        self.touch(conn);
+    }
+
+    pub(super) fn closed(&mut self, conn: Conn) {
+        if self.table.current(conn).is_some() {
+            self.wheel.clear(conn.slot);
+            self.table.free(conn);
+        }
+    }
+
+    pub(super) fn received(&mut self, conn: Conn, octets: &[u8]) {
+        let Some(connection) = self.table.current(conn) else {
+            return;
+        };
+        if !connection.is_open() {
+            return;
+        }
+        match connection.role {
+            Role::Client(_) => self.client_input(conn, octets),
+            Role::NextHop(_) => self.next_hop_input(conn, octets),
+            Role::None | Role::Accepting(_) => {}
+        }
+    }
+
+    pub(super) fn receive_ended(&mut self, conn: Conn, end: ReceiveEnd) {
+        let Some(connection) = self.table.current(conn) else {
+            return;
+        };
+        match end {
+            ReceiveEnd::Paused | ReceiveEnd::Rearm => connection.receive = Receive::Off,
+            ReceiveEnd::Starved => {
+                connection.receive = Receive::Starved;
+                self.counters.starved_total.fetch_add(1, Ordering::Relaxed);
+                self.starved.push_back(conn);
+            }
+            ReceiveEnd::EndOfStream => {
+                connection.receive = Receive::Ended;
+                if connection.is_open() {
+                    match connection.role {
+                        Role::Client(_) => self.client_at_end(conn),
+                        Role::NextHop(_) => self.drop_next_hop(conn),
+                        Role::None | Role::Accepting(_) => {}
+                    }
+                }
+            }
+            ReceiveEnd::Failed(_) => {
+                connection.receive = Receive::Ended;
+                self.broken(conn);
+            }
+        }
+        self.touch(conn);
+    }
+
+    pub(super) fn sent(&mut self, conn: Conn, mut buffer: Vec<u8>, result: io::Result<usize>) {
+        let Some(connection) = self.table.current(conn) else {
+            return;
+        };
+        connection.sending = false;
+        let Ok(sent) = result else {
+            self.broken(conn);
+            return;
+        };
+        if sent < buffer.len() && !connection.is_ending() {
+            buffer.drain(..sent);
+            buffer.append(&mut connection.output);
+            connection.output = buffer;
+        }
+        match connection.role {
+            Role::Client(_) if connection.held => self.resume.push(conn),
+            Role::NextHop(_) => self.next_hop_sent(conn),
+            Role::Client(_) | Role::None | Role::Accepting(_) => {}
+        }
+        self.touch(conn);
+    }
+
+    /// The connection cannot be used any more.
+    pub(super) fn broken(&mut self, conn: Conn) {
+        match self.table[conn].role {
+            Role::Client(_) => self.end_session(conn, Ending::Quiet, None),
+            Role::NextHop(_) => self.drop_next_hop(conn),
+            Role::None | Role::Accepting(_) => {}
+        }
+        self.table[conn].abort();
+        self.touch(conn);
+    }
+
+    /// Deals with the deadlines that have come.
+    pub(super) fn expire(&mut self) {
+        let mut due = Vec::new();
+        self.wheel.expire(self.now, &mut due);
+        for slot in due {
+            let conn = self.table.conn(slot);
+            let connection = &mut self.table[conn];
+            match connection.role {
+                Role::Client(_) => self.client_expired(conn),
+                Role::NextHop(_) => self.next_hop_expired(conn),
+                Role::None => connection.abort(),
+                Role::Accepting(_) => {}
+            }
+            self.touch(conn);
+        }
+    }
+
+    /// Goes on with everything that this batch has made possible, until nothing is left.
+    pub(super) fn work_off(&mut self) {
+        loop {
+            if let Some(client) = self.waiting_again.pop() {
+                self.lease_again(client);
+            } else if let Some(client) = self.resume.pop() {
+                self.resume(client);
+                self.dismiss_if_draining(client);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Brings the driver in line with what was decided.
+    pub(super) fn settle<D: Driver>(&mut self, driver: &mut D) {
+        let ready = self.starved.len().min(STARVED_PER_TURN);
+        for conn in self.starved.drain(..ready).collect::<Vec<_>>() {
+            if let Some(connection) = self.table.current(conn)
+                && connection.receive == Receive::Starved
+            {
+                connection.receive = Receive::Off;
+                self.touch(conn);
+            }
+        }
+        for (conn, address) in std::mem::take(&mut self.connects) {
+            driver.connect(conn, address);
+        }
+        for slot in std::mem::take(&mut self.touched) {
+            let conn = self.table.conn(slot);
+            let connection: &mut Connection = &mut self.table[conn];
+            connection.touched = false;
+            if let Some(closing_max) = connection.settle(conn, driver) {
+                self.wheel.set(slot, self.now + closing_max);
+            }
+        }
+    }
+
+    /// Begins to stop: who is between transactions is sent away, the others may finish.
+    pub(super) fn drain(&mut self) {
+        self.draining = true;
+        self.drain_until = self.now + self.config.limits.shutdown_timeout;
+        for conn in self.table.open_conns() {
+            self.dismiss_if_draining(conn);
+        }
+        for hop in self.idle_next_hops() {
+            self.quit_next_hop(hop);
+        }
+    }
+
+    pub(super) fn dismiss_if_draining(&mut self, conn: Conn) {
+        if self.draining
+            && let Role::Client(session) = &self.table[conn].role
+            && session.passage.is_none()
+        {
+            self.dismiss(conn, &session::STOPPING, "stopping");
+        }
+    }
+
+    pub(super) fn goes_on_draining(&mut self) -> bool {
+        if self.now >= self.drain_until {
+            for conn in self.table.open_conns() {
+                match self.table[conn].role {
+                    Role::Client(_) => self.dismiss(conn, &session::STOPPING, "stopping"),
+                    Role::NextHop(_) => self.drop_next_hop(conn),
+                    Role::None | Role::Accepting(_) => {}
+                }
+            }
+        }
+        let empty = self.table.is_empty();
+        !empty && self.now < self.drain_until.saturating_add(CLOSING_MAX)
+    }
+}

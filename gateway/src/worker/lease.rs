@@ -1,0 +1,201 @@
+//! Finding a connection to a next hop for a transaction, keeping it, replacing it when it breaks, and letting it go.
+
+use std::net::SocketAddr;
+
+use portcullis_smtp::reply::{EnhancedCode, Reply};
+
+use super::Gate;
+use super::connection::Role;
+use super::next_hop::Loss;
+use super::passage::Target;
+use crate::driver::Conn;
+use crate::relay::pool::Lease;
+use crate::relay::transaction::{Lost, UNAVAILABLE};
+
+/// Fewer octets than this waiting for the next hop let the client's receive go on.
+const CONGESTION_LOW: usize = 64 << 10;
+
+const NO_SLOT: Reply<'static> = Reply::fixed(
+    451,
+    EnhancedCode(4, 3, 2),
+    "Too many connections, please try again later",
+);
+
+impl Gate {
+    /// Tells the next hop what is new, finding a connection first if there is none.
+    pub(super) fn pass_on(&mut self, conn: Conn) {
+        let Some(passage) = self.passage(conn) else {
+            return;
+        };
+        if !matches!(passage.target, Target::NextHops(_))
+            || passage.waits_in_queue()
+            || passage.relay.is_settled()
+        {
+            return;
+        }
+        match passage.hop {
+            None => self.lease(conn),
+            Some(hop) => self.advance(conn, hop),
+        }
+    }
+
+    /// Finds a connection for the client's transaction, or settles it.
+    pub(super) fn lease(&mut self, conn: Conn) {
+        let Role::Client(session) = &mut self.table[conn].role else {
+            return;
+        };
+        let Some(passage) = session.passage.as_deref_mut() else {
+            return;
+        };
+        let Target::NextHops(addresses) = &passage.target else {
+            return;
+        };
+        let addresses = addresses.iter().copied();
+        match self
+            .pool
+            .lease(conn, addresses, &passage.tried, passage.fresh, self.now)
+        {
+            Lease::Pooled(hop) => self.attach(conn, hop),
+            Lease::Connect(address) => {
+                let opened = self.open_next_hop(address, conn);
+                let Some(passage) = self.passage(conn) else {
+                    return;
+                };
+                match opened {
+                    Some(hop) => {
+                        passage.hop = Some(hop);
+                        // If this one is lost too, it is not for having been idle too long.
+                        passage.fresh = true;
+                    }
+                    None => passage.relay.settle(&NO_SLOT),
+                }
+            }
+            Lease::Wait(address) => {
+                passage.queued = Some(address);
+                self.wheel
+                    .set(conn.slot, self.now + self.config.relay.connect_timeout);
+            }
+            Lease::Unavailable => passage.relay.settle(&UNAVAILABLE),
+        }
+    }
+
+    /// Gives a connection that is ready to a client's transaction.
+    pub(super) fn attach(&mut self, conn: Conn, hop: Conn) {
+        let Role::NextHop(next_hop) = &mut self.table[hop].role else {
+            return;
+        };
+        next_hop.client = Some(conn);
+        next_hop.idle = false;
+        if let Some(passage) = self.passage(conn) {
+            passage.hop = Some(hop);
+            passage.queued = None;
+            self.advance(conn, hop);
+        }
+    }
+
+    /// Lets the transaction tell its next hop what it can be told now.
+    pub(super) fn advance(&mut self, conn: Conn, hop: Conn) {
+        let Some(session) = self.session(conn) else {
+            return;
+        };
+        let Some(mut passage) = session.passage.take() else {
+            return;
+        };
+        let connection = &mut self.table[hop];
+        if let Role::NextHop(next_hop) = &mut connection.role
+            && next_hop.is_ready()
+        {
+            passage.next_hop = Some(next_hop.address);
+            passage
+                .relay
+                .advance(&mut next_hop.smtp, &mut connection.output);
+            next_hop.needs_reset = true;
+            self.next_hop_deadline(hop);
+            self.touch(hop);
+        }
+        let settled = passage.relay.is_settled();
+        if let Some(session) = self.session(conn) {
+            session.passage = Some(passage);
+        }
+        if settled {
+            self.detach(conn);
+        }
+    }
+
+    /// The connection to the next hop is gone.
+    pub(super) fn lost_next_hop(&mut self, conn: Conn, address: SocketAddr, loss: Loss) {
+        let Some(passage) = self.passage(conn) else {
+            return;
+        };
+        passage.hop = None;
+        passage.congested = false;
+        if loss == Loss::NoAnswer || passage.fresh {
+            passage.tried.push(address);
+            passage.fresh = false;
+        } else {
+            passage.fresh = true;
+        }
+        if passage.relay.lost() == Lost::Again {
+            self.lease(conn);
+        }
+        self.resume.push(conn);
+    }
+
+    /// The time to wait for a connection is over.
+    pub(super) fn queue_expired(&mut self, conn: Conn) {
+        let Some(passage) = self.passage(conn) else {
+            return;
+        };
+        passage.relay.settle(&UNAVAILABLE);
+        if let Some(address) = passage.queued.take() {
+            self.pool.gave_up(address, conn);
+        }
+        self.resume.push(conn);
+    }
+
+    /// A place may have become free in the queue of a next hop.
+    pub(super) fn lease_again(&mut self, conn: Conn) {
+        if let Some(passage) = self.passage(conn) {
+            passage.queued = None;
+            self.wheel.clear(conn.slot);
+            self.lease(conn);
+            self.resume.push(conn);
+        }
+    }
+
+    /// The next hop has taken some of what was waiting for it.
+    pub(super) fn relieved(&mut self, conn: Conn, waiting: usize) {
+        let (now, data_timeout) = (self.now, self.config.limits.data_timeout);
+        if let Some(passage) = self.passage(conn)
+            && passage.congested
+            && waiting < CONGESTION_LOW
+        {
+            passage.congested = false;
+            // It was not the client who was slow.
+            passage.content_due = Some(now + data_timeout);
+            self.resume.push(conn);
+        }
+    }
+
+    /// Lets the client's next hop go, in the way that the state of the transaction asks for.
+    pub(super) fn detach(&mut self, conn: Conn) {
+        let Some(passage) = self.passage(conn) else {
+            return;
+        };
+        let (past_envelope, ending) = (passage.relay.is_past_envelope(), passage.relay.is_ending());
+        if let Some(address) = passage.queued.take() {
+            self.pool.gave_up(address, conn);
+        }
+        let Some(hop) = self.passage(conn).and_then(|passage| passage.hop.take()) else {
+            return;
+        };
+        if let Role::NextHop(next_hop) = &mut self.table[hop].role {
+            next_hop.client = None;
+        }
+        if past_envelope {
+            self.drop_next_hop(hop);
+        } else if !ending {
+            self.release(hop);
+        }
+    }
+}

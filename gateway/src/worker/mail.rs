@@ -1,0 +1,319 @@
+//! The commands and the content of a mail transaction: what the policy says of them, what goes to the relay, and the answers.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use portcullis_smtp::data::Fault;
+use portcullis_smtp::envelope::{Mail, Rcpt};
+use portcullis_smtp::reply::{EnhancedCode, Reply};
+
+use super::Gate;
+use super::connection::Role;
+use super::passage::{Passage, outcome};
+use super::session::Flow;
+use crate::config::Config;
+use crate::driver::Conn;
+use crate::policy::{Rule, Verdict};
+use crate::relay::received::Received;
+use crate::relay::transaction::Answer;
+
+/// More octets than this waiting for the next hop stop the client's receive.
+const CONGESTION_HIGH: usize = 256 << 10;
+
+const OTHER_NEXT_HOP: Reply<'static> = Reply::fixed(
+    451,
+    EnhancedCode(4, 5, 3),
+    "This recipient needs a transaction of its own, please send it again",
+);
+
+impl Gate {
+    pub(super) fn mail(&mut self, conn: Conn, mail: &Mail<'_>) {
+        self.end_passage(conn);
+        let (id, now) = (self.next_id(), self.now);
+        let config = Arc::clone(&self.config);
+        let policy = &config.policy;
+        let Role::Client(session) = &mut self.table[conn].role else {
+            return;
+        };
+        // A new configuration may see this client with other eyes.
+        session.client = policy.client(session.client.address);
+        let decision = policy.mail(&session.client, mail);
+        let rule = Cow::Owned(policy.rule_name(decision.rule).to_owned());
+        let mut passage = Box::new(Passage::new(mail, id, now));
+        if let Verdict::Refuse(reply) = &decision.verdict {
+            passage.refuse(rule, reply);
+        }
+        let refused = matches!(decision.verdict, Verdict::Refuse(_));
+        session.passage = Some(passage);
+        self.answer_decision(conn, decision);
+        if refused {
+            self.end_passage(conn);
+        }
+    }
+
+    pub(super) fn rcpt(&mut self, conn: Conn, rcpt: &Rcpt<'_>) -> Flow {
+        let config = Arc::clone(&self.config);
+        let Role::Client(session) = &mut self.table[conn].role else {
+            return Flow::Wait;
+        };
+        let mut decision = config.policy.recipient(&session.client, rcpt);
+        let Some(passage) = session.passage.as_deref_mut() else {
+            return Flow::Wait;
+        };
+        let mut fits = true;
+        if decision.is_accept() {
+            match config.route(&rcpt.path.mailbox) {
+                Ok(route) => {
+                    fits = passage.direct(
+                        &config.routes[route].next_hops,
+                        name_of(&config, decision.rule),
+                    )
+                }
+                Err(no_route) => decision = no_route,
+            }
+        }
+        let rule = name_of(&config, decision.rule);
+        match decision.verdict {
+            Verdict::Refuse(reply) => self.refuse_recipient(conn, rule, reply),
+            Verdict::Accept if !fits => {
+                self.refuse_recipient(conn, "other-next-hop".into(), OTHER_NEXT_HOP)
+            }
+            Verdict::Accept => {
+                passage.relay.recipient(rcpt);
+                self.pass_on(conn);
+                self.deliver_answers(conn);
+                Flow::Next
+            }
+        }
+    }
+
+    /// Refuses a recipient, once those before it have their answers.
+    fn refuse_recipient(
+        &mut self,
+        conn: Conn,
+        rule: Cow<'static, str>,
+        reply: Reply<'static>,
+    ) -> Flow {
+        self.counters.recipient_refused(rule.clone());
+        let Some(session) = self.session(conn) else {
+            return Flow::Wait;
+        };
+        session.refused += 1;
+        let Some(passage) = session.passage.as_deref_mut() else {
+            return Flow::Wait;
+        };
+        passage.refuse(rule, &reply);
+        if passage.relay.unanswered() > 0 {
+            session.withheld = Some(reply);
+            return Flow::Wait;
+        }
+        self.answer(conn, &reply);
+        Flow::Next
+    }
+
+    pub(super) fn message(&mut self, conn: Conn) {
+        let Some(passage) = self.passage(conn) else {
+            return;
+        };
+        passage.asked = true;
+        passage.relay.ask();
+        if !passage.relay.is_settled() {
+            self.pass_on(conn);
+        }
+        self.deliver_answers(conn);
+    }
+
+    pub(super) fn content(&mut self, conn: Conn, piece: &[u8]) {
+        let Some(session) = self.session(conn) else {
+            return;
+        };
+        session.octets += piece.len() as u64;
+        let Some(mut passage) = session.passage.take() else {
+            return;
+        };
+        passage.octets += piece.len() as u64;
+        passage.earn_time(piece.len(), self.now, &self.config.limits);
+        let mut nowhere = Vec::new();
+        let output = match passage.hop {
+            Some(hop) => &mut self.table[hop].output,
+            None => &mut nowhere,
+        };
+        let result = passage.relay.content(piece, output);
+        passage.congested = output.len() > CONGESTION_HIGH;
+        let hop = passage.hop;
+        if let Err(reply) = result {
+            passage.congested = false;
+            passage.refuse("message".into(), &reply);
+        }
+        let lost = passage
+            .relay
+            .is_settled()
+            .then(|| passage.hop.take())
+            .flatten();
+        if let Some(session) = self.session(conn) {
+            session.passage = Some(passage);
+        }
+        if let Some(hop) = lost {
+            self.drop_next_hop(hop);
+        } else if let Some(hop) = hop {
+            self.next_hop_deadline(hop);
+            self.touch(hop);
+        }
+    }
+
+    /// The session has given the message up, and answers for it at its end.
+    pub(super) fn fault(&mut self, conn: Conn, fault: Fault) {
+        if let Some(passage) = self.passage(conn) {
+            let reply = fault.reply();
+            passage.verdict = Some((outcome(&reply), fault.rule().into(), reply.to_string()));
+            self.end_passage(conn);
+        }
+    }
+
+    pub(super) fn message_end(&mut self, conn: Conn) {
+        let Some(session) = self.session(conn) else {
+            return;
+        };
+        let Some(mut passage) = session.passage.take() else {
+            return;
+        };
+        passage.asked = true;
+        passage.congested = false;
+        match passage.hop {
+            Some(hop) => {
+                let connection = &mut self.table[hop];
+                if let Role::NextHop(next_hop) = &mut connection.role {
+                    passage
+                        .relay
+                        .end(Some(&mut next_hop.smtp), &mut connection.output);
+                    next_hop.awaits_final = passage.relay.is_ending();
+                    self.next_hop_deadline(hop);
+                    self.touch(hop);
+                }
+            }
+            None => passage.relay.end(None, &mut Vec::new()),
+        }
+        if let Some(session) = self.session(conn) {
+            session.passage = Some(passage);
+        }
+        self.deliver_answers(conn);
+    }
+
+    /// Gives the client the answers that are there.
+    pub(super) fn deliver_answers(&mut self, conn: Conn) {
+        while let Some(answer) = self
+            .passage(conn)
+            .and_then(|passage| passage.relay.next_answer())
+        {
+            match answer {
+                Answer::Recipient(reply) => {
+                    self.answer(conn, &reply);
+                    self.note_recipient(conn, &reply);
+                }
+                Answer::Proceed => {
+                    self.accept(conn);
+                    self.begin_content(conn);
+                }
+                Answer::Refused(reply) => {
+                    self.answer(conn, &reply);
+                    self.note_final(conn, &reply);
+                    self.end_passage(conn);
+                }
+                Answer::Final(reply) => {
+                    self.answer(conn, &reply);
+                    self.note_final(conn, &reply);
+                    self.end_passage(conn);
+                }
+            }
+        }
+        let Some(session) = self.session(conn) else {
+            return;
+        };
+        let unanswered = session
+            .passage
+            .as_ref()
+            .map_or(0, |passage| passage.relay.unanswered());
+        if unanswered == 0
+            && let Some(reply) = session.withheld.take()
+        {
+            self.answer(conn, &reply);
+        }
+        self.touch(conn);
+    }
+
+    fn note_recipient(&mut self, conn: Conn, reply: &Reply<'_>) {
+        if reply.is_positive() {
+            return;
+        }
+        let Some(session) = self.session(conn) else {
+            return;
+        };
+        session.refused += 1;
+        let Some(passage) = session.passage.as_deref_mut() else {
+            return;
+        };
+        let rule = passage.reached();
+        passage.refuse(rule.clone(), reply);
+        self.counters.recipient_refused(rule);
+    }
+
+    fn note_final(&mut self, conn: Conn, reply: &Reply<'_>) {
+        let Some(session) = self.session(conn) else {
+            return;
+        };
+        session.accepted += u32::from(reply.is_positive());
+        let Some(passage) = session.passage.as_deref_mut() else {
+            return;
+        };
+        let rule = match &passage.refusal {
+            _ if reply.is_positive() => passage.rule.clone(),
+            Some((_, rule, _)) if rule == "message" => rule.clone(),
+            _ => passage.reached(),
+        };
+        passage.verdict = Some((outcome(reply), rule, reply.to_string()));
+    }
+
+    /// The next hop waits for the message: our own line goes first.
+    fn begin_content(&mut self, conn: Conn) {
+        let (now, data_timeout) = (self.now, self.config.limits.data_timeout);
+        let Role::Client(session) = &mut self.table[conn].role else {
+            return;
+        };
+        let Some(mut passage) = session.passage.take() else {
+            return;
+        };
+        passage.asked = false;
+        passage.content_due = Some(now + data_timeout);
+        if let Some(hop) = passage.hop {
+            let (id, helo) = (passage.id.to_string(), std::mem::take(&mut session.helo));
+            let (client, extended) = (session.client.address, session.smtp.is_extended());
+            let mut recipients = passage.relay.envelope.recipients();
+            let received = Received {
+                helo: &helo,
+                client,
+                hostname: &self.config.hostname,
+                extended,
+                utf8: passage.relay.envelope.is_utf8(),
+                id: &id,
+                recipient: if recipients.len() == 1 {
+                    recipients.next()
+                } else {
+                    None
+                },
+                date: self.clock.date(),
+            };
+            received.write(&mut self.table[hop].output);
+            self.touch(hop);
+            if let Some(session) = self.session(conn) {
+                session.helo = helo;
+            }
+        }
+        if let Some(session) = self.session(conn) {
+            session.passage = Some(passage);
+        }
+    }
+}
+
+fn name_of(config: &Config, rule: Rule) -> Cow<'static, str> {
+    Cow::Owned(config.policy.rule_name(rule).to_owned())
+}
