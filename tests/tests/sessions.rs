@@ -40,19 +40,30 @@ const SAYINGS: &[&str] = &[
     "a line that is longer than a command may be in this test, because it says the same again and again: it says the same again and again\r\n",
 ];
 
-/// A group that gets a message going, so that not all scripts end in their first mistake.
+/// What keeps a session going, so that not all scripts end in their first mistake.
+const COURTESIES: &[&str] = &[
+    "MAIL FROM:<a@b.example>\r\n",
+    "RCPT TO:<c@d.example>\r\n",
+    "RCPT TO:<d@d.example>\r\n",
+    "BDAT 6\r\ntext\r\n",
+    "RSET\r\n",
+];
 const BEGIN: &str = "EHLO client.example\r\n";
-const ENVELOPE: &str = "MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n";
+const ENVELOPE: &str = "MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n";
 
 fn script() -> impl Strategy<Value = Vec<u8>> {
-    let group = vec(select(SAYINGS), 0..8).prop_map(|sayings| sayings.concat().into_bytes());
-    let groups = prop_oneof![
-        1 => vec(group.clone(), 0..5),
-        2 => vec(group, 0..4).prop_map(|mut groups| {
-            groups.splice(0..0, [BEGIN, ENVELOPE].map(|group| group.as_bytes().to_vec()));
-            groups
-        }),
-    ];
+    let saying = prop_oneof![3 => select(COURTESIES), 2 => select(SAYINGS)];
+    let group = vec(saying, 0..10).prop_map(|sayings| sayings.concat().into_bytes());
+    let beginnings = select(vec![
+        vec![],
+        vec![BEGIN],
+        vec![BEGIN, ENVELOPE],
+        vec![BEGIN, ENVELOPE, "DATA\r\n"],
+    ]);
+    let groups = (beginnings, vec(group, 0..5)).prop_map(|(beginning, groups)| {
+        let beginning = beginning.into_iter().map(|group| group.as_bytes().to_vec());
+        beginning.chain(groups).collect::<Vec<_>>()
+    });
     (prop_oneof![Just(0), any::<u8>()], any::<u8>(), groups)
         .prop_map(|(pattern, cut, groups)| [vec![pattern, cut], groups.join(&FLUSH)].concat())
 }
@@ -62,6 +73,7 @@ proptest! {
 
     #[test]
     fn a_session_does_not_depend_on_cuts_or_on_late_answers(script in script()) {
-        wild_client::check(&script).map_err(TestCaseError::fail)?;
+        wild_client::check(&script)
+            .map_err(|error| TestCaseError::fail(format!("{}\n{error}", script.escape_ascii())))?;
     }
 }
