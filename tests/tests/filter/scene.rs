@@ -1,0 +1,156 @@
+//! A gate and its outside, in namespaces, with a listed and an honest client of both address families.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use portcullis::config::{self, FilterMode, Interface, Role, Unlisted, XdpMode};
+use portcullis::filter::{self, Error, Filter, Status};
+use portcullis::netns::Namespace;
+use portcullis::policy::lists::{Compiled, ListAction};
+use socket2::{Domain, Socket, Type};
+
+pub(crate) const GATE4: &str = "192.0.2.1";
+pub(crate) const GATE6: &str = "2001:db8::1";
+pub(crate) const HONEST4: &str = "192.0.2.10";
+pub(crate) const HONEST6: &str = "2001:db8::10";
+pub(crate) const LISTED4: &str = "192.0.2.66";
+pub(crate) const LISTED6: &str = "2001:db8::66";
+pub(crate) const PERMITTED4: &str = "192.0.2.67";
+
+/// A SYN that nobody answers would be sent again after a second: whoever waits shorter sends one packet.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(300);
+
+/// A gate with an interface `wan`, and the outside with a few addresses.
+pub(crate) struct Scene {
+    pub(crate) gate: Namespace,
+    pub(crate) outside: Namespace,
+    pub(crate) pin_path: PathBuf,
+    listeners: Vec<TcpListener>,
+}
+
+impl Scene {
+    pub(crate) fn new() -> io::Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut scene = Self {
+            gate: Namespace::create("gate")?,
+            outside: Namespace::create("outside")?,
+            pin_path: format!("/sys/fs/bpf/portcullis-test-{}-{number}", process::id()).into(),
+            listeners: Vec::new(),
+        };
+        scene.connect_interfaces()?;
+        for address in [GATE4, GATE6] {
+            let address: IpAddr = address.parse().map_err(io::Error::other)?;
+            for port in [25, 587] {
+                let listener = scene.gate.run(|| TcpListener::bind((address, port)))??;
+                scene.listeners.push(listener);
+            }
+        }
+        Ok(scene)
+    }
+
+    pub(crate) fn connect_interfaces(&self) -> io::Result<()> {
+        self.gate.veth("wan", &self.outside, "lan")?;
+        let (gate4, gate6) = (format!("{GATE4}/24"), format!("{GATE6}/64"));
+        self.gate.addresses("wan", [gate4, gate6])?;
+        let four = [HONEST4, LISTED4, PERMITTED4].map(|address| format!("{address}/24"));
+        let six = [HONEST6, LISTED6].map(|address| format!("{address}/64"));
+        self.outside.addresses("lan", four.iter().chain(&six))
+    }
+
+    pub(crate) fn settings(&self) -> config::Filter {
+        settings(&self.pin_path)
+    }
+
+    pub(crate) fn attach(&self, settings: &config::Filter) -> Result<Filter, Error> {
+        let attached = self.gate.run(|| Filter::attach(settings, &lists()));
+        attached.expect("the thread enters the namespace")
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        let status = self.gate.run(|| filter::status(&self.pin_path));
+        status
+            .expect("the thread enters the namespace")
+            .expect("a status")
+    }
+
+    /// Whether a client with this address comes through to this port of the gate.
+    pub(crate) fn reaches(&self, source: &str, port: u16) -> bool {
+        self.outside
+            .run(|| knock(source, port).is_ok())
+            .expect("the thread enters the namespace")
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // Most tests end with a filter in place; one that is not is what others want.
+        let _ = filter::detach(&self.pin_path, &[]);
+    }
+}
+
+pub(crate) fn knock(source: &str, port: u16) -> io::Result<TcpStream> {
+    let source: IpAddr = source.parse().map_err(io::Error::other)?;
+    let gate = if source.is_ipv4() { GATE4 } else { GATE6 };
+    let gate = SocketAddr::new(gate.parse().map_err(io::Error::other)?, port);
+    let socket = Socket::new(Domain::for_address(gate), Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    socket.connect_timeout(&gate.into(), PATIENCE)?;
+    Ok(socket.into())
+}
+
+pub(crate) fn settings(pin_path: &Path) -> config::Filter {
+    config::Filter {
+        interfaces: vec![Interface {
+            name: "wan".to_owned(),
+            role: Role::Edge,
+        }],
+        ports: vec![25],
+        mode: FilterMode::Enforce,
+        unlisted: Unlisted::Pass,
+        xdp_mode: XdpMode::Driver,
+        pin_path: pin_path.to_owned(),
+    }
+}
+
+pub(crate) fn lists() -> Compiled {
+    let nets = |nets: &[&str]| {
+        nets.iter()
+            .map(|net| net.parse().expect("a prefix"))
+            .collect()
+    };
+    Compiled::new([
+        (
+            "friends".to_owned(),
+            ListAction::Permit,
+            nets(&["192.0.2.67/32"]),
+        ),
+        (
+            "spammers".to_owned(),
+            ListAction::Drop,
+            nets(&["192.0.2.64/27", "2001:db8::66/128"]),
+        ),
+        (
+            "greetings".to_owned(),
+            ListAction::Reject,
+            nets(&["192.0.2.10/32"]),
+        ),
+    ])
+}
+
+pub(crate) fn dropped(status: &Status, list: &str) -> u64 {
+    let list = status.lists.iter().find(|other| other.name == list);
+    list.map_or(0, |list| list.dropped_packets)
+}
+
+pub(crate) fn has_program(namespace: &Namespace, interface: &str) -> io::Result<bool> {
+    let shown = namespace
+        .command("ip")
+        .args(["link", "show", interface])
+        .output()?;
+    Ok(String::from_utf8_lossy(&shown.stdout).contains("xdp"))
+}
