@@ -179,6 +179,7 @@ impl Report {
             "mail_seconds": self.delivered.time.as_secs_f64(),
             "abuse_tried": self.abuse.tried,
             "abuse_refused": self.abuse.refused,
+            "abuse_malformed": self.abuse.malformed,
             "refused_by_rule": refused,
             "complaints": self.delivered.complaints.iter().chain(&self.abuse.wrong).collect::<Vec<_>>(),
         });
