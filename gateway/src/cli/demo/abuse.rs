@@ -35,6 +35,8 @@ const SENDERS: [&str; 4] = ["spam@stranger.example", "user@LOCAL", "spam@HOST", 
 pub(super) struct Abuse {
     pub(super) tried: u32,
     pub(super) refused: u32,
+    /// Those of them that are no addresses at all, so that no rule of the policy had to decide.
+    pub(super) malformed: u32,
     /// The attempts that were not refused, and what was said to them.
     pub(super) wrong: Vec<String>,
 }
@@ -65,6 +67,7 @@ pub(super) fn attempt(scene: &Scene) -> io::Result<Abuse> {
             // The closed relay's own answer, or that this is no address at all.
             if line.starts_with("550 5.7.1 ") || code == 501 || code == 553 {
                 abuse.refused += 1;
+                abuse.malformed += u32::from(code != 550);
             } else {
                 abuse
                     .wrong

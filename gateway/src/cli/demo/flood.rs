@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use super::scene::{GATE_V4, GATE_V6, Lists};
 
 /// Octets that may be under way in each socket.
-const SEND_BUFFER: usize = 64 << 10;
+const SEND_BUFFER: usize = 16 << 10;
 
 /// Between two looks at whether to stop.
 const BATCH: u64 = 256;

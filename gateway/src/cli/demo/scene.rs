@@ -27,7 +27,7 @@ pub(super) const GATE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0,
 /// The gate's interface to the world, which carries the program.
 const INTERFACE: &str = "edge";
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9925);
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A list of the demo: what stands in its file, and a source on it for every number.
 pub(super) struct List {
@@ -183,30 +183,37 @@ impl Scene {
             network,
             taken_down: false,
         };
-        scene.wait_until_it_listens()?;
+        scene.wait_until_it_serves()?;
         Ok(scene)
     }
 
-    fn wait_until_it_listens(&mut self) -> io::Result<()> {
+    /// Waits for a greeting on every listener: by then the filter is in place, which a mere connection would not prove.
+    fn wait_until_it_serves(&mut self) -> io::Result<()> {
         let end = Instant::now() + PATIENCE;
         loop {
             if self
                 .listeners
                 .iter()
-                .all(|address| self.connect_to(*address).is_ok())
+                .all(|address| self.greets(*address).is_ok())
             {
                 return Ok(());
             }
             let ended = self.gate.try_wait()?;
             if ended.is_some() || Instant::now() > end {
                 let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+                let log = log.trim_end();
                 return Err(io::Error::other(format!(
-                    "the gate does not listen; it said:\n{}",
-                    log.trim_end()
+                    "the gate does not serve; it said:\n{log}"
                 )));
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    fn greets(&self, address: SocketAddr) -> io::Result<()> {
+        let mut stream = self.connect_to(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.read_exact(&mut [0])
     }
 
     /// Where the gate listens.
