@@ -2,9 +2,13 @@
 
 mod check;
 mod demo;
+mod doctor;
 mod explain;
+mod filter;
 mod run;
+mod table;
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -15,7 +19,20 @@ const EXIT_USAGE: u8 = 2;
 
 /// The gate in front of TCP port 25: drops listed sources in the kernel, relays what is allowed, and nothing else.
 #[derive(Debug, clap::Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  portcullis run                                  try it out: 127.0.0.1:2525, mail is thrown away
+  sudo portcullis demo                            the whole gate at work, in namespaces of its own
+  portcullis check -c /etc/portcullis.toml        before a reload
+  sudo portcullis doctor -c /etc/portcullis.toml  before the first start
+  sudo portcullis run -c /etc/portcullis.toml
+
+Exit codes: 0 good, 1 it failed, 2 the command line or the configuration is wrong."
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -29,6 +46,10 @@ enum Command {
     Check(check::Args),
     /// What would happen to a client, stage by stage, and which rule decides
     Explain(explain::Args),
+    /// The in-kernel half by itself: what was dropped, put it in place, take it away
+    Filter(filter::Args),
+    /// Is this machine able to run the gate: kernel, io_uring, BPF, limits, ports
+    Doctor(doctor::Args),
     /// Show the whole gate at work: namespaces, lists, a flood, honest mail, the figures
     Demo(demo::Args),
 }
@@ -39,7 +60,17 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(args),
+        Command::Filter(args) => filter::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
+    }
+}
+
+/// The exit code of a command that had nothing more to do than to print. That nobody reads on is no failure.
+fn finished(printed: io::Result<()>) -> ExitCode {
+    match printed {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
     }
 }
 

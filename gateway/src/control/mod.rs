@@ -14,6 +14,7 @@
 
 mod admin;
 mod changes;
+pub mod doctor;
 mod error;
 pub mod interrupt;
 pub mod log;

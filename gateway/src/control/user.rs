@@ -49,12 +49,17 @@ impl User {
         })
     }
 
+    /// Whether the process is this user's already.
+    pub(super) fn is_taken_on(&self) -> bool {
+        unistd::geteuid() == self.uid
+    }
+
     /// Makes the process this user's, for good. To be called while it has a single thread: capabilities are each
     /// thread's own, and threads start with those of the thread that makes them.
     ///
     /// `keep_bpf` keeps what updates of the filter need.
     pub(super) fn take_on(&self, keep_bpf: bool) -> Result<(), Error> {
-        if unistd::geteuid() != self.uid {
+        if !self.is_taken_on() {
             self.change_ids(keep_bpf)?;
         }
         let kept: CapsHashSet = keep_bpf

@@ -86,13 +86,8 @@ pub(super) fn put(
     mode: XdpMode,
 ) -> Result<(Put, u32), Error> {
     let index = index(interface)?;
-    let here =
-        netlink::attached(index).map_err(link_error(interface, "asking for its XDP program"))?;
     let pinned = pinned(pins, interface);
-    let ours = pinned.as_ref().and_then(program_of);
-    if let Some(other) = here.iter().find(|attached| Some(attached.program) != ours) {
-        return Err(occupied(interface, *other));
-    }
+    let here = ours_alone(index, interface, pinned.as_ref())?;
     let mut object = load(pins, slot)?;
     let program = program(&mut object)?;
     let info = program.info();
@@ -123,6 +118,27 @@ pub(super) fn put(
             Ok((Put::New, number))
         }
     }
+}
+
+/// Where the program of this link sits on an interface; another one there is an error.
+fn ours_alone(
+    index: u32,
+    interface: &str,
+    pinned: Option<&FdLink>,
+) -> Result<Vec<Attached>, Error> {
+    let here =
+        netlink::attached(index).map_err(link_error(interface, "asking for its XDP program"))?;
+    let ours = pinned.and_then(program_of);
+    match here.iter().find(|attached| Some(attached.program) != ours) {
+        Some(other) => Err(occupied(interface, *other)),
+        None => Ok(here),
+    }
+}
+
+/// Whether the filter of these pins sits on an interface; another program there is an error.
+pub(super) fn is_ours(pins: &Pins, index: u32, interface: &str) -> Result<bool, Error> {
+    let here = ours_alone(index, interface, pinned(pins, interface).as_ref())?;
+    Ok(!here.is_empty())
 }
 
 fn attach(

@@ -9,6 +9,7 @@
 //! network namespace of the calling thread.
 
 mod error;
+mod features;
 mod links;
 mod lists;
 mod maps;
@@ -33,6 +34,7 @@ use crate::config;
 use crate::policy::lists::Compiled;
 
 pub use self::error::Error;
+pub use self::features::{InterfaceState, interface_state};
 pub use self::status::{InterfaceStatus, ListStatus, Reasons, Status, status};
 pub use self::trial::{Outcome, Trial};
 

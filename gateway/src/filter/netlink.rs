@@ -35,9 +35,9 @@ const IFLA_XDP_SKB_PROG_ID: u16 = 6;
 const IFLA_XDP_HW_PROG_ID: u16 = 7;
 
 /// Octets of `struct nlmsghdr`, and of `struct ifinfomsg` behind it.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 /// More than an answer about one interface without its virtual functions takes.
-const ANSWER_MAX: usize = 32 * 1024;
+pub(super) const ANSWER_MAX: usize = 32 * 1024;
 
 /// The programs on the interface with this index.
 pub(super) fn attached(index: u32) -> io::Result<Vec<Attached>> {
@@ -72,12 +72,7 @@ fn request(index: u32) -> [u8; 2 * HEADER] {
 }
 
 fn parse(answer: &[u8]) -> io::Result<Vec<Attached>> {
-    let truncated = || io::Error::new(io::ErrorKind::UnexpectedEof, "truncated netlink answer");
-    let kind = half(answer, 4).ok_or_else(truncated)?;
-    if i32::from(kind) == libc::NLMSG_ERROR {
-        let negative = word(answer, HEADER).ok_or_else(truncated)?.cast_signed();
-        return Err(io::Error::from_raw_os_error(-negative));
-    }
+    error_of(answer)?;
     let attributes = answer.get(2 * HEADER..).ok_or_else(truncated)?;
     let Some((_, xdp)) = Attributes(attributes).find(|(kind, _)| *kind == IFLA_XDP) else {
         return Ok(Vec::new());
@@ -95,8 +90,22 @@ fn parse(answer: &[u8]) -> io::Result<Vec<Attached>> {
     Ok(programs.collect())
 }
 
+/// The error that an answer is, if it is one.
+pub(super) fn error_of(answer: &[u8]) -> io::Result<()> {
+    let kind = half(answer, 4).ok_or_else(truncated)?;
+    if i32::from(kind) == libc::NLMSG_ERROR {
+        let negative = word(answer, HEADER).ok_or_else(truncated)?.cast_signed();
+        return Err(io::Error::from_raw_os_error(-negative));
+    }
+    Ok(())
+}
+
+fn truncated() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "truncated netlink answer")
+}
+
 /// The attributes of a message (`struct rtattr`): kind without its flags, and value.
-struct Attributes<'a>(&'a [u8]);
+pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, &'a [u8]);
@@ -110,7 +119,7 @@ impl<'a> Iterator for Attributes<'a> {
     }
 }
 
-fn half(bytes: &[u8], offset: usize) -> Option<u16> {
+pub(super) fn half(bytes: &[u8], offset: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
 }
 

@@ -1,0 +1,77 @@
+//! Tables for people: columns as wide as what stands in them, numbers to the right.
+
+use std::io::{self, Write};
+
+/// A table with its headings.
+pub(super) struct Table<const N: usize> {
+    rows: Vec<[String; N]>,
+}
+
+impl<const N: usize> Table<N> {
+    /// A table of headings alone.
+    pub(super) fn new(headings: [&str; N]) -> Self {
+        Self {
+            rows: vec![headings.map(str::to_owned)],
+        }
+    }
+
+    /// Adds a row.
+    pub(super) fn row(&mut self, cells: [String; N]) {
+        self.rows.push(cells);
+    }
+
+    /// Writes it; nothing if there is no row.
+    pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let [_, rows @ ..] = self.rows.as_slice() else {
+            return Ok(());
+        };
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let number = |column: usize| {
+            let mut cells = rows.iter().map(|row| row[column].as_str());
+            cells.all(|cell| !cell.is_empty() && cell.bytes().all(|octet| octet.is_ascii_digit()))
+        };
+        let columns: Vec<(usize, bool)> = (0..N)
+            .map(|column| {
+                let widths = self.rows.iter().map(|row| row[column].chars().count());
+                (widths.max().unwrap_or(0), number(column))
+            })
+            .collect();
+        for row in &self.rows {
+            let cells = row.iter().zip(&columns);
+            let cells: Vec<String> = cells
+                .map(|(cell, &(width, is_number))| {
+                    if is_number {
+                        format!("{cell:>width$}")
+                    } else {
+                        format!("{cell:<width$}")
+                    }
+                })
+                .collect();
+            writeln!(out, "{}", cells.join("  ").trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stand_under_their_headings() {
+        let mut table = Table::new(["name", "packets", "mode"]);
+        let mut written = Vec::new();
+        table.write(&mut written).unwrap();
+        assert!(written.is_empty(), "headings without rows");
+        for (name, packets) in [("eth0", "7"), ("a-long-name", "12345678")] {
+            table.row([name.to_owned(), packets.to_owned(), "driver".to_owned()]);
+        }
+        table.write(&mut written).unwrap();
+        let expected = "name          packets  mode\n\
+                        eth0                7  driver\n\
+                        a-long-name  12345678  driver\n";
+        assert_eq!(String::from_utf8(written).unwrap(), expected);
+    }
+}

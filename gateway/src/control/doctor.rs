@@ -1,0 +1,117 @@
+//! Is this machine able to run the gate? What `portcullis doctor` looks at, before an error at the start says it.
+//!
+//! Nothing is changed by looking: no program is put on an interface (some drivers drop their link for that) and no
+//! port is listened on, so that it can be asked beside a gate that serves.
+
+mod machine;
+mod network;
+mod packets;
+
+use std::fmt::Display;
+
+use serde::Serialize;
+
+use crate::config::{Config, FilterMode};
+
+/// How something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// The gate runs, but not as well as it could.
+    Warning,
+    /// The gate does not run.
+    Problem,
+}
+
+/// What was looked at, and how it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at.
+    pub subject: String,
+    /// How it is.
+    pub level: Level,
+    /// What was found.
+    pub found: String,
+    /// What to do about it; `None` if all is well.
+    pub next_step: Option<String>,
+}
+
+impl Finding {
+    fn ok(subject: impl Display, found: impl Display) -> Self {
+        Self {
+            subject: subject.to_string(),
+            level: Level::Ok,
+            found: found.to_string(),
+            next_step: None,
+        }
+    }
+
+    fn warning(subject: impl Display, found: impl Display, next_step: impl Display) -> Self {
+        Self {
+            level: Level::Warning,
+            next_step: Some(next_step.to_string()),
+            ..Self::ok(subject, found)
+        }
+    }
+
+    fn problem(subject: impl Display, found: impl Display, next_step: impl Display) -> Self {
+        Self {
+            level: Level::Problem,
+            ..Self::warning(subject, found, next_step)
+        }
+    }
+}
+
+/// Looks at everything that this configuration needs.
+pub fn examine(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![machine::kernel()];
+    if !config.listeners.is_empty() {
+        findings.push(machine::io_uring());
+        findings.push(machine::descriptors(config));
+        findings.push(network::backlog());
+        findings.push(network::syn_cookies());
+    }
+    findings.extend(network::ports(config));
+    findings.extend(machine::user(config));
+    match &config.filter {
+        Some(filter) if filter.mode != FilterMode::Off => {
+            findings.extend(packets::filter(filter));
+        }
+        _ => findings.push(Finding::ok("filter", "none is configured, or it is off")),
+    }
+    findings
+}
+
+/// The number in a file of /proc/sys.
+fn setting(path: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/sys/{path}")).ok()?;
+    text.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_gate_can_run_wherever_it_is_tested() {
+        let findings = examine(&Config::default_gate());
+        let problems: Vec<_> = findings
+            .iter()
+            .filter(|finding| finding.level == Level::Problem)
+            .collect();
+        assert!(problems.is_empty(), "{problems:#?}");
+    }
+
+    #[test]
+    fn whatever_is_not_well_comes_with_a_next_step() {
+        for finding in examine(&Config::default_gate()) {
+            assert_eq!(
+                finding.level == Level::Ok,
+                finding.next_step.is_none(),
+                "{finding:?}"
+            );
+        }
+    }
+}
