@@ -91,7 +91,7 @@ impl State {
                 bad: count(&control.reloads.bad),
             },
             names: names(control),
-            filter: control.filter.as_ref().and_then(|filter| filter.status()),
+            filter: control.filter.as_ref().and_then(super::HeldFilter::status),
             ..Self::default()
         };
         let mut transactions = BTreeMap::new();

@@ -70,7 +70,7 @@ pub enum Outcome {
     },
     /// [`Driver::close`]: the slot is free.
     Closed,
-    /// Somebody used the [`Waker`]: look at the shared state.
+    /// Somebody used the [`Waker`](ring::Waker): look at the shared state.
     Wake,
 }
 

@@ -262,10 +262,8 @@ impl Transaction {
     /// Takes a reply of the next hop.
     pub fn reply(&mut self, to: Sent, reply: &Reply<'_>) {
         match (&self.stage, to) {
-            (Stage::Envelope | Stage::Asked, Sent::Mail) => {
-                if !reply.is_positive() {
-                    self.settle(reply);
-                }
+            (Stage::Envelope | Stage::Asked, Sent::Mail) if !reply.is_positive() => {
+                self.settle(reply);
             }
             (Stage::Envelope | Stage::Asked, Sent::Rcpt) => self.recipient_reply(reply),
             (Stage::Invited, Sent::Data) => {

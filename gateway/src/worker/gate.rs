@@ -168,7 +168,7 @@ impl Gate {
         }
     }
 
-    pub(super) fn receive_ended(&mut self, conn: Conn, end: ReceiveEnd) {
+    pub(super) fn receive_ended(&mut self, conn: Conn, end: &ReceiveEnd) {
         let Some(connection) = self.table.current(conn) else {
             return;
         };
@@ -197,12 +197,12 @@ impl Gate {
         self.touch(conn);
     }
 
-    pub(super) fn sent(&mut self, conn: Conn, mut buffer: Vec<u8>, result: io::Result<usize>) {
+    pub(super) fn sent(&mut self, conn: Conn, mut buffer: Vec<u8>, result: &io::Result<usize>) {
         let Some(connection) = self.table.current(conn) else {
             return;
         };
         connection.sending = false;
-        let Ok(sent) = result else {
+        let &Ok(sent) = result else {
             self.broken(conn);
             return;
         };

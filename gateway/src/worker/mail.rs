@@ -67,7 +67,7 @@ impl Gate {
                     fits = passage.direct(
                         &config.routes[route].next_hops,
                         name_of(&config, decision.rule),
-                    )
+                    );
                 }
                 Err(no_route) => decision = no_route,
             }
@@ -165,7 +165,7 @@ impl Gate {
     pub(super) fn fault(&mut self, conn: Conn, fault: Fault) {
         if let Some(passage) = self.passage(conn) {
             let reply = fault.reply();
-            passage.verdict = Some((outcome(&reply), fault.rule().into(), reply.to_string()));
+            passage.verdict = Some((outcome(reply), fault.rule().into(), reply.to_string()));
             self.end_passage(conn);
         }
     }

@@ -1,7 +1,7 @@
 //! One worker per core: it accepts, keeps the table of connections and the timers, and moves octets between clients,
 //! the SMTP engine, the policy and the next hops.
 //!
-//! A worker is a loop over batches: collect completions, let [`Gate`] decide about each, then bring the driver in line with what
+//! A worker is a loop over batches: collect completions, let `Gate` decide about each, then bring the driver in line with what
 //! was decided. `Gate` never sees the driver, so a received buffer can be read in place while everything else changes, and the
 //! same decisions run on the ring and in the simulation. Workers share nothing but [`Shared`].
 
@@ -215,8 +215,8 @@ impl<D: Driver> Worker<D> {
                 }
             }
             Outcome::Connected(result) => self.gate.connected(conn, result),
-            Outcome::ReceiveEnded(end) => self.gate.receive_ended(conn, end),
-            Outcome::Sent { buffer, result } => self.gate.sent(conn, buffer, result),
+            Outcome::ReceiveEnded(end) => self.gate.receive_ended(conn, &end),
+            Outcome::Sent { buffer, result } => self.gate.sent(conn, buffer, &result),
             Outcome::Closed => self.gate.closed(conn),
             Outcome::Wake => {}
         }

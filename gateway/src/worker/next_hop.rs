@@ -138,7 +138,7 @@ impl Gate {
         let output = &mut self.table[hop].output;
         match to {
             Sent::Greeting if reply.is_positive() => {
-                next_hop.smtp.ehlo(&self.config.hostname, output)
+                next_hop.smtp.ehlo(&self.config.hostname, output);
             }
             Sent::Ehlo if reply.is_permanent() => next_hop.smtp.helo(&self.config.hostname, output),
             Sent::Ehlo | Sent::Helo if reply.is_positive() => {

@@ -228,7 +228,7 @@ impl Gate {
             Event::Reset => self.end_passage(conn),
             Event::Quit => self.end_session(conn, Ending::Quiet, None),
             Event::Abort(abuse) => {
-                self.end_session(conn, Ending::Linger, Some(abuse.rule().into()))
+                self.end_session(conn, Ending::Linger, Some(abuse.rule().into()));
             }
         }
         Flow::Next

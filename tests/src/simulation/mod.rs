@@ -183,7 +183,7 @@ fn compare(record: &mut Record) {
             (Some(_), [_]) => violations.push(format!("message {id} was changed on its way")),
             (Some(_), []) => violations.push(format!("message {id} is lost: its client heard 250")),
             (_, several) => {
-                violations.push(format!("message {id} arrived {} times", several.len()))
+                violations.push(format!("message {id} arrived {} times", several.len()));
             }
         }
     }

@@ -54,12 +54,15 @@ pub(super) struct World {
     pub(super) sequence: u64,
     pub(super) links: BTreeMap<Conn, Link>,
     pub(super) accepts: BTreeMap<Listener, VecDeque<Conn>>,
-    pub(super) backlog: BTreeMap<Listener, VecDeque<(SocketAddr, Box<dyn Peer>)>>,
+    pub(super) backlog: BTreeMap<Listener, VecDeque<Arrival>>,
     pub(super) listening: bool,
     pub(super) dial: Dial,
     pub(super) ready: VecDeque<(Conn, Ready)>,
     pub(super) buffers_free: Vec<u16>,
 }
+
+/// A client that is about to be accepted, and where it comes from.
+type Arrival = (SocketAddr, Box<dyn Peer>);
 
 pub(super) enum Ready {
     Octets(u16, Vec<u8>),
@@ -134,7 +137,7 @@ impl World {
             }
             Event::Closed(conn) => self.closed(conn),
             Event::Stale(conn) => {
-                self.complete(conn, Outcome::ReceiveEnded(ReceiveEnd::EndOfStream))
+                self.complete(conn, Outcome::ReceiveEnded(ReceiveEnd::EndOfStream));
             }
             Event::ToPeer(conn, octets) => {
                 if !octets.is_empty() && self.chance(self.faults.reset) {
