@@ -64,8 +64,9 @@ fn keep_attachment(old: Option<&Filter>, new: &mut Option<Filter>) -> Vec<&'stat
 }
 
 /// What differs between the files of two configurations and in the lists that they name: `limits.sessions`,
-/// `route[2].next_hop`, `list drop (3 -> 5 entries)`. Defaults count: a key that is removed has changed if its default differs.
-pub(super) fn differences(old: &Config, new: &Config) -> Vec<String> {
+/// `route[2].next_hop`, `list drop (3 -> 5 entries)`. Defaults count: a key that is removed has changed if its default
+/// differs. What was kept is left out.
+pub(super) fn differences(old: &Config, new: &Config, kept: &[&str]) -> Vec<String> {
     let (before, after) = (settings(&old.in_force), settings(&new.in_force));
     let mut differences: Vec<String> = Vec::new();
     for (key, value) in &after {
@@ -76,8 +77,15 @@ pub(super) fn differences(old: &Config, new: &Config) -> Vec<String> {
     for key in before.keys().filter(|key| !after.contains_key(*key)) {
         differences.push(format!("{key} (removed)"));
     }
+    differences.retain(|key| !kept.iter().any(|kept| is_within(key, kept)));
     differences.extend(list_differences(old, new));
     differences
+}
+
+/// Whether a key is this one or beneath it: `listener[1].address` is within `[[listener]]`.
+fn is_within(key: &str, kept: &str) -> bool {
+    let rest = key.strip_prefix(kept.trim_matches(['[', ']']));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 fn list_differences(old: &Config, new: &Config) -> Vec<String> {
@@ -182,7 +190,13 @@ format = "json"
         ];
         for (from, to, name) in cases {
             let mut new = edited(from, to);
-            assert_eq!(keep_what_cannot_change(&old, &mut new), [name]);
+            let kept = keep_what_cannot_change(&old, &mut new);
+            assert_eq!(kept, [name]);
+            assert_eq!(
+                differences(&old, &new, &kept),
+                [""; 0],
+                "{name} is told to have changed"
+            );
             assert_eq!(
                 keep_what_cannot_change(&old, &mut new),
                 [""; 0],
@@ -211,20 +225,20 @@ format = "json"
     #[test]
     fn changes_are_named_as_in_the_file() {
         let old = with(BASE);
-        assert_eq!(differences(&old, &with(BASE)), [""; 0]);
+        assert_eq!(differences(&old, &with(BASE), &[]), [""; 0]);
         let cases = [
             ("192.0.2.1", "192.0.2.2", "route[1].next_hop"),
             ("mx.isp", "mx2.isp", "hostname"),
             ("[log]", "[limits]\nsessions = 9\n[log]", "limits.sessions"),
         ];
         for (from, to, name) in cases {
-            assert_eq!(differences(&old, &edited(from, to)), [name]);
+            assert_eq!(differences(&old, &edited(from, to), &[]), [name]);
         }
         let more =
             format!("{BASE}[[route]]\ndomains = [\"b.example\"]\nnext_hop = [\"discard\"]\n");
-        let added = differences(&old, &with(&more));
+        let added = differences(&old, &with(&more), &[]);
         assert!(added.contains(&"route[2].next_hop".to_owned()), "{added:?}");
-        let removed = differences(&with(&more), &old);
+        let removed = differences(&with(&more), &old, &[]);
         assert!(
             removed.contains(&"route[2].next_hop (removed)".to_owned()),
             "{removed:?}"
@@ -245,11 +259,11 @@ format = "json"
         };
         let old = with_list("192.0.2.1\n");
         assert_eq!(
-            differences(&old, &with_list("192.0.2.1\n192.0.2.9\n")),
+            differences(&old, &with_list("192.0.2.1\n192.0.2.9\n"), &[]),
             ["list drop (1 -> 2 entries)"]
         );
         assert_eq!(
-            differences(&old, &with_list("192.0.2.3\n")),
+            differences(&old, &with_list("192.0.2.3\n"), &[]),
             ["the content of the lists"]
         );
     }

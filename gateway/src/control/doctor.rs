@@ -68,7 +68,7 @@ impl Finding {
 pub fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = vec![machine::kernel()];
     if !config.listeners.is_empty() {
-        findings.push(machine::io_uring());
+        findings.push(machine::ring());
         findings.push(machine::descriptors(config));
         findings.push(network::backlog());
         findings.push(network::syn_cookies());

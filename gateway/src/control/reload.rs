@@ -69,10 +69,9 @@ async fn reload(control: &Arc<Control>, path: &Path) -> Result<Done, Refused> {
         .map_err(|_| Refused::Lost)?
         .map_err(Refused::Configuration)?;
     let old = control.shared.config.load_full();
-    let done = Done {
-        kept: changes::keep_what_cannot_change(&old, &mut new),
-        changed: changes::differences(&old, &new),
-    };
+    let kept = changes::keep_what_cannot_change(&old, &mut new);
+    let changed = changes::differences(&old, &new, &kept);
+    let done = Done { changed, kept };
     control.names.look_up(&new.routes).await;
     control.names.retain(&new.routes);
     control.names.fill(&mut new.routes);

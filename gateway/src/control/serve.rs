@@ -195,3 +195,61 @@ impl Signals {
 fn listen_for(kind: SignalKind) -> Result<Signal, Error> {
     signal(kind).map_err(|error| Error::Io("listen for signals", error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+
+    use super::super::start::RunningWorker;
+    use super::*;
+    use crate::driver::ring::{PreparedRing, RingSettings};
+
+    /// A control plane that believes in this many workers, and watches over them until they end so.
+    fn watch_over(ends: Vec<io::Result<()>>) -> (Result<(), Error>, Arc<Control>) {
+        let worker = |_| RunningWorker {
+            waker: PreparedRing::new(RingSettings::default()).unwrap().waker(),
+            counters: Arc::default(),
+        };
+        let control = Arc::new(Control {
+            shared: Arc::new(Shared::new(Arc::new(Config::default_gate()))),
+            workers: (0..ends.len()).map(worker).collect(),
+            filter: None,
+            names: Names::default(),
+            reloads: Reloads::default(),
+            log_level: log::Level::of_no_log(),
+            since: Instant::now(),
+        });
+        let (to, received) = mpsc::unbounded_channel();
+        for (index, result) in ends.into_iter().enumerate() {
+            assert!(to.send(WorkerEnd { index, result }).is_ok());
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let watched = runtime.block_on(async {
+            let mut signals = Signals::new().unwrap();
+            let watching = watch(&control, received, &mut signals);
+            tokio::time::timeout(Duration::from_secs(10), watching).await
+        });
+        (watched.expect("all have ended"), control)
+    }
+
+    #[test]
+    fn a_worker_that_fails_ends_the_gate_with_its_error() {
+        let broken = || Err(io::Error::other("the ring is broken"));
+        let (watched, control) = watch_over(vec![Ok(()), broken()]);
+        let error = watched.unwrap_err().to_string();
+        assert!(error.contains("worker 0"), "{error}");
+        drop(control);
+        let (watched, _) = watch_over(vec![broken(), Ok(())]);
+        let error = watched.unwrap_err().to_string();
+        assert!(
+            error.contains("worker 0") && error.contains("the ring is broken"),
+            "{error}"
+        );
+    }
+}

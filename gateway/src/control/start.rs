@@ -183,3 +183,44 @@ fn run_worker(
         .map_err(|error| Error::Io("start a worker", error))?;
     Ok(RunningWorker { waker, counters })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_panics_is_noticed() {
+        let (to, mut ends) = mpsc::unbounded_channel();
+        let notice = EndNotice {
+            index: 3,
+            result: None,
+            to,
+        };
+        let thread = thread::spawn(move || {
+            let _notice = notice;
+            panic!("as a test");
+        });
+        assert!(thread.join().is_err());
+        let end = ends.blocking_recv().expect("a notice");
+        assert!(end.index == 3 && end.result.is_err());
+    }
+
+    #[test]
+    fn without_a_listener_there_are_no_workers() {
+        let mut config = Config::default_gate();
+        config.listeners.clear();
+        assert!(prepare(&config).is_ok_and(|workers| workers.is_empty()));
+    }
+
+    #[test]
+    fn the_sessions_that_are_told_to_fit_are_never_more_than_configured() {
+        let config = Config::default_gate();
+        for descriptors in [64, 1_024, 20_000, 1 << 20] {
+            let sessions = sessions_max(&config, descriptors);
+            assert!(
+                (1..=config.limits.sessions).contains(&sessions),
+                "{descriptors}: {sessions}"
+            );
+        }
+    }
+}

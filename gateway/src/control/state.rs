@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use super::Control;
+use super::{Control, HeldFilter};
 use crate::filter::Status;
 use crate::relay::pool::HopState;
 use crate::worker::counters::Counters;
@@ -91,7 +91,7 @@ impl State {
                 bad: count(&control.reloads.bad),
             },
             names: names(control),
-            filter: control.filter.as_ref().and_then(super::HeldFilter::status),
+            filter: control.filter.as_ref().and_then(HeldFilter::status),
             ..Self::default()
         };
         let mut transactions = BTreeMap::new();

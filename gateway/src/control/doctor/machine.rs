@@ -38,7 +38,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-pub(super) fn io_uring() -> Finding {
+pub(super) fn ring() -> Finding {
     match support() {
         Ok(support) if support.missing.is_empty() => {
             Finding::ok("io_uring", "all that is needed is there")
@@ -72,7 +72,7 @@ fn judge_descriptors(config: &Config, hard: u64) -> Finding {
     }
     let workers = config.workers;
     let found = format!(
-        "a limit of {hard} bounds the {workers} workers to {sessions} sessions; {wanted} are configured"
+        "a limit of {hard} bounds the table of each worker: {sessions} sessions in all, {wanted} are configured"
     );
     let needed = u64::from(wanted.div_ceil(workers as u32))
         + hard.saturating_sub(u64::from(sessions) / workers as u64);
