@@ -5,8 +5,12 @@ use std::collections::BTreeMap;
 use crate::config::{Config, Filter, Table};
 
 /// Puts the old values back into a new configuration where the running gate cannot follow it. Returns what that
-/// concerns, as it is called in the file.
-pub(super) fn keep_what_cannot_change(old: &Config, new: &mut Config) -> Vec<&'static str> {
+/// concerns, as it is called in the file. `holds_filter`: whether the gate has put a filter in place.
+pub(super) fn keep_what_cannot_change(
+    old: &Config,
+    new: &mut Config,
+    holds_filter: bool,
+) -> Vec<&'static str> {
     let mut kept = Vec::new();
     let mut keep = |name, differs: bool| {
         if differs {
@@ -32,15 +36,27 @@ pub(super) fn keep_what_cannot_change(old: &Config, new: &mut Config) -> Vec<&'s
     if keep("log.format", new.log.format != old.log.format) {
         new.log.format = old.log.format;
     }
-    kept.extend(keep_attachment(old.filter.as_ref(), &mut new.filter));
+    kept.extend(keep_attachment(
+        old.filter.as_ref(),
+        &mut new.filter,
+        holds_filter,
+    ));
     kept
 }
 
-/// Ports, mode and what becomes of the unlisted can change; where the program sits cannot.
-fn keep_attachment(old: Option<&Filter>, new: &mut Option<Filter>) -> Vec<&'static str> {
+/// Ports, mode and what becomes of the unlisted can change; whether and where the program sits cannot.
+fn keep_attachment(
+    old: Option<&Filter>,
+    new: &mut Option<Filter>,
+    holds_filter: bool,
+) -> Vec<&'static str> {
     let mut kept = Vec::new();
     match (old, new) {
         (Some(old), Some(new)) => {
+            if new.mode != old.mode && !holds_filter {
+                kept.push("filter.mode");
+                new.mode = old.mode;
+            }
             if new.interfaces != old.interfaces {
                 kept.push("filter.interfaces");
                 new.interfaces.clone_from(&old.interfaces);
@@ -190,7 +206,7 @@ format = "json"
         ];
         for (from, to, name) in cases {
             let mut new = edited(from, to);
-            let kept = keep_what_cannot_change(&old, &mut new);
+            let kept = keep_what_cannot_change(&old, &mut new, true);
             assert_eq!(kept, [name]);
             assert_eq!(
                 differences(&old, &new, &kept),
@@ -198,11 +214,22 @@ format = "json"
                 "{name} is told to have changed"
             );
             assert_eq!(
-                keep_what_cannot_change(&old, &mut new),
+                keep_what_cannot_change(&old, &mut new, true),
                 [""; 0],
                 "{name} was not kept"
             );
         }
+    }
+
+    #[test]
+    fn a_filter_that_was_off_at_the_start_is_not_taken_for_one_that_drops() {
+        let off = with(&BASE.replace("[filter]", "[filter]\nmode = \"off\""));
+        let mut new = with(BASE);
+        assert_eq!(
+            keep_what_cannot_change(&off, &mut new, false),
+            ["filter.mode"]
+        );
+        assert_eq!(new.filter, off.filter);
     }
 
     #[test]
@@ -218,7 +245,11 @@ format = "json"
             ("format = \"json\"", "format = \"json\"\nlevel = \"debug\""),
         ] {
             let mut new = edited(from, to);
-            assert_eq!(keep_what_cannot_change(&old, &mut new), [""; 0], "{to}");
+            assert_eq!(
+                keep_what_cannot_change(&old, &mut new, true),
+                [""; 0],
+                "{to}"
+            );
         }
     }
 

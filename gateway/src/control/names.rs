@@ -144,7 +144,7 @@ pub(super) async fn keep_fresh(control: Arc<Control>) {
 }
 
 /// Has the workers use what is known. Nothing else runs on the control plane's thread meanwhile, so that a reload is not undone.
-fn publish(control: &Control) {
+pub(super) fn publish(control: &Control) {
     let config = control.shared.config.load_full();
     let mut routes = config.routes.clone();
     if control.names.fill(&mut routes) {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 
-use super::{Control, HeldFilter, changes, notify};
+use super::{Control, HeldFilter, changes, names, notify};
 use crate::config::{self, Config, Errors};
 use crate::filter;
 
@@ -69,11 +69,10 @@ async fn reload(control: &Arc<Control>, path: &Path) -> Result<Done, Refused> {
         .map_err(|_| Refused::Lost)?
         .map_err(Refused::Configuration)?;
     let old = control.shared.config.load_full();
-    let kept = changes::keep_what_cannot_change(&old, &mut new);
+    let kept = changes::keep_what_cannot_change(&old, &mut new, control.filter.is_some());
     let changed = changes::differences(&old, &new, &kept);
     let done = Done { changed, kept };
     control.names.look_up(&new.routes).await;
-    control.names.retain(&new.routes);
     control.names.fill(&mut new.routes);
     let new = Arc::new(new);
     if control.filter.is_some() {
@@ -90,7 +89,10 @@ async fn reload(control: &Arc<Control>, path: &Path) -> Result<Done, Refused> {
     for warning in &new.warnings {
         tracing::warn!("{warning}");
     }
+    control.names.retain(&new.routes);
     control.shared.config.store(new);
+    // What was looked up while the filter was being filled.
+    names::publish(control);
     Ok(done)
 }
 
