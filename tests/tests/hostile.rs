@@ -406,6 +406,7 @@ fn a_client_that_never_reads_its_replies_is_ended() -> Result<()> {
         &sink.address().to_string(),
         "[limits]\ncommand_timeout = \"3s\"\n",
     )?)?;
+    honest_mail(gate.address(), 1_000)?;
     let before = gate.resident_kib()?;
     let mut session = gate.dialogue()?;
     session.expect("EHLO deaf.example", "250")?;

@@ -103,6 +103,32 @@ fn a_stop_finishes_the_message_in_flight_and_tells_the_others() -> Result<()> {
 }
 
 #[test]
+fn a_stop_waits_no_longer_than_it_was_told() -> Result<()> {
+    let receiver = Receiver::start(true)?;
+    let limit = "[limits]\nshutdown_timeout = \"1s\"\n";
+    let mut gate = Gate::start(&relay_to(&receiver.address().to_string(), limit)?)?;
+    let mut flying = gate.dialogue()?;
+    flying.expect("EHLO flying.example", "250")?;
+    flying.envelope("a@b.example", &["c@d.example"])?;
+    flying.expect("DATA", "354")?;
+    flying.raw(b"Subject: never lands\r\n")?;
+    let begun = Instant::now();
+    gate.signal(Signal::SIGTERM)?;
+    let told = flying.closed()?;
+    ensure!(told.starts_with("421 4.3.2"), "told {told:?}");
+    drop(flying);
+    let status = gate.wait(SOON)?;
+    ensure!(status.success(), "{status}");
+    ensure!(
+        begun.elapsed() < Duration::from_secs(4),
+        "took {:?}",
+        begun.elapsed()
+    );
+    ensure!(receiver.arrived().is_empty(), "half a message arrived");
+    Ok(())
+}
+
+#[test]
 fn a_second_sigterm_ends_at_once() -> Result<()> {
     let receiver = Receiver::start(true)?;
     let mut gate = Gate::start(&relay_to(&receiver.address().to_string(), "")?)?;

@@ -93,14 +93,16 @@ fn memory_does_not_grow_from_run_to_run() -> Result<()> {
     let messages = if full() { "20000" } else { "6000" };
     let mut resident = Vec::new();
     for _ in 0..3 {
+        source(&["-s", "20", "-l", "2000000", "-m", "60"], gate.address())?;
+        // Small messages last: the allocator gives what large ones have had back only as it goes on working.
         for kept in [&[][..], &["-d"]] {
             let load = [&["-s", "100", "-l", "4096", "-m", messages], kept].concat();
             source(&load, gate.address())?;
         }
-        source(&["-s", "20", "-l", "2000000", "-m", "60"], gate.address())?;
         resident.push(gate.resident_kib()?);
     }
-    let allowed = resident[0] + resident[0] / 20 + 2048;
+    // A kibibyte lost with each message would be three times this.
+    let allowed = resident[0] + 8 * 1024;
     ensure!(
         resident[2] <= allowed,
         "KiB after each run: {resident:?}, allowed {allowed}"
