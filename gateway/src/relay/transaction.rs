@@ -20,8 +20,10 @@ use super::received::Hops;
 /// An answer that the client is owed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// To the oldest unanswered RCPT.
+    /// To the oldest unanswered RCPT: it is accepted.
     Recipient(Reply<'static>),
+    /// To the oldest unanswered RCPT: this path is refused.
+    RecipientRefused(String, Reply<'static>),
     /// To DATA or the first BDAT: the next hop is ready for the message.
     Proceed,
     /// To DATA or the first BDAT: a refusal.
@@ -190,7 +192,8 @@ impl Transaction {
     /// The client names one more recipient, which the policy has accepted.
     pub fn recipient(&mut self, rcpt: &Rcpt<'_>) {
         if let Stage::Settled(reply) = &self.stage {
-            self.answers.push_back(Answer::Recipient(reply.clone()));
+            let refused = Answer::RecipientRefused(rcpt.path.raw.to_owned(), reply.clone());
+            self.answers.push_back(refused);
             return;
         }
         if self.stage == Stage::Discard {
@@ -299,10 +302,10 @@ impl Transaction {
             // Another next hop had accepted this one, and the client was told so.
             self.settle(&CHANGED);
         } else {
-            self.envelope.recipients.remove(self.agreed);
+            let path = self.envelope.recipients.remove(self.agreed).path;
             self.told -= 1;
             self.answers
-                .push_back(Answer::Recipient(reply.clone().into_owned()));
+                .push_back(Answer::RecipientRefused(path, reply.clone().into_owned()));
         }
     }
 
@@ -375,12 +378,10 @@ impl Transaction {
     /// reply.
     pub fn settle(&mut self, reply: &Reply<'_>) {
         let asked = matches!(self.stage, Stage::Asked | Stage::Invited);
-        let unanswered = self.envelope.recipients.len() - self.answered;
-        for _ in 0..unanswered {
-            self.answers
-                .push_back(Answer::Recipient(reply.clone().into_owned()));
+        for recipient in self.envelope.recipients.drain(self.answered..) {
+            let refused = Answer::RecipientRefused(recipient.path, reply.clone().into_owned());
+            self.answers.push_back(refused);
         }
-        self.envelope.recipients.truncate(self.answered);
         if asked {
             self.answers
                 .push_back(Answer::Refused(reply.clone().into_owned()));

@@ -3,53 +3,76 @@
 //! The fields have the same names in text and in JSON, and the rule is the one that `portcullis explain` names.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::counters::{Counters, Outcome};
+use super::passage::{Id, Told};
+
+/// Where a message went.
+#[derive(Clone, Copy)]
+pub(super) enum Destination {
+    /// It did not come to that.
+    None,
+    Discard,
+    NextHop(SocketAddr),
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => Ok(()),
+            Self::Discard => f.write_str("discard"),
+            Self::NextHop(address) => address.fmt(f),
+        }
+    }
+}
 
 /// The end of a transaction.
 pub(super) struct TransactionRecord<'a> {
-    pub(super) id: &'a str,
+    pub(super) id: Id,
     pub(super) client: IpAddr,
-    pub(super) outcome: Outcome,
-    pub(super) rule: Cow<'static, str>,
+    /// The last word to the client; `None` if it went away before there was one.
+    pub(super) told: Option<&'a Told>,
     pub(super) sender: &'a str,
-    /// The first recipient, and how many there were that nobody refused.
+    /// The first recipient that nobody refused, or the one that was refused.
     pub(super) recipient: &'a str,
+    /// How many nobody refused.
     pub(super) recipients: usize,
     pub(super) refused: u32,
-    pub(super) next_hop: &'a str,
+    pub(super) next_hop: Destination,
     pub(super) octets: u64,
     pub(super) time: Duration,
-    pub(super) reply: &'a str,
 }
 
 impl TransactionRecord<'_> {
     /// Writes the line and counts the transaction.
     pub(super) fn write(self, counters: &Counters) {
+        let outcome = self.told.map_or(Outcome::Abandoned, Told::outcome);
+        let rule = self.told.map_or("client".into(), |told| told.rule.clone());
         tracing::info!(
             target: "transaction",
-            id = self.id,
+            id = %self.id,
             client = %self.client,
-            decision = self.outcome.name(),
-            rule = %self.rule,
+            decision = outcome.name(),
+            rule = %rule,
             from = self.sender,
             to = self.recipient,
             recipients = self.recipients,
             refused = self.refused,
-            next_hop = self.next_hop,
+            next_hop = %self.next_hop,
             bytes = self.octets,
             ms = self.time.as_millis() as u64,
-            reply = self.reply,
+            reply = self.told.map(|told| tracing::field::display(&told.reply)),
         );
-        counters.transaction(self.outcome, self.rule, self.octets);
+        counters.transaction(outcome, rule, self.octets);
     }
 }
 
 /// The end of a session.
 pub(super) struct SessionRecord<'a> {
-    pub(super) id: &'a str,
+    pub(super) id: Id,
     pub(super) client: IpAddr,
     pub(super) helo: &'a str,
     pub(super) decision: &'static str,
@@ -65,7 +88,7 @@ impl SessionRecord<'_> {
     pub(super) fn write(&self) {
         tracing::info!(
             target: "session",
-            id = self.id,
+            id = %self.id,
             client = %self.client,
             helo = self.helo,
             decision = self.decision,

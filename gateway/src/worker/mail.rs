@@ -9,7 +9,7 @@ use portcullis_smtp::reply::{EnhancedCode, Reply};
 
 use super::Gate;
 use super::connection::Role;
-use super::passage::{Passage, outcome};
+use super::passage::{Passage, Told};
 use super::session::Flow;
 use crate::config::Config;
 use crate::driver::Conn;
@@ -38,15 +38,12 @@ impl Gate {
         // A new configuration may see this client with other eyes.
         session.client = policy.client(session.client.address);
         let decision = policy.mail(&session.client, mail);
-        let rule = Cow::Owned(policy.rule_name(decision.rule).to_owned());
         let mut passage = Box::new(Passage::new(mail, id, now));
         if let Verdict::Refuse(reply) = &decision.verdict {
-            passage.refuse(rule, reply);
+            passage.refuse(name_of(&config, decision.rule), "", reply.clone());
         }
-        let refused = matches!(decision.verdict, Verdict::Refuse(_));
         session.passage = Some(passage);
-        self.answer_decision(conn, decision);
-        if refused {
+        if !self.answer_decision(conn, decision) {
             self.end_passage(conn);
         }
     }
@@ -72,11 +69,14 @@ impl Gate {
                 Err(no_route) => decision = no_route,
             }
         }
-        let rule = name_of(&config, decision.rule);
         match decision.verdict {
-            Verdict::Refuse(reply) => self.refuse_recipient(conn, rule, reply),
+            Verdict::Refuse(reply) => {
+                let rule = name_of(&config, decision.rule);
+                self.refuse_recipient(conn, rule, rcpt.path.raw, reply)
+            }
             Verdict::Accept if !fits => {
-                self.refuse_recipient(conn, "other-next-hop".into(), OTHER_NEXT_HOP)
+                let rule = "other-next-hop".into();
+                self.refuse_recipient(conn, rule, rcpt.path.raw, OTHER_NEXT_HOP)
             }
             Verdict::Accept => {
                 passage.relay.recipient(rcpt);
@@ -92,6 +92,7 @@ impl Gate {
         &mut self,
         conn: Conn,
         rule: Cow<'static, str>,
+        recipient: &str,
         reply: Reply<'static>,
     ) -> Flow {
         self.counters.recipient_refused(rule.clone());
@@ -102,7 +103,7 @@ impl Gate {
         let Some(passage) = session.passage.as_deref_mut() else {
             return Flow::Wait;
         };
-        passage.refuse(rule, &reply);
+        passage.refuse(rule, recipient, reply.clone());
         if passage.relay.unanswered() > 0 {
             session.withheld = Some(reply);
             return Flow::Wait;
@@ -143,7 +144,7 @@ impl Gate {
         let hop = passage.hop;
         if let Err(reply) = result {
             passage.congested = false;
-            passage.refuse("message".into(), &reply);
+            passage.refuse("message".into(), "", reply);
         }
         let lost = passage
             .relay
@@ -164,8 +165,12 @@ impl Gate {
     /// The session has given the message up, and answers for it at its end.
     pub(super) fn fault(&mut self, conn: Conn, fault: Fault) {
         if let Some(passage) = self.passage(conn) {
-            let reply = fault.reply();
-            passage.verdict = Some((outcome(reply), fault.rule().into(), reply.to_string()));
+            let (rule, reply) = (fault.rule().into(), fault.reply().clone());
+            passage.verdict = Some(Told {
+                rule,
+                reply,
+                recipient: String::new(),
+            });
             self.end_passage(conn);
         }
     }
@@ -206,9 +211,10 @@ impl Gate {
             .and_then(|passage| passage.relay.next_answer())
         {
             match answer {
-                Answer::Recipient(reply) => {
+                Answer::Recipient(reply) => self.answer(conn, &reply),
+                Answer::RecipientRefused(path, reply) => {
                     self.answer(conn, &reply);
-                    self.note_recipient(conn, &reply);
+                    self.note_recipient(conn, &path, reply);
                 }
                 Answer::Proceed => {
                     self.accept(conn);
@@ -216,12 +222,12 @@ impl Gate {
                 }
                 Answer::Refused(reply) => {
                     self.answer(conn, &reply);
-                    self.note_final(conn, &reply);
+                    self.note_final(conn, reply);
                     self.end_passage(conn);
                 }
                 Answer::Final(reply) => {
                     self.answer(conn, &reply);
-                    self.note_final(conn, &reply);
+                    self.note_final(conn, reply);
                     self.end_passage(conn);
                 }
             }
@@ -241,10 +247,7 @@ impl Gate {
         self.touch(conn);
     }
 
-    fn note_recipient(&mut self, conn: Conn, reply: &Reply<'_>) {
-        if reply.is_positive() {
-            return;
-        }
+    fn note_recipient(&mut self, conn: Conn, path: &str, reply: Reply<'static>) {
         let Some(session) = self.session(conn) else {
             return;
         };
@@ -253,11 +256,11 @@ impl Gate {
             return;
         };
         let rule = passage.reached();
-        passage.refuse(rule.clone(), reply);
+        passage.refuse(rule.clone(), path, reply);
         self.counters.recipient_refused(rule);
     }
 
-    fn note_final(&mut self, conn: Conn, reply: &Reply<'_>) {
+    fn note_final(&mut self, conn: Conn, reply: Reply<'static>) {
         let Some(session) = self.session(conn) else {
             return;
         };
@@ -267,10 +270,15 @@ impl Gate {
         };
         let rule = match &passage.refusal {
             _ if reply.is_positive() => passage.rule.clone(),
-            Some((_, rule, _)) if rule == "message" => rule.clone(),
+            Some(told) if told.rule == "message" => told.rule.clone(),
             _ => passage.reached(),
         };
-        passage.verdict = Some((outcome(reply), rule, reply.to_string()));
+        let recipient = String::new();
+        passage.verdict = Some(Told {
+            rule,
+            reply,
+            recipient,
+        });
     }
 
     /// The next hop waits for the message: our own line goes first.

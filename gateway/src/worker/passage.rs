@@ -14,7 +14,7 @@ use portcullis_smtp::reply::Reply;
 use super::Gate;
 use super::connection::Role;
 use super::counters::Outcome;
-use super::log::TransactionRecord;
+use super::log::{Destination, TransactionRecord};
 use super::session::ClientSession;
 use crate::config::{Limits, NextHop};
 use crate::driver::Conn;
@@ -36,6 +36,27 @@ pub(super) enum Target {
     Undecided,
     Discard,
     NextHops(Vec<SocketAddr>),
+}
+
+/// What the client was told, and by which rule.
+pub(super) struct Told {
+    pub(super) rule: Cow<'static, str>,
+    pub(super) reply: Reply<'static>,
+    /// Whom it is about, if it is about one recipient.
+    pub(super) recipient: String,
+}
+
+impl Told {
+    /// How a transaction ends in which this is the last word.
+    pub(super) fn outcome(&self) -> Outcome {
+        if self.reply.is_positive() {
+            Outcome::Accepted
+        } else if self.reply.is_permanent() {
+            Outcome::Refused
+        } else {
+            Outcome::Deferred
+        }
+    }
 }
 
 /// A client's transaction in progress.
@@ -65,9 +86,9 @@ pub(super) struct Passage {
     /// The next hop that was spoken to, for the log.
     pub(super) next_hop: Option<SocketAddr>,
     /// The latest refusal; what the log names if nothing comes of the transaction.
-    pub(super) refusal: Option<(Outcome, Cow<'static, str>, String)>,
+    pub(super) refusal: Option<Told>,
     /// What the client was told in the end.
-    pub(super) verdict: Option<(Outcome, Cow<'static, str>, String)>,
+    pub(super) verdict: Option<Told>,
 }
 
 impl Passage {
@@ -120,9 +141,20 @@ impl Passage {
             .map(|due| (due + earned).min(now + limits.data_timeout));
     }
 
-    pub(super) fn refuse(&mut self, rule: Cow<'static, str>, reply: &Reply<'_>) {
-        self.refused += 1;
-        self.refusal = Some((outcome(reply), rule, reply.to_string()));
+    /// Notes a refusal: of this recipient, or of the sender or the message when there is none.
+    pub(super) fn refuse(
+        &mut self,
+        rule: Cow<'static, str>,
+        recipient: &str,
+        reply: Reply<'static>,
+    ) {
+        self.refused += u32::from(!recipient.is_empty());
+        let recipient = recipient.to_owned();
+        self.refusal = Some(Told {
+            rule,
+            reply,
+            recipient,
+        });
     }
 
     /// Fits a recipient's route to the transaction; the first recipient decides for all, and `rule` is what let it in.
@@ -156,17 +188,6 @@ impl Passage {
     }
 }
 
-/// How a transaction ends that gets this reply.
-pub(super) fn outcome(reply: &Reply<'_>) -> Outcome {
-    if reply.is_positive() {
-        Outcome::Accepted
-    } else if reply.is_permanent() {
-        Outcome::Refused
-    } else {
-        Outcome::Deferred
-    }
-}
-
 impl Gate {
     pub(super) fn session(&mut self, conn: Conn) -> Option<&mut ClientSession> {
         match &mut self.table[conn].role {
@@ -190,33 +211,27 @@ impl Gate {
             return;
         };
         let client = session.client.address;
-        let abandoned = || (Outcome::Abandoned, Cow::Borrowed("client"), String::new());
-        let nobody = passage.relay.envelope.recipients().len() == 0;
-        let refusal = passage.refusal.filter(|_| nobody);
-        let (outcome, rule, reply) = passage.verdict.or(refusal).unwrap_or_else(abandoned);
-        let recipients = passage.relay.envelope.recipients().len();
+        let envelope = &passage.relay.envelope;
+        let recipients = envelope.recipients().len();
+        let told = passage
+            .verdict
+            .or(passage.refusal.filter(|_| recipients == 0));
+        let refused = told.as_ref().map_or("", |told| told.recipient.as_str());
         let record = TransactionRecord {
-            id: &passage.id.to_string(),
+            id: passage.id,
             client,
-            outcome,
-            rule,
-            sender: &passage.relay.envelope.sender,
-            recipient: passage
-                .relay
-                .envelope
-                .recipients()
-                .next()
-                .unwrap_or_default(),
+            told: told.as_ref(),
+            sender: &envelope.sender,
+            recipient: envelope.recipients().next().unwrap_or(refused),
             recipients,
             refused: passage.refused,
-            next_hop: &match (&passage.target, passage.next_hop) {
-                (Target::Discard, _) => "discard".to_owned(),
-                (_, Some(address)) => address.to_string(),
-                _ => String::new(),
+            next_hop: match (&passage.target, passage.next_hop) {
+                (Target::Discard, _) => Destination::Discard,
+                (_, Some(address)) => Destination::NextHop(address),
+                _ => Destination::None,
             },
             octets: passage.octets,
             time: self.now.saturating_sub(passage.since),
-            reply: &reply,
         };
         record.write(&self.counters);
         if self.draining {

@@ -381,7 +381,7 @@ impl Gate {
             self.counters.session_ended(rule.clone());
         }
         let record = SessionRecord {
-            id: &session.id.to_string(),
+            id: session.id,
             client: session.client.address,
             helo: &session.helo,
             decision: if rule.is_some() { "refused" } else { "served" },
