@@ -10,13 +10,18 @@ use portcullis_tests::gate::portcullis;
 
 /// Every command, and words that its help must hold.
 const COMMANDS: &[(&[&str], &[&str])] = &[
-    (&[], &["run", "demo", "check", "explain", "filter"]),
+    (
+        &[],
+        &["run", "demo", "check", "explain", "filter", "doctor"],
+    ),
     (&["run"], &["-c", "FILE"]),
     (&["demo"], &["root", "--json"]),
     (&["check"], &["-c", "FILE"]),
     (&["explain"], &["--client", "--rcpt", "--json"]),
     (&["filter"], &["status", "detach"]),
     (&["filter", "status"], &["--json"]),
+    (&["filter", "attach"], &["-c"]),
+    (&["doctor"], &["-c", "--json"]),
     (&["filter", "detach"], &["-c"]),
 ];
 
