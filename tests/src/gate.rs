@@ -124,7 +124,7 @@ impl<'n> Gate<'n> {
             let all = self
                 .listeners
                 .iter()
-                .all(|address| self.tcp(*address).is_ok());
+                .all(|address| self.says_something(*address));
             (all || ended.is_some()).then_some(all)
         });
         match (listening, ended) {
@@ -135,6 +135,15 @@ impl<'n> Gate<'n> {
             ),
             _ => bail!("the gate does not listen:\n{}", self.log()),
         }
+    }
+
+    /// Whether a worker is there and speaks: a socket that listens is not enough, connections wait in its backlog.
+    fn says_something(&self, address: SocketAddr) -> bool {
+        let Ok(mut stream) = self.tcp(address) else {
+            return false;
+        };
+        let waits = stream.set_read_timeout(Some(Duration::from_secs(5)));
+        waits.is_ok() && stream.read(&mut [0]).is_ok_and(|octets| octets > 0)
     }
 
     /// The first listener's address, for a client: an unspecified address (`0.0.0.0`) becomes the loopback.

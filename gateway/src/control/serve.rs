@@ -1,6 +1,7 @@
 //! The life of a gate: start, serve, stop.
 //!
-//! What can fail is done before anything is served: sockets and rings, then the filter, then the user. The filter
+//! Signals are taken over first, so that one that comes early is not the end. Then comes what can fail, before anything is
+//! served: the filter, so that no listed source gets as far as a handshake, then sockets and rings, then the user. The filter
 //! stays in place when the gate ends, however that happens; `portcullis filter detach` takes it away.
 
 use std::sync::Arc;
@@ -25,20 +26,24 @@ use crate::worker::{Life, Shared};
 /// When the gate cannot start, or a worker failed.
 pub fn serve(config: Config, log_level: log::Level) -> Result<(), Error> {
     let user = config.user.as_deref().map(User::find).transpose()?;
-    let held = Held {
-        workers: start::prepare(&config)?,
-        admin: config.admin.map(admin::listen).transpose()?,
-        filter: attach(&config)?,
-    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::Io("start the control plane", error))?;
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::new()?
+    };
+    let held = Held {
+        filter: attach(&config)?,
+        workers: start::prepare(&config)?,
+        admin: config.admin.map(admin::listen).transpose()?,
+    };
     if let Some(user) = user {
         user.take_on(held.filter.is_some())?;
         warn_unless_readable(&config);
     }
-    let served = runtime.block_on(live(config, held, log_level));
+    let served = runtime.block_on(live(config, held, signals, log_level));
     // A look-up that hangs in the resolver does not hold up the end.
     runtime.shutdown_background();
     served
@@ -46,9 +51,9 @@ pub fn serve(config: Config, log_level: log::Level) -> Result<(), Error> {
 
 /// What was taken with all privileges.
 struct Held {
+    filter: Option<Filter>,
     workers: Vec<PreparedWorker>,
     admin: Option<std::net::TcpListener>,
-    filter: Option<Filter>,
 }
 
 /// Puts the filter in place, unless its mode is `off`. One of an earlier run, which may drop, is switched off then.
@@ -80,9 +85,13 @@ fn warn_unless_readable(config: &Config) {
     }
 }
 
-async fn live(mut config: Config, held: Held, log_level: log::Level) -> Result<(), Error> {
-    let mut signals = Signals::new()?;
-    let hangup = listen_for(SignalKind::hangup())?;
+async fn live(
+    mut config: Config,
+    held: Held,
+    signals: Signals,
+    log_level: log::Level,
+) -> Result<(), Error> {
+    let Signals { mut stop, hangup } = signals;
     let admin = held.admin.map(TcpListener::from_std).transpose();
     let admin = admin.map_err(|error| Error::Io("serve on the admin address", error))?;
     let names = Names::default();
@@ -105,7 +114,7 @@ async fn live(mut config: Config, held: Held, log_level: log::Level) -> Result<(
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
     announce(&control);
-    watch(&control, ends, &mut signals).await
+    watch(&control, ends, &mut stop).await
 }
 
 fn announce(control: &Control) {
@@ -128,7 +137,7 @@ fn announce(control: &Control) {
 async fn watch(
     control: &Control,
     mut ends: UnboundedReceiver<WorkerEnd>,
-    signals: &mut Signals,
+    stop: &mut Stop,
 ) -> Result<(), Error> {
     let mut life = Life::Running;
     let mut failed = None;
@@ -136,7 +145,7 @@ async fn watch(
     let only_filter = running == 0;
     while running > 0 || (only_filter && life == Life::Running) {
         tokio::select! {
-            () = signals.stop() => {
+            () = stop.asked() => {
                 life = if life == Life::Running { Life::Draining } else { Life::Stopping };
                 turn(control, life);
             }
@@ -170,8 +179,15 @@ fn turn(control: &Control, life: Life) {
         .for_each(|worker| worker.waker.wake());
 }
 
-/// What asks the gate to stop.
+/// The signals that mean something to a gate.
 struct Signals {
+    stop: Stop,
+    /// Asks it to read its configuration again.
+    hangup: Signal,
+}
+
+/// What asks the gate to stop.
+struct Stop {
     terminate: Signal,
     interrupt: Signal,
 }
@@ -179,12 +195,17 @@ struct Signals {
 impl Signals {
     fn new() -> Result<Self, Error> {
         Ok(Self {
-            terminate: listen_for(SignalKind::terminate())?,
-            interrupt: listen_for(SignalKind::interrupt())?,
+            stop: Stop {
+                terminate: listen_for(SignalKind::terminate())?,
+                interrupt: listen_for(SignalKind::interrupt())?,
+            },
+            hangup: listen_for(SignalKind::hangup())?,
         })
     }
+}
 
-    async fn stop(&mut self) {
+impl Stop {
+    async fn asked(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -232,7 +253,7 @@ mod tests {
             .unwrap();
         let watched = runtime.block_on(async {
             let mut signals = Signals::new().unwrap();
-            let watching = watch(&control, received, &mut signals);
+            let watching = watch(&control, received, &mut signals.stop);
             tokio::time::timeout(Duration::from_secs(10), watching).await
         });
         (watched.expect("all have ended"), control)

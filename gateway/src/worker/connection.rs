@@ -85,7 +85,7 @@ pub(super) struct Connection {
 /// How long a peer may take to hang up after QUIT.
 const HANG_UP_MAX: Duration = Duration::from_secs(1);
 /// How long our last output may take to be sent, and then a peer that may still be talking to hang up.
-const CLOSING_MAX: Duration = Duration::from_secs(5);
+const CLOSING_MAX: Duration = Duration::from_secs(3);
 
 impl Connection {
     fn new() -> Self {

@@ -77,8 +77,10 @@ pub(super) struct SessionRecord<'a> {
     pub(super) helo: &'a str,
     pub(super) decision: &'static str,
     pub(super) rule: Cow<'static, str>,
+    /// Messages accepted, recipients refused, and commands answered with an error of any kind.
     pub(super) accepted: u32,
     pub(super) refused: u32,
+    pub(super) errors: u32,
     pub(super) octets: u64,
     pub(super) time: Duration,
 }
@@ -95,6 +97,7 @@ impl SessionRecord<'_> {
             rule = %self.rule,
             accepted = self.accepted,
             refused = self.refused,
+            errors = self.errors,
             bytes = self.octets,
             ms = self.time.as_millis() as u64,
         );

@@ -13,7 +13,7 @@ use portcullis_smtp::server::{Event, Session, Step};
 use super::Gate;
 use super::connection::{Ending, Receive, Role};
 use super::log::SessionRecord;
-use super::passage::{Id, Passage};
+use super::passage::{Id, Passage, Told};
 use super::sources::Source;
 use crate::driver::Conn;
 use crate::policy::{self, Decision, Rule, Verdict};
@@ -348,6 +348,13 @@ impl Gate {
 
     /// Ends a session from our side, with a 421.
     pub(super) fn dismiss(&mut self, conn: Conn, reply: &Reply<'_>, rule: &'static str) {
+        if let Some(passage) = self.passage(conn) {
+            passage.verdict.get_or_insert_with(|| Told {
+                rule: rule.into(),
+                reply: reply.clone().into_owned(),
+                recipient: String::new(),
+            });
+        }
         reply.write(&mut self.table[conn].output);
         self.end_session(conn, Ending::Linger, Some(rule.into()));
     }
@@ -388,6 +395,7 @@ impl Gate {
             rule: rule.unwrap_or_default(),
             accepted: session.accepted,
             refused: session.refused,
+            errors: session.smtp.errors(),
             octets: session.octets,
             time: self.now.saturating_sub(session.since),
         };
