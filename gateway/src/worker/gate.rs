@@ -69,6 +69,8 @@ pub(super) struct Gate {
     pub(super) resume: Vec<Conn>,
     /// Clients that waited for a connection and are to ask again.
     pub(super) waiting_again: Vec<Conn>,
+    /// Connections to next hops that a transaction has let go.
+    pub(super) released: Vec<Conn>,
     /// Connections without a buffer to receive into, in the order in which they ran out.
     pub(super) starved: VecDeque<Conn>,
     /// Connections to be opened.
@@ -252,6 +254,8 @@ impl Gate {
         loop {
             if let Some(client) = self.waiting_again.pop() {
                 self.lease_again(client);
+            } else if let Some(hop) = self.released.pop() {
+                self.pass_to_next(hop);
             } else if let Some(client) = self.resume.pop() {
                 self.resume(client);
                 self.dismiss_if_draining(client);

@@ -140,6 +140,7 @@ impl<D: Driver> Worker<D> {
             touched: Vec::new(),
             resume: Vec::new(),
             waiting_again: Vec::new(),
+            released: Vec::new(),
             starved: VecDeque::new(),
             connects: Vec::new(),
         };

@@ -235,9 +235,17 @@ impl Gate {
         self.touch(hop);
     }
 
-    /// The transaction has no more use for the connection: it is cleaned up if need be, and goes to the next one or to the pool.
+    /// The transaction has no more use for the connection. What becomes of it is decided when the present completion is
+    /// dealt with: the client that gets it next may be done with it at once, and so on through a long queue.
     pub(super) fn release(&mut self, hop: Conn) {
-        let connection = &mut self.table[hop];
+        self.released.push(hop);
+    }
+
+    /// Cleans a released connection up if need be, and gives it to the next client or to the pool.
+    pub(super) fn pass_to_next(&mut self, hop: Conn) {
+        let Some(connection) = self.table.current(hop) else {
+            return;
+        };
         let Role::NextHop(next_hop) = &mut connection.role else {
             return;
         };
