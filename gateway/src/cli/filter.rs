@@ -67,7 +67,7 @@ struct StatusArgs {
 #[command(after_help = "\
 Lists and settings are in force before the first packet meets the program. A filter that is in place
 already is taken over with no packet unfiltered. While a gate runs it holds the filter: reload the
-gate instead (SIGHUP).
+gate instead (SIGHUP), or restart it if the filter was detached under it.
 
 Example:
   sudo portcullis filter attach -c /etc/portcullis.toml")]

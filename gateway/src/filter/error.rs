@@ -74,6 +74,11 @@ pub enum Error {
         /// The path in force.
         path: PathBuf,
     },
+    /// Somebody has detached the filter under its owner.
+    Detached {
+        /// The pin path.
+        path: PathBuf,
+    },
     /// Nothing is pinned there.
     NotAttached {
         /// The pin path.
@@ -168,6 +173,11 @@ impl fmt::Display for Error {
             Self::PinPathChanged { path } => write!(
                 f,
                 "the filter is pinned under {}; another pin path needs a restart (and `portcullis filter detach` for the old one)",
+                path.display()
+            ),
+            Self::Detached { path } => write!(
+                f,
+                "{}: the filter was detached while the gate ran; restart the gate to put it back",
                 path.display()
             ),
             Self::NotAttached { path, interface } => match interface {

@@ -21,6 +21,7 @@ mod trial;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::fcntl::Flock;
@@ -48,8 +49,8 @@ pub struct Filter {
     generation: Generation,
     /// The programs that this process has put on interfaces, by interface.
     programs: BTreeMap<String, u32>,
-    /// Two owners would undo each other's lists.
-    _lock: Flock<File>,
+    /// Two owners would undo each other's lists. It is on the pins' directory, and shows when that is gone.
+    lock: Flock<File>,
 }
 
 impl Filter {
@@ -75,7 +76,7 @@ impl Filter {
             maps,
             generation,
             programs: BTreeMap::new(),
-            _lock: lock,
+            lock,
         };
         let result = filter.sync_interfaces();
         result.inspect_err(|_| remove_if_unused(&filter.pins))?;
@@ -87,6 +88,7 @@ impl Filter {
     /// # Errors
     /// The lists in force stay in force.
     pub fn update_lists(&mut self, compiled: &Compiled) -> Result<(), Error> {
+        self.check_pinned()?;
         self.generation = lists::swap(&mut self.maps, &self.generation, compiled)?;
         Ok(())
     }
@@ -97,6 +99,7 @@ impl Filter {
     /// The settings in force stay in force. The pin path cannot be changed.
     pub fn update_settings(&mut self, settings: &config::Filter) -> Result<(), Error> {
         settings::check(settings)?;
+        self.check_pinned()?;
         if settings.pin_path != self.settings.pin_path {
             return Err(Error::PinPathChanged {
                 path: self.settings.pin_path.clone(),
@@ -113,6 +116,17 @@ impl Filter {
         result
             .and_then(|()| self.maps.swap_settings(settings::in_kernel(settings)))
             .inspect_err(|_| self.settings = before)
+    }
+
+    /// Whether the filter is still the one in place: it can be detached under its owner, and another take its path.
+    fn check_pinned(&self) -> Result<(), Error> {
+        // A removed directory has no links left.
+        match self.lock.metadata() {
+            Ok(directory) if directory.nlink() > 0 => Ok(()),
+            _ => Err(Error::Detached {
+                path: self.settings.pin_path.clone(),
+            }),
+        }
     }
 
     /// What is in force and what was counted.

@@ -221,7 +221,7 @@ impl<'c> Rehearsal<'c> {
             Event::Hello { name, .. } => Some(policy.hello(&self.client, name)),
             Event::Mail(mail) => Some(policy.mail(&self.client, mail)),
             Event::Rcpt(rcpt) => {
-                let decision = policy.recipient(&self.client, rcpt);
+                let mut decision = policy.recipient(&self.client, rcpt);
                 match self.config.route(&rcpt.path.mailbox) {
                     Err(no_route) if decision.is_accept() => Some(no_route),
                     found => {

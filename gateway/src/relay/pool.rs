@@ -33,7 +33,7 @@ pub enum Lease {
 pub struct HopState {
     /// The next hop.
     pub address: SocketAddr,
-    /// Whether it is used; `false` while it is left alone after a failure.
+    /// Whether the last attempt to reach it succeeded.
     pub up: bool,
     /// Connections open or being opened.
     pub open: u32,
@@ -160,13 +160,13 @@ impl Pool {
     }
 
     /// The state of every next hop that was used so far.
-    pub fn states(&self, now: Duration) -> Vec<HopState> {
+    pub fn states(&self) -> Vec<HopState> {
         let mut states: Vec<HopState> = self
             .hops
             .iter()
             .map(|(address, hop)| HopState {
                 address: *address,
-                up: now >= hop.down_until,
+                up: hop.failures == 0,
                 open: hop.open,
                 idle: hop.idle.len() as u32,
                 waiting: hop.waiting.len() as u32,
@@ -255,16 +255,22 @@ mod tests {
     #[test]
     fn the_pause_after_failures_grows_to_the_limit_and_ends_with_a_success() {
         let (mut pool, mut now) = (pool(), NOW);
+        let lease = |pool: &mut Pool, now| pool.lease(CLIENT, [address(1)], &[], false, now);
         for expected in [1, 2, 4, 8, 10, 10] {
             pool.unreachable(address(1), now);
             let pause = Duration::from_secs(expected);
-            assert!(!pool.states(now + pause - Duration::from_millis(1))[0].up);
-            assert!(pool.states(now + pause)[0].up);
+            let early = now + pause - Duration::from_millis(1);
+            assert_eq!(lease(&mut pool, early), Lease::Unavailable);
+            assert_eq!(lease(&mut pool, now + pause), Lease::Connect(address(1)));
+            assert!(!pool.states()[0].up, "nobody knows yet whether it is back");
             now += pause;
+            pool.closed(address(1), HOP, now);
         }
         pool.reached(address(1));
+        assert!(pool.states()[0].up);
         pool.unreachable(address(1), now);
-        assert!(pool.states(now + Duration::from_secs(1))[0].up);
+        let later = now + Duration::from_secs(1);
+        assert_eq!(lease(&mut pool, later), Lease::Connect(address(1)));
     }
 
     #[test]

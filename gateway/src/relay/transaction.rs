@@ -312,24 +312,28 @@ impl Transaction {
     /// The next piece of the message. With an error the next hop has to be left, without an end of data.
     ///
     /// # Errors
-    /// When the message must not be passed on: a loop, or 8-bit content for a next hop that takes none (RFC 6152
-    /// section 3). The transaction is settled then.
-    pub fn content(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Result<(), Reply<'static>> {
+    /// The rule and the reply when the message must not be passed on: a loop, or 8-bit content for a next hop that takes
+    /// none (RFC 6152 section 3). The transaction is settled then.
+    pub fn content(
+        &mut self,
+        piece: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), (&'static str, Reply<'static>)> {
         if !matches!(self.stage, Stage::Content | Stage::Discard) {
             return Ok(());
         }
         self.hops.update(piece);
         let refusal = if self.hops.is_loop() {
-            LOOP
+            ("mail-loop", LOOP)
         } else if self.seven_bit_only && !piece.is_ascii() {
-            NOT_SEVEN_BIT
+            ("8-bit", NOT_SEVEN_BIT)
         } else {
             if self.stage == Stage::Content {
                 self.stuffer.write(piece, out);
             }
             return Ok(());
         };
-        self.stage = Stage::Settled(refusal.clone());
+        self.stage = Stage::Settled(refusal.1.clone());
         Err(refusal)
     }
 

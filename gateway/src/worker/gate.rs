@@ -90,7 +90,7 @@ impl Gate {
         }
         if now >= self.publish_after {
             self.publish_after = now + Duration::from_secs(1);
-            self.counters.publish_hops(self.pool.states(now));
+            self.counters.publish_hops(self.pool.states());
         }
     }
 

@@ -142,9 +142,13 @@ impl Gate {
         let result = passage.relay.content(piece, output);
         passage.congested = output.len() > CONGESTION_HIGH;
         let hop = passage.hop;
-        if let Err(reply) = result {
+        if let Err((rule, reply)) = result {
             passage.congested = false;
-            passage.refuse("message".into(), "", reply);
+            passage.verdict = Some(Told {
+                rule: rule.into(),
+                reply,
+                recipient: String::new(),
+            });
         }
         let lost = passage
             .relay
@@ -268,17 +272,19 @@ impl Gate {
         let Some(passage) = session.passage.as_deref_mut() else {
             return;
         };
-        let rule = match &passage.refusal {
-            _ if reply.is_positive() => passage.rule.clone(),
-            Some(told) if told.rule == "message" => told.rule.clone(),
-            _ => passage.reached(),
-        };
-        let recipient = String::new();
-        passage.verdict = Some(Told {
-            rule,
-            reply,
-            recipient,
-        });
+        // What was refused because of its content has its verdict already.
+        if passage.verdict.is_none() {
+            let rule = if reply.is_positive() {
+                passage.rule.clone()
+            } else {
+                passage.reached()
+            };
+            passage.verdict = Some(Told {
+                rule,
+                reply,
+                recipient: String::new(),
+            });
+        }
     }
 
     /// The next hop waits for the message: our own line goes first.

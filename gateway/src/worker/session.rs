@@ -28,6 +28,8 @@ pub(super) struct ClientSession {
     pub(super) since: Duration,
     /// The greeting is still to come.
     pub(super) awaits_greeting: bool,
+    /// The rule that let it in.
+    admitted: Cow<'static, str>,
     /// Counted in the sessions of this source.
     source: Option<Source>,
     pub(super) passage: Option<Box<Passage>>,
@@ -87,6 +89,7 @@ impl Gate {
             helo: String::new(),
             since: self.now,
             awaits_greeting: true,
+            admitted: Cow::Borrowed(""),
             source: None,
             passage: None,
             withheld: None,
@@ -118,6 +121,7 @@ impl Gate {
         if let Verdict::Refuse(reply) = verdict {
             return Some((self.rule(rule), reply));
         }
+        session.admitted = Cow::Owned(self.config.policy.rule_name(rule).to_owned());
         if self.draining {
             return Some(("stopping".into(), STOPPING));
         }
@@ -392,7 +396,7 @@ impl Gate {
             client: session.client.address,
             helo: &session.helo,
             decision: if rule.is_some() { "refused" } else { "served" },
-            rule: rule.unwrap_or_default(),
+            rule: rule.unwrap_or(session.admitted),
             accepted: session.accepted,
             refused: session.refused,
             errors: session.smtp.errors(),
