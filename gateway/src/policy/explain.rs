@@ -120,6 +120,8 @@ struct Rehearsal<'c> {
     settings: Settings,
     client: Client,
     session: Session,
+    /// The route of the first recipient, which is that of the transaction.
+    route: Option<usize>,
     stages: Vec<Stage>,
 }
 
@@ -131,6 +133,7 @@ impl<'c> Rehearsal<'c> {
             settings,
             client,
             session: Session::new(),
+            route: None,
             stages: Vec::new(),
         }
     }
@@ -222,15 +225,18 @@ impl<'c> Rehearsal<'c> {
             Event::Mail(mail) => Some(policy.mail(&self.client, mail)),
             Event::Rcpt(rcpt) => {
                 let mut decision = policy.recipient(&self.client, rcpt);
-                match self.config.route(&rcpt.path.mailbox) {
-                    Err(no_route) if decision.is_accept() => Some(no_route),
-                    found => {
-                        route = found
-                            .ok()
-                            .map(|number| (policy.routed_domain(&rcpt.path.mailbox), number));
-                        Some(decision)
+                if decision.is_accept() {
+                    match self.config.route(&rcpt.path.mailbox) {
+                        Err(no_route) => decision = no_route,
+                        Ok(number) if self.is_other_next_hop(number) => {
+                            decision = super::other_next_hop();
+                        }
+                        Ok(number) => {
+                            route = Some((policy.routed_domain(&rcpt.path.mailbox), number));
+                        }
                     }
                 }
+                Some(decision)
             }
             _ => None,
         };
@@ -246,9 +252,18 @@ impl<'c> Rehearsal<'c> {
         let outcome = decision.as_ref().map_or(Outcome::Refuse, outcome_of);
         let accepted = self.record(stage, line.to_owned(), outcome, rule, text_of(&out));
         if let (true, Some((domain, number))) = (accepted, route) {
+            self.route.get_or_insert(number);
             self.record_route(domain.to_owned(), number);
         }
         accepted
+    }
+
+    /// Whether a route leads elsewhere than that of the recipients before.
+    fn is_other_next_hop(&self, number: usize) -> bool {
+        let next_hops =
+            |number: usize| self.config.routes.get(number).map(|route| &route.next_hops);
+        self.route
+            .is_some_and(|chosen| next_hops(chosen) != next_hops(number))
     }
 
     fn record_route(&mut self, domain: String, number: usize) {

@@ -310,6 +310,18 @@ impl Policy {
     }
 }
 
+/// The answer to a recipient that needs another next hop than those before it in the transaction: the client sends it again.
+pub fn other_next_hop() -> Decision {
+    Decision::refuse(
+        Rule::OtherNextHop,
+        Reply::fixed(
+            451,
+            EnhancedCode(4, 5, 3),
+            "This recipient needs a transaction of its own, please send it again",
+        ),
+    )
+}
+
 /// The refusal for a recipient that no route covers.
 pub fn no_route() -> Decision {
     Decision::refuse(

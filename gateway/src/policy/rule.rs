@@ -36,6 +36,8 @@ pub enum Rule {
     ForeignLiteral,
     /// Refuses: no route of the configuration covers the recipient's domain.
     NoRoute,
+    /// Defers: the transaction has another next hop already, and this recipient needs one of its own.
+    OtherNextHop,
     /// Answered by the SMTP session itself: syntax, order of commands, limits.
     Protocol,
     /// Drops a packet: the filter passes only sources of permit lists.
@@ -49,7 +51,7 @@ pub enum Rule {
 }
 
 /// The rules that every configuration has, in the order of their [index](Rule::index).
-const FIXED: [(Rule, &str); 18] = [
+const FIXED: [(Rule, &str); 19] = [
     (Rule::Unlisted, "unlisted"),
     (Rule::AnyHello, "any-hello"),
     (Rule::AnySender, "any-sender"),
@@ -68,6 +70,7 @@ const FIXED: [(Rule, &str); 18] = [
     (Rule::NoRoute, "no-route"),
     (Rule::Protocol, "protocol"),
     (Rule::UnlistedDrop, "unlisted-drop"),
+    (Rule::OtherNextHop, "other-next-hop"),
 ];
 
 impl Rule {
@@ -95,6 +98,7 @@ impl Rule {
             Rule::NoRoute => 15,
             Rule::Protocol => 16,
             Rule::UnlistedDrop => 17,
+            Rule::OtherNextHop => 18,
         }
     }
 }

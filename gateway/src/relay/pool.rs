@@ -50,11 +50,26 @@ struct Hop {
     /// The last one used is taken first, so that what is not needed grows old and is closed.
     idle: Vec<Conn>,
     open: u32,
+    /// Those of them on which transactions can be made.
+    ready: u32,
     waiting: VecDeque<Conn>,
     /// Failures since the last success.
     failures: u32,
     failures_total: u64,
     down_until: Duration,
+    /// It refused a connection while it had so many, and is not asked for more until then.
+    full_at: u32,
+    full_until: Duration,
+}
+
+impl Hop {
+    fn connections_max(&self, configured: u32, now: Duration) -> u32 {
+        if now < self.full_until {
+            configured.min(self.full_at)
+        } else {
+            configured
+        }
+    }
 }
 
 /// The next-hop connections of one worker.
@@ -102,7 +117,7 @@ impl Pool {
             if now < hop.down_until {
                 continue;
             }
-            if hop.open < self.connections_max {
+            if hop.open < hop.connections_max(self.connections_max, now) {
                 hop.open += 1;
                 return Lease::Connect(address);
             }
@@ -122,34 +137,67 @@ impl Pool {
         next
     }
 
-    /// The next hop has greeted us: it is well.
+    /// A connection is ready: the next hop is well.
     pub fn reached(&mut self, address: SocketAddr) {
         let hop = self.hops.entry(address).or_default();
+        hop.ready += 1;
         hop.failures = 0;
         hop.down_until = Duration::ZERO;
     }
 
-    /// A connection could not be opened. The next hop is left alone for a while.
-    pub fn unreachable(&mut self, address: SocketAddr, now: Duration) {
+    /// A connection could not be opened. If others work, the next hop just takes no more of them for now, and who wants one
+    /// has to wait: returns `true`. If not, it is left alone for a while.
+    pub fn refused(&mut self, address: SocketAddr, now: Duration) -> bool {
+        let retry_after = self.retry_after;
         let hop = self.hops.entry(address).or_default();
+        if hop.ready == 0 {
+            self.stalled(address, now);
+            return false;
+        }
+        hop.failures_total += 1;
+        hop.full_at = hop.ready;
+        hop.full_until = now + RETRY_FIRST.min(retry_after);
+        true
+    }
+
+    /// The next hop does not answer. It is left alone for a while.
+    pub fn stalled(&mut self, address: SocketAddr, now: Duration) {
+        let hop = self.hops.entry(address).or_default();
+        hop.failures_total += 1;
+        if now < hop.down_until {
+            // Several connections that fail together are one failure.
+            return;
+        }
         let pause = RETRY_FIRST * 2u32.saturating_pow(hop.failures.min(16));
         hop.failures = hop.failures.saturating_add(1);
-        hop.failures_total += 1;
         hop.down_until = now + pause.min(self.retry_after);
     }
 
-    /// A connection, in use or idle, is gone. Returns the clients that are to ask again: there is room for one more, or
-    /// the next hop is down and they need not wait for it.
-    pub fn closed(&mut self, address: SocketAddr, conn: Conn, now: Duration) -> Vec<Conn> {
+    /// A connection, in use or idle, is gone; `ready`: it had been [reached](Self::reached). Returns the clients that are
+    /// to ask again: there is room for one more, or the next hop is down and they need not wait for it.
+    pub fn closed(
+        &mut self,
+        address: SocketAddr,
+        conn: Conn,
+        ready: bool,
+        now: Duration,
+    ) -> Vec<Conn> {
         let hop = self.hops.entry(address).or_default();
         hop.open = hop.open.saturating_sub(1);
+        hop.ready = hop.ready.saturating_sub(u32::from(ready));
         hop.idle.retain(|idle| *idle != conn);
-        let ask_again = if now < hop.down_until {
+        let nobody_answers = now < hop.down_until || hop.open == 0;
+        let ask_again = if nobody_answers {
             hop.waiting.len()
         } else {
             1.min(hop.waiting.len())
         };
         hop.waiting.drain(..ask_again).collect()
+    }
+
+    /// The client that has waited longest for this next hop, and now does not any more.
+    pub fn next_waiting(&mut self, address: SocketAddr) -> Option<Conn> {
+        self.hops.get_mut(&address)?.waiting.pop_front()
     }
 
     /// The client waits no longer.
@@ -235,8 +283,8 @@ mod tests {
     fn a_hop_that_is_down_is_passed_over_and_tried_again_later() {
         let (mut pool, both) = (pool(), [address(1), address(2)]);
         pool.lease(CLIENT, both, &[], false, NOW);
-        pool.unreachable(address(1), NOW);
-        pool.closed(address(1), HOP, NOW);
+        pool.stalled(address(1), NOW);
+        pool.closed(address(1), HOP, false, NOW);
         assert_eq!(
             pool.lease(CLIENT, both, &[], false, NOW),
             Lease::Connect(address(2))
@@ -257,18 +305,18 @@ mod tests {
         let (mut pool, mut now) = (pool(), NOW);
         let lease = |pool: &mut Pool, now| pool.lease(CLIENT, [address(1)], &[], false, now);
         for expected in [1, 2, 4, 8, 10, 10] {
-            pool.unreachable(address(1), now);
+            pool.stalled(address(1), now);
             let pause = Duration::from_secs(expected);
             let early = now + pause - Duration::from_millis(1);
             assert_eq!(lease(&mut pool, early), Lease::Unavailable);
             assert_eq!(lease(&mut pool, now + pause), Lease::Connect(address(1)));
             assert!(!pool.states()[0].up, "nobody knows yet whether it is back");
             now += pause;
-            pool.closed(address(1), HOP, now);
+            pool.closed(address(1), HOP, false, now);
         }
         pool.reached(address(1));
         assert!(pool.states()[0].up);
-        pool.unreachable(address(1), now);
+        pool.stalled(address(1), now);
         let later = now + Duration::from_secs(1);
         assert_eq!(lease(&mut pool, later), Lease::Connect(address(1)));
     }
@@ -279,8 +327,41 @@ mod tests {
         pool.lease(HOP, [address(1)], &[], false, NOW);
         pool.lease(CLIENT, [address(1)], &[], false, NOW);
         pool.lease(OTHER, [address(1)], &[], false, NOW);
-        pool.unreachable(address(1), NOW);
-        assert_eq!(pool.closed(address(1), HOP, NOW), [CLIENT, OTHER]);
+        pool.stalled(address(1), NOW);
+        assert_eq!(pool.closed(address(1), HOP, false, NOW), [CLIENT, OTHER]);
+    }
+
+    #[test]
+    fn a_next_hop_that_takes_no_more_connections_is_not_down() {
+        let mut pool = Pool::new(3, Duration::from_secs(10));
+        pool.lease(CLIENT, [address(1)], &[], false, NOW);
+        pool.reached(address(1));
+        pool.lease(OTHER, [address(1)], &[], false, NOW);
+        assert!(pool.refused(address(1), NOW));
+        pool.closed(address(1), HOP, false, NOW);
+        assert!(pool.states()[0].up);
+        assert_eq!(
+            pool.lease(OTHER, [address(1)], &[], false, NOW),
+            Lease::Wait(address(1))
+        );
+        let later = NOW + RETRY_FIRST;
+        assert_eq!(
+            pool.lease(OTHER, [address(1)], &[], false, later),
+            Lease::Connect(address(1))
+        );
+    }
+
+    #[test]
+    fn connections_that_fail_together_are_one_failure() {
+        let mut pool = Pool::new(8, Duration::from_secs(30));
+        for _ in 0..8 {
+            pool.stalled(address(1), NOW);
+        }
+        let later = NOW + RETRY_FIRST;
+        assert_eq!(
+            pool.lease(CLIENT, [address(1)], &[], false, later),
+            Lease::Connect(address(1))
+        );
     }
 
     #[test]

@@ -9,6 +9,9 @@ use std::net::IpAddr;
 /// More `Received:` lines than this are a loop.
 pub const HOPS_MAX: u32 = 50;
 
+/// A longer path is left out: no line may have more than 998 octets (RFC 5322 section 2.1.1).
+const FOR_MAX: usize = 256;
+
 const FIELD: &[u8] = b"received:";
 
 /// What the line says of one transaction.
@@ -52,7 +55,7 @@ impl Received<'_> {
             self.helo, self.hostname
         );
         let _ = write!(line, " (Portcullis) with {protocol} id {}", self.id);
-        if let Some(recipient) = self.recipient {
+        if let Some(recipient) = self.recipient.filter(|path| path.len() <= FOR_MAX) {
             let _ = write!(line, "\r\n\tfor <{recipient}>");
         }
         let _ = write!(line, ";\r\n\t{}\r\n", self.date);

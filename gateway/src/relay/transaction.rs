@@ -218,15 +218,17 @@ impl Transaction {
         }
     }
 
-    /// Tells the next hop what it can be told now. Called with each new recipient and after each reply.
-    pub fn advance(&mut self, hop: &mut Client, out: &mut Vec<u8>) {
+    /// Tells the next hop what it can be told now. Called with each new recipient and after each reply. Returns whether that
+    /// began the transaction with it.
+    pub fn advance(&mut self, hop: &mut Client, out: &mut Vec<u8>) -> bool {
         if !matches!(self.stage, Stage::Envelope | Stage::Asked) {
-            return;
+            return false;
         }
+        let begun = self.mail_told;
         if !self.mail_told && hop.may_send() && !self.envelope.recipients.is_empty() {
             if self.envelope.utf8 && !hop.extensions().smtputf8 {
                 self.settle(&NO_UTF8);
-                return;
+                return false;
             }
             self.tell_sender(hop, out);
         }
@@ -246,6 +248,7 @@ impl Transaction {
             hop.data(out);
             self.stage = Stage::Invited;
         }
+        self.mail_told && !begun
     }
 
     fn tell_sender(&mut self, hop: &mut Client, out: &mut Vec<u8>) {
@@ -353,6 +356,13 @@ impl Transaction {
                 self.settle(&LOST);
                 self.answers.push_back(Answer::Final(LOST));
             }
+        }
+    }
+
+    /// The next hop has refused the message before its end, and is about to be left.
+    pub fn interrupted(&mut self, reply: &Reply<'_>) {
+        if self.stage == Stage::Content && (reply.is_permanent() || reply.is_transient()) {
+            self.stage = Stage::Settled(reply.clone().into_owned());
         }
     }
 

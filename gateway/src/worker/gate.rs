@@ -68,7 +68,7 @@ pub(super) struct Gate {
     /// Clients that may have answers waiting.
     pub(super) resume: Vec<Conn>,
     /// Clients that waited for a connection and are to ask again.
-    pub(super) waiting_again: Vec<Conn>,
+    pub(super) waiting_again: Vec<(Conn, SocketAddr)>,
     /// Connections to next hops that a transaction has let go.
     pub(super) released: Vec<Conn>,
     /// Connections without a buffer to receive into, in the order in which they ran out.
@@ -214,7 +214,9 @@ impl Gate {
             connection.output = buffer;
         }
         match connection.role {
-            Role::Client(_) if connection.held => self.resume.push(conn),
+            Role::Client(_) if connection.held || connection.receive == Receive::Ended => {
+                self.resume.push(conn);
+            }
             Role::NextHop(_) => self.next_hop_sent(conn),
             Role::Client(_) | Role::None | Role::Accepting(_) => {}
         }
@@ -252,8 +254,8 @@ impl Gate {
     /// Goes on with everything that this batch has made possible, until nothing is left.
     pub(super) fn work_off(&mut self) {
         loop {
-            if let Some(client) = self.waiting_again.pop() {
-                self.lease_again(client);
+            if let Some((client, address)) = self.waiting_again.pop() {
+                self.lease_again(client, address);
             } else if let Some(hop) = self.released.pop() {
                 self.pass_to_next(hop);
             } else if let Some(client) = self.resume.pop() {

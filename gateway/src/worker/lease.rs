@@ -6,7 +6,7 @@ use portcullis_smtp::reply::{EnhancedCode, Reply};
 
 use super::Gate;
 use super::connection::Role;
-use super::next_hop::Loss;
+use super::next_hop::{Loss, Renew};
 use super::passage::Target;
 use crate::driver::Conn;
 use crate::relay::pool::Lease;
@@ -72,8 +72,10 @@ impl Gate {
             }
             Lease::Wait(address) => {
                 passage.queued = Some(address);
+                // Asking again does not make it longer.
+                let due = self.now + self.config.relay.connect_timeout;
                 self.wheel
-                    .set(conn.slot, self.now + self.config.relay.connect_timeout);
+                    .set(conn.slot, *passage.queue_due.get_or_insert(due));
             }
             Lease::Unavailable => passage.relay.settle(&UNAVAILABLE),
         }
@@ -89,6 +91,7 @@ impl Gate {
         if let Some(passage) = self.passage(conn) {
             passage.hop = Some(hop);
             passage.queued = None;
+            passage.queue_due = None;
             self.advance(conn, hop);
         }
     }
@@ -106,11 +109,10 @@ impl Gate {
             && next_hop.is_ready()
         {
             passage.next_hop = Some(next_hop.address);
-            passage
+            next_hop.needs_reset |= passage
                 .relay
                 .advance(&mut next_hop.smtp, &mut connection.output);
-            next_hop.needs_reset = true;
-            self.next_hop_deadline(hop);
+            self.next_hop_deadline(hop, Renew::No);
             self.touch(hop);
         }
         let settled = passage.relay.is_settled();
@@ -129,11 +131,14 @@ impl Gate {
         };
         passage.hop = None;
         passage.congested = false;
-        if loss == Loss::NoAnswer || passage.fresh {
-            passage.tried.push(address);
-            passage.fresh = false;
-        } else {
-            passage.fresh = true;
+        match loss {
+            // There are other connections to it: one of those will do.
+            Loss::Crowded => passage.fresh = false,
+            Loss::Broken if !passage.fresh => passage.fresh = true,
+            Loss::Broken | Loss::NoAnswer => {
+                passage.tried.push(address);
+                passage.fresh = false;
+            }
         }
         if passage.relay.lost() == Lost::Again {
             self.lease(conn);
@@ -154,12 +159,27 @@ impl Gate {
     }
 
     /// A place may have become free in the queue of a next hop.
-    pub(super) fn lease_again(&mut self, conn: Conn) {
-        if let Some(passage) = self.passage(conn) {
-            passage.queued = None;
+    pub(super) fn lease_again(&mut self, conn: Conn, address: SocketAddr) {
+        let waits = self.table.current(conn).is_some()
+            && self
+                .passage(conn)
+                .is_some_and(|passage| passage.queued.take().is_some());
+        if waits {
             self.wheel.clear(conn.slot);
             self.lease(conn);
             self.resume.push(conn);
+        } else if let Some(next) = self.pool.next_waiting(address) {
+            // It has gone meanwhile, and the place is somebody else's.
+            self.waiting_again.push((next, address));
+        }
+    }
+
+    /// Lets the next hop go while the client takes its time. The envelope is told again when it goes on.
+    pub(super) fn park(&mut self, conn: Conn) {
+        if let Some(passage) = self.passage(conn)
+            && passage.relay.lost() == Lost::Again
+        {
+            self.detach(conn);
         }
     }
 

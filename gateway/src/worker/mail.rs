@@ -5,26 +5,21 @@ use std::sync::Arc;
 
 use portcullis_smtp::data::Fault;
 use portcullis_smtp::envelope::{Mail, Rcpt};
-use portcullis_smtp::reply::{EnhancedCode, Reply};
+use portcullis_smtp::reply::Reply;
 
 use super::Gate;
 use super::connection::Role;
+use super::next_hop::Renew;
 use super::passage::{Passage, Told};
 use super::session::Flow;
 use crate::config::Config;
 use crate::driver::Conn;
-use crate::policy::{Rule, Verdict};
+use crate::policy::{self, Rule, Verdict};
 use crate::relay::received::Received;
 use crate::relay::transaction::Answer;
 
 /// More octets than this waiting for the next hop stop the client's receive.
 const CONGESTION_HIGH: usize = 256 << 10;
-
-const OTHER_NEXT_HOP: Reply<'static> = Reply::fixed(
-    451,
-    EnhancedCode(4, 5, 3),
-    "This recipient needs a transaction of its own, please send it again",
-);
 
 impl Gate {
     pub(super) fn mail(&mut self, conn: Conn, mail: &Mail<'_>) {
@@ -57,14 +52,13 @@ impl Gate {
         let Some(passage) = session.passage.as_deref_mut() else {
             return Flow::Wait;
         };
-        let mut fits = true;
         if decision.is_accept() {
             match config.route(&rcpt.path.mailbox) {
                 Ok(route) => {
-                    fits = passage.direct(
-                        &config.routes[route].next_hops,
-                        name_of(&config, decision.rule),
-                    );
+                    let rule = name_of(&config, decision.rule);
+                    if !passage.direct(&config.routes[route].next_hops, rule) {
+                        decision = policy::other_next_hop();
+                    }
                 }
                 Err(no_route) => decision = no_route,
             }
@@ -73,10 +67,6 @@ impl Gate {
             Verdict::Refuse(reply) => {
                 let rule = name_of(&config, decision.rule);
                 self.refuse_recipient(conn, rule, rcpt.path.raw, reply)
-            }
-            Verdict::Accept if !fits => {
-                let rule = "other-next-hop".into();
-                self.refuse_recipient(conn, rule, rcpt.path.raw, OTHER_NEXT_HOP)
             }
             Verdict::Accept => {
                 passage.relay.recipient(rcpt);
@@ -161,7 +151,7 @@ impl Gate {
         if let Some(hop) = lost {
             self.drop_next_hop(hop);
         } else if let Some(hop) = hop {
-            self.next_hop_deadline(hop);
+            self.next_hop_deadline(hop, Renew::No);
             self.touch(hop);
         }
     }
@@ -196,7 +186,7 @@ impl Gate {
                         .relay
                         .end(Some(&mut next_hop.smtp), &mut connection.output);
                     next_hop.awaits_final = passage.relay.is_ending();
-                    self.next_hop_deadline(hop);
+                    self.next_hop_deadline(hop, Renew::Yes);
                     self.touch(hop);
                 }
             }
@@ -208,12 +198,14 @@ impl Gate {
         self.deliver_answers(conn);
     }
 
-    /// Gives the client the answers that are there.
-    pub(super) fn deliver_answers(&mut self, conn: Conn) {
+    /// Gives the client the answers that are there. Returns whether there was one.
+    pub(super) fn deliver_answers(&mut self, conn: Conn) -> bool {
+        let mut delivered = false;
         while let Some(answer) = self
             .passage(conn)
             .and_then(|passage| passage.relay.next_answer())
         {
+            delivered = true;
             match answer {
                 Answer::Recipient(reply) => self.answer(conn, &reply),
                 Answer::RecipientRefused(path, reply) => {
@@ -237,7 +229,7 @@ impl Gate {
             }
         }
         let Some(session) = self.session(conn) else {
-            return;
+            return delivered;
         };
         let unanswered = session
             .passage
@@ -247,8 +239,10 @@ impl Gate {
             && let Some(reply) = session.withheld.take()
         {
             self.answer(conn, &reply);
+            delivered = true;
         }
         self.touch(conn);
+        delivered
     }
 
     fn note_recipient(&mut self, conn: Conn, path: &str, reply: Reply<'static>) {

@@ -6,7 +6,7 @@ use portcullis_smtp::client::{Client, ClientEvent, Sent};
 use portcullis_smtp::reply::Reply;
 
 use super::Gate;
-use super::connection::{Connection, Ending, Role};
+use super::connection::{Ending, Role};
 use crate::driver::Conn;
 
 /// How far a session with a next hop has come.
@@ -33,6 +33,8 @@ pub(super) struct NextHopConnection {
     pub(super) idle: bool,
     /// The final reply to a message is awaited, which may take longer than others (RFC 5321 section 4.5.3.2.6).
     pub(super) awaits_final: bool,
+    /// A deadline is set for it.
+    timed: bool,
 }
 
 impl NextHopConnection {
@@ -48,6 +50,15 @@ pub(super) enum Loss {
     Broken,
     /// The next hop did not take it, or does not answer on it.
     NoAnswer,
+    /// The next hop did not take it, but has others from us that work.
+    Crowded,
+}
+
+/// Whether what has just happened gives the next hop its whole time again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Renew {
+    Yes,
+    No,
 }
 
 /// What became of the session with a reply.
@@ -68,11 +79,11 @@ impl Gate {
             state: State::Opening,
             idle: false,
             awaits_final: false,
+            timed: false,
         };
         let Some(hop) = self.table.open(Role::NextHop(Box::new(next_hop))) else {
             // The count that the lease has taken.
-            let again = self.pool.closed(address, client, self.now);
-            self.waiting_again.extend(again);
+            self.closed_in_pool(address, client, false);
             return None;
         };
         self.connects.push((hop, address));
@@ -90,7 +101,7 @@ impl Gate {
         else {
             return;
         };
-        let (mut taken, mut after) = (0, After::Goes);
+        let (mut taken, mut after, mut renew) = (0, After::Goes, Renew::No);
         while after == After::Goes {
             let (consumed, event) = next_hop.smtp.handle(&kept[taken..]);
             taken += consumed;
@@ -98,9 +109,17 @@ impl Gate {
                 ClientEvent::NeedInput => break,
                 ClientEvent::Reply { to, reply } => {
                     let reply = reply.into_owned();
+                    renew = Renew::Yes;
                     self.next_hop_reply(hop, &mut next_hop, to, &reply)
                 }
-                ClientEvent::Unsolicited(_) | ClientEvent::Malformed => After::Lost,
+                ClientEvent::Unsolicited(reply) => {
+                    let client = next_hop.client.filter(|_| reply.code != 421);
+                    if let Some(passage) = client.and_then(|client| self.passage(client)) {
+                        passage.relay.interrupted(&reply);
+                    }
+                    After::Lost
+                }
+                ClientEvent::Malformed => After::Lost,
             };
         }
         let client = next_hop.client;
@@ -121,7 +140,7 @@ impl Gate {
             }
             None => self.release(hop),
         }
-        self.next_hop_deadline(hop);
+        self.next_hop_deadline(hop, renew);
         self.touch(hop);
     }
 
@@ -132,7 +151,7 @@ impl Gate {
         to: Sent,
         reply: &Reply<'_>,
     ) -> After {
-        if reply.code == 421 {
+        if reply.code == 421 || !fits(to, reply) {
             return After::Lost;
         }
         let output = &mut self.table[hop].output;
@@ -184,7 +203,7 @@ impl Gate {
         tracing::warn!(next_hop = %next_hop.address, "no answer in time");
         if next_hop.is_ready() && !next_hop.awaits_final {
             // The next transaction need not wait for it as long.
-            self.pool.unreachable(next_hop.address, self.now);
+            self.pool.stalled(next_hop.address, self.now);
         }
         self.fail_next_hop(hop, Loss::NoAnswer);
     }
@@ -212,27 +231,36 @@ impl Gate {
         };
         let (address, client) = (next_hop.address, next_hop.client.take());
         let opening = next_hop.state == State::Opening;
-        if opening {
-            tracing::warn!(next_hop = %address, "next hop cannot be reached");
-            self.pool.unreachable(address, self.now);
-        }
+        let loss = match opening {
+            false => loss,
+            true if self.pool.refused(address, self.now) => Loss::Crowded,
+            true => {
+                tracing::warn!(next_hop = %address, "next hop cannot be reached");
+                Loss::NoAnswer
+            }
+        };
         self.table[hop].abort();
         self.forget_next_hop(hop, address, Ending::Quiet);
         if let Some(client) = client {
-            let loss = if opening { Loss::NoAnswer } else { loss };
             self.lost_next_hop(client, address, loss);
         }
     }
 
     fn forget_next_hop(&mut self, hop: Conn, address: SocketAddr, ending: Ending) {
         let connection = &mut self.table[hop];
-        connection.role = Role::None;
+        let role = std::mem::replace(&mut connection.role, Role::None);
+        let ready = matches!(role, Role::NextHop(next_hop) if next_hop.state != State::Opening);
         connection.input = Vec::new();
         connection.finish(ending);
         self.wheel.clear(hop.slot);
-        let again = self.pool.closed(address, hop, self.now);
-        self.waiting_again.extend(again);
+        self.closed_in_pool(address, hop, ready);
         self.touch(hop);
+    }
+
+    fn closed_in_pool(&mut self, address: SocketAddr, hop: Conn, ready: bool) {
+        let again = self.pool.closed(address, hop, ready, self.now);
+        self.waiting_again
+            .extend(again.into_iter().map(|client| (client, address)));
     }
 
     /// The transaction has no more use for the connection. What becomes of it is decided when the present completion is
@@ -263,7 +291,7 @@ impl Gate {
             }
             next_hop.needs_reset = false;
             next_hop.smtp.rset(&mut connection.output);
-            self.next_hop_deadline(hop);
+            self.next_hop_deadline(hop, Renew::Yes);
             self.touch(hop);
             return;
         }
@@ -285,15 +313,17 @@ impl Gate {
                 if let Role::NextHop(next_hop) = &mut self.table[hop].role {
                     next_hop.idle = true;
                 }
-                self.next_hop_deadline(hop);
+                self.next_hop_deadline(hop, Renew::Yes);
             }
         }
     }
 
-    /// Sets the deadline that the state of the connection asks for.
-    pub(super) fn next_hop_deadline(&mut self, hop: Conn) {
-        let connection = &self.table[hop];
-        let Role::NextHop(next_hop) = &connection.role else {
+    /// Sets the deadline that the state of the connection asks for. One that runs already goes on, unless it is renewed: a
+    /// reply that drips in, or recipients added one by one, are no reason to wait longer.
+    pub(super) fn next_hop_deadline(&mut self, hop: Conn, renew: Renew) {
+        let connection = &mut self.table[hop];
+        let has_output = connection.sending || !connection.output.is_empty();
+        let Role::NextHop(next_hop) = &mut connection.role else {
             return;
         };
         if next_hop.state != State::Ready {
@@ -304,13 +334,17 @@ impl Gate {
             limits.idle_timeout
         } else if next_hop.awaits_final {
             limits.message_timeout
-        } else if next_hop.smtp.owed() > 0 || has_output(connection) {
+        } else if next_hop.smtp.owed() > 0 || has_output {
             limits.reply_timeout
         } else {
+            next_hop.timed = false;
             self.wheel.clear(hop.slot);
             return;
         };
-        self.wheel.set(hop.slot, self.now + after);
+        if renew == Renew::Yes || !next_hop.timed {
+            next_hop.timed = true;
+            self.wheel.set(hop.slot, self.now + after);
+        }
     }
 
     /// The next hop has taken octets.
@@ -320,10 +354,16 @@ impl Gate {
             return;
         };
         let (client, waiting) = (next_hop.client, connection.output.len());
+        // With replies owed it is those that are waited for.
+        let renew = if next_hop.smtp.owed() == 0 {
+            Renew::Yes
+        } else {
+            Renew::No
+        };
         if let Some(client) = client {
             self.relieved(client, waiting);
         }
-        self.next_hop_deadline(hop);
+        self.next_hop_deadline(hop, renew);
     }
 
     /// Connections that lie idle, to be ended when the gate stops.
@@ -337,6 +377,11 @@ impl Gate {
     }
 }
 
-fn has_output(connection: &Connection) -> bool {
-    connection.sending || !connection.output.is_empty()
+/// Whether a reply of this kind can be an answer to the command at all. Taking a 250 to DATA for a success would lose the
+/// message.
+fn fits(to: Sent, reply: &Reply<'_>) -> bool {
+    match to {
+        Sent::Data if reply.is_positive() => reply.code == 354,
+        _ => matches!(reply.code, 200..=299 | 400..=599),
+    }
 }

@@ -69,6 +69,8 @@ pub(super) struct Passage {
     pub(super) hop: Option<Conn>,
     /// It waits for a connection to this next hop.
     pub(super) queued: Option<SocketAddr>,
+    /// How long it may wait for one.
+    pub(super) queue_due: Option<Duration>,
     /// Next hops that have failed it.
     pub(super) tried: Vec<SocketAddr>,
     /// A connection that was taken from the pool turned out to be dead: the next one is to be new.
@@ -100,6 +102,7 @@ impl Passage {
             since,
             hop: None,
             queued: None,
+            queue_due: None,
             tried: Vec::new(),
             fresh: false,
             congested: false,

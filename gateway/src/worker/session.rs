@@ -26,6 +26,8 @@ pub(super) struct ClientSession {
     pub(super) helo: String,
     /// When it began.
     pub(super) since: Duration,
+    /// When its next command has to be there.
+    command_due: Duration,
     /// The greeting is still to come.
     pub(super) awaits_greeting: bool,
     /// The rule that let it in.
@@ -53,6 +55,10 @@ pub(super) enum Flow {
 const INPUT_MAX: usize = 64 << 10;
 /// Replies that the client does not read, beyond this, stop the receive.
 const OUTPUT_MAX: usize = 64 << 10;
+
+/// A client that takes longer over its next command than this does so without a connection to the next hop: there are
+/// fewer of those than of clients.
+const HOLD_MAX: Duration = Duration::from_secs(10);
 
 const TOO_MANY_SESSIONS: Reply<'static> = Reply::fixed(
     421,
@@ -88,6 +94,7 @@ impl Gate {
             id: self.next_id(),
             helo: String::new(),
             since: self.now,
+            command_due: Duration::ZERO,
             awaits_greeting: true,
             admitted: Cow::Borrowed(""),
             source: None,
@@ -101,7 +108,8 @@ impl Gate {
         self.table[conn].role = Role::Client(Box::new(session));
         if let Some((rule, reply)) = self.admit(conn) {
             reply.write(&mut self.table[conn].output);
-            self.end_session(conn, Ending::Linger, Some(rule));
+            // Whoever was told to come later has said nothing yet, and is not to hold a slot for long.
+            self.end_session(conn, Ending::Quiet, Some(rule));
             return;
         }
         let delay = self.config.limits.greeting_delay;
@@ -157,10 +165,24 @@ impl Gate {
         self.touch(conn);
     }
 
-    /// The client has `command_timeout` for its next whole command, however it spreads its octets.
+    /// The client has `command_timeout` for its next whole command, however it spreads its octets. A next hop waits less
+    /// long for it.
     fn expect_command(&mut self, conn: Conn) {
-        self.wheel
-            .set(conn.slot, self.now + self.config.limits.command_timeout);
+        let due = self.now + self.config.limits.command_timeout;
+        let Some(session) = self.session(conn) else {
+            return;
+        };
+        session.command_due = due;
+        let holds_next_hop = session
+            .passage
+            .as_ref()
+            .is_some_and(|passage| passage.hop.is_some());
+        let next = if holds_next_hop {
+            due.min(self.now + HOLD_MAX)
+        } else {
+            due
+        };
+        self.wheel.set(conn.slot, next);
     }
 
     /// Octets came in, or (with none) an answer did.
@@ -173,15 +195,21 @@ impl Gate {
             kept.extend_from_slice(received);
             &kept
         };
+        // Answers that are there come before those to what was just received.
+        let mut progress = self.deliver_answers(conn);
         let mut taken = 0;
-        let mut progress = false;
+        let mut exhausted = false;
+        let written = self.table[conn].output.len();
         while let Some(step) = self.client_step(conn, &input[taken..]) {
             taken += step.consumed;
+            exhausted = matches!(step.event, Event::NeedInput);
             progress |= !matches!(step.event, Event::NeedInput | Event::AwaitingAnswer);
             if self.client_event(conn, step.event) == Flow::Wait {
                 break;
             }
         }
+        // A command that the session answers by itself makes no event.
+        progress |= self.table[conn].output.len() > written;
         let connection = &mut self.table[conn];
         let Role::Client(session) = &connection.role else {
             return;
@@ -195,7 +223,7 @@ impl Gate {
         } else if taken < input.len() {
             connection.input = input[taken..].to_vec();
         }
-        if waits_for_input && connection.receive == Receive::Ended {
+        if exhausted && waits_for_input && connection.receive == Receive::Ended {
             self.end_session(conn, Ending::Quiet, None);
             return;
         }
@@ -286,7 +314,6 @@ impl Gate {
             .current(conn)
             .is_some_and(|connection| connection.is_open())
         {
-            self.deliver_answers(conn);
             self.client_input(conn, &[]);
         }
     }
@@ -328,23 +355,22 @@ impl Gate {
 
     /// The client's deadline has passed.
     pub(super) fn client_expired(&mut self, conn: Conn) {
+        let now = self.now;
         let Role::Client(session) = &self.table[conn].role else {
             return;
         };
+        let due = session.command_due;
+        let passage = session.passage.as_deref();
+        let holds_next_hop = passage.is_some_and(|passage| passage.hop.is_some());
         if session.awaits_greeting {
             self.greet(conn);
-        } else if session
-            .passage
-            .as_ref()
-            .is_some_and(|passage| passage.waits_in_queue())
-        {
+        } else if passage.is_some_and(Passage::waits_in_queue) {
             self.queue_expired(conn);
-        } else if session
-            .passage
-            .as_ref()
-            .is_some_and(|passage| passage.congested)
-        {
+        } else if passage.is_some_and(|passage| passage.congested) {
             // It is the next hop that is slow, and its own deadline runs.
+        } else if holds_next_hop && now < due && !passage.is_some_and(Passage::in_content) {
+            self.park(conn);
+            self.wheel.set(conn.slot, due);
         } else {
             self.dismiss(conn, &TIMEOUT, "timeout");
         }
