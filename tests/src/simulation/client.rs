@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use portcullis::driver::sim::{Fate, Peer};
 
-use super::Shelf;
+use super::{Message, Shelf};
 
 /// What a client is going to do.
 #[derive(Clone, Debug)]
@@ -18,11 +18,14 @@ pub struct Plan {
     vanishes_after: Option<usize>,
     /// By breaking the connection, not by closing it.
     by_reset: bool,
+    /// Says nothing more after so many replies, and waits for the gate to lose its patience.
+    silent_after: Option<usize>,
     seed: u64,
 }
 
 #[derive(Clone, Debug)]
 struct Transaction {
+    sender: String,
     recipients: Vec<String>,
     chunks: bool,
     content: Vec<u8>,
@@ -55,6 +58,7 @@ impl Plan {
             transactions,
             vanishes_after: (rng.u8(..4) == 0).then(|| rng.usize(..12)),
             by_reset: rng.bool(),
+            silent_after: (rng.u8(..8) == 0).then(|| rng.usize(..10)),
             seed: rng.u64(..),
         }
     }
@@ -72,12 +76,14 @@ impl Transaction {
             format!("user{n}@{domain}")
         });
         let recipients = recipients.collect();
+        let sender = format!("sender-{id}@client.example");
         let mut content = format!("X-Id: {id}\r\nSubject: test\r\n\r\n").into_bytes();
-        for _ in 0..if rng.u8(..8) == 0 {
-            rng.usize(..3_000)
-        } else {
-            rng.usize(..30)
-        } {
+        let lines = match rng.u8(..32) {
+            0 => rng.usize(20_000..60_000),
+            1..4 => rng.usize(..3_000),
+            _ => rng.usize(..30),
+        };
+        for _ in 0..lines {
             let line = [
                 "",
                 ".",
@@ -90,6 +96,7 @@ impl Transaction {
             content.extend_from_slice(b"\r\n");
         }
         Self {
+            sender,
             recipients,
             chunks: extended && rng.bool(),
             content,
@@ -136,7 +143,9 @@ pub struct Client {
     queued: VecDeque<(Asked, Vec<u8>)>,
     input: Vec<u8>,
     replies: usize,
-    accepted_recipients: usize,
+    /// The recipients that RCPT named, in order, and those of them that were accepted.
+    named: VecDeque<String>,
+    accepted_recipients: Vec<String>,
     mail_accepted: bool,
     after_envelope: bool,
     done: bool,
@@ -152,7 +161,8 @@ impl Client {
             queued: VecDeque::new(),
             input: Vec::new(),
             replies: 0,
-            accepted_recipients: 0,
+            named: VecDeque::new(),
+            accepted_recipients: Vec::new(),
             mail_accepted: false,
             after_envelope: false,
             done: false,
@@ -195,6 +205,13 @@ impl Client {
 
     fn reply(&mut self, code: u16, send: &mut Vec<u8>) -> Fate {
         let Some(asked) = self.asked.pop_front() else {
+            let was_silent = self
+                .plan
+                .silent_after
+                .is_some_and(|after| self.replies > after);
+            if code == 421 && was_silent {
+                return self.leave();
+            }
             if code != 421 || !self.shelf.borrow().stopping {
                 self.violation(&format!("an unasked {code}"));
             }
@@ -203,7 +220,11 @@ impl Client {
         self.replies += 1;
         let positive = (200..400).contains(&code);
         if code == 421 {
-            if !self.shelf.borrow().stopping && asked != Asked::Greeting {
+            let was_silent = self
+                .plan
+                .silent_after
+                .is_some_and(|after| self.replies > after);
+            if !was_silent && !self.shelf.borrow().stopping && asked != Asked::Greeting {
                 self.violation(&format!("421 to {asked:?}"));
             }
             return self.leave();
@@ -220,7 +241,12 @@ impl Client {
             }
             Asked::Greeting | Asked::Hello | Asked::Rset | Asked::Chunk => {}
             Asked::Mail => self.mail_accepted = positive,
-            Asked::Rcpt => self.accepted_recipients += usize::from(positive),
+            Asked::Rcpt => {
+                let recipient = self.named.pop_front().unwrap_or_default();
+                if positive {
+                    self.accepted_recipients.push(recipient);
+                }
+            }
             Asked::Data => self.data_reply(code),
             Asked::Message => self.message_reply(positive),
             Asked::Quit => return self.leave(),
@@ -237,7 +263,11 @@ impl Client {
                 Fate::Close
             };
         }
-        if self.asked.is_empty() {
+        let silent = self
+            .plan
+            .silent_after
+            .is_some_and(|after| self.replies > after);
+        if self.asked.is_empty() && !silent {
             self.go_on(send);
         }
         Fate::Stay
@@ -263,11 +293,16 @@ impl Client {
             return;
         };
         if positive {
-            let content = (!transaction.discarded).then_some(transaction.content);
+            let message = Message {
+                sender: transaction.sender,
+                recipients: std::mem::take(&mut self.accepted_recipients),
+                content: transaction.content,
+            };
+            let message = (!transaction.discarded).then_some(message);
             self.shelf
                 .borrow_mut()
                 .accepted
-                .insert(transaction.id, content);
+                .insert(transaction.id, message);
         }
     }
 
@@ -307,15 +342,16 @@ impl Client {
         };
         if !self.after_envelope {
             self.after_envelope = true;
-            self.accepted_recipients = 0;
+            self.accepted_recipients.clear();
+            self.named = transaction.recipients.iter().cloned().collect();
             queue(
                 Asked::Mail,
-                "MAIL FROM:<sender@client.example>\r\n".to_owned(),
+                format!("MAIL FROM:<{}>\r\n", transaction.sender),
             );
             for recipient in &transaction.recipients {
                 queue(Asked::Rcpt, format!("RCPT TO:<{recipient}>\r\n"));
             }
-        } else if self.accepted_recipients == 0 || transaction.reset || !self.mail_accepted {
+        } else if self.accepted_recipients.is_empty() || transaction.reset || !self.mail_accepted {
             queue(Asked::Rset, "RSET\r\n".to_owned());
             self.plan.transactions.pop_front();
             self.after_envelope = false;

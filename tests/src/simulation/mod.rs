@@ -2,8 +2,10 @@
 //!
 //! What must hold, whatever the network and the next hops do:
 //! - every command gets one reply, in order, and no reply comes unasked;
-//! - a message that a client heard 250 for is at a next hop, once, octet for octet behind our `Received:` line;
+//! - a message that a client heard 250 for is at a next hop, once, octet for octet behind our `Received:` line, from its
+//!   sender and to exactly the recipients that were accepted;
 //! - no message arrives twice, however often connections break;
+//! - a client that says nothing more is sent away in time;
 //! - everything comes to rest: no connection, no receive buffer and no session is left over.
 
 pub mod client;
@@ -64,15 +66,26 @@ const SESSIONS_MAX: u32 = 12;
 /// A run that takes more batches than this does not come to rest.
 const TURNS_MAX: u32 = 300_000;
 
+/// A message as its client sent it, or as it arrived.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The reverse path.
+    pub sender: String,
+    /// The recipients whose RCPT was answered with 250, in order.
+    pub recipients: Vec<String>,
+    /// What is behind our `Received:` line.
+    pub content: Vec<u8>,
+}
+
 /// What the actors of a run have seen.
 #[derive(Debug, Default)]
 pub struct Record {
     /// What must not happen, and did.
     pub violations: Vec<String>,
     /// Messages that a client heard 250 for, with what it sent; `None` for those that were to be thrown away.
-    pub accepted: BTreeMap<String, Option<Vec<u8>>>,
-    /// Messages at the next hops, with their content behind the `Received:` line.
-    pub arrived: BTreeMap<String, Vec<Vec<u8>>>,
+    pub accepted: BTreeMap<String, Option<Message>>,
+    /// Messages at the next hops.
+    pub arrived: BTreeMap<String, Vec<Message>>,
     /// Clients whose plan is at its end, one way or another.
     pub clients_done: usize,
     /// The gate was told to stop, so 421 is no surprise.
@@ -180,7 +193,9 @@ fn compare(record: &mut Record) {
         match (sent, arrived) {
             (None, []) => {}
             (Some(sent), [one]) if one == sent => {}
-            (Some(_), [_]) => violations.push(format!("message {id} was changed on its way")),
+            (Some(_), [_]) => violations.push(format!(
+                "message {id} was changed on its way, or has other recipients"
+            )),
             (Some(_), []) => violations.push(format!("message {id} is lost: its client heard 250")),
             (_, several) => {
                 violations.push(format!("message {id} arrived {} times", several.len()));
@@ -210,6 +225,7 @@ fn faults(rng: &mut fastrand::Rng) -> Faults {
         reset: often(rng, 3),
         buffers: if rng.bool() { 64 } else { rng.u16(1..=3) },
         buffer_size: if rng.bool() { 4096 } else { rng.u32(1..=64) },
+        batch: often(rng, 95),
         delay_max: Duration::from_millis(rng.u64(1..=2_000)),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use portcullis::driver::sim::{Fate, Peer};
 use portcullis_smtp::{EnhancedCode, Event, Reply, Session, Settings};
 
-use super::Shelf;
+use super::{Message, Shelf};
 
 /// How a next hop is today; probabilities in percent.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +59,8 @@ pub struct NextHop {
     begun: bool,
     stalled: bool,
     input: Vec<u8>,
+    sender: String,
+    recipients: Vec<String>,
     content: Vec<u8>,
     shelf: Shelf,
 }
@@ -79,6 +81,8 @@ impl NextHop {
             begun: false,
             stalled: false,
             input: Vec::new(),
+            sender: String::new(),
+            recipients: Vec::new(),
             content: Vec::new(),
             shelf,
         }
@@ -109,6 +113,12 @@ impl NextHop {
     fn step(&mut self, taken: &mut usize, input: &[u8], send: &mut Vec<u8>) -> Option<Fate> {
         let step = self.smtp.handle(&self.settings, &input[*taken..], send);
         *taken += step.consumed;
+        let path = match step.event {
+            Event::Mail(mail) => mail.path.map(|path| path.raw.to_owned()),
+            Event::Rcpt(rcpt) => Some(rcpt.path.raw.to_owned()),
+            _ => None,
+        };
+        let begins = matches!(step.event, Event::Mail(_));
         let refusal = match step.event {
             Event::NeedInput | Event::AwaitingAnswer => return Some(Fate::Stay),
             Event::Hello { extended, .. } => {
@@ -142,7 +152,15 @@ impl NextHop {
         }
         match refusal {
             Some(reply) => self.smtp.answer(&self.settings, reply, send),
-            None => self.smtp.accept(&self.settings, send),
+            None => {
+                self.smtp.accept(&self.settings, send);
+                if begins {
+                    self.recipients.clear();
+                    self.sender = path.unwrap_or_default();
+                } else {
+                    self.recipients.extend(path);
+                }
+            }
         }
         None
     }
@@ -154,6 +172,7 @@ impl NextHop {
             return None;
         }
         self.arrive(&content);
+        self.recipients.clear();
         if self.chance(self.mood.breaks_after_message) {
             return Some(Fate::Reset);
         }
@@ -180,7 +199,11 @@ impl NextHop {
             .arrived
             .entry(id)
             .or_default()
-            .push(content[begin..].to_vec());
+            .push(Message {
+                sender: self.sender.clone(),
+                recipients: self.recipients.clone(),
+                content: content[begin..].to_vec(),
+            });
     }
 
     fn violation(&self, what: String) {

@@ -89,6 +89,7 @@ impl<const HOSTILE: bool> World for Simulated<HOSTILE> {
             // Breaches of a connection's peace are not part of the contract's cases.
             stale: 0,
             reset: 0,
+            batch: often,
             buffers: shape.buffers,
             buffer_size: shape.buffer_size,
             delay_max: Duration::from_millis(if HOSTILE { 5 } else { 0 }),

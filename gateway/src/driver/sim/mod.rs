@@ -21,6 +21,9 @@ use super::{Buffer, Completion, Conn, Driver, Listener, Outcome};
 /// Linux's number for it; the simulation knows no operating system.
 const ECANCELED: i32 = 125;
 
+/// Completions after which a wait always returns.
+const BATCH_MAX: usize = 32;
+
 /// What a peer does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -58,6 +61,8 @@ pub struct Faults {
     pub stale: u8,
     /// The network breaks a connection, per piece of data delivered.
     pub reset: u8,
+    /// A wait goes on although something has completed, so that completions come together.
+    pub batch: u8,
     /// Receive buffers there are.
     pub buffers: u16,
     /// Octets in each.
@@ -217,7 +222,8 @@ impl Driver for SimDriver {
         } else {
             buffer.len()
         };
-        let at = world.now + world.delay();
+        // Nothing is sent in no time.
+        let at = world.now + world.delay().max(Duration::from_micros(1));
         let link = world
             .link(conn)
             .expect("send on a connection that is not there");
@@ -288,7 +294,8 @@ impl Driver for SimDriver {
     fn wait(&mut self, timeout: Duration, completions: &mut Vec<Completion>) -> io::Result<()> {
         let mut world = self.world.borrow_mut();
         let deadline = world.now + timeout;
-        while world.ready.is_empty() {
+        let batch = world.faults.batch;
+        while world.ready.is_empty() || (world.ready.len() < BATCH_MAX && world.chance(batch)) {
             match world.events.peek() {
                 Some(Reverse((at, _))) if *at <= deadline => {}
                 _ => break,
