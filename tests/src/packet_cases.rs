@@ -1,28 +1,5 @@
 //! Packet cases as data: `tests/packets/*.txt`, run on the host and through the program in the kernel.
-//!
-//! ```text
-//! ports    25 587                                            what is filtered, for the whole file
-//! unlisted pass                                              or drop
-//! list     drop spammers 192.0.2.0/24 2001:db8::/32          action, name, prefixes; as many lists as are wanted
-//!
-//! case     a SYN from a listed source                        what it is
-//! frame    eth | ipv4 src=192.0.2.66 | tcp dport=25          its layers
-//! verdict  drop spammers                                     other, pass, permit NAME, drop NAME, or drop unlisted
-//! ```
-//!
-//! | layer | words |
-//! |---|---|
-//! | `eth` | `type=` (hexadecimal; else from the next layer) |
-//! | `vlan` | `id=` |
-//! | `ipv4` | `src=`, `protocol=`, `options=` (octets), `ihl=` (words), `fragment=` (in units of 8), `more`, `df` |
-//! | `ipv6` | `src=`, `next=` |
-//! | `hop-by-hop`, `routing`, `destination` | `octets=` (8 unless told) |
-//! | `fragment` | `offset=` (in units of 8), `more` |
-//! | `tcp`, `udp` | `sport=`, `dport=` |
-//! | `hex` | octets in hexadecimal |
-//! | `cut` | cuts the frame to so many octets |
-//!
-//! A frame has at least the 14 octets of an Ethernet header: the kernel runs nothing shorter.
+//! The format is described in `tests/packets/README.md`.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -79,6 +56,9 @@ pub fn all() -> Result<Vec<File>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
         let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "txt") {
+            continue;
+        }
         let text = fs::read_to_string(&path)?;
         files.push(File::parse(path.clone(), &text).with_context(|| path.display().to_string())?);
     }

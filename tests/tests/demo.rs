@@ -13,7 +13,7 @@ use portcullis_tests::gate::{binary, portcullis};
 use portcullis_tests::{root, watch};
 use serde_json::Value;
 
-/// From the issue: under half a minute after the build.
+/// A show that takes longer loses its audience.
 const TIME_MAX: Duration = Duration::from_secs(30);
 
 /// What demo number `pid` would leave behind: namespaces, pins, files.

@@ -63,8 +63,8 @@ next_hop = ["discard"]
 
 /// Sessions that the simulated worker serves at a time.
 const SESSIONS_MAX: u32 = 12;
-/// A run that takes more batches than this does not come to rest.
-const TURNS_MAX: u32 = 300_000;
+/// A run that takes more batches than this does not come to rest. Large messages through buffers of a few octets take many.
+const TURNS_MAX: u32 = 5_000_000;
 
 /// A message as its client sent it, or as it arrived.
 #[derive(Debug, PartialEq, Eq)]
