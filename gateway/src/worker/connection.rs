@@ -156,7 +156,8 @@ impl Connection {
                 match ending {
                     Ending::Quiet => {}
                     Ending::Linger => driver.shutdown(conn, false),
-                    Ending::Now => driver.shutdown(conn, true),
+                    Ending::Now if self.has_in_flight() => driver.shutdown(conn, true),
+                    Ending::Now => {}
                 }
                 self.phase = Phase::Draining(ending);
                 self.held = false;
@@ -199,18 +200,19 @@ impl Connection {
         }
     }
 
+    /// Whether a completion of it is still to come.
+    fn has_in_flight(&self) -> bool {
+        let receiving = matches!(self.receive, Receive::Armed | Receive::Pausing);
+        receiving || self.sending || self.opening
+    }
+
     /// Closes a connection that was shut down, as soon as no completion of it is to come any more.
     fn settle_drain<D: Driver>(&mut self, ending: Ending, conn: Conn, driver: &mut D) {
         if ending == Ending::Linger {
             self.settle_receive(conn, driver);
         }
-        let receiving = match ending {
-            Ending::Linger => self.receive != Receive::Ended,
-            Ending::Quiet | Ending::Now => {
-                matches!(self.receive, Receive::Armed | Receive::Pausing)
-            }
-        };
-        if !receiving && !self.sending && !self.opening {
+        let peer_may_talk = ending == Ending::Linger && self.receive != Receive::Ended;
+        if !peer_may_talk && !self.has_in_flight() {
             self.phase = Phase::Closing;
             driver.close(conn);
         }
