@@ -121,6 +121,10 @@ impl Pool {
                 hop.open += 1;
                 return Lease::Connect(address);
             }
+            if let Some(conn) = hop.idle.pop() {
+                // A new one was asked for, but there is no room for any.
+                return Lease::Pooled(conn);
+            }
             hop.waiting.push_back(client);
             return Lease::Wait(address);
         }
@@ -329,6 +333,17 @@ mod tests {
         pool.lease(OTHER, [address(1)], &[], false, NOW);
         pool.stalled(address(1), NOW);
         assert_eq!(pool.closed(address(1), HOP, false, NOW), [CLIENT, OTHER]);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_fresh_connection_while_one_lies_idle() {
+        let mut pool = pool();
+        pool.lease(CLIENT, [address(1)], &[], false, NOW);
+        pool.released(address(1), HOP);
+        assert_eq!(
+            pool.lease(CLIENT, [address(1)], &[], true, NOW),
+            Lease::Pooled(HOP)
+        );
     }
 
     #[test]

@@ -179,6 +179,7 @@ impl Gate {
         if let Some(passage) = self.passage(conn)
             && passage.relay.lost() == Lost::Again
         {
+            passage.fresh = false;
             self.detach(conn);
         }
     }
