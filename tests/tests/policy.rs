@@ -1,5 +1,7 @@
 //! The policy cases of `tests/policy` against `explain`: the policy and the SMTP parser, without a connection.
 
+use std::path::Path;
+
 use anyhow::Result;
 use portcullis::config::{self, Config};
 use portcullis::policy::explain::{Outcome, Question, Stage, explain};
@@ -50,6 +52,47 @@ fn what_is_explained_is_what_the_commands_of_the_case_say() -> Result<()> {
             .collect();
         assert_eq!(said, case.commands()[..said.len()], "{}", case.place);
     }
+    Ok(())
+}
+
+#[test]
+fn recipients_that_need_another_next_hop_are_deferred_as_in_a_live_session() -> Result<()> {
+    let text = r#"
+[[listener]]
+address = "127.0.0.1:2525"
+service = "relay"
+[relay]
+networks = ["127.0.0.0/8"]
+[[route]]
+domains = ["a.example", "also-a.example"]
+next_hop = ["192.0.2.1:25"]
+[[route]]
+domains = ["same.example"]
+next_hop = ["192.0.2.1:25"]
+[[route]]
+domains = ["*"]
+next_hop = ["192.0.2.2:25"]
+"#;
+    let config = config::parse(Path::new("gate.toml"), text)?;
+    let recipients = [
+        "u@a.example",
+        "u@also-a.example",
+        "u@other.example",
+        "u@same.example",
+    ];
+    let question = Question {
+        client: "127.0.0.1".parse()?,
+        hello: None,
+        sender: None,
+        recipients: recipients.map(str::to_owned).to_vec(),
+    };
+    let stages = explain(&config, &question)?.stages;
+    let answers = stages.iter().filter(|stage| stage.stage == "rcpt");
+    let answers: Vec<_> = answers
+        .map(|stage| (stage.code, stage.rule.as_str()))
+        .collect();
+    let (taken, deferred) = ((Some(250), "local-network"), (Some(451), "other-next-hop"));
+    assert_eq!(answers, [taken, taken, deferred, taken]);
     Ok(())
 }
 

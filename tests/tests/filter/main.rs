@@ -89,6 +89,25 @@ fn detach_leaves_nothing_behind() -> anyhow::Result<()> {
 }
 
 #[test]
+fn an_owner_hears_that_its_filter_was_detached_and_changes_nobody_elses() -> anyhow::Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let mut owner = scene.attach(&scene.settings())?;
+    filter::detach(&scene.pin_path, &[])?;
+    assert!(matches!(
+        owner.update_lists(&lists()),
+        Err(Error::Detached { .. })
+    ));
+    let another = scene.attach(&scene.settings())?;
+    let settings = owner.update_settings(&scene.settings());
+    assert!(matches!(settings, Err(Error::Detached { .. })));
+    drop(another);
+    Ok(())
+}
+
+#[test]
 fn each_interface_counts_for_itself_and_all_share_the_lists() -> anyhow::Result<()> {
     if !root() {
         return Ok(());
