@@ -110,13 +110,14 @@ fn play(outside: &Namespace, gate: &Gate<'_>, case: &Case) -> Result<(u16, Strin
     Ok((reply.code, rule(&lines)))
 }
 
-/// The rule of the transaction, if there was one, else that of the session. What the SMTP session answers by itself is
-/// no decision of the policy's: the transaction, if one was begun, then ends by the client's leaving.
+/// The rule of the transaction, if there was one, else that of a session that was refused. What the SMTP session answers by
+/// itself is no decision of the policy's: the transaction, if one was begun, then ends by the client's leaving.
 fn rule(lines: &[Value]) -> String {
     let of = |target: &str| lines.iter().find(|line| line["target"] == target);
-    let line = of("transaction").or_else(|| of("session"));
+    let refused = || of("session").filter(|line| line["decision"] == "refused");
+    let line = of("transaction").or_else(refused);
     match line.and_then(|line| line["rule"].as_str()) {
-        None | Some("" | "client") => "protocol".to_owned(),
+        None | Some("client") => "protocol".to_owned(),
         Some(rule) => rule.to_owned(),
     }
 }
