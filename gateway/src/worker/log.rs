@@ -64,7 +64,7 @@ impl TransactionRecord<'_> {
             next_hop = %self.next_hop,
             bytes = self.octets,
             ms = self.time.as_millis() as u64,
-            reply = self.told.map(|told| tracing::field::display(&told.reply)),
+            reply = self.told.map(|told| told.reply.to_string()),
         );
         counters.transaction(outcome, rule, self.octets);
     }
