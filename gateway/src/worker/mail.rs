@@ -10,11 +10,10 @@ use portcullis_smtp::reply::Reply;
 use super::Gate;
 use super::connection::Role;
 use super::next_hop::Renew;
-use super::passage::{Passage, Told};
+use super::passage::{Passage, Told, rule_name};
 use super::session::Flow;
-use crate::config::Config;
 use crate::driver::Conn;
-use crate::policy::{self, Rule, Verdict};
+use crate::policy::{self, Verdict};
 use crate::relay::received::Received;
 use crate::relay::transaction::Answer;
 
@@ -35,7 +34,7 @@ impl Gate {
         let decision = policy.mail(&session.client, mail);
         let mut passage = Box::new(Passage::new(mail, id, now));
         if let Verdict::Refuse(reply) = &decision.verdict {
-            passage.refuse(name_of(&config, decision.rule), "", reply.clone());
+            passage.refuse(rule_name(&config, decision.rule), "", reply.clone());
         }
         session.passage = Some(passage);
         if !self.answer_decision(conn, decision) {
@@ -55,7 +54,7 @@ impl Gate {
         if decision.is_accept() {
             match config.route(&rcpt.path.mailbox) {
                 Ok(route) => {
-                    let rule = name_of(&config, decision.rule);
+                    let rule = rule_name(&config, decision.rule);
                     if !passage.direct(&config.routes[route].next_hops, rule) {
                         decision = policy::other_next_hop();
                     }
@@ -65,7 +64,7 @@ impl Gate {
         }
         match decision.verdict {
             Verdict::Refuse(reply) => {
-                let rule = name_of(&config, decision.rule);
+                let rule = rule_name(&config, decision.rule);
                 self.refuse_recipient(conn, rule, rcpt.path.raw, reply)
             }
             Verdict::Accept => {
@@ -134,11 +133,7 @@ impl Gate {
         let hop = passage.hop;
         if let Err((rule, reply)) = result {
             passage.congested = false;
-            passage.verdict = Some(Told {
-                rule: rule.into(),
-                reply,
-                recipient: String::new(),
-            });
+            passage.verdict = Some(Told::of_message(rule.into(), reply));
         }
         let lost = passage
             .relay
@@ -160,11 +155,7 @@ impl Gate {
     pub(super) fn fault(&mut self, conn: Conn, fault: Fault) {
         if let Some(passage) = self.passage(conn) {
             let (rule, reply) = (fault.rule().into(), fault.reply().clone());
-            passage.verdict = Some(Told {
-                rule,
-                reply,
-                recipient: String::new(),
-            });
+            passage.verdict = Some(Told::of_message(rule, reply));
             self.end_passage(conn);
         }
     }
@@ -273,11 +264,7 @@ impl Gate {
             } else {
                 passage.reached()
             };
-            passage.verdict = Some(Told {
-                rule,
-                reply,
-                recipient: String::new(),
-            });
+            passage.verdict = Some(Told::of_message(rule, reply));
         }
     }
 
@@ -320,8 +307,4 @@ impl Gate {
             session.passage = Some(passage);
         }
     }
-}
-
-fn name_of(config: &Config, rule: Rule) -> Cow<'static, str> {
-    Cow::Owned(config.policy.rule_name(rule).to_owned())
 }

@@ -16,8 +16,9 @@ use super::connection::Role;
 use super::counters::Outcome;
 use super::log::{Destination, TransactionRecord};
 use super::session::ClientSession;
-use crate::config::{Limits, NextHop};
+use crate::config::{Config, Limits, NextHop};
 use crate::driver::Conn;
+use crate::policy::Rule;
 use crate::relay::transaction::{Envelope, Transaction};
 
 /// Names a session or a transaction in the log and in the `Received:` line.
@@ -46,7 +47,21 @@ pub(super) struct Told {
     pub(super) recipient: String,
 }
 
+/// The stable name of a rule, kept beyond the configuration it comes from.
+pub(super) fn rule_name(config: &Config, rule: Rule) -> Cow<'static, str> {
+    Cow::Owned(config.policy.rule_name(rule).to_owned())
+}
+
 impl Told {
+    /// A word about the whole message, or the whole transaction.
+    pub(super) fn of_message(rule: Cow<'static, str>, reply: Reply<'static>) -> Self {
+        Self {
+            rule,
+            reply,
+            recipient: String::new(),
+        }
+    }
+
     /// How a transaction ends in which this is the last word.
     pub(super) fn outcome(&self) -> Outcome {
         if self.reply.is_positive() {

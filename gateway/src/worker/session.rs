@@ -13,10 +13,10 @@ use portcullis_smtp::server::{Event, Session, Step};
 use super::Gate;
 use super::connection::{Ending, Receive, Role};
 use super::log::SessionRecord;
-use super::passage::{Id, Passage, Told};
+use super::passage::{Id, Passage, Told, rule_name};
 use super::sources::Source;
 use crate::driver::Conn;
-use crate::policy::{self, Decision, Rule, Verdict};
+use crate::policy::{self, Decision, Verdict};
 
 /// One client's session.
 pub(super) struct ClientSession {
@@ -127,9 +127,9 @@ impl Gate {
         };
         let Decision { verdict, rule } = self.config.policy.connect(&session.client);
         if let Verdict::Refuse(reply) = verdict {
-            return Some((self.rule(rule), reply));
+            return Some((rule_name(&self.config, rule), reply));
         }
-        session.admitted = Cow::Owned(self.config.policy.rule_name(rule).to_owned());
+        session.admitted = rule_name(&self.config, rule);
         if self.draining {
             return Some(("stopping".into(), STOPPING));
         }
@@ -148,11 +148,6 @@ impl Gate {
             session.source = Some(source);
         }
         None
-    }
-
-    /// The name of a rule, for the log.
-    pub(super) fn rule(&self, rule: Rule) -> Cow<'static, str> {
-        Cow::Owned(self.config.policy.rule_name(rule).to_owned())
     }
 
     fn greet(&mut self, conn: Conn) {
@@ -379,11 +374,9 @@ impl Gate {
     /// Ends a session from our side, with a 421.
     pub(super) fn dismiss(&mut self, conn: Conn, reply: &Reply<'_>, rule: &'static str) {
         if let Some(passage) = self.passage(conn) {
-            passage.verdict.get_or_insert_with(|| Told {
-                rule: rule.into(),
-                reply: reply.clone().into_owned(),
-                recipient: String::new(),
-            });
+            passage
+                .verdict
+                .get_or_insert_with(|| Told::of_message(rule.into(), reply.clone().into_owned()));
         }
         reply.write(&mut self.table[conn].output);
         self.end_session(conn, Ending::Linger, Some(rule.into()));

@@ -33,7 +33,7 @@ use self::scene::Scene;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  sudo portcullis demo          everything: filter, flood, honest mail, abuse (about ten seconds)
+  sudo portcullis demo          everything: filter, flood, honest mail, abuse (a few seconds)
   portcullis demo               without root: no filter and no flood, the rest on the loopback
   sudo portcullis demo --json   the figures for a program
 
