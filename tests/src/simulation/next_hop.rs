@@ -111,6 +111,10 @@ impl NextHop {
 
     /// Takes the next event; `None` when there is nothing more to do for now.
     fn step(&mut self, taken: &mut usize, input: &[u8], send: &mut Vec<u8>) -> Option<Fate> {
+        let nested = self.smtp.in_transaction() && !self.smtp.is_receiving_content();
+        if nested && input[*taken..].starts_with(b"MAIL ") {
+            self.violation("the gate began a transaction within another".to_owned());
+        }
         let step = self.smtp.handle(&self.settings, &input[*taken..], send);
         *taken += step.consumed;
         let path = match step.event {
