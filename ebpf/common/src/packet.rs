@@ -56,6 +56,13 @@ impl Source {
     const FAMILY_IPV4: u32 = 4_u32.to_be();
     const FAMILY_IPV6: u32 = 6_u32.to_be();
 
+    /// Whether it is an IPv4 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_ipv4(&self) -> bool {
+        self.0[0] == Self::FAMILY_IPV4
+    }
+
     /// The key of an IPv4 address, given as the octets on the wire.
     #[inline(always)]
     #[must_use]
