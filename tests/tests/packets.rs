@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use portcullis::config::{self, FilterMode, Unlisted, XdpMode};
 use portcullis::filter::{self, Filter, Trial};
 use portcullis::policy::lists::{Compiled, ListAction};
-use portcullis_ebpf_common::layout::{Mode, Settings};
+use portcullis_ebpf_common::layout::{Measures, Mode, Settings};
 use portcullis_ebpf_common::{Action, Class, Lookup, Source, Verdict, judge};
 use portcullis_tests::packet_cases::{self, Expected, File};
 use portcullis_tests::root;
@@ -44,7 +44,14 @@ impl Lookup for Userspace<'_> {
 }
 
 fn judge_on_host(file: &File, frame: &[u8]) -> Verdict {
-    let settings = Settings::new(Mode::Enforce, file.drop_unlisted, &file.ports);
+    let settings = Settings::new(
+        Mode::Enforce,
+        Measures {
+            drop_unlisted: file.drop_unlisted,
+            ..Measures::default()
+        },
+        &file.ports,
+    );
     judge(frame, &settings, &Userspace(&file.lists))
 }
 

@@ -16,7 +16,7 @@
 
 /// Changes whenever the meaning of a map changes. It is part of the pin path, because a pinned map is taken over without
 /// a look at its shape.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Most ports that can be filtered.
 pub const PORTS_MAX: usize = 16;
@@ -27,6 +27,23 @@ pub const LISTS_MAX: usize = 256;
 pub const LIST_SLOTS: u32 = 512;
 /// Most interfaces that share a pin path.
 pub const INTERFACES_MAX: u32 = 64;
+/// Most recent verdicts.
+pub const VERDICTS_MAX: u32 = 65_536;
+/// Bytes of the note of a recent verdict.
+pub const VERDICT_NOTE_MAX: usize = 64;
+/// For so long after a verdict was given only the SYNs of its source are dropped, so that a session that is open can be
+/// told why and end in order; then everything is.
+pub const VERDICT_GRACE_NS: u64 = 10_000_000_000;
+/// Most local networks.
+pub const LOCAL_NETWORKS_MAX: u32 = 65_536;
+/// Rows of the SYN sketch.
+pub const SKETCH_ROWS: u32 = 4;
+/// Cells of a row of the SYN sketch, a power of two.
+pub const SKETCH_WIDTH: u32 = 65_536;
+/// Bytes of the ring buffer of events.
+pub const EVENTS_SIZE: u32 = 1 << 18;
+/// Events of one CPU in one second, at most.
+pub const EVENTS_PER_SECOND: u32 = 2_000;
 /// Bytes of a list's name.
 pub const LIST_NAME_MAX: usize = 64;
 /// Bytes of an interface's name (the kernel's `IFNAMSIZ`).
@@ -65,17 +82,42 @@ impl Mode {
 #[repr(C)]
 pub struct Settings {
     mode: u32,
-    drop_unlisted: u32,
+    flags: u32,
+    /// SYNs that one source may send in a second; 0: any number.
+    pub syn_budget: u32,
+    /// RSTs in a second, on all interfaces together; 0: none.
+    pub resets_per_second: u32,
     ports: [u16; PORTS_MAX],
 }
 
+/// What the program is to do beyond its lists: the flags of [`Settings`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measures {
+    /// Sources on no list are dropped.
+    pub drop_unlisted: bool,
+    /// SYNs for a listener of this host are answered with a cookie while its queue overflows.
+    pub syn_cookies: bool,
+    /// What a customer may not send is answered with a RST, as far as the rate allows; else it is dropped.
+    pub customer_resets: bool,
+}
+
 impl Settings {
-    /// Settings for these ports. Ports beyond [`PORTS_MAX`] are not taken: the caller refuses them before.
+    const DROP_UNLISTED: u32 = 1;
+    const SYN_COOKIES: u32 = 2;
+    const CUSTOMER_RESETS: u32 = 4;
+
+    /// Settings for these ports, with neither a budget nor RSTs. Ports beyond [`PORTS_MAX`] are not taken: the caller
+    /// refuses them before.
     #[must_use]
-    pub fn new(mode: Mode, drop_unlisted: bool, ports: &[u16]) -> Self {
+    pub fn new(mode: Mode, measures: Measures, ports: &[u16]) -> Self {
+        let flag = |set, flag| if set { flag } else { 0 };
         let mut settings = Self {
             mode: mode as u32,
-            drop_unlisted: drop_unlisted.into(),
+            flags: flag(measures.drop_unlisted, Self::DROP_UNLISTED)
+                | flag(measures.syn_cookies, Self::SYN_COOKIES)
+                | flag(measures.customer_resets, Self::CUSTOMER_RESETS),
+            syn_budget: 0,
+            resets_per_second: 0,
             ports: [0; PORTS_MAX],
         };
         for (slot, port) in settings.ports.iter_mut().zip(ports) {
@@ -99,7 +141,21 @@ impl Settings {
     #[inline(always)]
     #[must_use]
     pub fn drop_unlisted(&self) -> bool {
-        self.drop_unlisted != 0
+        self.flags & Self::DROP_UNLISTED != 0
+    }
+
+    /// Whether SYNs for a listener of this host may be answered with a cookie.
+    #[inline(always)]
+    #[must_use]
+    pub fn syn_cookies(&self) -> bool {
+        self.flags & Self::SYN_COOKIES != 0
+    }
+
+    /// Whether a customer is told by a RST what it may not send.
+    #[inline(always)]
+    #[must_use]
+    pub fn customer_resets(&self) -> bool {
+        self.flags & Self::CUSTOMER_RESETS != 0
     }
 
     /// The filtered ports.
@@ -123,27 +179,154 @@ impl Settings {
     }
 }
 
-/// An interface's counters on one CPU, indexed by [`InterfaceCounter`]: one cache line.
-pub type InterfaceCounters = [u64; 8];
+/// What is behind an interface, and so which packets are held back on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Role {
+    /// The outside: packets that come in are held against their source.
+    Edge = 0,
+    /// Customers: packets that go out pass only if their source or their destination is on a permit list.
+    Customer = 1,
+}
 
-/// What an interface counts; every packet counts once.
+/// Why a packet was dropped, or in [`Mode::Monitor`] would have been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Reason {
+    /// Its source is on a drop list.
+    Listed = 0,
+    /// Its source has a recent verdict.
+    Verdict = 1,
+    /// Its source is on no list, and such sources are dropped.
+    Unlisted = 2,
+    /// Its source has sent too many SYNs in this second.
+    SynBudget = 3,
+    /// It comes from a customer, and neither source nor destination is permitted.
+    Customer = 4,
+}
+
+impl Reason {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 5] = [
+        Self::Listed,
+        Self::Verdict,
+        Self::Unlisted,
+        Self::SynBudget,
+        Self::Customer,
+    ];
+
+    /// The reason's name in events, the status and the metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Listed => "listed",
+            Self::Verdict => "verdict",
+            Self::Unlisted => "unlisted",
+            Self::SynBudget => "syn-budget",
+            Self::Customer => "customer",
+        }
+    }
+}
+
+/// An interface's counters on one CPU, indexed by [`InterfaceCounter`]: two cache lines.
+pub type InterfaceCounters = [u64; 16];
+
+/// What an interface counts; every packet counts once, and those with a hidden port twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum InterfaceCounter {
     /// Not TCP to a filtered port.
     Other = 0,
-    /// On no list, and passed.
+    /// Nothing speaks against it, and passed.
     Passed = 1,
     /// On a permit list.
     Permitted = 2,
-    /// On a drop list, and dropped.
+    /// Dropped for [`Reason::Listed`].
     DroppedListed = 3,
-    /// On no list, and dropped for it.
-    DroppedUnlisted = 4,
-    /// On a drop list, and passed because of [`Mode::Monitor`].
-    MonitoredListed = 5,
-    /// On no list, to be dropped for it, and passed because of [`Mode::Monitor`].
-    MonitoredUnlisted = 6,
+    /// Dropped for [`Reason::Verdict`].
+    DroppedVerdict = 4,
+    /// Dropped for [`Reason::Unlisted`].
+    DroppedUnlisted = 5,
+    /// Dropped for [`Reason::SynBudget`].
+    DroppedSynBudget = 6,
+    /// Dropped for [`Reason::Customer`].
+    DroppedCustomer = 7,
+    /// Passed because of [`Mode::Monitor`]; as [`Reason::Listed`].
+    MonitoredListed = 8,
+    /// Passed because of [`Mode::Monitor`]; as [`Reason::Verdict`].
+    MonitoredVerdict = 9,
+    /// Passed because of [`Mode::Monitor`]; as [`Reason::Unlisted`].
+    MonitoredUnlisted = 10,
+    /// Passed because of [`Mode::Monitor`]; as [`Reason::SynBudget`].
+    MonitoredSynBudget = 11,
+    /// Passed because of [`Mode::Monitor`]; as [`Reason::Customer`].
+    MonitoredCustomer = 12,
+    /// From a customer, and answered with a RST: [`Reason::Customer`], politely.
+    ResetCustomer = 13,
+    /// A SYN that was answered with a cookie.
+    SynCookie = 14,
+    /// In addition to one of the others: TCP whose port cannot be read, so that it is held to be a filtered one.
+    Hidden = 15,
+}
+
+/// The key of a recent verdict.
+pub type VerdictKey = [u32; 3];
+
+/// Keeps the packets of a source out for a while: what the relay has learned, or an operator has said. Times are
+/// nanoseconds of CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct RecentVerdict {
+    /// From then on it means nothing.
+    pub expires_ns: u64,
+    /// When it was given, or renewed.
+    pub added_ns: u64,
+    /// The last packet that it had dropped; the program writes it.
+    pub last_ns: u64,
+    /// Packets that it had dropped; the program counts them.
+    pub packets: u64,
+    /// Who says so: a number that only userspace understands.
+    pub cause: u32,
+    /// Keeps what follows in place.
+    pub reserved: u32,
+    /// For people: the list that names the source, filled up with zeros.
+    pub note: [u8; VERDICT_NOTE_MAX],
+}
+
+/// A packet that was dropped, or in [`Mode::Monitor`] would have been, for somebody who watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// When, in nanoseconds of CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    /// Who sent it: a [`Source`](crate::Source).
+    pub source: [u32; 5],
+    /// The TCP port; 0 if it cannot be read.
+    pub port: u16,
+    /// 1 if it passed because of [`Mode::Monitor`].
+    pub monitored: u16,
+    /// The [`Reason`].
+    pub reason: u32,
+    /// The slot of the list, or [`NO_LIST`].
+    pub list_slot: u32,
+    /// The slot of the interface.
+    pub interface_slot: u32,
+    /// Keeps the size a multiple of eight.
+    pub reserved: u32,
+}
+
+/// In an [`Event`]: no list.
+pub const NO_LIST: u32 = u32::MAX;
+
+/// What is used up of a rate in one second: the second in the upper half, the number in the lower.
+pub type RateUse = u64;
+
+/// The rates that the program keeps in `RATES`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Rate {
+    /// RSTs to customers.
+    Resets = 0,
 }
 
 /// A list's counters on one CPU, indexed by [`ListCounter`].

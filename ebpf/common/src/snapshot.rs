@@ -293,7 +293,7 @@ const fn leading(word: u64, bits: u32) -> u64 {
     if bits == 0 {
         0
     } else {
-        word & u64::MAX << (64 - bits & 63)
+        word & u64::MAX << ((64 - bits) & 63)
     }
 }
 

@@ -192,7 +192,7 @@ impl Maps {
 
     /// Gives a slot back, with its counters at zero.
     pub(super) fn free_interface_slot(&mut self, slot: u32) -> Result<(), Error> {
-        let zeros = zeros([0; 8])?;
+        let zeros = zeros([0; 16])?;
         let result = self.interface_counters.set(slot, zeros, 0);
         result.map_err(kernel("clearing counters"))?;
         let free = InterfaceRecord {
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn records_have_no_padding_and_the_size_that_the_layout_says() {
-        assert_eq!(size_of::<layout::Settings>(), 4 + 4 + 2 * layout::PORTS_MAX);
+        assert_eq!(size_of::<layout::Settings>(), 4 * 4 + 2 * layout::PORTS_MAX);
         assert_eq!(size_of::<ListRecord>(), LIST_NAME_MAX + 4 + 4 + 8);
         assert_eq!(size_of::<InterfaceRecord>(), INTERFACE_NAME_MAX + 4 + 4);
     }

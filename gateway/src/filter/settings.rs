@@ -46,7 +46,11 @@ pub(super) fn in_kernel(settings: &Filter) -> layout::Settings {
         FilterMode::Monitor => layout::Mode::Monitor,
         FilterMode::Off => layout::Mode::Off,
     };
-    layout::Settings::new(mode, settings.unlisted == Unlisted::Drop, &settings.ports)
+    let measures = layout::Measures {
+        drop_unlisted: settings.unlisted == Unlisted::Drop,
+        ..layout::Measures::default()
+    };
+    layout::Settings::new(mode, measures, &settings.ports)
 }
 
 /// A role as it is written in the configuration.
