@@ -17,8 +17,8 @@ use super::{
     Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, list, relay, route,
     value,
 };
+use crate::lists::{Compiled, ListAction};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
-use crate::policy::lists::{Compiled, ListAction};
 use crate::policy::{Policy, Terms};
 
 /// Tables that are described but not built yet.

@@ -9,7 +9,8 @@ use toml::Spanned;
 
 use super::error::{Error, Position};
 use super::section::Section;
-use crate::policy::lists::{Cidr, Compiled, ListAction};
+use crate::lists::cidr::Cidr;
+use crate::lists::{Compiled, ListAction};
 
 /// The most lists that a configuration may have: each has its counters in the kernel.
 const LISTS_MAX: usize = 256;
@@ -38,6 +39,8 @@ pub(super) fn read_lists(sections: Vec<Section<'_, '_>>) -> Compiled {
         }
         s.finish(&["url", "refresh"]);
     }
+    // Too many were refused above.
+    lists.truncate(LISTS_MAX);
     Compiled::new(lists)
 }
 

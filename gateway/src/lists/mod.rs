@@ -3,7 +3,15 @@
 //! | file | subject |
 //! |---|---|
 //! | `entries.rs` | the prefixes of one list |
-//! | `format/` | how files are read |
+//! | `compiled.rs` | all lists together: what an address is listed as |
+//! | `build/` | how overlaps are settled and a snapshot is made |
+//! | `snapshot.rs` | a snapshot in memory, the kernel's or our own |
 
+mod build;
+pub mod cidr;
+mod compiled;
 pub mod entries;
-//pub mod format;
+pub mod snapshot;
+
+pub use self::compiled::{Compiled, List, ListAction, Listing};
+pub use self::snapshot::{Allocate, Memory, Snapshot};
