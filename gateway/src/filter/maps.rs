@@ -19,11 +19,18 @@ use super::pins::Pins;
 use crate::config::{Interface, Role, XdpMode};
 
 /// The maps that the program's object defines; the loader creates and pins them.
-pub(super) const PROGRAM_MAPS: [&str; 4] = [
+pub(super) const PROGRAM_MAPS: [&str; 11] = [
     "SETTINGS",
     "SNAPSHOT",
     "LIST_COUNTERS",
     "INTERFACE_COUNTERS",
+    "VERDICTS",
+    "LOCAL_NETWORKS",
+    "SYN_SKETCH",
+    "RATES",
+    "EVENTS",
+    "READER",
+    "EVENT_RATES",
 ];
 
 const LIST_RECORDS: &str = "LIST_RECORDS";
