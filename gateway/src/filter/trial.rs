@@ -12,7 +12,7 @@ use aya::programs::{TestRun, TestRunOptions};
 use aya::{Ebpf, Pod};
 use portcullis_ebpf_common::Source;
 use portcullis_ebpf_common::layout::{
-    Event, INTERFACE_SLOTS, INTERFACES_MAX, InterfaceCounters, RecentVerdict, Role, Settings,
+    self, Event, INTERFACE_SLOTS, INTERFACES_MAX, InterfaceCounters, RecentVerdict, Role, Settings,
     VerdictKey,
 };
 use portcullis_ebpf_common::packet::FAMILY_BITS;
@@ -115,8 +115,12 @@ impl Trial {
     /// [`Error::Kernel`].
     pub fn set_recent(&mut self, key: VerdictKey, verdict: RecentVerdict) -> Result<(), Error> {
         let mut verdicts: HashMap<_, VerdictKey, Value<RecentVerdict>> = self.map("VERDICTS")?;
+        let failed = "writing a recent verdict";
         let result = verdicts.insert(key, Value(verdict), 0);
-        result.map_err(kernel("writing a recent verdict"))
+        result.map_err(kernel(failed))?;
+        let mut hints: Array<_, u64> = self.map("VERDICT_HINTS")?;
+        let result = hints.set(layout::hint(&key), 1, 0);
+        result.map_err(kernel(failed))
     }
 
     /// The recent verdict under a key, with what the program has counted in it.
