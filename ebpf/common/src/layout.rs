@@ -6,6 +6,15 @@
 //! | `SNAPSHOT` | array of one inner array | userspace, mapped; swapped whole | all lists, as [`snapshot`](crate::snapshot) describes them |
 //! | `LIST_COUNTERS` | per-CPU array | the program | slot of a list -> [`ListCounters`] |
 //! | `INTERFACE_COUNTERS` | per-CPU array | the program | slot of an interface -> [`InterfaceCounters`] |
+//! | `VERDICTS` | hash | userspace; the program counts | source, or its /64 -> [`RecentVerdict`] |
+//! | `VERDICT_HINTS` | array | userspace | [`hint`] of a source -> not zero, if it may have a recent verdict |
+//! | `LOCAL_NETWORKS` | LPM trie | userspace | [`Source`](crate::Source) prefix -> any value |
+//! | `SYN_SKETCH` | array | the program | [`SketchLine`]s: SYNs of sources in this second |
+//! | `RATES` | array | the program | [`Rate`] -> [`RateUse`] |
+//! | `EVENTS` | ring buffer | the program | [`Event`]s, while somebody reads |
+//! | `READER` | array of one | who reads events | until when, in nanoseconds of CLOCK_MONOTONIC; 0: nobody reads |
+//! | `EVENT_RATES` | per-CPU array of one | the program | [`RateUse`] of its events |
+//! | `JUDGED` | per-CPU array of one | the program, for itself; not pinned | a packet on its way to what is rarely done with one |
 //! | `LIST_RECORDS` | array | userspace, for itself | what a list's slot means, in two banks |
 //! | `INTERFACE_RECORDS` | array | userspace, for itself | what an interface's slot means |
 //!
@@ -37,10 +46,10 @@ pub const VERDICT_NOTE_MAX: usize = 64;
 pub const VERDICT_GRACE_NS: u64 = 10_000_000_000;
 /// Most local networks.
 pub const LOCAL_NETWORKS_MAX: u32 = 65_536;
-/// Rows of the SYN sketch.
-pub const SKETCH_ROWS: u32 = 4;
-/// Cells of a row of the SYN sketch, a power of two.
-pub const SKETCH_WIDTH: u32 = 65_536;
+/// Hints of recent verdicts: where there is none under the hash of a source, no verdict needs to be looked for.
+pub const VERDICT_HINTS: u32 = 65_536;
+/// Lines of the SYN sketch, a power of two: 8 MiB.
+pub const SKETCH_LINES: u32 = 131_072;
 /// Bytes of the ring buffer of events.
 pub const EVENTS_SIZE: u32 = 1 << 18;
 /// Events of one CPU in one second, at most.
@@ -272,6 +281,14 @@ pub enum InterfaceCounter {
 /// The key of a recent verdict.
 pub type VerdictKey = [u32; 3];
 
+/// The number of the hint that belongs to a key. Whoever gives a verdict writes a number other than zero under it, behind the
+/// verdict; it may stay when the verdict goes.
+#[inline(always)]
+#[must_use]
+pub const fn hint(key: &VerdictKey) -> u32 {
+    (crate::budget::hash(key) >> 48) as u32 & (VERDICT_HINTS - 1)
+}
+
 /// Keeps the packets of a source out for a while: what the relay has learned, or an operator has said. Times are
 /// nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,6 +337,9 @@ pub const NO_LIST: u32 = u32::MAX;
 
 /// What is used up of a rate in one second: the second in the upper half, the number in the lower.
 pub type RateUse = u64;
+
+/// A line of the SYN sketch: one cache line of cells.
+pub type SketchLine = [RateUse; 8];
 
 /// The rates that the program keeps in `RATES`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,13 +2,13 @@
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::budget::{self, Cells};
-use portcullis_ebpf_common::layout::{RATES, Rate, RateUse, SKETCH_ROWS, SKETCH_WIDTH, VerdictKey};
+use portcullis_ebpf_common::budget;
+use portcullis_ebpf_common::layout::{RATES, Rate, RateUse, SKETCH_LINES, SketchLine, VerdictKey};
 
 use crate::verdicts::now_ns;
 
 #[btf_map]
-static SYN_SKETCH: Array<RateUse, { (SKETCH_ROWS * SKETCH_WIDTH) as usize }> = Array::new();
+static SYN_SKETCH: Array<SketchLine, { SKETCH_LINES as usize }> = Array::new();
 
 #[btf_map(name = "RATES")]
 static RATES_IN_USE: Array<RateUse, RATES> = Array::new();
@@ -21,27 +21,15 @@ pub(crate) fn second() -> u32 {
     (now_ns() / NS_PER_SECOND) as u32
 }
 
-struct Sketch;
-
-impl Cells for Sketch {
-    #[inline(always)]
-    fn read(&self, number: u32) -> RateUse {
-        SYN_SKETCH.get(number).copied().unwrap_or_default()
-    }
-
-    #[inline(always)]
-    fn write(&self, number: u32, cell: RateUse) {
-        if let Some(place) = SYN_SKETCH.get_ptr_mut(number) {
-            // SAFETY: the verifier has seen that the pointer is not null; a word is written whole.
-            unsafe { *place = cell };
-        }
-    }
-}
-
 /// Takes a SYN from the budget of a source; whether there was nothing left. Out of the way of what is not a SYN.
 #[inline(never)]
 pub(crate) fn exhausts(key: &VerdictKey, budget: u32) -> bool {
-    budget::exhausts(&Sketch, key, second(), budget)
+    let hash = budget::hash(key);
+    let Some(line) = SYN_SKETCH.get_ptr_mut(budget::line(hash)) else {
+        return false;
+    };
+    // SAFETY: the verifier has seen that the pointer is not null; a cell is read and written whole.
+    budget::exhausts(unsafe { &mut *line }, hash, second(), budget)
 }
 
 /// Takes one from a rate; whether there was one left.

@@ -19,12 +19,13 @@ use super::pins::Pins;
 use crate::config::{Interface, Role, XdpMode};
 
 /// The maps that the program's object defines; the loader creates and pins them.
-pub(super) const PROGRAM_MAPS: [&str; 11] = [
+pub(super) const PROGRAM_MAPS: [&str; 12] = [
     "SETTINGS",
     "SNAPSHOT",
     "LIST_COUNTERS",
     "INTERFACE_COUNTERS",
     "VERDICTS",
+    "VERDICT_HINTS",
     "LOCAL_NETWORKS",
     "SYN_SKETCH",
     "RATES",

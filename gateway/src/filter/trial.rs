@@ -12,7 +12,7 @@ use aya::programs::{TestRun, TestRunOptions};
 use aya::{Ebpf, Pod};
 use portcullis_ebpf_common::Source;
 use portcullis_ebpf_common::layout::{
-    Event, INTERFACE_SLOTS, INTERFACES_MAX, InterfaceCounters, RecentVerdict, Role, Settings,
+    self, Event, INTERFACE_SLOTS, INTERFACES_MAX, InterfaceCounters, RecentVerdict, Role, Settings,
     VerdictKey,
 };
 use portcullis_ebpf_common::packet::FAMILY_BITS;
@@ -115,8 +115,12 @@ impl Trial {
     /// [`Error::Kernel`].
     pub fn set_recent(&mut self, key: VerdictKey, verdict: RecentVerdict) -> Result<(), Error> {
         let mut verdicts: HashMap<_, VerdictKey, Value<RecentVerdict>> = self.map("VERDICTS")?;
+        let failed = "writing a recent verdict";
         let result = verdicts.insert(key, Value(verdict), 0);
-        result.map_err(kernel("writing a recent verdict"))
+        result.map_err(kernel(failed))?;
+        let mut hints: Array<_, u64> = self.map("VERDICT_HINTS")?;
+        let result = hints.set(layout::hint(&key), 1, 0);
+        result.map_err(kernel(failed))
     }
 
     /// The recent verdict under a key, with what the program has counted in it.
@@ -167,34 +171,31 @@ impl Trial {
         result.map_err(kernel("announcing a reader"))
     }
 
-    /// The events that are there, as they lie in memory. They are taken away.
+    /// The events that are there. They are taken away.
     ///
     /// # Errors
     /// [`Error::Kernel`].
-    pub fn events(&mut self) -> Result<Vec<[u8; size_of::<Event>()]>, Error> {
+    pub fn events(&mut self) -> Result<Vec<Event>, Error> {
         let data = self.data("EVENTS")?;
         let mut ring = RingBuf::try_from(data).map_err(kernel("opening the events"))?;
         let mut events = Vec::new();
         while let Some(item) = ring.next() {
-            events.extend(<[u8; size_of::<Event>()]>::try_from(&*item));
+            if item.len() == size_of::<Event>() {
+                // SAFETY: the length fits, any alignment will do, and every pattern of bits is an event.
+                events.push(unsafe { item.as_ptr().cast::<Event>().read_unaligned() });
+            }
         }
         Ok(events)
     }
 
-    /// Begins a rate or the budgets of SYNs anew, as if a second had passed.
+    /// Begins the rates anew, as if a second had passed.
     ///
     /// # Errors
     /// [`Error::Kernel`].
-    pub fn clear_budgets(&mut self) -> Result<(), Error> {
-        for name in ["SYN_SKETCH", "RATES"] {
-            let mut cells: Array<_, u64> = self.map(name)?;
-            for cell in 0..cells.len() {
-                let old = cells.get(&cell, 0).map_err(kernel("reading a budget"))?;
-                if old != 0 {
-                    let result = cells.set(cell, 0, 0);
-                    result.map_err(kernel("clearing a budget"))?;
-                }
-            }
+    pub fn clear_rates(&mut self) -> Result<(), Error> {
+        let mut cells: Array<_, u64> = self.map("RATES")?;
+        for cell in 0..cells.len() {
+            cells.set(cell, 0, 0).map_err(kernel("clearing a rate"))?;
         }
         Ok(())
     }
