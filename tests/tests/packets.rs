@@ -16,11 +16,12 @@ use nix::time::{ClockId, clock_gettime};
 use portcullis::config::{self, FilterMode, Unlisted, XdpMode};
 use portcullis::filter::{self, Filter, Outcome, Trial};
 use portcullis_ebpf_common::layout::{
-    InterfaceCounter, InterfaceCounters, Mode, NO_LIST, RecentVerdict, Role, VERDICT_NOTE_MAX,
+    InterfaceCounter, InterfaceCounters, Mode, NO_LIST, RecentVerdict, Role, Settings,
+    VERDICT_NOTE_MAX,
 };
 use portcullis_ebpf_common::{Verdict, packet, reply};
 use portcullis_tests::packet_cases::{
-    self, Case, Expected, File, FirstBuffer, judge_on_host, source, tagged,
+    self, Case, Circumstances, Expected, File, FirstBuffer, judge_on_host, source, tagged,
 };
 use portcullis_tests::root;
 
@@ -29,6 +30,8 @@ struct InKernel {
     filter: Filter,
     edge: Trial,
     customer: Trial,
+    /// A change of settings waits until no packet sees the old ones any more, and most cases change nothing.
+    settings: Option<Settings>,
     pin_path: PathBuf,
 }
 
@@ -71,6 +74,7 @@ impl InKernel {
             customer: filter.trial_as(Role::Customer)?,
             filter,
             edge,
+            settings: None,
             pin_path,
         })
     }
@@ -80,6 +84,16 @@ impl InKernel {
             Role::Edge => &mut self.edge,
             Role::Customer => &mut self.customer,
         }
+    }
+
+    /// The trial for a case, with its settings in force.
+    fn under(&mut self, file: &File, circumstances: Circumstances) -> Result<&mut Trial> {
+        let settings = circumstances.settings(&file.ports);
+        if self.settings != Some(settings) {
+            self.edge.set_settings(settings)?;
+            self.settings = Some(settings);
+        }
+        Ok(self.trial(circumstances.role))
     }
 
     /// Packets that each list dropped, permitted and would have dropped.
@@ -212,8 +226,7 @@ fn in_kernel(
 ) -> Result<()> {
     let verdict = on_host(file, case, frame, what);
     let circumstances = case.circumstances;
-    let trial = kernel.trial(circumstances.role);
-    trial.set_settings(circumstances.settings(&file.ports))?;
+    let trial = kernel.under(file, circumstances)?;
     trial.clear_rates()?;
     if case.before > 0 {
         // All in one second, which is the kernel's.
@@ -340,8 +353,7 @@ fn monitoring_drops_no_packet_whatever_it_is() -> Result<()> {
         for case in &file.cases {
             let mut circumstances = case.circumstances;
             circumstances.mode = Mode::Monitor;
-            let trial = kernel.trial(circumstances.role);
-            trial.set_settings(circumstances.settings(&file.ports))?;
+            let trial = kernel.under(&file, circumstances)?;
             let outcome = trial.run(&case.frame, 1)?;
             assert!(!outcome.dropped, "{}", case.name);
             assert_eq!(outcome.sent, None, "{}", case.name);
@@ -368,8 +380,7 @@ fn host_and_kernel_agree_on_frames_that_nobody_wrote() -> Result<()> {
             limit.into_iter().for_each(|limit| *limit = u32::MAX);
         }
         for case in &file.cases {
-            let trial = kernel.trial(case.circumstances.role);
-            trial.set_settings(case.circumstances.settings(&file.ports))?;
+            let trial = kernel.under(&file, case.circumstances)?;
             for _ in 0..100 {
                 let mut frame = tagged(&case.frame, random.usize(..3));
                 for _ in 0..random.usize(..4) {

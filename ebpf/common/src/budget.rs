@@ -66,7 +66,7 @@ pub fn exhausts(line: &mut SketchLine, hash: u64, second: u32, budget: u32) -> b
     // Only the lowest are raised: the others count somebody else, too.
     for pair in 0..4 {
         if used(line[place(pair)], second) <= lowest {
-            line[place(pair)] = (second as u64) << 32 | (lowest + 1) as u64;
+            line[place(pair)] = u64::from(second) << 32 | u64::from(lowest + 1);
         }
     }
     false
