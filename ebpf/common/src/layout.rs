@@ -329,6 +329,9 @@ pub enum Rate {
     Resets = 0,
 }
 
+/// How many rates there are.
+pub const RATES: usize = 1;
+
 /// A list's counters on one CPU, indexed by [`ListCounter`].
 pub type ListCounters = [u64; 2];
 

@@ -7,6 +7,10 @@
 #![no_std]
 #![no_main]
 
+mod budget;
+mod events;
+mod verdicts;
+
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -20,7 +24,8 @@ use portcullis_ebpf_common::layout::{
 use portcullis_ebpf_common::packet::SOURCE_BITS;
 use portcullis_ebpf_common::{Class, Lookup, Packet, Source, Verdict, judge};
 
-/// The slot of the interface that this instance is attached to; set before it is loaded.
+/// The slot of the interface that this instance is attached to in the lower half, its
+/// [`Role`](portcullis_ebpf_common::layout::Role) in the upper; set before it is loaded.
 ///
 /// Its value here is one that no other constant has: LLVM puts equal constants into one place, and what is set before
 /// loading would be set for both. With 0, the key of `SETTINGS` became the slot, too.
@@ -40,9 +45,20 @@ static LIST_COUNTERS: PerCpuArray<ListCounters, { LIST_SLOTS as usize }> = PerCp
 static INTERFACE_COUNTERS: PerCpuArray<InterfaceCounters, { INTERFACES_MAX as usize }> =
     PerCpuArray::new();
 
-/// Drops or passes one frame.
-#[xdp]
+/// Drops or passes one frame, which may lie in several buffers: devices with jumbo frames want that of a program.
+#[xdp(frags)]
 pub fn portcullis(context: XdpContext) -> u32 {
+    filter(context)
+}
+
+/// The same for kernels before 5.18, which know nothing of several buffers.
+#[xdp]
+pub fn portcullis_linear(context: XdpContext) -> u32 {
+    filter(context)
+}
+
+#[inline(always)]
+fn filter(context: XdpContext) -> u32 {
     // A variable, and so on the stack, for the same reason as with `INTERFACE`.
     let first = 0;
     let Some(settings) = SETTINGS.get_value(0, &first) else {
@@ -67,7 +83,7 @@ pub fn portcullis(context: XdpContext) -> u32 {
 
 #[inline(always)]
 fn count(verdict: Verdict, mode: Mode) {
-    if let Some(counters) = INTERFACE_COUNTERS.get_ptr_mut(INTERFACE.load()) {
+    if let Some(counters) = INTERFACE_COUNTERS.get_ptr_mut(INTERFACE.load() & 0xffff) {
         // SAFETY: the verifier has seen that the pointer is not null, and the counters are those of this CPU.
         let counters = unsafe { &mut *counters };
         increment_interface(counters, verdict.interface_counter(mode));

@@ -18,8 +18,19 @@ use super::settings::role_in_kernel;
 use crate::config::{Interface, Role, XdpMode};
 
 /// The maps that the program's object defines; the loader creates and pins them.
-pub(super) const PROGRAM_MAPS: [&str; 4] =
-    ["SETTINGS", "LISTS", "LIST_COUNTERS", "INTERFACE_COUNTERS"];
+pub(super) const PROGRAM_MAPS: [&str; 11] = [
+    "SETTINGS",
+    "LISTS",
+    "LIST_COUNTERS",
+    "INTERFACE_COUNTERS",
+    "VERDICTS",
+    "LOCAL_NETWORKS",
+    "SYN_SKETCH",
+    "RATES",
+    "EVENTS",
+    "READER",
+    "EVENT_RATES",
+];
 
 const LIST_RECORDS: &str = "LIST_RECORDS";
 const INTERFACE_RECORDS: &str = "INTERFACE_RECORDS";
