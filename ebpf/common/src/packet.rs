@@ -4,6 +4,8 @@
 //! a later fragment, more extension headers than [`EXTENSION_HEADERS_MAX`]) is `None`, and passes: the filter must never
 //! be the reason why something that is not mail does not arrive, and the relay behind it judges again.
 
+use crate::layout::VerdictKey;
+
 /// Extension headers (hop-by-hop, routing, destination options, fragment) that are looked past.
 pub const EXTENSION_HEADERS_MAX: usize = 4;
 
@@ -82,6 +84,15 @@ impl Source {
             u32::from_ne_bytes([i, j, k, l]),
             u32::from_ne_bytes([m, n, o, p]),
         ])
+    }
+
+    /// The key under which its recent verdict is kept and its SYNs are counted: the address, or of IPv6 the /64, which is
+    /// what one host may choose its addresses from.
+    #[inline(always)]
+    #[must_use]
+    pub const fn key(&self) -> VerdictKey {
+        // The second word of an IPv4 address is zero.
+        [self.0[0], self.0[1], self.0[2]]
     }
 }
 

@@ -30,6 +30,7 @@ pub use filter::{
 pub use limits::{Limits, LineLength};
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
+pub use value::{duration, write_duration};
 
 use document::Document;
 use portcullis_smtp::path::Mailbox;
