@@ -1,7 +1,10 @@
 //! The filter on real interfaces, in namespaces: who comes through, what is counted, what is left behind.
 
+mod customer;
 mod owners;
 mod scene;
+mod seen;
+mod verdicts;
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};

@@ -78,6 +78,12 @@ impl Scene {
             .expect("a status")
     }
 
+    /// The connection that came first to port 25 over IPv4.
+    pub(crate) fn accept(&self) -> io::Result<TcpStream> {
+        let (stream, _) = self.listeners[0].accept()?;
+        Ok(stream)
+    }
+
     /// Whether a client with this address comes through to this port of the gate.
     pub(crate) fn reaches(&self, source: &str, port: u16) -> bool {
         self.outside
