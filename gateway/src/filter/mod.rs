@@ -24,6 +24,7 @@ mod status;
 mod top;
 mod trial;
 mod verdicts;
+mod verifier;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -52,6 +53,7 @@ pub use self::trial::{Outcome, Trial};
 pub use self::verdicts::{
     Cause, Exemption, Given, NewVerdict, VerdictCounts, VerdictStatus, Verdicts,
 };
+pub use self::verifier::VerifierLog;
 
 /// The filter in the kernel, held by this process. Dropping it leaves the filter in place.
 pub struct Filter {
