@@ -356,6 +356,7 @@ mod tests {
             role: "edge",
             xdp_mode: "driver",
             attached: true,
+            present: true,
             passed: 10,
             permitted: 1,
             other: 2,

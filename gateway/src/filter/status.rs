@@ -57,6 +57,8 @@ pub struct InterfaceStatus {
     pub xdp_mode: &'static str,
     /// Whether the program sits on it now, as seen from this network namespace.
     pub attached: bool,
+    /// Whether there is an interface of this name in this network namespace.
+    pub present: bool,
     /// To a filtered port, and let through.
     pub passed: u64,
     /// Those of them whose source a permit list names.
@@ -254,6 +256,7 @@ fn interface(
             None => taken.xdp_mode,
         }),
         attached: place.is_some(),
+        present: place.is_some() || links::index(&taken.interface.name).is_ok(),
         passed: count(InterfaceCounter::Passed) + permitted + monitored.total(),
         permitted,
         other: count(InterfaceCounter::Other),

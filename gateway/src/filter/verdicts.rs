@@ -38,12 +38,20 @@ use crate::policy::lists::{Compiled, ListAction};
 const BATCH: usize = VERDICTS_MAX as usize / 16;
 
 /// The recent verdicts of a filter in place. It can be used from several threads at once.
+///
+/// Whatever walks over all of them, as giving one does when there is no room, takes some tenth of a second with a full map: it is
+/// not for a thread that must not wait.
 pub struct Verdicts {
     maps: Mutex<Maps>,
+    /// To look at them while another thread changes them.
+    seen: Elements,
 }
 
+/// The map itself.
+struct Elements(HashMap<MapData, VerdictKey, Value<RecentVerdict>>);
+
 struct Maps {
-    verdicts: HashMap<MapData, VerdictKey, Value<RecentVerdict>>,
+    verdicts: Elements,
     counters: Array<MapData, u64>,
     local: LocalNetworks,
 }
@@ -174,12 +182,13 @@ impl Verdicts {
 
     pub(super) fn of(pins: &Pins) -> Result<Self, Error> {
         let maps = Maps {
-            verdicts: open(pins, "VERDICTS")?,
+            verdicts: Elements(open(pins, "VERDICTS")?),
             counters: open(pins, VERDICT_COUNTERS)?,
             local: LocalNetworks::open(pins)?,
         };
         Ok(Self {
             maps: Mutex::new(maps),
+            seen: Elements(open(pins, "VERDICTS")?),
         })
     }
 
@@ -204,7 +213,7 @@ impl Verdicts {
             return Ok(Given::Refused(exemption));
         }
         let key = verdict_key(new.address);
-        let before = maps.get(key)?;
+        let before = maps.verdicts.get(key)?;
         let now_ns = now_ns();
         let still = before.filter(|before| before.expires_ns > now_ns);
         let verdict = RecentVerdict {
@@ -217,12 +226,13 @@ impl Verdicts {
             reserved: 0,
             note: note(new.note),
         };
-        if let Err(error) = maps.insert(key, verdict) {
+        if let Err(error) = maps.verdicts.insert(key, verdict) {
             if os_error(&error) != Some(libc::E2BIG) {
                 return Err(kernel("writing a recent verdict")(error));
             }
             maps.make_room(now_ns)?;
-            maps.insert(key, verdict)
+            maps.verdicts
+                .insert(key, verdict)
                 .map_err(kernel("writing a recent verdict"))?;
         }
         let (given, counter) = match still {
@@ -239,7 +249,7 @@ impl Verdicts {
     /// [`Error::Kernel`] if a map cannot be written.
     pub fn remove(&self, address: IpAddr) -> Result<bool, Error> {
         let mut maps = self.maps();
-        let removed = maps.take(verdict_key(address))?;
+        let removed = maps.verdicts.take(verdict_key(address))?;
         if removed {
             maps.count(VerdictCounter::Removed, 1)?;
         }
@@ -292,7 +302,7 @@ impl Verdicts {
     /// [`Error::Kernel`] if a map cannot be read.
     pub fn list(&self) -> Result<Vec<VerdictStatus>, Error> {
         let now_ns = now_ns();
-        let mut verdicts = self.maps().all()?;
+        let mut verdicts = self.seen.all()?;
         verdicts.retain(|(_, verdict)| verdict.expires_ns > now_ns);
         verdicts.sort_unstable_by_key(|(key, verdict)| (u64::MAX - verdict.added_ns, *key));
         let seconds = |later: u64, earlier: u64| later.saturating_sub(earlier) / 1_000_000_000;
@@ -315,8 +325,8 @@ impl Verdicts {
     /// [`Error::Kernel`] if a map cannot be read.
     pub fn counts(&self) -> Result<VerdictCounts, Error> {
         let now_ns = now_ns();
+        let all = self.seen.all()?;
         let maps = self.maps();
-        let all = maps.all()?;
         let in_force = all
             .iter()
             .filter(|(_, verdict)| verdict.expires_ns > now_ns);
@@ -333,20 +343,19 @@ impl Verdicts {
     }
 }
 
-impl Maps {
+impl Elements {
     fn get(&self, key: VerdictKey) -> Result<Option<RecentVerdict>, Error> {
-        let value =
-            found(self.verdicts.get(&key, 0)).map_err(kernel("reading a recent verdict"))?;
+        let value = found(self.0.get(&key, 0)).map_err(kernel("reading a recent verdict"))?;
         Ok(value.map(|Value(verdict)| verdict))
     }
 
     fn insert(&mut self, key: VerdictKey, verdict: RecentVerdict) -> Result<(), MapError> {
-        self.verdicts.insert(key, Value(verdict), 0)
+        self.0.insert(key, Value(verdict), 0)
     }
 
     /// Removes an element; says whether it was there.
     fn take(&mut self, key: VerdictKey) -> Result<bool, Error> {
-        match self.verdicts.remove(&key) {
+        match self.0.remove(&key) {
             Ok(()) => Ok(true),
             Err(error) if os_error(&error) == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(kernel("removing a recent verdict")(error)),
@@ -357,7 +366,7 @@ impl Maps {
     /// from the first: hence the set, and the bound.
     fn all(&self) -> Result<Vec<(VerdictKey, RecentVerdict)>, Error> {
         let keys: BTreeSet<VerdictKey> = self
-            .verdicts
+            .0
             .keys()
             .take(2 * VERDICTS_MAX as usize)
             .collect::<Result<_, _>>()
@@ -369,7 +378,9 @@ impl Maps {
         }
         Ok(all)
     }
+}
 
+impl Maps {
     /// Removes those to which it applies, and counts them.
     fn remove_where(
         &mut self,
@@ -377,8 +388,8 @@ impl Maps {
         applies: impl Fn(VerdictKey, &RecentVerdict) -> bool,
     ) -> Result<u64, Error> {
         let mut removed = 0;
-        for (key, verdict) in self.all()? {
-            if applies(key, &verdict) && self.take(key)? {
+        for (key, verdict) in self.verdicts.all()? {
+            if applies(key, &verdict) && self.verdicts.take(key)? {
                 removed += 1;
             }
         }
@@ -387,7 +398,7 @@ impl Maps {
     }
 
     fn make_room(&mut self, now_ns: u64) -> Result<(), Error> {
-        let mut all = self.all()?;
+        let mut all = self.verdicts.all()?;
         all.sort_unstable_by_key(|(key, verdict)| (worth(verdict, now_ns), *key));
         let (mut expired, mut evicted) = (0, 0);
         for (key, verdict) in all {
@@ -395,7 +406,7 @@ impl Maps {
             if !is_over && expired + evicted >= BATCH as u64 {
                 break;
             }
-            if self.take(key)? {
+            if self.verdicts.take(key)? {
                 *(if is_over { &mut expired } else { &mut evicted }) += 1;
             }
         }

@@ -168,6 +168,12 @@ fn print_tables(look: &Look, out: &mut impl Write) -> io::Result<()> {
         status.unlisted
     )?;
     interfaces(look, out)?;
+    if status.interfaces.iter().any(|interface| !interface.present) {
+        writeln!(
+            out,
+            "not here: this network namespace has no interface of that name; look from within the filter's"
+        )?;
+    }
     reasons(look, "dropped", |interface| &interface.dropped, out)?;
     let monitors = |interface: &InterfaceStatus| interface.monitored.total() > 0;
     if status.mode == "monitor" || status.interfaces.iter().any(monitors) {
@@ -192,10 +198,10 @@ fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
         "other",
     ]);
     for interface in &look.status.interfaces {
-        let mode = if interface.attached {
-            interface.xdp_mode
-        } else {
-            "detached"
+        let mode = match interface {
+            interface if interface.attached => interface.xdp_mode,
+            interface if interface.present => "detached",
+            _ => "not here",
         };
         let count = |count: fn(&InterfaceStatus) -> u64| look.of_interface(interface, count);
         table.row([
@@ -334,6 +340,7 @@ mod tests {
                 role: "customer",
                 xdp_mode: "driver",
                 attached: true,
+                present: true,
                 passed: 1_000_000,
                 permitted: 2,
                 other: 3,
@@ -428,6 +435,19 @@ source      drops  reason  list           interface  last, s
         });
         assert!(text.contains("1000000 (+250/s)          2"), "{text}");
         assert!(text.contains("4 (+2/s)          0"), "{text}");
+    }
+
+    #[test]
+    fn an_interface_of_another_namespace_is_not_said_to_have_lost_its_filter() {
+        let mut status = status();
+        status.interfaces[0].attached = false;
+        assert!(printed(&Look::alone(status.clone())).contains("customer  detached"));
+        status.interfaces[0].present = false;
+        let text = printed(&Look::alone(status));
+        assert!(
+            text.contains("customer  not here") && !text.contains("detached"),
+            "{text}"
+        );
     }
 
     #[test]
