@@ -155,34 +155,28 @@ impl Trial {
         result.map_err(kernel("announcing a reader"))
     }
 
-    /// The events that are there, as they lie in memory. They are taken away.
+    /// The events that are there. They are taken away.
     ///
     /// # Errors
     /// [`Error::Kernel`].
-    pub fn events(&mut self) -> Result<Vec<[u8; size_of::<Event>()]>, Error> {
+    pub fn events(&mut self) -> Result<Vec<Event>, Error> {
         let data = self.data("EVENTS")?;
         let mut ring = RingBuf::try_from(data).map_err(kernel("opening the events"))?;
         let mut events = Vec::new();
         while let Some(item) = ring.next() {
-            events.extend(<[u8; size_of::<Event>()]>::try_from(&*item));
+            events.extend(Event::from_octets(&item));
         }
         Ok(events)
     }
 
-    /// Begins a rate or the budgets of SYNs anew, as if a second had passed.
+    /// Begins the rates anew, as if a second had passed.
     ///
     /// # Errors
     /// [`Error::Kernel`].
-    pub fn clear_budgets(&mut self) -> Result<(), Error> {
-        for name in ["SYN_SKETCH", "RATES"] {
-            let mut cells: Array<_, u64> = self.map(name)?;
-            for cell in 0..cells.len() {
-                let old = cells.get(&cell, 0).map_err(kernel("reading a budget"))?;
-                if old != 0 {
-                    let result = cells.set(cell, 0, 0);
-                    result.map_err(kernel("clearing a budget"))?;
-                }
-            }
+    pub fn clear_rates(&mut self) -> Result<(), Error> {
+        let mut cells: Array<_, u64> = self.map("RATES")?;
+        for cell in 0..cells.len() {
+            cells.set(cell, 0, 0).map_err(kernel("clearing a rate"))?;
         }
         Ok(())
     }

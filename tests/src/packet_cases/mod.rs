@@ -1,0 +1,318 @@
+//! Packet cases as data: `tests/packets/*.txt`, run on the host and through the program in the kernel.
+//! The format is described in `tests/packets/README.md`.
+
+mod host;
+mod layers;
+mod reply;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::{fs, mem};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use ipnet::IpNet;
+use portcullis::policy::lists::{Compiled, ListAction};
+use portcullis_ebpf_common::layout::{Measures, Mode, Role, Settings};
+
+pub use self::host::{FirstBuffer, HostMemory, Userspace, judge_on_host, source};
+pub use self::reply::Reply;
+
+/// One file of cases, and what is in force for all of them.
+pub struct File {
+    /// Where it was read.
+    pub path: PathBuf,
+    /// The filtered ports.
+    pub ports: Vec<u16>,
+    /// The lists.
+    pub lists: Compiled,
+    /// The recent verdicts.
+    pub recent: Vec<(IpAddr, Age)>,
+    /// The local networks.
+    pub local: Vec<IpNet>,
+    /// The cases.
+    pub cases: Vec<Case>,
+}
+
+/// How old a recent verdict is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    /// Just given: the sessions of its source may end.
+    Fresh,
+    /// In force.
+    Given,
+    /// Not in force any more.
+    Expired,
+}
+
+/// What is in force for a case, beside what is in force for all of its file.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances {
+    /// What is done with a verdict.
+    pub mode: Mode,
+    /// Where the frame comes in.
+    pub role: Role,
+    /// Whether a source on no list is dropped.
+    pub drop_unlisted: bool,
+    /// SYNs that a source may send in a second; 0: any number.
+    pub syn_budget: u32,
+    /// RSTs in a second, if customers are told by RSTs.
+    pub resets: Option<u32>,
+    /// Whether SYNs may be answered with cookies.
+    pub cookies: bool,
+}
+
+/// A frame, and what is to become of it.
+pub struct Case {
+    /// What it is, in words.
+    pub name: String,
+    /// Its octets.
+    pub frame: Vec<u8>,
+    /// Whether it is all the same with VLAN tags in it.
+    pub taggable: bool,
+    /// How often it has come already, in the same second.
+    pub before: u32,
+    /// What is in force.
+    pub circumstances: Circumstances,
+    /// The verdict, with the name of the list.
+    pub expected: Expected,
+    /// Whether its port is counted as hidden.
+    pub hidden: bool,
+    /// What is sent back.
+    pub reply: Option<Reply>,
+}
+
+/// What is to become of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// It is none of the filter's business.
+    Other,
+    /// Nothing speaks against its source.
+    Pass,
+    /// This list permits its source or its destination.
+    Permit(String),
+    /// This list has its source dropped.
+    Drop(String),
+    /// Its source has a recent verdict.
+    DropRecent,
+    /// Its source is on no list, and dropped for that.
+    DropUnlisted,
+    /// Its source has sent too many SYNs.
+    DropBudget,
+    /// A customer sent it.
+    DropCustomer,
+    /// A customer sent it and is told so.
+    Reset,
+    /// It is answered with a SYN cookie.
+    Cookie,
+}
+
+/// All files of cases.
+///
+/// # Errors
+/// A file that cannot be read or understood, with its line.
+pub fn all() -> Result<Vec<File>> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("packets");
+    let mut files = Vec::new();
+    for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "txt") {
+            continue;
+        }
+        let text = fs::read_to_string(&path)?;
+        files.push(File::parse(path.clone(), &text).with_context(|| path.display().to_string())?);
+    }
+    ensure!(
+        !files.is_empty(),
+        "no packet cases in {}",
+        directory.display()
+    );
+    Ok(files)
+}
+
+impl Circumstances {
+    /// The program's settings under them.
+    #[must_use]
+    pub fn settings(&self, ports: &[u16]) -> Settings {
+        let measures = Measures {
+            drop_unlisted: self.drop_unlisted,
+            syn_cookies: self.cookies,
+            customer_resets: self.resets.is_some(),
+        };
+        let mut settings = Settings::new(self.mode, measures, ports);
+        settings.syn_budget = self.syn_budget;
+        settings.resets_per_second = self.resets.unwrap_or_default();
+        settings
+    }
+}
+
+/// A case that is being read.
+#[derive(Default)]
+struct Begun {
+    name: String,
+    frame: Option<(Vec<u8>, bool)>,
+    before: u32,
+    reply: Option<Reply>,
+}
+
+impl File {
+    fn parse(path: PathBuf, text: &str) -> Result<Self> {
+        let mut file = Self {
+            path,
+            ports: Vec::new(),
+            lists: Compiled::new(Vec::new()),
+            recent: Vec::new(),
+            local: Vec::new(),
+            cases: Vec::new(),
+        };
+        let mut lists = Vec::new();
+        let mut begun = Begun::default();
+        let mut circumstances = Circumstances {
+            mode: Mode::Enforce,
+            role: Role::Edge,
+            drop_unlisted: false,
+            syn_budget: 0,
+            resets: None,
+            cookies: false,
+        };
+        for (number, line) in (1..).zip(text.lines()) {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            let (keyword, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+            let rest = rest.trim();
+            let mut line = || -> Result<()> {
+                match keyword {
+                    "" => {}
+                    "ports" => file.ports = each(rest)?,
+                    "list" => lists.push(list(rest)?),
+                    "recent" => file.recent.push(recent(rest)?),
+                    "local" => file.local.extend(each::<IpNet>(rest)?),
+                    "case" => rest.clone_into(&mut begun.name),
+                    "frame" => begun.frame = Some(layers::frame(rest)?),
+                    "before" => begun.before = rest.parse()?,
+                    "reply" => begun.reply = Some(Reply::parse(rest)),
+                    "verdict" => {
+                        let case = mem::take(&mut begun).done(rest, circumstances)?;
+                        file.cases.push(case);
+                    }
+                    _ => circumstances.change(keyword, rest)?,
+                }
+                Ok(())
+            };
+            line().with_context(|| format!("line {number}"))?;
+        }
+        file.lists = Compiled::new(lists);
+        Ok(file)
+    }
+}
+
+impl Begun {
+    fn done(self, verdict: &str, circumstances: Circumstances) -> Result<Case> {
+        let (frame, taggable) = self
+            .frame
+            .context("a verdict follows a case and its frame")?;
+        ensure!(!self.name.is_empty(), "a verdict follows a case");
+        let (verdict, hidden) = match verdict.strip_suffix(" hidden") {
+            Some(verdict) => (verdict, true),
+            None => (verdict, false),
+        };
+        let expected = expected(verdict)?;
+        ensure!(
+            self.reply.is_some() == matches!(expected, Expected::Reset | Expected::Cookie),
+            "what is answered has a reply, and nothing else"
+        );
+        Ok(Case {
+            name: self.name,
+            frame,
+            taggable,
+            before: self.before,
+            circumstances,
+            expected,
+            hidden,
+            reply: self.reply,
+        })
+    }
+}
+
+impl Circumstances {
+    fn change(&mut self, keyword: &str, value: &str) -> Result<()> {
+        match (keyword, value) {
+            ("mode", "enforce") => self.mode = Mode::Enforce,
+            ("mode", "monitor") => self.mode = Mode::Monitor,
+            ("mode", "off") => self.mode = Mode::Off,
+            ("role", "edge") => self.role = Role::Edge,
+            ("role", "customer") => self.role = Role::Customer,
+            ("unlisted", "pass") => self.drop_unlisted = false,
+            ("unlisted", "drop") => self.drop_unlisted = true,
+            ("cookies", "on") => self.cookies = true,
+            ("cookies", "off") => self.cookies = false,
+            ("budget", number) => self.syn_budget = number.parse()?,
+            ("refusal", "drop") => self.resets = None,
+            ("refusal", value) => {
+                let number = value.strip_prefix("reset").context("reset N, or drop")?;
+                self.resets = Some(number.trim().parse()?);
+            }
+            _ => bail!("nobody understands {keyword:?} {value:?}"),
+        }
+        Ok(())
+    }
+}
+
+fn each<T>(text: &str) -> Result<Vec<T>>
+where
+    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    let words = text.split_whitespace();
+    let values = words.map(|word| word.parse().with_context(|| word.to_owned()));
+    values.collect()
+}
+
+fn list(text: &str) -> Result<(String, ListAction, Vec<IpNet>)> {
+    let mut words = text.split_whitespace();
+    let action = match words.next() {
+        Some("drop") => ListAction::Drop,
+        Some("permit") => ListAction::Permit,
+        other => bail!("{other:?} is no action"),
+    };
+    let name = words.next().context("the list has no name")?.to_owned();
+    Ok((name, action, each(&words.collect::<Vec<_>>().join(" "))?))
+}
+
+fn recent(text: &str) -> Result<(IpAddr, Age)> {
+    let (address, age) = text
+        .split_once(char::is_whitespace)
+        .context("an address and an age")?;
+    let age = match age.trim() {
+        "fresh" => Age::Fresh,
+        "given" => Age::Given,
+        "expired" => Age::Expired,
+        other => bail!("{other:?} is no age"),
+    };
+    Ok((address.parse()?, age))
+}
+
+fn expected(text: &str) -> Result<Expected> {
+    Ok(match text.split_once(char::is_whitespace) {
+        None if text == "other" => Expected::Other,
+        None if text == "pass" => Expected::Pass,
+        None if text == "reset" => Expected::Reset,
+        None if text == "cookie" => Expected::Cookie,
+        Some(("permit", list)) => Expected::Permit(list.to_owned()),
+        Some(("drop", "recent")) => Expected::DropRecent,
+        Some(("drop", "unlisted")) => Expected::DropUnlisted,
+        Some(("drop", "budget")) => Expected::DropBudget,
+        Some(("drop", "customer")) => Expected::DropCustomer,
+        Some(("drop", list)) => Expected::Drop(list.to_owned()),
+        _ => return Err(anyhow!("{text:?} is no verdict")),
+    })
+}
+
+/// A frame with so many VLAN tags behind its addresses, the outer one a provider's.
+#[must_use]
+pub fn tagged(frame: &[u8], tags: usize) -> Vec<u8> {
+    let mut octets = frame[..12].to_vec();
+    for tag in (1..=tags).rev() {
+        octets.extend(if tag == 2 { [0x88, 0xa8] } else { [0x81, 0x00] });
+        octets.extend([0, tag as u8]);
+    }
+    octets.extend(&frame[12..]);
+    octets
+}
