@@ -189,6 +189,7 @@ format = "json"
             ("\"/tmp\"", "\"/var\"", "state_dir"),
             ("\"json\"", "\"text\"", "log.format"),
             ("eth0", "eth1", "filter.interfaces"),
+            ("\"edge\"", "\"customer\"", "filter.interfaces"),
             (
                 "[[listener]]",
                 "xdp_mode = \"generic\"\n[[listener]]",
@@ -242,6 +243,10 @@ format = "json"
             (
                 "[[listener]]",
                 "mode = \"monitor\"\nports = [25, 26]\n[[listener]]",
+            ),
+            (
+                "[[listener]]",
+                "syn_budget = 9\nsyn_cookies = false\ncustomer_refusal = \"drop\"\nresets_per_second = 9\n[[listener]]",
             ),
             ("format = \"json\"", "format = \"json\"\nlevel = \"debug\""),
         ] {

@@ -15,7 +15,7 @@ use super::names::Names;
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
 use super::user::User;
-use super::{Control, Error, HeldFilter, admin, log, names, notify};
+use super::{Control, Error, HeldFilter, admin, dropped, log, names, notify};
 use crate::config::{Config, FilterMode};
 use crate::filter::{self, Filter};
 use crate::worker::{Life, Shared};
@@ -87,7 +87,7 @@ fn warn_unless_readable(config: &Config) {
 
 async fn live(
     mut config: Config,
-    held: Held,
+    mut held: Held,
     signals: Signals,
     log_level: log::Level,
 ) -> Result<(), Error> {
@@ -97,6 +97,8 @@ async fn live(
     let names = Names::default();
     names.look_up(&config.routes).await;
     names.fill(&mut config.routes);
+    let events = held.filter.as_mut().and_then(Filter::take_events);
+    let verdicts = held.filter.as_ref().map(Filter::verdicts);
     let shared = Arc::new(Shared::new(Arc::new(config)));
     let (workers, ends) = start::run(held.workers, &shared)?;
     let control = Arc::new(Control {
@@ -110,6 +112,12 @@ async fn live(
     });
     if let Some(listener) = admin {
         tokio::spawn(admin::serve(Arc::clone(&control), listener));
+        if let Some(events) = events {
+            tokio::spawn(dropped::count_sources(events));
+        }
+    }
+    if let Some(verdicts) = verdicts {
+        tokio::spawn(dropped::sweep_verdicts(verdicts));
     }
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
