@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::connection::{Connection, Ending, Receive, Role, Table};
 use super::counters::Counters;
+use super::dnsbl::Inbox;
 use super::passage::Id;
 use super::wheel::Wheel;
 use super::{Shared, session};
@@ -52,6 +53,7 @@ pub(super) struct Gate {
     pub(super) settings: portcullis_smtp::server::Settings,
     pub(super) shared: Arc<Shared>,
     pub(super) counters: Arc<Counters>,
+    pub(super) inbox: Arc<Inbox>,
     /// The moment of the present batch.
     pub(super) now: Duration,
     pub(super) clock: Clock,
