@@ -8,12 +8,14 @@
 //! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what is held before it serves; who it is while it serves |
 //! | `reload.rs`, `changes.rs` | SIGHUP; what a new configuration changes and what it cannot |
 //! | `names.rs` | next hops that are given by name |
+//! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
 //! | `admin.rs`, `state.rs`, `metrics.rs` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
 //! | `doctor.rs`, `doctor/` | is this machine able to run it? |
 
 mod admin;
 mod changes;
+pub mod dnsbl;
 pub mod doctor;
 mod error;
 pub mod interrupt;
@@ -44,6 +46,7 @@ struct Control {
     workers: Vec<RunningWorker>,
     filter: Option<HeldFilter>,
     names: Names,
+    dnsbl: Arc<dnsbl::Counts>,
     reloads: Reloads,
     log_level: log::Level,
     since: Instant,

@@ -15,7 +15,7 @@ use super::names::Names;
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
 use super::user::User;
-use super::{Control, Error, HeldFilter, admin, log, names, notify};
+use super::{Control, Error, HeldFilter, admin, dnsbl, log, names, notify};
 use crate::config::{Config, FilterMode};
 use crate::filter::{self, Filter};
 use crate::worker::{Life, Shared};
@@ -97,13 +97,16 @@ async fn live(
     let names = Names::default();
     names.look_up(&config.routes).await;
     names.fill(&mut config.routes);
-    let shared = Arc::new(Shared::new(Arc::new(config)));
+    let counts = Arc::new(dnsbl::Counts::default());
+    let (lookups, requests) = dnsbl::requests(&counts);
+    let shared = Arc::new(Shared::new(Arc::new(config)).with_lookups(lookups));
     let (workers, ends) = start::run(held.workers, &shared)?;
     let control = Arc::new(Control {
         shared,
         workers,
         filter: held.filter.map(HeldFilter::new),
         names,
+        dnsbl: counts,
         reloads: Reloads::default(),
         log_level,
         since: Instant::now(),
@@ -112,6 +115,7 @@ async fn live(
         tokio::spawn(admin::serve(Arc::clone(&control), listener));
     }
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
+    tokio::spawn(dnsbl::serve(Arc::clone(&control), requests));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
     announce(&control);
     watch(&control, ends, &mut stop).await
@@ -239,6 +243,7 @@ mod tests {
             workers: (0..ends.len()).map(worker).collect(),
             filter: None,
             names: Names::default(),
+            dnsbl: Arc::default(),
             reloads: Reloads::default(),
             log_level: log::Level::of_no_log(),
             since: Instant::now(),

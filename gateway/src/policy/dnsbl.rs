@@ -235,7 +235,8 @@ mod tests {
             ],
             reject_at: 2,
         };
-        let cases: [(&[&str], Option<(u16, &str)>); 7] = [
+        type Case = (&'static [&'static str], Option<(u16, &'static str)>);
+        let cases: [Case; 7] = [
             (&[], None),
             (&["one.example"], None),
             (&["two.example"], Some((1, "two.example"))),

@@ -23,8 +23,9 @@ use crate::relay::received;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Connections starved of a buffer that are armed again in one batch.
 const STARVED_PER_TURN: usize = 256;
-/// How long connections may take to close once everything is said, when the gate stops.
-const CLOSING_MAX: Duration = Duration::from_secs(4);
+/// How long connections may take to close once everything is said, when the gate stops: the three seconds of one that lingers, the
+/// second by which a deadline may be late, and a moment for the close itself.
+const CLOSING_MAX: Duration = Duration::from_secs(5);
 
 /// The time of day, and its form in a message, which is made at most once a second.
 #[derive(Default)]

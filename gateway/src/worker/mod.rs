@@ -191,11 +191,11 @@ impl<D: Driver> Worker<D> {
         self.driver.wait(self.gate.sleep(), &mut completions)?;
         self.gate
             .begin_turn(self.driver.now(), self.driver.unix_time());
+        self.gate.take_answers();
         for completion in completions.drain(..) {
             self.complete(completion);
         }
         self.completions = completions;
-        self.gate.take_answers();
         self.gate.expire();
         let goes_on = self.follow_life();
         self.gate.work_off();
