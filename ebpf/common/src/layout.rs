@@ -8,6 +8,8 @@
 //! | `INTERFACE_COUNTERS` | per-CPU array | the program | slot of an interface -> [`InterfaceCounters`] |
 //! | `LIST_RECORDS` | array | userspace, for itself | what a list's slot means, in two banks |
 //! | `INTERFACE_RECORDS` | array | userspace, for itself | what an interface's slot means |
+//! | `VERDICT_COUNTERS` | array | userspace, for itself | what became of recent verdicts: [`VerdictCounter`] |
+//! | `TOP_SOURCES` | array | whoever reads the events | who is dropped most: [`TopSource`], the first in front |
 //!
 //! Both address families are in one trie (the family is the first word of a key), so that one update of one element
 //! puts a generation of all lists in place. A trie also holds its own generation, under [`GENERATION_KEY`]; its parity
@@ -27,6 +29,8 @@ pub const LISTS_MAX: usize = 256;
 pub const LIST_SLOTS: u32 = 512;
 /// Most interfaces that share a pin path.
 pub const INTERFACES_MAX: u32 = 64;
+/// Slots for interfaces: the last is that of frames which come from none, but are run through the program to try it.
+pub const INTERFACE_SLOTS: u32 = INTERFACES_MAX + 1;
 /// Most recent verdicts.
 pub const VERDICTS_MAX: u32 = 65_536;
 /// Bytes of the note of a recent verdict.
@@ -279,7 +283,7 @@ pub type VerdictKey = [u32; 3];
 pub struct RecentVerdict {
     /// From then on it means nothing.
     pub expires_ns: u64,
-    /// When it was given, or renewed.
+    /// When it was given; a renewal does not move it.
     pub added_ns: u64,
     /// The last packet that it had dropped; the program writes it.
     pub last_ns: u64,
@@ -315,6 +319,31 @@ pub struct Event {
     pub reserved: u32,
 }
 
+impl Event {
+    /// An event from the ring buffer; `None` if it is none.
+    #[must_use]
+    pub fn from_octets(octets: &[u8]) -> Option<Self> {
+        let word = |index: usize| {
+            let four = octets.get(4 * index..)?.first_chunk()?;
+            Some(u32::from_ne_bytes(*four))
+        };
+        let half = |index: usize| {
+            let two = octets.get(2 * index..)?.first_chunk()?;
+            Some(u16::from_ne_bytes(*two))
+        };
+        Some(Self {
+            time_ns: u64::from_ne_bytes(*octets.first_chunk()?),
+            source: [word(2)?, word(3)?, word(4)?, word(5)?, word(6)?],
+            port: half(14)?,
+            monitored: half(15)?,
+            reason: word(8)?,
+            list_slot: word(9)?,
+            interface_slot: word(10)?,
+            reserved: word(11)?,
+        })
+    }
+}
+
 /// In an [`Event`]: no list.
 pub const NO_LIST: u32 = u32::MAX;
 
@@ -328,6 +357,9 @@ pub enum Rate {
     /// RSTs to customers.
     Resets = 0,
 }
+
+/// How many rates there are.
+pub const RATES: usize = 1;
 
 /// A list's counters on one CPU, indexed by [`ListCounter`].
 pub type ListCounters = [u64; 2];
@@ -366,4 +398,48 @@ pub struct InterfaceRecord {
     pub role: u32,
     /// 0: in the driver; 1: generic.
     pub xdp_mode: u32,
+}
+
+/// What userspace counts of recent verdicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum VerdictCounter {
+    /// Given to a source that had none.
+    Added = 0,
+    /// Given to a source that had one.
+    Renewed = 1,
+    /// Taken back.
+    Removed = 2,
+    /// Found to be past their time.
+    Expired = 3,
+    /// Given up for others, because there is no room for more.
+    Evicted = 4,
+    /// Not given: the source is permitted or local.
+    Refused = 5,
+}
+
+/// How many counters recent verdicts have.
+pub const VERDICT_COUNTERS: u32 = 6;
+
+/// Most sources in `TOP_SOURCES`.
+pub const TOP_SOURCES_MAX: u32 = 32;
+
+/// One of the sources that are dropped most, as events have told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct TopSource {
+    /// Nanoseconds of CLOCK_MONOTONIC when this was written; 0: nobody is here.
+    pub written_ns: u64,
+    /// The last event, in nanoseconds of CLOCK_MONOTONIC.
+    pub last_ns: u64,
+    /// Events, each of which counts for less the older it is.
+    pub events: u64,
+    /// The address, or the first one of the /64: a [`Source`](crate::Source).
+    pub source: [u32; 5],
+    /// The [`Reason`] of the last event.
+    pub reason: u32,
+    /// Its list's slot, or [`NO_LIST`].
+    pub list_slot: u32,
+    /// Its interface's slot.
+    pub interface_slot: u32,
 }

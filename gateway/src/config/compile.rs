@@ -14,7 +14,7 @@ use super::error::Error;
 use super::limits::Limits;
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, filter, relay,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, list, relay,
     route, value,
 };
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
@@ -47,8 +47,8 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     top.finish(&LATER);
 
     let listeners = read_listeners(listener_tables);
-    let filter = Filter::read(filter_table);
-    let lists = filter::read_lists(list_tables);
+    let mut filter = Filter::read(filter_table);
+    let lists = list::read_lists(list_tables);
     let (zones, dnsbl) = dnsbl::read(zone_tables, dnsbl_table);
     let (local, relay) = relay::read(&mut relay_table);
     let relay_span = relay_table.span.clone();
@@ -71,6 +71,9 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
         .map(SocketAddr::ip)
         .filter(|ip| !ip.is_unspecified())
         .map(|ip| ip.to_canonical());
+    if let Some(filter) = &mut filter {
+        filter.local_networks.clone_from(&local.networks);
+    }
     let monitored = filter
         .as_ref()
         .is_some_and(|filter| filter.mode == FilterMode::Monitor);

@@ -11,6 +11,7 @@ mod document;
 mod error;
 mod filter;
 mod limits;
+mod list;
 mod relay;
 mod route;
 mod section;
@@ -25,10 +26,13 @@ use std::sync::Arc;
 pub use dnsbl::DnsblPolicy;
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
-pub use filter::{Filter, FilterMode, Interface, PIN_PATH, Role, Unlisted, XdpMode};
+pub use filter::{
+    CustomerRefusal, Filter, FilterMode, Interface, PIN_PATH, Role, Unlisted, XdpMode,
+};
 pub use limits::{Limits, LineLength};
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
+pub use value::{duration, write_duration};
 
 use document::Document;
 use portcullis_smtp::path::Mailbox;

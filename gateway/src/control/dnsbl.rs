@@ -22,8 +22,9 @@ use self::asking::Asking;
 #[cfg(test)]
 pub(super) use self::counts::Zone;
 pub(super) use self::counts::{Counts, Dnsbl};
-use super::{Control, HeldFilter};
+use super::Control;
 use crate::config::{Config, FilterMode};
+use crate::filter::{Cause, NewVerdict, Verdicts};
 use crate::policy::dnsbl::{Answer, Finding};
 use crate::worker::dnsbl::{Lookups, Question, Refusal};
 
@@ -61,8 +62,12 @@ pub(super) fn requests(counts: &Arc<Counts>) -> (Arc<dyn Lookups>, Receiver<Requ
     (Arc::new(Requests(to, Arc::clone(counts))), from)
 }
 
-/// Answers the workers for as long as the gate lives.
-pub(super) async fn serve(control: Arc<Control>, mut requests: Receiver<Request>) {
+/// Answers the workers for as long as the gate lives. `verdicts` are those of the filter, if there is one.
+pub(super) async fn serve(
+    control: Arc<Control>,
+    mut requests: Receiver<Request>,
+    verdicts: Option<Arc<Verdicts>>,
+) {
     let mut desk = Desk {
         control,
         asking: None,
@@ -74,7 +79,9 @@ pub(super) async fn serve(control: Arc<Control>, mut requests: Receiver<Request>
         tokio::select! {
             request = requests.recv() => match request {
                 Some(Request::Ask(question)) => desk.ask(question),
-                Some(Request::Refused(refusal)) => learn(&desk.control, refusal),
+                Some(Request::Refused(refusal)) => if let Some(verdicts) = &verdicts {
+                    learn(&desk.control, verdicts, refusal);
+                },
                 None => return,
             },
             Some(done) = desk.running.join_next_with_id() => desk.done(done),
@@ -154,36 +161,39 @@ fn worth_telling(mut findings: Vec<Finding>) -> Option<Arc<[Finding]>> {
 }
 
 /// Has the filter drop a source that was refused, unless it must not.
-fn learn(control: &Arc<Control>, refusal: Refusal) {
+fn learn(control: &Control, verdicts: &Arc<Verdicts>, refusal: Refusal) {
     let config = control.shared.config.load_full();
     let enforces = config
         .filter
         .as_ref()
         .is_some_and(|filter| filter.mode == FilterMode::Enforce);
     let client = config.policy.client(refusal.client);
-    if control.filter.is_none()
-        || !enforces
-        || config.dnsbl.drop_for.is_zero()
-        || !config.policy.asks_about(&client)
-    {
+    let may_be_dropped = config.policy.asks_about(&client);
+    if !enforces || !may_be_dropped || config.dnsbl.drop_for.is_zero() {
         return;
     }
-    let control = Arc::clone(control);
-    spawn_blocking(move || {
-        if let Some(filter) = &control.filter {
-            drop_source(filter, &refusal, &config);
-        }
-    });
+    let verdicts = Arc::clone(verdicts);
+    // Writing one is quick, but for when there is no room.
+    spawn_blocking(move || give(&verdicts, &refusal, &config));
 }
 
-/// Puts a source into the filter's recent verdicts. The filter of this version has none yet.
-fn drop_source(_filter: &HeldFilter, refusal: &Refusal, config: &Config) {
-    tracing::debug!(
-        client = %refusal.client,
-        rule = %refusal.rule,
-        drop_for = ?config.dnsbl.drop_for,
-        "to be dropped by the filter"
-    );
+/// Puts a source into the recent verdicts.
+fn give(verdicts: &Verdicts, refusal: &Refusal, config: &Config) {
+    let verdict = NewVerdict {
+        address: refusal.client,
+        duration: config.dnsbl.drop_for,
+        cause: Cause::Dnsbl,
+        note: refusal.rule.strip_prefix("dnsbl:").unwrap_or(&refusal.rule),
+    };
+    let client = refusal.client;
+    match verdicts.add(&verdict, Some(config.policy.lists())) {
+        Ok(given) => {
+            tracing::debug!(%client, rule = %refusal.rule, ?given, "a verdict for the filter");
+        }
+        Err(error) => {
+            tracing::warn!(%client, %error, "the filter takes no verdict on a refused source");
+        }
+    }
 }
 
 /// Asks all zones of a configuration about one address, for `explain`.

@@ -11,12 +11,14 @@
 //! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
 //! | `admin.rs`, `state.rs`, `metrics.rs` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
+//! | `dropped.rs` | expired verdicts and the top sources of the filter |
 //! | `doctor.rs`, `doctor/` | is this machine able to run it? |
 
 mod admin;
 mod changes;
 pub mod dnsbl;
 pub mod doctor;
+mod dropped;
 mod error;
 pub mod interrupt;
 pub mod log;

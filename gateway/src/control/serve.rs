@@ -15,7 +15,7 @@ use super::names::Names;
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
 use super::user::User;
-use super::{Control, Error, HeldFilter, admin, dnsbl, log, names, notify};
+use super::{Control, Error, HeldFilter, admin, dnsbl, dropped, log, names, notify};
 use crate::config::{Config, FilterMode};
 use crate::filter::{self, Filter};
 use crate::worker::{Life, Shared};
@@ -87,7 +87,7 @@ fn warn_unless_readable(config: &Config) {
 
 async fn live(
     mut config: Config,
-    held: Held,
+    mut held: Held,
     signals: Signals,
     log_level: log::Level,
 ) -> Result<(), Error> {
@@ -97,6 +97,8 @@ async fn live(
     let names = Names::default();
     names.look_up(&config.routes).await;
     names.fill(&mut config.routes);
+    let events = held.filter.as_mut().and_then(Filter::take_events);
+    let verdicts = held.filter.as_ref().map(Filter::verdicts);
     let counts = Arc::new(dnsbl::Counts::default());
     let (lookups, requests) = dnsbl::requests(&counts);
     let shared = Arc::new(Shared::new(Arc::new(config)).with_lookups(lookups));
@@ -113,9 +115,15 @@ async fn live(
     });
     if let Some(listener) = admin {
         tokio::spawn(admin::serve(Arc::clone(&control), listener));
+        if let Some(events) = events {
+            tokio::spawn(dropped::count_sources(events));
+        }
+    }
+    if let Some(verdicts) = &verdicts {
+        tokio::spawn(dropped::sweep_verdicts(Arc::clone(verdicts)));
     }
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
-    tokio::spawn(dnsbl::serve(Arc::clone(&control), requests));
+    tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
     announce(&control);
     watch(&control, ends, &mut stop).await

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::events::Reader;
+
 /// What aya reports, kept as a source: nothing outside of the filter decides on it.
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -109,6 +111,11 @@ pub enum Error {
         /// Why.
         source: Source,
     },
+    /// Another process reads the events.
+    EventsTaken {
+        /// Which, if that can be told.
+        reader: Option<Reader>,
+    },
     /// A file operation on the pins failed.
     Pin {
         /// The path.
@@ -209,6 +216,21 @@ impl fmt::Display for Error {
                 source,
             } => write!(f, "interface {interface}: {step}: {}", Chain(&**source)),
             Self::Kernel { step, source } => write!(f, "{step}: {}", Chain(&**source)),
+            Self::EventsTaken { reader } => {
+                match reader {
+                    Some(reader) => write!(
+                        f,
+                        "the events are read by process {} ({})",
+                        reader.process, reader.name
+                    )?,
+                    None => write!(f, "the events are read by another process")?,
+                }
+                write!(
+                    f,
+                    ", and they can have one reader; `portcullis filter status` shows the top sources that it sees, \
+                     and so does /metrics of a gate"
+                )
+            }
             Self::Pin { path, source } => write!(f, "{}: {source}", path.display()),
         }
     }

@@ -13,33 +13,57 @@ use aya::programs::{ProgramError, Xdp, XdpMode as AyaMode, loaded_programs};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::libc;
 use nix::net::if_::if_nametoindex;
+use portcullis_ebpf_common::layout::Role;
 
 use super::Error;
 use super::error::{kernel, os_error};
 use super::maps::PROGRAM_MAPS;
 use super::netlink::{self, Attached, Place};
 use super::pins::Pins;
-use crate::config::XdpMode;
+use super::settings::role_in_kernel;
+use crate::config::{Interface, XdpMode};
 
 /// The program, as `cargo xtask ebpf build` made it.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/prebuilt/portcullis.o");
-const PROGRAM: &str = "portcullis";
+/// The program, and the same for kernels that know nothing of frames in several buffers.
+const PROGRAMS: [&str; 2] = ["portcullis", "portcullis_linear"];
 
 /// How long a link may take to let go, and how often that is looked at.
 const DETACH_MAX: Duration = Duration::from_secs(5);
 const DETACH_STEP: Duration = Duration::from_millis(2);
 
-/// Loads an instance of the program for the interface in this slot. Maps that are not pinned yet are created.
-pub(super) fn load(pins: &Pins, slot: u32) -> Result<Ebpf, Error> {
+/// Loads an instance of the program for the interface in this slot and with this role. Maps that are not pinned yet are created.
+pub(super) fn load(pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    loader.override_global("INTERFACE", &slot, true);
+    let interface = slot | (role as u32) << 16;
+    loader.override_global("INTERFACE", &interface, true);
     for name in PROGRAM_MAPS {
         loader.map_pin_path(name, pins.map(name));
     }
     let mut object = loader
         .load(OBJECT)
         .map_err(kernel("loading the program's maps"))?;
-    program(&mut object)?.load().map_err(|error| match error {
+    let [program, linear] = PROGRAMS;
+    named(&mut object, program)?
+        .load()
+        .or_else(|error| match error {
+            // The first kernel that takes such a program is 5.18; the others do not know the flag.
+            ProgramError::LoadError { ref io_error, .. }
+                if matches!(io_error.raw_os_error(), Some(libc::EINVAL | libc::E2BIG)) =>
+            {
+                // What the first one was refused for is what counts if this one is, too.
+                named(&mut object, linear)?
+                    .load()
+                    .map_err(|_| error)
+                    .map_err(refused)
+            }
+            error => Err(refused(error)),
+        })?;
+    Ok(object)
+}
+
+fn refused(error: ProgramError) -> Error {
+    match error {
         ProgramError::LoadError {
             io_error,
             verifier_log,
@@ -48,15 +72,20 @@ pub(super) fn load(pins: &Pins, slot: u32) -> Result<Ebpf, Error> {
             log: verifier_log.to_string(),
         },
         error => kernel("loading the program")(error),
-    })?;
-    Ok(object)
+    }
 }
 
-/// The program in a loaded object.
+/// The program that was loaded out of an object.
 pub(super) fn program(object: &mut Ebpf) -> Result<&mut Xdp, Error> {
+    let [program, linear] = PROGRAMS;
+    let loaded = named(object, program)?.fd().is_ok();
+    named(object, if loaded { program } else { linear })
+}
+
+fn named<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, Error> {
     let step = "finding the program in its object";
     let program = object
-        .program_mut(PROGRAM)
+        .program_mut(name)
         .ok_or(ProgramError::NotLoaded)
         .map_err(kernel(step))?;
     program.try_into().map_err(kernel::<ProgramError>(step))
@@ -81,14 +110,18 @@ pub(super) enum Put {
 /// Puts the program for this slot on an interface; gives the kernel's number of the program.
 pub(super) fn put(
     pins: &Pins,
-    interface: &str,
+    interface: &Interface,
     slot: u32,
     mode: XdpMode,
 ) -> Result<(Put, u32), Error> {
+    let Interface {
+        name: interface,
+        role,
+    } = interface;
     let index = index(interface)?;
     let pinned = pinned(pins, interface);
     let here = ours_alone(index, interface, pinned.as_ref())?;
-    let mut object = load(pins, slot)?;
+    let mut object = load(pins, slot, role_in_kernel(*role))?;
     let program = program(&mut object)?;
     let info = program.info();
     let number = info
