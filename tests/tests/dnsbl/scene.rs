@@ -1,6 +1,7 @@
 //! A gate, rbldnsd and a tap before it in one namespace, and clients with addresses of every kind in another.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -36,7 +37,7 @@ const ZONES: [(&str, &str, &str); 7] = [
     (
         "bl.test",
         "ip4set",
-        ":127.0.0.2:Listed\n203.0.113.66\n203.0.113.67\n203.0.113.68\n192.0.2.66\n203.0.113.69 :127.0.0.9:Weak\n",
+        ":127.0.0.2:Listed\n203.0.113.66\n203.0.113.67\n203.0.113.68\n192.0.2.66\n203.0.113.69 :127.0.0.9:Weak\n198.18.0.0/16\n",
     ),
     (
         "bl.test",
@@ -109,6 +110,17 @@ impl Scene {
     /// A gate with these tables of DNS lists.
     pub(crate) fn gate(&self, dnsbl: &str) -> Result<Gate<'_>> {
         Gate::start_in(&self.inside, &self.configuration(dnsbl))
+    }
+
+    /// `[filter]` for the interface that clients come in by, under a path of this test's own.
+    pub(crate) fn filter(&self) -> (PathBuf, String) {
+        let name = self.inside.name();
+        let pin_path = PathBuf::from(format!("/sys/fs/bpf/portcullis-test-{name}"));
+        let text = format!(
+            "[filter]\ninterfaces = [{{ name = \"edge\", role = \"edge\" }}]\npin_path = \"{}\"\n",
+            pin_path.display()
+        );
+        (pin_path, text)
     }
 
     /// Its configuration.
