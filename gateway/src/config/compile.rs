@@ -14,15 +14,15 @@ use super::error::Error;
 use super::limits::Limits;
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, list, relay, route,
-    value,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, list, relay,
+    route, value,
 };
 use crate::lists::{Compiled, ListAction};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
 use crate::policy::{Policy, Terms};
 
 /// Tables that are described but not built yet.
-const LATER: [&str; 5] = ["tls", "auth", "dnsbl", "dnsbl_policy", "spool"];
+const LATER: [&str; 3] = ["tls", "auth", "spool"];
 
 /// Reads all tables. Faults are noted in the document; with faults, what comes back is not to be used.
 pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -> Config {
@@ -37,6 +37,8 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     let listener_tables = top.tables("listener");
     let filter_table = top.table("filter");
     let list_tables = top.tables("list");
+    let zone_tables = top.tables("dnsbl");
+    let dnsbl_table = top.table("dnsbl_policy");
     let mut relay_table = top.table("relay");
     let route_tables = top.tables("route");
     let mut limits_table = top.table("limits");
@@ -47,6 +49,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     let listeners = read_listeners(listener_tables);
     let mut filter = Filter::read(filter_table);
     let lists = list::read_lists(list_tables);
+    let (zones, dnsbl) = dnsbl::read(zone_tables, dnsbl_table);
     let (local, relay) = relay::read(&mut relay_table);
     let relay_span = relay_table.span.clone();
     relay_table.finish(&[]);
@@ -81,6 +84,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
         domains: local.domains,
         lists,
         drop_lists_refuse: !monitored,
+        dnsbl: zones,
     });
     Config {
         path: None,
@@ -94,6 +98,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
         policy: Arc::new(policy),
         routes,
         limits,
+        dnsbl,
         relay,
         log,
         warnings: Vec::new(),

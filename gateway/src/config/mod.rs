@@ -6,6 +6,7 @@
 //! one that does not start.
 
 mod compile;
+mod dnsbl;
 mod document;
 mod error;
 mod filter;
@@ -22,6 +23,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use dnsbl::DnsblPolicy;
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
 pub use filter::{
@@ -75,6 +77,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// What is bounded, and how.
     pub limits: Limits,
+    /// How DNS lists are asked. Which ones, and what their answers count for, is in the policy.
+    pub dnsbl: DnsblPolicy,
     /// How next hops are treated.
     pub relay: Relay,
     /// What is written to the log.

@@ -5,6 +5,7 @@
 
 use std::fmt::{Display, Write as _};
 
+use super::dnsbl::Dnsbl;
 use super::state::State;
 use crate::filter::{InterfaceStatus, ListStatus, Reasons, Status, TopSources, VerdictCounts};
 
@@ -20,6 +21,7 @@ pub(super) fn render(state: &State) -> String {
     process(&mut text, state);
     sessions(&mut text, state);
     next_hops(&mut text, state);
+    dnsbl(&mut text, &state.dnsbl);
     if let Some(filter) = &state.filter {
         interfaces(&mut text, filter);
         lists(&mut text, filter);
@@ -143,6 +145,39 @@ fn next_hops(text: &mut Text, state: &State) {
         let labels = [("next_hop", &*format!("{}:{}", name.name, name.port))];
         text.sample(&labels, u8::from(name.resolved));
     }
+}
+
+fn dnsbl(text: &mut Text, dnsbl: &Dnsbl) {
+    text.counter(
+        "portcullis_dnsbl_answers_total",
+        "Answers of DNS lists, by zone and by what they count for.",
+    );
+    for zone in &dnsbl.zones {
+        let results = [
+            ("listed", zone.listed),
+            ("not-listed", zone.not_listed),
+            ("silent", zone.silent),
+            ("ignored", zone.ignored),
+        ];
+        for (result, count) in results {
+            text.sample(&[("zone", &zone.zone), ("result", result)], count);
+        }
+    }
+    text.counter(
+        "portcullis_dnsbl_cache_hits_total",
+        "Questions to DNS lists whose answer was remembered.",
+    );
+    text.sample(&[], dnsbl.cache_hits);
+    text.counter(
+        "portcullis_dnsbl_unasked_total",
+        "Questions to DNS lists that were too many at a time, and count as not listed.",
+    );
+    text.sample(&[], dnsbl.unasked);
+    text.gauge(
+        "portcullis_dnsbl_sources_outstanding",
+        "Sources that DNS lists are being asked about.",
+    );
+    text.sample(&[], dnsbl.outstanding);
 }
 
 fn interfaces(text: &mut Text, filter: &Status) {
@@ -346,6 +381,7 @@ fn escape(value: &str, text: &mut String) {
 mod tests {
     use std::collections::BTreeMap;
 
+    use super::super::dnsbl::Zone;
     use super::super::state::{NextHop, Transactions};
     use super::*;
     use crate::filter::TopSourceStatus;
@@ -398,6 +434,17 @@ mod tests {
                 waiting: 0,
                 failures_total: 2,
             }],
+            dnsbl: Dnsbl {
+                zones: vec![Zone {
+                    zone: "bl.example".to_owned(),
+                    listed: 13,
+                    not_listed: 14,
+                    silent: 15,
+                    ignored: 16,
+                }],
+                cache_hits: 17,
+                ..Dnsbl::default()
+            },
             filter: Some(Status {
                 pin_path: "/sys/fs/bpf/portcullis".into(),
                 layout: 1,
@@ -451,6 +498,8 @@ mod tests {
             "portcullis_next_hop_failures_total{next_hop=\"[2001:db8::1]:25\"} 2",
             "portcullis_filter_passed_packets_total{interface=\"eth0\"} 10",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"unlisted\"} 4",
+            "portcullis_dnsbl_answers_total{zone=\"bl.example\",result=\"silent\"} 15",
+            "portcullis_dnsbl_cache_hits_total 17",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"syn-budget\"} 0",
             "portcullis_filter_monitored_packets_total{interface=\"eth0\",reason=\"syn-budget\"} 6",
             "portcullis_filter_resets_total{interface=\"eth0\"} 13",

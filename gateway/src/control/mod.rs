@@ -8,6 +8,7 @@
 //! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what is held before it serves; who it is while it serves |
 //! | `reload.rs`, `changes.rs` | SIGHUP; what a new configuration changes and what it cannot |
 //! | `names.rs` | next hops that are given by name |
+//! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
 //! | `admin.rs`, `state.rs`, `metrics.rs` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
 //! | `dropped.rs` | expired verdicts and the top sources of the filter |
@@ -15,6 +16,7 @@
 
 mod admin;
 mod changes;
+pub mod dnsbl;
 pub mod doctor;
 mod dropped;
 mod error;
@@ -46,6 +48,7 @@ struct Control {
     workers: Vec<RunningWorker>,
     filter: Option<HeldFilter>,
     names: Names,
+    dnsbl: Arc<dnsbl::Counts>,
     reloads: Reloads,
     log_level: log::Level,
     since: Instant,

@@ -173,6 +173,7 @@ mod tests {
             workers: Vec::new(),
             filter: None,
             names: Names::default(),
+            dnsbl: Arc::default(),
             reloads: Reloads::default(),
             since: Instant::now(),
         };

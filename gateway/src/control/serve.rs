@@ -15,7 +15,7 @@ use super::names::Names;
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
 use super::user::User;
-use super::{Control, Error, HeldFilter, admin, dropped, log, names, notify};
+use super::{Control, Error, HeldFilter, admin, dnsbl, dropped, log, names, notify};
 use crate::config::{Config, FilterMode};
 use crate::filter::{self, Filter};
 use crate::worker::{Life, Shared};
@@ -99,13 +99,16 @@ async fn live(
     names.fill(&mut config.routes);
     let events = held.filter.as_mut().and_then(Filter::take_events);
     let verdicts = held.filter.as_ref().map(Filter::verdicts);
-    let shared = Arc::new(Shared::new(Arc::new(config)));
+    let counts = Arc::new(dnsbl::Counts::default());
+    let (lookups, requests) = dnsbl::requests(&counts);
+    let shared = Arc::new(Shared::new(Arc::new(config)).with_lookups(lookups));
     let (workers, ends) = start::run(held.workers, &shared)?;
     let control = Arc::new(Control {
         shared,
         workers,
         filter: held.filter.map(HeldFilter::new),
         names,
+        dnsbl: counts,
         reloads: Reloads::default(),
         log_level,
         since: Instant::now(),
@@ -116,10 +119,11 @@ async fn live(
             tokio::spawn(dropped::count_sources(events));
         }
     }
-    if let Some(verdicts) = verdicts {
-        tokio::spawn(dropped::sweep_verdicts(verdicts));
+    if let Some(verdicts) = &verdicts {
+        tokio::spawn(dropped::sweep_verdicts(Arc::clone(verdicts)));
     }
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
+    tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
     announce(&control);
     watch(&control, ends, &mut stop).await
@@ -247,6 +251,7 @@ mod tests {
             workers: (0..ends.len()).map(worker).collect(),
             filter: None,
             names: Names::default(),
+            dnsbl: Arc::default(),
             reloads: Reloads::default(),
             log_level: log::Level::of_no_log(),
             since: Instant::now(),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use super::dnsbl::Dnsbl;
 use super::{Control, HeldFilter};
 use crate::filter::Status;
 use crate::relay::pool::HopState;
@@ -29,6 +30,7 @@ pub(super) struct State {
     pub(super) starved_receives: u64,
     pub(super) next_hops: Vec<NextHop>,
     pub(super) names: Vec<Name>,
+    pub(super) dnsbl: Dnsbl,
     pub(super) filter: Option<Status>,
 }
 
@@ -91,6 +93,7 @@ impl State {
                 bad: count(&control.reloads.bad),
             },
             names: names(control),
+            dnsbl: control.dnsbl.told(),
             filter: control.filter.as_ref().and_then(HeldFilter::status),
             ..Self::default()
         };
