@@ -6,4 +6,4 @@
 //! | `format/` | how files are read |
 
 pub mod entries;
-//pub mod format;
+pub mod format;
