@@ -6,6 +6,7 @@
 pub mod conversation;
 pub mod dialogue;
 pub mod gate;
+pub mod list_cases;
 pub mod packet_cases;
 pub mod policy_cases;
 pub mod postfix;

@@ -64,7 +64,7 @@ impl<R: BufRead> Lines<R> {
     ///
     /// # Errors
     /// When the reader fails.
-    pub fn next(&mut self) -> io::Result<Option<Line<'_>>> {
+    pub fn advance(&mut self) -> io::Result<Option<Line<'_>>> {
         self.reader.consume(std::mem::take(&mut self.used));
         self.copy.clear();
         let mut too_long = false;
@@ -146,7 +146,7 @@ mod tests {
     /// Number, text, whether it is too long, whether it has an end.
     fn all(mut lines: Lines<impl BufRead>) -> Vec<(u64, Vec<u8>, bool, bool)> {
         let mut all = Vec::new();
-        while let Some(line) = lines.next().unwrap() {
+        while let Some(line) = lines.advance().unwrap() {
             all.push((line.number, line.text.to_vec(), line.too_long, line.ended));
         }
         all
@@ -157,18 +157,18 @@ mod tests {
         let long = io::repeat(b'x').take(1 << 26);
         let file = BufReader::with_capacity(1 << 16, b"a\n".chain(long).chain(&b"\nb"[..]));
         let mut lines = Lines::new(file);
-        assert_eq!(lines.next().unwrap().unwrap().text, b"a");
-        let long = lines.next().unwrap().unwrap();
+        assert_eq!(lines.advance().unwrap().unwrap().text, b"a");
+        let long = lines.advance().unwrap().unwrap();
         assert_eq!(
             (long.number, long.text.len(), long.too_long, long.ended),
             (2, LINE_MAX, true, true)
         );
-        let last = lines.next().unwrap().unwrap();
+        let last = lines.advance().unwrap().unwrap();
         assert_eq!(
             (last.number, last.text, last.too_long, last.ended),
             (3, &b"b"[..], false, false)
         );
-        assert_eq!(lines.next().unwrap(), None);
+        assert_eq!(lines.advance().unwrap(), None);
         assert_eq!(lines.octets(), (1 << 26) + 4);
         assert!(lines.copy.capacity() <= 4 * LINE_MAX);
     }

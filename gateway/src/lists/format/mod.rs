@@ -4,6 +4,7 @@
 //! counted, and the first are kept with the reason; what they mean for the list is for the caller to decide. The file may be
 //! anything: reading takes memory for its entries alone, and nothing in it makes reading fail but the file system.
 
+mod abbreviated;
 mod cidr;
 pub mod lines;
 mod rbldnsd;
@@ -223,7 +224,7 @@ fn read_as<D: Dialect>(
     let mut reading = Reading::default();
     let mut found = Found::default();
     let mut lines = Lines::new(reader);
-    while let Some(line) = lines.next()? {
+    while let Some(line) = lines.advance()? {
         reading.lines = line.number;
         let meaning = match line {
             Line { text, .. } if line.number == 1 && text.starts_with(&[0x1f, 0x8b]) => {
