@@ -15,6 +15,7 @@ pub mod simulation;
 pub mod transcript;
 pub mod watch;
 pub mod wild_client;
+pub mod wild_list;
 pub mod wild_next_hop;
 pub mod wire;
 

@@ -8,6 +8,7 @@ use anyhow::Result;
 use ipnet::IpNet;
 use portcullis::lists::format::{self, Format};
 use portcullis_tests::list_cases::{self, Case};
+use portcullis_tests::wild_list;
 
 use self::rbldnsd::Rbldnsd;
 
@@ -22,6 +23,36 @@ fn each_file_of_the_tables_lists_what_it_says() -> Result<()> {
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     Ok(())
+}
+
+#[test]
+fn no_file_is_read_otherwise_in_pieces_or_in_another_order() -> Result<()> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let cases = list_cases::load()?;
+    for case in &cases {
+        let script = wild_list::script(case);
+        check(&script);
+        for _ in 0..40 {
+            let mut wild = script.clone();
+            for _ in 0..random.usize(1..6) {
+                let at = random.usize(1..=wild.len());
+                match random.u8(..4) {
+                    0 => wild.insert(at, random.u8(..)),
+                    1 => wild.insert(at, *random.choice(b"\n!:/-.$0129# ").unwrap_or(&b'\n')),
+                    2 => wild.truncate(at),
+                    _ => wild.extend_from_within(at.saturating_sub(20).max(1)..at),
+                }
+            }
+            check(&wild);
+        }
+    }
+    Ok(())
+}
+
+fn check(script: &[u8]) {
+    if let Err(fault) = wild_list::check(script) {
+        panic!("{fault}\n{}", String::from_utf8_lossy(script));
+    }
 }
 
 /// What rbldnsd calls a format.
