@@ -4,6 +4,10 @@
 //! |---|---|
 //! | `entries.rs` | the prefixes of one list |
 //! | `format/` | how files are read |
+//! | `guard.rs` | what is too great a loss to be true |
+//! | `watch.rs` | which files have changed |
 
 pub mod entries;
 pub mod format;
+pub mod guard;
+pub mod watch;

@@ -19,6 +19,7 @@ use rustc_hash::FxHashSet;
 
 use self::lines::{Line, Lines};
 use super::entries::{Entries, Ipv4Prefix, Ipv6Prefix, Precedence};
+use super::watch::Stamp;
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -101,6 +102,8 @@ pub struct Reading {
     pub bad_lines: Vec<BadLine>,
     /// What says that the file is not whole, though each line may be good.
     pub incomplete: Option<&'static str>,
+    /// Which state of the file it was.
+    pub stamp: Option<Stamp>,
 }
 
 impl Reading {
@@ -126,22 +129,25 @@ const BUFFER: usize = 256 * 1024;
 /// Opens a file and reads it.
 ///
 /// # Errors
-/// When the file cannot be opened or read, or is no regular file: reading a pipe or a device might never end.
+/// When the file cannot be opened or read, is no regular file (reading a pipe or a device might never end), or changes
+/// meanwhile.
 pub fn read_file(
     format: Format,
     path: &Path,
     progress: impl FnMut(Progress),
 ) -> io::Result<Reading> {
     // A pipe that nobody writes to would hold up the opening already.
-    let metadata = std::fs::metadata(path)?;
-    if !metadata.is_file() {
+    if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    read(
-        format,
-        BufReader::with_capacity(BUFFER, File::open(path)?),
-        progress,
-    )
+    let file = File::open(path)?;
+    let stamp = Stamp::from(&file.metadata()?);
+    let reading = read(format, BufReader::with_capacity(BUFFER, &file), progress)?;
+    stamp.is_still(&file.metadata()?)?;
+    Ok(Reading {
+        stamp: Some(stamp),
+        ..reading
+    })
 }
 
 /// Reads a list.
