@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process;
 
 use anyhow::{Context as _, Result, ensure};
-use portcullis::config::{self, FilterMode, Unlisted, XdpMode};
+use portcullis::config::{self, FilterMode, Unlisted};
 use portcullis::filter::{self, Filter, Trial};
 use portcullis::policy::lists::{Compiled, ListAction};
 use portcullis_ebpf_common::layout::{Measures, Mode, Settings};
@@ -86,7 +86,6 @@ impl InKernel {
             process::id()
         ));
         let settings = config::Filter {
-            interfaces: Vec::new(),
             ports: file.ports.clone(),
             mode,
             unlisted: if file.drop_unlisted {
@@ -94,8 +93,8 @@ impl InKernel {
             } else {
                 Unlisted::Pass
             },
-            xdp_mode: XdpMode::Driver,
             pin_path: pin_path.clone(),
+            ..config::Filter::default()
         };
         let filter = Filter::attach(&settings, &file.lists)?;
         let trial = filter.trial()?;

@@ -45,7 +45,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     top.finish(&LATER);
 
     let listeners = read_listeners(listener_tables);
-    let filter = Filter::read(filter_table);
+    let mut filter = Filter::read(filter_table);
     let lists = list::read_lists(list_tables);
     let (local, relay) = relay::read(&mut relay_table);
     let relay_span = relay_table.span.clone();
@@ -68,6 +68,9 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
         .map(SocketAddr::ip)
         .filter(|ip| !ip.is_unspecified())
         .map(|ip| ip.to_canonical());
+    if let Some(filter) = &mut filter {
+        filter.local_networks.clone_from(&local.networks);
+    }
     let monitored = filter
         .as_ref()
         .is_some_and(|filter| filter.mode == FilterMode::Monitor);

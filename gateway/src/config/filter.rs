@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use ipnet::IpNet;
+
+use super::limits::count;
 use super::section::Section;
 
 /// The most ports that the filter looks at: they are compared one by one, for every packet.
@@ -20,8 +23,37 @@ pub struct Filter {
     pub unlisted: Unlisted,
     /// How the program is attached.
     pub xdp_mode: XdpMode,
+    /// SYNs that an IPv4 address or an IPv6 /64 may send in a second; 0: any number.
+    pub syn_budget: u32,
+    /// Whether SYNs for a listener of this host are answered with cookies while its queue overflows.
+    pub syn_cookies: bool,
+    /// How a customer hears that it may not send.
+    pub customer_refusal: CustomerRefusal,
+    /// RSTs to customers in a second, on all interfaces together; what is beyond is dropped.
+    pub resets_per_second: u32,
     /// Where in the BPF file system the program and its maps stay.
     pub pin_path: PathBuf,
+    /// Sources that neither a recent verdict nor the budget may drop: the `networks` of `[relay]`.
+    pub local_networks: Vec<IpNet>,
+}
+
+/// What `[filter]` is without a word in it; it sits on no interface.
+impl Default for Filter {
+    fn default() -> Filter {
+        Filter {
+            interfaces: Vec::new(),
+            ports: vec![25],
+            mode: FilterMode::Enforce,
+            unlisted: Unlisted::Pass,
+            xdp_mode: XdpMode::Driver,
+            syn_budget: 200,
+            syn_cookies: true,
+            customer_refusal: CustomerRefusal::Reset,
+            resets_per_second: 1_000,
+            pin_path: PathBuf::from(PIN_PATH),
+            local_networks: Vec::new(),
+        }
+    }
 }
 
 /// An interface and what is behind it.
@@ -38,6 +70,17 @@ pub struct Interface {
 pub enum Role {
     /// The outside: packets that come in are held against the lists.
     Edge,
+    /// Customers: what comes from them passes only if its source or its destination is permitted.
+    Customer,
+}
+
+/// How a customer hears that it may not send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CustomerRefusal {
+    /// By a RST: its connection is refused at once.
+    Reset,
+    /// Not at all: its connection times out.
+    Drop,
 }
 
 /// What the filter does about a match.
@@ -80,38 +123,41 @@ impl Filter {
             let interface = read_interface(table, &interfaces);
             interfaces.extend(interface);
         }
+        let default = Filter::default();
         let filter = Filter {
             interfaces,
             ports: read_ports(&mut s),
             mode: s
                 .word("mode", Some("enforce"), &MODES, &[])
-                .unwrap_or(FilterMode::Enforce),
+                .unwrap_or(default.mode),
             unlisted: s
-                .word(
-                    "unlisted",
-                    Some("pass"),
-                    &[("pass", Unlisted::Pass), ("drop", Unlisted::Drop)],
-                    &[],
-                )
-                .unwrap_or(Unlisted::Pass),
+                .word("unlisted", Some("pass"), &UNLISTED, &[])
+                .unwrap_or(default.unlisted),
             xdp_mode: s
-                .word(
-                    "xdp_mode",
-                    Some("driver"),
-                    &[("driver", XdpMode::Driver), ("generic", XdpMode::Generic)],
-                    &[],
-                )
-                .unwrap_or(XdpMode::Driver),
+                .word("xdp_mode", Some("driver"), &XDP_MODES, &[])
+                .unwrap_or(default.xdp_mode),
+            syn_budget: count(&mut s, "syn_budget", default.syn_budget, 0..=1_000_000_000),
+            syn_cookies: s.flag("syn_cookies", default.syn_cookies),
+            customer_refusal: s
+                .word("customer_refusal", Some("reset"), &REFUSALS, &[])
+                .unwrap_or(default.customer_refusal),
+            resets_per_second: count(
+                &mut s,
+                "resets_per_second",
+                default.resets_per_second,
+                0..=1_000_000_000,
+            ),
             pin_path: match s.text("pin_path", absolute_path) {
                 Some(path) => path.into_inner(),
                 None => {
                     s.by_default("pin_path", format_args!("\"{PIN_PATH}\""));
-                    PathBuf::from(PIN_PATH)
+                    default.pin_path
                 }
             },
+            local_networks: Vec::new(),
         };
         if given {
-            s.finish(&["budget", "verdicts"]);
+            s.finish(&[]);
             tables.into_iter().for_each(|table| table.finish(&[]));
         }
         given.then_some(filter)
@@ -123,6 +169,18 @@ const MODES: [(&str, FilterMode); 3] = [
     ("monitor", FilterMode::Monitor),
     ("off", FilterMode::Off),
 ];
+
+const UNLISTED: [(&str, Unlisted); 2] = [("pass", Unlisted::Pass), ("drop", Unlisted::Drop)];
+
+const XDP_MODES: [(&str, XdpMode); 2] =
+    [("driver", XdpMode::Driver), ("generic", XdpMode::Generic)];
+
+const REFUSALS: [(&str, CustomerRefusal); 2] = [
+    ("reset", CustomerRefusal::Reset),
+    ("drop", CustomerRefusal::Drop),
+];
+
+const ROLES: [(&str, Role); 2] = [("edge", Role::Edge), ("customer", Role::Customer)];
 
 /// Where the filter is pinned unless `pin_path` says otherwise.
 pub const PIN_PATH: &str = "/sys/fs/bpf/portcullis";
@@ -142,7 +200,7 @@ fn read_interface(table: &mut Section<'_, '_>, others: &[Interface]) -> Option<I
         _ if is_interface_name(name) => Ok(name.to_owned()),
         _ => Err("the name of a network interface is wanted, such as \"eth0\"".to_owned()),
     });
-    let role = table.word("role", Some("edge"), &[("edge", Role::Edge)], &["customer"]);
+    let role = table.word("role", Some("edge"), &ROLES, &[]);
     Some(Interface {
         name: name?.into_inner(),
         role: role?,

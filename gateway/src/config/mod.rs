@@ -24,7 +24,9 @@ use std::sync::Arc;
 
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
-pub use filter::{Filter, FilterMode, Interface, PIN_PATH, Role, Unlisted, XdpMode};
+pub use filter::{
+    CustomerRefusal, Filter, FilterMode, Interface, PIN_PATH, Role, Unlisted, XdpMode,
+};
 pub use limits::{Limits, LineLength};
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};

@@ -19,7 +19,8 @@ use super::error::{kernel, os_error};
 use super::maps::PROGRAM_MAPS;
 use super::netlink::{self, Attached, Place};
 use super::pins::Pins;
-use crate::config::XdpMode;
+use super::settings::role_in_kernel;
+use crate::config::{Interface, Role, XdpMode};
 
 /// The program, as `cargo xtask ebpf build` made it.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/prebuilt/portcullis.o");
@@ -29,10 +30,11 @@ const PROGRAM: &str = "portcullis";
 const DETACH_MAX: Duration = Duration::from_secs(5);
 const DETACH_STEP: Duration = Duration::from_millis(2);
 
-/// Loads an instance of the program for the interface in this slot. Maps that are not pinned yet are created.
-pub(super) fn load(pins: &Pins, slot: u32) -> Result<Ebpf, Error> {
+/// Loads an instance of the program for an interface in this slot and role. Maps that are not pinned yet are created.
+pub(super) fn load(pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    loader.override_global("INTERFACE", &slot, true);
+    let interface = slot | (role_in_kernel(role) as u32) << 16;
+    loader.override_global("INTERFACE", &interface, true);
     for name in PROGRAM_MAPS {
         loader.map_pin_path(name, pins.map(name));
     }
@@ -81,14 +83,18 @@ pub(super) enum Put {
 /// Puts the program for this slot on an interface; gives the kernel's number of the program.
 pub(super) fn put(
     pins: &Pins,
-    interface: &str,
+    interface: &Interface,
     slot: u32,
     mode: XdpMode,
 ) -> Result<(Put, u32), Error> {
+    let Interface {
+        name: interface,
+        role,
+    } = interface;
     let index = index(interface)?;
     let pinned = pinned(pins, interface);
     let here = ours_alone(index, interface, pinned.as_ref())?;
-    let mut object = load(pins, slot)?;
+    let mut object = load(pins, slot, *role)?;
     let program = program(&mut object)?;
     let info = program.info();
     let number = info

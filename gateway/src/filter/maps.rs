@@ -14,6 +14,7 @@ use portcullis_ebpf_common::layout::{
 use super::Error;
 use super::error::kernel;
 use super::pins::Pins;
+use super::settings::role_in_kernel;
 use crate::config::{Interface, Role, XdpMode};
 
 /// The maps that the program's object defines; the loader creates and pins them.
@@ -164,7 +165,11 @@ impl Maps {
                     slot,
                     interface: Interface {
                         name,
-                        role: Role::Edge,
+                        role: if record.role == layout::Role::Customer as u32 {
+                            Role::Customer
+                        } else {
+                            Role::Edge
+                        },
                     },
                     xdp_mode: if record.xdp_mode == 0 {
                         XdpMode::Driver
@@ -181,9 +186,7 @@ impl Maps {
     pub(super) fn take_interface_slot(&mut self, taken: &InterfaceSlot) -> Result<(), Error> {
         let record = InterfaceRecord {
             name: padded::<INTERFACE_NAME_MAX>(&taken.interface.name),
-            role: match taken.interface.role {
-                Role::Edge => 0,
-            },
+            role: role_in_kernel(taken.interface.role) as u32,
             xdp_mode: u32::from(taken.xdp_mode == XdpMode::Generic),
         };
         let result = self.interface_records.set(taken.slot, Value(record), 0);

@@ -209,7 +209,7 @@ impl Filter {
         if before.is_none() {
             self.maps.free_interface_slot(slot)?;
         }
-        let (put, program) = links::put(&self.pins, &interface.name, slot, self.settings.xdp_mode)?;
+        let (put, program) = links::put(&self.pins, interface, slot, self.settings.xdp_mode)?;
         self.maps.take_interface_slot(&InterfaceSlot {
             slot,
             interface: interface.clone(),
@@ -242,7 +242,7 @@ fn fill(
     settings: &config::Filter,
     compiled: &Compiled,
 ) -> Result<(Maps, Generation), Error> {
-    links::load(pins, 0)?;
+    links::load(pins, 0, config::Role::Edge)?;
     Maps::create_records(pins)?;
     let mut maps = Maps::open(pins)?;
     let before = lists::in_force(&maps)?;

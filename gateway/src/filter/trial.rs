@@ -9,6 +9,7 @@ use portcullis_ebpf_common::layout::INTERFACES_MAX;
 use super::error::kernel;
 use super::pins::Pins;
 use super::{Error, links};
+use crate::config::Role;
 
 /// An instance of the program that sits on no interface and holds frames against the lists and settings in force.
 ///
@@ -30,7 +31,7 @@ pub struct Outcome {
 impl Trial {
     pub(super) fn new(pins: &Pins) -> Result<Self, Error> {
         // One slot past the last: there are no counters for it.
-        let object = links::load(pins, INTERFACES_MAX)?;
+        let object = links::load(pins, INTERFACES_MAX, Role::Edge)?;
         Ok(Self { object })
     }
 

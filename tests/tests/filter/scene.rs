@@ -7,7 +7,7 @@ use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use portcullis::config::{self, FilterMode, Interface, Role, Unlisted, XdpMode};
+use portcullis::config::{self, Interface, Role};
 use portcullis::filter::{self, Error, Filter, Status};
 use portcullis::netns::Namespace;
 use portcullis::policy::lists::{Compiled, ListAction};
@@ -109,11 +109,8 @@ pub(crate) fn settings(pin_path: &Path) -> config::Filter {
             name: "wan".to_owned(),
             role: Role::Edge,
         }],
-        ports: vec![25],
-        mode: FilterMode::Enforce,
-        unlisted: Unlisted::Pass,
-        xdp_mode: XdpMode::Driver,
         pin_path: pin_path.to_owned(),
+        ..config::Filter::default()
     }
 }
 
