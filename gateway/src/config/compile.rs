@@ -12,10 +12,10 @@ use toml::de::DeTable;
 use super::document::Document;
 use super::error::Error;
 use super::limits::Limits;
+use super::list::{Files, Lists};
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, list, relay, route,
-    value,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, relay, route, value,
 };
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
 use crate::policy::lists::{Compiled, ListAction};
@@ -25,7 +25,11 @@ use crate::policy::{Policy, Terms};
 const LATER: [&str; 5] = ["tls", "auth", "dnsbl", "dnsbl_policy", "spool"];
 
 /// Reads all tables. Faults are noted in the document; with faults, what comes back is not to be used.
-pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -> Config {
+pub(super) fn config<'d>(
+    document: &Document<'d>,
+    root: &Spanned<DeTable<'d>>,
+    files: Files,
+) -> Config {
     let mut top = Section::new(document, "", Some(root.get_ref()), 0..0);
     let hostname = read_hostname(&mut top);
     let state_dir = read_state_dir(&mut top);
@@ -36,6 +40,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     let user = top.text("user", user_name).map(Spanned::into_inner);
     let listener_tables = top.tables("listener");
     let filter_table = top.table("filter");
+    let lists_table = top.table("lists");
     let list_tables = top.tables("list");
     let mut relay_table = top.table("relay");
     let route_tables = top.tables("route");
@@ -46,7 +51,11 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
 
     let listeners = read_listeners(listener_tables);
     let mut filter = Filter::read(filter_table);
-    let lists = list::read_lists(list_tables);
+    let (mut lists, list_files) = Lists::read(lists_table, list_tables);
+    let compiled = match files {
+        Files::Read => lists.compile(document, &list_files),
+        Files::Leave => Compiled::default(),
+    };
     let (local, relay) = relay::read(&mut relay_table);
     let relay_span = relay_table.span.clone();
     relay_table.finish(&[]);
@@ -61,7 +70,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     if document.error_count() == errors_before_routes && !routes.is_empty() {
         check_routes(document, &relay_span, &local.domains, &route_index);
     }
-    warn_about_lists(document, &relay_span, &local.networks, &lists);
+    warn_about_lists(document, &relay_span, &local.networks, &compiled);
 
     let own = addresses
         .iter()
@@ -79,7 +88,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
         addresses: own.chain(local.addresses).collect(),
         networks: local.networks,
         domains: local.domains,
-        lists,
+        lists: compiled,
         drop_lists_refuse: !monitored,
     });
     Config {
@@ -91,6 +100,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
         user,
         listeners,
         filter,
+        lists,
         policy: Arc::new(policy),
         routes,
         limits,

@@ -28,10 +28,12 @@ pub use filter::{
     CustomerRefusal, Filter, FilterMode, Interface, PIN_PATH, Role, Unlisted, XdpMode,
 };
 pub use limits::{Limits, LineLength};
+pub use list::Lists;
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
 
 use document::Document;
+use list::Files;
 use portcullis_smtp::path::Mailbox;
 use portcullis_smtp::server::{LongLines, Settings};
 
@@ -67,6 +69,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// The in-kernel half.
     pub filter: Option<Filter>,
+    /// Where the lists come from.
+    pub lists: Lists,
     /// Who may do what. Shared, because it holds the lists: a configuration that differs in an address of a next hop
     /// only is no second copy of them.
     pub policy: Arc<Policy>,
@@ -139,10 +143,22 @@ pub enum LogLevel {
 /// # Errors
 /// Every fault that was found, in the order of the file.
 pub fn load(path: &Path) -> Result<Config, Errors> {
+    parse_with(path, &text_of(path)?, Files::Read)
+}
+
+/// As [`load`], but that the files of the lists are left to whoever asks: the policy has none.
+///
+/// # Errors
+/// As [`load`], without what is in those files.
+pub fn load_without_lists(path: &Path) -> Result<Config, Errors> {
+    parse_with(path, &text_of(path)?, Files::Leave)
+}
+
+fn text_of(path: &Path) -> Result<String, Errors> {
     let only = |message| Errors(vec![Error::whole_file(path, message)]);
     let octets = std::fs::read(path)
         .map_err(|error| only(format!("cannot read the configuration: {error}")))?;
-    let text = String::from_utf8(octets).map_err(|error| {
+    String::from_utf8(octets).map_err(|error| {
         let sane = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..sane]
             .iter()
@@ -150,8 +166,7 @@ pub fn load(path: &Path) -> Result<Config, Errors> {
             .count()
             + 1;
         only(format!("not UTF-8 (line {line}), as TOML has to be"))
-    })?;
-    parse(path, &text)
+    })
 }
 
 /// Compiles a configuration from its text; `path` is what faults are reported under and what relative paths start at.
@@ -159,12 +174,16 @@ pub fn load(path: &Path) -> Result<Config, Errors> {
 /// # Errors
 /// As [`load`].
 pub fn parse(path: &Path, text: &str) -> Result<Config, Errors> {
+    parse_with(path, text, Files::Read)
+}
+
+fn parse_with(path: &Path, text: &str, files: Files) -> Result<Config, Errors> {
     let document = Document::new(path, text);
     let root = document.parse();
     if document.has_errors() {
         return Err(Errors(document.finish().errors));
     }
-    let config = compile::config(&document, &root);
+    let config = compile::config(&document, &root, files);
     let findings = document.finish();
     if !findings.errors.is_empty() {
         return Err(Errors(findings.errors));
