@@ -17,8 +17,8 @@ use super::section::Section;
 use super::{
     Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, relay, route, value,
 };
+use crate::lists::{Compiled, ListAction};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
-use crate::policy::lists::{Compiled, ListAction};
 use crate::policy::{Policy, Terms};
 
 /// Tables that are described but not built yet.
@@ -53,7 +53,7 @@ pub(super) fn config<'d>(
     let mut filter = Filter::read(filter_table);
     let (mut lists, list_files) = Lists::read(lists_table, list_tables);
     let compiled = match files {
-        Files::Read => lists.compile(document, &list_files),
+        Files::Read(allocate) => lists.compile(document, &list_files, allocate),
         Files::Leave => Compiled::default(),
     };
     let (local, relay) = relay::read(&mut relay_table);

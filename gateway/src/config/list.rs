@@ -7,11 +7,10 @@ use std::{fs, io};
 use super::document::Document;
 use super::error::{Error, Position};
 use super::section::Section;
-use crate::lists::entries::Entries;
 use crate::lists::format::{Format, Reading};
 use crate::lists::guard;
 use crate::lists::source::{Finding, Findings, Source};
-use crate::policy::lists::{Compiled, ListAction};
+use crate::lists::{Allocate, Compiled, List, ListAction};
 
 /// The most lists that a configuration may have: each has its counters in the kernel.
 const LISTS_MAX: usize = 256;
@@ -30,10 +29,10 @@ pub struct Lists {
 }
 
 /// What becomes of the files of lists while a configuration is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Files {
-    /// They are read and compiled.
-    Read,
+    /// They are read and compiled, what the filter needs into this memory.
+    Read(Allocate),
     /// Somebody else reads them.
     Leave,
 }
@@ -80,23 +79,27 @@ impl Lists {
     }
 
     /// Reads the files and settles their overlaps. `spans`: where the configuration names the files.
-    pub(super) fn compile(&mut self, document: &Document<'_>, spans: &[Range<usize>]) -> Compiled {
+    pub(super) fn compile(
+        &mut self,
+        document: &Document<'_>,
+        spans: &[Range<usize>],
+        allocate: Allocate,
+    ) -> Compiled {
         let mut lists = Vec::new();
         for (source, span) in self.sources.iter_mut().zip(spans) {
             match source.read(|_| {}) {
                 Ok(reading) => {
                     tell(document, source, &reading);
-                    lists.push((source.name.clone(), source.action, nets(reading.entries)));
+                    lists.push((List::of(source, &reading), reading.entries));
                 }
                 Err(error) => cannot_read(document, &source.file, span, &error),
             }
         }
-        Compiled::new(lists)
+        if document.has_errors() {
+            return Compiled::default();
+        }
+        Compiled::build(lists, allocate)
     }
-}
-
-fn nets(entries: Entries) -> Vec<ipnet::IpNet> {
-    entries.iter().collect()
 }
 
 /// A table and where it names its file.

@@ -37,6 +37,7 @@ use list::Files;
 use portcullis_smtp::path::Mailbox;
 use portcullis_smtp::server::{LongLines, Settings};
 
+use crate::lists::{Allocate, Memory};
 use crate::policy::domain::Domains;
 use crate::policy::{Decision, Policy, no_route};
 
@@ -143,7 +144,15 @@ pub enum LogLevel {
 /// # Errors
 /// Every fault that was found, in the order of the file.
 pub fn load(path: &Path) -> Result<Config, Errors> {
-    parse_with(path, &text_of(path)?, Files::Read)
+    load_into(path, Memory::private)
+}
+
+/// As [`load`], with what the filter needs of the lists built into this memory.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_into(path: &Path, allocate: Allocate) -> Result<Config, Errors> {
+    parse_with(path, &text_of(path)?, Files::Read(allocate))
 }
 
 /// As [`load`], but that the files of the lists are left to whoever asks: the policy has none.
@@ -174,7 +183,7 @@ fn text_of(path: &Path) -> Result<String, Errors> {
 /// # Errors
 /// As [`load`].
 pub fn parse(path: &Path, text: &str) -> Result<Config, Errors> {
-    parse_with(path, text, Files::Read)
+    parse_with(path, text, Files::Read(Memory::private))
 }
 
 fn parse_with(path: &Path, text: &str, files: Files) -> Result<Config, Errors> {

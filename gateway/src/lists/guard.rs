@@ -7,6 +7,8 @@
 
 use core::fmt;
 
+use super::List;
+
 /// Percent of its entries that a list may lose, unless the configuration says otherwise.
 pub const SHRINK_MAX: u8 = 50;
 
@@ -35,24 +37,22 @@ impl fmt::Display for Loss {
     }
 }
 
-/// The lists that are empty and were not, or lost more than `shrink_max` percent of their entries. Lists are named with
-/// their number of entries; one that is new or gone is the business of whoever wrote the configuration.
-pub fn losses<'a>(
-    before: impl IntoIterator<Item = (&'a str, u64)>,
-    after: impl IntoIterator<Item = (&'a str, u64)> + Clone,
-    shrink_max: u8,
-) -> Vec<Loss> {
+/// The lists that are empty and were not, or lost more than `shrink_max` percent of their entries. A list
+/// that is new or gone is the business of whoever wrote the configuration.
+pub fn losses(before: &[List], after: &[List], shrink_max: u8) -> Vec<Loss> {
     if shrink_max >= OFF {
         return Vec::new();
     }
     let mut losses = Vec::new();
-    for (list, before) in before {
-        let now = after.clone().into_iter().find(|(name, _)| *name == list);
-        let Some((_, after)) = now else { continue };
+    for old in before {
+        let Some(new) = after.iter().find(|new| new.name == old.name) else {
+            continue;
+        };
+        let (before, after) = (old.entries, new.entries);
         let lost = u128::from(before.saturating_sub(after));
         if (after == 0 && before > 0) || lost * 100 > u128::from(before) * u128::from(shrink_max) {
             losses.push(Loss {
-                list: list.to_owned(),
+                list: old.name.clone(),
                 before,
                 after,
             });
@@ -63,7 +63,17 @@ pub fn losses<'a>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::ListAction;
     use super::*;
+
+    fn lists<const N: usize>(counts: [(&str, u64); N]) -> [List; N] {
+        counts.map(|(name, entries)| List {
+            name: name.to_owned(),
+            action: ListAction::Drop,
+            entries,
+            file: None,
+        })
+    }
 
     #[test]
     fn a_list_that_lost_too_much_is_told_and_one_that_grew_is_not() {
@@ -80,7 +90,11 @@ mod tests {
             (100, 0, OFF, false),
         ];
         for (before, after, shrink_max, is_loss) in cases {
-            let losses = losses([("drop", before)], [("drop", after)], shrink_max);
+            let losses = losses(
+                &lists([("drop", before)]),
+                &lists([("drop", after)]),
+                shrink_max,
+            );
             assert_eq!(
                 !losses.is_empty(),
                 is_loss,
@@ -91,9 +105,9 @@ mod tests {
 
     #[test]
     fn lists_are_compared_by_name_and_not_by_place() {
-        let before = [("a", 10), ("b", 1_000), ("gone", 5)];
-        let after = [("new", 0), ("b", 1_000), ("a", 4)];
-        let losses = losses(before, after, 50);
+        let before = lists([("a", 10), ("b", 1_000), ("gone", 5)]);
+        let after = lists([("new", 0), ("b", 1_000), ("a", 4)]);
+        let losses = losses(&before, &after, 50);
         let told: Vec<String> = losses.iter().map(ToString::to_string).collect();
         assert_eq!(told, ["list a (10 -> 4 entries)"]);
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::format::{self, Format, Progress, Reading};
 use super::watch::Stamp;
-use crate::policy::lists::ListAction;
+use super::{List, ListAction};
 
 /// A list, as the configuration has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,18 @@ impl Source {
         let reading = format::read_file(self.format, &self.file, progress)?;
         self.stamp = reading.stamp;
         Ok(reading)
+    }
+}
+
+impl List {
+    /// A list as it was read.
+    pub fn of(source: &Source, reading: &Reading) -> List {
+        List {
+            name: source.name.clone(),
+            action: source.action,
+            entries: reading.entries.len() as u64,
+            file: Some(source.file.clone()),
+        }
     }
 }
 
