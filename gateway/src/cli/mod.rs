@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use portcullis::config::{self, Config};
+use portcullis::lists::{Allocate, Memory};
 
 /// The command line was wrong, or the configuration.
 const EXIT_USAGE: u8 = 2;
@@ -85,9 +86,18 @@ struct ConfigFile {
 impl ConfigFile {
     /// The configuration, or the exit code after its errors were printed.
     fn load(&self) -> Result<Config, ExitCode> {
+        self.load_into(Memory::private)
+    }
+
+    /// The same, with the lists built where the filter wants them, if it is to be in place.
+    fn load_for_filter(&self) -> Result<Config, ExitCode> {
+        self.load_into(portcullis::filter::memory)
+    }
+
+    fn load_into(&self, allocate: Allocate) -> Result<Config, ExitCode> {
         match &self.config {
             None => Ok(Config::default_gate()),
-            Some(path) => config::load(path).map_err(|errors| {
+            Some(path) => config::load_into(path, allocate).map_err(|errors| {
                 eprintln!("{errors}");
                 ExitCode::from(EXIT_USAGE)
             }),

@@ -17,7 +17,7 @@ use super::section::Section;
 use super::{
     Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, relay, route, value,
 };
-use crate::lists::{Compiled, ListAction};
+use crate::lists::{Compiled, ListAction, Memory};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
 use crate::policy::{Policy, Terms};
 
@@ -53,7 +53,16 @@ pub(super) fn config<'d>(
     let mut filter = Filter::read(filter_table);
     let (mut lists, list_files) = Lists::read(lists_table, list_tables);
     let compiled = match files {
-        Files::Read(allocate) => lists.compile(document, &list_files, allocate),
+        Files::Read(allocate) => {
+            let is_filtered = |filter: &Filter| filter.mode != FilterMode::Off;
+            let for_kernel = filter.as_ref().is_some_and(is_filtered) && !document.has_errors();
+            let outcome = lists.compile(if for_kernel {
+                allocate
+            } else {
+                Memory::private
+            });
+            outcome.tell(document, &list_files)
+        }
         Files::Leave => Compiled::default(),
     };
     let (local, relay) = relay::read(&mut relay_table);

@@ -1,16 +1,18 @@
 //! `[lists]`, `[[list]]` and the files they name: the addresses that the filter and the SMTP side are given.
 
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::document::Document;
-use super::error::{Error, Position};
+use super::error::{Error, Errors, Position};
 use super::section::Section;
 use crate::lists::format::{Format, Reading};
-use crate::lists::guard;
 use crate::lists::source::{Finding, Findings, Source};
+use crate::lists::watch::Stamp;
 use crate::lists::{Allocate, Compiled, List, ListAction};
+use crate::lists::{file, guard};
 
 /// The most lists that a configuration may have: each has its counters in the kernel.
 const LISTS_MAX: usize = 256;
@@ -22,10 +24,16 @@ pub struct Lists {
     pub sources: Vec<Source>,
     /// A compiled file in place of the sources.
     pub snapshot: Option<PathBuf>,
+    /// Which state of it was loaded.
+    snapshot_stamp: Option<Stamp>,
     /// Percent of its entries that a list may lose between two compiles; 100 switches the guard off.
     pub shrink_max: u8,
     /// Whether files that change are read again without being asked.
     pub watch: bool,
+    /// When the files were read.
+    pub compiled_at: SystemTime,
+    /// Whether what is in force is of an earlier compile than what was read.
+    pub are_old: bool,
 }
 
 /// What becomes of the files of lists while a configuration is read.
@@ -52,9 +60,13 @@ impl Lists {
                 "compile the lists into the snapshot with `portcullis lists compile`, or leave it out",
             );
         }
+        let snapshot_span = snapshot.as_ref().map(toml::Spanned::span);
         let mut lists = Lists {
             sources: Vec::new(),
             snapshot: snapshot.map(toml::Spanned::into_inner),
+            snapshot_stamp: None,
+            compiled_at: UNIX_EPOCH,
+            are_old: false,
             shrink_max: table.count(
                 "shrink_max",
                 guard::SHRINK_MAX.into(),
@@ -64,6 +76,7 @@ impl Lists {
         };
         table.finish(&[]);
         let mut spans = Vec::new();
+        spans.extend(snapshot_span);
         for (number, s) in sections.into_iter().enumerate() {
             if number == LISTS_MAX {
                 document.error(&s.span, format!("more than {LISTS_MAX} lists"));
@@ -78,27 +91,128 @@ impl Lists {
         (lists, spans)
     }
 
-    /// Reads the files and settles their overlaps. `spans`: where the configuration names the files.
-    pub(super) fn compile(
-        &mut self,
-        document: &Document<'_>,
-        spans: &[Range<usize>],
-        allocate: Allocate,
-    ) -> Compiled {
+    /// Reads the files and settles their overlaps; what the filter needs goes into the memory that is asked for.
+    pub(super) fn compile(&mut self, allocate: Allocate) -> Outcome {
+        let mut outcome = Outcome::default();
+        self.compiled_at = SystemTime::now();
+        self.are_old = false;
+        if let Some(snapshot) = &self.snapshot {
+            self.snapshot_stamp = Stamp::of(snapshot);
+            match file::load(snapshot, allocate) {
+                Ok(compiled) => outcome.compiled = compiled,
+                Err(error) => outcome.unreadable.push((0, error.to_string())),
+            }
+            return outcome;
+        }
         let mut lists = Vec::new();
-        for (source, span) in self.sources.iter_mut().zip(spans) {
+        for (number, source) in self.sources.iter_mut().enumerate() {
             match source.read(|_| {}) {
                 Ok(reading) => {
-                    tell(document, source, &reading);
+                    outcome.take(source, &reading);
                     lists.push((List::of(source, &reading), reading.entries));
                 }
-                Err(error) => cannot_read(document, &source.file, span, &error),
+                Err(error) => {
+                    let message = format!("cannot read {}: {error}", source.file.display());
+                    outcome.unreadable.push((number, message));
+                }
             }
         }
-        if document.has_errors() {
-            return Compiled::default();
+        if outcome.is_good() {
+            outcome.compiled = Compiled::build(lists, allocate);
         }
-        Compiled::build(lists, allocate)
+        outcome
+    }
+
+    /// Reads the files again, as they are now, without the configuration.
+    ///
+    /// # Errors
+    /// Every fault of the lists.
+    pub fn compile_again(
+        &self,
+        allocate: Allocate,
+    ) -> Result<(Lists, Compiled, Vec<Error>), Errors> {
+        let mut lists = self.clone();
+        let outcome = lists.compile(allocate);
+        if outcome.is_good() {
+            return Ok((lists, outcome.compiled, outcome.doubts));
+        }
+        let unreadable = outcome.unreadable.into_iter().map(|(number, message)| {
+            let file = lists.sources.get(number).map(|source| &source.file);
+            let file = file
+                .or(lists.snapshot.as_ref())
+                .cloned()
+                .unwrap_or_default();
+            Error::whole_file(&file, message)
+        });
+        Err(Errors(unreadable.chain(outcome.faults).collect()))
+    }
+
+    /// When the files were read, in seconds since 1970.
+    pub fn compiled_at_seconds(&self) -> u64 {
+        let since = self.compiled_at.duration_since(UNIX_EPOCH);
+        since.map_or(0, |since| since.as_secs())
+    }
+
+    /// The files, each with its stamp when it was read.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, Option<Stamp>)> {
+        let sources = self
+            .sources
+            .iter()
+            .map(|source| (&*source.file, source.stamp));
+        let snapshot = self
+            .snapshot
+            .iter()
+            .map(|file| (&**file, self.snapshot_stamp));
+        sources.chain(snapshot)
+    }
+}
+
+/// What became of the files of lists.
+#[derive(Default)]
+pub(super) struct Outcome {
+    compiled: Compiled,
+    /// Files that cannot be read, by their place among the sources.
+    unreadable: Vec<(usize, String)>,
+    faults: Vec<Error>,
+    doubts: Vec<Error>,
+}
+
+impl Outcome {
+    fn is_good(&self) -> bool {
+        self.unreadable.is_empty() && self.faults.is_empty()
+    }
+
+    /// Notes what was found in a list.
+    fn take(&mut self, source: &Source, reading: &Reading) {
+        let error = |finding: Finding| Error {
+            file: source.file.clone(),
+            position: finding.line.map(|(line, text)| Position {
+                line: usize::try_from(line).unwrap_or(usize::MAX),
+                column: 1,
+                width: text.chars().count().max(1),
+                text,
+            }),
+            message: finding.message,
+            advice: finding.advice.map(str::to_owned),
+        };
+        let findings = Findings::of(reading, source.strict);
+        self.faults.extend(findings.faults.into_iter().map(error));
+        self.doubts.extend(findings.doubts.into_iter().map(error));
+    }
+
+    /// Tells what was found; `spans`: where the configuration names the files.
+    pub(super) fn tell(self, document: &Document<'_>, spans: &[Range<usize>]) -> Compiled {
+        for (number, message) in self.unreadable {
+            let span = spans.get(number).cloned().unwrap_or_default();
+            document.error_with(&span, message, ADVICE_PATH);
+        }
+        self.faults
+            .into_iter()
+            .for_each(|fault| document.error_elsewhere(fault));
+        self.doubts
+            .into_iter()
+            .for_each(|doubt| document.warn_elsewhere(doubt));
+        self.compiled
     }
 }
 
@@ -150,45 +264,16 @@ fn list_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// What was found in a list.
-fn tell(document: &Document<'_>, source: &Source, reading: &Reading) {
-    let error = |finding: Finding| Error {
-        file: source.file.clone(),
-        position: finding.line.map(|(line, text)| Position {
-            line: usize::try_from(line).unwrap_or(usize::MAX),
-            column: 1,
-            width: text.chars().count().max(1),
-            text,
-        }),
-        message: finding.message,
-        advice: finding.advice.map(str::to_owned),
-    };
-    let findings = Findings::of(reading, source.strict);
-    findings
-        .faults
-        .into_iter()
-        .for_each(|fault| document.error_elsewhere(error(fault)));
-    findings
-        .doubts
-        .into_iter()
-        .for_each(|doubt| document.warn_elsewhere(error(doubt)));
-}
-
 /// The octets of a file that the configuration names at `span`.
 pub(super) fn read_file(s: &Section<'_, '_>, path: &Path, span: &Range<usize>) -> Option<Vec<u8>> {
     match fs::read(path) {
         Ok(octets) => Some(octets),
         Err(error) => {
-            cannot_read(s.document, path, span, &error);
+            let message = format!("cannot read {}: {error}", path.display());
+            s.document.error_with(span, message, ADVICE_PATH);
             None
         }
     }
 }
 
-fn cannot_read(document: &Document<'_>, path: &Path, span: &Range<usize>, error: &io::Error) {
-    document.error_with(
-        span,
-        format!("cannot read {}: {error}", path.display()),
-        "paths are relative to the directory of the configuration file",
-    );
-}
+const ADVICE_PATH: &str = "paths are relative to the directory of the configuration file";

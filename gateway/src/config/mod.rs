@@ -224,6 +224,25 @@ impl Config {
         number.map(usize::from).ok_or_else(no_route)
     }
 
+    /// The same configuration with its lists read anew, and what is doubtful about them as its only warnings.
+    ///
+    /// # Errors
+    /// Every fault of the lists.
+    pub fn with_lists_again(&self, allocate: Allocate) -> Result<Config, Errors> {
+        let (lists, compiled, warnings) = self.lists.compile_again(allocate)?;
+        Ok(Config {
+            lists,
+            policy: Arc::new(self.policy.with_lists(compiled)),
+            warnings,
+            ..self.clone()
+        })
+    }
+
+    /// Where the lists of the last compile are kept.
+    pub fn saved_lists(&self) -> PathBuf {
+        self.state_dir.join("lists.snapshot")
+    }
+
     /// The settings of SMTP sessions under this configuration.
     pub fn session_settings(&self) -> Settings {
         Settings {

@@ -261,10 +261,11 @@ impl Stored {
             let mut file = File::open(path)?;
             let found = file.metadata()?.len();
             let mut octets = [0; HEADER];
-            file.read_exact(&mut octets).map_err(|error| match ended(error) {
-                Fault::Damaged(_) => Fault::NoSnapshot,
-                fault => fault,
-            })?;
+            file.read_exact(&mut octets)
+                .map_err(|error| match ended(error) {
+                    Fault::Damaged(_) => Fault::NoSnapshot,
+                    fault => fault,
+                })?;
             let header = Header::read(&octets)?;
             let expected = header.file_length();
             if found != expected {

@@ -162,21 +162,25 @@ impl Policy {
             _ => None,
         });
         let hostname = normal_form(&terms.hostname).into_owned();
-        let list_rules = terms
-            .lists
-            .lists
-            .iter()
-            .map(|list| format!("{}-list:{}", list.action.as_str(), list.name))
-            .collect();
         Policy {
             home: home.unwrap_or_else(|| hostname.clone()),
             hostname,
             addresses: terms.addresses,
             networks: Prefixes::new(terms.networks.into_iter().map(|net| (net, 0)).collect()),
             domains,
-            rules: rule::Names::new(list_rules),
+            rules: list_rules(&terms.lists),
             lists: terms.lists,
             drop_lists_refuse: terms.drop_lists_refuse,
+        }
+    }
+
+    /// The same policy with other lists.
+    #[must_use]
+    pub fn with_lists(&self, lists: Compiled) -> Policy {
+        Policy {
+            rules: list_rules(&lists),
+            lists,
+            ..self.clone()
         }
     }
 
@@ -307,6 +311,12 @@ impl Policy {
     pub fn rule_name(&self, rule: Rule) -> &str {
         self.rules.name(rule)
     }
+}
+
+fn list_rules(lists: &Compiled) -> rule::Names {
+    let lists = lists.lists.iter();
+    let names = lists.map(|list| format!("{}-list:{}", list.action.as_str(), list.name));
+    rule::Names::new(names.collect())
 }
 
 /// The answer to a recipient that needs another next hop than those before it in the transaction: the client sends it again.
