@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 mod explain;
 mod filter;
+mod lists;
 mod run;
 mod table;
 
@@ -49,6 +50,8 @@ enum Command {
     Explain(explain::Args),
     /// The in-kernel half by itself: what was dropped, put it in place, take it away
     Filter(filter::Args),
+    /// Lists to a snapshot; look one address up; what is in a snapshot
+    Lists(lists::Args),
     /// Is this machine able to run the gate: kernel, io_uring, BPF, limits, ports
     Doctor(doctor::Args),
     /// Show the whole gate at work: namespaces, lists, a flood, honest mail, the figures
@@ -62,6 +65,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(args),
         Command::Filter(args) => filter::run(&args),
+        Command::Lists(args) => lists::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
     }

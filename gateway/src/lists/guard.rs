@@ -71,6 +71,7 @@ mod tests {
             name: name.to_owned(),
             action: ListAction::Drop,
             entries,
+            ipv6_entries: 0,
             file: None,
         })
     }

@@ -44,6 +44,7 @@ impl List {
             name: source.name.clone(),
             action: source.action,
             entries: reading.entries.len() as u64,
+            ipv6_entries: reading.entries.ipv6.len() as u64,
             file: Some(source.file.clone()),
         }
     }
