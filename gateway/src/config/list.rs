@@ -52,8 +52,10 @@ impl Lists {
         sections: Vec<Section<'_, '_>>,
     ) -> (Lists, Vec<Range<usize>>) {
         let document = table.document;
-        let snapshot = table.text("snapshot", |file| Ok(document.resolve(file)));
-        if let (Some(file), false) = (&snapshot, sections.is_empty()) {
+        let mut snapshot = table.text("snapshot", |file| Ok(document.resolve(file)));
+        if !sections.is_empty()
+            && let Some(file) = snapshot.take()
+        {
             document.error_with(
                 &file.span(),
                 "there is a compiled snapshot and there are [[list]] tables: one or the other",
