@@ -1,5 +1,6 @@
 //! Lists: what is read in their files, held against tables and against a real rbldnsd.
 
+mod commands;
 mod gate;
 mod rbldnsd;
 
