@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use portcullis::config::{FilterMode, PIN_PATH};
+use portcullis::control::lists::hold_against_last;
 use portcullis::filter::{self, Filter, Status};
 
 use super::table::Table;
@@ -104,9 +105,18 @@ impl Place {
     fn pin_path(&self) -> Result<PathBuf, ExitCode> {
         match &self.config {
             None => Ok(PathBuf::from(PIN_PATH)),
-            Some(file) => Ok(settings(file)?.0.pin_path),
+            Some(file) => Ok(without_lists(file)?.pin_path),
         }
     }
+}
+
+/// The `[filter]` of a configuration, without reading its lists.
+fn without_lists(file: &Path) -> Result<portcullis::config::Filter, ExitCode> {
+    let config = portcullis::config::load_without_lists(file).map_err(|errors| {
+        eprintln!("{errors}");
+        ExitCode::from(EXIT_USAGE)
+    })?;
+    config.filter.ok_or_else(|| no_filter(file))
 }
 
 /// The `[filter]` of a configuration, with all of it for its lists.
@@ -116,14 +126,14 @@ fn settings(
     let config = ConfigFile {
         config: Some(file.to_owned()),
     };
-    let config = config.load()?;
-    match config.filter.clone() {
-        Some(settings) => Ok((settings, config)),
-        None => {
-            eprintln!("portcullis filter: {} has no [filter]", file.display());
-            Err(ExitCode::from(EXIT_USAGE))
-        }
-    }
+    let config = config.load_for_filter()?;
+    let settings = config.filter.clone().ok_or_else(|| no_filter(file))?;
+    Ok((settings, config))
+}
+
+fn no_filter(file: &Path) -> ExitCode {
+    eprintln!("portcullis filter: {} has no [filter]", file.display());
+    ExitCode::from(EXIT_USAGE)
 }
 
 /// Does what the command line says.
@@ -253,9 +263,12 @@ fn print_tables(status: &Status, out: &mut impl Write) -> io::Result<()> {
 }
 
 fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
-    let (settings, config) = settings(&args.config)?;
+    let (settings, mut config) = settings(&args.config)?;
     for warning in &config.warnings {
         eprintln!("warning: {warning}");
+    }
+    for line in hold_against_last(&mut config) {
+        eprintln!("portcullis filter: {line}");
     }
     if settings.mode == FilterMode::Off {
         eprintln!(

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::task::spawn_blocking;
 
@@ -23,14 +23,16 @@ use crate::lists::{List, Memory};
 /// Between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// At a start: lists that lost too much since the last compile are replaced by those of that compile.
-pub(super) fn hold_against_last(config: &mut Config) {
+/// At a start: lists that lost too much since the last compile are replaced by those of that compile. Returns what has to
+/// be told, loudly; nothing if all is well.
+#[must_use]
+pub fn hold_against_last(config: &mut Config) -> Vec<String> {
     if config.lists.sources.is_empty() {
-        return;
+        return Vec::new();
     }
     let path = config.saved_lists();
     let Some(last) = last_compile(&path) else {
-        return;
+        return Vec::new();
     };
     let losses = guard::losses(
         &last.about().lists,
@@ -38,9 +40,9 @@ pub(super) fn hold_against_last(config: &mut Config) {
         config.lists.shrink_max,
     );
     if losses.is_empty() {
-        return;
+        return Vec::new();
     }
-    log_losses(&losses, config);
+    let mut told = about_losses(&losses, config);
     let compiled_at = last.about().compiled_at;
     let allocate = if config.policy.lists().filtered.in_kernel().is_some() {
         filter::memory
@@ -51,16 +53,19 @@ pub(super) fn hold_against_last(config: &mut Config) {
         Ok(compiled) => {
             config.policy = Arc::new(config.policy.with_lists(compiled));
             config.lists.are_old = true;
-            tracing::error!(
-                path = %path.display(),
-                compiled_at,
-                "the lists of the last compile are in force"
-            );
+            let age = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |now| now.as_secs().saturating_sub(compiled_at) / 60);
+            told.push(format!(
+                "the lists of the last compile are in force, of {age} minutes ago: {}",
+                path.display()
+            ));
         }
-        Err(error) => tracing::error!(
+        Err(error) => told.push(format!(
             "{error}: the lists of the last compile cannot be had, and the ones with the loss are in force"
-        ),
+        )),
     }
+    told
 }
 
 /// What was compiled last, if that can be said.
@@ -100,17 +105,19 @@ fn says(lists: &[List], loss: &Loss) -> bool {
     same_name.any(|list| list.entries == loss.after)
 }
 
-pub(super) fn log_losses(losses: &[Loss], config: &Config) {
-    for loss in losses {
-        tracing::error!("{loss} lost more than lists.shrink_max allows; is the file whole?");
-    }
+/// What is said of losses, and what to do.
+pub(super) fn about_losses(losses: &[Loss], config: &Config) -> Vec<String> {
+    let losses = losses
+        .iter()
+        .map(|loss| format!("{loss} lost more than lists.shrink_max allows; is the file whole?"));
     let file = config
         .path
         .as_deref()
         .map_or_else(|| "FILE".into(), Path::to_string_lossy);
-    tracing::error!(
-        "if this is meant: portcullis lists compile -c {file} --force, and reload; else put the file right, which is noticed"
+    let advice = format!(
+        "if this is meant: portcullis lists compile -c {file} --force; else put the file right, which is noticed"
     );
+    losses.chain([advice]).collect()
 }
 
 /// Keeps the lists in force for the next start; whoever cannot write there goes without.
@@ -153,7 +160,7 @@ pub(super) async fn watch(control: Arc<Control>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let config = control.shared.config.load_full();
-        if !config.lists.watch {
+        if !config.lists.watch || config.lists.files().next().is_none() {
             continue;
         }
         let Ok(look) = spawn_blocking(move || Look::at(&config)).await else {

@@ -18,7 +18,7 @@ mod changes;
 pub mod doctor;
 mod error;
 pub mod interrupt;
-mod lists;
+pub mod lists;
 pub mod log;
 mod metrics;
 mod names;

@@ -177,7 +177,10 @@ impl Refused {
     pub(super) fn log(&self, what: &str, control: &Control) {
         match self {
             Self::Configuration(Errors(errors)) => errors.iter().for_each(log_fault),
-            Self::Losses(losses) => lists::log_losses(losses, &control.shared.config.load()),
+            Self::Losses(losses) => {
+                let told = lists::about_losses(losses, &control.shared.config.load());
+                told.iter().for_each(|line| tracing::error!("{line}"));
+            }
             Self::Filter(error) => tracing::error!("{error}"),
             Self::Lost => tracing::error!("reading the configuration ended in a panic"),
         }

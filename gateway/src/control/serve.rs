@@ -34,7 +34,9 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
         let _inside = runtime.enter();
         Signals::new()?
     };
-    lists::hold_against_last(&mut config);
+    for line in lists::hold_against_last(&mut config) {
+        tracing::error!("{line}");
+    }
     let held = Held {
         filter: attach(&config)?,
         workers: start::prepare(&config)?,

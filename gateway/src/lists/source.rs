@@ -45,7 +45,8 @@ impl List {
             action: source.action,
             entries: reading.entries.len() as u64,
             ipv6_entries: reading.entries.ipv6.len() as u64,
-            file: Some(source.file.clone()),
+            // Whoever asks a snapshot may be somewhere else.
+            file: std::path::absolute(&source.file).ok(),
         }
     }
 }
