@@ -115,7 +115,7 @@ pub(super) fn about_losses(losses: &[Loss], config: &Config) -> Vec<String> {
         .as_deref()
         .map_or_else(|| "FILE".into(), Path::to_string_lossy);
     let advice = format!(
-        "if this is meant: portcullis lists compile -c {file} --force; else put the file right, which is noticed"
+        "if this is meant: portcullis lists compile -c {file} --force, and reload; else put the file right, which is noticed"
     );
     losses.chain([advice]).collect()
 }
@@ -155,23 +155,26 @@ impl Look {
 /// Looks at the files from time to time, and reads all lists again when one has changed.
 pub(super) async fn watch(control: Arc<Control>) {
     let mut watch = Watch::default();
-    // What the kept lists were when a change was refused: if they change, somebody may have forced it.
-    let mut saved_when_refused = None;
+    // The kept lists at the last look: where something is refused and they change, somebody may have forced it.
+    let mut saved_last = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let config = control.shared.config.load_full();
         if !config.lists.watch || config.lists.files().next().is_none() {
             continue;
         }
+        let is_refused = watch.has_refused() || config.lists.are_old;
         let Ok(look) = spawn_blocking(move || Look::at(&config)).await else {
             continue;
         };
-        if watch.has_refused() && saved_when_refused != look.saved {
+        let saved_before = saved_last.replace(look.saved);
+        let is_forced = is_refused && saved_before.is_some_and(|before| before != look.saved);
+        if is_forced {
             watch.try_again();
         }
         let files = look.files.iter();
         let changed = watch.look(files.map(|(path, read, now)| (path.as_path(), *read, *now)));
-        if changed.is_empty() {
+        if changed.is_empty() && !is_forced {
             continue;
         }
         tracing::debug!(?changed, "files of lists have changed");
@@ -189,7 +192,6 @@ pub(super) async fn watch(control: Arc<Control>) {
                 };
                 count.fetch_add(1, Ordering::Relaxed);
                 watch.refuse(changed);
-                saved_when_refused = look.saved;
                 refused.log("the lists stay as they were", &control);
             }
         }

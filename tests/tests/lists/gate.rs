@@ -167,6 +167,22 @@ fn a_gate_that_starts_with_a_truncated_list_takes_those_of_the_last_compile() ->
 }
 
 #[test]
+fn a_loss_that_is_meant_is_taken_by_a_gate_that_started_with_it() -> Result<()> {
+    let scene = Scene::new(&format!("{SHIPPED}127.0.0.0/8\n"))?;
+    fs::write(scene.path("portcullis.toml"), &scene.configuration)?;
+    ensure!(scene.compile(&[])?.status.success());
+    scene.replace("192.0.2.1\n")?;
+    let gate = scene.start()?;
+    ensure!(greeting(&gate)? == 554, "the gate is open");
+    // So that its first look is before.
+    thread::sleep(Duration::from_secs(3));
+    ensure!(scene.compile(&["--force"])?.status.success());
+    wait_for_reloads(&gate, "good", 1.0)?;
+    ensure!(greeting(&gate)? == 220);
+    Ok(())
+}
+
+#[test]
 fn a_list_that_is_gone_stays_in_force_and_stops_a_start() -> Result<()> {
     let scene = Scene::new(&format!("{SHIPPED}127.0.0.0/8\n"))?;
     let gate = scene.start()?;
