@@ -12,12 +12,13 @@ use toml::de::DeTable;
 use super::document::Document;
 use super::error::Error;
 use super::limits::Limits;
+use super::list::{Files, Lists};
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, list, relay,
-    route, value,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, relay, route,
+    value,
 };
-use crate::lists::{Compiled, ListAction};
+use crate::lists::{Compiled, ListAction, Memory};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
 use crate::policy::{Policy, Terms};
 
@@ -25,7 +26,11 @@ use crate::policy::{Policy, Terms};
 const LATER: [&str; 3] = ["tls", "auth", "spool"];
 
 /// Reads all tables. Faults are noted in the document; with faults, what comes back is not to be used.
-pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -> Config {
+pub(super) fn config<'d>(
+    document: &Document<'d>,
+    root: &Spanned<DeTable<'d>>,
+    files: Files,
+) -> Config {
     let mut top = Section::new(document, "", Some(root.get_ref()), 0..0);
     let hostname = read_hostname(&mut top);
     let state_dir = read_state_dir(&mut top);
@@ -36,6 +41,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     let user = top.text("user", user_name).map(Spanned::into_inner);
     let listener_tables = top.tables("listener");
     let filter_table = top.table("filter");
+    let lists_table = top.table("lists");
     let list_tables = top.tables("list");
     let zone_tables = top.tables("dnsbl");
     let dnsbl_table = top.table("dnsbl_policy");
@@ -48,7 +54,20 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
 
     let listeners = read_listeners(listener_tables);
     let mut filter = Filter::read(filter_table);
-    let lists = list::read_lists(list_tables);
+    let (mut lists, list_files) = Lists::read(lists_table, list_tables);
+    let compiled = match files {
+        Files::Read(allocate) => {
+            let is_filtered = |filter: &Filter| filter.mode != FilterMode::Off;
+            let for_kernel = filter.as_ref().is_some_and(is_filtered) && !document.has_errors();
+            let outcome = lists.compile(if for_kernel {
+                allocate
+            } else {
+                Memory::private
+            });
+            outcome.tell(document, &list_files)
+        }
+        Files::Leave => Compiled::default(),
+    };
     let (zones, dnsbl) = dnsbl::read(zone_tables, dnsbl_table);
     let (local, relay) = relay::read(&mut relay_table);
     let relay_span = relay_table.span.clone();
@@ -64,7 +83,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     if document.error_count() == errors_before_routes && !routes.is_empty() {
         check_routes(document, &relay_span, &local.domains, &route_index);
     }
-    warn_about_lists(document, &relay_span, &local.networks, &lists);
+    warn_about_lists(document, &relay_span, &local.networks, &compiled);
 
     let own = addresses
         .iter()
@@ -82,7 +101,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
         addresses: own.chain(local.addresses).collect(),
         networks: local.networks,
         domains: local.domains,
-        lists,
+        lists: compiled,
         drop_lists_refuse: !monitored,
         dnsbl: zones,
     });
@@ -95,6 +114,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
         user,
         listeners,
         filter,
+        lists,
         policy: Arc::new(policy),
         routes,
         limits,

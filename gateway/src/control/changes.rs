@@ -104,7 +104,8 @@ fn is_within(key: &str, kept: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-fn list_differences(old: &Config, new: &Config) -> Vec<String> {
+/// What differs in the lists: `list drop (3 -> 5 entries)`.
+pub(super) fn list_differences(old: &Config, new: &Config) -> Vec<String> {
     let (old, new) = (old.policy.lists(), new.policy.lists());
     let mut differences = Vec::new();
     for list in &new.lists {

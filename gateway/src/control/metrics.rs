@@ -50,6 +50,13 @@ fn process(text: &mut Text, state: &State) {
     );
     text.sample(&[("result", "good")], state.reloads.good);
     text.sample(&[("result", "bad")], state.reloads.bad);
+    text.counter(
+        "portcullis_list_reloads_total",
+        "Reloads of the lists after a change of their files; refused: a list had lost too much, and the old ones stayed.",
+    );
+    text.sample(&[("result", "good")], state.reloads.lists.good);
+    text.sample(&[("result", "bad")], state.reloads.lists.bad);
+    text.sample(&[("result", "refused")], state.reloads.lists.refused);
 }
 
 fn sessions(text: &mut Text, state: &State) {

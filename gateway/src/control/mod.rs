@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what is held before it serves; who it is while it serves |
 //! | `reload.rs`, `changes.rs` | SIGHUP; what a new configuration changes and what it cannot |
+//! | `lists.rs` | lists over time: their files watched, great losses refused, what is in force kept |
 //! | `names.rs` | next hops that are given by name |
 //! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
 //! | `admin.rs`, `state.rs`, `metrics.rs` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
@@ -21,6 +22,7 @@ pub mod doctor;
 mod dropped;
 mod error;
 pub mod interrupt;
+pub mod lists;
 pub mod log;
 mod metrics;
 mod names;

@@ -15,7 +15,7 @@ use super::names::Names;
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
 use super::user::User;
-use super::{Control, Error, HeldFilter, admin, dnsbl, dropped, log, names, notify};
+use super::{Control, Error, HeldFilter, admin, dnsbl, dropped, lists, log, names, notify};
 use crate::config::{Config, FilterMode};
 use crate::filter::{self, Filter};
 use crate::worker::{Life, Shared};
@@ -24,7 +24,7 @@ use crate::worker::{Life, Shared};
 ///
 /// # Errors
 /// When the gate cannot start, or a worker failed.
-pub fn serve(config: Config, log_level: log::Level) -> Result<(), Error> {
+pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
     let user = config.user.as_deref().map(User::find).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -34,6 +34,9 @@ pub fn serve(config: Config, log_level: log::Level) -> Result<(), Error> {
         let _inside = runtime.enter();
         Signals::new()?
     };
+    for line in lists::hold_against_last(&mut config) {
+        tracing::error!("{line}");
+    }
     let held = Held {
         filter: attach(&config)?,
         workers: start::prepare(&config)?,
@@ -124,6 +127,8 @@ async fn live(
     }
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
+    lists::save(&control.shared.config.load_full());
+    tokio::spawn(lists::watch(Arc::clone(&control)));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
     announce(&control);
     watch(&control, ends, &mut stop).await

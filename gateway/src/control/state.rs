@@ -39,6 +39,17 @@ pub(super) struct State {
 pub(super) struct Reloads {
     pub(super) good: u64,
     pub(super) bad: u64,
+    /// Lists read again by themselves.
+    pub(super) lists: ListReloads,
+}
+
+/// Lists that were read again because their files had changed.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct ListReloads {
+    pub(super) good: u64,
+    pub(super) bad: u64,
+    /// They had lost too much.
+    pub(super) refused: u64,
 }
 
 /// Sessions with clients.
@@ -91,6 +102,11 @@ impl State {
             reloads: Reloads {
                 good: count(&control.reloads.good),
                 bad: count(&control.reloads.bad),
+                lists: ListReloads {
+                    good: count(&control.reloads.lists_good),
+                    bad: count(&control.reloads.lists_bad),
+                    refused: count(&control.reloads.lists_refused),
+                },
             },
             names: names(control),
             dnsbl: control.dnsbl.told(),

@@ -186,6 +186,7 @@ mod tests {
                     name: (*name).to_owned(),
                     action: *action,
                     entries: 1,
+                    ipv6_entries: 0,
                     file: None,
                 })
                 .collect(),

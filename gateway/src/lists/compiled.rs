@@ -51,6 +51,9 @@ pub struct List {
     pub action: ListAction,
     /// How many prefixes were read, before overlaps were settled.
     pub entries: u64,
+    /// How many of them are IPv6.
+    #[serde(default)]
+    pub ipv6_entries: u64,
     /// The file that it was read from.
     pub file: Option<PathBuf>,
 }
@@ -88,6 +91,7 @@ impl Compiled {
                 name,
                 action,
                 entries: prefixes.len() as u64,
+                ipv6_entries: prefixes.iter().filter(|net| net.addr().is_ipv6()).count() as u64,
                 file: None,
             };
             (list, prefixes.into_iter().collect())

@@ -396,10 +396,10 @@ mod tests {
             let mut list = Entries::default();
             match (first.parse().unwrap(), last.parse().unwrap()) {
                 (IpAddr::V4(first), IpAddr::V4(last)) => {
-                    list.push_ipv4_range(first.to_bits(), last.to_bits())
+                    list.push_ipv4_range(first.to_bits(), last.to_bits());
                 }
                 (IpAddr::V6(first), IpAddr::V6(last)) => {
-                    list.push_ipv6_range(first.to_bits(), last.to_bits())
+                    list.push_ipv6_range(first.to_bits(), last.to_bits());
                 }
                 _ => unreachable!(),
             }

@@ -302,6 +302,11 @@ impl Stored {
         &self.about
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Octets of the lines: of the permit and drop lists, and of the reject lists.
     pub fn sizes(&self) -> (u64, u64) {
         let octets = |lines: u32| u64::from(lines) * LINE as u64;

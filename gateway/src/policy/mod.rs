@@ -170,28 +170,26 @@ impl Policy {
             _ => None,
         });
         let hostname = normal_form(&terms.hostname).into_owned();
-        let list_rules = terms
-            .lists
-            .lists
-            .iter()
-            .map(|list| format!("{}-list:{}", list.action.as_str(), list.name))
-            .collect();
-        let zone_rules = terms
-            .dnsbl
-            .zones
-            .iter()
-            .map(|zone| format!("dnsbl:{}", zone.name))
-            .collect();
         Policy {
             home: home.unwrap_or_else(|| hostname.clone()),
             hostname,
             addresses: terms.addresses,
             networks: Prefixes::new(terms.networks.into_iter().map(|net| (net, 0)).collect()),
             domains,
-            rules: rule::Names::new(list_rules, zone_rules),
+            rules: rule_names(&terms.lists, &terms.dnsbl),
             lists: terms.lists,
             drop_lists_refuse: terms.drop_lists_refuse,
             dnsbl: terms.dnsbl,
+        }
+    }
+
+    /// The same policy with other lists.
+    #[must_use]
+    pub fn with_lists(&self, lists: Compiled) -> Policy {
+        Policy {
+            rules: rule_names(&lists, &self.dnsbl),
+            lists,
+            ..self.clone()
         }
     }
 
@@ -345,6 +343,16 @@ impl Policy {
     pub fn rule_name(&self, rule: Rule) -> &str {
         self.rules.name(rule)
     }
+}
+
+fn rule_names(lists: &Compiled, dnsbl: &Dnsbl) -> rule::Names {
+    let lists = lists.lists.iter();
+    let lists = lists.map(|list| format!("{}-list:{}", list.action.as_str(), list.name));
+    let zones = dnsbl
+        .zones
+        .iter()
+        .map(|zone| format!("dnsbl:{}", zone.name));
+    rule::Names::new(lists.collect(), zones.collect())
 }
 
 /// The answer to a recipient that needs another next hop than those before it in the transaction: the client sends it again.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use portcullis::config::{FilterMode, PIN_PATH};
+use portcullis::control::lists::hold_against_last;
 use portcullis::filter::{self, Filter};
 
 use super::{ConfigFile, EXIT_USAGE};
@@ -88,9 +89,18 @@ impl Place {
     fn pin_path(&self) -> Result<PathBuf, ExitCode> {
         match &self.config {
             None => Ok(PathBuf::from(PIN_PATH)),
-            Some(file) => Ok(settings(file)?.0.pin_path),
+            Some(file) => Ok(without_lists(file)?.pin_path),
         }
     }
+}
+
+/// The `[filter]` of a configuration, without reading its lists.
+fn without_lists(file: &Path) -> Result<portcullis::config::Filter, ExitCode> {
+    let config = portcullis::config::load_without_lists(file).map_err(|errors| {
+        eprintln!("{errors}");
+        ExitCode::from(EXIT_USAGE)
+    })?;
+    config.filter.ok_or_else(|| no_filter(file))
 }
 
 /// The `[filter]` of a configuration, with all of it for its lists.
@@ -100,14 +110,14 @@ fn settings(
     let config = ConfigFile {
         config: Some(file.to_owned()),
     };
-    let config = config.load()?;
-    match config.filter.clone() {
-        Some(settings) => Ok((settings, config)),
-        None => {
-            eprintln!("portcullis filter: {} has no [filter]", file.display());
-            Err(ExitCode::from(EXIT_USAGE))
-        }
-    }
+    let config = config.load_for_filter()?;
+    let settings = config.filter.clone().ok_or_else(|| no_filter(file))?;
+    Ok((settings, config))
+}
+
+fn no_filter(file: &Path) -> ExitCode {
+    eprintln!("portcullis filter: {} has no [filter]", file.display());
+    ExitCode::from(EXIT_USAGE)
 }
 
 /// Does what the command line says.
@@ -140,9 +150,12 @@ fn failed(error: &filter::Error, config: Option<&Path>) -> ExitCode {
 }
 
 fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
-    let (settings, config) = settings(&args.config)?;
+    let (settings, mut config) = settings(&args.config)?;
     for warning in &config.warnings {
         eprintln!("warning: {warning}");
+    }
+    for line in hold_against_last(&mut config) {
+        eprintln!("portcullis filter: {line}");
     }
     if settings.mode == FilterMode::Off {
         eprintln!(
