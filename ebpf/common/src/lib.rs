@@ -11,6 +11,7 @@
 pub mod layout;
 pub mod packet;
 pub mod snapshot;
+pub mod traffic;
 pub mod verdict;
 
 pub use packet::{Packet, Segment, Source};

@@ -1,0 +1,141 @@
+//! The made-up traffic as userspace sees it: the frame, parts of the sequence of sources, and the list of such a part.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use portcullis_ebpf_common::traffic;
+use serde::Serialize;
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+/// A part of the sequence of sources ([`traffic`]).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sequence {
+    /// The place of the first one.
+    pub(crate) first: u32,
+    /// How many there are.
+    pub(crate) number: u32,
+}
+
+impl Sequence {
+    /// So many sources that every list of at least as many entries has.
+    pub(crate) const fn listed(number: u32) -> Self {
+        Self { first: 0, number }
+    }
+
+    /// So many sources that no list has.
+    pub(crate) const fn unlisted(number: u32) -> Self {
+        Self {
+            first: 1 << 31,
+            number,
+        }
+    }
+
+    fn places(self) -> impl Iterator<Item = u32> {
+        (0..self.number).map(move |place| self.first.wrapping_add(place))
+    }
+
+    /// The addresses of an IPv4 sequence.
+    pub(crate) fn ipv4(self) -> impl Iterator<Item = Ipv4Addr> {
+        self.places()
+            .map(|place| Ipv4Addr::from_bits(traffic::ipv4(place)))
+    }
+
+    /// The list of these sources: /32s or /64s.
+    pub(crate) fn list(self, family: Family) -> Vec<IpNet> {
+        let ipv6 = |place| Ipv6Addr::from_bits(u128::from(traffic::ipv6(place)) << 64);
+        match family {
+            Family::Ipv4 => self
+                .ipv4()
+                .map(|address| Ipv4Net::from(address).into())
+                .collect(),
+            Family::Ipv6 => self
+                .places()
+                .map(|place| Ipv6Net::new_assert(ipv6(place), 64).into())
+                .collect(),
+        }
+    }
+}
+
+/// The flags of a TCP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flags {
+    /// Opens a connection.
+    Syn = 0x02,
+    /// Belongs to one: nothing but the lists has a say about it.
+    Ack = 0x10,
+}
+
+/// A TCP segment (RFC 9293) to port 25 in an Ethernet frame. Its checksums are wrong: nobody is to read it.
+pub(crate) fn frame(family: Family, flags: Flags) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    match family {
+        Family::Ipv4 => {
+            frame.extend([0x08, 0x00]);
+            frame.extend([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0]);
+            frame.extend(Ipv4Addr::new(198, 51, 100, 2).octets());
+            frame.extend(Ipv4Addr::new(198, 51, 100, 1).octets());
+        }
+        Family::Ipv6 => {
+            frame.extend([0x86, 0xdd]);
+            frame.extend([0x60, 0, 0, 0, 0, 20, 6, 64]);
+            frame.extend(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2).octets());
+            frame.extend(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets());
+        }
+    }
+    frame.extend(40_000_u16.to_be_bytes());
+    frame.extend(25_u16.to_be_bytes());
+    frame.extend([
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        1,
+        0x50,
+        flags as u8,
+        0xff,
+        0xff,
+        0,
+        0,
+        0,
+        0,
+    ]);
+    // The least length of a frame on a wire, without its checksum.
+    frame.resize(frame.len().max(60), 0);
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_source_comes_twice_and_none_of_the_unlisted_is_listed() {
+        let listed: HashSet<_> = Sequence::listed(100_000).ipv4().collect();
+        assert_eq!(listed.len(), 100_000);
+        assert!(
+            Sequence::unlisted(100_000)
+                .ipv4()
+                .all(|address| !listed.contains(&address))
+        );
+    }
+
+    #[test]
+    fn the_sources_are_spread_over_the_whole_of_ipv4() {
+        let networks: HashSet<_> = Sequence::listed(10_000)
+            .ipv4()
+            .map(|address| address.octets()[0])
+            .collect();
+        assert_eq!(networks.len(), 256);
+    }
+}
