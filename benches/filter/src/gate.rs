@@ -97,7 +97,7 @@ fn settings(interface: &str, pins: &Path, unlisted: Unlisted) -> Result<config::
 }
 
 /// Not where the filter of this machine is, nor that of another run.
-fn free_pin_path() -> PathBuf {
+pub(crate) fn free_pin_path() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     PathBuf::from(format!(

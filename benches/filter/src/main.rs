@@ -8,6 +8,7 @@
 
 mod flood;
 mod gate;
+mod loading;
 mod peers;
 mod report;
 mod traffic;
@@ -56,6 +57,14 @@ pub(crate) struct Options {
     /// Writes everything, each turn of it, to this file as well
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// The gateway's binary; `cargo xtask bench filter` builds one
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "target/release/portcullis",
+        overrides_with = "portcullis"
+    )]
+    portcullis: PathBuf,
     /// Exits with 1 if a bar is missed
     #[arg(long)]
     enforce: bool,
@@ -66,6 +75,8 @@ pub(crate) struct Options {
 enum Measurement {
     /// The cost of a verdict, packet by packet
     Verdicts,
+    /// How long the largest list takes to be in force, and what it weighs
+    Loading,
     /// Packets of a flood dropped in a second
     Flood,
 }
@@ -138,12 +149,17 @@ fn run(options: &Options) -> Result<ExitCode> {
     } else {
         Vec::new()
     };
+    let loading = if options.measures(Measurement::Loading) {
+        Some(loading::run(options, directory.path()).context("loading")?)
+    } else {
+        None
+    };
     let floods = if options.measures(Measurement::Flood) {
         flood::run(options, directory.path()).context("flood")?
     } else {
         Vec::new()
     };
-    let report = Report::new(options, machine, verdicts, floods);
+    let report = Report::new(options, machine, verdicts, loading, floods);
     print!("\n{report}");
     if let Some(path) = &options.json {
         let file = File::create(path).with_context(|| path.display().to_string())?;

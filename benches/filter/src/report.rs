@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::flood::{self, Sources};
 use crate::traffic::Family;
-use crate::{Options, verdicts};
+use crate::{Options, loading, verdicts};
 
 /// Everything that a run has to say.
 #[derive(Debug, Serialize)]
@@ -19,6 +19,7 @@ pub(crate) struct Report {
     /// Too short to be quoted.
     quick: bool,
     verdicts: Vec<verdicts::Outcome>,
+    loading: Option<loading::Outcome>,
     floods: Vec<flood::Outcome>,
     bars: Vec<Bar>,
 }
@@ -61,9 +62,11 @@ impl Report {
         options: &Options,
         machine: Machine,
         verdicts: Vec<verdicts::Outcome>,
+        loading: Option<loading::Outcome>,
         floods: Vec<flood::Outcome>,
     ) -> Self {
-        let mut bars = verdict_bars(options, &verdicts);
+        let mut bars = verdict_bars(&verdicts);
+        bars.extend(loading.iter().flat_map(loading_bars));
         bars.extend(floods.iter().flat_map(flood_bars));
         Self {
             machine,
@@ -74,6 +77,7 @@ impl Report {
             rounds: options.rounds(),
             quick: options.quick,
             verdicts,
+            loading,
             floods,
             bars,
         }
@@ -84,16 +88,24 @@ impl Report {
     }
 }
 
-/// The ratio to the bare program with warm caches, for every size; how much of it growth is shows beside each other.
-fn verdict_bars(options: &Options, verdicts: &[verdicts::Outcome]) -> Vec<Bar> {
+/// The ratio to the bare program with warm caches, for every size: so it shows whether it grows.
+fn verdict_bars(verdicts: &[verdicts::Outcome]) -> Vec<Bar> {
     let warm = verdicts.iter().filter(|outcome| outcome.is_warm());
-    let bars = warm.filter_map(|outcome| {
+    warm.filter_map(|outcome| {
         let gate = outcome.of(verdicts::GATE)?;
-        let title = format!("a verdict over bare, {}", of_verdict(outcome));
+        let title = format!("verdict over bare, {}", of_verdict(outcome));
         Some(Bar::at_most(title, gate.over_bare, 1.5))
-    });
-    let _ = options;
-    bars.collect()
+    })
+    .collect()
+}
+
+fn loading_bars(outcome: &loading::Outcome) -> [Bar; 2] {
+    let title = "snapshot file to in force";
+    let memory = outcome.snapshot.memory_peak;
+    [
+        Bar::at_most(format!("{title}, s"), outcome.snapshot.seconds, 1.0),
+        Bar::at_most(format!("{title}, MiB"), scaled(memory, MEBI), 256.0),
+    ]
 }
 
 fn flood_bars(outcome: &flood::Outcome) -> Vec<Bar> {
@@ -150,6 +162,9 @@ impl fmt::Display for Report {
         if !self.verdicts.is_empty() {
             self.fmt_verdicts(f)?;
         }
+        if let Some(outcome) = &self.loading {
+            fmt_loading(f, outcome)?;
+        }
         for outcome in &self.floods {
             fmt_flood(f, outcome)?;
         }
@@ -179,23 +194,62 @@ impl Report {
     fn fmt_verdicts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "\ncost of a verdict in ns, and over the bare program's: BPF_PROG_TEST_RUN, a new source for every packet; the\n\
-             generator's cost is taken off, the call's (\"empty\") is not; 1,000 sources stay in the core's caches"
+            "\nverdict, ns a packet: BPF_PROG_TEST_RUN, a new source for every packet; what the generator costs is taken off, what the\n\
+             call costs (\"empty\") is not; what 1,000 sources need stays in the core's caches; over bare: portcullis, same round\n"
         )?;
+        write!(f, "  {:<42}", "entries, sources")?;
+        for (name, _) in verdicts::CONTESTANTS {
+            write!(f, " {name:>20}")?;
+        }
+        writeln!(f, "   over bare")?;
         for outcome in &self.verdicts {
-            writeln!(f, "  {}", of_verdict(outcome))?;
-            for cost in &outcome.contestants {
-                writeln!(
-                    f,
-                    "    {:<24} {:>22}   {:<18}",
-                    cost.name,
-                    cell(cost.nanoseconds, 1),
-                    cell(cost.over_bare, 2)
-                )?;
+            write!(f, "  {:<42}", of_verdict(outcome))?;
+            for (name, _) in verdicts::CONTESTANTS {
+                let cost = outcome.of(name);
+                let nanoseconds = cost.map_or_else(String::new, |cost| cell(cost.nanoseconds, 0));
+                write!(f, " {nanoseconds:>20}")?;
             }
+            let ratio = outcome.of(verdicts::GATE).map(|cost| cost.over_bare);
+            writeln!(
+                f,
+                "   {}",
+                ratio.map_or_else(String::new, |ratio| cell(ratio, 2))
+            )?;
         }
         Ok(())
     }
+}
+
+fn fmt_loading(f: &mut fmt::Formatter<'_>, outcome: &loading::Outcome) -> fmt::Result {
+    writeln!(
+        f,
+        "\nlists, {} /32s: the gateway's commands from start to end, files in the page cache; memory: all that was ever resident,\n\
+         the kernel's map included\n",
+        thousands(outcome.entries)
+    )?;
+    writeln!(f, "  {:<42} {:>20} {:>24}", "", "seconds", "MiB")?;
+    for (name, loading) in [
+        ("text to in force (filter attach)", &outcome.text),
+        ("text to snapshot file (lists compile)", &outcome.compile),
+        (
+            "snapshot file to in force (filter attach)",
+            &outcome.snapshot,
+        ),
+    ] {
+        writeln!(
+            f,
+            "  {name:<42} {:>20} {:>24}",
+            cell(loading.seconds, 2),
+            cell(scaled(loading.memory_peak, MEBI), 0)
+        )?;
+    }
+    writeln!(
+        f,
+        "  the map has {:.0} MiB, the file {:.0} MiB; the swap is one system call of {} us",
+        outcome.map_size as f64 / MEBI,
+        outcome.file_size as f64 / MEBI,
+        cell(outcome.swap_us, 0)
+    )
 }
 
 fn fmt_flood(f: &mut fmt::Formatter<'_>, outcome: &flood::Outcome) -> fmt::Result {
@@ -203,34 +257,44 @@ fn fmt_flood(f: &mut fmt::Formatter<'_>, outcome: &flood::Outcome) -> fmt::Resul
     match outcome.sources {
         Sources::Listed => writeln!(
             f,
-            "\nflood dropped, millions/s, {entries} /32s, from 100,000 of them (live frames over a veth, made and dropped on one core)"
+            "\nflood from 100,000 sources, all listed among {entries} /32s: millions of packets dropped a second; live frames over a\n\
+             veth, made, delivered and dropped on one core\n"
         )?,
         Sources::Random => writeln!(
             f,
-            "\nflood dropped, millions/s, {entries} /32s, random sources on no list, which are dropped: first pass, second pass"
+            "\nflood from sources random over all of IPv4, none of them among the {entries} /32s, what is not listed is dropped\n"
         )?,
     }
+    writeln!(
+        f,
+        "  {:<24} {:>20} {:>20}   over bare",
+        "", "first pass", "warm"
+    )?;
     for figures in &outcome.contestants {
-        let million = |spread: Spread| Spread {
-            median: spread.median / 1e6,
-            min: spread.min / 1e6,
-            max: spread.max / 1e6,
-        };
-        let first_pass = figures
-            .first_pass
-            .map_or_else(String::new, |spread| cell(million(spread), 2));
+        let millions = |spread| cell(scaled(spread, 1e6), 2);
+        let first_pass = figures.first_pass.map_or_else(String::new, millions);
         let limit = figures.limited_to.map_or_else(String::new, |entries| {
-            format!("has {} entries", thousands(entries))
+            format!("(has {} entries)", thousands(entries))
         });
         writeln!(
             f,
-            "    {:<24} {first_pass:>18} {:>18}   {:<18} {limit}",
+            "  {:<24} {first_pass:>20} {:>20}   {:<18} {limit}",
             figures.name,
-            cell(million(figures.warm), 2),
+            millions(figures.warm),
             cell(figures.over_bare, 2),
         )?;
     }
     Ok(())
+}
+
+const MEBI: f64 = 1_048_576.0;
+
+fn scaled(spread: Spread, unit: f64) -> Spread {
+    Spread {
+        median: spread.median / unit,
+        min: spread.min / unit,
+        max: spread.max / unit,
+    }
 }
 
 fn cell(spread: Spread, decimals: usize) -> String {

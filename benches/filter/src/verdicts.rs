@@ -26,7 +26,7 @@ const WARM: u32 = 1_000;
 const MANY: u32 = 100_000;
 
 /// Who is measured, by the name in the report and that of the program; the filter has no program in benches.o.
-const CONTESTANTS: [(&str, Option<&str>); 5] = [
+pub(crate) const CONTESTANTS: [(&str, Option<&str>); 5] = [
     (GATE, None),
     (BARE, Some("bare")),
     ("hash map", Some("hash")),
