@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, str};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use portcullis::policy::lists::{Compiled, ListAction};
+use portcullis::lists::{Compiled, ListAction};
 
 /// One file of cases, and what is in force for all of them.
 pub struct File {

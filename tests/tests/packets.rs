@@ -8,7 +8,7 @@ use std::process;
 use anyhow::{Context as _, Result, ensure};
 use portcullis::config::{self, FilterMode, Unlisted, XdpMode};
 use portcullis::filter::{self, Filter, Trial};
-use portcullis::policy::lists::{Compiled, ListAction};
+use portcullis::lists::{Compiled, ListAction};
 use portcullis_ebpf_common::layout::{Measures, Mode, Settings};
 use portcullis_ebpf_common::{Action, Class, Lookup, Source, Verdict, judge};
 use portcullis_tests::packet_cases::{self, Expected, File};

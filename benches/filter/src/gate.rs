@@ -9,7 +9,7 @@ use aya::programs::{ProgramFd, loaded_programs};
 use portcullis::config;
 use portcullis::filter::{self, Filter};
 use portcullis::netns::Namespace;
-use portcullis::policy::lists::{Compiled, ListAction};
+use portcullis::lists::{Compiled, ListAction};
 
 use crate::traffic::{Family, Sequence};
 

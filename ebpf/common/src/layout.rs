@@ -3,18 +3,17 @@
 //! | map | kind | written by | holds |
 //! |---|---|---|---|
 //! | `SETTINGS` | array of one inner array | userspace, swapped whole | [`Settings`] |
-//! | `LISTS` | array of one inner LPM trie | userspace, swapped whole | [`Source`](crate::Source) prefix -> [`Class`](crate::Class) |
+//! | `SNAPSHOT` | array of one inner array | userspace, mapped; swapped whole | all lists, as [`snapshot`](crate::snapshot) describes them |
 //! | `LIST_COUNTERS` | per-CPU array | the program | slot of a list -> [`ListCounters`] |
 //! | `INTERFACE_COUNTERS` | per-CPU array | the program | slot of an interface -> [`InterfaceCounters`] |
 //! | `LIST_RECORDS` | array | userspace, for itself | what a list's slot means, in two banks |
 //! | `INTERFACE_RECORDS` | array | userspace, for itself | what an interface's slot means |
 //!
-//! Both address families are in one trie (the family is the first word of a key), so that one update of one element
-//! puts a generation of all lists in place. A trie also holds its own generation, under [`GENERATION_KEY`]; its parity
-//! says which bank of `LIST_RECORDS` describes it. So the swap of the trie swaps the names with it, and a crash at any
-//! moment leaves one whole generation in force.
+//! All lists of both address families are in one inner array, so that one update of one element puts a generation of them
+//! in place. Its header holds the number of its generation, whose parity says which bank of `LIST_RECORDS` describes it.
+//! So the swap of the snapshot swaps the names with it, and a crash at any moment leaves one whole generation in force.
 
-/// Changes whenever the meaning of a map changes. It is part of the pin path, because a pinned map is taken over without
+/// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is part of the pin path, because a pinned map is taken over without
 /// a look at its shape.
 pub const LAYOUT_VERSION: u32 = 2;
 
@@ -49,10 +48,9 @@ pub const LIST_NAME_MAX: usize = 64;
 /// Bytes of an interface's name (the kernel's `IFNAMSIZ`).
 pub const INTERFACE_NAME_MAX: usize = 16;
 
-/// The prefix length, in bits, of the key that holds a trie's generation: the family word alone, which is zero for it.
-pub const GENERATION_KEY_BITS: u32 = 32;
-/// The words of the key that holds a trie's generation.
-pub const GENERATION_KEY: [u32; 5] = [0; 5];
+/// The flags of a snapshot's array: `BPF_F_MMAPABLE`, so that it is written in the time that memory takes, and
+/// `BPF_F_INNER_MAP`, so that each may have a size of its own.
+pub const SNAPSHOT_FLAGS: usize = 1 << 10 | 1 << 12;
 
 /// What the program does with a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

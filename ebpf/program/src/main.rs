@@ -9,20 +9,21 @@
 
 mod budget;
 mod events;
+mod lists;
 mod verdicts;
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, LpmTrie, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, PerCpuArray};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use portcullis_ebpf_common::layout::{
     INTERFACES_MAX, InterfaceCounter, InterfaceCounters, LIST_SLOTS, ListCounter, ListCounters,
     Mode, Settings,
 };
-use portcullis_ebpf_common::packet::SOURCE_BITS;
-use portcullis_ebpf_common::{Class, Lookup, Packet, Source, Verdict, judge};
+use portcullis_ebpf_common::{Packet, Verdict, judge};
+
+use self::lists::InForce;
 
 /// The slot of the interface that this instance is attached to in the lower half, its
 /// [`Role`](portcullis_ebpf_common::layout::Role) in the upper; set before it is loaded.
@@ -34,9 +35,6 @@ static INTERFACE: Global<u32> = Global::new(0xfeed_5107);
 
 #[btf_map]
 static SETTINGS: ArrayOfMaps<Array<Settings, 1>, 1> = ArrayOfMaps::new();
-
-#[btf_map]
-static LISTS: ArrayOfMaps<LpmTrie<[u32; 5], u32, 1>, 1> = ArrayOfMaps::new();
 
 #[btf_map]
 static LIST_COUNTERS: PerCpuArray<ListCounters, { LIST_SLOTS as usize }> = PerCpuArray::new();
@@ -72,7 +70,7 @@ fn filter(context: XdpContext) -> u32 {
         start: context.data(),
         end: context.data_end(),
     };
-    let verdict = judge(&frame, settings, &Tries);
+    let verdict = judge(&frame, settings, &InForce);
     count(verdict, mode);
     if verdict.drops(mode) {
         XDP_DROP
@@ -108,20 +106,6 @@ fn increment_interface(counters: &mut InterfaceCounters, counter: InterfaceCount
 fn increment_list(counters: &mut ListCounters, counter: ListCounter) {
     if let Some(count) = counters.get_mut(counter as usize) {
         *count += 1;
-    }
-}
-
-/// The generation of lists in force.
-struct Tries;
-
-impl Lookup for Tries {
-    #[inline(always)]
-    fn class(&self, source: &Source) -> Class {
-        let Some(lists) = LISTS.get(0) else {
-            return Class::NONE;
-        };
-        let key = Key::new(SOURCE_BITS, source.0);
-        lists.get(&key).map_or(Class::NONE, |class| Class(*class))
     }
 }
 

@@ -14,11 +14,11 @@ use super::error::Error;
 use super::limits::Limits;
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, filter, relay, route,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, list, relay, route,
     value,
 };
+use crate::lists::{Compiled, ListAction};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
-use crate::policy::lists::{Compiled, ListAction};
 use crate::policy::{Policy, Terms};
 
 /// Tables that are described but not built yet.
@@ -46,7 +46,7 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
 
     let listeners = read_listeners(listener_tables);
     let filter = Filter::read(filter_table);
-    let lists = filter::read_lists(list_tables);
+    let lists = list::read_lists(list_tables);
     let (local, relay) = relay::read(&mut relay_table);
     let relay_span = relay_table.span.clone();
     relay_table.finish(&[]);

@@ -10,6 +10,7 @@ mod document;
 mod error;
 mod filter;
 mod limits;
+mod list;
 mod relay;
 mod route;
 mod section;

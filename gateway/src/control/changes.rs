@@ -117,7 +117,8 @@ fn list_differences(old: &Config, new: &Config) -> Vec<String> {
             ));
         }
     }
-    let same = *old.prefixes == *new.prefixes && *old.rejects == *new.rejects;
+    let same =
+        old.filtered.says_the_same(&new.filtered) && old.rejected.says_the_same(&new.rejected);
     if differences.is_empty() && !same {
         differences.push("the content of the lists".to_owned());
     }

@@ -4,22 +4,24 @@
     reason = "aya wants an unsafe marker on what is copied to and from a map"
 )]
 
-use aya::maps::{Array, ArrayOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Pod, util::nr_cpus};
 use portcullis_ebpf_common::layout::{
     self, INTERFACE_NAME_MAX, INTERFACES_MAX, InterfaceCounters, InterfaceRecord, LIST_NAME_MAX,
     LIST_SLOTS, ListCounters, ListRecord,
 };
+use portcullis_ebpf_common::snapshot::Line;
 
 use super::Error;
 use super::error::kernel;
+use super::memory::{KernelMemory, SnapshotMap};
 use super::pins::Pins;
 use crate::config::{Interface, Role, XdpMode};
 
 /// The maps that the program's object defines; the loader creates and pins them.
 pub(super) const PROGRAM_MAPS: [&str; 11] = [
     "SETTINGS",
-    "LISTS",
+    "SNAPSHOT",
     "LIST_COUNTERS",
     "INTERFACE_COUNTERS",
     "VERDICTS",
@@ -33,9 +35,6 @@ pub(super) const PROGRAM_MAPS: [&str; 11] = [
 
 const LIST_RECORDS: &str = "LIST_RECORDS";
 const INTERFACE_RECORDS: &str = "INTERFACE_RECORDS";
-
-/// A generation of lists.
-pub(super) type Trie = LpmTrie<MapData, [u32; 5], u32>;
 
 /// A value of a map that is not a number.
 #[derive(Clone, Copy)]
@@ -52,7 +51,7 @@ unsafe impl Pod for Value<InterfaceRecord> {}
 /// Handles of all maps under one pin path.
 pub(super) struct Maps {
     settings: ArrayOfMaps<MapData, Array<MapData, Value<layout::Settings>>>,
-    lists: ArrayOfMaps<MapData, Trie>,
+    snapshot: ArrayOfMaps<MapData, SnapshotMap>,
     list_counters: PerCpuArray<MapData, ListCounters>,
     interface_counters: PerCpuArray<MapData, InterfaceCounters>,
     list_records: Array<MapData, Value<ListRecord>>,
@@ -64,7 +63,7 @@ impl Maps {
     pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             settings: open(pins, "SETTINGS")?,
-            lists: open(pins, "LISTS")?,
+            snapshot: open(pins, "SNAPSHOT")?,
             list_counters: open(pins, "LIST_COUNTERS")?,
             interface_counters: open(pins, "INTERFACE_COUNTERS")?,
             list_records: open(pins, LIST_RECORDS)?,
@@ -106,15 +105,19 @@ impl Maps {
         self.settings.set(0, &inner, 0).map_err(kernel(failed))
     }
 
-    /// The generation of lists in force.
-    pub(super) fn lists(&self) -> Result<Option<Trie>, Error> {
-        found(self.lists.get(&0, 0)).map_err(kernel("opening the lists in force"))
+    /// The header of the snapshot in force.
+    pub(super) fn snapshot_header(&self) -> Result<Option<Line>, Error> {
+        let step = "reading the header of the lists in force";
+        let Some(map) = found(self.snapshot.get(&0, 0)).map_err(kernel(step))? else {
+            return Ok(None);
+        };
+        Ok(Some(map.get(&0, 0).map_err(kernel(step))?.0))
     }
 
-    /// Puts a generation of lists in place. When it returns, no packet is being held against the one before.
-    pub(super) fn swap_lists(&mut self, trie: &Trie) -> Result<(), Error> {
-        self.lists
-            .set(0, trie, 0)
+    /// Puts a snapshot in place. When it returns, no packet is being held against the one before.
+    pub(super) fn swap_snapshot(&mut self, memory: &KernelMemory) -> Result<(), Error> {
+        memory
+            .with_map(|map| self.snapshot.set(0, map, 0))
             .map_err(kernel("putting the lists in place"))
     }
 

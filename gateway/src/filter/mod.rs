@@ -13,6 +13,7 @@ mod features;
 mod links;
 mod lists;
 mod maps;
+mod memory;
 mod netlink;
 mod pins;
 mod settings;
@@ -32,10 +33,11 @@ use self::lists::Generation;
 use self::maps::{InterfaceSlot, Maps};
 use self::pins::Pins;
 use crate::config;
-use crate::policy::lists::Compiled;
+use crate::lists::Compiled;
 
 pub use self::error::Error;
 pub use self::features::{InterfaceState, interface_state};
+pub use self::memory::{KernelMemory, memory};
 pub use self::status::{InterfaceStatus, ListStatus, Reasons, Status, status};
 pub use self::trial::{Outcome, Trial};
 

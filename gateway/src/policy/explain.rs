@@ -9,9 +9,9 @@ use core::net::IpAddr;
 use portcullis_smtp::server::{Event, Session, Settings};
 use serde::Serialize;
 
-use super::lists::ListAction;
 use super::{Client, Decision, Rule, Standing, Verdict};
 use crate::config::{Config, FilterMode, NextHop, Unlisted};
+use crate::lists::ListAction;
 
 /// A client, and what it would say.
 #[derive(Clone, Debug)]

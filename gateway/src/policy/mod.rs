@@ -29,7 +29,6 @@
 pub mod address;
 pub mod domain;
 pub mod explain;
-pub mod lists;
 pub mod prefixes;
 mod rule;
 #[cfg(test)]
@@ -42,8 +41,8 @@ use portcullis_smtp::envelope::{Mail, Rcpt};
 use portcullis_smtp::path::{Domain, Mailbox};
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 
+use crate::lists::{Compiled, ListAction, Listing};
 use domain::{Domains, Pattern, normal_form};
-use lists::{Compiled, ListAction, Listing};
 use prefixes::Prefixes;
 pub use rule::Rule;
 

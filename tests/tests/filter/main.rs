@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use portcullis::config::{FilterMode, Interface, Role, Unlisted, XdpMode};
 use portcullis::filter::{self, Error};
-use portcullis::policy::lists::{Compiled, ListAction};
+use portcullis::lists::{Compiled, ListAction};
 use portcullis_tests::root;
 
 use crate::scene::{

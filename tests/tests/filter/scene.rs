@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use portcullis::config::{self, FilterMode, Interface, Role, Unlisted, XdpMode};
 use portcullis::filter::{self, Error, Filter, Status};
+use portcullis::lists::{Compiled, ListAction};
 use portcullis::netns::Namespace;
-use portcullis::policy::lists::{Compiled, ListAction};
 use socket2::{Domain, Socket, Type};
 
 pub(crate) const GATE4: &str = "192.0.2.1";

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Map, MapData, PerCpuHashMap, PerCpuValues};
-use portcullis::policy::lists::Compiled;
+use portcullis::lists::Compiled;
 
 use super::arena::{Arena, INTERFACE};
 use crate::gate::{Gate, Unlisted};

@@ -10,7 +10,7 @@ mod contestants;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use portcullis::policy::lists::Compiled;
+use portcullis::lists::Compiled;
 use portcullis_benches::figures::Spread;
 use portcullis_benches::interrupt;
 use serde::Serialize;
