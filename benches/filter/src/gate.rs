@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result, bail};
 use aya::programs::{ProgramFd, loaded_programs};
 use portcullis::config;
 use portcullis::filter::{self, Filter};
-use portcullis::netns::Namespace;
 use portcullis::lists::{Compiled, ListAction};
+use portcullis::netns::Namespace;
 
-use crate::traffic::{Family, Sequence};
+use crate::traffic::Sequence;
 
 /// What becomes of sources on no list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,9 +75,10 @@ impl Drop for Gate {
     }
 }
 
-/// The list of a sequence, compiled: what the filter is given.
-pub(crate) fn compiled(sequence: Sequence, family: Family) -> Compiled {
-    Compiled::new([("bench".to_owned(), ListAction::Drop, sequence.list(family))])
+/// The list of all these sequences, compiled: what the filter is given.
+pub(crate) fn compiled(sequences: &[Sequence]) -> Compiled {
+    let networks = sequences.iter().flat_map(|sequence| sequence.list());
+    Compiled::new([("bench".to_owned(), ListAction::Drop, networks.collect())])
 }
 
 /// Settings as an operator would write them.

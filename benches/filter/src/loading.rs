@@ -20,7 +20,7 @@ use portcullis_benches::process::{Privileges, Running};
 use serde::Serialize;
 
 use crate::Options;
-use crate::traffic::Sequence;
+use crate::traffic::{Family, Sequence};
 
 /// A list of this size takes seconds; what takes this long hangs.
 const TIME_MAX: Duration = Duration::from_secs(300);
@@ -116,7 +116,7 @@ impl Scene {
         let pins = crate::gate::free_pin_path();
         let (list, snapshot) = (directory.join("list"), directory.join("snapshot"));
         let mut file = BufWriter::new(File::create(&list)?);
-        for address in Sequence::listed(options.entries()).ipv4() {
+        for address in Sequence::listed(Family::Ipv4, options.entries()).ipv4() {
             writeln!(file, "{address}")?;
         }
         file.into_inner()?;

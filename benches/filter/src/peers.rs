@@ -80,11 +80,12 @@ impl Peers {
     pub(crate) fn begin(&mut self, sequence: Sequence) -> Result<()> {
         let map = self.object.map_mut("SEQUENCE").context("no map SEQUENCE")?;
         let mut array: Array<&mut MapData, [u32; 4]> = map.try_into()?;
-        let family = match self.family {
-            Family::Ipv4 => 4,
-            Family::Ipv6 => 6,
-        };
-        Ok(array.set(0, [0, sequence.first, sequence.number, family], 0)?)
+        let Sequence {
+            kind,
+            first,
+            number,
+        } = sequence;
+        Ok(array.set(0, [0, first, number, kind as u32], 0)?)
     }
 
     /// Makes this program the one that `next_source` hands packets to.

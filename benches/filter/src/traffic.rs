@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use portcullis_ebpf_common::traffic;
+use portcullis_ebpf_common::traffic::{self, Kind};
 use serde::Serialize;
 
 /// An address family.
@@ -13,9 +13,20 @@ pub(crate) enum Family {
     Ipv6,
 }
 
-/// A part of the sequence of sources ([`traffic`]).
+impl Family {
+    const fn kind(self) -> Kind {
+        match self {
+            Self::Ipv4 => Kind::Ipv4,
+            Self::Ipv6 => Kind::Ipv6,
+        }
+    }
+}
+
+/// A part of a sequence of sources ([`traffic`]).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sequence {
+    /// Which sequence.
+    pub(crate) kind: Kind,
     /// The place of the first one.
     pub(crate) first: u32,
     /// How many there are.
@@ -24,41 +35,60 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     /// So many sources that every list of at least as many entries has.
-    pub(crate) const fn listed(number: u32) -> Self {
-        Self { first: 0, number }
+    pub(crate) const fn listed(family: Family, number: u32) -> Self {
+        Self {
+            kind: family.kind(),
+            first: 0,
+            number,
+        }
     }
 
     /// So many sources that no list has.
-    pub(crate) const fn unlisted(number: u32) -> Self {
+    pub(crate) const fn unlisted(family: Family, number: u32) -> Self {
         Self {
+            kind: family.kind(),
             first: 1 << 31,
             number,
         }
     }
 
-    fn places(self) -> impl Iterator<Item = u32> {
-        (0..self.number).map(move |place| self.first.wrapping_add(place))
+    /// So many IPv4 sources of one /8.
+    pub(crate) const fn near(number: u32) -> Self {
+        Self {
+            kind: Kind::Ipv4Near,
+            first: 0,
+            number,
+        }
+    }
+
+    /// The first ones of it.
+    pub(crate) fn at_most(self, number: u32) -> Self {
+        Self {
+            number: self.number.min(number),
+            ..self
+        }
+    }
+
+    /// Each of its sources, as a /32 or a /64.
+    pub(crate) fn list(self) -> impl Iterator<Item = IpNet> {
+        let ipv4 = |address| Ipv4Net::from(Ipv4Addr::from_bits(address)).into();
+        let ipv6 = |upper| Ipv6Net::new_assert(Ipv6Addr::from_bits(u128::from(upper) << 64), 64);
+        (0..self.number).map(move |place| {
+            let place = self.first.wrapping_add(place);
+            match self.kind {
+                Kind::Ipv4 => ipv4(traffic::ipv4(place)),
+                Kind::Ipv4Near => ipv4(traffic::ipv4_near(place)),
+                Kind::Ipv6 => ipv6(traffic::ipv6(place)).into(),
+            }
+        })
     }
 
     /// The addresses of an IPv4 sequence.
     pub(crate) fn ipv4(self) -> impl Iterator<Item = Ipv4Addr> {
-        self.places()
-            .map(|place| Ipv4Addr::from_bits(traffic::ipv4(place)))
-    }
-
-    /// The list of these sources: /32s or /64s.
-    pub(crate) fn list(self, family: Family) -> Vec<IpNet> {
-        let ipv6 = |place| Ipv6Addr::from_bits(u128::from(traffic::ipv6(place)) << 64);
-        match family {
-            Family::Ipv4 => self
-                .ipv4()
-                .map(|address| Ipv4Net::from(address).into())
-                .collect(),
-            Family::Ipv6 => self
-                .places()
-                .map(|place| Ipv6Net::new_assert(ipv6(place), 64).into())
-                .collect(),
-        }
+        self.list().filter_map(|network| match network {
+            IpNet::V4(network) => Some(network.addr()),
+            IpNet::V6(_) => None,
+        })
     }
 }
 
@@ -121,21 +151,25 @@ mod tests {
 
     #[test]
     fn no_source_comes_twice_and_none_of_the_unlisted_is_listed() {
-        let listed: HashSet<_> = Sequence::listed(100_000).ipv4().collect();
+        let listed: HashSet<_> = Sequence::listed(Family::Ipv4, 100_000).ipv4().collect();
         assert_eq!(listed.len(), 100_000);
-        assert!(
-            Sequence::unlisted(100_000)
-                .ipv4()
-                .all(|address| !listed.contains(&address))
-        );
+        let mut unlisted = Sequence::unlisted(Family::Ipv4, 100_000).ipv4();
+        assert!(unlisted.all(|address| !listed.contains(&address)));
+        let near: HashSet<_> = Sequence::near(1 << 19).ipv4().collect();
+        assert_eq!(near.len(), 1 << 19);
     }
 
     #[test]
-    fn the_sources_are_spread_over_the_whole_of_ipv4() {
-        let networks: HashSet<_> = Sequence::listed(10_000)
-            .ipv4()
-            .map(|address| address.octets()[0])
-            .collect();
-        assert_eq!(networks.len(), 256);
+    fn the_sources_are_spread_over_the_whole_of_what_they_are_from() {
+        let spread = |sequence: Sequence, octet: usize| {
+            let octets: HashSet<_> = sequence
+                .ipv4()
+                .map(|address| address.octets()[octet])
+                .collect();
+            octets.len()
+        };
+        assert_eq!(spread(Sequence::listed(Family::Ipv4, 10_000), 0), 256);
+        assert_eq!(spread(Sequence::near(10_000), 0), 1);
+        assert_eq!(spread(Sequence::near(10_000), 1), 256);
     }
 }

@@ -111,7 +111,7 @@ fn stages(options: &Options) -> Vec<Stage> {
 fn run_stage(options: &Options, stage: Stage) -> Result<Vec<Outcome>> {
     let Stage { family, entries } = stage;
     println!("verdicts, {entries} entries, {family:?}: filling");
-    let listed = Sequence::listed(entries);
+    let listed = Sequence::listed(family, entries);
     // A trie of ten million takes a minute to fill, and says nothing that one of a million has not said.
     let with_trie = entries <= 1_000_000 || options.full;
     let room = Room {
@@ -125,12 +125,7 @@ fn run_stage(options: &Options, stage: Stage) -> Result<Vec<Outcome>> {
     }
     let (inside, outside) = (Namespace::create("gate")?, Namespace::create("world")?);
     inside.veth("in", &outside, "out")?;
-    let _gate = Gate::attach(
-        &inside,
-        "in",
-        &gate::compiled(listed, family),
-        Unlisted::Pass,
-    )?;
+    let _gate = Gate::attach(&inside, "in", &gate::compiled(&[listed]), Unlisted::Pass)?;
     let gate = Gate::handle(&inside, "in")?;
 
     let mut outcomes = Vec::new();
@@ -140,9 +135,9 @@ fn run_stage(options: &Options, stage: Stage) -> Result<Vec<Outcome>> {
                 continue;
             }
             let sequence = if hit {
-                Sequence::listed(sources)
+                Sequence::listed(family, sources)
             } else {
-                Sequence::unlisted(sources)
+                Sequence::unlisted(family, sources)
             };
             let contestants = contestants(&mut peers, &gate, with_trie)?;
             let rounds = measure(options, &mut peers, &contestants, sequence, hit)?;

@@ -65,17 +65,17 @@ pub(super) fn portcullis(lists: &Compiled, unlisted: Unlisted) -> Result<Contest
 pub(super) fn program(
     name: &'static str,
     program: &str,
-    listed: Sequence,
+    listed: &[Sequence],
     drop_unlisted: bool,
 ) -> Result<Contestant> {
     let arena = Arena::new()?;
-    let mut room = Room::default();
-    if program == "hash" {
-        room.hash = listed.number;
-    }
+    let room = Room {
+        hash: listed.iter().map(|sequence| sequence.number).sum(),
+        trie: 0,
+    };
     let mut peers = Peers::load(Family::Ipv4, room, drop_unlisted)?;
-    if program == "hash" {
-        peers.fill("fill_hash", listed)?;
+    for sequence in listed {
+        peers.fill("fill_hash", *sequence)?;
     }
     arena.gate.run(|| peers.attach(program, INTERFACE))??;
     Ok(Contestant::new(name, arena, peers))

@@ -17,10 +17,10 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
-use portcullis_ebpf_common::traffic;
+use portcullis_ebpf_common::traffic::{self, Kind};
 
-/// A part of the sequence of sources, gone through in circles by one CPU at a time: the place next to be used, counted
-/// from the first one; the first one; their number; 4 or 6.
+/// A part of a sequence of sources, gone through in circles by one CPU at a time: the place next to be used, counted
+/// from the first one; the first one; their number; the [`Kind`].
 type Sequence = [u32; 4];
 
 #[btf_map]
@@ -126,13 +126,12 @@ pub fn flood(context: XdpContext) -> u32 {
 /// Puts the next source into the hash map.
 #[xdp(frags)]
 pub fn fill_hash(_context: XdpContext) -> u32 {
-    let Some((family, place)) = next_place() else {
+    let Some(next) = next() else {
         return XDP_ABORTED;
     };
-    let filled = if family == 4 {
-        HASH_IPV4.insert(traffic::ipv4(place).to_be(), 1, 0)
-    } else {
-        HASH_IPV6.insert(traffic::ipv6(place).to_be(), 1, 0)
+    let filled = match next {
+        Source::Ipv4(address) => HASH_IPV4.insert(address, 1, 0),
+        Source::Ipv6([upper, _]) => HASH_IPV6.insert(upper, 1, 0),
     };
     filled.map_or(XDP_ABORTED, |()| XDP_PASS)
 }
@@ -140,14 +139,12 @@ pub fn fill_hash(_context: XdpContext) -> u32 {
 /// Puts the next source, a /32 or a /64, into the trie.
 #[xdp(frags)]
 pub fn fill_trie(_context: XdpContext) -> u32 {
-    let Some((family, place)) = next_place() else {
+    let Some(next) = next() else {
         return XDP_ABORTED;
     };
-    let filled = if family == 4 {
-        TRIE_IPV4.insert(&Key::new(32, traffic::ipv4(place).to_be()), 1, 0)
-    } else {
-        let address = halves([traffic::ipv6(place).to_be(), 0]);
-        TRIE_IPV6.insert(&Key::new(64, address), 1, 0)
+    let filled = match next {
+        Source::Ipv4(address) => TRIE_IPV4.insert(&Key::new(32, address), 1, 0),
+        Source::Ipv6(address) => TRIE_IPV6.insert(&Key::new(64, halves(address)), 1, 0),
     };
     filled.map_or(XDP_ABORTED, |()| XDP_PASS)
 }
@@ -181,26 +178,30 @@ fn source(context: &XdpContext) -> Option<Source> {
 
 #[inline(always)]
 fn put_next_source(context: &XdpContext) -> Option<()> {
-    let (family, place) = next_place()?;
-    if family == 4 {
-        write(context, 26, traffic::ipv4(place).to_be())
-    } else {
-        write(context, 22, traffic::ipv6(place).to_be())
+    match next()? {
+        Source::Ipv4(address) => write(context, 26, address),
+        Source::Ipv6([upper, _]) => write(context, 22, upper),
     }
 }
 
-/// The family and the next place of the sequence.
+/// The next source of the sequence.
 #[inline(always)]
-fn next_place() -> Option<(u32, u32)> {
+fn next() -> Option<Source> {
     let sequence = SEQUENCE.get_ptr_mut(0)?;
     // SAFETY: the verifier has seen that it is not null, and one CPU at a time uses it.
-    let [next, first, number, family] = unsafe { &mut *sequence };
+    let [next, first, number, kind] = unsafe { &mut *sequence };
     let place = first.wrapping_add(*next);
     *next += 1;
     if *next >= *number {
         *next = 0;
     }
-    Some((*family, place))
+    const IPV4: u32 = Kind::Ipv4 as u32;
+    const IPV4_NEAR: u32 = Kind::Ipv4Near as u32;
+    Some(match *kind {
+        IPV4 => Source::Ipv4(traffic::ipv4(place).to_be()),
+        IPV4_NEAR => Source::Ipv4(traffic::ipv4_near(place).to_be()),
+        _ => Source::Ipv6([traffic::ipv6(place).to_be(), 0]),
+    })
 }
 
 #[inline(always)]
