@@ -137,6 +137,9 @@ const XDP_FILTER_MAX: u32 = 10_000;
 /// Where it pins its maps; there is one such place on a machine.
 const XDP_FILTER_PINS: &str = "/sys/fs/bpf/xdp-filter";
 
+/// Where the library that it loads programs with makes a directory.
+const LIBXDP_PINS: &str = "/sys/fs/bpf/xdp";
+
 /// While it lives, xdp-filter is on the interface.
 struct XdpFilter {
     namespace: PathBuf,
@@ -180,6 +183,8 @@ impl Drop for XdpFilter {
         if let Err(error) = unloaded {
             eprintln!("xdp-filter was not unloaded: {error:#}");
         }
+        // What it leaves behind: an empty directory, or one that somebody else needs, which then stays.
+        let _ = fs::remove_dir(LIBXDP_PINS);
     }
 }
 
