@@ -9,8 +9,10 @@ use anyhow::{Context as _, Result, ensure};
 use portcullis::config::{self, FilterMode, Unlisted, XdpMode};
 use portcullis::filter::{self, Filter, Trial};
 use portcullis::lists::{Compiled, ListAction};
-use portcullis_ebpf_common::layout::{Measures, Mode, Settings};
-use portcullis_ebpf_common::{Action, Class, Lookup, Source, Verdict, judge};
+use portcullis_ebpf_common::layout::{Measures, Mode, Role, Settings, VerdictKey};
+use portcullis_ebpf_common::{
+    Action, Class, Lookup, Memory, Recent, Source, Verdict, judge, packet,
+};
 use portcullis_tests::packet_cases::{self, Expected, File};
 use portcullis_tests::root;
 
@@ -43,6 +45,33 @@ impl Lookup for Userspace<'_> {
     }
 }
 
+struct Nothing;
+struct Never;
+impl Recent for Never {
+    fn added_ns(&self) -> u64 {
+        0
+    }
+    fn expires_ns(&self) -> u64 {
+        0
+    }
+    fn count(&self, _now_ns: u64) {}
+}
+impl Memory for Nothing {
+    type Recent = Never;
+    fn recent(&self, _key: &VerdictKey) -> Option<Never> {
+        None
+    }
+    fn is_local(&self, _source: &Source) -> bool {
+        false
+    }
+    fn now_ns(&self) -> u64 {
+        0
+    }
+    fn exhausts(&self, _key: &VerdictKey, _budget: u32) -> bool {
+        false
+    }
+}
+
 fn judge_on_host(file: &File, frame: &[u8]) -> Verdict {
     let settings = Settings::new(
         Mode::Enforce,
@@ -52,7 +81,15 @@ fn judge_on_host(file: &File, frame: &[u8]) -> Verdict {
         },
         &file.ports,
     );
-    judge(frame, &settings, &Userspace(&file.lists))
+    let segment = packet::segment(frame);
+    judge(
+        frame,
+        segment.as_ref(),
+        Role::Edge,
+        &settings,
+        &Userspace(&file.lists),
+        &Nothing,
+    )
 }
 
 fn named(file: &File, verdict: Verdict) -> Expected {
@@ -68,6 +105,7 @@ fn named(file: &File, verdict: Verdict) -> Expected {
         Verdict::Permitted(slot) => Expected::Permit(list(slot)),
         Verdict::Listed(slot) => Expected::Drop(list(slot)),
         Verdict::Unlisted => Expected::DropUnlisted,
+        verdict => unreachable!("{verdict:?}"),
     }
 }
 

@@ -26,6 +26,8 @@ pub const LISTS_MAX: usize = 256;
 pub const LIST_SLOTS: u32 = 512;
 /// Most interfaces that share a pin path.
 pub const INTERFACES_MAX: u32 = 64;
+/// Slots for interfaces: the last is that of frames which come from none, but are run through the program to try it.
+pub const INTERFACE_SLOTS: u32 = INTERFACES_MAX + 1;
 /// Most recent verdicts.
 pub const VERDICTS_MAX: u32 = 65_536;
 /// Bytes of the note of a recent verdict.

@@ -8,11 +8,13 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod layout;
 pub mod packet;
+pub mod reply;
 pub mod snapshot;
 pub mod traffic;
 pub mod verdict;
 
 pub use packet::{Packet, Segment, Source};
-pub use verdict::{Action, Class, Lookup, Verdict, judge};
+pub use verdict::{Action, Class, Lookup, Memory, Recent, Verdict, judge};

@@ -1,17 +1,35 @@
 //! Reads the source address and the destination port out of an Ethernet frame that carries TCP.
 //!
-//! Only what the first segment of a packet says is looked at. What cannot be read (another protocol, a truncated header,
-//! a later fragment, more extension headers than [`EXTENSION_HEADERS_MAX`]) is `None`, and passes: the filter must never
-//! be the reason why something that is not mail does not arrive, and the relay behind it judges again.
+//! What is another protocol, a later fragment (it is of no use to anybody without the first) or cut off before it says what
+//! it is, is `None`, and passes: the filter must never be the reason why something that is not mail does not arrive.
+//!
+//! What is TCP, but hides its ports (a first fragment that ends before them, more extension headers than
+//! [`EXTENSION_HEADERS_MAX`], a header in a part of the frame that cannot be read) is judged as if it went to a filtered
+//! port: nobody writes honest mail in such packets, and a listed source must not slip through by a trick.
 
+use crate::layout::VerdictKey;
+
+/// Tags (802.1Q, 802.1ad) that are looked past.
+pub const VLAN_TAGS_MAX: usize = 2;
 /// Extension headers (hop-by-hop, routing, destination options, fragment) that are looked past.
-pub const EXTENSION_HEADERS_MAX: usize = 4;
+pub const EXTENSION_HEADERS_MAX: usize = 8;
 
 const ETHERNET_HEADER: usize = 14;
+const VLAN_TAG: usize = 4;
+const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
+
+/// No header of IPv4 or IPv6 begins further inside of a frame.
+pub const NETWORK_MAX: usize = ETHERNET_HEADER + VLAN_TAGS_MAX * VLAN_TAG;
+/// No TCP header begins further inside of a frame.
+pub const TRANSPORT_MAX: usize = NETWORK_MAX + IPV6_HEADER + EXTENSION_HEADERS_MAX * 2048;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_PROVIDER_VLAN: u16 = 0x88a8;
+/// What provider tags had before 802.1ad gave them a type; still in use.
+const ETHERTYPE_OLD_PROVIDER_VLAN: u16 = 0x9100;
 
 const HOP_BY_HOP: u8 = 0;
 const TCP: u8 = 6;
@@ -28,6 +46,9 @@ pub trait Packet {
     fn half(&self, offset: usize) -> Option<u16>;
     /// The four octets at this offset as they lie in memory.
     fn word(&self, offset: usize) -> Option<u32>;
+    /// Whether there is more of the packet than can be read: a frame in several buffers, of which the program sees the
+    /// first.
+    fn continues(&self) -> bool;
 }
 
 impl Packet for [u8] {
@@ -37,6 +58,10 @@ impl Packet for [u8] {
 
     fn word(&self, offset: usize) -> Option<u32> {
         Some(u32::from_ne_bytes(*self.get(offset..)?.first_chunk()?))
+    }
+
+    fn continues(&self) -> bool {
+        false
     }
 }
 
@@ -83,6 +108,15 @@ impl Source {
             u32::from_ne_bytes([m, n, o, p]),
         ])
     }
+
+    /// The key under which its recent verdict is kept and its SYNs are counted: the address, or of IPv6 the /64, which is
+    /// what one host may choose its addresses from.
+    #[inline(always)]
+    #[must_use]
+    pub const fn key(&self) -> VerdictKey {
+        // The second word of an IPv4 address is zero.
+        [self.0[0], self.0[1], self.0[2]]
+    }
 }
 
 /// What the verdict rests on.
@@ -90,49 +124,75 @@ impl Source {
 pub struct Segment {
     /// Who sent it, as far as the packet says.
     pub source: Source,
-    /// The TCP port it goes to.
+    /// The TCP port it goes to; 0 if it is hidden.
     pub port: u16,
+    /// It is TCP, or may well be, but its ports cannot be read.
+    pub hidden: bool,
+    /// It is the first fragment of a packet.
+    pub fragment: bool,
+    /// Where the header of IPv4 or IPv6 begins.
+    pub network: usize,
+    /// Where the TCP header begins, unless that is hidden.
+    pub transport: usize,
 }
 
 /// The segment in an Ethernet frame.
 #[inline(always)]
 pub fn segment<P: Packet + ?Sized>(frame: &P) -> Option<Segment> {
-    match frame.half(12)? {
-        ETHERTYPE_IPV4 => ipv4(frame),
-        ETHERTYPE_IPV6 => ipv6(frame),
+    let mut network = ETHERNET_HEADER;
+    let mut ether_type = frame.half(network - 2)?;
+    for _ in 0..VLAN_TAGS_MAX {
+        match ether_type {
+            ETHERTYPE_VLAN | ETHERTYPE_PROVIDER_VLAN | ETHERTYPE_OLD_PROVIDER_VLAN => {
+                network += VLAN_TAG;
+                ether_type = frame.half(network - 2)?;
+            }
+            _ => break,
+        }
+    }
+    match ether_type {
+        ETHERTYPE_IPV4 => ipv4(frame, network),
+        ETHERTYPE_IPV6 => ipv6(frame, network),
         _ => None,
     }
 }
 
 /// RFC 791, section 3.1.
 #[inline(always)]
-fn ipv4<P: Packet + ?Sized>(frame: &P) -> Option<Segment> {
-    let (version_and_length, _) = pair(frame.half(ETHERNET_HEADER)?);
+fn ipv4<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
+    let (version_and_length, _) = pair(frame.half(network)?);
     let header = usize::from(version_and_length & 0x0f) * 4;
-    if version_and_length >> 4 != 4 || header < 20 {
+    if version_and_length >> 4 != 4 || header < IPV4_HEADER {
         return None;
     }
-    // Only the first fragment has ports; the others are of no use to anybody without it.
-    let fragment_offset = frame.half(ETHERNET_HEADER + 6)? & 0x1fff;
-    let (_, protocol) = pair(frame.half(ETHERNET_HEADER + 8)?);
-    if protocol != TCP || fragment_offset != 0 {
+    let fragment = frame.half(network + 6)?;
+    let (_, protocol) = pair(frame.half(network + 8)?);
+    if protocol != TCP || fragment & 0x1fff != 0 {
         return None;
     }
-    let address = frame.word(ETHERNET_HEADER + 12)?;
-    let port = frame.half(ETHERNET_HEADER + header + 2)?;
+    // The destination is read by whom it concerns; a header without it is none.
+    frame.word(network + 16)?;
+    let source = Source([Source::FAMILY_IPV4, frame.word(network + 12)?, 0, 0, 0]);
+    let transport = network + header;
+    let (port, hidden) = port(frame, transport)?;
     Some(Segment {
-        source: Source([Source::FAMILY_IPV4, address, 0, 0, 0]),
+        source,
         port,
+        hidden,
+        fragment: fragment & 0x2000 != 0,
+        network,
+        transport,
     })
 }
 
 /// RFC 8200, section 3.
 #[inline(always)]
-fn ipv6<P: Packet + ?Sized>(frame: &P) -> Option<Segment> {
-    if frame.half(ETHERNET_HEADER)? >> 12 != 6 {
+fn ipv6<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
+    if frame.half(network)? >> 12 != 6 {
         return None;
     }
-    let address = ETHERNET_HEADER + 8;
+    let address = network + 8;
+    frame.word(address + 28)?;
     let source = Source([
         Source::FAMILY_IPV6,
         frame.word(address)?,
@@ -140,31 +200,104 @@ fn ipv6<P: Packet + ?Sized>(frame: &P) -> Option<Segment> {
         frame.word(address + 8)?,
         frame.word(address + 12)?,
     ]);
-    let (mut header, _) = pair(frame.half(ETHERNET_HEADER + 6)?);
-    let mut offset = ETHERNET_HEADER + IPV6_HEADER;
-    for _ in 0..EXTENSION_HEADERS_MAX {
+    let (mut header, _) = pair(frame.half(network + 6)?);
+    let mut segment = Segment {
+        source,
+        port: 0,
+        hidden: true,
+        fragment: false,
+        network,
+        transport: network + IPV6_HEADER,
+    };
+    for _ in 0..=EXTENSION_HEADERS_MAX {
         if header == TCP {
-            break;
+            (segment.port, segment.hidden) = port(frame, segment.transport)?;
+            return Some(segment);
         }
-        let (next, length) = pair(frame.half(offset)?);
-        match header {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => offset += (usize::from(length) + 1) * 8,
+        if !matches!(
+            header,
+            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS
+        ) {
+            return None;
+        }
+        let Some(start) = frame.half(segment.transport) else {
+            // RFC 7112: a first fragment holds all headers. One that does not has something to hide.
+            return (segment.fragment || frame.continues()).then_some(segment);
+        };
+        let (next, length) = pair(start);
+        if header == FRAGMENT {
+            // Its 8 octets are in the frame if the next header is; nothing is read from where they are not.
+            let fragment = frame.half(segment.transport + 2)?;
             // RFC 8200, section 4.5: only the first fragment, at offset 0, holds what follows.
-            FRAGMENT if frame.half(offset + 2)? & 0xfff8 == 0 => offset += 8,
-            _ => return None,
+            if fragment & 0xfff8 != 0 {
+                return None;
+            }
+            segment.fragment |= fragment & 1 != 0;
+            segment.transport += 8;
+        } else {
+            segment.transport += (usize::from(length) + 1) * 8;
         }
         header = next;
     }
-    if header != TCP {
-        return None;
+    Some(segment)
+}
+
+/// The port that a TCP header names, and whether it is hidden. `None`: the packet is cut off in front of the header.
+#[inline(always)]
+fn port<P: Packet + ?Sized>(frame: &P, transport: usize) -> Option<(u16, bool)> {
+    if let Some(port) = frame.half(transport + 2) {
+        return Some((port, false));
     }
-    let port = frame.half(offset + 2)?;
-    Some(Segment { source, port })
+    if frame.continues() || frame.half(transport - 2).is_some() {
+        return Some((0, true));
+    }
+    None
+}
+
+/// Where a segment goes to.
+#[inline(always)]
+pub fn destination<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Source> {
+    let network = segment.network;
+    Some(if segment.source.is_ipv4() {
+        Source([Source::FAMILY_IPV4, frame.word(network + 16)?, 0, 0, 0])
+    } else {
+        Source([
+            Source::FAMILY_IPV6,
+            frame.word(network + 24)?,
+            frame.word(network + 28)?,
+            frame.word(network + 32)?,
+            frame.word(network + 36)?,
+        ])
+    })
+}
+
+/// Bits of a TCP header's flags.
+pub mod flags {
+    /// No more data from the sender.
+    pub const FIN: u16 = 0x01;
+    /// The first segment of a connection.
+    pub const SYN: u16 = 0x02;
+    /// The connection is over.
+    pub const RST: u16 = 0x04;
+    /// The acknowledgement number means something.
+    pub const ACK: u16 = 0x10;
+}
+
+/// Whether a segment may open a connection: a SYN without an ACK, or one whose flags cannot be read.
+#[inline(always)]
+pub fn opens<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> bool {
+    if segment.hidden {
+        return true;
+    }
+    match frame.half(segment.transport + 12) {
+        Some(half) => half & (flags::SYN | flags::ACK) == flags::SYN,
+        None => true,
+    }
 }
 
 /// The two octets of a half word.
 #[inline(always)]
-const fn pair(half: u16) -> (u8, u8) {
+pub(crate) const fn pair(half: u16) -> (u8, u8) {
     let [first, second] = half.to_be_bytes();
     (first, second)
 }

@@ -302,7 +302,7 @@ const fn scale(hash: u32, count: u32) -> u32 {
 
 /// The finalizer of SplitMix64 (Steele, Lea and Flood 2014): every bit of the input decides over every bit of the output.
 #[inline(always)]
-const fn mix(word: u64) -> u64 {
+pub(crate) const fn mix(word: u64) -> u64 {
     let word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     word ^ word >> 31

@@ -2,10 +2,60 @@
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::layout::{RATES, RateUse, SKETCH_ROWS, SKETCH_WIDTH};
+use portcullis_ebpf_common::budget::{self, Cells};
+use portcullis_ebpf_common::layout::{RATES, Rate, RateUse, SKETCH_ROWS, SKETCH_WIDTH, VerdictKey};
+
+use crate::verdicts::now_ns;
 
 #[btf_map]
 static SYN_SKETCH: Array<RateUse, { (SKETCH_ROWS * SKETCH_WIDTH) as usize }> = Array::new();
 
 #[btf_map(name = "RATES")]
 static RATES_IN_USE: Array<RateUse, RATES> = Array::new();
+
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+/// The second it is, as far as cells care.
+#[inline(always)]
+pub(crate) fn second() -> u32 {
+    (now_ns() / NS_PER_SECOND) as u32
+}
+
+struct Sketch;
+
+impl Cells for Sketch {
+    #[inline(always)]
+    fn read(&self, number: u32) -> RateUse {
+        SYN_SKETCH.get(number).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn write(&self, number: u32, cell: RateUse) {
+        if let Some(place) = SYN_SKETCH.get_ptr_mut(number) {
+            // SAFETY: the verifier has seen that the pointer is not null; a word is written whole.
+            unsafe { *place = cell };
+        }
+    }
+}
+
+/// Takes a SYN from the budget of a source; whether there was nothing left. Out of the way of what is not a SYN.
+#[inline(never)]
+pub(crate) fn exhausts(key: &VerdictKey, budget: u32) -> bool {
+    budget::exhausts(&Sketch, key, second(), budget)
+}
+
+/// Takes one from a rate; whether there was one left.
+#[inline(always)]
+pub(crate) fn take(rate: Rate, per_second: u32) -> bool {
+    let Some(place) = RATES_IN_USE.get_ptr_mut(rate as u32) else {
+        return false;
+    };
+    // SAFETY: the verifier has seen that the pointer is not null.
+    let cell = unsafe { *place };
+    let Some(cell) = budget::take(cell, second(), per_second) else {
+        return false;
+    };
+    // SAFETY: as above; two CPUs at the same moment count as one.
+    unsafe { *place = cell };
+    true
+}

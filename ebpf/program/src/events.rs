@@ -2,7 +2,12 @@
 
 use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::layout::{EVENTS_SIZE, Event, RateUse};
+use portcullis_ebpf_common::layout::{EVENTS_PER_SECOND, EVENTS_SIZE, Event, NO_LIST, RateUse};
+use portcullis_ebpf_common::{Verdict, budget};
+
+use crate::budget::second;
+use crate::judged::Judged;
+use crate::verdicts::now_ns;
 
 #[btf_map]
 static EVENTS: RingBuf<Event, { EVENTS_SIZE as usize }> = RingBuf::new();
@@ -12,3 +17,48 @@ static READER: Array<u64, 1> = Array::new();
 
 #[btf_map]
 static EVENT_RATES: PerCpuArray<RateUse, 1> = PerCpuArray::new();
+
+/// Whether somebody reads, as far as can be told without a look at the clock.
+#[inline(always)]
+pub(crate) fn are_read() -> bool {
+    READER.get(0).is_some_and(|until_ns| *until_ns != 0)
+}
+
+/// Tells whoever reads that a packet was dropped, answered with a RST or, in monitor mode, would have been.
+#[inline(never)]
+pub(crate) fn tell(judged: &Judged) {
+    let Some(reason) = judged.verdict.reason() else {
+        return;
+    };
+    let time_ns = now_ns();
+    if READER.get(0).is_none_or(|until_ns| *until_ns <= time_ns) {
+        return;
+    }
+    let Some(rate) = EVENT_RATES.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: the verifier has seen that the pointer is not null, and the cell is that of this CPU.
+    let cell = unsafe { *rate };
+    let Some(cell) = budget::take(cell, second(), EVENTS_PER_SECOND) else {
+        return;
+    };
+    // SAFETY: as above.
+    unsafe { *rate = cell };
+    let Some(mut entry) = EVENTS.reserve(0) else {
+        return;
+    };
+    entry.write(Event {
+        time_ns,
+        source: judged.segment.source.0,
+        port: judged.segment.port,
+        monitored: u16::from(judged.monitored),
+        reason: reason as u32,
+        list_slot: match judged.verdict {
+            Verdict::Listed(slot) => slot,
+            _ => NO_LIST,
+        },
+        interface_slot: judged.interface_slot,
+        reserved: 0,
+    });
+    entry.submit(0);
+}

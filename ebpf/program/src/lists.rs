@@ -41,14 +41,27 @@ impl Lookup for InForce {
             snapshot::class_of(&lines, mark)
         } else {
             let (upper, lower) = snapshot::halves(source);
-            Class(ipv6(upper, lower))
+            Class(ipv6_class(upper, lower))
         }
+    }
+
+    #[inline(always)]
+    fn class_of_destination(&self, destination: &Source) -> Class {
+        Class(out_of_line(destination))
     }
 }
 
-/// A program of its own for the verifier, which has to follow a loop over the prefix lengths.
+/// A second copy of the lookup, out of the way of the first.
 #[inline(never)]
-fn ipv6(upper: u64, lower: u64) -> u32 {
+fn out_of_line(address: &Source) -> u32 {
+    InForce.class(address).0
+}
+
+/// A global function, which the verifier looks at once, by itself, and not again on every way that leads to it: it has to
+/// follow the loops over the prefix lengths.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ipv6_class(upper: u64, lower: u64) -> u32 {
     let Some(map) = SNAPSHOT.get(0) else {
         return Class::NONE.0;
     };

@@ -1,32 +1,43 @@
-//! The XDP program: reads a frame, asks [`judge`] for the verdict, counts it, and passes or drops.
+//! The XDP program: reads a frame, asks [`judge`] for the verdict, counts it, and passes, drops or answers.
 //!
-//! It is loaded once per interface, with the interface's slot as a constant, so that nothing has to be looked up to know
-//! whose counters to use. All instances share the pinned maps. What cannot be found (no settings yet, no lists yet)
-//! passes: the filter drops only on the word of a list or of the settings.
+//! It is loaded once per interface, with the interface's slot and role as a constant, so that nothing has to be looked up to
+//! know whose counters to use, and the verifier takes out what the other role would do. All instances share the pinned maps.
+//! What cannot be found (no settings yet, no lists yet) passes: the filter drops only on the word of a list or of the
+//! settings.
+//!
+//! What is rare (answers, events, budgets, the lookup of a destination) is in subprograms, out of the way of the packets of
+//! a flood.
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod budget;
+mod cookie;
+mod count;
 mod events;
+mod frame;
+mod judged;
 mod lists;
+mod reply;
 mod verdicts;
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, PerCpuArray};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
-use portcullis_ebpf_common::layout::{
-    INTERFACES_MAX, InterfaceCounter, InterfaceCounters, LIST_SLOTS, ListCounter, ListCounters,
-    Mode, Settings,
-};
-use portcullis_ebpf_common::{Packet, Verdict, judge};
+use portcullis_ebpf_common::layout::{InterfaceCounter, Mode, Role, Settings};
+use portcullis_ebpf_common::{Verdict, judge, packet};
 
+use self::frame::Frame;
+use self::judged::Judged;
 use self::lists::InForce;
+use self::verdicts::Sources;
 
-/// The slot of the interface that this instance is attached to in the lower half, its
-/// [`Role`](portcullis_ebpf_common::layout::Role) in the upper; set before it is loaded.
+/// The slot of the interface that this instance is attached to in the lower half, its [`Role`] in the upper; set before it
+/// is loaded.
 ///
 /// Its value here is one that no other constant has: LLVM puts equal constants into one place, and what is set before
 /// loading would be set for both. With 0, the key of `SETTINGS` became the slot, too.
@@ -36,27 +47,20 @@ static INTERFACE: Global<u32> = Global::new(0xfeed_5107);
 #[btf_map]
 static SETTINGS: ArrayOfMaps<Array<Settings, 1>, 1> = ArrayOfMaps::new();
 
-#[btf_map]
-static LIST_COUNTERS: PerCpuArray<ListCounters, { LIST_SLOTS as usize }> = PerCpuArray::new();
-
-#[btf_map]
-static INTERFACE_COUNTERS: PerCpuArray<InterfaceCounters, { INTERFACES_MAX as usize }> =
-    PerCpuArray::new();
-
-/// Drops or passes one frame, which may lie in several buffers: devices with jumbo frames want that of a program.
+/// Filters one frame, which may lie in several buffers: devices with jumbo frames want that of a program.
 #[xdp(frags)]
 pub fn portcullis(context: XdpContext) -> u32 {
-    filter(context)
+    filter::<true>(context.ctx)
 }
 
 /// The same for kernels before 5.18, which know nothing of several buffers.
 #[xdp]
 pub fn portcullis_linear(context: XdpContext) -> u32 {
-    filter(context)
+    filter::<false>(context.ctx)
 }
 
 #[inline(always)]
-fn filter(context: XdpContext) -> u32 {
+fn filter<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
     // A variable, and so on the stack, for the same reason as with `INTERFACE`.
     let first = 0;
     let Some(settings) = SETTINGS.get_value(0, &first) else {
@@ -66,12 +70,41 @@ fn filter(context: XdpContext) -> u32 {
     if mode == Mode::Off {
         return XDP_PASS;
     }
-    let frame = Frame {
-        start: context.data(),
-        end: context.data_end(),
+    let role = if INTERFACE.load() >> 16 == Role::Customer as u32 {
+        Role::Customer
+    } else {
+        Role::Edge
     };
-    let verdict = judge(&frame, settings, &InForce);
-    count(verdict, mode);
+    let slot = INTERFACE.load() & 0xffff;
+    let frame = Frame::<FRAGS>::new(context);
+    let segment = packet::segment(&frame);
+    let verdict = judge(&frame, segment.as_ref(), role, settings, &InForce, &Sources);
+    let Some(segment) = segment.filter(|_| verdict != Verdict::Other) else {
+        count::interface(slot, InterfaceCounter::Other, false);
+        return XDP_PASS;
+    };
+    if let Some((list, counter)) = verdict.list_counter(mode) {
+        count::list(list, counter);
+    }
+    let judged = Judged {
+        segment,
+        verdict,
+        interface_slot: slot,
+        resets_per_second: settings.resets_per_second,
+        monitored: mode == Mode::Monitor,
+    };
+    if verdict.reason().is_some() && events::are_read() {
+        if let Some(judged) = judged.put() {
+            events::tell(judged);
+        }
+    }
+    if mode == Mode::Enforce {
+        if let Some(counter) = answered(context, &frame, judged, settings) {
+            count::interface(slot, counter, segment.hidden);
+            return XDP_TX;
+        }
+    }
+    count::interface(slot, verdict.interface_counter(mode), segment.hidden);
     if verdict.drops(mode) {
         XDP_DROP
     } else {
@@ -79,67 +112,22 @@ fn filter(context: XdpContext) -> u32 {
     }
 }
 
+/// Makes of the frame an answer to it, if it is to have one, and gives the counter for that.
 #[inline(always)]
-fn count(verdict: Verdict, mode: Mode) {
-    if let Some(counters) = INTERFACE_COUNTERS.get_ptr_mut(INTERFACE.load() & 0xffff) {
-        // SAFETY: the verifier has seen that the pointer is not null, and the counters are those of this CPU.
-        let counters = unsafe { &mut *counters };
-        increment_interface(counters, verdict.interface_counter(mode));
-    }
-    if let Some((slot, counter)) = verdict.list_counter(mode) {
-        if let Some(counters) = LIST_COUNTERS.get_ptr_mut(slot) {
-            // SAFETY: as above.
-            let counters = unsafe { &mut *counters };
-            increment_list(counters, counter);
+fn answered<const FRAGS: bool>(
+    context: *mut xdp_md,
+    frame: &Frame<FRAGS>,
+    judged: Judged,
+    settings: &Settings,
+) -> Option<InterfaceCounter> {
+    match judged.verdict {
+        Verdict::Customer if settings.customer_resets() => {
+            reply::reset::<FRAGS>(context, judged.put()?).then_some(InterfaceCounter::ResetCustomer)
         }
-    }
-}
-
-#[inline(always)]
-fn increment_interface(counters: &mut InterfaceCounters, counter: InterfaceCounter) {
-    if let Some(count) = counters.get_mut(counter as usize) {
-        *count += 1;
-    }
-}
-
-#[inline(always)]
-fn increment_list(counters: &mut ListCounters, counter: ListCounter) {
-    if let Some(count) = counters.get_mut(counter as usize) {
-        *count += 1;
-    }
-}
-
-/// A frame between the pointers that the kernel gives.
-struct Frame {
-    start: usize,
-    end: usize,
-}
-
-impl Frame {
-    /// A pointer to a `T` at the offset, if all of it is in the frame.
-    #[inline(always)]
-    fn at<T>(&self, offset: usize) -> Option<*const T> {
-        let pointer = self.start + offset;
-        if pointer + size_of::<T>() > self.end {
-            return None;
+        Verdict::Passed if settings.syn_cookies() && packet::opens(frame, &judged.segment) => {
+            cookie::answer::<FRAGS>(context, judged.put()?).then_some(InterfaceCounter::SynCookie)
         }
-        Some(pointer as *const T)
-    }
-}
-
-impl Packet for Frame {
-    #[inline(always)]
-    fn half(&self, offset: usize) -> Option<u16> {
-        // SAFETY: `at` has checked the bounds, the frame does not move while the program runs, and any alignment will do.
-        self.at::<u16>(offset)
-            .map(|pointer| u16::from_be(unsafe { pointer.read_unaligned() }))
-    }
-
-    #[inline(always)]
-    fn word(&self, offset: usize) -> Option<u32> {
-        // SAFETY: as for `half`.
-        self.at::<u32>(offset)
-            .map(|pointer| unsafe { pointer.read_unaligned() })
+        _ => None,
     }
 }
 

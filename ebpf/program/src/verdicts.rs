@@ -1,11 +1,84 @@
-//! Recent verdicts, and the local networks that none of them can touch.
+//! What is remembered of a source: its recent verdict, whether it is local, and how many SYNs it has sent.
 
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use portcullis_ebpf_common::layout::{LOCAL_NETWORKS_MAX, RecentVerdict, VERDICTS_MAX, VerdictKey};
+use portcullis_ebpf_common::packet::SOURCE_BITS;
+use portcullis_ebpf_common::{Memory, Recent, Source};
+
+use crate::budget;
 
 #[btf_map]
 static VERDICTS: HashMap<VerdictKey, RecentVerdict, { VERDICTS_MAX as usize }> = HashMap::new();
 
 #[btf_map]
 static LOCAL_NETWORKS: LpmTrie<[u32; 5], u32, { LOCAL_NETWORKS_MAX as usize }> = LpmTrie::new();
+
+/// Nanoseconds of CLOCK_MONOTONIC at the last tick: cheaper than the exact time, and exact enough for seconds.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// All sources.
+pub(crate) struct Sources;
+
+impl Memory for Sources {
+    type Recent = Entry;
+
+    #[inline(always)]
+    fn recent(&self, key: &VerdictKey) -> Option<Entry> {
+        VERDICTS.get_ptr_mut(key).map(Entry)
+    }
+
+    #[inline(always)]
+    fn is_local(&self, source: &Source) -> bool {
+        is_local(source)
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        now_ns()
+    }
+
+    #[inline(always)]
+    fn exhausts(&self, key: &VerdictKey, budget: u32) -> bool {
+        budget::exhausts(key, budget)
+    }
+}
+
+/// Out of the way: asked only about sources that would be dropped.
+#[inline(never)]
+fn is_local(source: &Source) -> bool {
+    let key = Key::new(SOURCE_BITS, source.0);
+    LOCAL_NETWORKS.get(&key).is_some()
+}
+
+/// A recent verdict in its map. If userspace removes it meanwhile, what is written meets another entry or none, and is
+/// wrong by one packet.
+pub(crate) struct Entry(*mut RecentVerdict);
+
+impl Recent for Entry {
+    #[inline(always)]
+    fn added_ns(&self) -> u64 {
+        // SAFETY: the verifier has seen that the pointer is not null; entries are never unmapped while the program runs.
+        unsafe { (*self.0).added_ns }
+    }
+
+    #[inline(always)]
+    fn expires_ns(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { (*self.0).expires_ns }
+    }
+
+    #[inline(always)]
+    fn count(&self, now_ns: u64) {
+        // SAFETY: as above. Two CPUs at the same moment count as one: an atomic addition costs more than that is worth.
+        unsafe { (*self.0).packets += 1 };
+        // SAFETY: as above; whoever writes last is near enough.
+        unsafe { (*self.0).last_ns = now_ns };
+    }
+}

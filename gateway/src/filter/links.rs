@@ -13,6 +13,7 @@ use aya::programs::{ProgramError, Xdp, XdpMode as AyaMode, loaded_programs};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::libc;
 use nix::net::if_::if_nametoindex;
+use portcullis_ebpf_common::layout::Role;
 
 use super::Error;
 use super::error::{kernel, os_error};
@@ -30,10 +31,11 @@ const PROGRAMS: [&str; 2] = ["portcullis", "portcullis_linear"];
 const DETACH_MAX: Duration = Duration::from_secs(5);
 const DETACH_STEP: Duration = Duration::from_millis(2);
 
-/// Loads an instance of the program for the interface in this slot. Maps that are not pinned yet are created.
-pub(super) fn load(pins: &Pins, slot: u32) -> Result<Ebpf, Error> {
+/// Loads an instance of the program for the interface in this slot and with this role. Maps that are not pinned yet are created.
+pub(super) fn load(pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    loader.override_global("INTERFACE", &slot, true);
+    let interface = slot | (role as u32) << 16;
+    loader.override_global("INTERFACE", &interface, true);
     for name in PROGRAM_MAPS {
         loader.map_pin_path(name, pins.map(name));
     }
@@ -114,7 +116,7 @@ pub(super) fn put(
     let index = index(interface)?;
     let pinned = pinned(pins, interface);
     let here = ours_alone(index, interface, pinned.as_ref())?;
-    let mut object = load(pins, slot)?;
+    let mut object = load(pins, slot, Role::Edge)?;
     let program = program(&mut object)?;
     let info = program.info();
     let number = info

@@ -26,7 +26,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::fcntl::Flock;
-use portcullis_ebpf_common::layout::INTERFACES_MAX;
+use portcullis_ebpf_common::layout::{INTERFACES_MAX, Role};
 
 use self::links::Put;
 use self::lists::Generation;
@@ -150,12 +150,20 @@ impl Filter {
         )
     }
 
-    /// An instance of the program to run frames through.
+    /// An instance of the program to run frames through, as if they had come in on the edge.
     ///
     /// # Errors
     /// When the program cannot be loaded once more.
     pub fn trial(&self) -> Result<Trial, Error> {
-        Trial::new(&self.pins)
+        self.trial_as(Role::Edge)
+    }
+
+    /// The same for an interface with this role.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn trial_as(&self, role: Role) -> Result<Trial, Error> {
+        Trial::new(&self.pins, role)
     }
 
     /// Puts the program on the interfaces of the settings, and takes it off all others.
@@ -244,7 +252,7 @@ fn fill(
     settings: &config::Filter,
     compiled: &Compiled,
 ) -> Result<(Maps, Generation), Error> {
-    links::load(pins, 0)?;
+    links::load(pins, 0, Role::Edge)?;
     Maps::create_records(pins)?;
     let mut maps = Maps::open(pins)?;
     let before = lists::in_force(&maps)?;

@@ -1,37 +1,63 @@
 //! Frames run through the program in the kernel, without an interface (`BPF_PROG_TEST_RUN`).
+#![allow(
+    unsafe_code,
+    reason = "aya wants an unsafe marker on what is copied to and from a map"
+)]
 
 use std::time::Duration;
 
-use aya::Ebpf;
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapError, PerCpuArray, RingBuf};
 use aya::programs::{TestRun, TestRunOptions};
-use portcullis_ebpf_common::layout::INTERFACES_MAX;
+use aya::{Ebpf, Pod};
+use portcullis_ebpf_common::Source;
+use portcullis_ebpf_common::layout::{
+    Event, INTERFACE_SLOTS, INTERFACES_MAX, InterfaceCounters, RecentVerdict, Role, Settings,
+    VerdictKey,
+};
+use portcullis_ebpf_common::packet::FAMILY_BITS;
 
 use super::error::kernel;
+use super::maps::Maps;
 use super::pins::Pins;
 use super::{Error, links};
 
 /// An instance of the program that sits on no interface and holds frames against the lists and settings in force.
 ///
-/// It counts what the lists decide, but has no interface to count for. It can be made from a [`Filter`](super::Filter)
-/// without interfaces, so that nothing of a real one is touched.
+/// It counts what the lists decide, and beside it in a slot for interfaces that belongs to none. What the relay learns
+/// can be put into its maps as it is, so that it can be seen what the program makes of it. It is for a
+/// [`Filter`](super::Filter) without interfaces, so that nothing of a real one is touched.
 pub struct Trial {
     object: Ebpf,
+    maps: Maps,
 }
 
 /// What the program did with a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// Dropped, or passed.
     pub dropped: bool,
+    /// What was sent back where the frame came from.
+    pub sent: Option<Vec<u8>>,
     /// The mean time that one run took. A frame repeated flatters the cache.
     pub duration: Duration,
 }
 
+/// A value of a map that is not a number.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Value<T>(T);
+
+// SAFETY: a `repr(C)` struct of integers without padding, for which every pattern of bits is a value.
+unsafe impl Pod for Value<RecentVerdict> {}
+
 impl Trial {
-    pub(super) fn new(pins: &Pins) -> Result<Self, Error> {
-        // One slot past the last: there are no counters for it.
-        let object = links::load(pins, INTERFACES_MAX)?;
-        Ok(Self { object })
+    pub(super) fn new(pins: &Pins, role: Role) -> Result<Self, Error> {
+        Ok(Self {
+            // One slot past the last of an interface.
+            object: links::load(pins, INTERFACES_MAX, role)?,
+            maps: Maps::open(pins)?,
+        })
     }
 
     /// Runs a frame through the program as often as told. The kernel wants at least the 14 octets of an Ethernet header.
@@ -39,20 +65,156 @@ impl Trial {
     /// # Errors
     /// [`Error::Kernel`], for a frame that the kernel does not take; [`Error::NotPermitted`].
     pub fn run(&mut self, frame: &[u8], repeat: u32) -> Result<Outcome, Error> {
+        // An answer can be a little longer than what it answers.
+        let mut sent = vec![0; frame.len() + 64];
         let options = TestRunOptions {
             data_in: Some(frame),
+            data_out: Some(&mut sent),
             repeat,
             ..TestRunOptions::default()
         };
         let result = links::program(&mut self.object)?
             .test_run(options)
             .map_err(kernel("running a frame through the program"))?;
+        sent.truncate(result.data_size_out as usize);
         Ok(Outcome {
             dropped: result.return_value == XDP_DROP,
+            sent: (result.return_value == XDP_TX).then_some(sent),
             duration: result.duration,
         })
+    }
+
+    /// Puts settings in force as they are, also such as no configuration gives.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn set_settings(&mut self, settings: Settings) -> Result<(), Error> {
+        self.maps.swap_settings(settings)
+    }
+
+    /// What was counted so far for the frames of all trials under this pin path.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn counted(&mut self) -> Result<InterfaceCounters, Error> {
+        let failed = "reading the counters of a trial";
+        let counters: PerCpuArray<_, InterfaceCounters> = self.map("INTERFACE_COUNTERS")?;
+        let mut sum = InterfaceCounters::default();
+        let values = counters.get(&(INTERFACE_SLOTS - 1), 0);
+        for counters in values.map_err(kernel(failed))?.iter() {
+            for (total, counter) in sum.iter_mut().zip(counters) {
+                *total += counter;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Puts a recent verdict in place as it is.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn set_recent(&mut self, key: VerdictKey, verdict: RecentVerdict) -> Result<(), Error> {
+        let mut verdicts: HashMap<_, VerdictKey, Value<RecentVerdict>> = self.map("VERDICTS")?;
+        let result = verdicts.insert(key, Value(verdict), 0);
+        result.map_err(kernel("writing a recent verdict"))
+    }
+
+    /// The recent verdict under a key, with what the program has counted in it.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn recent(&mut self, key: VerdictKey) -> Result<Option<RecentVerdict>, Error> {
+        let verdicts: HashMap<_, VerdictKey, Value<RecentVerdict>> = self.map("VERDICTS")?;
+        match verdicts.get(&key, 0) {
+            Ok(verdict) => Ok(Some(verdict.0)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(kernel("reading a recent verdict")(error)),
+        }
+    }
+
+    /// Takes all recent verdicts away.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn clear_recent(&mut self) -> Result<(), Error> {
+        let failed = "removing the recent verdicts";
+        let mut verdicts: HashMap<_, VerdictKey, Value<RecentVerdict>> = self.map("VERDICTS")?;
+        let keys: Vec<VerdictKey> = verdicts.keys().flatten().collect();
+        for key in keys {
+            verdicts.remove(&key).map_err(kernel(failed))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a prefix, so many bits of this address, a local network.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn add_local(&mut self, address: Source, bits: u8) -> Result<(), Error> {
+        let mut networks: LpmTrie<_, [u32; 5], u32> = self.map("LOCAL_NETWORKS")?;
+        let key = Key::new(FAMILY_BITS + u32::from(bits), address.0);
+        let result = networks.insert(&key, 1, 0);
+        result.map_err(kernel("writing a local network"))
+    }
+
+    /// Says until when somebody reads events, in nanoseconds of CLOCK_MONOTONIC; 0: nobody does.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn set_reader(&mut self, until_ns: u64) -> Result<(), Error> {
+        let mut reader: Array<_, u64> = self.map("READER")?;
+        let result = reader.set(0, until_ns, 0);
+        result.map_err(kernel("announcing a reader"))
+    }
+
+    /// The events that are there, as they lie in memory. They are taken away.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn events(&mut self) -> Result<Vec<[u8; size_of::<Event>()]>, Error> {
+        let data = self.data("EVENTS")?;
+        let mut ring = RingBuf::try_from(data).map_err(kernel("opening the events"))?;
+        let mut events = Vec::new();
+        while let Some(item) = ring.next() {
+            events.extend(<[u8; size_of::<Event>()]>::try_from(&*item));
+        }
+        Ok(events)
+    }
+
+    /// Begins a rate or the budgets of SYNs anew, as if a second had passed.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn clear_budgets(&mut self) -> Result<(), Error> {
+        for name in ["SYN_SKETCH", "RATES"] {
+            let mut cells: Array<_, u64> = self.map(name)?;
+            for cell in 0..cells.len() {
+                let old = cells.get(&cell, 0).map_err(kernel("reading a budget"))?;
+                if old != 0 {
+                    let result = cells.set(cell, 0, 0);
+                    result.map_err(kernel("clearing a budget"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, name: &'static str) -> Result<&mut Map, Error> {
+        let missing = MapError::KeyNotFound;
+        self.object
+            .map_mut(name)
+            .ok_or(missing)
+            .map_err(kernel("finding a map of the program"))
+    }
+
+    fn map<'a, T>(&'a mut self, name: &'static str) -> Result<T, Error>
+    where
+        T: TryFrom<&'a mut Map, Error = MapError>,
+    {
+        T::try_from(self.data(name)?).map_err(kernel("opening a map of the program"))
     }
 }
 
 /// `enum xdp_action` of linux/bpf.h.
 const XDP_DROP: u32 = 1;
+const XDP_TX: u32 = 3;

@@ -19,6 +19,9 @@ const ENTRIES: u32 = 16;
 /// Marks in a line.
 const MARKS: usize = 32;
 
+/// /24s with nothing painted on them.
+static STRETCH: [u16; 4096] = [0; 4096];
+
 /// The prefixes of all lists, packed.
 #[derive(Default)]
 pub(super) struct Prefixes {
@@ -290,9 +293,13 @@ impl Plan {
             let shift = (at & 1) * 32;
             *word = *word & !(0xffff_ffff << shift) | u64::from(entry) << shift;
         };
-        for (at, mark) in self.directory.painted.iter().enumerate() {
-            // What is not written costs no memory.
-            if *mark != 0 {
+        // What is not written costs no memory, and what is not painted little time.
+        let stretches = self.directory.painted.chunks(STRETCH.len());
+        for (number, stretch) in stretches.enumerate() {
+            if stretch == &STRETCH[..stretch.len()] {
+                continue;
+            }
+            for (at, mark) in (number * STRETCH.len()..).zip(stretch) {
                 set(at, ENTRY_ALL << ENTRY_KIND_SHIFT | u32::from(*mark));
             }
         }
@@ -340,14 +347,10 @@ fn settle<'a>(
     is_permitted: bool,
     marks: &'a mut [u16; 256],
 ) -> Network<'a> {
-    if let [key] = keys
-        && key.length() == 32
-        && rest == 0
+    if rest == 0
+        && let Some(network) = addresses_of_one_list(keys)
     {
-        return Network::Lone {
-            octet: key.octet(),
-            mark: key.mark(),
-        };
+        return network;
     }
     marks.fill(rest);
     for key in keys {
@@ -385,6 +388,34 @@ fn settle<'a>(
             marks: if differ { &marks[..count] } else { &[] },
         }),
     }
+}
+
+/// Most /24s hold a few single addresses of one list and nothing else: no need to look at the other 250.
+fn addresses_of_one_list<'a>(keys: &[Long]) -> Option<Network<'a>> {
+    let first = keys.first()?;
+    // All but the octet.
+    let same = |key: &Long| key.0 >> 8 == first.0 >> 8;
+    if first.length() != 32 || !keys.iter().all(same) {
+        return None;
+    }
+    let mut bits = [0_u64; 4];
+    for key in keys {
+        bits[usize::from(key.octet() >> 6)] |= 1 << (key.octet() & 63);
+    }
+    let mark = first.mark();
+    Some(match bits.iter().map(|word| word.count_ones()).sum() {
+        1 => Network::Lone {
+            octet: first.octet(),
+            mark,
+        },
+        256 => Network::All(mark),
+        _ => Network::Cell(Cell {
+            bits,
+            rest: 0,
+            uniform: mark,
+            marks: &[],
+        }),
+    })
 }
 
 /// The place of the only bit.

@@ -1,0 +1,197 @@
+//! The headers of what the program sends by itself: a RST to a customer, a SYN-ACK with a cookie to a client.
+//!
+//! Everything here is arithmetic on words as they lie in memory, so that the host can test it; the program only puts the
+//! words into the frame. What is sent has neither IPv4 options nor extension headers; its VLAN tags are those of what it
+//! answers.
+
+use crate::packet::{Packet, Segment, flags, pair};
+
+/// Octets of an IPv4 header without options.
+pub const IPV4_OCTETS: usize = 20;
+/// Octets of an IPv6 header.
+pub const IPV6_OCTETS: usize = 40;
+/// Octets of a TCP header without options.
+pub const TCP_OCTETS: usize = 20;
+
+const TCP: u32 = 6;
+const TIME_TO_LIVE: u32 = 64;
+/// As the kernel's own cookies: as much as may be on its way before the connection exists.
+const WINDOW: u32 = 64_240;
+
+/// What a TCP header says, apart from its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The number of its first octet.
+    pub sequence: u32,
+    /// What it expects next.
+    pub acknowledgement: u32,
+    /// Its [`flags`].
+    pub flags: u16,
+    /// The MSS option; 0: there is none.
+    pub mss: u16,
+}
+
+impl Answer {
+    /// The SYN-ACK that carries a cookie.
+    #[inline(always)]
+    #[must_use]
+    pub const fn cookie(cookie: u32, sequence: u32, mss: u16) -> Self {
+        Self {
+            sequence: cookie,
+            acknowledgement: sequence.wrapping_add(1),
+            flags: flags::SYN | flags::ACK,
+            mss,
+        }
+    }
+
+    /// Octets of the TCP header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn octets(&self) -> u32 {
+        if self.mss == 0 { 20 } else { 24 }
+    }
+}
+
+/// The RST for a segment, if it is one that may be answered: not a RST, no fragment, nothing that came from or went to more
+/// than one host, and with lengths that fit together.
+///
+/// RFC 9293, section 3.10.7.1. The length of the payload comes from the IP header: a short frame is padded, and with the
+/// padding counted the RST would acknowledge what was never sent, and be ignored.
+#[inline(always)]
+pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Answer> {
+    let (group, _) = pair(frame.half(0)?);
+    if segment.hidden || segment.fragment || group & 1 != 0 {
+        return None;
+    }
+    let network = segment.network;
+    let packet = if segment.source.is_ipv4() {
+        let [source, destination] = [frame.word(network + 12)?, frame.word(network + 16)?];
+        if !is_host_ipv4(source) || !is_host_ipv4(destination) {
+            return None;
+        }
+        usize::from(frame.half(network + 2)?)
+    } else {
+        if !is_host_ipv6(frame, network + 8)? || !is_host_ipv6(frame, network + 24)? {
+            return None;
+        }
+        usize::from(frame.half(network + 4)?) + 40
+    };
+    let header = frame.half(segment.transport + 12)?;
+    // The last of a header without options.
+    frame.half(segment.transport + 18)?;
+    let octets = usize::from(header >> 12) * 4;
+    let headers = segment.transport - network + octets;
+    if octets < 20 || header & flags::RST != 0 || packet < headers {
+        return None;
+    }
+    if header & flags::ACK != 0 {
+        return Some(Answer {
+            sequence: u32::from_be(frame.word(segment.transport + 8)?),
+            acknowledgement: 0,
+            flags: flags::RST,
+            mss: 0,
+        });
+    }
+    let sequence = u32::from_be(frame.word(segment.transport + 4)?);
+    // SYN and FIN have a number each.
+    let controls = ((header & flags::SYN) >> 1) + (header & flags::FIN);
+    let length = (packet - headers) as u32 + u32::from(controls);
+    Some(Answer {
+        sequence: 0,
+        acknowledgement: sequence.wrapping_add(length),
+        flags: flags::RST | flags::ACK,
+        mss: 0,
+    })
+}
+
+/// Whether an address, as it lies in memory, can be one host's: not 0/8, not 127/8, not from 224/4 on.
+#[inline(always)]
+const fn is_host_ipv4(address: u32) -> bool {
+    let first = u32::from_be(address) >> 24;
+    first != 0 && first != 127 && first < 224
+}
+
+/// Whether an address can be one host's: not `::`, not `::1`, not in `ff00::/8`.
+#[inline(always)]
+fn is_host_ipv6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<bool> {
+    let first = u32::from_be(frame.word(offset)?);
+    let middle = frame.word(offset + 4)? | frame.word(offset + 8)?;
+    let last = u32::from_be(frame.word(offset + 12)?);
+    Some(first >> 24 != 0xff && (first | middle != 0 || last > 1))
+}
+
+/// The IPv4 header of an answer, up to its addresses, of which `addresses` is the [`sum`].
+#[inline(always)]
+#[must_use]
+pub fn ipv4(addresses: u64, answer: &Answer) -> [u32; 3] {
+    let octets = IPV4_OCTETS as u32 + answer.octets();
+    // No identification and "do not fragment", as the kernel's own.
+    let mut words = [
+        (0x4500_0000 | octets).to_be(),
+        0x4000_u32.to_be(),
+        (TIME_TO_LIVE << 24 | TCP << 16).to_be(),
+    ];
+    let [first, second] = checksum(addresses + sum(&words)).to_ne_bytes();
+    words[2] |= u32::from_ne_bytes([0, 0, first, second]);
+    words
+}
+
+/// The IPv6 header of an answer, up to its addresses.
+#[inline(always)]
+#[must_use]
+pub fn ipv6(answer: &Answer) -> [u32; 2] {
+    [
+        0x6000_0000_u32.to_be(),
+        (answer.octets() << 16 | TCP << 8 | TIME_TO_LIVE).to_be(),
+    ]
+}
+
+/// The TCP header of an answer, the last word of which is its option, if it has one. `ports` are those of the answer as
+/// they lie in memory, `addresses` the [`sum`] of both addresses.
+#[inline(always)]
+#[must_use]
+pub fn tcp(ports: u32, addresses: u64, answer: &Answer) -> [u32; 6] {
+    let octets = answer.octets();
+    let reset = answer.flags & flags::RST != 0;
+    let window = if reset { 0 } else { WINDOW };
+    let option = if answer.mss == 0 {
+        0
+    } else {
+        (0x0204_0000 | u32::from(answer.mss)).to_be()
+    };
+    let mut words = [
+        ports,
+        answer.sequence.to_be(),
+        answer.acknowledgement.to_be(),
+        (octets << 26 | u32::from(answer.flags) << 16 | window).to_be(),
+        0,
+        option,
+    ];
+    // The pseudo header: the addresses, the protocol and the length.
+    let pseudo = addresses + u64::from((TCP << 16 | octets).to_be());
+    let [first, second] = checksum(pseudo + sum(&words)).to_ne_bytes();
+    words[4] = u32::from_ne_bytes([first, second, 0, 0]);
+    words
+}
+
+/// The sum of words as they lie in memory, to be folded by [`checksum`].
+#[inline(always)]
+#[must_use]
+pub fn sum(words: &[u32]) -> u64 {
+    let mut sum = 0;
+    for word in words {
+        sum += u64::from(*word);
+    }
+    sum
+}
+
+/// The Internet checksum (RFC 1071) of what was summed up, as it lies in memory.
+#[inline(always)]
+#[must_use]
+pub const fn checksum(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !(sum as u16)
+}

@@ -1,0 +1,187 @@
+//! A frame as the kernel hands it over: between two pointers, of which the verifier wants every access checked.
+//!
+//! Headers lie at odd multiples of two, so the language wants them read octet by octet. The machines that this runs on read
+//! them whole, and the verifier refuses the program on one that cannot: hence the instructions by name.
+
+use core::arch::asm;
+
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
+use portcullis_ebpf_common::Packet;
+
+/// A frame, the first buffer of which lies between the pointers. `FRAGS`: there may be more buffers, which only a kernel
+/// from 5.18 on can have, and tell.
+pub(crate) struct Frame<const FRAGS: bool> {
+    context: *mut xdp_md,
+    start: usize,
+    end: usize,
+}
+
+impl<const FRAGS: bool> Frame<FRAGS> {
+    #[inline(always)]
+    pub(crate) fn new(context: *mut xdp_md) -> Self {
+        Self {
+            context,
+            // SAFETY: the kernel's context outlives the program's run.
+            start: unsafe { (*context).data } as usize,
+            // SAFETY: as above.
+            end: unsafe { (*context).data_end } as usize,
+        }
+    }
+
+    /// The place of a `T` at the offset, if all of it is in the first buffer.
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<usize> {
+        let place = self.start + offset;
+        if place + size_of::<T>() > self.end {
+            return None;
+        }
+        Some(place)
+    }
+
+    /// Octets of all of it.
+    #[inline(always)]
+    fn octets(&self) -> usize {
+        if FRAGS {
+            // SAFETY: the context is the kernel's.
+            unsafe { bpf_xdp_get_buff_len(self.context) as usize }
+        } else {
+            self.end - self.start
+        }
+    }
+
+    /// The frame with so many octets, cut or lengthened at its end. What was read before is not to be relied on.
+    #[inline(always)]
+    pub(crate) fn resized(self, octets: usize) -> Option<Self> {
+        let change = octets as i32 - self.octets() as i32;
+        // SAFETY: the context is the kernel's; pointers into the frame are made anew below.
+        if unsafe { bpf_xdp_adjust_tail(self.context, change) } != 0 {
+            return None;
+        }
+        Some(Self::new(self.context))
+    }
+
+    /// A part of it to be written to: checked once, because the compiler takes out a second check that it can work out
+    /// from the first, and the verifier cannot.
+    #[inline(always)]
+    pub(crate) fn part<const OCTETS: usize>(&self, offset: usize) -> Option<Part<OCTETS>> {
+        self.at::<[u8; OCTETS]>(offset).map(Part)
+    }
+
+    /// Sends it back where it came from: exchanges the Ethernet addresses.
+    #[inline(always)]
+    pub(crate) fn turn(&self) -> Option<()> {
+        let addresses = self.part::<12>(0)?;
+        let [a, b, c] = [addresses.word(0), addresses.word(1), addresses.word(2)];
+        // Six octets and six octets: a and the first half of b, the second half of b and c.
+        addresses.put(
+            0,
+            &[b >> 16 | c << 16, c >> 16 | a << 16, a >> 16 | b << 16],
+        );
+        Some(())
+    }
+}
+
+/// So many octets of a frame. Places in it are counted in words; they are constants, and none is beyond the end.
+pub(crate) struct Part<const OCTETS: usize>(usize);
+
+impl<const OCTETS: usize> Part<OCTETS> {
+    /// For the kernel to read.
+    #[inline(always)]
+    pub(crate) fn pointer(&self) -> *mut u32 {
+        self.0 as *mut u32
+    }
+
+    /// A word as it lies in memory.
+    #[inline(always)]
+    pub(crate) fn word(&self, at: usize) -> u32 {
+        // SAFETY: the bounds were checked when this was made.
+        unsafe { read_word(self.0 + at * 4) }
+    }
+
+    /// Writes words.
+    #[inline(always)]
+    pub(crate) fn put<const N: usize>(&self, at: usize, words: &[u32; N]) {
+        for (index, word) in words.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { write(self.0 + (at + index) * 4, *word) };
+        }
+    }
+
+    /// Exchanges two addresses of `N` words that stand one behind the other; gives the sum of their words.
+    #[inline(always)]
+    pub(crate) fn exchange<const N: usize>(&self, at: usize) -> u64 {
+        let mut sum = 0;
+        for index in at..at + N {
+            let [a, b] = [self.word(index), self.word(index + N)];
+            sum += u64::from(a) + u64::from(b);
+            self.put(index, &[b]);
+            self.put(index + N, &[a]);
+        }
+        sum
+    }
+}
+
+impl<const FRAGS: bool> Packet for Frame<FRAGS> {
+    #[inline(always)]
+    fn half(&self, offset: usize) -> Option<u16> {
+        // SAFETY: `at` has checked the bounds.
+        self.at::<u16>(offset)
+            .map(|place| u16::from_be(unsafe { read_half(place) } as u16))
+    }
+
+    #[inline(always)]
+    fn word(&self, offset: usize) -> Option<u32> {
+        // SAFETY: `at` has checked the bounds.
+        self.at::<u32>(offset)
+            .map(|place| unsafe { read_word(place) })
+    }
+
+    #[inline(always)]
+    fn continues(&self) -> bool {
+        FRAGS && self.octets() > self.end - self.start
+    }
+}
+
+/// The two octets at a place in a frame.
+///
+/// # Safety
+/// They are within the frame, and the verifier can see that.
+#[inline(always)]
+unsafe fn read_half(place: usize) -> u64 {
+    let half;
+    // SAFETY: the caller has checked the bounds; the instruction does nothing else.
+    unsafe {
+        asm!("{half} = *(u16 *)({place} + 0)", half = out(reg) half, place = in(reg) place,
+            options(pure, readonly, nostack, preserves_flags));
+    }
+    half
+}
+
+/// The four octets at a place in a frame.
+///
+/// # Safety
+/// As for [`read_half`].
+#[inline(always)]
+unsafe fn read_word(place: usize) -> u32 {
+    let word: u64;
+    // SAFETY: the caller has checked the bounds; the instruction does nothing else.
+    unsafe {
+        asm!("{word} = *(u32 *)({place} + 0)", word = out(reg) word, place = in(reg) place,
+            options(pure, readonly, nostack, preserves_flags));
+    }
+    word as u32
+}
+
+/// Puts four octets at a place in a frame.
+///
+/// # Safety
+/// As for [`read_half`].
+#[inline(always)]
+unsafe fn write(place: usize, word: u32) {
+    // SAFETY: the caller has checked the bounds; the instruction does nothing else.
+    unsafe {
+        asm!("*(u32 *)({place} + 0) = {word}", place = in(reg) place, word = in(reg) u64::from(word),
+            options(nostack, preserves_flags));
+    }
+}
