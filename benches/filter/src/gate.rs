@@ -49,6 +49,16 @@ impl Gate {
         Ok(filter.update_lists(lists)?)
     }
 
+    /// SYN cookies that the program has sent.
+    pub(crate) fn syn_cookies(&self) -> Result<u64> {
+        let status = self.filter.as_ref().context("no filter")?.status()?;
+        Ok(status
+            .interfaces
+            .iter()
+            .map(|interface| interface.syn_cookies)
+            .sum())
+    }
+
     /// The very program that is on the interface.
     pub(crate) fn handle(namespace: &Namespace, interface: &str) -> Result<ProgramFd> {
         let mut ip = namespace.command("ip");

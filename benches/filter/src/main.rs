@@ -1,16 +1,19 @@
 //! `cargo xtask bench filter`: the filter beside its peers, in one run, on one machine.
 //!
-//! Three questions: what a verdict costs, packet by packet ([`verdicts`]); how long ten million entries take to be in
-//! force, and what they weigh ([`loading`]); and how many packets of a flood a core drops ([`flood`]). Every figure that
+//! Four questions: what a verdict costs, packet by packet ([`verdicts`]); how long ten million entries take to be in
+//! force, and what they weigh ([`loading`]); how many packets of a flood a core drops ([`flood`]); and whether honest clients
+//! connect beside a flood of SYNs ([`syn_flood`]). Every figure that
 //! has a bar is a ratio to something measured in the same round, or a bound that was agreed (design.md, "Figures to reach").
 //!
 //! A program of its own and not a part of the chores, because it has to be optimised like the gateway: it compiles lists.
 
+mod cores;
 mod flood;
 mod gate;
 mod loading;
 mod peers;
 mod report;
+mod syn_flood;
 mod traffic;
 mod verdicts;
 
@@ -79,6 +82,8 @@ enum Measurement {
     Loading,
     /// Packets of a flood dropped in a second
     Flood,
+    /// Honest clients beside a flood of SYNs with made-up sources
+    SynFlood,
 }
 
 /// Who can be left out of the flood.
@@ -120,6 +125,11 @@ impl Options {
         Duration::from_millis(if self.quick { 200 } else { 2_000 })
     }
 
+    /// How long clients connect beside a SYN flood.
+    pub(crate) fn syn_flood_time(&self) -> Duration {
+        Duration::from_millis(if self.quick { 500 } else { 3_000 })
+    }
+
     /// Packets, and sources, of a pass of the flood from random sources.
     pub(crate) fn pass(&self) -> u32 {
         if self.quick { 500_000 } else { 5_000_000 }
@@ -159,7 +169,12 @@ fn run(options: &Options) -> Result<ExitCode> {
     } else {
         Vec::new()
     };
-    let report = Report::new(options, machine, verdicts, loading, floods);
+    let syn_floods = if options.measures(Measurement::SynFlood) {
+        syn_flood::run(options).context("SYN flood")?
+    } else {
+        Vec::new()
+    };
+    let report = Report::new(options, machine, verdicts, loading, floods, syn_floods);
     print!("\n{report}");
     if let Some(path) = &options.json {
         let file = File::create(path).with_context(|| path.display().to_string())?;

@@ -9,7 +9,7 @@ use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::time::ClockId;
 use std::time::Duration;
 
-use crate::traffic::{Family, Flags, Sequence, frame};
+use crate::traffic::{Family, Flags, Sequence, frame, syn_without_source};
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/prebuilt/benches.o");
 
@@ -136,18 +136,26 @@ impl Peers {
     /// Sends so many packets of the sequence out of the interface with this index, which has to have a native XDP
     /// program, like its peer; the calling thread has to be in the interface's network namespace.
     pub(crate) fn flood(&mut self, interface: u32, packets: u32) -> Result<()> {
-        let frame = frame(self.family, Flags::Syn);
+        self.send("flood", &frame(self.family, Flags::Syn), interface, packets)
+    }
+
+    /// The same with SYNs that a listener takes.
+    pub(crate) fn syn_flood(&mut self, interface: u32, packets: u32) -> Result<()> {
+        self.send("syn_flood", &syn_without_source(), interface, packets)
+    }
+
+    fn send(&mut self, program: &str, frame: &[u8], interface: u32, packets: u32) -> Result<()> {
         // struct xdp_md of linux/bpf.h: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let frame_end = u32::try_from(frame.len())?;
         let context = [0, frame_end, 0, interface, 0, 0].map(u32::to_ne_bytes);
         let options = TestRunOptions {
-            data_in: Some(&frame),
+            data_in: Some(frame),
             ctx_in: Some(context.as_flattened()),
             repeat: packets,
             attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
             ..TestRunOptions::default()
         };
-        self.program("flood")?
+        self.program(program)?
             .test_run(options)
             .context("sending live frames (this needs Linux 5.18)")?;
         Ok(())

