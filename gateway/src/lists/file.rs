@@ -464,3 +464,6 @@ impl Lines for InFile<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
