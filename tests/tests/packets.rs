@@ -14,7 +14,7 @@ use portcullis_ebpf_common::{Action, Class, Lookup, Source, Verdict, judge};
 use portcullis_tests::packet_cases::{self, Expected, File};
 use portcullis_tests::root;
 
-/// Userspace's own lookup in the place of the kernel's trie: the slot of a list is its place in the configuration.
+/// Userspace's own lookup in the place of the kernel's: the slot of a list is its place in the configuration.
 struct Userspace<'a>(&'a Compiled);
 
 impl Lookup for Userspace<'_> {

@@ -2,6 +2,7 @@
 
 mod owners;
 mod scene;
+mod swaps;
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};

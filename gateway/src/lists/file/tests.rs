@@ -98,9 +98,8 @@ fn a_file_of_no_lists_is_a_file() {
 /// What `load` says of a file of these octets, in one word, and that it says what to do.
 fn fault(path: &Path, octets: &[u8]) -> &'static str {
     fs::write(path, octets).unwrap();
-    let error = match load(path, Memory::private) {
-        Ok(_) => return "good",
-        Err(error) => error,
+    let Err(error) = load(path, Memory::private) else {
+        return "good";
     };
     let text = error.to_string();
     assert!(text.contains(&*path.to_string_lossy()), "{text}");
@@ -126,7 +125,6 @@ fn every_kind_of_damage_is_told_and_none_gets_through() {
     longer.push(0);
     let end = good.len();
     let half = end / 2;
-    // Small, because each octet is going to be wrong once.
     let cases: [(&str, Vec<u8>, &str); 13] = [
         ("empty", Vec::new(), "no snapshot"),
         ("a text", b"192.0.2.1\n".repeat(100), "no snapshot"),
