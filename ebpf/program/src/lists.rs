@@ -3,7 +3,7 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
 use portcullis_ebpf_common::layout::SNAPSHOT_FLAGS;
-use portcullis_ebpf_common::snapshot::{self, Line, Lines, Mark};
+use portcullis_ebpf_common::snapshot::{self, Line, Lines};
 use portcullis_ebpf_common::{Class, Lookup, Source};
 
 type SnapshotMap = Array<Line, 1, SNAPSHOT_FLAGS>;
@@ -41,7 +41,7 @@ impl Lookup for InForce {
             snapshot::class_of(&lines, mark)
         } else {
             let (upper, lower) = snapshot::halves(source);
-            Class(ipv6_class(upper, lower))
+            Class(class_of_ipv6(upper, lower))
         }
     }
 
@@ -57,15 +57,15 @@ fn out_of_line(address: &Source) -> u32 {
     InForce.class(address).0
 }
 
-/// A global function, which the verifier looks at once, by itself, and not again on every way that leads to it: it has to
-/// follow the loops over the prefix lengths.
+/// A global function, which the verifier follows once for all callers: the loop over the prefix lengths is long, and the ways
+/// to it through the extension headers are many.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn ipv6_class(upper: u64, lower: u64) -> u32 {
+pub extern "C" fn class_of_ipv6(upper: u64, lower: u64) -> u32 {
     let Some(map) = SNAPSHOT.get(0) else {
         return Class::NONE.0;
     };
     let lines = InMap(map);
-    let mark: Mark = snapshot::ipv6(&lines, upper, lower);
+    let mark = snapshot::ipv6(&lines, upper, lower);
     snapshot::class_of(&lines, mark).0
 }

@@ -6,6 +6,7 @@ mod customer;
 mod owners;
 mod scene;
 mod seen;
+mod swaps;
 mod verdicts;
 
 use std::net::{SocketAddr, TcpStream};
