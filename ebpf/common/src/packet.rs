@@ -211,7 +211,10 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
     };
     for _ in 0..=EXTENSION_HEADERS_MAX {
         if header == TCP {
-            (segment.port, segment.hidden) = port(frame, segment.transport)?;
+            let Some(port) = port(frame, segment.transport) else {
+                return segment.fragment.then_some(segment);
+            };
+            (segment.port, segment.hidden) = port;
             return Some(segment);
         }
         if !matches!(
@@ -226,7 +229,6 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
         };
         let (next, length) = pair(start);
         if header == FRAGMENT {
-            // Its 8 octets are in the frame if the next header is; nothing is read from where they are not.
             let fragment = frame.half(segment.transport + 2)?;
             // RFC 8200, section 4.5: only the first fragment, at offset 0, holds what follows.
             if fragment & 0xfff8 != 0 {
