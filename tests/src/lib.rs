@@ -15,6 +15,7 @@ pub mod transcript;
 pub mod watch;
 pub mod wild_client;
 pub mod wild_next_hop;
+pub mod wild_packet;
 pub mod wire;
 
 use std::io::Write as _;

@@ -273,13 +273,10 @@ fn by_the_rfcs(frame: &[u8]) -> Option<Kind> {
         if !is_extension(next) {
             break;
         }
-        let [following, words, ..] = *rest else {
+        let [following, words, high, low, ..] = *rest else {
             return cut(first_of_several);
         };
         let octets = if next == 44 {
-            let [_, _, high, low, ..] = *rest else {
-                return Some(Kind::Other);
-            };
             let field = u16::from_be_bytes([high, low]);
             if field >> 3 != 0 {
                 return Some(Kind::Other);

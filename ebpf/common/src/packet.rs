@@ -223,13 +223,15 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
         ) {
             return None;
         }
-        let Some(start) = frame.half(segment.transport) else {
+        let (Some(start), Some(fragment)) = (
+            frame.half(segment.transport),
+            frame.half(segment.transport + 2),
+        ) else {
             // RFC 7112: a first fragment holds all headers. One that does not has something to hide.
             return (segment.fragment || frame.continues()).then_some(segment);
         };
         let (next, length) = pair(start);
         if header == FRAGMENT {
-            let fragment = frame.half(segment.transport + 2)?;
             // RFC 8200, section 4.5: only the first fragment, at offset 0, holds what follows.
             if fragment & 0xfff8 != 0 {
                 return None;
