@@ -14,7 +14,7 @@
 //! | `EVENTS` | ring buffer | the program | [`Event`]s, while somebody reads |
 //! | `READER` | array of one | who reads events | until when, in nanoseconds of CLOCK_MONOTONIC; 0: nobody reads |
 //! | `EVENT_RATES` | per-CPU array of one | the program | [`RateUse`] of its events |
-//! | `JUDGED` | per-CPU array of one | the program, for itself; not pinned | a packet on its way to what is rarely done with one |
+//! | `JUDGED`, `QUESTION` | per-CPU arrays of one | the program, for itself; not pinned | what has no room on its stack |
 //! | `LIST_RECORDS` | array | userspace, for itself | what a list's slot means, in two banks |
 //! | `INTERFACE_RECORDS` | array | userspace, for itself | what an interface's slot means |
 //!
