@@ -18,6 +18,7 @@ pub mod watch;
 pub mod wild_client;
 pub mod wild_list;
 pub mod wild_next_hop;
+pub mod wild_packet;
 pub mod wire;
 
 use std::io::Write as _;

@@ -57,6 +57,11 @@ const PACKAGES: &[Package] = &[
     tool("swaks", "swaks", "a client in the tests"),
     tool("curl", "curl", "a client in the tests"),
     tool("python3", "python3", "a client in the tests (smtplib)"),
+    tool(
+        "tcpdump",
+        "tcpdump",
+        "the oracle of the packet filter's tests",
+    ),
     tool("iproute2", "ip", "network namespaces and their links"),
     tool(
         "util-linux",

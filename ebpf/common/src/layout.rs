@@ -3,7 +3,7 @@
 //! | map | kind | written by | holds |
 //! |---|---|---|---|
 //! | `SETTINGS` | array of one inner array | userspace, swapped whole | [`Settings`] |
-//! | `SNAPSHOT` | array of one inner array | userspace, mapped; swapped whole | all lists, as [`snapshot`](crate::snapshot) describes them |
+//! | `SNAPSHOT` | array of one inner array | userspace, mapped; swapped whole | all lists, as [`snapshot`](crate::snapshot) describes them, in its blocks |
 //! | `LIST_COUNTERS` | per-CPU array | the program | slot of a list -> [`ListCounters`] |
 //! | `INTERFACE_COUNTERS` | per-CPU array | the program | slot of an interface -> [`InterfaceCounters`] |
 //! | `VERDICTS` | hash | userspace; the program counts | source, or its /64 -> [`RecentVerdict`] |
@@ -14,7 +14,7 @@
 //! | `EVENTS` | ring buffer | the program | [`Event`]s, while somebody reads |
 //! | `READER` | array of one | who reads events | until when, in nanoseconds of CLOCK_MONOTONIC; 0: nobody reads |
 //! | `EVENT_RATES` | per-CPU array of one | the program | [`RateUse`] of its events |
-//! | `JUDGED` | per-CPU array of one | the program, for itself; not pinned | a packet on its way to what is rarely done with one |
+//! | `JUDGED`, `QUESTION` | per-CPU arrays of one | the program, for itself; not pinned | what has no room on its stack |
 //! | `LIST_RECORDS` | array | userspace, for itself | what a list's slot means, in two banks |
 //! | `INTERFACE_RECORDS` | array | userspace, for itself | what an interface's slot means |
 //! | `VERDICT_COUNTERS` | array | userspace, for itself | what became of recent verdicts: [`VerdictCounter`] |

@@ -46,9 +46,24 @@ pub trait Packet {
     fn half(&self, offset: usize) -> Option<u16>;
     /// The four octets at this offset as they lie in memory.
     fn word(&self, offset: usize) -> Option<u32>;
+    /// So many words from this offset on, as they lie in memory.
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let mut words = [0; N];
+        for (at, word) in words.iter_mut().enumerate() {
+            *word = self.word(offset + at * 4)?;
+        }
+        Some(words)
+    }
     /// Whether there is more of the packet than can be read: a frame in several buffers, of which the program sees the
     /// first.
     fn continues(&self) -> bool;
+    /// The same offset. In the kernel the verifier learns nothing of it but that it is not beyond [`TRANSPORT_MAX`] by much,
+    /// so that it walks what follows once, and not once for every way that leads to an offset.
+    #[inline(always)]
+    fn forget(&self, offset: usize) -> usize {
+        offset
+    }
 }
 
 impl Packet for [u8] {
@@ -150,6 +165,7 @@ pub fn segment<P: Packet + ?Sized>(frame: &P) -> Option<Segment> {
             _ => break,
         }
     }
+    let network = frame.forget(network);
     match ether_type {
         ETHERTYPE_IPV4 => ipv4(frame, network),
         ETHERTYPE_IPV6 => ipv6(frame, network),
@@ -160,19 +176,18 @@ pub fn segment<P: Packet + ?Sized>(frame: &P) -> Option<Segment> {
 /// RFC 791, section 3.1.
 #[inline(always)]
 fn ipv4<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
-    let (version_and_length, _) = pair(frame.half(network)?);
-    let header = usize::from(version_and_length & 0x0f) * 4;
-    if version_and_length >> 4 != 4 || header < IPV4_HEADER {
+    // The destination is read by whom it concerns; a header without it is none.
+    let [start, middle, protocol, source, _] = frame.words::<5>(network)?;
+    let header = (u32::from_be(start) >> 24 & 0x0f) as usize * 4;
+    if u32::from_be(start) >> 28 != 4 || header < IPV4_HEADER {
         return None;
     }
-    let fragment = frame.half(network + 6)?;
-    let (_, protocol) = pair(frame.half(network + 8)?);
+    let fragment = u32::from_be(middle) & 0xffff;
+    let protocol = (u32::from_be(protocol) >> 16) as u8;
     if protocol != TCP || fragment & 0x1fff != 0 {
         return None;
     }
-    // The destination is read by whom it concerns; a header without it is none.
-    frame.word(network + 16)?;
-    let source = Source([Source::FAMILY_IPV4, frame.word(network + 12)?, 0, 0, 0]);
+    let source = Source([Source::FAMILY_IPV4, source, 0, 0, 0]);
     let transport = network + header;
     let (port, hidden) = port(frame, transport)?;
     Some(Segment {
@@ -188,19 +203,12 @@ fn ipv4<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
 /// RFC 8200, section 3.
 #[inline(always)]
 fn ipv6<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
-    if frame.half(network)? >> 12 != 6 {
+    let [start, second, a, b, c, d, ..] = frame.words::<10>(network)?;
+    if u32::from_be(start) >> 28 != 6 {
         return None;
     }
-    let address = network + 8;
-    frame.word(address + 28)?;
-    let source = Source([
-        Source::FAMILY_IPV6,
-        frame.word(address)?,
-        frame.word(address + 4)?,
-        frame.word(address + 8)?,
-        frame.word(address + 12)?,
-    ]);
-    let (mut header, _) = pair(frame.half(network + 6)?);
+    let source = Source([Source::FAMILY_IPV6, a, b, c, d]);
+    let mut header = (u32::from_be(second) >> 8) as u8;
     let mut segment = Segment {
         source,
         port: 0,
@@ -211,7 +219,10 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
     };
     for _ in 0..=EXTENSION_HEADERS_MAX {
         if header == TCP {
-            (segment.port, segment.hidden) = port(frame, segment.transport)?;
+            let Some(port) = port(frame, segment.transport) else {
+                return segment.fragment.then_some(segment);
+            };
+            (segment.port, segment.hidden) = port;
             return Some(segment);
         }
         if !matches!(
@@ -220,14 +231,15 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
         ) {
             return None;
         }
-        let Some(start) = frame.half(segment.transport) else {
+        let (Some(start), Some(fragment)) = (
+            frame.half(segment.transport),
+            frame.half(segment.transport + 2),
+        ) else {
             // RFC 7112: a first fragment holds all headers. One that does not has something to hide.
             return (segment.fragment || frame.continues()).then_some(segment);
         };
         let (next, length) = pair(start);
         if header == FRAGMENT {
-            // Its 8 octets are in the frame if the next header is; nothing is read from where they are not.
-            let fragment = frame.half(segment.transport + 2)?;
             // RFC 8200, section 4.5: only the first fragment, at offset 0, holds what follows.
             if fragment & 0xfff8 != 0 {
                 return None;
@@ -237,6 +249,7 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
         } else {
             segment.transport += (usize::from(length) + 1) * 8;
         }
+        segment.transport = frame.forget(segment.transport);
         header = next;
     }
     Some(segment)

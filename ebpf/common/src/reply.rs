@@ -195,3 +195,98 @@ pub const fn checksum(sum: u64) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     !(sum as u16)
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::vec::Vec;
+
+    use super::*;
+
+    fn words(octets: &[u8]) -> Vec<u32> {
+        let chunks = octets.chunks_exact(4);
+        chunks
+            .map(|octets| u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]]))
+            .collect()
+    }
+
+    #[test]
+    fn checksums_are_those_of_known_headers() {
+        // The example of RFC 1071, section 3, and an IPv4 header that is quoted everywhere; the checksums taken out.
+        let cases: [(&[u8], [u8; 2]); 3] = [
+            (
+                &[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7],
+                [0x22, 0x0d],
+            ),
+            (
+                &[
+                    0x45, 0x00, 0x00, 0x73, 0x00, 0x00, 0x40, 0x00, 0x40, 0x11, 0x00, 0x00, 0xc0,
+                    0xa8, 0x00, 0x01, 0xc0, 0xa8, 0x00, 0xc7,
+                ],
+                [0xb8, 0x61],
+            ),
+            (&[0xff; 8], [0, 0]),
+        ];
+        for (octets, expected) in cases {
+            assert_eq!(
+                checksum(sum(&words(octets))).to_ne_bytes(),
+                expected,
+                "{octets:02x?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_sum_that_carries_again_and_again_is_folded_whole() {
+        for sum in [
+            0xffff,
+            0x1_ffff,
+            0xffff_ffff,
+            0x1_ffff_fffe,
+            u64::MAX,
+            0xfffe_0001_ffff,
+        ] {
+            let mut folded = sum;
+            while folded > 0xffff {
+                folded = (folded & 0xffff) + (folded >> 16);
+            }
+            assert_eq!(u64::from(!checksum(sum)), folded, "{sum:x}");
+        }
+    }
+
+    #[test]
+    fn a_reset_and_a_cookie_lie_in_memory_as_they_go_over_the_wire() {
+        let addresses = words(&[192, 0, 2, 1, 192, 0, 2, 9]);
+        let sum = sum(&addresses);
+        let reset = Answer {
+            sequence: 0,
+            acknowledgement: 2,
+            flags: flags::RST | flags::ACK,
+            mss: 0,
+        };
+        let ports = words(&[0, 25, 0x9c, 0x41])[0];
+        let header = ipv4(sum, &reset);
+        let octets: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        assert_eq!(octets, [0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0xb6, 0xc5]);
+        let segment = tcp(ports, sum, &reset);
+        let octets: Vec<u8> = segment.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        assert_eq!(
+            octets[..16],
+            [0, 25, 0x9c, 0x41, 0, 0, 0, 0, 0, 0, 0, 2, 0x50, 0x14, 0, 0]
+        );
+
+        let cookie = Answer::cookie(0x0102_0304, u32::MAX, 1460);
+        assert_eq!((cookie.acknowledgement, cookie.octets()), (0, 24));
+        let segment = tcp(ports, sum, &cookie);
+        let octets: Vec<u8> = segment.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        assert_eq!(
+            octets[4..16],
+            [1, 2, 3, 4, 0, 0, 0, 0, 0x60, 0x12, 0xfa, 0xf0]
+        );
+        assert_eq!(octets[20..], [2, 4, 0x05, 0xb4]);
+        let header = ipv6(&cookie);
+        let octets: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        assert_eq!(octets, [0x60, 0, 0, 0, 0, 24, 6, 64]);
+    }
+}

@@ -29,8 +29,19 @@ use core::ops::Deref;
 use crate::packet::Source;
 use crate::verdict::Class;
 
-/// A cache line: the unit of everything here, and the value of the array map.
+/// A cache line: the unit of everything here.
 pub type Line = [u64; 8];
+
+/// Lines of a [`Block`]; a power of two.
+pub const BLOCK_LINES: usize = 1 << 20;
+/// The value of the array map: 64 MiB of lines, because the program has to call for each element that it looks into, and
+/// within one it need not. A struct, because aya 0.14 takes an array of arrays for one of its elements.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Block {
+    /// The lines.
+    pub lines: [Line; BLOCK_LINES],
+}
 
 /// Changes whenever the meaning of a line changes; it is in the header of every snapshot.
 pub const VERSION: u32 = 1;

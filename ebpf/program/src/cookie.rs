@@ -9,9 +9,11 @@ use core::hint::black_box;
 use core::ptr::from_mut;
 
 use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, xdp_md};
+use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::{
     bpf_fib_lookup, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_gen_syncookie,
 };
+use aya_ebpf::macros::btf_map;
 use portcullis_ebpf_common::Packet;
 use portcullis_ebpf_common::packet::flags;
 use portcullis_ebpf_common::reply::{Answer, IPV4_OCTETS, IPV6_OCTETS};
@@ -35,8 +37,18 @@ const NOT_FORWARDED: [i64; 2] = [4, 5];
 /// `struct bpf_sock_tuple`: the addresses and the ports, as they lie in the headers.
 type Tuple = [u32; 9];
 
+/// What the kernel is asked with. It lies in a map because the stack has no room for it.
+struct Question {
+    tuple: Tuple,
+    tcp: [u32; TCP_WORDS_MAX],
+    route: FibLookup,
+}
+
+#[btf_map]
+static QUESTION: PerCpuArray<Question, 1> = PerCpuArray::new();
+
 /// Makes of a SYN the answer to it, if the kernel wants it answered with a cookie. `false`: the SYN is untouched.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn answer<const FRAGS: bool>(context: *mut xdp_md, judged: &Judged) -> bool {
     if judged.segment.hidden || judged.segment.fragment {
         return false;
@@ -72,23 +84,23 @@ fn made<const FRAGS: bool, const WORDS: usize, const OCTETS: usize>(
         return None;
     }
     let octets = usize::from(half >> 12) * 4;
-    let mut tcp = [0_u32; TCP_WORDS_MAX];
-    for (index, word) in tcp.iter_mut().enumerate() {
+    // SAFETY: the verifier sees that the pointer is not null, and nothing else runs here on this CPU.
+    let question = unsafe { &mut *QUESTION.get_ptr_mut(0)? };
+    for (index, word) in question.tcp.iter_mut().enumerate() {
         if index * 4 < octets {
             *word = frame.word(segment.transport + index * 4)?;
         }
     }
     let ip = frame.part::<OCTETS>(segment.network)?;
-    let mut tuple: Tuple = [0; 9];
-    for (index, word) in tuple.iter_mut().enumerate().take(WORDS) {
+    for (index, word) in question.tuple.iter_mut().enumerate().take(WORDS) {
         *word = ip.word(OCTETS / 4 - WORDS + index);
     }
-    tuple[WORDS] = tcp[0];
-    let (cookie, mss) = cookie::<WORDS, OCTETS>(context, &mut tuple, &ip, &mut tcp, octets)?;
-    if !is_ours::<WORDS>(context, &tuple) {
+    question.tuple[WORDS] = question.tcp[0];
+    let (cookie, mss) = cookie::<WORDS, OCTETS>(context, question, &ip, octets)?;
+    if !is_ours::<WORDS>(context, question) {
         return None;
     }
-    let answer = Answer::cookie(cookie, u32::from_be(tcp[1]), mss);
+    let answer = Answer::cookie(cookie, u32::from_be(question.tcp[1]), mss);
     reply::send::<FRAGS>(context, &segment, &answer).then_some(())
 }
 
@@ -96,13 +108,12 @@ fn made<const FRAGS: bool, const WORDS: usize, const OCTETS: usize>(
 #[inline(always)]
 fn cookie<const WORDS: usize, const OCTETS: usize>(
     context: *mut xdp_md,
-    tuple: &mut Tuple,
+    question: &mut Question,
     ip: &Part<OCTETS>,
-    tcp: &mut [u32; TCP_WORDS_MAX],
     octets: usize,
 ) -> Option<(u32, u16)> {
     let size = (WORDS as u32 + 1) * 4;
-    let tuple = from_mut(tuple).cast();
+    let tuple = from_mut(&mut question.tuple).cast();
     // SAFETY: the tuple has at least the size that is said, and the socket is released below.
     let socket = unsafe { bpf_skc_lookup_tcp(context.cast(), tuple, size, THIS_NAMESPACE, 0) };
     if socket.is_null() {
@@ -117,7 +128,7 @@ fn cookie<const WORDS: usize, const OCTETS: usize>(
                 socket.cast(),
                 ip.pointer().cast(),
                 OCTETS as u32,
-                from_mut(tcp).cast(),
+                from_mut(&mut question.tcp).cast(),
                 octets as u32,
             )
         }
@@ -130,10 +141,11 @@ fn cookie<const WORDS: usize, const OCTETS: usize>(
 }
 
 /// Whether a packet is for this host: a listener on all addresses is found for one that is only passing through, too.
-#[inline(never)]
-fn is_ours<const WORDS: usize>(context: *mut xdp_md, tuple: &Tuple) -> bool {
+#[inline(always)]
+fn is_ours<const WORDS: usize>(context: *mut xdp_md, question: &mut Question) -> bool {
+    let route = &mut question.route;
     // SAFETY: a struct of integers, for which all zeros are values.
-    let mut route: FibLookup = unsafe { core::mem::zeroed() };
+    *route = unsafe { core::mem::zeroed() };
     route.family = if WORDS == IPV4_WORDS {
         AF_INET
     } else {
@@ -141,7 +153,7 @@ fn is_ours<const WORDS: usize>(context: *mut xdp_md, tuple: &Tuple) -> bool {
     };
     // SAFETY: the context is the kernel's.
     route.ifindex = unsafe { (*context).ingress_ifindex };
-    let [a, b, c, d, e, f, g, h, _] = *tuple;
+    let [a, b, c, d, e, f, g, h, _] = question.tuple;
     if WORDS == IPV4_WORDS {
         route.__bindgen_anon_3.ipv4_src = a;
         route.__bindgen_anon_4.ipv4_dst = b;
@@ -151,6 +163,6 @@ fn is_ours<const WORDS: usize>(context: *mut xdp_md, tuple: &Tuple) -> bool {
     }
     let size = size_of::<FibLookup>() as i32;
     // SAFETY: the context is the kernel's, and the parameters have the size that is said.
-    let found = unsafe { bpf_fib_lookup(context.cast(), from_mut(&mut route), size, 0) };
+    let found = unsafe { bpf_fib_lookup(context.cast(), from_mut(route), size, 0) };
     NOT_FORWARDED.contains(&found)
 }

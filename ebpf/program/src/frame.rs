@@ -8,6 +8,7 @@ use core::arch::asm;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use portcullis_ebpf_common::Packet;
+use portcullis_ebpf_common::packet::TRANSPORT_MAX;
 
 /// A frame, the first buffer of which lies between the pointers. `FRAGS`: there may be more buffers, which only a kernel
 /// from 5.18 on can have, and tell.
@@ -32,7 +33,12 @@ impl<const FRAGS: bool> Frame<FRAGS> {
     /// The place of a `T` at the offset, if all of it is in the first buffer.
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<usize> {
-        let place = self.start + offset;
+        let mut place = self.start + offset;
+        // SAFETY: it changes nothing. But the compiler, not knowing that, neither reaches this place from
+        // another, of which the verifier has seen less, nor takes out the check below because of one further on.
+        unsafe {
+            asm!("{0} = {0}", inout(reg) place, options(pure, nomem, nostack, preserves_flags))
+        };
         if place + size_of::<T>() > self.end {
             return None;
         }
@@ -138,10 +144,31 @@ impl<const FRAGS: bool> Packet for Frame<FRAGS> {
     }
 
     #[inline(always)]
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let part = Part::<N>(self.at::<[u32; N]>(offset)?);
+        Some(core::array::from_fn(|at| part.word(at)))
+    }
+
+    #[inline(always)]
     fn continues(&self) -> bool {
         FRAGS && self.octets() > self.end - self.start
     }
+
+    #[inline(always)]
+    fn forget(&self, offset: usize) -> usize {
+        let mut offset = offset;
+        // SAFETY: twice the same changes nothing; the verifier does not know that, and the compiler does not see it.
+        unsafe {
+            asm!("{offset} ^= {unknown}", "{offset} ^= {unknown}",
+                offset = inout(reg) offset, unknown = in(reg) self.end - self.start,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        offset & TRANSPORT_MASK
+    }
 }
+
+/// As many bits as an offset can have.
+pub(crate) const TRANSPORT_MASK: usize = (TRANSPORT_MAX + 1).next_power_of_two() - 1;
 
 /// The two octets at a place in a frame.
 ///

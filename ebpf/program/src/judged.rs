@@ -1,13 +1,14 @@
 //! A judged packet on its way to what is rarely done with one.
 //!
 //! It lies in a map and not on the stack, because the verifier knows nothing of what comes out of a map: it walks through the
-//! subprogram once, and not once for every way through parser and verdicts that leads to it. (On the stack it took 740,000
-//! instructions of the million that the kernel allows; so it takes a tenth.)
+//! subprogram once, and not once for every way through parser and verdicts that leads to it.
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::packet::{NETWORK_MAX, TRANSPORT_MAX};
+use portcullis_ebpf_common::packet::NETWORK_MAX;
 use portcullis_ebpf_common::{Segment, Verdict};
+
+use crate::frame::TRANSPORT_MASK;
 
 #[btf_map]
 static JUDGED: PerCpuArray<Judged, 1> = PerCpuArray::new();
@@ -46,4 +47,3 @@ impl Judged {
 }
 
 const NETWORK_MASK: usize = (NETWORK_MAX + 1).next_power_of_two() - 1;
-const TRANSPORT_MASK: usize = (TRANSPORT_MAX + 1).next_power_of_two() - 1;

@@ -1,0 +1,11 @@
+//! Fuzzes the reader of packets, the verdict and the RST: whatever comes in over the wire.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use portcullis_tests::{packet_cases, wild_packet};
+
+fuzz_target!(init: packet_cases::write_seeds(), |script: &[u8]| {
+    if let Err(error) = wild_packet::check(script) {
+        panic!("{error}");
+    }
+});

@@ -1,0 +1,308 @@
+//! Frames that may be anything, for fuzzing and for properties.
+//!
+//! A script is octets: the first two say under which circumstances the rest, a frame, is judged.
+
+use portcullis_ebpf_common::layout::{Measures, Mode, Role, Settings, VerdictKey};
+use portcullis_ebpf_common::packet::{self, NETWORK_MAX, TRANSPORT_MAX};
+use portcullis_ebpf_common::reply::{self, Answer};
+use portcullis_ebpf_common::{
+    Action, Class, Lookup, Memory, Packet, Recent, Segment, Source, Verdict, judge,
+};
+
+use crate::packet_cases::tagged;
+
+/// Plays a script.
+///
+/// # Errors
+/// Something that must hold whatever comes in does not.
+pub fn check(script: &[u8]) -> Result<(), String> {
+    let [circumstances, known, frame @ ..] = script else {
+        return Ok(());
+    };
+    if frame.len() < 14 {
+        return Ok(());
+    }
+    let segment = packet::segment(frame);
+    if let Some(segment) = &segment {
+        reads_what_is_there(frame, segment)?;
+        answers_make_sense(frame, segment)?;
+    }
+    what_is_behind_changes_nothing(frame, segment)?;
+    nothing_hides_in_a_later_buffer(frame, segment)?;
+    tags_change_nothing(frame, segment)?;
+    verdicts_keep_their_promises(*circumstances, *known, frame, segment)
+}
+
+fn hold(condition: bool, what: &str) -> Result<(), String> {
+    if condition {
+        Ok(())
+    } else {
+        Err(what.to_owned())
+    }
+}
+
+fn reads_what_is_there(frame: &[u8], segment: &Segment) -> Result<(), String> {
+    let Segment {
+        network, transport, ..
+    } = *segment;
+    hold(
+        [14, 18, NETWORK_MAX].contains(&network),
+        "the network header",
+    )?;
+    hold(transport <= TRANSPORT_MAX, "a TCP header so far inside")?;
+    hold(transport >= network + 20, "a TCP header within another")?;
+    let at = network + if segment.source.is_ipv4() { 12 } else { 8 };
+    let words = segment.source.0[1..].iter();
+    let octets: Vec<u8> = words.flat_map(|word| word.to_ne_bytes()).collect();
+    let length = if segment.source.is_ipv4() { 4 } else { 16 };
+    hold(frame[at..at + length] == octets[..length], "the source")?;
+    let port = frame.half(transport + 2);
+    hold(segment.hidden || port == Some(segment.port), "the port")
+}
+
+fn what_is_behind_changes_nothing(frame: &[u8], segment: Option<Segment>) -> Result<(), String> {
+    let mut longer = frame.to_vec();
+    longer.extend([0; 64]);
+    match segment {
+        Some(segment) if !segment.hidden => hold(
+            packet::segment(&*longer) == Some(segment),
+            "octets behind the port are read",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The first buffer of a frame that has more.
+struct Begun<'a>(&'a [u8]);
+
+impl Packet for Begun<'_> {
+    fn half(&self, offset: usize) -> Option<u16> {
+        self.0.half(offset)
+    }
+
+    fn word(&self, offset: usize) -> Option<u32> {
+        self.0.word(offset)
+    }
+
+    fn continues(&self) -> bool {
+        true
+    }
+}
+
+/// Wherever the first buffer ends behind the addresses, the frame is seen as what it is, or as hiding it.
+fn nothing_hides_in_a_later_buffer(frame: &[u8], segment: Option<Segment>) -> Result<(), String> {
+    let Some(segment) = segment else {
+        return Ok(());
+    };
+    let fixed = if segment.source.is_ipv4() { 20 } else { 40 };
+    for end in (segment.network + fixed..frame.len()).take(128) {
+        let Some(begun) = packet::segment(&Begun(&frame[..end])) else {
+            return Err(format!("a first buffer of {end} octets shows nothing"));
+        };
+        hold(begun.source == segment.source, "another source")?;
+        hold(begun.hidden || begun == segment, "another segment")?;
+    }
+    Ok(())
+}
+
+fn tags_change_nothing(frame: &[u8], segment: Option<Segment>) -> Result<(), String> {
+    let tags = matches!(frame.half(12), Some(0x8100 | 0x88a8 | 0x9100));
+    if tags {
+        return Ok(());
+    }
+    for tags in 1..=2 {
+        let expected = segment.map(|segment| Segment {
+            network: segment.network + 4 * tags,
+            transport: segment.transport + 4 * tags,
+            ..segment
+        });
+        let found = packet::segment(&*tagged(frame, tags));
+        hold(found == expected, "it is something else behind tags")?;
+    }
+    hold(
+        packet::segment(&*tagged(&tagged(frame, 2), 1)).is_none(),
+        "three tags are looked past",
+    )
+}
+
+/// RFC 1071, with nothing clever.
+fn folded(octets: &[u8], mut sum: usize) -> usize {
+    for pair in octets.chunks(2) {
+        sum += usize::from(pair[0]) << 8 | usize::from(*pair.get(1).unwrap_or(&0));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum
+}
+
+fn octets(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+fn answers_make_sense(frame: &[u8], segment: &Segment) -> Result<(), String> {
+    let reset = reply::reset(frame, segment);
+    let cookie = Answer::cookie(0x0102_fffe, u32::MAX, 1460);
+    if let Some(reset) = reset {
+        hold(!segment.hidden && !segment.fragment, "a RST for a part")?;
+        hold(frame[0] & 1 == 0, "a RST for many")?;
+        hold(frame[segment.transport + 13] & 4 == 0, "a RST for a RST")?;
+        hold(reset.flags & 4 != 0 && reset.mss == 0, "no RST")?;
+    }
+    for answer in reset.iter().chain([&cookie]) {
+        let length = if segment.source.is_ipv4() { 4 } else { 16 };
+        let at = segment.network + if length == 4 { 12 } else { 8 };
+        let addresses = &frame[at..at + 2 * length];
+        let words = addresses.chunks_exact(4).flat_map(<[u8; 4]>::try_from);
+        let words: Vec<u32> = words.map(u32::from_ne_bytes).collect();
+        let sum = reply::sum(&words);
+        let tcp = octets(&reply::tcp(0x1234_5678, sum, answer));
+        let tcp = &tcp[..answer.octets() as usize];
+        let pseudo = folded(addresses, 6 + tcp.len());
+        hold(folded(tcp, pseudo) == 0xffff, "the checksum of the segment")?;
+        if length == 4 {
+            let header = octets(&reply::ipv4(sum, answer));
+            let sum = folded(addresses, folded(&header, 0));
+            hold(sum == 0xffff, "the checksum of the header")?;
+            let length = u16::from_be_bytes([header[2], header[3]]);
+            hold(usize::from(length) == 20 + tcp.len(), "the length")?;
+        } else {
+            let header = octets(&reply::ipv6(answer));
+            let length = u16::from_be_bytes([header[4], header[5]]);
+            hold(usize::from(length) == tcp.len(), "the length")?;
+        }
+    }
+    Ok(())
+}
+
+/// Every source is on the same list and has the same past.
+#[derive(Clone, Copy)]
+struct Alike {
+    class: Class,
+    /// When the recent verdict was given.
+    recent_ns: Option<u64>,
+    local: bool,
+    exhausted: bool,
+}
+
+const NOW_NS: u64 = 1 << 40;
+
+impl Lookup for Alike {
+    fn class(&self, _source: &Source) -> Class {
+        self.class
+    }
+
+    fn class_of_destination(&self, _destination: &Source) -> Class {
+        Class::NONE
+    }
+}
+
+struct Given(u64);
+
+impl Recent for Given {
+    fn added_ns(&self) -> u64 {
+        self.0
+    }
+
+    fn expires_ns(&self) -> u64 {
+        NOW_NS + 1
+    }
+
+    fn count(&self, _now_ns: u64) {}
+}
+
+impl Memory for Alike {
+    type Recent = Given;
+
+    fn recent(&self, _key: &VerdictKey) -> Option<Given> {
+        self.recent_ns.map(Given)
+    }
+
+    fn is_local(&self, _source: &Source) -> bool {
+        self.local
+    }
+
+    fn now_ns(&self) -> u64 {
+        NOW_NS
+    }
+
+    fn exhausts(&self, _key: &VerdictKey, _budget: u32) -> bool {
+        self.exhausted
+    }
+}
+
+fn verdicts_keep_their_promises(
+    circumstances: u8,
+    known: u8,
+    frame: &[u8],
+    segment: Option<Segment>,
+) -> Result<(), String> {
+    let is = |bit: u8| circumstances >> bit & 1 == 1;
+    let role = if is(0) { Role::Customer } else { Role::Edge };
+    let measures = Measures {
+        drop_unlisted: is(1),
+        ..Measures::default()
+    };
+    let mut settings = Settings::new(Mode::Enforce, measures, &[25, 587]);
+    settings.syn_budget = u32::from(is(2));
+    let fresh = if is(3) { NOW_NS - 1 } else { 0 };
+    let alike = Alike {
+        class: match known % 3 {
+            0 => Class::NONE,
+            1 => Class::new(Action::Permit, 1),
+            _ => Class::new(Action::Drop, 2),
+        },
+        recent_ns: is(4).then_some(fresh),
+        local: is(5),
+        exhausted: is(6),
+    };
+    let verdict = judge(frame, segment.as_ref(), role, &settings, &alike, &alike);
+    let concerned = segment.is_some_and(|segment| segment.hidden || settings.filters(segment.port));
+    hold(concerned == (verdict != Verdict::Other), "whom it concerns")?;
+    if !concerned {
+        return Ok(());
+    }
+    let permitted = alike.class.action() == Some(Action::Permit);
+    hold(permitted == (verdict == Verdict::Permitted(1)), "a permit")?;
+    let learned = matches!(verdict, Verdict::Recent | Verdict::SynBudget);
+    hold(!(learned && alike.local), "a local source")?;
+    hold(
+        (verdict == Verdict::Customer) == (is(0) && !permitted),
+        "a customer",
+    )?;
+    let quiet = [Mode::Monitor, Mode::Off];
+    hold(
+        !quiet.iter().any(|mode| verdict.drops(*mode)),
+        "only enforcing drops",
+    )?;
+    hold(
+        verdict.drops(Mode::Enforce) == verdict.reason().is_some(),
+        "a drop without a reason",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet_cases;
+
+    #[test]
+    fn what_must_hold_of_any_frame_holds_of_the_cases_and_of_what_is_near_them() {
+        let mut random = fastrand::Rng::with_seed(791);
+        for file in packet_cases::all().expect("the cases can be read") {
+            for case in file.cases {
+                for _ in 0..50 {
+                    let mut script = vec![random.u8(..), random.u8(..)];
+                    script.extend(&case.frame);
+                    for _ in 0..random.usize(..4) {
+                        let at = random.usize(2..script.len());
+                        script[at] = random.u8(..);
+                    }
+                    if let Err(error) = check(&script) {
+                        panic!("{error}: {:02x?}", &script[..script.len().min(200)]);
+                    }
+                }
+            }
+        }
+    }
+}
