@@ -174,6 +174,13 @@ impl Settings {
         self.ports.iter().copied().take_while(|port| *port != 0)
     }
 
+    /// The first of the filtered ports; 0 if there is none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn first_port(&self) -> u16 {
+        self.ports[0]
+    }
+
     /// Whether packets to this TCP port are held against the lists. Port 0 ends the table and is never filtered.
     #[inline(always)]
     #[must_use]

@@ -68,12 +68,8 @@ pub(crate) struct InForce;
 impl Lookup for InForce {
     #[inline(always)]
     fn class(&self, source: &Source) -> Class {
-        let Some(lines) = InMap::in_force() else {
-            return Class::NONE;
-        };
         if source.is_ipv4() {
-            let mark = snapshot::ipv4(&lines, u32::from_be(source.0[1]));
-            snapshot::class_of(&lines, mark)
+            class_of_ipv4(u32::from_be(source.0[1]))
         } else {
             let (upper, lower) = snapshot::halves(source);
             Class(class_of_ipv6(upper, lower))
@@ -83,6 +79,15 @@ impl Lookup for InForce {
     #[inline(always)]
     fn class_of_destination(&self, destination: &Source) -> Class {
         Class(out_of_line(destination))
+    }
+}
+
+/// The class of an IPv4 address.
+#[inline(always)]
+pub(crate) fn class_of_ipv4(address: u32) -> Class {
+    match InMap::in_force() {
+        Some(lines) => snapshot::class_of(&lines, snapshot::ipv4(&lines, address)),
+        None => Class::NONE,
     }
 }
 

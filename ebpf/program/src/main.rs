@@ -24,6 +24,7 @@ mod frame;
 mod judged;
 mod lists;
 mod reply;
+mod shortcut;
 mod verdicts;
 
 use aya_ebpf::Global;
@@ -65,6 +66,15 @@ pub fn portcullis_linear(context: XdpContext) -> u32 {
 
 #[inline(always)]
 fn filter<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
+    match shortcut::action::<FRAGS>(context) {
+        Some(action) => action,
+        None => look_closer::<FRAGS>(context),
+    }
+}
+
+/// The whole way of a frame through parser and verdicts.
+#[inline(never)]
+fn look_closer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
     // A variable, and so on the stack, for the same reason as with `INTERFACE`.
     let first = 0;
     let Some(settings) = SETTINGS.get_value(0, &first) else {

@@ -36,8 +36,7 @@ impl Memory for Sources {
 
     #[inline(always)]
     fn recent(&self, key: &VerdictKey) -> Option<Entry> {
-        // Most sources have none, and a look into a hash costs as much as all the rest.
-        if HINTS.get(layout::hint(key)).is_none_or(|hint| *hint == 0) {
+        if !may_be_recent(key) {
             return None;
         }
         VERDICTS.get_ptr_mut(key).map(Entry)
@@ -57,6 +56,12 @@ impl Memory for Sources {
     fn exhausts(&self, key: &VerdictKey, budget: u32) -> bool {
         budget::exhausts(key, budget)
     }
+}
+
+/// Whether there may be a recent verdict on a source. Most have none, and a look into a hash costs as much as all the rest.
+#[inline(always)]
+pub(crate) fn may_be_recent(key: &VerdictKey) -> bool {
+    HINTS.get(layout::hint(key)).is_some_and(|hint| *hint != 0)
 }
 
 /// Out of the way: asked only about sources that would be dropped.
