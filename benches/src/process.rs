@@ -109,11 +109,30 @@ impl Running {
     /// # Errors
     /// If it takes longer than `limit`, or the run is interrupted.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        self.wait_looking(limit, |_| {})
+    }
+
+    /// As [`wait`](Self::wait), and the most octets of memory that were resident in the process, what it has mapped of
+    /// the kernel's included: the kernel keeps count, and is asked every millisecond.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_weighing(&mut self, limit: Duration) -> Result<(ExitStatus, u64)> {
+        let mut peak = 0;
+        let status = self.wait_looking(limit, |pid| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            peak = resident_peak(&status).unwrap_or_default().max(peak);
+        })?;
+        Ok((status, peak))
+    }
+
+    fn wait_looking(&mut self, limit: Duration, mut look: impl FnMut(Pid)) -> Result<ExitStatus> {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
+            look(self.pid());
             interrupt::check()?;
             if Instant::now() > deadline {
                 bail!(
@@ -192,6 +211,15 @@ impl Drop for Running {
     }
 }
 
+/// The field `VmHWM` of `/proc/PID/status`, in octets.
+fn resident_peak(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
 /// A TCP address of the loopback interface that nobody listens on now.
 ///
 /// # Errors
@@ -222,6 +250,20 @@ mod tests {
         let pid = sleeper.pid();
         drop(sleeper);
         assert_eq!(kill(pid, None), Err(nix::errno::Errno::ESRCH));
+    }
+
+    #[test]
+    fn the_memory_of_a_process_that_has_ended_is_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let args = [
+            "-c",
+            "x=$(head -c 20000000 /dev/zero | tr '\\0' x); sleep 0.1",
+        ];
+        let mut shell =
+            Running::start("sh", "sh", &args, Privileges::Kept, directory.path()).unwrap();
+        let (status, peak) = shell.wait_weighing(Duration::from_secs(10)).unwrap();
+        assert!(status.success());
+        assert!(peak > 20_000_000, "{peak}");
     }
 
     #[test]

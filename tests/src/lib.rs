@@ -6,6 +6,8 @@
 pub mod conversation;
 pub mod dialogue;
 pub mod gate;
+pub mod list_cases;
+pub mod name_server;
 pub mod packet_cases;
 pub mod policy_cases;
 pub mod postfix;
@@ -14,6 +16,7 @@ pub mod simulation;
 pub mod transcript;
 pub mod watch;
 pub mod wild_client;
+pub mod wild_list;
 pub mod wild_next_hop;
 pub mod wild_packet;
 pub mod wire;

@@ -18,8 +18,17 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
     (&["demo"], &["root", "--json"]),
     (&["check"], &["-c", "FILE"]),
     (&["explain"], &["--client", "--rcpt", "--json"]),
-    (&["filter"], &["status", "detach"]),
-    (&["filter", "status"], &["--json"]),
+    (&["filter"], &["status", "detach", "events", "verdicts"]),
+    (&["filter", "status"], &["--json", "--watch"]),
+    (&["filter", "events"], &["--json", "--count", "sample"]),
+    (
+        &["filter", "verdicts"],
+        &["list", "add", "remove", "flush", "/64"],
+    ),
+    (&["filter", "verdicts", "list"], &["--json"]),
+    (&["filter", "verdicts", "add"], &["--for", "--note", "-c"]),
+    (&["filter", "verdicts", "remove"], &["IP"]),
+    (&["filter", "verdicts", "flush"], &["-c"]),
     (&["filter", "attach"], &["-c"]),
     (&["doctor"], &["-c", "--json"]),
     (&["filter", "detach"], &["-c"]),
@@ -74,6 +83,11 @@ fn a_wrong_command_line_is_exit_code_2() -> Result<()> {
         &["explain"],
         &["explain", "--client", "not-an-address"],
         &["filter", "nonsense"],
+        &["filter", "verdicts", "add"],
+        &["filter", "verdicts", "add", "192.0.2.0/24"],
+        &["filter", "verdicts", "add", "192.0.2.1", "--for", "1"],
+        &["filter", "verdicts", "remove"],
+        &["filter", "events", "--count", "some"],
     ];
     for arguments in wrong {
         let output = portcullis(*arguments)?;

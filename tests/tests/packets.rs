@@ -13,7 +13,7 @@ use std::{fs, thread};
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
 use nix::time::{ClockId, clock_gettime};
-use portcullis::config::{self, FilterMode, Unlisted, XdpMode};
+use portcullis::config::{self, FilterMode, Unlisted};
 use portcullis::filter::{self, Filter, Outcome, Trial};
 use portcullis_ebpf_common::layout::{
     InterfaceCounter, InterfaceCounters, Mode, NO_LIST, RecentVerdict, Role, Settings,
@@ -43,12 +43,11 @@ impl InKernel {
             process::id()
         ));
         let settings = config::Filter {
-            interfaces: Vec::new(),
             ports: file.ports.clone(),
             mode: FilterMode::Enforce,
             unlisted: Unlisted::Pass,
-            xdp_mode: XdpMode::Driver,
             pin_path: pin_path.clone(),
+            ..config::Filter::default()
         };
         let filter = Filter::attach(&settings, &file.lists)?;
         let mut edge = filter.trial_as(Role::Edge)?;

@@ -3,7 +3,8 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -35,6 +36,25 @@ fn filter_command(namespace: &Namespace, arguments: &[&str], file: &Path) -> Res
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.success(), "{arguments:?}: {said}");
     Ok(output.stdout)
+}
+
+/// Looks at the status until it is as wanted.
+fn wait_for(
+    namespace: &Namespace,
+    file: &Path,
+    wanted: impl Fn(&serde_json::Value) -> bool,
+) -> Result<()> {
+    // Expired verdicts are removed every ten seconds.
+    let end = Instant::now() + 3 * SOON;
+    loop {
+        let status = filter_command(namespace, &["status", "--json"], file)?;
+        let status: serde_json::Value = serde_json::from_slice(&status)?;
+        if wanted(&status) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "{status:#}");
+        thread::sleep(SOON / 50);
+    }
 }
 
 /// Where the filter of the gate in a namespace is pinned; taken away at the end, whatever that is.
@@ -71,6 +91,7 @@ fn a_gate_that_became_a_user_keeps_nothing_but_what_an_update_of_the_filter_take
 state_dir = "@DIR@"
 workers = 1
 user = "nobody"
+admin = "127.0.0.1:9925"
 [[listener]]
 address = "127.0.0.1:25"
 [[route]]
@@ -79,6 +100,8 @@ next_hop = ["discard"]
 [filter]
 interfaces = [{{ name = "edge" }}]
 pin_path = "{}"
+[relay]
+networks = ["198.51.100.0/24"]
 [[list]]
 name = "testers"
 file = "{}"
@@ -118,18 +141,39 @@ action = "drop"
     }
     ensure!(workers == 1, "{workers} workers");
 
+    // The gate reads the events, and removes the verdict when its time is over.
+    filter_command(
+        &inside,
+        &["verdicts", "add", "203.0.113.9", "--for", "1s"],
+        &file,
+    )?;
+    wait_for(&inside, &file, |status| {
+        status["top_sources"]["watched"] == true && status["verdicts"]["expired"] == 1
+    })?;
+
     // Not readable: nothing changes. Readable: the new list is in the kernel.
     fs::write(&list, "192.0.2.1\n192.0.2.2\n")?;
     fs::set_permissions(gate.directory(), Permissions::from_mode(0o700))?;
     gate.signal(Signal::SIGHUP)?;
     gate.wait_for_log("not reloaded", SOON)?;
     fs::set_permissions(gate.directory(), Permissions::from_mode(0o755))?;
+    filter_command(&inside, &["verdicts", "add", "203.0.113.9"], &file)?;
+    let text = fs::read_to_string(&file)?;
+    fs::write(&file, text.replace("198.51.100.0/24", "203.0.113.0/24"))?;
     gate.signal(Signal::SIGHUP)?;
     gate.wait_for_log("list testers (1 -> 2 entries)", SOON)?;
     let status: serde_json::Value =
         serde_json::from_slice(&filter_command(&inside, &["status", "--json"], &file)?)?;
     ensure!(status["lists"][0]["entries"] == 2, "{status:#}");
     ensure!(status["interfaces"][0]["attached"] == true, "{status:#}");
+    ensure!(
+        status["verdicts"]["number"] == 0,
+        "it is local now: {status:#}"
+    );
+    ensure!(
+        filter_command(&inside, &["verdicts", "add", "203.0.113.9"], &file).is_err(),
+        "the kernel does not know the new local network"
+    );
     filter_command(&inside, &["detach"], &file)?;
     Ok(())
 }

@@ -19,6 +19,9 @@ use crate::{setup, workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
 
+/// What is built: the filter, and what the benches put beside it.
+const PROGRAMS: [&str; 2] = ["portcullis", "benches"];
+
 /// What `cargo xtask ebpf` is told.
 #[derive(Subcommand)]
 pub(crate) enum Ebpf {
@@ -43,12 +46,14 @@ pub(crate) fn run(chore: &Ebpf) -> Result<ExitCode> {
     match chore {
         Ebpf::Build(options) => {
             let toolchain = toolchain::find(options.install)?;
-            let built = compile(&toolchain)?;
-            fs::write(prebuilt("portcullis.o"), built)
-                .context("cannot write ebpf/prebuilt/portcullis.o")?;
+            for (name, object) in compile(&toolchain)? {
+                let path = prebuilt(&format!("{name}.o"));
+                fs::write(&path, object)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+                println!("ebpf: ebpf/prebuilt/{name}.o is up to date");
+            }
             fs::write(prebuilt("built-with.txt"), toolchain.record())
                 .context("cannot write ebpf/prebuilt/built-with.txt")?;
-            println!("ebpf: ebpf/prebuilt/portcullis.o is up to date");
             Ok(ExitCode::SUCCESS)
         }
         Ebpf::Verify(options) => {
@@ -59,34 +64,40 @@ pub(crate) fn run(chore: &Ebpf) -> Result<ExitCode> {
     }
 }
 
-fn verify(toolchain: &Toolchain, built: &[u8]) -> Result<ExitCode> {
-    let committed = read(&prebuilt("portcullis.o"))?;
-    let differences = object::compare(&committed, built)?;
-    if differences.is_empty() {
-        let instructions = object::instructions(&committed)?;
-        println!(
-            "ebpf: the committed object is what the source builds ({instructions} instructions)"
-        );
-        return Ok(ExitCode::SUCCESS);
+fn verify(toolchain: &Toolchain, built: &[(&str, Vec<u8>)]) -> Result<ExitCode> {
+    let mut differs = false;
+    for (name, built) in built {
+        let committed = read(&prebuilt(&format!("{name}.o")))?;
+        let differences = object::compare(&committed, built)?;
+        if differences.is_empty() {
+            let instructions = object::instructions(&committed)?;
+            println!(
+                "ebpf: the committed {name}.o is what the source builds ({instructions} instructions)"
+            );
+        }
+        for difference in &differences {
+            println!("ebpf: {name}.o: {difference}");
+        }
+        differs |= !differences.is_empty();
     }
-    for difference in &differences {
-        println!("ebpf: {difference}");
+    if !differs {
+        return Ok(ExitCode::SUCCESS);
     }
     let record = fs::read_to_string(prebuilt("built-with.txt")).unwrap_or_default();
     if record == toolchain.record() {
         bail!(
-            "the committed object is not what the source builds; run `cargo xtask ebpf build` and commit ebpf/prebuilt"
+            "what is committed is not what the source builds; run `cargo xtask ebpf build` and commit ebpf/prebuilt"
         );
     }
     bail!(
-        "the committed object was built with\n{record}and this is\n{}so it may differ for that reason alone; build with the \
+        "what is committed was built with\n{record}and this is\n{}so it may differ for that reason alone; build with the \
          former, or run `cargo xtask ebpf build` and commit ebpf/prebuilt",
         toolchain.record()
     );
 }
 
-/// Builds the program; gives the object.
-fn compile(toolchain: &Toolchain) -> Result<Vec<u8>> {
+/// Builds the programs; gives the name and the object of each.
+fn compile(toolchain: &Toolchain) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let directory = workspace::root().join("ebpf/program");
     println!(
         "ebpf: building with {}",
@@ -119,11 +130,11 @@ fn compile(toolchain: &Toolchain) -> Result<Vec<u8>> {
         .env_remove("RUSTUP_TOOLCHAIN");
     let status = build.status().context("cannot start cargo")?;
     ensure!(status.success(), "the program does not build");
-    let linked = directory
-        .join("target")
-        .join(TARGET)
-        .join("release/portcullis");
-    object::strip(&read(&linked)?)
+    let linked = directory.join("target").join(TARGET).join("release");
+    PROGRAMS
+        .iter()
+        .map(|&name| Ok((name, object::strip(&read(&linked.join(name))?)?)))
+        .collect()
 }
 
 /// Full debug information, from which the linker makes the BTF that the maps are defined by; and no path of this machine.

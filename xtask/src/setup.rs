@@ -69,6 +69,8 @@ const PACKAGES: &[Package] = &[
         "processes that end with the test that started them",
     ),
     tool("nftables", "nft", "a peer: drops in an ingress set"),
+    tool("xdp-tools", "xdp-filter", "a peer: drops in XDP"),
+    tool("ethtool", "ethtool", "what an interface does to packets"),
     tool("netsniff-ng", "trafgen", "floods inside of namespaces"),
     tool("tcpdump", "tcpdump", "what is on the wire"),
     tool("openssl", "openssl", "certificates for the tests"),

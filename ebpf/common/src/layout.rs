@@ -3,7 +3,7 @@
 //! | map | kind | written by | holds |
 //! |---|---|---|---|
 //! | `SETTINGS` | array of one inner array | userspace, swapped whole | [`Settings`] |
-//! | `LISTS` | array of one inner LPM trie | userspace, swapped whole | [`Source`](crate::Source) prefix -> [`Class`](crate::Class) |
+//! | `SNAPSHOT` | array of one inner array | userspace, mapped; swapped whole | all lists, as [`snapshot`](crate::snapshot) describes them |
 //! | `LIST_COUNTERS` | per-CPU array | the program | slot of a list -> [`ListCounters`] |
 //! | `INTERFACE_COUNTERS` | per-CPU array | the program | slot of an interface -> [`InterfaceCounters`] |
 //! | `VERDICTS` | hash | userspace; the program counts | source, or its /64 -> [`RecentVerdict`] |
@@ -17,13 +17,14 @@
 //! | `JUDGED`, `QUESTION` | per-CPU arrays of one | the program, for itself; not pinned | what has no room on its stack |
 //! | `LIST_RECORDS` | array | userspace, for itself | what a list's slot means, in two banks |
 //! | `INTERFACE_RECORDS` | array | userspace, for itself | what an interface's slot means |
+//! | `VERDICT_COUNTERS` | array | userspace, for itself | what became of recent verdicts: [`VerdictCounter`] |
+//! | `TOP_SOURCES` | array | whoever reads the events | who is dropped most: [`TopSource`], the first in front |
 //!
-//! Both address families are in one trie (the family is the first word of a key), so that one update of one element
-//! puts a generation of all lists in place. A trie also holds its own generation, under [`GENERATION_KEY`]; its parity
-//! says which bank of `LIST_RECORDS` describes it. So the swap of the trie swaps the names with it, and a crash at any
-//! moment leaves one whole generation in force.
+//! All lists of both address families are in one inner array, so that one update of one element puts a generation of them
+//! in place. Its header holds the number of its generation, whose parity says which bank of `LIST_RECORDS` describes it.
+//! So the swap of the snapshot swaps the names with it, and a crash at any moment leaves one whole generation in force.
 
-/// Changes whenever the meaning of a map changes. It is part of the pin path, because a pinned map is taken over without
+/// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is part of the pin path, because a pinned map is taken over without
 /// a look at its shape.
 pub const LAYOUT_VERSION: u32 = 2;
 
@@ -60,10 +61,9 @@ pub const LIST_NAME_MAX: usize = 64;
 /// Bytes of an interface's name (the kernel's `IFNAMSIZ`).
 pub const INTERFACE_NAME_MAX: usize = 16;
 
-/// The prefix length, in bits, of the key that holds a trie's generation: the family word alone, which is zero for it.
-pub const GENERATION_KEY_BITS: u32 = 32;
-/// The words of the key that holds a trie's generation.
-pub const GENERATION_KEY: [u32; 5] = [0; 5];
+/// The flags of a snapshot's array: `BPF_F_MMAPABLE`, so that it is written in the time that memory takes, and
+/// `BPF_F_INNER_MAP`, so that each may have a size of its own.
+pub const SNAPSHOT_FLAGS: usize = 1 << 10 | 1 << 12;
 
 /// What the program does with a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,7 +298,7 @@ pub const fn hint(key: &VerdictKey) -> u32 {
 pub struct RecentVerdict {
     /// From then on it means nothing.
     pub expires_ns: u64,
-    /// When it was given, or renewed.
+    /// When it was given; a renewal does not move it.
     pub added_ns: u64,
     /// The last packet that it had dropped; the program writes it.
     pub last_ns: u64,
@@ -332,6 +332,31 @@ pub struct Event {
     pub interface_slot: u32,
     /// Keeps the size a multiple of eight.
     pub reserved: u32,
+}
+
+impl Event {
+    /// An event from the ring buffer; `None` if it is none.
+    #[must_use]
+    pub fn from_octets(octets: &[u8]) -> Option<Self> {
+        let word = |index: usize| {
+            let four = octets.get(4 * index..)?.first_chunk()?;
+            Some(u32::from_ne_bytes(*four))
+        };
+        let half = |index: usize| {
+            let two = octets.get(2 * index..)?.first_chunk()?;
+            Some(u16::from_ne_bytes(*two))
+        };
+        Some(Self {
+            time_ns: u64::from_ne_bytes(*octets.first_chunk()?),
+            source: [word(2)?, word(3)?, word(4)?, word(5)?, word(6)?],
+            port: half(14)?,
+            monitored: half(15)?,
+            reason: word(8)?,
+            list_slot: word(9)?,
+            interface_slot: word(10)?,
+            reserved: word(11)?,
+        })
+    }
 }
 
 /// In an [`Event`]: no list.
@@ -391,4 +416,48 @@ pub struct InterfaceRecord {
     pub role: u32,
     /// 0: in the driver; 1: generic.
     pub xdp_mode: u32,
+}
+
+/// What userspace counts of recent verdicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum VerdictCounter {
+    /// Given to a source that had none.
+    Added = 0,
+    /// Given to a source that had one.
+    Renewed = 1,
+    /// Taken back.
+    Removed = 2,
+    /// Found to be past their time.
+    Expired = 3,
+    /// Given up for others, because there is no room for more.
+    Evicted = 4,
+    /// Not given: the source is permitted or local.
+    Refused = 5,
+}
+
+/// How many counters recent verdicts have.
+pub const VERDICT_COUNTERS: u32 = 6;
+
+/// Most sources in `TOP_SOURCES`.
+pub const TOP_SOURCES_MAX: u32 = 32;
+
+/// One of the sources that are dropped most, as events have told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct TopSource {
+    /// Nanoseconds of CLOCK_MONOTONIC when this was written; 0: nobody is here.
+    pub written_ns: u64,
+    /// The last event, in nanoseconds of CLOCK_MONOTONIC.
+    pub last_ns: u64,
+    /// Events, each of which counts for less the older it is.
+    pub events: u64,
+    /// The address, or the first one of the /64: a [`Source`](crate::Source).
+    pub source: [u32; 5],
+    /// The [`Reason`] of the last event.
+    pub reason: u32,
+    /// Its list's slot, or [`NO_LIST`].
+    pub list_slot: u32,
+    /// Its interface's slot.
+    pub interface_slot: u32,
 }

@@ -13,6 +13,7 @@ pub mod layout;
 pub mod packet;
 pub mod reply;
 pub mod snapshot;
+pub mod traffic;
 pub mod verdict;
 
 pub use packet::{Packet, Segment, Source};

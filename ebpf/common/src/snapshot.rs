@@ -13,16 +13,18 @@
 //! from line 20   directory, cells and marks (IPv4); pilots and buckets (IPv6 up to /64); the same for longer prefixes
 //! ```
 //!
-//! **IPv4.** The directory has an entry of four octets for each /24: one mark for all of it, a lone address with its mark,
-//! or the number of a cell. A cell is a line: a bitmap of the addresses whose mark differs from that of the rest, and either
-//! the one mark that they all have, or where their marks begin in the array of marks.
+//! **IPv4.** The directory has an entry of four octets for each /24 from the first that is on a list to the last: one mark for
+//! all of it, a lone address with its mark, or the line of a cell. A cell is a line: a bitmap of the addresses whose mark
+//! differs from that of the rest, and either the one mark that they all have, or where their marks begin, two octets each.
 //!
 //! **IPv6.** Prefixes up to /64 are hashed by their upper 64 bits and their length into buckets of one line, six to a
-//! bucket; beside each key stands its mark. No bucket overflows, because keys come in groups, and each group has a pilot: an octet that was chosen, when the
-//! snapshot was built, so that all keys of the group found room (the idea of perfect hashing by displacement). Longer
-//! prefixes are rare; their /64 has an entry of the length 65, whose place in the buckets, together with the lower 64 bits,
-//! is their key in a table of their own. Rejected: cuckoo hashing (two lines for every address that is on no list, which
-//! is the usual one), a trie (a line per level).
+//! bucket; beside each key stands its mark. No bucket overflows, because keys come in groups, and each group has a pilot:
+//! an octet that was chosen, when the snapshot was built, so that all keys of the group found room (the idea of perfect
+//! hashing by displacement). Longer prefixes are rare; their /64 has an entry of the length 65, whose place in the
+//! buckets, together with the lower 64 bits, is their key in a table of their own. Rejected: cuckoo hashing (two lines for
+//! every address that is on no list, which is the usual one), a trie (a line per level).
+
+use core::ops::Deref;
 
 use crate::packet::Source;
 use crate::verdict::Class;
@@ -61,7 +63,7 @@ pub const ENTRY_KIND_SHIFT: u32 = 30;
 pub const ENTRY_ALL: u32 = 0;
 /// One address, its last octet in bits 16 to 23, has the mark in the lower 16 bits; the others have none.
 pub const ENTRY_LONE: u32 = 1;
-/// The lower 30 bits are the number of a cell.
+/// The lower 30 bits are the line of a cell.
 pub const ENTRY_CELL: u32 = 2;
 
 /// Which list speaks for an address, and by which prefix length; zero: none.
@@ -97,11 +99,18 @@ impl Mark {
 
 /// Where the lines are.
 pub trait Lines {
+    /// How a line is lent: a reference where it lies in memory, the line itself where it was read from a file.
+    type Lent<'a>: Deref<Target = Line>
+    where
+        Self: 'a;
+
     /// A line; `None` beyond the last.
-    fn line(&self, index: u32) -> Option<&Line>;
+    fn line(&self, index: u32) -> Option<Self::Lent<'_>>;
 }
 
 impl Lines for [Line] {
+    type Lent<'a> = &'a Line;
+
     #[inline(always)]
     fn line(&self, index: u32) -> Option<&Line> {
         self.get(index as usize)
@@ -117,30 +126,30 @@ impl Field {
     pub const GENERATION: Self = Self(1, false);
     /// Seeds all hashes.
     pub const SEED: Self = Self(1, true);
-    /// The first line of the directory; 0: no IPv4.
+    /// The first line of the directory.
     pub const DIRECTORY: Self = Self(2, false);
-    /// The first cell.
-    pub const CELLS: Self = Self(2, true);
-    /// The first line of marks.
-    pub const MARKS: Self = Self(3, false);
+    /// The line that a directory of all of IPv4 would begin with at that line: the networks before it are on no list.
+    pub const DIRECTORY_SKIPPED: Self = Self(2, true);
+    /// Lines of the directory; 0: no IPv4. The networks beyond it are on no list.
+    pub const DIRECTORY_LINES: Self = Self(3, false);
     /// Number of all lines.
     pub const LINES: Self = Self(3, true);
-    /// The first line of the pilots of short IPv6 prefixes; 0: no IPv6.
+    /// The first line of the pilots of short IPv6 prefixes.
     pub const SHORT_PILOTS: Self = Self(4, false);
-    /// Number of their groups less one; the number is a power of two.
+    /// Number of their groups; 0: no IPv6.
     pub const SHORT_GROUPS: Self = Self(4, true);
-    /// Their first bucket.
+    /// The first line of their buckets.
     pub const SHORT_BUCKETS: Self = Self(5, false);
-    /// Number of their buckets less one; the number is a power of two.
-    pub const SHORT_MASK: Self = Self(5, true);
+    /// Number of their buckets.
+    pub const SHORT_BUCKET_COUNT: Self = Self(5, true);
     /// The same for long IPv6 prefixes.
     pub const LONG_PILOTS: Self = Self(6, false);
-    /// As [`Field::SHORT_GROUPS`].
+    /// As [`Field::SHORT_GROUPS`]; 0: no long prefixes.
     pub const LONG_GROUPS: Self = Self(6, true);
     /// As [`Field::SHORT_BUCKETS`].
     pub const LONG_BUCKETS: Self = Self(7, false);
-    /// As [`Field::SHORT_MASK`].
-    pub const LONG_MASK: Self = Self(7, true);
+    /// As [`Field::SHORT_BUCKET_COUNT`].
+    pub const LONG_BUCKET_COUNT: Self = Self(7, true);
 
     /// The field in this header.
     #[inline(always)]
@@ -153,12 +162,24 @@ impl Field {
             word as u32
         }
     }
+
+    /// Writes the field into this header.
+    pub const fn set(self, header: &mut Line, value: u32) {
+        let shift = if self.1 { 32 } else { 0 };
+        let word = &mut header[self.0 & 7];
+        *word = *word & !(0xffff_ffff << shift) | (value as u64) << shift;
+    }
 }
 
 /// What the lists say of a source.
 #[inline(always)]
 pub fn class<L: Lines + ?Sized>(lines: &L, source: &Source) -> Class {
-    let mark = mark(lines, source);
+    class_of(lines, mark(lines, source))
+}
+
+/// What a mark means to the program.
+#[inline(always)]
+pub fn class_of<L: Lines + ?Sized>(lines: &L, mark: Mark) -> Class {
     let number = mark.0 & Mark::NUMBER;
     if number == 0 {
         return Class::NONE;
@@ -173,28 +194,37 @@ pub fn class<L: Lines + ?Sized>(lines: &L, source: &Source) -> Class {
 /// Which list speaks for a source, and by which prefix length.
 #[inline(always)]
 pub fn mark<L: Lines + ?Sized>(lines: &L, source: &Source) -> Mark {
-    let Some(header) = lines.line(0) else {
-        return Mark::NONE;
-    };
     if source.is_ipv4() {
-        ipv4(lines, header, u32::from_be(source.0[1]))
+        ipv4(lines, u32::from_be(source.0[1]))
     } else {
-        let upper =
-            u64::from(u32::from_be(source.0[1])) << 32 | u64::from(u32::from_be(source.0[2]));
-        let lower =
-            u64::from(u32::from_be(source.0[3])) << 32 | u64::from(u32::from_be(source.0[4]));
-        ipv6(lines, header, upper, lower)
+        let (upper, lower) = halves(source);
+        ipv6(lines, upper, lower)
     }
 }
 
+/// The upper and the lower 64 bits of an IPv6 source.
 #[inline(always)]
-fn ipv4<L: Lines + ?Sized>(lines: &L, header: &Line, address: u32) -> Mark {
-    let directory = Field::DIRECTORY.of(header);
-    if directory == 0 {
+#[must_use]
+pub const fn halves(source: &Source) -> (u64, u64) {
+    let [_, a, b, c, d] = source.0;
+    (
+        (u32::from_be(a) as u64) << 32 | u32::from_be(b) as u64,
+        (u32::from_be(c) as u64) << 32 | u32::from_be(d) as u64,
+    )
+}
+
+/// The mark of an IPv4 address.
+#[inline(always)]
+pub fn ipv4<L: Lines + ?Sized>(lines: &L, address: u32) -> Mark {
+    let Some(header) = lines.line(0) else {
+        return Mark::NONE;
+    };
+    let network = address >> 8;
+    let at = (network >> 4).wrapping_sub(Field::DIRECTORY_SKIPPED.of(&header));
+    if at >= Field::DIRECTORY_LINES.of(&header) {
         return Mark::NONE;
     }
-    let network = address >> 8;
-    let Some(line) = lines.line(directory + (network >> 4)) else {
+    let Some(line) = lines.line(Field::DIRECTORY.of(&header).wrapping_add(at)) else {
         return Mark::NONE;
     };
     let entry = (line[(network >> 1) as usize & 7] >> ((network & 1) * 32)) as u32;
@@ -202,23 +232,20 @@ fn ipv4<L: Lines + ?Sized>(lines: &L, header: &Line, address: u32) -> Mark {
         ENTRY_ALL => Mark(entry & 0xffff),
         ENTRY_LONE if entry >> 16 & 0xff == address & 0xff => Mark(entry & 0xffff),
         ENTRY_LONE => Mark::NONE,
-        _ => {
-            let number = entry & ((1 << ENTRY_KIND_SHIFT) - 1);
-            match lines.line(Field::CELLS.of(header) + number) {
-                Some(cell) => in_cell(lines, header, cell, address & 0xff),
-                None => Mark::NONE,
-            }
-        }
+        _ => match lines.line(entry & ((1 << ENTRY_KIND_SHIFT) - 1)) {
+            Some(cell) => in_cell(lines, &cell, address & 0xff),
+            None => Mark::NONE,
+        },
     }
 }
 
-/// Words 0 to 3 of a cell are the bitmap; word 4 holds where its marks begin (32 bits), then how many bits words 0, 0-1 and
-/// 0-2 have (8 bits each); word 5 holds the mark of addresses without a bit (16 bits) and the one mark of all others (16
-/// bits), which is zero where they differ.
+/// Words 0 to 3 of a cell are the bitmap; word 4 holds where its marks begin (32 bits: the line and the place in it, 32
+/// to a line), then how many bits words 0, 0-1 and 0-2 have (8 bits each); word 5 holds the mark of addresses without a
+/// bit (16 bits) and the one mark of all others (16 bits), which is zero where they differ.
 #[inline(always)]
-fn in_cell<L: Lines + ?Sized>(lines: &L, header: &Line, cell: &Line, octet: u32) -> Mark {
-    let word = octet as usize >> 6;
-    let bits = cell[word & 3];
+fn in_cell<L: Lines + ?Sized>(lines: &L, cell: &Line, octet: u32) -> Mark {
+    let word = octet >> 6;
+    let bits = cell[word as usize & 3];
     let bit = octet & 63;
     if bits >> bit & 1 == 0 {
         return Mark((cell[5] & 0xffff) as u32);
@@ -228,32 +255,12 @@ fn in_cell<L: Lines + ?Sized>(lines: &L, header: &Line, cell: &Line, octet: u32)
         return Mark(uniform);
     }
     // The count before word 0 is that of no word: it comes from shifting in zeros.
-    let before = (cell[4] >> 32 << 8 >> (word as u32 * 8) & 0xff) as u32;
+    let before = (cell[4] >> 32 << 8 >> (word * 8) & 0xff) as u32;
     let rank = before + (bits & ((1 << bit) - 1)).count_ones();
-    let at = cell[4] as u32 + rank;
-    match lines.line(Field::MARKS.of(header) + (at >> 5)) {
+    let at = (cell[4] as u32).wrapping_add(rank);
+    match lines.line(at >> 5) {
         Some(line) => Mark((line[(at >> 2) as usize & 7] >> ((at & 3) * 16)) as u32 & 0xffff),
         None => Mark::NONE,
-    }
-}
-
-/// One table of hashed keys: pilots and buckets.
-#[derive(Clone, Copy)]
-struct Table {
-    pilots: u32,
-    groups: u32,
-    buckets: u32,
-    mask: u32,
-}
-
-impl Table {
-    /// The number of the bucket that holds the key with this hash, if any does.
-    #[inline(always)]
-    fn bucket<L: Lines + ?Sized>(self, lines: &L, hash: u64) -> Option<u32> {
-        let group = (hash >> 32) as u32 & self.groups;
-        let line = lines.line(self.pilots + (group >> 6))?;
-        let pilot = line[(group >> 3) as usize & 7] >> ((group & 7) * 8) & 0xff;
-        Some(displaced(hash, pilot as u8, self.mask))
     }
 }
 
@@ -272,11 +279,25 @@ pub const fn long_hash(seed: u32, place: u32, lower: u64, length: u32) -> u64 {
     mix(lower ^ mix((seed as u64 ^ place as u64) << 8 | length as u64))
 }
 
-/// The bucket that a pilot leads a key to. The group of a key is in the upper half of its hash.
+/// The group of a key: by the upper half of its hash.
 #[inline(always)]
 #[must_use]
-pub const fn displaced(hash: u64, pilot: u8, mask: u32) -> u32 {
-    mix(hash.wrapping_add((pilot as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))) as u32 & mask
+pub const fn group(hash: u64, groups: u32) -> u32 {
+    scale((hash >> 32) as u32, groups)
+}
+
+/// The bucket that a pilot leads a key to.
+#[inline(always)]
+#[must_use]
+pub const fn displaced(hash: u64, pilot: u8, buckets: u32) -> u32 {
+    let hash = hash.wrapping_add((pilot as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    scale(mix(hash) as u32, buckets)
+}
+
+/// A number below `count` for a hash, without a division (Lemire 2019).
+#[inline(always)]
+const fn scale(hash: u32, count: u32) -> u32 {
+    ((hash as u64 * count as u64) >> 32) as u32
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea and Flood 2014): every bit of the input decides over every bit of the output.
@@ -289,30 +310,55 @@ pub(crate) const fn mix(word: u64) -> u64 {
 
 /// The first bits of a word, the others zero.
 #[inline(always)]
-const fn leading(word: u64, bits: u32) -> u64 {
+#[must_use]
+pub const fn leading(word: u64, bits: u32) -> u64 {
     if bits == 0 {
         0
     } else {
-        word & u64::MAX << ((64 - bits) & 63)
+        word & u64::MAX << (64_u32.wrapping_sub(bits) & 63)
     }
 }
 
+/// One table of hashed keys: pilots and buckets.
+#[derive(Clone, Copy)]
+struct Table {
+    pilots: u32,
+    groups: u32,
+    buckets: u32,
+    bucket_count: u32,
+}
+
+impl Table {
+    /// The number of the bucket that holds the key with this hash, if any does.
+    #[inline(always)]
+    fn bucket<L: Lines + ?Sized>(self, lines: &L, hash: u64) -> Option<u32> {
+        let group = group(hash, self.groups);
+        let line = lines.line(self.pilots.wrapping_add(group >> 6))?;
+        let pilot = octet(&line, group) as u8;
+        Some(displaced(hash, pilot, self.bucket_count))
+    }
+}
+
+/// The mark of an IPv6 address.
 #[inline(always)]
-fn ipv6<L: Lines + ?Sized>(lines: &L, header: &Line, upper: u64, lower: u64) -> Mark {
-    let table = Table {
-        pilots: Field::SHORT_PILOTS.of(header),
-        groups: Field::SHORT_GROUPS.of(header),
-        buckets: Field::SHORT_BUCKETS.of(header),
-        mask: Field::SHORT_MASK.of(header),
+pub fn ipv6<L: Lines + ?Sized>(lines: &L, upper: u64, lower: u64) -> Mark {
+    let Some(header) = lines.line(0) else {
+        return Mark::NONE;
     };
-    if table.pilots == 0 {
+    let table = Table {
+        pilots: Field::SHORT_PILOTS.of(&header),
+        groups: Field::SHORT_GROUPS.of(&header),
+        buckets: Field::SHORT_BUCKETS.of(&header),
+        bucket_count: Field::SHORT_BUCKET_COUNT.of(&header),
+    };
+    if table.groups == 0 {
         return Mark::NONE;
     }
-    let seed = Field::SEED.of(header);
-    if Field::LONG_PILOTS.of(header) != 0 {
-        let place = short(lines, table, seed, upper, DEEP);
-        if place.0 != 0 {
-            let mark = beyond_64(lines, header, seed, place.1, lower);
+    let seed = Field::SEED.of(&header);
+    if Field::LONG_GROUPS.of(&header) != 0 {
+        let (deep, place) = short(lines, table, seed, upper, DEEP);
+        if deep != 0 {
+            let mark = beyond_64(lines, &header, place, lower);
             if mark.0 != 0 {
                 return mark;
             }
@@ -322,13 +368,13 @@ fn ipv6<L: Lines + ?Sized>(lines: &L, header: &Line, upper: u64, lower: u64) -> 
         let Some(lengths) = lines.line(SHORT_LENGTHS + (at >> 6)) else {
             return Mark::NONE;
         };
-        let length = octet(lengths, at);
+        let length = octet(&lengths, at);
         if length > 64 {
             return Mark::NONE;
         }
-        let found = short(lines, table, seed, leading(upper, length), length);
-        if found.0 != 0 {
-            return Mark(found.0);
+        let (found, _) = short(lines, table, seed, leading(upper, length), length);
+        if found != 0 {
+            return Mark(found);
         }
     }
     Mark::NONE
@@ -346,13 +392,13 @@ fn short<L: Lines + ?Sized>(
     let Some(bucket) = table.bucket(lines, short_hash(seed, key, length)) else {
         return (0, 0);
     };
-    let Some(line) = lines.line(table.buckets + bucket) else {
+    let Some(line) = lines.line(table.buckets.wrapping_add(bucket)) else {
         return (0, 0);
     };
     for slot in 0..SHORT_SLOTS {
         let mark = (line[6 + slot / 4] >> (slot % 4 * 16)) as u32 & 0xffff;
         if line[slot] == key && mark >> Mark::NUMBER_BITS == length && mark & Mark::NUMBER != 0 {
-            return (mark, bucket * 8 + slot as u32);
+            return (mark, bucket.wrapping_mul(8) | slot as u32);
         }
     }
     (0, 0)
@@ -360,32 +406,27 @@ fn short<L: Lines + ?Sized>(
 
 /// The prefixes within the /64 at this place.
 #[inline(always)]
-fn beyond_64<L: Lines + ?Sized>(
-    lines: &L,
-    header: &Line,
-    seed: u32,
-    place: u32,
-    lower: u64,
-) -> Mark {
+fn beyond_64<L: Lines + ?Sized>(lines: &L, header: &Line, place: u32, lower: u64) -> Mark {
     let table = Table {
         pilots: Field::LONG_PILOTS.of(header),
         groups: Field::LONG_GROUPS.of(header),
         buckets: Field::LONG_BUCKETS.of(header),
-        mask: Field::LONG_MASK.of(header),
+        bucket_count: Field::LONG_BUCKET_COUNT.of(header),
     };
+    let seed = Field::SEED.of(header);
     let Some(lengths) = lines.line(LONG_LENGTHS) else {
         return Mark::NONE;
     };
     for at in 0..64_u32 {
-        let length = octet(lengths, at);
-        if length > 128 {
+        let length = octet(&lengths, at);
+        if length <= 64 || length > 128 {
             return Mark::NONE;
         }
         let key = leading(lower, length - 64);
         let Some(bucket) = table.bucket(lines, long_hash(seed, place, key, length)) else {
             return Mark::NONE;
         };
-        let Some(line) = lines.line(table.buckets + bucket) else {
+        let Some(line) = lines.line(table.buckets.wrapping_add(bucket)) else {
             return Mark::NONE;
         };
         for slot in 0..LONG_SLOTS {

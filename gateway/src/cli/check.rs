@@ -84,10 +84,11 @@ fn summarise_lists(config: &Config, text: &mut String) {
         )
         .ok();
     }
-    let (filtered, rejected) = (lists.prefixes.len(), lists.rejects.len());
     writeln!(
         text,
-        "# with overlaps settled: {filtered} prefixes to permit or drop, {rejected} to reject"
+        "# with overlaps settled: {} KiB to permit or drop, {} KiB to reject",
+        lists.filtered.size() / 1024,
+        lists.rejected.size() / 1024
     )
     .ok();
 }

@@ -4,22 +4,24 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::process::ExitCode;
 
-use portcullis::policy::explain::{Explanation, Question, explain};
+use portcullis::control::dnsbl;
+use portcullis::policy::explain::{Explanation, Question, depends_on_listings, explain_with};
 
 use super::{ConfigFile, EXIT_USAGE};
 
 /// Arguments of `portcullis explain`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Goes through the stages of a session (packet, connect, hello, mail, rcpt, route) with the policy of
-the configuration and the gate's own SMTP parser, without a connection. It ends where the client
-would be turned away.
+Goes through the stages of a session (packet, connect, hello, mail, dnsbl, rcpt, route) with the
+policy of the configuration and the gate's own SMTP parser, without a connection. It ends where the
+client would be turned away. The DNS lists of the configuration are really asked.
 
 Examples:
   portcullis explain -c gate.toml --client 198.51.100.7 --rcpt user@isp.example
   portcullis explain -c gate.toml --client 198.51.100.7 --rcpt 'user%b.example@isp.example'
   portcullis explain -c gate.toml --client 198.51.100.7 --from a@b.example --rcpt b@c.example
   portcullis explain -c gate.toml --client 2001:db8::25 --helo mail.example --json
+  portcullis explain -c gate.toml --client 198.51.100.7 --rcpt user@isp.example --offline
 
 Exit code: 0 if there is an answer, whatever it is; 2 if the question or the configuration is wrong.")]
 pub(crate) struct Args {
@@ -40,6 +42,9 @@ pub(crate) struct Args {
     /// The user it authenticates as
     #[arg(long, value_name = "USER")]
     auth: Option<String>,
+    /// Ask no DNS lists
+    #[arg(long)]
+    offline: bool,
     /// Print the answer as JSON
     #[arg(long)]
     json: bool,
@@ -65,7 +70,19 @@ pub(crate) fn run(args: Args) -> ExitCode {
         sender: args.from,
         recipients: args.rcpt,
     };
-    let explanation = match explain(&config, &question) {
+    let findings = if !args.offline && depends_on_listings(&config, &question) {
+        match dnsbl::look_up(&config, args.client) {
+            Ok(findings) => Some(findings),
+            Err(error) => {
+                let message = format!("cannot ask DNS lists: {error} (--offline leaves them out)");
+                fail(&message);
+                return ExitCode::FAILURE;
+            }
+        }
+    } else {
+        None
+    };
+    let explanation = match explain_with(&config, &question, findings.as_deref()) {
         Ok(explanation) => explanation,
         Err(error) => return fail(&error.to_string()),
     };

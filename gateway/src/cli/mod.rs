@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 mod explain;
 mod filter;
+mod lists;
 mod run;
 mod table;
 
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use portcullis::config::{self, Config};
+use portcullis::lists::{Allocate, Memory};
 
 /// The command line was wrong, or the configuration.
 const EXIT_USAGE: u8 = 2;
@@ -48,6 +50,8 @@ enum Command {
     Explain(explain::Args),
     /// The in-kernel half by itself: what was dropped, put it in place, take it away
     Filter(filter::Args),
+    /// Lists to a snapshot; look one address up; what is in a snapshot
+    Lists(lists::Args),
     /// Is this machine able to run the gate: kernel, io_uring, BPF, limits, ports
     Doctor(doctor::Args),
     /// Show the whole gate at work: namespaces, lists, a flood, honest mail, the figures
@@ -61,6 +65,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(args),
         Command::Filter(args) => filter::run(&args),
+        Command::Lists(args) => lists::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
     }
@@ -85,9 +90,18 @@ struct ConfigFile {
 impl ConfigFile {
     /// The configuration, or the exit code after its errors were printed.
     fn load(&self) -> Result<Config, ExitCode> {
+        self.load_into(Memory::private)
+    }
+
+    /// The same, with the lists built where the filter wants them, if it is to be in place.
+    fn load_for_filter(&self) -> Result<Config, ExitCode> {
+        self.load_into(portcullis::filter::memory)
+    }
+
+    fn load_into(&self, allocate: Allocate) -> Result<Config, ExitCode> {
         match &self.config {
             None => Ok(Config::default_gate()),
-            Some(path) => config::load(path).map_err(|errors| {
+            Some(path) => config::load_into(path, allocate).map_err(|errors| {
                 eprintln!("{errors}");
                 ExitCode::from(EXIT_USAGE)
             }),

@@ -24,7 +24,7 @@ pub(crate) struct Args {
 
 /// Runs the gate until it is told to stop.
 pub(crate) fn run(args: &Args) -> ExitCode {
-    let config = match args.config.load() {
+    let config = match args.config.load_for_filter() {
         Ok(config) => config,
         Err(code) => return code,
     };

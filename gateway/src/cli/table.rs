@@ -30,7 +30,7 @@ impl<const N: usize> Table<N> {
         }
         let number = |column: usize| {
             let mut cells = rows.iter().map(|row| row[column].as_str());
-            cells.all(|cell| !cell.is_empty() && cell.bytes().all(|octet| octet.is_ascii_digit()))
+            cells.all(is_number)
         };
         let columns: Vec<(usize, bool)> = (0..N)
             .map(|column| {
@@ -52,6 +52,19 @@ impl<const N: usize> Table<N> {
             writeln!(out, "{}", cells.join("  ").trim_end())?;
         }
         Ok(())
+    }
+}
+
+/// `12`, or `12 (+3/s)`.
+fn is_number(cell: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|octet| octet.is_ascii_digit());
+    let rate = cell
+        .split_once(" (+")
+        .map(|(total, rate)| (total, rate.strip_suffix("/s)")));
+    match rate {
+        Some((total, Some(rate))) => digits(total) && digits(rate),
+        Some((_, None)) => false,
+        None => digits(cell),
     }
 }
 

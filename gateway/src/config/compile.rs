@@ -12,20 +12,25 @@ use toml::de::DeTable;
 use super::document::Document;
 use super::error::Error;
 use super::limits::Limits;
+use super::list::{Files, Lists};
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, filter, relay, route,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, relay, route,
     value,
 };
+use crate::lists::{Compiled, ListAction, Memory};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
-use crate::policy::lists::{Compiled, ListAction};
 use crate::policy::{Policy, Terms};
 
 /// Tables that are described but not built yet.
-const LATER: [&str; 5] = ["tls", "auth", "dnsbl", "dnsbl_policy", "spool"];
+const LATER: [&str; 3] = ["tls", "auth", "spool"];
 
 /// Reads all tables. Faults are noted in the document; with faults, what comes back is not to be used.
-pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -> Config {
+pub(super) fn config<'d>(
+    document: &Document<'d>,
+    root: &Spanned<DeTable<'d>>,
+    files: Files,
+) -> Config {
     let mut top = Section::new(document, "", Some(root.get_ref()), 0..0);
     let hostname = read_hostname(&mut top);
     let state_dir = read_state_dir(&mut top);
@@ -36,7 +41,10 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     let user = top.text("user", user_name).map(Spanned::into_inner);
     let listener_tables = top.tables("listener");
     let filter_table = top.table("filter");
+    let lists_table = top.table("lists");
     let list_tables = top.tables("list");
+    let zone_tables = top.tables("dnsbl");
+    let dnsbl_table = top.table("dnsbl_policy");
     let mut relay_table = top.table("relay");
     let route_tables = top.tables("route");
     let mut limits_table = top.table("limits");
@@ -45,8 +53,22 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     top.finish(&LATER);
 
     let listeners = read_listeners(listener_tables);
-    let filter = Filter::read(filter_table);
-    let lists = filter::read_lists(list_tables);
+    let mut filter = Filter::read(filter_table);
+    let (mut lists, list_files) = Lists::read(lists_table, list_tables);
+    let compiled = match files {
+        Files::Read(allocate) => {
+            let is_filtered = |filter: &Filter| filter.mode != FilterMode::Off;
+            let for_kernel = filter.as_ref().is_some_and(is_filtered) && !document.has_errors();
+            let outcome = lists.compile(if for_kernel {
+                allocate
+            } else {
+                Memory::private
+            });
+            outcome.tell(document, &list_files)
+        }
+        Files::Leave => Compiled::default(),
+    };
+    let (zones, dnsbl) = dnsbl::read(zone_tables, dnsbl_table);
     let (local, relay) = relay::read(&mut relay_table);
     let relay_span = relay_table.span.clone();
     relay_table.finish(&[]);
@@ -61,13 +83,16 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
     if document.error_count() == errors_before_routes && !routes.is_empty() {
         check_routes(document, &relay_span, &local.domains, &route_index);
     }
-    warn_about_lists(document, &relay_span, &local.networks, &lists);
+    warn_about_lists(document, &relay_span, &local.networks, &compiled);
 
     let own = addresses
         .iter()
         .map(SocketAddr::ip)
         .filter(|ip| !ip.is_unspecified())
         .map(|ip| ip.to_canonical());
+    if let Some(filter) = &mut filter {
+        filter.local_networks.clone_from(&local.networks);
+    }
     let monitored = filter
         .as_ref()
         .is_some_and(|filter| filter.mode == FilterMode::Monitor);
@@ -76,8 +101,9 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
         addresses: own.chain(local.addresses).collect(),
         networks: local.networks,
         domains: local.domains,
-        lists,
+        lists: compiled,
         drop_lists_refuse: !monitored,
+        dnsbl: zones,
     });
     Config {
         path: None,
@@ -88,9 +114,11 @@ pub(super) fn config<'d>(document: &Document<'d>, root: &Spanned<DeTable<'d>>) -
         user,
         listeners,
         filter,
+        lists,
         policy: Arc::new(policy),
         routes,
         limits,
+        dnsbl,
         relay,
         log,
         warnings: Vec::new(),

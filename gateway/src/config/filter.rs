@@ -1,18 +1,11 @@
-//! `[filter]` and the files of `[[list]]`: what the in-kernel half is given.
+//! `[filter]`: where the in-kernel half is attached and what it does about a match.
 
-use std::fs;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ipnet::IpNet;
-use toml::Spanned;
 
-use super::error::{Error, Position};
+use super::limits::count;
 use super::section::Section;
-use crate::policy::lists::{Cidr, Compiled, ListAction};
-
-/// The most lists that a configuration may have: each has its counters in the kernel.
-const LISTS_MAX: usize = 256;
 
 /// The most ports that the filter looks at: they are compared one by one, for every packet.
 const PORTS_MAX: usize = 16;
@@ -30,8 +23,37 @@ pub struct Filter {
     pub unlisted: Unlisted,
     /// How the program is attached.
     pub xdp_mode: XdpMode,
+    /// SYNs that an IPv4 address or an IPv6 /64 may send in a second; 0: any number.
+    pub syn_budget: u32,
+    /// Whether SYNs for a listener of this host are answered with cookies while its queue overflows.
+    pub syn_cookies: bool,
+    /// How a customer hears that it may not send.
+    pub customer_refusal: CustomerRefusal,
+    /// RSTs to customers in a second, on all interfaces together; what is beyond is dropped.
+    pub resets_per_second: u32,
     /// Where in the BPF file system the program and its maps stay.
     pub pin_path: PathBuf,
+    /// Sources that neither a recent verdict nor the budget may drop: the `networks` of `[relay]`.
+    pub local_networks: Vec<IpNet>,
+}
+
+/// What `[filter]` is without a word in it; it sits on no interface.
+impl Default for Filter {
+    fn default() -> Filter {
+        Filter {
+            interfaces: Vec::new(),
+            ports: vec![25],
+            mode: FilterMode::Enforce,
+            unlisted: Unlisted::Pass,
+            xdp_mode: XdpMode::Driver,
+            syn_budget: 200,
+            syn_cookies: true,
+            customer_refusal: CustomerRefusal::Reset,
+            resets_per_second: 1_000,
+            pin_path: PathBuf::from(PIN_PATH),
+            local_networks: Vec::new(),
+        }
+    }
 }
 
 /// An interface and what is behind it.
@@ -48,6 +70,17 @@ pub struct Interface {
 pub enum Role {
     /// The outside: packets that come in are held against the lists.
     Edge,
+    /// Customers: what comes from them passes only if its source or its destination is permitted.
+    Customer,
+}
+
+/// How a customer hears that it may not send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CustomerRefusal {
+    /// By a RST: its connection is refused at once.
+    Reset,
+    /// Not at all: its connection times out.
+    Drop,
 }
 
 /// What the filter does about a match.
@@ -90,38 +123,41 @@ impl Filter {
             let interface = read_interface(table, &interfaces);
             interfaces.extend(interface);
         }
+        let default = Filter::default();
         let filter = Filter {
             interfaces,
             ports: read_ports(&mut s),
             mode: s
                 .word("mode", Some("enforce"), &MODES, &[])
-                .unwrap_or(FilterMode::Enforce),
+                .unwrap_or(default.mode),
             unlisted: s
-                .word(
-                    "unlisted",
-                    Some("pass"),
-                    &[("pass", Unlisted::Pass), ("drop", Unlisted::Drop)],
-                    &[],
-                )
-                .unwrap_or(Unlisted::Pass),
+                .word("unlisted", Some("pass"), &UNLISTED, &[])
+                .unwrap_or(default.unlisted),
             xdp_mode: s
-                .word(
-                    "xdp_mode",
-                    Some("driver"),
-                    &[("driver", XdpMode::Driver), ("generic", XdpMode::Generic)],
-                    &[],
-                )
-                .unwrap_or(XdpMode::Driver),
+                .word("xdp_mode", Some("driver"), &XDP_MODES, &[])
+                .unwrap_or(default.xdp_mode),
+            syn_budget: count(&mut s, "syn_budget", default.syn_budget, 0..=1_000_000_000),
+            syn_cookies: s.flag("syn_cookies", default.syn_cookies),
+            customer_refusal: s
+                .word("customer_refusal", Some("reset"), &REFUSALS, &[])
+                .unwrap_or(default.customer_refusal),
+            resets_per_second: count(
+                &mut s,
+                "resets_per_second",
+                default.resets_per_second,
+                0..=1_000_000_000,
+            ),
             pin_path: match s.text("pin_path", absolute_path) {
                 Some(path) => path.into_inner(),
                 None => {
                     s.by_default("pin_path", format_args!("\"{PIN_PATH}\""));
-                    PathBuf::from(PIN_PATH)
+                    default.pin_path
                 }
             },
+            local_networks: Vec::new(),
         };
         if given {
-            s.finish(&["budget", "verdicts"]);
+            s.finish(&[]);
             tables.into_iter().for_each(|table| table.finish(&[]));
         }
         given.then_some(filter)
@@ -133,6 +169,18 @@ const MODES: [(&str, FilterMode); 3] = [
     ("monitor", FilterMode::Monitor),
     ("off", FilterMode::Off),
 ];
+
+const UNLISTED: [(&str, Unlisted); 2] = [("pass", Unlisted::Pass), ("drop", Unlisted::Drop)];
+
+const XDP_MODES: [(&str, XdpMode); 2] =
+    [("driver", XdpMode::Driver), ("generic", XdpMode::Generic)];
+
+const REFUSALS: [(&str, CustomerRefusal); 2] = [
+    ("reset", CustomerRefusal::Reset),
+    ("drop", CustomerRefusal::Drop),
+];
+
+const ROLES: [(&str, Role); 2] = [("edge", Role::Edge), ("customer", Role::Customer)];
 
 /// Where the filter is pinned unless `pin_path` says otherwise.
 pub const PIN_PATH: &str = "/sys/fs/bpf/portcullis";
@@ -152,7 +200,7 @@ fn read_interface(table: &mut Section<'_, '_>, others: &[Interface]) -> Option<I
         _ if is_interface_name(name) => Ok(name.to_owned()),
         _ => Err("the name of a network interface is wanted, such as \"eth0\"".to_owned()),
     });
-    let role = table.word("role", Some("edge"), &[("edge", Role::Edge)], &["customer"]);
+    let role = table.word("role", Some("edge"), &ROLES, &[]);
     Some(Interface {
         name: name?.into_inner(),
         role: role?,
@@ -192,120 +240,4 @@ fn read_ports(s: &mut Section<'_, '_>) -> Vec<u16> {
             .and_then(|port| u16::try_from(port).ok())
     };
     array.iter().filter_map(port).collect()
-}
-
-/// Reads the `[[list]]` tables and the files they name, and settles their overlaps.
-pub(super) fn read_lists(sections: Vec<Section<'_, '_>>) -> Compiled {
-    let mut lists: Vec<(String, ListAction, Vec<IpNet>)> = Vec::new();
-    for (number, mut s) in sections.into_iter().enumerate() {
-        if number == LISTS_MAX {
-            s.document
-                .error(&s.span, format!("more than {LISTS_MAX} lists"));
-        }
-        let name = s.required_text("name", |name| match list_name(name) {
-            Ok(()) if lists.iter().any(|(other, ..)| other == name) => {
-                Err(format!("\"{name}\" is named twice"))
-            }
-            checked => checked.map(|()| name.to_owned()),
-        });
-        let file = s.required_text("file", |file| Ok(file.to_owned()));
-        s.word("format", Some("cidr"), &[("cidr", ())], &FORMATS_LATER);
-        s.missing_unless_given("action");
-        let action = s.word("action", None, &ACTIONS, &[]);
-        let prefixes = file.map(|file| read_cidr(&s, &file));
-        if let (Some(name), Some(action), Some(prefixes)) = (name, action, prefixes) {
-            lists.push((name.into_inner(), action, prefixes));
-        }
-        s.finish(&["url", "refresh"]);
-    }
-    Compiled::new(lists)
-}
-
-const ACTIONS: [(&str, ListAction); 3] = [
-    ("drop", ListAction::Drop),
-    ("reject", ListAction::Reject),
-    ("permit", ListAction::Permit),
-];
-
-const FORMATS_LATER: [&str; 6] = [
-    "rbldnsd-ip4set",
-    "rbldnsd-ip4trie",
-    "rbldnsd-ip4tset",
-    "rbldnsd-ip6trie",
-    "rbldnsd-ip6tset",
-    "spamhaus-json",
-];
-
-/// Names of lists stand in metrics, in rule names and in replies.
-fn list_name(name: &str) -> Result<(), String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    match name {
-        _ if name.is_empty() || name.len() > 64 => {
-            Err("from 1 to 64 characters make a name".to_owned())
-        }
-        _ if !name.chars().all(fits) => {
-            Err("letters, digits, `-`, `_` and `.` make a name".to_owned())
-        }
-        _ => Ok(()),
-    }
-}
-
-fn read_cidr(s: &Section<'_, '_>, file: &Spanned<String>) -> Vec<IpNet> {
-    let path = s.document.resolve(file.get_ref());
-    let Some(octets) = read_file(s, &path, &file.span()) else {
-        return Vec::new();
-    };
-    let list = Cidr::read(&octets);
-    for bad in &list.bad_lines {
-        let width = bad.text.chars().count().max(1);
-        let position = Position {
-            line: bad.line,
-            column: 1,
-            width,
-            text: bad.text.clone(),
-        };
-        s.document.error_elsewhere(Error {
-            file: path.clone(),
-            position: Some(position),
-            message: bad.reason.to_owned(),
-            advice: None,
-        });
-    }
-    if list.bad_line_count > list.bad_lines.len() as u64 {
-        let message = format!(
-            "{} lines in all cannot be read; the first are shown",
-            list.bad_line_count
-        );
-        s.document
-            .error_elsewhere(Error::whole_file(&path, message));
-    }
-    if let Some(line) = list.masked_first {
-        let message = format!(
-            "{} of {} prefixes have bits set beyond their length, which are ignored; the first is in line {line}",
-            list.masked_count,
-            list.prefixes.len()
-        );
-        s.document.warn_elsewhere(Error::whole_file(&path, message));
-    }
-    if list.prefixes.is_empty() && list.bad_line_count == 0 {
-        s.document
-            .warn_elsewhere(Error::whole_file(&path, "the list is empty"));
-    }
-    list.prefixes
-}
-
-/// The octets of a file that the configuration names at `span`.
-pub(super) fn read_file(s: &Section<'_, '_>, path: &Path, span: &Range<usize>) -> Option<Vec<u8>> {
-    match fs::read(path) {
-        Ok(octets) => Some(octets),
-        Err(error) => {
-            let advice = "paths are relative to the directory of the configuration file";
-            s.document.error_with(
-                span,
-                format!("cannot read {}: {error}", path.display()),
-                advice,
-            );
-            None
-        }
-    }
 }

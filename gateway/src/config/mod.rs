@@ -6,10 +6,12 @@
 //! one that does not start.
 
 mod compile;
+mod dnsbl;
 mod document;
 mod error;
 mod filter;
 mod limits;
+mod list;
 mod relay;
 mod route;
 mod section;
@@ -21,17 +23,24 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use dnsbl::DnsblPolicy;
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
-pub use filter::{Filter, FilterMode, Interface, PIN_PATH, Role, Unlisted, XdpMode};
+pub use filter::{
+    CustomerRefusal, Filter, FilterMode, Interface, PIN_PATH, Role, Unlisted, XdpMode,
+};
 pub use limits::{Limits, LineLength};
+pub use list::Lists;
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
+pub use value::{duration, write_duration};
 
 use document::Document;
+use list::Files;
 use portcullis_smtp::path::Mailbox;
 use portcullis_smtp::server::{LongLines, Settings};
 
+use crate::lists::{Allocate, Memory};
 use crate::policy::domain::Domains;
 use crate::policy::{Decision, Policy, no_route};
 
@@ -64,6 +73,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// The in-kernel half.
     pub filter: Option<Filter>,
+    /// Where the lists come from.
+    pub lists: Lists,
     /// Who may do what. Shared, because it holds the lists: a configuration that differs in an address of a next hop
     /// only is no second copy of them.
     pub policy: Arc<Policy>,
@@ -71,6 +82,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// What is bounded, and how.
     pub limits: Limits,
+    /// How DNS lists are asked. Which ones, and what their answers count for, is in the policy.
+    pub dnsbl: DnsblPolicy,
     /// How next hops are treated.
     pub relay: Relay,
     /// What is written to the log.
@@ -136,10 +149,30 @@ pub enum LogLevel {
 /// # Errors
 /// Every fault that was found, in the order of the file.
 pub fn load(path: &Path) -> Result<Config, Errors> {
+    load_into(path, Memory::private)
+}
+
+/// As [`load`], with what the filter needs of the lists built into this memory.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_into(path: &Path, allocate: Allocate) -> Result<Config, Errors> {
+    parse_with(path, &text_of(path)?, Files::Read(allocate))
+}
+
+/// As [`load`], but that the files of the lists are left to whoever asks: the policy has none.
+///
+/// # Errors
+/// As [`load`], without what is in those files.
+pub fn load_without_lists(path: &Path) -> Result<Config, Errors> {
+    parse_with(path, &text_of(path)?, Files::Leave)
+}
+
+fn text_of(path: &Path) -> Result<String, Errors> {
     let only = |message| Errors(vec![Error::whole_file(path, message)]);
     let octets = std::fs::read(path)
         .map_err(|error| only(format!("cannot read the configuration: {error}")))?;
-    let text = String::from_utf8(octets).map_err(|error| {
+    String::from_utf8(octets).map_err(|error| {
         let sane = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..sane]
             .iter()
@@ -147,8 +180,7 @@ pub fn load(path: &Path) -> Result<Config, Errors> {
             .count()
             + 1;
         only(format!("not UTF-8 (line {line}), as TOML has to be"))
-    })?;
-    parse(path, &text)
+    })
 }
 
 /// Compiles a configuration from its text; `path` is what faults are reported under and what relative paths start at.
@@ -156,12 +188,16 @@ pub fn load(path: &Path) -> Result<Config, Errors> {
 /// # Errors
 /// As [`load`].
 pub fn parse(path: &Path, text: &str) -> Result<Config, Errors> {
+    parse_with(path, text, Files::Read(Memory::private))
+}
+
+fn parse_with(path: &Path, text: &str, files: Files) -> Result<Config, Errors> {
     let document = Document::new(path, text);
     let root = document.parse();
     if document.has_errors() {
         return Err(Errors(document.finish().errors));
     }
-    let config = compile::config(&document, &root);
+    let config = compile::config(&document, &root, files);
     let findings = document.finish();
     if !findings.errors.is_empty() {
         return Err(Errors(findings.errors));
@@ -191,6 +227,25 @@ impl Config {
     pub fn route(&self, mailbox: &Mailbox<'_>) -> Result<usize, Decision> {
         let number = self.route_index.lookup(self.policy.routed_domain(mailbox));
         number.map(usize::from).ok_or_else(no_route)
+    }
+
+    /// The same configuration with its lists read anew, and what is doubtful about them as its only warnings.
+    ///
+    /// # Errors
+    /// Every fault of the lists.
+    pub fn with_lists_again(&self, allocate: Allocate) -> Result<Config, Errors> {
+        let (lists, compiled, warnings) = self.lists.compile_again(allocate)?;
+        Ok(Config {
+            lists,
+            policy: Arc::new(self.policy.with_lists(compiled)),
+            warnings,
+            ..self.clone()
+        })
+    }
+
+    /// Where the lists of the last compile are kept.
+    pub fn saved_lists(&self) -> PathBuf {
+        self.state_dir.join("lists.snapshot")
     }
 
     /// The settings of SMTP sessions under this configuration.

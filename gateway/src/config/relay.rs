@@ -6,8 +6,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::error::{Error, Position};
-use super::filter::read_file;
 use super::limits::count;
+use super::list::read_file;
 use super::section::Section;
 use super::value;
 use crate::policy::domain::Pattern;

@@ -222,6 +222,21 @@ impl<'a, 'd> Section<'a, 'd> {
         self.number(key, value, range).unwrap_or(default)
     }
 
+    /// Yes or no.
+    pub(super) fn flag(&mut self, key: &'static str, default: bool) -> bool {
+        let Some(value) = self.value(key) else {
+            self.by_default(key, default);
+            return default;
+        };
+        value.get_ref().as_bool().unwrap_or_else(|| {
+            self.document.error(
+                &value.span(),
+                format!("`{key}` is true or false, not {}", kind(value)),
+            );
+            default
+        })
+    }
+
     /// One of a few words. A word of `later` is one that only a later version knows.
     pub(super) fn word<T: Copy>(
         &mut self,

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 /// `"250ms"`, `"30s"`, `"5m"`, `"1h"`, `"7d"`: a whole number and its unit. A number without a unit is refused,
 /// because nobody can tell seconds from minutes when reading it.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = number_and_unit(text)?;
     let milliseconds = match unit {
         "ms" => Some(number),
@@ -63,7 +63,7 @@ fn number_and_unit(text: &str) -> Result<(u64, &str), String> {
 }
 
 /// The shortest way to write a duration that [`duration`] takes.
-pub(super) fn write_duration(duration: Duration) -> String {
+pub fn write_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
     for (unit, length) in [
         ("d", 86_400_000),

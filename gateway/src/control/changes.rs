@@ -104,7 +104,8 @@ fn is_within(key: &str, kept: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-fn list_differences(old: &Config, new: &Config) -> Vec<String> {
+/// What differs in the lists: `list drop (3 -> 5 entries)`.
+pub(super) fn list_differences(old: &Config, new: &Config) -> Vec<String> {
     let (old, new) = (old.policy.lists(), new.policy.lists());
     let mut differences = Vec::new();
     for list in &new.lists {
@@ -117,7 +118,8 @@ fn list_differences(old: &Config, new: &Config) -> Vec<String> {
             ));
         }
     }
-    let same = *old.prefixes == *new.prefixes && *old.rejects == *new.rejects;
+    let same =
+        old.filtered.says_the_same(&new.filtered) && old.rejected.says_the_same(&new.rejected);
     if differences.is_empty() && !same {
         differences.push("the content of the lists".to_owned());
     }
@@ -188,6 +190,7 @@ format = "json"
             ("\"/tmp\"", "\"/var\"", "state_dir"),
             ("\"json\"", "\"text\"", "log.format"),
             ("eth0", "eth1", "filter.interfaces"),
+            ("\"edge\"", "\"customer\"", "filter.interfaces"),
             (
                 "[[listener]]",
                 "xdp_mode = \"generic\"\n[[listener]]",
@@ -241,6 +244,10 @@ format = "json"
             (
                 "[[listener]]",
                 "mode = \"monitor\"\nports = [25, 26]\n[[listener]]",
+            ),
+            (
+                "[[listener]]",
+                "syn_budget = 9\nsyn_cookies = false\ncustomer_refusal = \"drop\"\nresets_per_second = 9\n[[listener]]",
             ),
             ("format = \"json\"", "format = \"json\"\nlevel = \"debug\""),
         ] {

@@ -5,11 +5,15 @@
 
 use std::fmt::{Display, Write as _};
 
+use super::dnsbl::Dnsbl;
 use super::state::State;
-use crate::filter::{InterfaceStatus, ListStatus, Reasons, Status};
+use crate::filter::{InterfaceStatus, ListStatus, Reasons, Status, TopSources, VerdictCounts};
 
 /// The `Content-Type` of the format.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Top sources in the metrics; `/api/status` has more.
+const TOP_SOURCES_TOLD: usize = 10;
 
 /// The metrics of a state.
 pub(super) fn render(state: &State) -> String {
@@ -17,9 +21,12 @@ pub(super) fn render(state: &State) -> String {
     process(&mut text, state);
     sessions(&mut text, state);
     next_hops(&mut text, state);
+    dnsbl(&mut text, &state.dnsbl);
     if let Some(filter) = &state.filter {
         interfaces(&mut text, filter);
         lists(&mut text, filter);
+        verdicts(&mut text, &filter.verdicts);
+        top_sources(&mut text, &filter.top_sources);
     }
     text.0
 }
@@ -43,6 +50,13 @@ fn process(text: &mut Text, state: &State) {
     );
     text.sample(&[("result", "good")], state.reloads.good);
     text.sample(&[("result", "bad")], state.reloads.bad);
+    text.counter(
+        "portcullis_list_reloads_total",
+        "Reloads of the lists after a change of their files; refused: a list had lost too much, and the old ones stayed.",
+    );
+    text.sample(&[("result", "good")], state.reloads.lists.good);
+    text.sample(&[("result", "bad")], state.reloads.lists.bad);
+    text.sample(&[("result", "refused")], state.reloads.lists.refused);
 }
 
 fn sessions(text: &mut Text, state: &State) {
@@ -140,6 +154,39 @@ fn next_hops(text: &mut Text, state: &State) {
     }
 }
 
+fn dnsbl(text: &mut Text, dnsbl: &Dnsbl) {
+    text.counter(
+        "portcullis_dnsbl_answers_total",
+        "Answers of DNS lists, by zone and by what they count for.",
+    );
+    for zone in &dnsbl.zones {
+        let results = [
+            ("listed", zone.listed),
+            ("not-listed", zone.not_listed),
+            ("silent", zone.silent),
+            ("ignored", zone.ignored),
+        ];
+        for (result, count) in results {
+            text.sample(&[("zone", &zone.zone), ("result", result)], count);
+        }
+    }
+    text.counter(
+        "portcullis_dnsbl_cache_hits_total",
+        "Questions to DNS lists whose answer was remembered.",
+    );
+    text.sample(&[], dnsbl.cache_hits);
+    text.counter(
+        "portcullis_dnsbl_unasked_total",
+        "Questions to DNS lists that were too many at a time, and count as not listed.",
+    );
+    text.sample(&[], dnsbl.unasked);
+    text.gauge(
+        "portcullis_dnsbl_sources_outstanding",
+        "Sources that DNS lists are being asked about.",
+    );
+    text.sample(&[], dnsbl.outstanding);
+}
+
 fn interfaces(text: &mut Text, filter: &Status) {
     text.gauge(
         "portcullis_filter_attached",
@@ -153,7 +200,7 @@ fn interfaces(text: &mut Text, filter: &Status) {
         text.sample(&labels, u8::from(interface.attached));
     }
     type Value = fn(&InterfaceStatus) -> u64;
-    let counters: [(&str, &str, Value); 3] = [
+    let counters: [(&str, &str, Value); 6] = [
         (
             "portcullis_filter_passed_packets_total",
             "Packets to a filtered port that were let through.",
@@ -168,6 +215,21 @@ fn interfaces(text: &mut Text, filter: &Status) {
             "portcullis_filter_other_packets_total",
             "Packets that are none of the filter's business, let through.",
             |interface| interface.other,
+        ),
+        (
+            "portcullis_filter_resets_total",
+            "Packets of customers that were answered with a RST instead of being dropped.",
+            |interface| interface.resets,
+        ),
+        (
+            "portcullis_filter_syn_cookies_total",
+            "SYNs that were answered with a cookie.",
+            |interface| interface.syn_cookies,
+        ),
+        (
+            "portcullis_filter_hidden_packets_total",
+            "Packets whose port cannot be read; they are among the others, too.",
+            |interface| interface.hidden,
         ),
     ];
     for (name, help, value) in counters {
@@ -229,6 +291,47 @@ fn lists(text: &mut Text, filter: &Status) {
     }
 }
 
+fn verdicts(text: &mut Text, verdicts: &VerdictCounts) {
+    text.gauge("portcullis_filter_verdicts", "Recent verdicts in force.");
+    text.sample(&[], verdicts.number);
+    text.gauge(
+        "portcullis_filter_verdicts_max",
+        "Recent verdicts for which there is room.",
+    );
+    text.sample(&[], verdicts.capacity);
+    text.counter(
+        "portcullis_filter_verdict_changes_total",
+        "Recent verdicts by what became of them; refused: the source is permitted or local.",
+    );
+    let changes = [
+        ("added", verdicts.added),
+        ("renewed", verdicts.renewed),
+        ("removed", verdicts.removed),
+        ("expired", verdicts.expired),
+        ("evicted", verdicts.evicted),
+        ("refused", verdicts.refused),
+    ];
+    for (change, count) in changes {
+        text.sample(&[("change", change)], count);
+    }
+}
+
+/// Every source is a time series of its own, so there are few.
+fn top_sources(text: &mut Text, top: &TopSources) {
+    text.gauge(
+        "portcullis_filter_top_source_events",
+        "Sampled drops of those sources that have the most; one a minute ago counts for a half.",
+    );
+    for source in top.sources.iter().take(TOP_SOURCES_TOLD) {
+        let labels = [
+            ("source", &*source.source),
+            ("reason", source.reason),
+            ("list", source.list.as_deref().unwrap_or_default()),
+        ];
+        text.sample(&labels, source.recent_events);
+    }
+}
+
 /// The text so far, and the metric that samples are for.
 #[derive(Default)]
 struct Text(String, &'static str);
@@ -263,14 +366,9 @@ impl Text {
     }
 
     fn reasons(&mut self, interface: &str, reasons: Reasons) {
-        self.sample(
-            &[("interface", interface), ("reason", "listed")],
-            reasons.listed,
-        );
-        self.sample(
-            &[("interface", interface), ("reason", "unlisted")],
-            reasons.unlisted,
-        );
+        for (reason, packets) in reasons.each() {
+            self.sample(&[("interface", interface), ("reason", reason)], packets);
+        }
     }
 }
 
@@ -290,8 +388,10 @@ fn escape(value: &str, text: &mut String) {
 mod tests {
     use std::collections::BTreeMap;
 
+    use super::super::dnsbl::Zone;
     use super::super::state::{NextHop, Transactions};
     use super::*;
+    use crate::filter::TopSourceStatus;
 
     fn state() -> State {
         let interface = InterfaceStatus {
@@ -299,16 +399,22 @@ mod tests {
             role: "edge",
             xdp_mode: "driver",
             attached: true,
+            present: true,
             passed: 10,
             permitted: 1,
             other: 2,
             dropped: Reasons {
                 listed: 3,
                 unlisted: 4,
+                ..Reasons::default()
             },
+            resets: 13,
+            syn_cookies: 14,
+            hidden: 15,
             monitored: Reasons {
                 listed: 5,
-                unlisted: 6,
+                syn_budget: 6,
+                ..Reasons::default()
             },
         };
         let list = ListStatus {
@@ -335,6 +441,17 @@ mod tests {
                 waiting: 0,
                 failures_total: 2,
             }],
+            dnsbl: Dnsbl {
+                zones: vec![Zone {
+                    zone: "bl.example".to_owned(),
+                    listed: 13,
+                    not_listed: 14,
+                    silent: 15,
+                    ignored: 16,
+                }],
+                cache_hits: 17,
+                ..Dnsbl::default()
+            },
             filter: Some(Status {
                 pin_path: "/sys/fs/bpf/portcullis".into(),
                 layout: 1,
@@ -344,6 +461,23 @@ mod tests {
                 generation: 1,
                 interfaces: vec![interface],
                 lists: vec![list],
+                verdicts: VerdictCounts {
+                    number: 16,
+                    evicted: 17,
+                    ..VerdictCounts::default()
+                },
+                top_sources: TopSources {
+                    watched: true,
+                    age_seconds: Some(0),
+                    sources: vec![TopSourceStatus {
+                        source: "2001:db8::/64".to_owned(),
+                        recent_events: 18,
+                        reason: "listed",
+                        list: Some("drop".to_owned()),
+                        interface: Some("eth0".to_owned()),
+                        last_seconds_ago: 0,
+                    }],
+                },
             }),
             ..State::default()
         }
@@ -371,6 +505,16 @@ mod tests {
             "portcullis_next_hop_failures_total{next_hop=\"[2001:db8::1]:25\"} 2",
             "portcullis_filter_passed_packets_total{interface=\"eth0\"} 10",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"unlisted\"} 4",
+            "portcullis_dnsbl_answers_total{zone=\"bl.example\",result=\"silent\"} 15",
+            "portcullis_dnsbl_cache_hits_total 17",
+            "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"syn-budget\"} 0",
+            "portcullis_filter_monitored_packets_total{interface=\"eth0\",reason=\"syn-budget\"} 6",
+            "portcullis_filter_resets_total{interface=\"eth0\"} 13",
+            "portcullis_filter_syn_cookies_total{interface=\"eth0\"} 14",
+            "portcullis_filter_hidden_packets_total{interface=\"eth0\"} 15",
+            "portcullis_filter_verdicts 16",
+            "portcullis_filter_verdict_changes_total{change=\"evicted\"} 17",
+            "portcullis_filter_top_source_events{source=\"2001:db8::/64\",reason=\"listed\",list=\"drop\"} 18",
             "portcullis_filter_list_entries{list=\"drop\",action=\"drop\"} 7",
             "portcullis_filter_list_dropped_packets_total{list=\"drop\"} 8",
         ] {

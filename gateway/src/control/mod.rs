@@ -7,16 +7,22 @@
 //! |---|---|
 //! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what is held before it serves; who it is while it serves |
 //! | `reload.rs`, `changes.rs` | SIGHUP; what a new configuration changes and what it cannot |
+//! | `lists.rs` | lists over time: their files watched, great losses refused, what is in force kept |
 //! | `names.rs` | next hops that are given by name |
+//! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
 //! | `admin.rs`, `state.rs`, `metrics.rs` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
+//! | `dropped.rs` | expired verdicts and the top sources of the filter |
 //! | `doctor.rs`, `doctor/` | is this machine able to run it? |
 
 mod admin;
 mod changes;
+pub mod dnsbl;
 pub mod doctor;
+mod dropped;
 mod error;
 pub mod interrupt;
+pub mod lists;
 pub mod log;
 mod metrics;
 mod names;
@@ -44,6 +50,7 @@ struct Control {
     workers: Vec<RunningWorker>,
     filter: Option<HeldFilter>,
     names: Names,
+    dnsbl: Arc<dnsbl::Counts>,
     reloads: Reloads,
     log_level: log::Level,
     since: Instant,

@@ -1,4 +1,4 @@
-//! SIGHUP: the configuration and its lists are read again.
+//! SIGHUP: the configuration and its lists are read again. A change of their files: the lists alone.
 //!
 //! All or nothing: what cannot be read changes nothing, and neither does what the kernel does not take. Reading and
 //! filling the filter happen off this thread and off the workers; what reaches the workers is one pointer. Sessions that
@@ -9,23 +9,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::signal::unix::Signal;
+use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-use super::{Control, HeldFilter, changes, names, notify};
+use super::{Control, HeldFilter, changes, lists, names, notify};
 use crate::config::{self, Config, Errors};
 use crate::filter;
+use crate::lists::Memory;
+use crate::lists::guard::Loss;
 
 /// How often it went well, and how often not.
 #[derive(Debug, Default)]
 pub(super) struct Reloads {
     pub(super) good: AtomicU64,
     pub(super) bad: AtomicU64,
+    /// The same for lists that were read again because their files had changed.
+    pub(super) lists_good: AtomicU64,
+    pub(super) lists_bad: AtomicU64,
+    /// Lists that had lost too much.
+    pub(super) lists_refused: AtomicU64,
+    /// Held by whoever changes what is in force.
+    alone: Mutex<()>,
 }
 
 /// Why nothing was changed.
 #[derive(Debug)]
-enum Refused {
+pub(super) enum Refused {
     Configuration(Errors),
+    /// Lists lost more than they may.
+    Losses(Vec<Loss>),
     Filter(filter::Error),
     /// The task that read it ended.
     Lost,
@@ -33,7 +45,7 @@ enum Refused {
 
 /// What a reload did.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Done {
+pub(super) struct Done {
     changed: Vec<String>,
     kept: Vec<&'static str>,
 }
@@ -50,11 +62,11 @@ pub(super) async fn at_every_hangup(control: Arc<Control>, mut hangup: Signal) {
         match reload(&control, path).await {
             Ok(done) => {
                 control.reloads.good.fetch_add(1, Ordering::Relaxed);
-                done.log();
+                done.log("reloaded");
             }
             Err(refused) => {
                 control.reloads.bad.fetch_add(1, Ordering::Relaxed);
-                refused.log();
+                refused.log("not reloaded: all stays as it was", &control);
             }
         }
         notify::ready();
@@ -63,20 +75,55 @@ pub(super) async fn at_every_hangup(control: Arc<Control>, mut hangup: Signal) {
 
 /// Puts the file's configuration in force, or changes nothing.
 async fn reload(control: &Arc<Control>, path: &Path) -> Result<Done, Refused> {
+    let _alone = control.reloads.alone.lock().await;
     let path = path.to_owned();
-    let read = spawn_blocking(move || config::load(&path)).await;
+    let read = spawn_blocking(move || config::load_into(&path, filter::memory)).await;
     let mut new = read
         .map_err(|_| Refused::Lost)?
         .map_err(Refused::Configuration)?;
     let old = control.shared.config.load_full();
     let kept = changes::keep_what_cannot_change(&old, &mut new, control.filter.is_some());
     let changed = changes::differences(&old, &new, &kept);
-    let done = Done { changed, kept };
     control.names.look_up(&new.routes).await;
+    put_in_force(control, old, new).await?;
+    Ok(Done { changed, kept })
+}
+
+/// Reads the lists of the configuration in force again, and puts them in force, or changes nothing.
+pub(super) async fn lists(control: &Arc<Control>) -> Result<Done, Refused> {
+    let _alone = control.reloads.alone.lock().await;
+    let old = control.shared.config.load_full();
+    let allocate = if control.filter.is_some() {
+        filter::memory
+    } else {
+        Memory::private
+    };
+    let config = Arc::clone(&old);
+    let read = spawn_blocking(move || config.with_lists_again(allocate)).await;
+    let new = read
+        .map_err(|_| Refused::Lost)?
+        .map_err(Refused::Configuration)?;
+    let changed = changes::list_differences(&old, &new);
+    put_in_force(control, old, new).await?;
+    Ok(Done {
+        changed,
+        kept: Vec::new(),
+    })
+}
+
+async fn put_in_force(
+    control: &Arc<Control>,
+    old: Arc<Config>,
+    mut new: Config,
+) -> Result<(), Refused> {
+    let losses = lists::losses(&old, &new);
+    if !losses.is_empty() {
+        return Err(Refused::Losses(losses));
+    }
     control.names.fill(&mut new.routes);
     let new = Arc::new(new);
     if control.filter.is_some() {
-        let (control, old, new) = (Arc::clone(control), Arc::clone(&old), Arc::clone(&new));
+        let (control, new) = (Arc::clone(control), Arc::clone(&new));
         spawn_blocking(move || match &control.filter {
             Some(held) => update_filter(held, &old, &new),
             None => Ok(()),
@@ -90,10 +137,11 @@ async fn reload(control: &Arc<Control>, path: &Path) -> Result<Done, Refused> {
         tracing::warn!("{warning}");
     }
     control.names.retain(&new.routes);
+    lists::save(&new);
     control.shared.config.store(new);
     // What was looked up while the filter was being filled.
     names::publish(control);
-    Ok(done)
+    Ok(())
 }
 
 /// Settings and lists, or neither.
@@ -111,28 +159,32 @@ fn update_filter(held: &HeldFilter, old: &Config, new: &Config) -> Result<(), fi
 }
 
 impl Done {
-    fn log(&self) {
+    pub(super) fn log(&self, what: &str) {
         for kept in &self.kept {
             tracing::warn!(
                 "{kept} cannot change while the gate runs; the old value stays until a restart"
             );
         }
         if self.changed.is_empty() {
-            tracing::info!("reloaded; nothing has changed");
+            tracing::info!("{what}; nothing has changed");
         } else {
-            tracing::info!(changed = self.changed.join(", "), "reloaded");
+            tracing::info!(changed = self.changed.join(", "), "{what}");
         }
     }
 }
 
 impl Refused {
-    fn log(&self) {
+    pub(super) fn log(&self, what: &str, control: &Control) {
         match self {
             Self::Configuration(Errors(errors)) => errors.iter().for_each(log_fault),
+            Self::Losses(losses) => {
+                let told = lists::about_losses(losses, &control.shared.config.load());
+                told.iter().for_each(|line| tracing::error!("{line}"));
+            }
             Self::Filter(error) => tracing::error!("{error}"),
             Self::Lost => tracing::error!("reading the configuration ended in a panic"),
         }
-        tracing::error!("not reloaded: all stays as it was");
+        tracing::error!("{what}");
     }
 }
 
@@ -173,6 +225,7 @@ mod tests {
             workers: Vec::new(),
             filter: None,
             names: Names::default(),
+            dnsbl: Arc::default(),
             reloads: Reloads::default(),
             since: Instant::now(),
         };

@@ -15,7 +15,7 @@ use super::names::Names;
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
 use super::user::User;
-use super::{Control, Error, HeldFilter, admin, log, names, notify};
+use super::{Control, Error, HeldFilter, admin, dnsbl, dropped, lists, log, names, notify};
 use crate::config::{Config, FilterMode};
 use crate::filter::{self, Filter};
 use crate::worker::{Life, Shared};
@@ -24,7 +24,7 @@ use crate::worker::{Life, Shared};
 ///
 /// # Errors
 /// When the gate cannot start, or a worker failed.
-pub fn serve(config: Config, log_level: log::Level) -> Result<(), Error> {
+pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
     let user = config.user.as_deref().map(User::find).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -34,6 +34,9 @@ pub fn serve(config: Config, log_level: log::Level) -> Result<(), Error> {
         let _inside = runtime.enter();
         Signals::new()?
     };
+    for line in lists::hold_against_last(&mut config) {
+        tracing::error!("{line}");
+    }
     let held = Held {
         filter: attach(&config)?,
         workers: start::prepare(&config)?,
@@ -87,7 +90,7 @@ fn warn_unless_readable(config: &Config) {
 
 async fn live(
     mut config: Config,
-    held: Held,
+    mut held: Held,
     signals: Signals,
     log_level: log::Level,
 ) -> Result<(), Error> {
@@ -97,21 +100,35 @@ async fn live(
     let names = Names::default();
     names.look_up(&config.routes).await;
     names.fill(&mut config.routes);
-    let shared = Arc::new(Shared::new(Arc::new(config)));
+    let events = held.filter.as_mut().and_then(Filter::take_events);
+    let verdicts = held.filter.as_ref().map(Filter::verdicts);
+    let counts = Arc::new(dnsbl::Counts::default());
+    let (lookups, requests) = dnsbl::requests(&counts);
+    let shared = Arc::new(Shared::new(Arc::new(config)).with_lookups(lookups));
     let (workers, ends) = start::run(held.workers, &shared)?;
     let control = Arc::new(Control {
         shared,
         workers,
         filter: held.filter.map(HeldFilter::new),
         names,
+        dnsbl: counts,
         reloads: Reloads::default(),
         log_level,
         since: Instant::now(),
     });
     if let Some(listener) = admin {
         tokio::spawn(admin::serve(Arc::clone(&control), listener));
+        if let Some(events) = events {
+            tokio::spawn(dropped::count_sources(events));
+        }
+    }
+    if let Some(verdicts) = &verdicts {
+        tokio::spawn(dropped::sweep_verdicts(Arc::clone(verdicts)));
     }
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
+    tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
+    lists::save(&control.shared.config.load_full());
+    tokio::spawn(lists::watch(Arc::clone(&control)));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
     announce(&control);
     watch(&control, ends, &mut stop).await
@@ -239,6 +256,7 @@ mod tests {
             workers: (0..ends.len()).map(worker).collect(),
             filter: None,
             names: Names::default(),
+            dnsbl: Arc::default(),
             reloads: Reloads::default(),
             log_level: log::Level::of_no_log(),
             since: Instant::now(),

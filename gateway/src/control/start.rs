@@ -14,6 +14,7 @@ use super::{Error, user};
 use crate::config::Config;
 use crate::driver::ring::{PreparedRing, RingDriver, RingSettings, Waker, listen};
 use crate::worker::counters::Counters;
+use crate::worker::dnsbl::Inbox;
 use crate::worker::{Shared, Size, Worker};
 
 /// Connections that may wait to be accepted, per listening socket; the kernel caps it at `net.core.somaxconn`.
@@ -162,6 +163,10 @@ fn run_worker(
     let waker = prepared.ring.waker();
     let counters = Arc::new(Counters::default());
     let worker_counters = Arc::clone(&counters);
+    let inbox = {
+        let waker = waker.clone();
+        Arc::new(Inbox::new(move || waker.wake()))
+    };
     // The configuration has at most 1,024 workers, of which the log tells 256 apart.
     let (name, index) = (format!("worker-{}", notice.index), notice.index as u8);
     let work = move || {
@@ -172,7 +177,7 @@ fn run_worker(
             user::give_up_capabilities()?;
         }
         let driver = RingDriver::start(prepared.ring)?;
-        Worker::new(driver, index, prepared.size, shared, worker_counters).run()
+        Worker::new(driver, index, prepared.size, shared, worker_counters, inbox).run()
     };
     thread::Builder::new()
         .name(name)

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use super::dnsbl::Dnsbl;
 use super::{Control, HeldFilter};
 use crate::filter::Status;
 use crate::relay::pool::HopState;
@@ -29,6 +30,7 @@ pub(super) struct State {
     pub(super) starved_receives: u64,
     pub(super) next_hops: Vec<NextHop>,
     pub(super) names: Vec<Name>,
+    pub(super) dnsbl: Dnsbl,
     pub(super) filter: Option<Status>,
 }
 
@@ -37,6 +39,17 @@ pub(super) struct State {
 pub(super) struct Reloads {
     pub(super) good: u64,
     pub(super) bad: u64,
+    /// Lists read again by themselves.
+    pub(super) lists: ListReloads,
+}
+
+/// Lists that were read again because their files had changed.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct ListReloads {
+    pub(super) good: u64,
+    pub(super) bad: u64,
+    /// They had lost too much.
+    pub(super) refused: u64,
 }
 
 /// Sessions with clients.
@@ -89,8 +102,14 @@ impl State {
             reloads: Reloads {
                 good: count(&control.reloads.good),
                 bad: count(&control.reloads.bad),
+                lists: ListReloads {
+                    good: count(&control.reloads.lists_good),
+                    bad: count(&control.reloads.lists_bad),
+                    refused: count(&control.reloads.lists_refused),
+                },
             },
             names: names(control),
+            dnsbl: control.dnsbl.told(),
             filter: control.filter.as_ref().and_then(HeldFilter::status),
             ..Self::default()
         };

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | accept, connect, answer on the admin address | sockets and rings that are open already |
 //! | put other lists and settings into a filter in place | its maps are open already; `CAP_BPF` is kept for making new ones |
-//! | read the filter's counters | its maps and links are open already |
+//! | read the filter's counters and events, give and remove recent verdicts | its maps and links are open already |
 //! | read the configuration and its files again | only if that user may read them |
 //!
 //! It can no longer listen on other ports or put the filter on interfaces. Only the control plane's thread keeps

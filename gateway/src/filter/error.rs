@@ -4,6 +4,9 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::events::Reader;
+use super::verifier::VerifierLog;
+
 /// What aya reports, kept as a source: nothing outside of the filter decides on it.
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -91,7 +94,7 @@ pub enum Error {
         /// What the kernel returned.
         source: io::Error,
         /// What the verifier wrote.
-        log: String,
+        log: VerifierLog,
     },
     /// The link of an interface could not be made, updated or pinned.
     Link {
@@ -109,6 +112,11 @@ pub enum Error {
         /// Why.
         source: Source,
     },
+    /// Another process reads the events.
+    EventsTaken {
+        /// Which, if that can be told.
+        reader: Option<Reader>,
+    },
     /// A file operation on the pins failed.
     Pin {
         /// The path.
@@ -117,9 +125,6 @@ pub enum Error {
         source: io::Error,
     },
 }
-
-/// Lines of the verifier's log that are shown: the reason stands at its end.
-const LOG_LINES: usize = 30;
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -188,27 +193,32 @@ impl fmt::Display for Error {
                 ),
                 None => write!(f, "{}: no filter is pinned there", path.display()),
             },
-            Self::Verifier { source, log } => {
-                let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
-                let skipped = lines.len().saturating_sub(LOG_LINES);
-                writeln!(
-                    f,
-                    "the kernel's verifier refused the program ({source}); the end of its log:"
-                )?;
-                for line in lines.iter().skip(skipped) {
-                    writeln!(f, "    {line}")?;
-                }
-                write!(
-                    f,
-                    "this is a bug, or a kernel older than 5.15: please report it with `uname -r`"
-                )
-            }
+            Self::Verifier { source, log } => write!(
+                f,
+                "the kernel's verifier refused the program ({source}): {log}\n\
+                 this is a bug, or a kernel older than 5.15: please report it with `uname -r`"
+            ),
             Self::Link {
                 interface,
                 step,
                 source,
             } => write!(f, "interface {interface}: {step}: {}", Chain(&**source)),
             Self::Kernel { step, source } => write!(f, "{step}: {}", Chain(&**source)),
+            Self::EventsTaken { reader } => {
+                match reader {
+                    Some(reader) => write!(
+                        f,
+                        "the events are read by process {} ({})",
+                        reader.process, reader.name
+                    )?,
+                    None => write!(f, "the events are read by another process")?,
+                }
+                write!(
+                    f,
+                    ", and they can have one reader; `portcullis filter status` shows the top sources that it sees, \
+                     and so does /metrics of a gate"
+                )
+            }
             Self::Pin { path, source } => write!(f, "{}: {source}", path.display()),
         }
     }
@@ -266,21 +276,6 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_end_of_a_long_verifier_log_is_shown_where_the_reason_stands() {
-        let mut log: String = (0..100)
-            .map(|line| format!("{line}: (b7) r1 = 0\n\n"))
-            .collect();
-        log.push_str("R3 !read_ok\n");
-        let source = io::Error::from_raw_os_error(nix::libc::EACCES);
-        let text = Error::Verifier { source, log }.to_string();
-        assert!(
-            text.contains("R3 !read_ok") && text.contains("99: (b7)"),
-            "{text}"
-        );
-        assert!(text.lines().count() < 40, "{text}");
-    }
 
     #[test]
     fn a_missing_permission_is_told_from_other_failures_however_deep_it_lies() {

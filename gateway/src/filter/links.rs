@@ -5,7 +5,7 @@
 //! again) or to another mode is replaced.
 
 use std::time::Duration;
-use std::{io, thread};
+use std::{env, io, thread};
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
@@ -20,7 +20,9 @@ use super::error::{kernel, os_error};
 use super::maps::PROGRAM_MAPS;
 use super::netlink::{self, Attached, Place};
 use super::pins::Pins;
-use crate::config::XdpMode;
+use super::settings::role_in_kernel;
+use super::verifier::VerifierLog;
+use crate::config::{Interface, XdpMode};
 
 /// The program, as `cargo xtask ebpf build` made it.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/prebuilt/portcullis.o");
@@ -33,6 +35,10 @@ const DETACH_STEP: Duration = Duration::from_millis(2);
 
 /// Loads an instance of the program for the interface in this slot and with this role. Maps that are not pinned yet are created.
 pub(super) fn load(pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
+    load_from(OBJECT, pins, slot, role)
+}
+
+fn load_from(object: &[u8], pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     let interface = slot | (role as u32) << 16;
     loader.override_global("INTERFACE", &interface, true);
@@ -40,7 +46,7 @@ pub(super) fn load(pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
         loader.map_pin_path(name, pins.map(name));
     }
     let mut object = loader
-        .load(OBJECT)
+        .load(object)
         .map_err(kernel("loading the program's maps"))?;
     let [program, linear] = PROGRAMS;
     named(&mut object, program)?
@@ -68,7 +74,7 @@ fn refused(error: ProgramError) -> Error {
             verifier_log,
         } if io_error.raw_os_error() != Some(libc::EPERM) => Error::Verifier {
             source: io_error,
-            log: verifier_log.to_string(),
+            log: VerifierLog::keep(verifier_log.to_string(), &env::temp_dir()),
         },
         error => kernel("loading the program")(error),
     }
@@ -109,14 +115,18 @@ pub(super) enum Put {
 /// Puts the program for this slot on an interface; gives the kernel's number of the program.
 pub(super) fn put(
     pins: &Pins,
-    interface: &str,
+    interface: &Interface,
     slot: u32,
     mode: XdpMode,
 ) -> Result<(Put, u32), Error> {
+    let Interface {
+        name: interface,
+        role,
+    } = interface;
     let index = index(interface)?;
     let pinned = pinned(pins, interface);
     let here = ours_alone(index, interface, pinned.as_ref())?;
-    let mut object = load(pins, slot, Role::Edge)?;
+    let mut object = load(pins, slot, role_in_kernel(*role))?;
     let program = program(&mut object)?;
     let info = program.info();
     let number = info
@@ -306,5 +316,50 @@ where
             step,
             source: Box::new(error),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn a_program_that_the_verifier_refuses_is_told_by_the_reason() {
+        // Instructions of the kind `call bpf_map_lookup_elem`, whose result is then nothing that was ever written.
+        const CALL: [u8; 8] = [0x85, 0, 0, 0, 1, 0, 0, 0];
+        const NOTHING: [u8; 8] = [0xbf, 0, 0, 0, 0, 0, 0, 0];
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let mut broken = OBJECT.to_vec();
+        for instruction in broken.chunks_exact_mut(8) {
+            if *instruction == CALL {
+                instruction.copy_from_slice(&NOTHING);
+            }
+        }
+        let root = format!(
+            "/sys/fs/bpf/portcullis-test-verifier-{}",
+            std::process::id()
+        );
+        let pins = Pins::new(&PathBuf::from(root));
+        let lock = pins.prepare().unwrap();
+        let error = load_from(&broken, &pins, 0, Role::Edge).unwrap_err();
+        pins.remove_all().unwrap();
+        drop(lock);
+        let text = error.to_string();
+        let reason = "the kernel's verifier refused the program (Permission denied (os error 13)): R0 !read_ok";
+        assert_eq!(text.lines().next(), Some(reason), "{text}");
+        let kept = text
+            .lines()
+            .find(|line| line.contains("lines of its log are in"));
+        let file = kept.and_then(|line| line.rsplit(' ').next()).unwrap();
+        assert!(
+            std::fs::read_to_string(file)
+                .unwrap()
+                .contains("R0 !read_ok")
+        );
+        std::fs::remove_file(file).unwrap();
     }
 }

@@ -1,27 +1,18 @@
 //! From compiled lists to a generation in force.
 //!
 //! A list keeps its slot, and with it its counters, for as long as a list of its name and action is in force, whatever
-//! its place in the configuration. A new generation is built beside the old one: slots and names first, then the trie,
-//! then the one update that puts it in place. A process that dies in between leaves the old generation with its names.
+//! its place in the configuration. A new generation is built beside the old one: slots and names first, then what the lists
+//! are in the snapshot, then the one update that puts it in place. A process that dies in between leaves the old generation with its names.
 
-use std::net::IpAddr;
-
-use aya::maps::lpm_trie::Key;
-use ipnet::IpNet;
-use portcullis_ebpf_common::layout::{
-    GENERATION_KEY, GENERATION_KEY_BITS, LIST_NAME_MAX, LIST_SLOTS,
-};
-use portcullis_ebpf_common::packet::FAMILY_BITS;
-use portcullis_ebpf_common::{Action, Class, Source};
+use portcullis_ebpf_common::layout::{LIST_NAME_MAX, LIST_SLOTS};
+use portcullis_ebpf_common::snapshot::{CLASSES, FIRST_FREE, Field, Line};
+use portcullis_ebpf_common::{Action, Class};
 
 use super::Error;
-use super::error::kernel;
-use super::maps::{Maps, Trie, list_record, text};
+use super::maps::{Maps, list_record, text};
+use super::memory::KernelMemory;
 use super::settings::check_list_count;
-use crate::policy::lists::{Compiled, ListAction};
-
-/// `BPF_F_NO_PREALLOC`, without which the kernel makes no trie.
-const NO_PREALLOC: u32 = 1;
+use crate::lists::{Compiled, ListAction};
 
 /// A list in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,13 +36,10 @@ pub(super) struct Generation {
 
 /// The generation in force.
 pub(super) fn in_force(maps: &Maps) -> Result<Generation, Error> {
-    let Some(trie) = maps.lists()? else {
+    let Some(header) = maps.snapshot_header()? else {
         return Ok(Generation::default());
     };
-    let key = Key::new(GENERATION_KEY_BITS, GENERATION_KEY);
-    let number = trie
-        .get(&key, 0)
-        .map_err(kernel("reading the generation of the lists"))?;
+    let number = Field::GENERATION.of(&header);
     let mut lists = Vec::new();
     for slot in 0..LIST_SLOTS {
         let record = maps.list_record(number % 2, slot)?;
@@ -84,7 +72,14 @@ pub(super) fn swap(
             maps.clear_list_counters(list.class.slot())?;
         }
     }
-    let trie = build(compiled, &new, number)?;
+    let copy;
+    let memory = match compiled.filtered.in_kernel() {
+        Some(memory) => memory,
+        None => {
+            copy = copied(compiled.filtered.lines())?;
+            &copy
+        }
+    };
     let empty = list_record("", Class::NONE.0, 0, 0);
     let mut records = vec![empty; LIST_SLOTS as usize];
     for list in new.iter().flatten() {
@@ -95,7 +90,13 @@ pub(super) fn swap(
     for (slot, record) in (0..).zip(records) {
         maps.set_list_record(number % 2, slot, record)?;
     }
-    maps.swap_lists(&trie)?;
+    for (line, classes) in (CLASSES..FIRST_FREE).zip(class_lines(&new)) {
+        memory.set_line(line, classes)?;
+    }
+    let mut header = memory.as_slice().first().copied().unwrap_or_default();
+    Field::GENERATION.set(&mut header, number);
+    memory.set_line(0, header)?;
+    maps.swap_snapshot(memory)?;
     let lists = new.into_iter().flatten().collect();
     Ok(Generation { number, lists })
 }
@@ -151,49 +152,31 @@ fn too_many(compiled: &Compiled) -> Error {
     }
 }
 
-/// A trie that holds all prefixes and its generation.
-fn build(
-    compiled: &Compiled,
-    lists: &[Option<KernelList>],
-    generation: u32,
-) -> Result<Trie, Error> {
-    let step = "filling the lists";
-    let class = |index: u16| {
-        lists
-            .get(usize::from(index))
-            .and_then(Option::as_ref)
-            .map(|list| list.class)
-    };
-    let entries = compiled
-        .prefixes
-        .iter()
-        .filter_map(|(prefix, index)| Some((prefix, class(*index)?)));
-    let number = entries.clone().count();
-    let size = u32::try_from(number + 1).map_err(kernel(step))?;
-    let mut trie = Trie::create(size, NO_PREALLOC).map_err(kernel(step))?;
-    for (prefix, class) in entries {
-        let (bits, source) = key(prefix);
-        trie.insert(&Key::new(bits, source.0), class.0, 0)
-            .map_err(kernel(step))?;
-    }
-    let key = Key::new(GENERATION_KEY_BITS, GENERATION_KEY);
-    trie.insert(&key, generation, 0).map_err(kernel(step))?;
-    Ok(trie)
+/// A snapshot of our own memory in a map.
+fn copied(lines: &[Line]) -> Result<KernelMemory, Error> {
+    let mut memory = KernelMemory::new(lines.len())?;
+    memory.as_mut_slice().copy_from_slice(lines);
+    Ok(memory)
 }
 
-/// A prefix as the trie has it: its length with the family in front, and its first address.
-fn key(prefix: &IpNet) -> (u32, Source) {
-    let source = match prefix.network() {
-        IpAddr::V4(address) => Source::ipv4(address.octets()),
-        IpAddr::V6(address) => Source::ipv6(address.octets()),
-    };
-    (FAMILY_BITS + u32::from(prefix.prefix_len()), source)
+/// The lines that say what each list is in the kernel.
+fn class_lines(lists: &[Option<KernelList>]) -> [Line; (FIRST_FREE - CLASSES) as usize] {
+    let mut lines = [Line::default(); (FIRST_FREE - CLASSES) as usize];
+    let words = lines.iter_mut().flatten();
+    for (word, pair) in words.zip(lists.chunks(2)) {
+        let class = |at: usize| {
+            let list = pair.get(at).and_then(Option::as_ref);
+            u64::from(list.map_or(Class::NONE, |list| list.class).0)
+        };
+        *word = class(0) | class(1) << 32;
+    }
+    lines
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::lists::List;
+    use crate::lists::List;
 
     fn compiled(lists: &[(&str, ListAction)]) -> Compiled {
         Compiled {
@@ -203,6 +186,8 @@ mod tests {
                     name: (*name).to_owned(),
                     action: *action,
                     entries: 1,
+                    ipv6_entries: 0,
+                    file: None,
                 })
                 .collect(),
             ..Compiled::default()
@@ -281,14 +266,5 @@ mod tests {
         let error = assign(&[], &compiled(&[(&long, ListAction::Drop)])).unwrap_err();
         assert!(error.to_string().contains(&long), "{error}");
         assert!(assign(&[], &compiled(&[("", ListAction::Drop)])).is_err());
-    }
-
-    #[test]
-    fn a_prefix_of_one_family_never_covers_the_other() {
-        let (bits, source) = key(&"::/0".parse().unwrap());
-        assert_eq!(bits, 32);
-        assert_ne!(source.0[0], key(&"0.0.0.0/0".parse().unwrap()).1.0[0]);
-        let (bits, source) = key(&"192.0.2.77/24".parse().unwrap());
-        assert_eq!((bits, source), (56, Source::ipv4([192, 0, 2, 0])));
     }
 }

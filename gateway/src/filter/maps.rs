@@ -4,22 +4,26 @@
     reason = "aya wants an unsafe marker on what is copied to and from a map"
 )]
 
-use aya::maps::{Array, ArrayOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Pod, util::nr_cpus};
 use portcullis_ebpf_common::layout::{
     self, INTERFACE_NAME_MAX, INTERFACES_MAX, InterfaceCounters, InterfaceRecord, LIST_NAME_MAX,
-    LIST_SLOTS, ListCounters, ListRecord,
+    LIST_SLOTS, ListCounters, ListRecord, RecentVerdict, TOP_SOURCES_MAX, TopSource,
+    VERDICT_COUNTERS as VERDICT_COUNTERS_MAX,
 };
+use portcullis_ebpf_common::snapshot::Line;
 
 use super::Error;
 use super::error::kernel;
+use super::memory::{KernelMemory, SnapshotMap};
 use super::pins::Pins;
+use super::settings::role_in_kernel;
 use crate::config::{Interface, Role, XdpMode};
 
 /// The maps that the program's object defines; the loader creates and pins them.
 pub(super) const PROGRAM_MAPS: [&str; 12] = [
     "SETTINGS",
-    "LISTS",
+    "SNAPSHOT",
     "LIST_COUNTERS",
     "INTERFACE_COUNTERS",
     "VERDICTS",
@@ -34,30 +38,35 @@ pub(super) const PROGRAM_MAPS: [&str; 12] = [
 
 const LIST_RECORDS: &str = "LIST_RECORDS";
 const INTERFACE_RECORDS: &str = "INTERFACE_RECORDS";
-
-/// A generation of lists.
-pub(super) type Trie = LpmTrie<MapData, [u32; 5], u32>;
+pub(super) const VERDICT_COUNTERS: &str = "VERDICT_COUNTERS";
+pub(super) const TOP_SOURCES: &str = "TOP_SOURCES";
 
 /// A value of a map that is not a number.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Value<T>(T);
+pub(super) struct Value<T>(pub(super) T);
 
-// SAFETY: all three are `repr(C)` structs of integers without padding, for which every pattern of bits is a value.
+// SAFETY: all of them are `repr(C)` structs of integers without padding, for which every pattern of bits is a value.
 unsafe impl Pod for Value<layout::Settings> {}
 // SAFETY: as above.
 unsafe impl Pod for Value<ListRecord> {}
 // SAFETY: as above.
 unsafe impl Pod for Value<InterfaceRecord> {}
+// SAFETY: as above.
+unsafe impl Pod for Value<RecentVerdict> {}
+// SAFETY: as above.
+unsafe impl Pod for Value<TopSource> {}
 
 /// Handles of all maps under one pin path.
 pub(super) struct Maps {
     settings: ArrayOfMaps<MapData, Array<MapData, Value<layout::Settings>>>,
-    lists: ArrayOfMaps<MapData, Trie>,
+    snapshot: ArrayOfMaps<MapData, SnapshotMap>,
     list_counters: PerCpuArray<MapData, ListCounters>,
     interface_counters: PerCpuArray<MapData, InterfaceCounters>,
     list_records: Array<MapData, Value<ListRecord>>,
     interface_records: Array<MapData, Value<InterfaceRecord>>,
+    top_sources: Array<MapData, Value<TopSource>>,
+    reader: Array<MapData, u64>,
 }
 
 impl Maps {
@@ -65,29 +74,36 @@ impl Maps {
     pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             settings: open(pins, "SETTINGS")?,
-            lists: open(pins, "LISTS")?,
+            snapshot: open(pins, "SNAPSHOT")?,
             list_counters: open(pins, "LIST_COUNTERS")?,
             interface_counters: open(pins, "INTERFACE_COUNTERS")?,
             list_records: open(pins, LIST_RECORDS)?,
             interface_records: open(pins, INTERFACE_RECORDS)?,
+            top_sources: open(pins, TOP_SOURCES)?,
+            reader: open(pins, "READER")?,
         })
     }
 
     /// Creates and pins the maps of which the program knows nothing, unless they are there.
     pub(super) fn create_records(pins: &Pins) -> Result<(), Error> {
-        let failed = "creating the maps of records";
-        if !pins.map(LIST_RECORDS).exists() {
-            let map =
-                Array::<_, Value<ListRecord>>::create(2 * LIST_SLOTS, 0).map_err(kernel(failed))?;
-            map.pin(pins.map(LIST_RECORDS)).map_err(kernel(failed))?;
+        create::<Value<ListRecord>>(pins, LIST_RECORDS, 2 * LIST_SLOTS)?;
+        create::<Value<InterfaceRecord>>(pins, INTERFACE_RECORDS, INTERFACES_MAX)?;
+        create::<u64>(pins, VERDICT_COUNTERS, VERDICT_COUNTERS_MAX)?;
+        create::<Value<TopSource>>(pins, TOP_SOURCES, TOP_SOURCES_MAX)
+    }
+
+    /// Who is dropped most, the first in front; as the reader of the events has last written it.
+    pub(super) fn top_sources(&self) -> Result<Vec<TopSource>, Error> {
+        let mut sources = Vec::new();
+        for place in 0..TOP_SOURCES_MAX {
+            let source = self.top_sources.get(&place, 0);
+            let Value(source) = source.map_err(kernel("reading the top sources"))?;
+            if source.written_ns == 0 {
+                break;
+            }
+            sources.push(source);
         }
-        if !pins.map(INTERFACE_RECORDS).exists() {
-            let map = Array::<_, Value<InterfaceRecord>>::create(INTERFACES_MAX, 0)
-                .map_err(kernel(failed))?;
-            map.pin(pins.map(INTERFACE_RECORDS))
-                .map_err(kernel(failed))?;
-        }
-        Ok(())
+        Ok(sources)
     }
 
     /// The settings in force.
@@ -107,16 +123,27 @@ impl Maps {
         self.settings.set(0, &inner, 0).map_err(kernel(failed))
     }
 
-    /// The generation of lists in force.
-    pub(super) fn lists(&self) -> Result<Option<Trie>, Error> {
-        found(self.lists.get(&0, 0)).map_err(kernel("opening the lists in force"))
+    /// The header of the snapshot in force.
+    pub(super) fn snapshot_header(&self) -> Result<Option<Line>, Error> {
+        let step = "reading the header of the lists in force";
+        let Some(map) = found(self.snapshot.get(&0, 0)).map_err(kernel(step))? else {
+            return Ok(None);
+        };
+        Ok(Some(map.get(&0, 0).map_err(kernel(step))?.0))
     }
 
-    /// Puts a generation of lists in place. When it returns, no packet is being held against the one before.
-    pub(super) fn swap_lists(&mut self, trie: &Trie) -> Result<(), Error> {
-        self.lists
-            .set(0, trie, 0)
+    /// Puts a snapshot in place. When it returns, no packet is being held against the one before.
+    pub(super) fn swap_snapshot(&mut self, memory: &KernelMemory) -> Result<(), Error> {
+        memory
+            .with_map(|map| self.snapshot.set(0, map, 0))
             .map_err(kernel("putting the lists in place"))
+    }
+
+    /// Until when somebody reads the events, in nanoseconds of CLOCK_MONOTONIC.
+    pub(super) fn reader_until(&self) -> Result<u64, Error> {
+        self.reader
+            .get(&0, 0)
+            .map_err(kernel("looking for a reader of the events"))
     }
 
     /// The record of a list's slot in a bank.
@@ -176,7 +203,11 @@ impl Maps {
                     slot,
                     interface: Interface {
                         name,
-                        role: Role::Edge,
+                        role: if record.role == layout::Role::Customer as u32 {
+                            Role::Customer
+                        } else {
+                            Role::Edge
+                        },
                     },
                     xdp_mode: if record.xdp_mode == 0 {
                         XdpMode::Driver
@@ -193,9 +224,7 @@ impl Maps {
     pub(super) fn take_interface_slot(&mut self, taken: &InterfaceSlot) -> Result<(), Error> {
         let record = InterfaceRecord {
             name: padded::<INTERFACE_NAME_MAX>(&taken.interface.name),
-            role: match taken.interface.role {
-                Role::Edge => 0,
-            },
+            role: role_in_kernel(taken.interface.role) as u32,
             xdp_mode: u32::from(taken.xdp_mode == XdpMode::Generic),
         };
         let result = self.interface_records.set(taken.slot, Value(record), 0);
@@ -253,7 +282,18 @@ fn padded<const N: usize>(text: &str) -> [u8; N] {
     padded
 }
 
-fn open<T>(pins: &Pins, name: &'static str) -> Result<T, Error>
+/// Creates and pins an array, unless there is one.
+fn create<V: Pod>(pins: &Pins, name: &'static str, length: u32) -> Result<(), Error> {
+    let failed = "creating the maps of records";
+    if pins.map(name).exists() {
+        return Ok(());
+    }
+    let map = Array::<_, V>::create(length, 0).map_err(kernel(failed))?;
+    map.pin(pins.map(name)).map_err(kernel(failed))
+}
+
+/// Opens a pinned map.
+pub(super) fn open<T>(pins: &Pins, name: &'static str) -> Result<T, Error>
 where
     T: TryFrom<Map, Error = MapError>,
 {
@@ -263,7 +303,7 @@ where
 }
 
 /// An element that was never set is nothing, not an error.
-fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+pub(super) fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(None),
         result => result.map(Some),
@@ -295,6 +335,11 @@ mod tests {
         assert_eq!(size_of::<layout::Settings>(), 4 * 4 + 2 * layout::PORTS_MAX);
         assert_eq!(size_of::<ListRecord>(), LIST_NAME_MAX + 4 + 4 + 8);
         assert_eq!(size_of::<InterfaceRecord>(), INTERFACE_NAME_MAX + 4 + 4);
+        assert_eq!(
+            size_of::<RecentVerdict>(),
+            4 * 8 + 4 + 4 + layout::VERDICT_NOTE_MAX
+        );
+        assert_eq!(size_of::<TopSource>(), 3 * 8 + 5 * 4 + 3 * 4);
     }
 
     #[test]

@@ -8,21 +8,30 @@
 //! aya is used here and nowhere else, and does not appear in the interface. Everything that names an interface means the
 //! network namespace of the calling thread.
 
+mod address;
+mod clock;
 mod error;
+mod events;
 mod features;
 mod links;
 mod lists;
 mod maps;
+mod memory;
 mod netlink;
+mod networks;
 mod pins;
 mod settings;
 mod status;
+mod top;
 mod trial;
+mod verdicts;
+mod verifier;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::fcntl::Flock;
 use portcullis_ebpf_common::layout::{INTERFACES_MAX, Role};
@@ -30,20 +39,33 @@ use portcullis_ebpf_common::layout::{INTERFACES_MAX, Role};
 use self::links::Put;
 use self::lists::Generation;
 use self::maps::{InterfaceSlot, Maps};
+use self::networks::LocalNetworks;
 use self::pins::Pins;
 use crate::config;
-use crate::policy::lists::Compiled;
+use crate::lists::Compiled;
 
 pub use self::error::Error;
+pub use self::events::{ANNOUNCE_EVERY, Event, Events, Names, READ_EVERY, Reader, names};
 pub use self::features::{InterfaceState, interface_state};
-pub use self::status::{InterfaceStatus, ListStatus, Reasons, Status, status};
+pub use self::memory::{KernelMemory, memory};
+pub use self::status::{
+    InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, status,
+};
 pub use self::trial::{Outcome, Trial};
+pub use self::verdicts::{
+    Cause, Exemption, Given, NewVerdict, VerdictCounts, VerdictStatus, Verdicts,
+};
+pub use self::verifier::VerifierLog;
 
 /// The filter in the kernel, held by this process. Dropping it leaves the filter in place.
 pub struct Filter {
     settings: config::Filter,
     pins: Pins,
     maps: Maps,
+    networks: LocalNetworks,
+    verdicts: Arc<Verdicts>,
+    /// Until somebody wants to read them.
+    events: Option<Events>,
     /// What is in force is remembered, because looking it up takes more privileges than changing it: an owner that has
     /// given up all but `CAP_BPF` can still put lists and settings in place.
     generation: Generation,
@@ -68,18 +90,22 @@ impl Filter {
         }
         let pins = Pins::new(&settings.pin_path);
         let lock = pins.prepare()?;
-        let (maps, generation) =
-            fill(&pins, settings, compiled).inspect_err(|_| remove_if_unused(&pins))?;
+        let clean_up = |_: &Error| remove_if_unused(&pins);
+        let filled = fill(&pins, settings, compiled).inspect_err(clean_up)?;
         let mut filter = Self {
             settings: settings.clone(),
+            maps: filled.maps,
+            networks: filled.networks,
+            verdicts: Arc::new(Verdicts::of(&pins).inspect_err(clean_up)?),
+            events: Some(Events::of(&pins).inspect_err(clean_up)?),
+            generation: filled.generation,
             pins,
-            maps,
-            generation,
             programs: BTreeMap::new(),
             lock,
         };
         let result = filter.sync_interfaces();
         result.inspect_err(|_| remove_if_unused(&filter.pins))?;
+        filter.remove_exempt_verdicts(compiled);
         Ok(filter)
     }
 
@@ -90,7 +116,33 @@ impl Filter {
     pub fn update_lists(&mut self, compiled: &Compiled) -> Result<(), Error> {
         self.check_pinned()?;
         self.generation = lists::swap(&mut self.maps, &self.generation, compiled)?;
+        self.remove_exempt_verdicts(compiled);
         Ok(())
+    }
+
+    /// The program passes them whatever the map says, so that it is no failure if they stay.
+    fn remove_exempt_verdicts(&self, compiled: &Compiled) {
+        let local = &self.settings.local_networks;
+        match self.verdicts.remove_exempt(local, compiled) {
+            Ok(0) => {}
+            Ok(number) => tracing::info!(
+                number,
+                "took back verdicts on sources that are local or permitted now"
+            ),
+            Err(error) => {
+                tracing::warn!(%error, "verdicts on sources that are local or permitted now may be left");
+            }
+        }
+    }
+
+    /// The recent verdicts; for as long as anybody wants, and without a look at this filter.
+    pub fn verdicts(&self) -> Arc<Verdicts> {
+        Arc::clone(&self.verdicts)
+    }
+
+    /// What the program drops, for one who will read it; `None` if it was given away before.
+    pub fn take_events(&mut self) -> Option<Events> {
+        self.events.take()
     }
 
     /// Puts other settings in force, and the program on or off interfaces if those have changed.
@@ -114,8 +166,14 @@ impl Filter {
             Ok(())
         };
         result
+            .and_then(|()| self.networks.sync(&settings.local_networks))
             .and_then(|()| self.maps.swap_settings(settings::in_kernel(settings)))
-            .inspect_err(|_| self.settings = before)
+            .inspect_err(|_| {
+                if let Err(error) = self.networks.sync(&before.local_networks) {
+                    tracing::warn!(%error, "the filter has the new local networks with the old settings");
+                }
+                self.settings = before;
+            })
     }
 
     /// Whether the filter is still the one in place: it can be detached under its owner, and another take its path.
@@ -142,6 +200,7 @@ impl Filter {
         status::read(
             &self.pins,
             &self.maps,
+            &self.verdicts,
             Some(settings),
             &self.generation,
             attached,
@@ -217,7 +276,7 @@ impl Filter {
         if before.is_none() {
             self.maps.free_interface_slot(slot)?;
         }
-        let (put, program) = links::put(&self.pins, &interface.name, slot, self.settings.xdp_mode)?;
+        let (put, program) = links::put(&self.pins, interface, slot, self.settings.xdp_mode)?;
         self.maps.take_interface_slot(&InterfaceSlot {
             slot,
             interface: interface.clone(),
@@ -244,19 +303,28 @@ impl Filter {
     }
 }
 
-/// Creates the maps unless they are pinned, and puts lists and settings into them.
-fn fill(
-    pins: &Pins,
-    settings: &config::Filter,
-    compiled: &Compiled,
-) -> Result<(Maps, Generation), Error> {
+/// Maps with everything in them that the program needs to judge.
+struct Filled {
+    maps: Maps,
+    networks: LocalNetworks,
+    generation: Generation,
+}
+
+/// Creates the maps unless they are pinned, and puts lists, networks and settings into them.
+fn fill(pins: &Pins, settings: &config::Filter, compiled: &Compiled) -> Result<Filled, Error> {
     links::load(pins, 0, Role::Edge)?;
     Maps::create_records(pins)?;
     let mut maps = Maps::open(pins)?;
+    let mut networks = LocalNetworks::open(pins)?;
+    networks.sync(&settings.local_networks)?;
     let before = lists::in_force(&maps)?;
     let generation = lists::swap(&mut maps, &before, compiled)?;
     maps.swap_settings(settings::in_kernel(settings))?;
-    Ok((maps, generation))
+    Ok(Filled {
+        maps,
+        networks,
+        generation,
+    })
 }
 
 /// After a failure: leaves no maps behind that no program uses.

@@ -3,6 +3,7 @@
 //! ```text
 //! /sys/fs/bpf/portcullis/          held with flock(2) by the process that owns the filter
 //!     links/eth0                   one per interface: what keeps the program attached
+//!     events/                      held with flock(2) by the process that reads the events
 //!     v1/SETTINGS, v1/LISTS, ...   the maps, in a directory named after the version of their layout
 //! ```
 //!
@@ -39,6 +40,18 @@ impl Pins {
         }
     }
 
+    /// Those of a filter that is in place.
+    pub(super) fn attached(root: &Path) -> Result<Self, Error> {
+        let pins = Self::new(root);
+        if pins.exist()? {
+            return Ok(pins);
+        }
+        Err(Error::NotAttached {
+            path: root.to_owned(),
+            interface: None,
+        })
+    }
+
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
@@ -50,6 +63,11 @@ impl Pins {
 
     fn maps(&self) -> PathBuf {
         self.root.join(format!("v{LAYOUT_VERSION}"))
+    }
+
+    /// What the reader of the events holds with flock(2).
+    pub(super) fn events(&self) -> PathBuf {
+        self.root.join("events")
     }
 
     fn links(&self) -> PathBuf {
@@ -75,7 +93,7 @@ impl Pins {
     /// Makes the directories, on a BPF file system that is mounted if there is none, and takes the lock.
     pub(super) fn prepare(&self) -> Result<Flock<File>, Error> {
         self.ensure_bpf_fs()?;
-        for directory in [self.root.clone(), self.maps(), self.links()] {
+        for directory in [self.root.clone(), self.maps(), self.links(), self.events()] {
             let result = DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -187,7 +205,7 @@ fn names(path: &Path) -> Result<Vec<String>, Error> {
     names.map_err(pin_error(path))
 }
 
-fn pin_error(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
+pub(super) fn pin_error(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
     |source| match source.kind() {
         io::ErrorKind::PermissionDenied => Error::NotPermitted {
             what: "the directory of the pinned filter",

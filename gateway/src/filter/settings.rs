@@ -1,9 +1,11 @@
 //! From the configuration to what lies in the maps. The configuration has checked its own limits; these are the kernel's.
 
-use portcullis_ebpf_common::layout::{self, INTERFACES_MAX, LISTS_MAX, PORTS_MAX};
+use portcullis_ebpf_common::layout::{
+    self, INTERFACES_MAX, LISTS_MAX, LOCAL_NETWORKS_MAX, PORTS_MAX,
+};
 
 use super::Error;
-use crate::config::{Filter, FilterMode, Role, Unlisted, XdpMode};
+use crate::config::{CustomerRefusal, Filter, FilterMode, Role, Unlisted, XdpMode};
 
 /// Refuses settings that the maps cannot hold.
 pub(super) fn check(settings: &Filter) -> Result<(), Error> {
@@ -13,6 +15,12 @@ pub(super) fn check(settings: &Filter) -> Result<(), Error> {
         INTERFACES_MAX as usize,
     )?;
     fits("ports", settings.ports.len(), PORTS_MAX)?;
+    // Half of what the map holds: new networks come before old ones go.
+    fits(
+        "local networks (relay.networks)",
+        settings.local_networks.len(),
+        LOCAL_NETWORKS_MAX as usize / 2,
+    )?;
     if settings.ports.is_empty() || settings.ports.contains(&0) {
         return Err(Error::Ports);
     }
@@ -48,15 +56,28 @@ pub(super) fn in_kernel(settings: &Filter) -> layout::Settings {
     };
     let measures = layout::Measures {
         drop_unlisted: settings.unlisted == Unlisted::Drop,
-        ..layout::Measures::default()
+        syn_cookies: settings.syn_cookies,
+        customer_resets: settings.customer_refusal == CustomerRefusal::Reset,
     };
-    layout::Settings::new(mode, measures, &settings.ports)
+    let mut in_kernel = layout::Settings::new(mode, measures, &settings.ports);
+    in_kernel.syn_budget = settings.syn_budget;
+    in_kernel.resets_per_second = settings.resets_per_second;
+    in_kernel
 }
 
 /// A role as it is written in the configuration.
 pub(super) const fn role_name(role: Role) -> &'static str {
     match role {
         Role::Edge => "edge",
+        Role::Customer => "customer",
+    }
+}
+
+/// A role as the program has it.
+pub(super) const fn role_in_kernel(role: Role) -> layout::Role {
+    match role {
+        Role::Edge => layout::Role::Edge,
+        Role::Customer => layout::Role::Customer,
     }
 }
 

@@ -2,17 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
-use portcullis_ebpf_common::Action;
-use portcullis_ebpf_common::layout::{self, InterfaceCounter, LAYOUT_VERSION, ListCounter};
+use portcullis_ebpf_common::layout::{
+    self, InterfaceCounter, LAYOUT_VERSION, ListCounter, Reason, TopSource,
+};
+use portcullis_ebpf_common::{Action, Source};
 use serde::Serialize;
 
 use super::Error;
+use super::address::{of_verdict, written};
+use super::clock::now_ns;
+use super::events::{Names, reason_name};
 use super::links;
 use super::lists::{self, Generation};
 use super::maps::{InterfaceSlot, Maps};
 use super::netlink::{Attached, Place};
 use super::pins::Pins;
 use super::settings::{role_name, xdp_mode_name};
+use super::verdicts::{VerdictCounts, Verdicts};
 use crate::config::XdpMode;
 
 /// The filter as it is in the kernel.
@@ -34,6 +40,10 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// The lists that are in the kernel, in the order of the configuration.
     pub lists: Vec<ListStatus>,
+    /// Recent verdicts.
+    pub verdicts: VerdictCounts,
+    /// Who is dropped most.
+    pub top_sources: TopSources,
 }
 
 /// An interface and what it has counted, in packets.
@@ -41,12 +51,14 @@ pub struct Status {
 pub struct InterfaceStatus {
     /// Its name when it was attached.
     pub name: String,
-    /// What is behind it: `edge`.
+    /// What is behind it: `edge` or `customer`.
     pub role: &'static str,
     /// Where the program runs: `driver` or `generic`.
     pub xdp_mode: &'static str,
     /// Whether the program sits on it now, as seen from this network namespace.
     pub attached: bool,
+    /// Whether there is an interface of this name in this network namespace.
+    pub present: bool,
     /// To a filtered port, and let through.
     pub passed: u64,
     /// Those of them whose source a permit list names.
@@ -55,17 +67,78 @@ pub struct InterfaceStatus {
     pub other: u64,
     /// To a filtered port, and dropped.
     pub dropped: Reasons,
+    /// From a customer, and answered with a RST instead of being dropped.
+    pub resets: u64,
+    /// SYNs that were answered with a cookie.
+    pub syn_cookies: u64,
+    /// Held to be for a filtered port because the port cannot be read; they are among the others, too.
+    pub hidden: u64,
     /// Let through only because the mode was `monitor`; they are among `passed`.
     pub monitored: Reasons,
 }
 
-/// Packets by the reason to drop them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// Packets by the [`Reason`] to drop them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Reasons {
     /// The source is on a drop list.
     pub listed: u64,
+    /// The source has a recent verdict.
+    pub verdict: u64,
     /// The source is on no list, and such sources are dropped.
     pub unlisted: u64,
+    /// The source has sent too many SYNs in one second.
+    pub syn_budget: u64,
+    /// It came from a customer, and neither source nor destination is permitted.
+    pub customer: u64,
+}
+
+impl Reasons {
+    /// Each reason by its name, with its packets.
+    pub fn each(&self) -> [(&'static str, u64); Reason::ALL.len()] {
+        Reason::ALL.map(|reason| {
+            let packets = match reason {
+                Reason::Listed => self.listed,
+                Reason::Verdict => self.verdict,
+                Reason::Unlisted => self.unlisted,
+                Reason::SynBudget => self.syn_budget,
+                Reason::Customer => self.customer,
+            };
+            (reason.name(), packets)
+        })
+    }
+
+    /// Packets for all reasons together.
+    pub fn total(&self) -> u64 {
+        self.each().iter().map(|(_, packets)| packets).sum()
+    }
+}
+
+/// The sources of which the most was dropped of late, by the sampled events that a reader has counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TopSources {
+    /// Whether somebody reads the events now. Else this is what the last reader has left.
+    pub watched: bool,
+    /// Since it was written; `None` if there is nothing.
+    pub age_seconds: Option<u64>,
+    /// The first is dropped most.
+    pub sources: Vec<TopSourceStatus>,
+}
+
+/// One of the sources of which the most was dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TopSourceStatus {
+    /// An IPv4 address, or an IPv6 /64.
+    pub source: String,
+    /// Sampled events, of which one that is a minute old counts for a half.
+    pub recent_events: u64,
+    /// The reason of the last.
+    pub reason: &'static str,
+    /// Its list, if that is the reason.
+    pub list: Option<String>,
+    /// Where it came in.
+    pub interface: Option<String>,
+    /// Since the last.
+    pub last_seconds_ago: u64,
 }
 
 /// A list and what it has counted since it came into force.
@@ -90,19 +163,14 @@ pub struct ListStatus {
 /// # Errors
 /// [`Error::NotAttached`] if there is none, [`Error::NotPermitted`] if the caller may not look.
 pub fn status(pin_path: &Path) -> Result<Status, Error> {
-    let pins = Pins::new(pin_path);
-    if !pins.exist()? {
-        return Err(Error::NotAttached {
-            path: pin_path.to_owned(),
-            interface: None,
-        });
-    }
+    let pins = Pins::attached(pin_path)?;
     let maps = Maps::open(&pins)?;
     let attached =
         |interface: &str| links::attached(&pins, interface).map(|(_, attached)| attached);
     read(
         &pins,
         &maps,
+        &Verdicts::of(&pins)?,
         maps.settings()?,
         &lists::in_force(&maps)?,
         attached,
@@ -113,6 +181,7 @@ pub fn status(pin_path: &Path) -> Result<Status, Error> {
 pub(super) fn read(
     pins: &Pins,
     maps: &Maps,
+    verdicts: &Verdicts,
     settings: Option<layout::Settings>,
     generation: &Generation,
     attached: impl Fn(&str) -> Option<Attached>,
@@ -137,6 +206,27 @@ pub(super) fn read(
             .iter()
             .map(|kept| list(maps, kept))
             .collect::<Result<_, _>>()?,
+        verdicts: verdicts.counts()?,
+        top_sources: top_sources(maps, &Names::of(maps, generation)?)?,
+    })
+}
+
+fn top_sources(maps: &Maps, names: &Names) -> Result<TopSources, Error> {
+    let now_ns = now_ns();
+    let seconds_since = |then_ns: u64| now_ns.saturating_sub(then_ns) / 1_000_000_000;
+    let top = maps.top_sources()?;
+    let status = |top: &TopSource| TopSourceStatus {
+        source: written(&of_verdict(Source(top.source).key())),
+        recent_events: top.events,
+        reason: reason_name(top.reason),
+        list: names.lists.get(&top.list_slot).cloned(),
+        interface: names.interfaces.get(&top.interface_slot).cloned(),
+        last_seconds_ago: seconds_since(top.last_ns),
+    };
+    Ok(TopSources {
+        watched: maps.reader_until()? > now_ns,
+        age_seconds: top.first().map(|first| seconds_since(first.written_ns)),
+        sources: top.iter().map(status).collect(),
     })
 }
 
@@ -152,7 +242,10 @@ fn interface(
     let permitted = count(InterfaceCounter::Permitted);
     let monitored = Reasons {
         listed: count(InterfaceCounter::MonitoredListed),
+        verdict: count(InterfaceCounter::MonitoredVerdict),
         unlisted: count(InterfaceCounter::MonitoredUnlisted),
+        syn_budget: count(InterfaceCounter::MonitoredSynBudget),
+        customer: count(InterfaceCounter::MonitoredCustomer),
     };
     Ok(InterfaceStatus {
         name: taken.interface.name.clone(),
@@ -163,13 +256,20 @@ fn interface(
             None => taken.xdp_mode,
         }),
         attached: place.is_some(),
-        passed: count(InterfaceCounter::Passed) + permitted + monitored.listed + monitored.unlisted,
+        present: place.is_some() || links::index(&taken.interface.name).is_ok(),
+        passed: count(InterfaceCounter::Passed) + permitted + monitored.total(),
         permitted,
         other: count(InterfaceCounter::Other),
         dropped: Reasons {
             listed: count(InterfaceCounter::DroppedListed),
+            verdict: count(InterfaceCounter::DroppedVerdict),
             unlisted: count(InterfaceCounter::DroppedUnlisted),
+            syn_budget: count(InterfaceCounter::DroppedSynBudget),
+            customer: count(InterfaceCounter::DroppedCustomer),
         },
+        resets: count(InterfaceCounter::ResetCustomer),
+        syn_cookies: count(InterfaceCounter::SynCookie),
+        hidden: count(InterfaceCounter::Hidden),
         monitored,
     })
 }

@@ -1,15 +1,11 @@
 //! Frames run through the program in the kernel, without an interface (`BPF_PROG_TEST_RUN`).
-#![allow(
-    unsafe_code,
-    reason = "aya wants an unsafe marker on what is copied to and from a map"
-)]
 
 use std::time::Duration;
 
+use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapError, PerCpuArray, RingBuf};
 use aya::programs::{TestRun, TestRunOptions};
-use aya::{Ebpf, Pod};
 use portcullis_ebpf_common::Source;
 use portcullis_ebpf_common::layout::{
     self, Event, INTERFACE_SLOTS, INTERFACES_MAX, InterfaceCounters, RecentVerdict, Role, Settings,
@@ -18,7 +14,7 @@ use portcullis_ebpf_common::layout::{
 use portcullis_ebpf_common::packet::FAMILY_BITS;
 
 use super::error::kernel;
-use super::maps::Maps;
+use super::maps::{Maps, Value};
 use super::pins::Pins;
 use super::{Error, links};
 
@@ -42,14 +38,6 @@ pub struct Outcome {
     /// The mean time that one run took. A frame repeated flatters the cache.
     pub duration: Duration,
 }
-
-/// A value of a map that is not a number.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Value<T>(T);
-
-// SAFETY: a `repr(C)` struct of integers without padding, for which every pattern of bits is a value.
-unsafe impl Pod for Value<RecentVerdict> {}
 
 impl Trial {
     pub(super) fn new(pins: &Pins, role: Role) -> Result<Self, Error> {
@@ -180,10 +168,7 @@ impl Trial {
         let mut ring = RingBuf::try_from(data).map_err(kernel("opening the events"))?;
         let mut events = Vec::new();
         while let Some(item) = ring.next() {
-            if item.len() == size_of::<Event>() {
-                // SAFETY: the length fits, any alignment will do, and every pattern of bits is an event.
-                events.push(unsafe { item.as_ptr().cast::<Event>().read_unaligned() });
-            }
+            events.extend(Event::from_octets(&item));
         }
         Ok(events)
     }

@@ -9,9 +9,10 @@ use core::net::IpAddr;
 use portcullis_smtp::server::{Event, Session, Settings};
 use serde::Serialize;
 
-use super::lists::ListAction;
+use super::dnsbl::{self, Finding, Meaning};
 use super::{Client, Decision, Rule, Standing, Verdict};
 use crate::config::{Config, FilterMode, NextHop, Unlisted};
+use crate::lists::ListAction;
 
 /// A client, and what it would say.
 #[derive(Clone, Debug)]
@@ -40,9 +41,9 @@ pub struct Explanation {
 /// One stage of a session.
 #[derive(Clone, Debug, Serialize)]
 pub struct Stage {
-    /// `packet`, `connect`, `hello`, `mail`, `rcpt` or `route`.
+    /// `packet`, `connect`, `hello`, `mail`, `dnsbl`, `rcpt` or `route`.
     pub stage: &'static str,
-    /// What is looked at: an address, a command, a domain.
+    /// What is looked at: an address, a command, a zone, a domain.
     pub subject: String,
     /// What comes of it.
     pub outcome: Outcome,
@@ -50,7 +51,10 @@ pub struct Stage {
     pub rule: String,
     /// The code of the reply, where there is one.
     pub code: Option<u16>,
-    /// The whole reply, with its lines; for `route` the next hops.
+    /// For `dnsbl` what the zone adds to the client's score.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score: Option<i32>,
+    /// The whole reply, with its lines; for `dnsbl` what the zone says; for `route` the next hops.
     pub answer: String,
 }
 
@@ -89,11 +93,30 @@ impl core::fmt::Display for LineBreak {
 
 impl core::error::Error for LineBreak {}
 
-/// Explains what `config` does with a client.
+/// Explains what `config` does with a client that no DNS list is asked about.
 ///
 /// # Errors
 /// [`LineBreak`].
 pub fn explain(config: &Config, question: &Question) -> Result<Explanation, LineBreak> {
+    explain_with(config, question, None)
+}
+
+/// Whether DNS lists have a say about this client.
+pub fn depends_on_listings(config: &Config, question: &Question) -> bool {
+    let policy = &config.policy;
+    let client = policy.client(question.client);
+    policy.asks_about(&client) && policy.connect(&client).is_accept()
+}
+
+/// Explains what `config` does with a client about whom DNS lists have said this; `None`: they were not asked.
+///
+/// # Errors
+/// [`LineBreak`].
+pub fn explain_with(
+    config: &Config,
+    question: &Question,
+    findings: Option<&[Finding]>,
+) -> Result<Explanation, LineBreak> {
     let said = [&question.hello, &question.sender]
         .into_iter()
         .flatten()
@@ -102,7 +125,7 @@ pub fn explain(config: &Config, question: &Question) -> Result<Explanation, Line
         return Err(LineBreak);
     }
     let client = config.policy.client(question.client);
-    let mut rehearsal = Rehearsal::new(config, client);
+    let mut rehearsal = Rehearsal::new(config, client, findings);
     rehearsal.run(question);
     Ok(Explanation {
         client: client.address,
@@ -120,19 +143,21 @@ struct Rehearsal<'c> {
     settings: Settings,
     client: Client,
     session: Session,
+    findings: Option<&'c [Finding]>,
     /// The route of the first recipient, which is that of the transaction.
     route: Option<usize>,
     stages: Vec<Stage>,
 }
 
 impl<'c> Rehearsal<'c> {
-    fn new(config: &'c Config, client: Client) -> Rehearsal<'c> {
+    fn new(config: &'c Config, client: Client, findings: Option<&'c [Finding]>) -> Rehearsal<'c> {
         let settings = config.session_settings();
         Rehearsal {
             config,
             settings,
             client,
             session: Session::new(),
+            findings,
             route: None,
             stages: Vec::new(),
         }
@@ -160,6 +185,7 @@ impl<'c> Rehearsal<'c> {
             )
             && self.command("mail", &format!("MAIL FROM:{sender}{parameters}"));
         if goes_on {
+            self.zones();
             for recipient in recipients {
                 self.command("rcpt", &format!("RCPT TO:{recipient}"));
             }
@@ -210,6 +236,49 @@ impl<'c> Rehearsal<'c> {
         self.record("connect", subject, outcome, decision.rule, text_of(&out))
     }
 
+    /// What each zone says about the client, before its first recipient.
+    fn zones(&mut self) {
+        let policy = &self.config.policy;
+        let Some(findings) = self.findings.filter(|_| policy.asks_about(&self.client)) else {
+            return;
+        };
+        let refused = policy.listings(&self.client, findings).is_some();
+        for (number, zone) in (0..).zip(&policy.dnsbl().zones) {
+            let finding = findings.iter().find(|finding| finding.zone == zone.name);
+            let answer = finding.map_or(&dnsbl::Answer::Silent, |finding| &finding.answer);
+            let meaning = zone.meaning(answer);
+            let listed = meaning == Meaning::Listed;
+            let outcome = if refused && listed && zone.score > 0 {
+                Outcome::Refuse
+            } else {
+                Outcome::Accept
+            };
+            let said = match answer {
+                dnsbl::Answer::Addresses(addresses) => {
+                    let texts: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                    texts.join(" ")
+                }
+                dnsbl::Answer::NotListed | dnsbl::Answer::Silent => String::new(),
+            };
+            let answer = match meaning {
+                Meaning::Listed => format!("{said}: listed, score {}", zone.score),
+                Meaning::NotListed if said.is_empty() => "not listed".to_owned(),
+                Meaning::NotListed => format!("{said}: not among its replies, not listed"),
+                Meaning::Ignored(_) => format!("{said}: never a listing"),
+                Meaning::Silent => "silent: counts as not listed".to_owned(),
+            };
+            self.stages.push(Stage {
+                stage: "dnsbl",
+                subject: zone.name.to_string(),
+                outcome,
+                rule: policy.rule_name(Rule::Dnsbl(number)).to_owned(),
+                code: None,
+                score: Some(if listed { zone.score } else { 0 }),
+                answer,
+            });
+        }
+    }
+
     /// One command, and whether it was accepted.
     fn command(&mut self, stage: &'static str, line: &str) -> bool {
         let input = format!("{line}\r\n");
@@ -235,6 +304,13 @@ impl<'c> Rehearsal<'c> {
                             route = Some((policy.routed_domain(&rcpt.path.mailbox), number));
                         }
                     }
+                }
+                if decision.is_accept()
+                    && policy.depends_on_listings(&self.client, decision.rule)
+                    && let Some(refusal) =
+                        policy.listings(&self.client, self.findings.unwrap_or_default())
+                {
+                    decision = refusal;
                 }
                 Some(decision)
             }
@@ -277,6 +353,7 @@ impl<'c> Rehearsal<'c> {
             outcome: Outcome::Accept,
             rule: format!("route:{}", number + 1),
             code: None,
+            score: None,
             answer: hops.join(", "),
         });
     }
@@ -297,6 +374,7 @@ impl<'c> Rehearsal<'c> {
             outcome,
             rule,
             code,
+            score: None,
             answer,
         });
         outcome == Outcome::Accept

@@ -23,13 +23,16 @@
 //! | RCPT | an address literal: one of ours is accepted, others get 550 | `own-literal`, `foreign-literal` |
 //! | RCPT | a local domain: accepted | `local-domain` |
 //! | RCPT | anything else: 550 | `closed-relay` |
+//! | RCPT | accepted so far, and DNS lists give a stranger that no permit list names too high a score: 554 | `dnsbl:ZONE` |
 //!
-//! A permit list does not make a client local: what it permits is to connect.
+//! A permit list does not make a client local: what it permits is to connect. The DNS lists have the last word because they are the
+//! only ones that a client may have to wait for: whoever is refused anyway does not. The postmaster can be reached from everywhere
+//! (RFC 5321 section 4.5.1), also by those who want to know why they are on a list.
 
 pub mod address;
+pub mod dnsbl;
 pub mod domain;
 pub mod explain;
-pub mod lists;
 pub mod prefixes;
 mod rule;
 #[cfg(test)]
@@ -42,8 +45,9 @@ use portcullis_smtp::envelope::{Mail, Rcpt};
 use portcullis_smtp::path::{Domain, Mailbox};
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 
+use crate::lists::{Compiled, ListAction, Listing};
+use dnsbl::{Dnsbl, Finding};
 use domain::{Domains, Pattern, normal_form};
-use lists::{Compiled, ListAction, Listing};
 use prefixes::Prefixes;
 pub use rule::Rule;
 
@@ -62,6 +66,8 @@ pub struct Terms {
     pub lists: Compiled,
     /// Whether a drop list also refuses a connection that arrives. Not when the filter only monitors.
     pub drop_lists_refuse: bool,
+    /// The DNS lists.
+    pub dnsbl: Dnsbl,
 }
 
 /// The policy in force.
@@ -75,6 +81,7 @@ pub struct Policy {
     domains: Domains,
     lists: Compiled,
     drop_lists_refuse: bool,
+    dnsbl: Dnsbl,
     rules: rule::Names,
 }
 
@@ -163,21 +170,26 @@ impl Policy {
             _ => None,
         });
         let hostname = normal_form(&terms.hostname).into_owned();
-        let list_rules = terms
-            .lists
-            .lists
-            .iter()
-            .map(|list| format!("{}-list:{}", list.action.as_str(), list.name))
-            .collect();
         Policy {
             home: home.unwrap_or_else(|| hostname.clone()),
             hostname,
             addresses: terms.addresses,
             networks: Prefixes::new(terms.networks.into_iter().map(|net| (net, 0)).collect()),
             domains,
-            rules: rule::Names::new(list_rules),
+            rules: rule_names(&terms.lists, &terms.dnsbl),
             lists: terms.lists,
             drop_lists_refuse: terms.drop_lists_refuse,
+            dnsbl: terms.dnsbl,
+        }
+    }
+
+    /// The same policy with other lists.
+    #[must_use]
+    pub fn with_lists(&self, lists: Compiled) -> Policy {
+        Policy {
+            rules: rule_names(&lists, &self.dnsbl),
+            lists,
+            ..self.clone()
         }
     }
 
@@ -262,6 +274,29 @@ impl Policy {
         )
     }
 
+    /// Whether DNS lists are asked about a client: there are some, and it is a stranger that no permit list names.
+    pub fn asks_about(&self, client: &Client) -> bool {
+        !self.dnsbl.zones.is_empty() && !client.is_exempt()
+    }
+
+    /// Whether what DNS lists say about a client matters for a recipient that was accepted by this rule.
+    pub fn depends_on_listings(&self, client: &Client, accepted_by: Rule) -> bool {
+        self.asks_about(client) && accepted_by != Rule::Postmaster
+    }
+
+    /// The refusal of a recipient for what DNS lists say about the client, if there is one.
+    pub fn listings(&self, client: &Client, findings: &[Finding]) -> Option<Decision> {
+        if !self.asks_about(client) {
+            return None;
+        }
+        self.dnsbl.judge(client.address, findings)
+    }
+
+    /// The DNS lists.
+    pub fn dnsbl(&self) -> &Dnsbl {
+        &self.dnsbl
+    }
+
     /// `<postmaster>`, which RFC 5321 section 4.5.1 wants accepted, and the same at the name of this gate.
     fn is_own_postmaster(&self, mailbox: &Mailbox<'_>) -> bool {
         let own = match mailbox.domain {
@@ -299,7 +334,7 @@ impl Policy {
         &self.lists
     }
 
-    /// The names of all rules, in the order of [`Rule::index`].
+    /// The names of all rules: the fixed ones, those of the lists, those of the zones.
     pub fn rules(&self) -> &[String] {
         self.rules.all()
     }
@@ -308,6 +343,16 @@ impl Policy {
     pub fn rule_name(&self, rule: Rule) -> &str {
         self.rules.name(rule)
     }
+}
+
+fn rule_names(lists: &Compiled, dnsbl: &Dnsbl) -> rule::Names {
+    let lists = lists.lists.iter();
+    let lists = lists.map(|list| format!("{}-list:{}", list.action.as_str(), list.name));
+    let zones = dnsbl
+        .zones
+        .iter()
+        .map(|zone| format!("dnsbl:{}", zone.name));
+    rule::Names::new(lists.collect(), zones.collect())
 }
 
 /// The answer to a recipient that needs another next hop than those before it in the transaction: the client sends it again.

@@ -79,12 +79,12 @@ impl Deref for Prefixes {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// Few distinct bits, so that random prefixes nest and collide.
-    pub(in crate::policy) fn crowded_address() -> impl Strategy<Value = IpAddr> {
+    pub(crate) fn crowded_address() -> impl Strategy<Value = IpAddr> {
         let octet = || prop::sample::select(vec![0u8, 1, 2, 127, 128, 254, 255]);
         prop_oneof![
             [octet(), octet(), octet(), octet()].prop_map(IpAddr::from),
@@ -96,7 +96,7 @@ pub(super) mod tests {
         ]
     }
 
-    pub(in crate::policy) fn crowded_prefix() -> impl Strategy<Value = IpNet> {
+    pub(crate) fn crowded_prefix() -> impl Strategy<Value = IpNet> {
         (crowded_address(), 0..=128u8).prop_map(|(address, len)| {
             let longest = if address.is_ipv4() { 32 } else { 128 };
             IpNet::new(address, len.min(longest))

@@ -48,6 +48,8 @@ pub enum Rule {
     DropList(u16),
     /// Refuses a connection: the client is on this reject list.
     RejectList(u16),
+    /// Refuses a recipient: DNS lists give the client too high a score, and this zone the most of it.
+    Dnsbl(u16),
 }
 
 /// The rules that every configuration has, in the order of their [index](Rule::index).
@@ -74,12 +76,13 @@ const FIXED: [(Rule, &str); 19] = [
 ];
 
 impl Rule {
-    /// A dense number for arrays of counters: less than the length of [`Policy::rules`](super::Policy::rules).
-    pub fn index(self) -> usize {
+    /// A dense number within its part of the names: the fixed rules with the lists behind them, or the zones.
+    fn index(self) -> usize {
         match self {
             Rule::PermitList(list) | Rule::DropList(list) | Rule::RejectList(list) => {
                 FIXED.len() + usize::from(list)
             }
+            Rule::Dnsbl(zone) => usize::from(zone),
             Rule::Unlisted => 0,
             Rule::AnyHello => 1,
             Rule::AnySender => 2,
@@ -103,34 +106,45 @@ impl Rule {
     }
 }
 
-/// The names of all rules under a configuration, in the order of their [index](Rule::index).
+/// The names of all rules under a configuration: the fixed ones, those of the lists, those of the zones.
 #[derive(Clone, Debug)]
-pub(super) struct Names(Vec<String>);
+pub(super) struct Names {
+    names: Vec<String>,
+    /// Where those of the zones begin.
+    zones_from: usize,
+}
 
 impl Names {
-    /// `of_lists` are the rules of the lists, in the order of the configuration: `drop-list:NAME`.
-    pub(super) fn new(of_lists: Vec<String>) -> Names {
-        Names(
-            FIXED
-                .iter()
-                .map(|(_, name)| (*name).to_owned())
-                .chain(of_lists)
-                .collect(),
-        )
+    /// `of_lists` are the rules of the lists, in the order of the configuration: `drop-list:NAME`; `of_zones` those of the
+    /// DNS lists: `dnsbl:ZONE`.
+    pub(super) fn new(of_lists: Vec<String>, of_zones: Vec<String>) -> Names {
+        let zones_from = FIXED.len() + of_lists.len();
+        let fixed = FIXED.iter().map(|(_, name)| (*name).to_owned());
+        Names {
+            names: fixed.chain(of_lists).chain(of_zones).collect(),
+            zones_from,
+        }
     }
 
     pub(super) fn all(&self) -> &[String] {
-        &self.0
+        &self.names
     }
 
     /// A rule that another configuration made is named by its kind at least: after a reload a session may still hold
     /// a decision of the configuration before.
     pub(super) fn name(&self, rule: Rule) -> &str {
-        match self.0.get(rule.index()) {
+        let (before, zones) = self.names.split_at(self.zones_from);
+        let part = if matches!(rule, Rule::Dnsbl(_)) {
+            zones
+        } else {
+            before
+        };
+        match part.get(rule.index()) {
             Some(name) => name,
             None => match rule {
                 Rule::PermitList(_) => "permit-list",
                 Rule::DropList(_) => "drop-list",
+                Rule::Dnsbl(_) => "dnsbl",
                 _ => "reject-list",
             },
         }
@@ -149,5 +163,14 @@ mod tests {
         }
         assert_eq!(Rule::DropList(0).index(), FIXED.len());
         assert_eq!(Rule::RejectList(3).index(), FIXED.len() + 3);
+    }
+
+    #[test]
+    fn a_rule_of_another_configuration_is_not_given_the_name_of_another_kind() {
+        let names = Names::new(vec!["drop-list:a".to_owned()], vec!["dnsbl:b".to_owned()]);
+        assert_eq!(names.name(Rule::DropList(0)), "drop-list:a");
+        assert_eq!(names.name(Rule::DropList(1)), "drop-list");
+        assert_eq!(names.name(Rule::Dnsbl(0)), "dnsbl:b");
+        assert_eq!(names.name(Rule::Dnsbl(1)), "dnsbl");
     }
 }

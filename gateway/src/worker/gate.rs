@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::connection::{Connection, Ending, Receive, Role, Table};
 use super::counters::Counters;
+use super::dnsbl::Inbox;
 use super::passage::Id;
 use super::wheel::Wheel;
 use super::{Shared, session};
@@ -22,8 +23,9 @@ use crate::relay::received;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Connections starved of a buffer that are armed again in one batch.
 const STARVED_PER_TURN: usize = 256;
-/// How long connections may take to close once everything is said, when the gate stops.
-const CLOSING_MAX: Duration = Duration::from_secs(4);
+/// How long connections may take to close once everything is said, when the gate stops: the three seconds of one that lingers, the
+/// second by which a deadline may be late, and a moment for the close itself.
+const CLOSING_MAX: Duration = Duration::from_secs(5);
 
 /// The time of day, and its form in a message, which is made at most once a second.
 #[derive(Default)]
@@ -52,6 +54,7 @@ pub(super) struct Gate {
     pub(super) settings: portcullis_smtp::server::Settings,
     pub(super) shared: Arc<Shared>,
     pub(super) counters: Arc<Counters>,
+    pub(super) inbox: Arc<Inbox>,
     /// The moment of the present batch.
     pub(super) now: Duration,
     pub(super) clock: Clock,

@@ -74,8 +74,8 @@ impl Gate {
                 passage.queued = Some(address);
                 // Asking again does not make it longer.
                 let due = self.now + self.config.relay.connect_timeout;
-                self.wheel
-                    .set(conn.slot, *passage.queue_due.get_or_insert(due));
+                passage.queue_due.get_or_insert(due);
+                self.expect_answer(conn);
             }
             Lease::Unavailable => passage.relay.settle(&UNAVAILABLE),
         }

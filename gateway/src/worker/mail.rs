@@ -44,28 +44,46 @@ impl Gate {
 
     pub(super) fn rcpt(&mut self, conn: Conn, rcpt: &Rcpt<'_>) -> Flow {
         let config = Arc::clone(&self.config);
+        let now = self.now;
         let Role::Client(session) = &mut self.table[conn].role else {
             return Flow::Wait;
         };
-        let mut decision = config.policy.recipient(&session.client, rcpt);
+        let client = session.client;
+        let mut decision = config.policy.recipient(&client, rcpt);
+        let mut route = None;
+        if decision.is_accept() {
+            match config.route(&rcpt.path.mailbox) {
+                Ok(number) => route = Some(number),
+                Err(no_route) => decision = no_route,
+            }
+        }
+        let mut newly_listed = None;
+        if decision.is_accept() && config.policy.depends_on_listings(&client, decision.rule) {
+            if session.hold_recipient(rcpt, now) {
+                return Flow::Wait;
+            }
+            if let Some(refusal) = config.policy.listings(&client, session.findings()) {
+                newly_listed = session.refuse_as_listed(rule_name(&config, refusal.rule));
+                decision = refusal;
+            }
+        }
         let Some(passage) = session.passage.as_deref_mut() else {
             return Flow::Wait;
         };
-        if decision.is_accept() {
-            match config.route(&rcpt.path.mailbox) {
-                Ok(route) => {
-                    let rule = rule_name(&config, decision.rule);
-                    if !passage.direct(&config.routes[route].next_hops, rule) {
-                        decision = policy::other_next_hop();
-                    }
-                }
-                Err(no_route) => decision = no_route,
+        if let (true, Some(route)) = (decision.is_accept(), route) {
+            let rule = rule_name(&config, decision.rule);
+            if !passage.direct(&config.routes[route].next_hops, rule) {
+                decision = policy::other_next_hop();
             }
         }
         match decision.verdict {
             Verdict::Refuse(reply) => {
                 let rule = rule_name(&config, decision.rule);
-                self.refuse_recipient(conn, rule, rcpt.path.raw, reply)
+                let flow = self.refuse_recipient(conn, rule, rcpt.path.raw, reply);
+                if let Some(rule) = newly_listed {
+                    self.report_refusal(client.address, rule);
+                }
+                flow
             }
             Verdict::Accept => {
                 passage.relay.recipient(rcpt);

@@ -7,6 +7,7 @@
 
 mod connection;
 pub mod counters;
+pub mod dnsbl;
 mod gate;
 mod lease;
 mod log;
@@ -27,6 +28,7 @@ use arc_swap::ArcSwap;
 
 use self::connection::{Role, Table};
 use self::counters::Counters;
+use self::dnsbl::{Inbox, Lookups};
 use self::gate::{Clock, Gate};
 use self::sources::Sources;
 use self::wheel::Wheel;
@@ -55,6 +57,8 @@ pub struct Shared {
     pub config: Arc<ArcSwap<Config>>,
     sources: Sources,
     life: AtomicU8,
+    /// Who asks DNS lists; without one nobody is asked.
+    lookups: Option<Arc<dyn Lookups>>,
 }
 
 impl Shared {
@@ -64,7 +68,20 @@ impl Shared {
             config: Arc::new(ArcSwap::new(config)),
             sources: Sources::default(),
             life: AtomicU8::new(Life::Running as u8),
+            lookups: None,
         }
+    }
+
+    /// The same with somebody who asks DNS lists.
+    pub fn with_lookups(self, lookups: Arc<dyn Lookups>) -> Self {
+        Self {
+            lookups: Some(lookups),
+            ..self
+        }
+    }
+
+    fn lookups(&self) -> Option<&dyn Lookups> {
+        self.lookups.as_deref()
     }
 
     /// Tells the workers how to go on; they look when they are woken.
@@ -110,13 +127,14 @@ pub struct Worker<D> {
 }
 
 impl<D: Driver> Worker<D> {
-    /// A worker that has not begun. `index` tells it from the other workers, in the log.
+    /// A worker that has not begun. `index` tells it from the other workers, in the log; `inbox` is for what it has others look up.
     pub fn new(
         driver: D,
         index: u8,
         size: Size,
         shared: Arc<Shared>,
         counters: Arc<Counters>,
+        inbox: Arc<Inbox>,
     ) -> Self {
         let config = shared.config.load_full();
         let gate = Gate {
@@ -126,6 +144,7 @@ impl<D: Driver> Worker<D> {
             settings: config.session_settings(),
             config,
             counters,
+            inbox,
             shared,
             now: Duration::ZERO,
             clock: Clock::default(),
@@ -172,6 +191,7 @@ impl<D: Driver> Worker<D> {
         self.driver.wait(self.gate.sleep(), &mut completions)?;
         self.gate
             .begin_turn(self.driver.now(), self.driver.unix_time());
+        self.gate.take_answers();
         for completion in completions.drain(..) {
             self.complete(completion);
         }

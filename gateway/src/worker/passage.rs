@@ -225,6 +225,7 @@ impl Gate {
             return;
         };
         session.withheld = None;
+        session.held = None;
         let Some(passage) = session.passage.take() else {
             return;
         };

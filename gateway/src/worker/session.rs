@@ -12,6 +12,7 @@ use portcullis_smtp::server::{Event, Session, Step};
 
 use super::Gate;
 use super::connection::{Ending, Receive, Role};
+use super::dnsbl::{HeldRecipient, Listings};
 use super::log::SessionRecord;
 use super::passage::{Id, Passage, Told, rule_name};
 use super::sources::Source;
@@ -37,6 +38,12 @@ pub(super) struct ClientSession {
     pub(super) passage: Option<Box<Passage>>,
     /// A refusal of ours for a recipient, kept until the next hop has answered for those before it.
     pub(super) withheld: Option<Reply<'static>>,
+    /// What DNS lists say about the client.
+    pub(super) listings: Listings,
+    /// A recipient that waits for it.
+    pub(super) held: Option<Box<HeldRecipient>>,
+    /// The rule by which recipients were refused for it.
+    pub(super) listed: Option<Cow<'static, str>>,
     pub(super) accepted: u32,
     pub(super) refused: u32,
     pub(super) octets: u64,
@@ -100,6 +107,9 @@ impl Gate {
             source: None,
             passage: None,
             withheld: None,
+            listings: Listings::Known(None),
+            held: None,
+            listed: None,
             accepted: 0,
             refused: 0,
             octets: 0,
@@ -112,6 +122,7 @@ impl Gate {
             self.end_session(conn, Ending::Quiet, Some(rule));
             return;
         }
+        self.ask_zones(conn);
         let delay = self.config.limits.greeting_delay;
         if delay.is_zero() || client.is_exempt() {
             self.greet(conn);
@@ -192,6 +203,7 @@ impl Gate {
         };
         // Answers that are there come before those to what was just received.
         let mut progress = self.deliver_answers(conn);
+        progress |= self.decide_held(conn);
         let mut taken = 0;
         let mut exhausted = false;
         let written = self.table[conn].output.len();
@@ -209,10 +221,11 @@ impl Gate {
         let Role::Client(session) = &connection.role else {
             return;
         };
-        let waits_for_input = session
-            .passage
-            .as_ref()
-            .is_none_or(|passage| !passage.owes_answer());
+        let waits_for_input = session.held.is_none()
+            && session
+                .passage
+                .as_ref()
+                .is_none_or(|passage| !passage.owes_answer());
         if taken == 0 && !kept.is_empty() {
             connection.input = kept;
         } else if taken < input.len() {
@@ -232,7 +245,10 @@ impl Gate {
         let Role::Client(session) = &mut connection.role else {
             return None;
         };
-        if session.withheld.is_some() || connection.output.len() > OUTPUT_MAX {
+        if session.withheld.is_some()
+            || session.held.is_some()
+            || connection.output.len() > OUTPUT_MAX
+        {
             return None;
         }
         Some(
@@ -337,6 +353,7 @@ impl Gate {
             return;
         }
         match &session.passage {
+            _ if session.held.is_some() => self.expect_answer(conn),
             Some(passage) if passage.waits_in_queue() => {}
             _ if !waits_for_input => self.wheel.clear(conn.slot),
             Some(passage) if passage.in_content() => {
@@ -357,8 +374,14 @@ impl Gate {
         let due = session.command_due;
         let passage = session.passage.as_deref();
         let holds_next_hop = passage.is_some_and(|passage| passage.hop.is_some());
+        let queue_due = passage
+            .filter(|passage| passage.waits_in_queue())
+            .and_then(|passage| passage.queue_due);
         if session.awaits_greeting {
             self.greet(conn);
+        } else if session.held.is_some() && queue_due.is_none_or(|due| now < due) {
+            // Nobody says anything about it in time; decided there, and if it is too early, waited on.
+            self.resume.push(conn);
         } else if passage.is_some_and(Passage::waits_in_queue) {
             self.queue_expired(conn);
         } else if passage.is_some_and(|passage| passage.congested) {
@@ -414,8 +437,12 @@ impl Gate {
             id: session.id,
             client: session.client.address,
             helo: &session.helo,
-            decision: if rule.is_some() { "refused" } else { "served" },
-            rule: rule.unwrap_or(session.admitted),
+            decision: if rule.is_some() || session.listed.is_some() {
+                "refused"
+            } else {
+                "served"
+            },
+            rule: rule.or(session.listed).unwrap_or(session.admitted),
             accepted: session.accepted,
             refused: session.refused,
             errors: session.smtp.errors(),

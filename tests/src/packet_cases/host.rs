@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portcullis::policy::lists::{Compiled, ListAction};
+use portcullis::lists::{Compiled, ListAction};
 use portcullis_ebpf_common::layout::VerdictKey;
 use portcullis_ebpf_common::{
     Action, Class, Lookup, Memory, Packet, Recent, Source, Verdict, judge, packet,

@@ -11,7 +11,7 @@ use std::{fs, mem};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use ipnet::IpNet;
-use portcullis::policy::lists::{Compiled, ListAction};
+use portcullis::lists::{Compiled, ListAction};
 use portcullis_ebpf_common::layout::{Measures, Mode, Role, Settings};
 
 pub use self::host::{FirstBuffer, HostMemory, Userspace, judge_on_host, source};

@@ -43,6 +43,8 @@ const DOMAINS: [&str; 5] = [
     "elsewhere.example",
 ];
 
+const POSTMASTER: &str = "postmaster@gate.example";
+
 impl Plan {
     /// A plan for the client with this number.
     pub fn random(rng: &mut fastrand::Rng, number: usize) -> Self {
@@ -60,6 +62,19 @@ impl Plan {
             by_reset: rng.bool(),
             silent_after: (rng.u8(..8) == 0).then(|| rng.usize(..10)),
             seed: rng.u64(..),
+        }
+    }
+}
+
+impl Plan {
+    /// Some write to the postmaster first, who can be reached whatever lists say.
+    pub(super) fn write_to_postmaster(&mut self) {
+        for transaction in self.transactions.iter_mut().step_by(3) {
+            if !transaction.discarded
+                && let Some(first) = transaction.recipients.first_mut()
+            {
+                POSTMASTER.clone_into(first);
+            }
         }
     }
 }
@@ -143,12 +158,13 @@ pub struct Client {
     queued: VecDeque<(Asked, Vec<u8>)>,
     input: Vec<u8>,
     replies: usize,
-    /// The recipients that RCPT named, in order, and those of them that were accepted.
-    named: VecDeque<String>,
+    /// The recipients that RCPT named, in order, and when; and those of them that were accepted.
+    named: VecDeque<(String, Duration)>,
     accepted_recipients: Vec<String>,
     mail_accepted: bool,
     after_envelope: bool,
     done: bool,
+    now: Duration,
     shelf: Shelf,
 }
 
@@ -166,6 +182,7 @@ impl Client {
             mail_accepted: false,
             after_envelope: false,
             done: false,
+            now: Duration::ZERO,
             shelf,
             plan,
         }
@@ -242,7 +259,8 @@ impl Client {
             Asked::Greeting | Asked::Hello | Asked::Rset | Asked::Chunk => {}
             Asked::Mail => self.mail_accepted = positive,
             Asked::Rcpt => {
-                let recipient = self.named.pop_front().unwrap_or_default();
+                let (recipient, named_at) = self.named.pop_front().unwrap_or_default();
+                self.check_listing(code, &recipient, named_at);
                 if positive {
                     self.accepted_recipients.push(recipient);
                 }
@@ -271,6 +289,22 @@ impl Client {
             self.go_on(send);
         }
         Fate::Stay
+    }
+
+    /// Holds the answer to a recipient against what DNS lists know of this client.
+    fn check_listing(&self, code: u16, recipient: &str, named_at: Duration) {
+        let shelf = self.shelf.borrow();
+        let listing = shelf.listings.get(&self.plan.number);
+        let has_a_say = recipient != POSTMASTER && code != 550 && self.mail_accepted;
+        let wrong = match listing {
+            Some(listing) if has_a_say => listing.contradicts(code, named_at, self.now),
+            _ if code == 554 => Some("refused, and lists have no say"),
+            _ => None,
+        };
+        drop(shelf);
+        if let Some(wrong) = wrong {
+            self.violation(&format!("{code} to <{recipient}>: {wrong}"));
+        }
     }
 
     fn data_reply(&mut self, code: u16) {
@@ -343,7 +377,8 @@ impl Client {
         if !self.after_envelope {
             self.after_envelope = true;
             self.accepted_recipients.clear();
-            self.named = transaction.recipients.iter().cloned().collect();
+            let named = transaction.recipients.iter();
+            self.named = named.map(|name| (name.clone(), self.now)).collect();
             queue(
                 Asked::Mail,
                 format!("MAIL FROM:<{}>\r\n", transaction.sender),
@@ -376,7 +411,8 @@ impl Client {
 }
 
 impl Peer for Client {
-    fn octets(&mut self, _now: Duration, octets: &[u8], send: &mut Vec<u8>) -> Fate {
+    fn octets(&mut self, now: Duration, octets: &[u8], send: &mut Vec<u8>) -> Fate {
+        self.now = now;
         if self.done {
             return Fate::Stay;
         }

@@ -6,9 +6,12 @@
 //!   sender and to exactly the recipients that were accepted;
 //! - no message arrives twice, however often connections break;
 //! - a client that says nothing more is sent away in time;
+//! - a stranger's recipient is not answered before DNS lists have spoken or their time is over; who is on no list is never refused for
+//!   one, who is on one is, and only strangers are asked about;
 //! - everything comes to rest: no connection, no receive buffer and no session is left over.
 
 pub mod client;
+mod lists;
 pub mod next_hop;
 
 use std::cell::RefCell;
@@ -27,6 +30,7 @@ use portcullis::worker::counters::Counters;
 use portcullis::worker::{Life, Shared, Size, Worker};
 
 use self::client::{Client, Plan};
+use self::lists::{Listing, Lists};
 use self::next_hop::NextHop;
 
 const CONFIGURATION: &str = r#"
@@ -61,6 +65,20 @@ domains = ["void.example"]
 next_hop = ["discard"]
 "#;
 
+/// What half of the worlds have besides.
+const ZONES: &str = r#"
+[[dnsbl]]
+zone = "bl.example"
+score = 2
+[[dnsbl]]
+zone = "welcome.example"
+score = -2
+[dnsbl_policy]
+servers = ["192.0.2.53"]
+reject_at = 2
+timeout = "3s"
+"#;
+
 /// Sessions that the simulated worker serves at a time.
 const SESSIONS_MAX: u32 = 12;
 /// A run that takes more batches than this does not come to rest. Large messages through buffers of a few octets take many.
@@ -90,6 +108,8 @@ pub struct Record {
     pub clients_done: usize,
     /// The gate was told to stop, so 421 is no surprise.
     pub stopping: bool,
+    /// What DNS lists know of the clients that are asked about, by their number.
+    listings: BTreeMap<usize, Listing>,
 }
 
 /// The record, shared by all actors of a run.
@@ -114,22 +134,40 @@ pub fn run(seed: u64) -> Result<Summary, String> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let shelf = Shelf::default();
     let (driver, network) = simulation(rng.u64(..), faults(&mut rng), next_hops(&mut rng, &shelf));
-    let config = config::parse(Path::new("simulation.toml"), CONFIGURATION)
+    // By the seed and not by its random numbers, so that seeds which found something before there were zones still find it.
+    let has_zones = seed % 2 == 1;
+    let configuration = format!("{CONFIGURATION}{}", if has_zones { ZONES } else { "" });
+    let config = config::parse(Path::new("simulation.toml"), &configuration)
         .map_err(|errors| errors.to_string())?;
-    let shared = Arc::new(Shared::new(Arc::new(config)));
+    let lists = Lists::new(seed);
+    let shared = Shared::new(Arc::new(config)).with_lookups(lists.lookups());
+    let shared = Arc::new(shared);
     let counters = Arc::new(Counters::default());
     let size = Size {
         listeners: 1,
         sessions_max: SESSIONS_MAX,
         next_hops_max: 8,
     };
-    let mut worker = Worker::new(driver, 0, size, Arc::clone(&shared), Arc::clone(&counters));
+    let mut worker = Worker::new(
+        driver,
+        0,
+        size,
+        Arc::clone(&shared),
+        Arc::clone(&counters),
+        lists.inbox(),
+    );
 
     let clients = rng.usize(1..=SESSIONS_MAX as usize);
     for number in 0..clients {
         let local = rng.bool();
         let from = SocketAddr::from(([10, if local { 9 } else { 8 }, 0, number as u8 + 1], 40_000));
-        let plan = Plan::random(&mut rng, number);
+        let mut plan = Plan::random(&mut rng, number);
+        if has_zones {
+            plan.write_to_postmaster();
+            if !local {
+                shelf.borrow_mut().listings.insert(number, lists.listing());
+            }
+        }
         let client = Client::new(plan, Rc::clone(&shelf));
         network.arrive(
             Duration::from_millis(rng.u64(..3_000)),
@@ -149,6 +187,7 @@ pub fn run(seed: u64) -> Result<Summary, String> {
             shelf.borrow_mut().stopping = true;
             shared.set_life(Life::Draining);
         }
+        lists.answer(&network, &shelf);
         match worker.turn() {
             Ok(true) if turns < TURNS_MAX => {}
             Ok(goes_on) => break !goes_on,
@@ -172,6 +211,7 @@ pub fn run(seed: u64) -> Result<Summary, String> {
             "left over: (connections, buffers, sessions) = {left:?}"
         ));
     }
+    lists.compare(&mut record);
     compare(&mut record);
     if record.violations.is_empty() {
         let arrived = record.arrived.values().map(Vec::len).sum();

@@ -1,14 +1,19 @@
 //! The filter on real interfaces, in namespaces: who comes through, what is counted, what is left behind.
 
+mod budget;
+mod commands;
+mod customer;
 mod owners;
 mod scene;
+mod seen;
+mod verdicts;
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 
 use portcullis::config::{FilterMode, Interface, Role, Unlisted, XdpMode};
 use portcullis::filter::{self, Error};
-use portcullis::policy::lists::{Compiled, ListAction};
+use portcullis::lists::{Compiled, ListAction};
 use portcullis_tests::root;
 
 use crate::scene::{
@@ -73,7 +78,9 @@ fn detach_leaves_nothing_behind() -> anyhow::Result<()> {
     assert!(!scene.reaches(LISTED4, 25));
     let nobody = filter::detach(&scene.pin_path, &["lan".to_owned()]);
     assert!(matches!(nobody, Err(Error::NotAttached { .. })));
-    filter::detach(&scene.pin_path, &["wan".to_owned()])?;
+    // Who can see the interface waits until the kernel has let it go.
+    let detach = || filter::detach(&scene.pin_path, &["wan".to_owned()]);
+    scene.gate.run(detach)??;
     assert!(scene.reaches(LISTED4, 25));
     assert!(!scene.pin_path.exists());
     assert!(!has_program(&scene.gate, "wan")?);

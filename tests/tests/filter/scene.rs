@@ -7,10 +7,10 @@ use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use portcullis::config::{self, FilterMode, Interface, Role, Unlisted, XdpMode};
+use portcullis::config::{self, Interface, Role};
 use portcullis::filter::{self, Error, Filter, Status};
+use portcullis::lists::{Compiled, ListAction};
 use portcullis::netns::Namespace;
-use portcullis::policy::lists::{Compiled, ListAction};
 use socket2::{Domain, Socket, Type};
 
 pub(crate) const GATE4: &str = "192.0.2.1";
@@ -78,6 +78,12 @@ impl Scene {
             .expect("a status")
     }
 
+    /// The connection that came first to port 25 over IPv4.
+    pub(crate) fn accept(&self) -> io::Result<TcpStream> {
+        let (stream, _) = self.listeners[0].accept()?;
+        Ok(stream)
+    }
+
     /// Whether a client with this address comes through to this port of the gate.
     pub(crate) fn reaches(&self, source: &str, port: u16) -> bool {
         self.outside
@@ -109,11 +115,8 @@ pub(crate) fn settings(pin_path: &Path) -> config::Filter {
             name: "wan".to_owned(),
             role: Role::Edge,
         }],
-        ports: vec![25],
-        mode: FilterMode::Enforce,
-        unlisted: Unlisted::Pass,
-        xdp_mode: XdpMode::Driver,
         pin_path: pin_path.to_owned(),
+        ..config::Filter::default()
     }
 }
 

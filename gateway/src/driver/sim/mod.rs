@@ -125,14 +125,22 @@ impl Network {
         world.schedule(at, Event::Arrive(listener, from, peer));
     }
 
+    /// Lets another thread, were there threads, do something after some time (it is told the time) and wake the worker.
+    pub fn act(&self, after: Duration, act: impl FnOnce(Duration) + 'static) {
+        let mut world = self.0.borrow_mut();
+        let at = world.now + after;
+        world.schedule(at, Event::Outside(Box::new(act)));
+    }
+
     /// Virtual time.
     pub fn now(&self) -> Duration {
         self.0.borrow().now
     }
 
-    /// Connections that exist on the worker's side.
+    /// Connections that exist on the worker's side, but for those that it has asked to be closed.
     pub fn connections(&self) -> usize {
-        self.0.borrow().links.len()
+        let world = self.0.borrow();
+        world.links.values().filter(|link| !link.closing).count()
     }
 
     /// Receive buffers that the worker has not given back.

@@ -22,6 +22,8 @@ pub(super) enum Event {
     ToGate(Conn, Vec<u8>),
     EndToGate(Conn),
     ResetToGate(Conn),
+    /// Somebody outside does something and wakes the worker.
+    Outside(Box<dyn FnOnce(Duration)>),
 }
 
 #[derive(Default)]
@@ -166,6 +168,14 @@ impl World {
                     link.inbound_end = true;
                     self.receive_some(conn);
                 }
+            }
+            Event::Outside(act) => {
+                act(self.now);
+                let nobody = Conn {
+                    slot: 0,
+                    generation: 0,
+                };
+                self.complete(nobody, Outcome::Wake);
             }
             Event::ResetToGate(conn) => {
                 if let Some(link) = self.link(conn) {

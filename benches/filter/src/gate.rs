@@ -1,0 +1,118 @@
+//! The filter as a contestant: put on an interface of a namespace as the gateway does it, pinned under a path of its own.
+
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context as _, Result, bail};
+use aya::programs::{ProgramFd, loaded_programs};
+use portcullis::config;
+use portcullis::filter::{self, Filter};
+use portcullis::lists::{Compiled, ListAction};
+use portcullis::netns::Namespace;
+
+use crate::traffic::Sequence;
+
+/// What becomes of sources on no list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unlisted {
+    Pass,
+    Drop,
+}
+
+/// The filter on an interface; it goes with the value.
+pub(crate) struct Gate {
+    filter: Option<Filter>,
+    pins: PathBuf,
+}
+
+impl Gate {
+    /// Puts the filter on the interface, with these lists, in the driver.
+    pub(crate) fn attach(
+        namespace: &Namespace,
+        interface: &str,
+        lists: &Compiled,
+        unlisted: Unlisted,
+    ) -> Result<Self> {
+        let pins = free_pin_path();
+        let settings = settings(interface, &pins, unlisted)?;
+        let filter = namespace.run(|| Filter::attach(&settings, lists))??;
+        Ok(Self {
+            filter: Some(filter),
+            pins,
+        })
+    }
+
+    /// Puts lists in place of those in force.
+    pub(crate) fn update_lists(&mut self, lists: &Compiled) -> Result<()> {
+        let filter = self.filter.as_mut().context("no filter")?;
+        Ok(filter.update_lists(lists)?)
+    }
+
+    /// SYN cookies that the program has sent.
+    pub(crate) fn syn_cookies(&self) -> Result<u64> {
+        let status = self.filter.as_ref().context("no filter")?.status()?;
+        Ok(status
+            .interfaces
+            .iter()
+            .map(|interface| interface.syn_cookies)
+            .sum())
+    }
+
+    /// The very program that is on the interface.
+    pub(crate) fn handle(namespace: &Namespace, interface: &str) -> Result<ProgramFd> {
+        let mut ip = namespace.command("ip");
+        let output = ip.args(["-j", "link", "show", "dev", interface]).output()?;
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("what `ip link show` says of {interface}"))?;
+        let number = said[0]["xdp"]["prog"]["id"].as_u64();
+        for program in loaded_programs() {
+            let program = program?;
+            if Some(u64::from(program.id())) == number {
+                return Ok(program.fd()?);
+            }
+        }
+        bail!("no XDP program on {interface}")
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        drop(self.filter.take());
+        if let Err(error) = filter::detach(&self.pins, &[]) {
+            eprintln!("{} has to be removed by hand: {error}", self.pins.display());
+        }
+    }
+}
+
+/// The list of all these sequences, compiled: what the filter is given.
+pub(crate) fn compiled(sequences: &[Sequence]) -> Compiled {
+    let networks = sequences.iter().flat_map(|sequence| sequence.list());
+    Compiled::new([("bench".to_owned(), ListAction::Drop, networks.collect())])
+}
+
+/// Settings as an operator would write them.
+fn settings(interface: &str, pins: &Path, unlisted: Unlisted) -> Result<config::Filter> {
+    let unlisted = match unlisted {
+        Unlisted::Pass => "pass",
+        Unlisted::Drop => "drop",
+    };
+    let text = format!(
+        "[filter]\ninterfaces = [{{ name = \"{interface}\", role = \"edge\" }}]\nunlisted = \"{unlisted}\"\n\
+         pin_path = \"{}\"\n",
+        pins.display()
+    );
+    let config = config::parse(Path::new("(the bench's configuration)"), &text)
+        .map_err(|errors| anyhow::anyhow!("{errors}"))?;
+    config.filter.context("no [filter]")
+}
+
+/// Not where the filter of this machine is, nor that of another run.
+pub(crate) fn free_pin_path() -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    PathBuf::from(format!(
+        "/sys/fs/bpf/portcullis-bench-{}-{number}",
+        process::id()
+    ))
+}

@@ -1,0 +1,243 @@
+//! How long the largest list takes to be in force, from its text and from a compiled snapshot; what that weighs; and the
+//! system call that puts a snapshot in place of another.
+//!
+//! It is the gateway's own commands that are measured, as processes, from their start to their end: reading the
+//! configuration and loading the program is part of it. The files are in the page cache. The memory is all that was ever
+//! resident in the process, the kernel's map, which the process fills through a mapping, included.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, ArrayOfMaps, Map, MapData};
+use portcullis::filter;
+use portcullis::netns::Namespace;
+use portcullis_benches::figures::Spread;
+use portcullis_benches::interrupt;
+use portcullis_benches::process::{Privileges, Running};
+use serde::Serialize;
+
+use crate::Options;
+use crate::traffic::{Family, Sequence};
+
+/// A list of this size takes seconds; what takes this long hangs.
+const TIME_MAX: Duration = Duration::from_secs(300);
+/// The swaps that are timed: each waits until no packet is held against what was there before.
+const SWAPS: usize = 100;
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub(crate) struct Outcome {
+    pub(crate) entries: u32,
+    /// `filter attach` with a plain list, from text to in force.
+    pub(crate) text: Loading,
+    /// `lists compile`, from text to a snapshot file.
+    pub(crate) compile: Loading,
+    /// `filter attach` with a snapshot file.
+    pub(crate) snapshot: Loading,
+    /// Octets of the kernel's map.
+    pub(crate) map_size: u64,
+    /// Octets of the snapshot file.
+    pub(crate) file_size: u64,
+    /// Microseconds of the system call that puts a snapshot in place.
+    pub(crate) swap_us: Spread,
+}
+
+/// A command that was run in several rounds.
+#[derive(Debug, Serialize)]
+pub(crate) struct Loading {
+    pub(crate) seconds: Spread,
+    /// Octets that were resident in the process.
+    pub(crate) memory_peak: Spread,
+}
+
+/// Measures it.
+pub(crate) fn run(options: &Options, directory: &Path) -> Result<Outcome> {
+    println!("loading, {} entries", options.entries());
+    let scene = Scene::new(options, directory)?;
+    let (mut text, mut compile, mut snapshot) = (Vec::new(), Vec::new(), Vec::new());
+    let mut in_kernel = None;
+    for round in 1..=options.rounds() {
+        compile.push(scene.compile()?);
+        text.push(scene.attach(&scene.from_text)?);
+        scene.detach()?;
+        snapshot.push(scene.attach(&scene.from_snapshot)?);
+        in_kernel = Some(scene.swap()?);
+        scene.detach()?;
+        print!("  round {round} of {}:", options.rounds());
+        for (name, runs) in [
+            ("text", &text),
+            ("compile", &compile),
+            ("snapshot", &snapshot),
+        ] {
+            let last = runs.last().map_or(f64::NAN, |run| run.0);
+            print!("  {name} {last:.2} s");
+        }
+        println!();
+    }
+    let (map_size, swaps) = in_kernel.context("no rounds")?;
+    Ok(Outcome {
+        entries: options.entries(),
+        text: loading(&text)?,
+        compile: loading(&compile)?,
+        snapshot: loading(&snapshot)?,
+        map_size,
+        file_size: fs::metadata(&scene.snapshot)?.len(),
+        swap_us: Spread::of(swaps).context("no swaps")?,
+    })
+}
+
+fn loading(runs: &[(f64, u64)]) -> Result<Loading> {
+    Ok(Loading {
+        seconds: Spread::of(runs.iter().map(|run| run.0)).context("no runs")?,
+        memory_peak: Spread::of(runs.iter().map(|run| run.1 as f64)).context("no runs")?,
+    })
+}
+
+/// An interface in a namespace, the list, and two configurations.
+struct Scene {
+    binary: PathBuf,
+    namespace: Namespace,
+    _outside: Namespace,
+    directory: PathBuf,
+    pins: PathBuf,
+    from_text: PathBuf,
+    from_snapshot: PathBuf,
+    snapshot: PathBuf,
+    entries: u32,
+}
+
+impl Scene {
+    fn new(options: &Options, directory: &Path) -> Result<Self> {
+        let (namespace, outside) = (Namespace::create("gate")?, Namespace::create("world")?);
+        namespace.veth("in", &outside, "out")?;
+        let pins = crate::gate::free_pin_path();
+        let (list, snapshot) = (directory.join("list"), directory.join("snapshot"));
+        let mut file = BufWriter::new(File::create(&list)?);
+        for address in Sequence::listed(Family::Ipv4, options.entries()).ipv4() {
+            writeln!(file, "{address}")?;
+        }
+        file.into_inner()?;
+        let filter = format!(
+            "state_dir = \"{}\"\n[filter]\ninterfaces = [{{ name = \"in\", role = \"edge\" }}]\npin_path = \"{}\"\n",
+            directory.display(),
+            pins.display()
+        );
+        let configuration = |name: &str, lists: String| -> Result<PathBuf> {
+            let path = directory.join(name);
+            fs::write(&path, format!("{filter}{lists}"))?;
+            Ok(path)
+        };
+        Ok(Self {
+            binary: fs::canonicalize(&options.portcullis).with_context(|| {
+                format!("{}: build the gateway first", options.portcullis.display())
+            })?,
+            from_text: configuration(
+                "text.toml",
+                format!(
+                    "[[list]]\nname = \"bench\"\nfile = \"{}\"\naction = \"drop\"\n",
+                    list.display()
+                ),
+            )?,
+            from_snapshot: configuration(
+                "snapshot.toml",
+                format!("[lists]\nsnapshot = \"{}\"\n", snapshot.display()),
+            )?,
+            namespace,
+            _outside: outside,
+            directory: directory.to_owned(),
+            pins,
+            snapshot,
+            entries: options.entries(),
+        })
+    }
+
+    /// Runs a command of the gateway; gives the seconds it took, and the most memory it had.
+    fn command(&self, arguments: &[&str]) -> Result<(f64, u64)> {
+        interrupt::check()?;
+        let net = format!("--net={}", self.namespace.path().display());
+        let binary = self.binary.to_string_lossy();
+        let arguments = [&[net.as_str(), "--", binary.as_ref()], arguments].concat();
+        let begin = Instant::now();
+        let mut running = Running::start(
+            "portcullis",
+            "nsenter",
+            &arguments,
+            Privileges::Kept,
+            &self.directory,
+        )?;
+        let (status, memory_peak) = running.wait_weighing(TIME_MAX)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        ensure!(
+            status.success(),
+            "{arguments:?} ended ({status})\n{}",
+            running.log_tail()
+        );
+        Ok((seconds, memory_peak))
+    }
+
+    fn compile(&self) -> Result<(f64, u64)> {
+        let (configuration, snapshot) = (&self.from_text, &self.snapshot);
+        self.command(&[
+            "lists",
+            "compile",
+            "-c",
+            &configuration.to_string_lossy(),
+            "-o",
+            &snapshot.to_string_lossy(),
+        ])
+    }
+
+    /// Puts the lists of a configuration in force, and makes sure that they are.
+    fn attach(&self, configuration: &Path) -> Result<(f64, u64)> {
+        let run = self.command(&["filter", "attach", "-c", &configuration.to_string_lossy()])?;
+        let status = filter::status(&self.pins)?;
+        let entries = status.lists.first().map(|list| list.entries);
+        ensure!(
+            entries == Some(u64::from(self.entries)),
+            "{entries:?} entries are in force"
+        );
+        Ok(run)
+    }
+
+    fn detach(&self) -> Result<()> {
+        Ok(filter::detach(&self.pins, &[])?)
+    }
+
+    /// The size of the map in force, and how long each of some swaps takes, in microseconds: the very call, on the very
+    /// map, which is put in place of itself.
+    fn swap(&self) -> Result<(u64, Vec<f64>)> {
+        let layout = fs::read_dir(&self.pins)?
+            .filter_map(|entry| Some(entry.ok()?.path().join(SNAPSHOT)))
+            .find(|path| path.exists());
+        let pinned = MapData::from_pin(layout.with_context(|| format!("no map {SNAPSHOT}"))?)?;
+        let mut outer: ArrayOfMaps<MapData, Array<MapData, [u64; 8]>> =
+            Map::from_map_data(pinned)?.try_into()?;
+        let inner = outer.get(&0, 0)?;
+        let mut swaps = Vec::with_capacity(SWAPS);
+        for _ in 0..SWAPS {
+            let begin = Instant::now();
+            outer.set(0, &inner, 0)?;
+            swaps.push(begin.elapsed().as_secs_f64() * 1e6);
+        }
+        Ok((u64::from(inner.len()) * 64, swaps))
+    }
+}
+
+/// The map of maps that the snapshot in force is in.
+const SNAPSHOT: &str = "SNAPSHOT";
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if self.pins.exists()
+            && let Err(error) = self.detach()
+        {
+            eprintln!(
+                "{} has to be removed by hand: {error:#}",
+                self.pins.display()
+            );
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! What a verdict costs, in the kernel, packet by packet: `BPF_PROG_TEST_RUN`.
+//!
+//! That call repeats one frame, and one source repeated flatters every cache. So a program of the bench puts the next
+//! source of a sequence into the frame and hands it on by a tail call, the same for every contestant; what that costs is
+//! measured with a contestant that does nothing, in the same round, and taken off. What is left is what the kernel would
+//! say of the contestant alone, the price of the call itself included, which the line "empty" shows.
+//!
+//! From 1,000 sources in turn, what a lookup reads stays in the core's caches; from 100,000 it does not. Where there
+//! are 1,000 entries only, there are no more sources that hit.
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::ProgramFd;
+use portcullis::netns::Namespace;
+use portcullis_benches::figures::Spread;
+use portcullis_benches::interrupt;
+use serde::Serialize;
+
+use crate::Options;
+use crate::gate::{self, Gate, Unlisted};
+use crate::peers::{Peers, Room, XDP_DROP, XDP_PASS};
+use crate::traffic::{Family, Sequence};
+
+/// Sources of which everything that is read for them fits the caches of a core.
+const WARM: u32 = 1_000;
+/// Sources of which it does not.
+const MANY: u32 = 100_000;
+
+/// Who is measured, by the name in the report and that of the program; the filter has no program in benches.o.
+pub(crate) const CONTESTANTS: [(&str, Option<&str>); 5] = [
+    (GATE, None),
+    (BARE, Some("bare")),
+    ("hash map", Some("hash")),
+    ("LPM trie", Some("trie")),
+    (EMPTY.0, Some(EMPTY.1)),
+];
+
+/// The filter.
+pub(crate) const GATE: &str = "portcullis";
+/// What the filter is held against.
+pub(crate) const BARE: &str = "bare";
+/// What is left of a figure when there is no program to speak of.
+const EMPTY: (&str, &str) = ("empty", "empty");
+/// The program that hands packets on.
+const GENERATOR: &str = "next_source";
+
+/// Lists of one size.
+#[derive(Clone, Copy, Debug)]
+struct Stage {
+    family: Family,
+    entries: u32,
+}
+
+/// The contestants' costs with one list and one kind of source.
+#[derive(Debug, Serialize)]
+pub(crate) struct Outcome {
+    pub(crate) family: Family,
+    pub(crate) entries: u32,
+    pub(crate) sources: u32,
+    /// Whether the sources are on the list.
+    pub(crate) hit: bool,
+    pub(crate) contestants: Vec<Cost>,
+}
+
+/// What a verdict of a contestant costs.
+#[derive(Debug, Serialize)]
+pub(crate) struct Cost {
+    pub(crate) name: &'static str,
+    pub(crate) nanoseconds: Spread,
+    /// Over the bare program's in the same round.
+    pub(crate) over_bare: Spread,
+    pub(crate) rounds: Vec<f64>,
+}
+
+impl Outcome {
+    pub(crate) fn of(&self, name: &str) -> Option<&Cost> {
+        self.contestants.iter().find(|cost| cost.name == name)
+    }
+
+    /// Whether the caches are warm, which is what the bar is about.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.sources == WARM
+    }
+}
+
+/// Measures all of it.
+pub(crate) fn run(options: &Options) -> Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    for stage in stages(options) {
+        outcomes.extend(run_stage(options, stage)?);
+    }
+    Ok(outcomes)
+}
+
+fn stages(options: &Options) -> Vec<Stage> {
+    let mut stages: Vec<Stage> = [1_000, 1_000_000, options.entries()]
+        .into_iter()
+        .filter(|entries| *entries <= options.entries())
+        .map(|entries| Stage {
+            family: Family::Ipv4,
+            entries,
+        })
+        .collect();
+    stages.dedup_by_key(|stage| stage.entries);
+    stages.push(Stage {
+        family: Family::Ipv6,
+        entries: options.entries().min(1_000_000),
+    });
+    stages
+}
+
+fn run_stage(options: &Options, stage: Stage) -> Result<Vec<Outcome>> {
+    let Stage { family, entries } = stage;
+    println!("verdicts, {entries} entries, {family:?}: filling");
+    let listed = Sequence::listed(family, entries);
+    // A trie of ten million takes a minute to fill, and says nothing that one of a million has not said.
+    let with_trie = entries <= 1_000_000 || options.full;
+    let room = Room {
+        hash: entries,
+        trie: if with_trie { entries } else { 0 },
+    };
+    let mut peers = Peers::load(family, room, false)?;
+    peers.fill("fill_hash", listed)?;
+    if with_trie {
+        peers.fill("fill_trie", listed)?;
+    }
+    let (inside, outside) = (Namespace::create("gate")?, Namespace::create("world")?);
+    inside.veth("in", &outside, "out")?;
+    let _gate = Gate::attach(&inside, "in", &gate::compiled(&[listed]), Unlisted::Pass)?;
+    let gate = Gate::handle(&inside, "in")?;
+
+    let mut outcomes = Vec::new();
+    for hit in [true, false] {
+        for sources in [WARM, MANY] {
+            if hit && sources > entries {
+                continue;
+            }
+            let sequence = if hit {
+                Sequence::listed(family, sources)
+            } else {
+                Sequence::unlisted(family, sources)
+            };
+            let contestants = contestants(&mut peers, &gate, with_trie)?;
+            let rounds = measure(options, &mut peers, &contestants, sequence, hit)?;
+            let outcome = Outcome {
+                family,
+                entries,
+                sources,
+                hit,
+                contestants: costs(&contestants, &rounds),
+            };
+            print!("  {sources} sources, {}:", if hit { "hit" } else { "miss" });
+            for cost in &outcome.contestants {
+                print!("  {} {:.1} ns", cost.name, cost.nanoseconds.median);
+            }
+            println!();
+            outcomes.push(outcome);
+        }
+    }
+    Ok(outcomes)
+}
+
+type Contestants = Vec<(&'static str, ProgramFd)>;
+
+fn contestants(peers: &mut Peers, gate: &ProgramFd, with_trie: bool) -> Result<Contestants> {
+    CONTESTANTS
+        .iter()
+        .filter(|(_, program)| with_trie || *program != Some("trie"))
+        .map(|&(name, program)| {
+            let program = match program {
+                Some(program) => peers.handle(program)?,
+                None => gate.try_clone()?,
+            };
+            Ok((name, program))
+        })
+        .collect()
+}
+
+/// The contestants' costs in nanoseconds, round by round.
+fn measure(
+    options: &Options,
+    peers: &mut Peers,
+    contestants: &Contestants,
+    sequence: Sequence,
+    hit: bool,
+) -> Result<Vec<Vec<f64>>> {
+    let packets = options.verdict_packets();
+    let mut rounds = Vec::new();
+    for _ in 0..options.rounds() {
+        interrupt::check()?;
+        let (alone, _) = nanoseconds(peers, EMPTY.1, packets)?;
+        let mut costs = Vec::new();
+        for (name, program) in contestants {
+            peers.set_contestant(program).with_context(|| {
+                format!("the bench's generator cannot hand packets on to {name}")
+            })?;
+            peers.begin(sequence)?;
+            nanoseconds(peers, GENERATOR, 2 * sequence.number)?;
+            peers.begin(sequence)?;
+            let (cost, verdict) = nanoseconds(peers, GENERATOR, packets)?;
+            let drops = hit || [EMPTY.0, BARE].contains(name);
+            let expected = if drops { XDP_DROP } else { XDP_PASS };
+            ensure!(
+                verdict == expected,
+                "{name}: the verdict is {verdict}, and should be {expected}"
+            );
+            costs.push(cost);
+        }
+        // The empty program is the last of the contestants.
+        let generator = costs.last().context("no contestants")? - alone;
+        rounds.push(costs.iter().map(|cost| cost - generator).collect());
+    }
+    Ok(rounds)
+}
+
+/// What a run of a program takes, and the last verdict.
+fn nanoseconds(peers: &mut Peers, program: &str, packets: u32) -> Result<(f64, u32)> {
+    let (result, time) = peers.run(program, packets)?;
+    Ok((
+        time.as_secs_f64() * 1e9 / f64::from(packets),
+        result.return_value,
+    ))
+}
+
+/// A contestant's costs out of all rounds, beside the bare program's of the same round.
+fn costs(contestants: &Contestants, rounds: &[Vec<f64>]) -> Vec<Cost> {
+    let of = |index: usize| rounds.iter().map(move |costs| costs[index]);
+    let bare = contestants.iter().position(|(name, _)| *name == BARE);
+    let figures = contestants
+        .iter()
+        .enumerate()
+        .filter_map(|(index, (name, _))| {
+            let over_bare = of(index).zip(of(bare?)).map(|(cost, bare)| cost / bare);
+            Some(Cost {
+                name,
+                nanoseconds: Spread::of(of(index))?,
+                over_bare: Spread::of(over_bare)?,
+                rounds: of(index).collect(),
+            })
+        });
+    figures.collect()
+}

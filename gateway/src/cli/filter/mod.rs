@@ -1,0 +1,183 @@
+//! `portcullis filter`: the in-kernel half by itself. Putting it in place and taking it away are here, looking at it and
+//! its recent verdicts have files of their own.
+
+mod events;
+mod status;
+mod verdicts;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use portcullis::config::{FilterMode, PIN_PATH};
+use portcullis::control::lists::hold_against_last;
+use portcullis::filter::{self, Filter};
+
+use super::{ConfigFile, EXIT_USAGE};
+
+/// Arguments of `portcullis filter`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The filter stays in place when the gate ends, and works without one. These commands need root (or
+CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON).
+
+Examples:
+  portcullis filter attach -c /etc/portcullis.toml   drop listed sources, without a relay
+  portcullis filter status                           who was dropped, by which list
+  portcullis filter events                           drops as they happen
+  portcullis filter verdicts add 192.0.2.66 --for 1h keep somebody out for a while
+  portcullis filter detach                           the only way to take it away
+
+Exit codes: 0 good, 1 it failed or there is no filter, 2 the command line or the configuration is
+wrong.")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// What is in force and what was counted
+    Status(status::Args),
+    /// What is dropped while it happens: a sample, one line each
+    Events(events::Args),
+    /// Sources that are kept out for a while: by the relay, or by hand
+    Verdicts(verdicts::Args),
+    /// Put the filter of a configuration in place, or bring the one in place in line with it
+    Attach(AttachArgs),
+    /// Take the filter off its interfaces; on the last one its maps and counters go too
+    Detach(DetachArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Lists and settings are in force before the first packet meets the program. A filter that is in place
+already is taken over with no packet unfiltered. While a gate runs it holds the filter: reload the
+gate instead (SIGHUP), or restart it if the filter was detached under it.
+
+Example:
+  sudo portcullis filter attach -c /etc/portcullis.toml")]
+struct AttachArgs {
+    /// The configuration file
+    #[arg(short, long = "config", value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Works while a gate runs, too: it is the way out when the filter is the trouble.
+
+Examples:
+  sudo portcullis filter detach
+  sudo portcullis filter detach -c /etc/portcullis.toml --interface eth0")]
+struct DetachArgs {
+    #[command(flatten)]
+    place: Place,
+    /// From this interface only; may be given more than once
+    #[arg(long, value_name = "NAME")]
+    interface: Vec<String>,
+}
+
+/// Which filter is meant.
+#[derive(Debug, clap::Args)]
+struct Place {
+    /// The configuration file, for its filter.pin_path; without one, the default: /sys/fs/bpf/portcullis
+    #[arg(short, long = "config", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Place {
+    fn pin_path(&self) -> Result<PathBuf, ExitCode> {
+        match &self.config {
+            None => Ok(PathBuf::from(PIN_PATH)),
+            Some(file) => Ok(without_lists(file)?.pin_path),
+        }
+    }
+}
+
+/// The `[filter]` of a configuration, without reading its lists.
+fn without_lists(file: &Path) -> Result<portcullis::config::Filter, ExitCode> {
+    let config = portcullis::config::load_without_lists(file).map_err(|errors| {
+        eprintln!("{errors}");
+        ExitCode::from(EXIT_USAGE)
+    })?;
+    config.filter.ok_or_else(|| no_filter(file))
+}
+
+/// The `[filter]` of a configuration, with all of it for its lists.
+fn settings(
+    file: &Path,
+) -> Result<(portcullis::config::Filter, portcullis::config::Config), ExitCode> {
+    let config = ConfigFile {
+        config: Some(file.to_owned()),
+    };
+    let config = config.load_for_filter()?;
+    let settings = config.filter.clone().ok_or_else(|| no_filter(file))?;
+    Ok((settings, config))
+}
+
+fn no_filter(file: &Path) -> ExitCode {
+    eprintln!("portcullis filter: {} has no [filter]", file.display());
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// Does what the command line says.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let done = match &args.command {
+        Command::Status(args) => status::run(args),
+        Command::Events(args) => events::run(args),
+        Command::Verdicts(args) => verdicts::run(args),
+        Command::Attach(args) => attach(args),
+        Command::Detach(args) => detach(args),
+    };
+    done.unwrap_or_else(|code| code)
+}
+
+fn failed(error: &filter::Error, config: Option<&Path>) -> ExitCode {
+    eprintln!("portcullis filter: {error}");
+    if matches!(
+        error,
+        filter::Error::NotAttached {
+            interface: None,
+            ..
+        }
+    ) {
+        let file = config.map_or("FILE".to_owned(), |file| file.display().to_string());
+        eprintln!(
+            "`portcullis filter attach -c {file}` puts one in place, and so does `portcullis run -c {file}`"
+        );
+    }
+    ExitCode::FAILURE
+}
+
+fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
+    let (settings, mut config) = settings(&args.config)?;
+    for warning in &config.warnings {
+        eprintln!("warning: {warning}");
+    }
+    for line in hold_against_last(&mut config) {
+        eprintln!("portcullis filter: {line}");
+    }
+    if settings.mode == FilterMode::Off {
+        eprintln!(
+            "portcullis filter: filter.mode is \"off\" in {}; set it to \"enforce\" or \"monitor\"",
+            args.config.display()
+        );
+        return Err(ExitCode::from(EXIT_USAGE));
+    }
+    Filter::attach(&settings, config.policy.lists()).map_err(|error| failed(&error, None))?;
+    let names: Vec<&str> = settings
+        .interfaces
+        .iter()
+        .map(|interface| &*interface.name)
+        .collect();
+    println!("the filter is in place on {}", names.join(", "));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn detach(args: &DetachArgs) -> Result<ExitCode, ExitCode> {
+    let pin_path = args.place.pin_path()?;
+    filter::detach(&pin_path, &args.interface)
+        .map_err(|error| failed(&error, args.place.config.as_deref()))?;
+    println!("the filter of {} is taken off", pin_path.display());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,463 @@
+//! `portcullis filter status`: what is in force and what was counted.
+
+use std::io::{self, IsTerminal as _, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use portcullis::filter::{self, Events, InterfaceStatus, ListStatus, READ_EVERY, Reasons, Status};
+
+use super::super::finished;
+use super::super::table::Table;
+use super::{Place, failed};
+
+/// Between two looks with `--watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// Top sources that are shown; `--json` has all.
+const TOP_SOURCES_SHOWN: usize = 10;
+
+/// Arguments of `portcullis filter status`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Packets are counted since the filter was put in place; a reload or a restart of the gate keeps the
+counts of lists that keep their name and action. Who is dropped most is known while somebody reads
+the events: a gate with an admin endpoint, or this command with --watch. It is counted from a sample.
+
+Examples:
+  portcullis filter status -c /etc/portcullis.toml
+  portcullis filter status --watch                   with packets per second beside the totals
+  portcullis filter status --json | jq '.lists[] | {name, dropped_packets}'")]
+pub(super) struct Args {
+    #[command(flatten)]
+    place: Place,
+    /// Print it as JSON: `interfaces` and `lists` with their counts, `verdicts`, `top_sources`
+    #[arg(long)]
+    json: bool,
+    /// Again every second, until interrupted; with --json one line each
+    #[arg(long)]
+    watch: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
+    let pin_path = args.place.pin_path()?;
+    let config = args.place.config.as_deref();
+    let look = || filter::status(&pin_path).map_err(|error| failed(&error, config));
+    let mut stdout = io::stdout().lock();
+    if !args.watch {
+        return Ok(finished(print(args, &Look::alone(look()?), &mut stdout)));
+    }
+    let mut events = reader(&pin_path);
+    let mut before: Option<(Status, Instant)> = None;
+    loop {
+        let (status, now) = (look()?, Instant::now());
+        let look = Look {
+            status: status.clone(),
+            before: before.map(|(status, then)| (status, now - then)),
+        };
+        if let Err(error) = print(args, &look, &mut stdout) {
+            return Ok(finished(Err(error)));
+        }
+        before = Some((status, now));
+        wait(events.as_mut());
+    }
+}
+
+/// The events, if nobody else reads them. Whoever does shows the top sources then.
+fn reader(pin_path: &Path) -> Option<Events> {
+    let mut events = Events::open(pin_path).ok()?;
+    events.take_turn().ok()?;
+    Some(events)
+}
+
+/// Waits for the next look, and counts the top sources meanwhile.
+fn wait(events: Option<&mut Events>) {
+    let Some(events) = events else {
+        return thread::sleep(WATCH_EVERY);
+    };
+    for _ in 0..WATCH_EVERY.as_millis() / READ_EVERY.as_millis() {
+        thread::sleep(READ_EVERY);
+        events.count_all();
+    }
+    // That they cannot be written is said by their age.
+    let _ = events.announce();
+}
+
+/// What is seen now, and what was seen the last time and how long ago.
+struct Look {
+    status: Status,
+    before: Option<(Status, Duration)>,
+}
+
+impl Look {
+    fn alone(status: Status) -> Self {
+        Self {
+            status,
+            before: None,
+        }
+    }
+
+    /// A count of an interface, with its rate if there was a look before.
+    fn of_interface(
+        &self,
+        now: &InterfaceStatus,
+        count: impl Fn(&InterfaceStatus) -> u64,
+    ) -> String {
+        let before = self.before.as_ref().and_then(|(status, elapsed)| {
+            let mut interfaces = status.interfaces.iter();
+            let before = interfaces.find(|before| before.name == now.name)?;
+            Some((count(before), *elapsed))
+        });
+        with_rate(count(now), before)
+    }
+
+    /// The same for a list.
+    fn of_list(&self, now: &ListStatus, count: impl Fn(&ListStatus) -> u64) -> String {
+        let before = self.before.as_ref().and_then(|(status, elapsed)| {
+            let mut lists = status.lists.iter();
+            let before = lists.find(|before| before.name == now.name)?;
+            Some((count(before), *elapsed))
+        });
+        with_rate(count(now), before)
+    }
+}
+
+/// `1200 (+30/s)`; without the rate where nothing moves.
+fn with_rate(now: u64, before: Option<(u64, Duration)>) -> String {
+    let rate = before.map_or(0.0, |(before, elapsed)| {
+        now.saturating_sub(before) as f64 / elapsed.as_secs_f64().max(0.001)
+    });
+    match rate.ceil() as u64 {
+        0 => now.to_string(),
+        rate => format!("{now} (+{rate}/s)"),
+    }
+}
+
+fn print(args: &Args, look: &Look, out: &mut io::StdoutLock<'_>) -> io::Result<()> {
+    if args.json {
+        let write = if args.watch {
+            serde_json::to_writer
+        } else {
+            serde_json::to_writer_pretty
+        };
+        write(&mut *out, &look.status)?;
+        writeln!(out)?;
+    } else {
+        let redraws = args.watch && out.is_terminal();
+        if redraws {
+            // Home, and what was there is gone.
+            write!(out, "\x1b[H\x1b[2J")?;
+        }
+        print_tables(look, out)?;
+        if args.watch && !redraws {
+            writeln!(out)?;
+        }
+    }
+    out.flush()
+}
+
+fn print_tables(look: &Look, out: &mut impl Write) -> io::Result<()> {
+    let status = &look.status;
+    let ports: Vec<String> = status.ports.iter().map(u16::to_string).collect();
+    writeln!(
+        out,
+        "{}: {}, ports {}, unlisted sources {}\n",
+        status.pin_path.display(),
+        status.mode,
+        ports.join(" "),
+        status.unlisted
+    )?;
+    interfaces(look, out)?;
+    if status.interfaces.iter().any(|interface| !interface.present) {
+        writeln!(
+            out,
+            "not here: this network namespace has no interface of that name; look from within the filter's"
+        )?;
+    }
+    reasons(look, "dropped", |interface| &interface.dropped, out)?;
+    let monitors = |interface: &InterfaceStatus| interface.monitored.total() > 0;
+    if status.mode == "monitor" || status.interfaces.iter().any(monitors) {
+        reasons(look, "monitored", |interface| &interface.monitored, out)?;
+    }
+    lists(look, out)?;
+    verdicts(status, out)?;
+    top_sources(status, out)
+}
+
+fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
+    let mut table = Table::new([
+        "interface",
+        "role",
+        "xdp mode",
+        "passed",
+        "permitted",
+        "dropped",
+        "resets",
+        "syn cookies",
+        "hidden",
+        "other",
+    ]);
+    for interface in &look.status.interfaces {
+        let mode = match interface {
+            interface if interface.attached => interface.xdp_mode,
+            interface if interface.present => "detached",
+            _ => "not here",
+        };
+        let count = |count: fn(&InterfaceStatus) -> u64| look.of_interface(interface, count);
+        table.row([
+            interface.name.clone(),
+            interface.role.to_owned(),
+            mode.to_owned(),
+            count(|interface| interface.passed),
+            count(|interface| interface.permitted),
+            count(|interface| interface.dropped.total()),
+            count(|interface| interface.resets),
+            count(|interface| interface.syn_cookies),
+            count(|interface| interface.hidden),
+            count(|interface| interface.other),
+        ]);
+    }
+    table.write(out)
+}
+
+/// A table of packets by reason.
+fn reasons(
+    look: &Look,
+    heading: &str,
+    of: fn(&InterfaceStatus) -> &Reasons,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let [a, b, c, d, e] = Reasons::default().each().map(|(name, _)| name);
+    let mut table = Table::new([heading, a, b, c, d, e]);
+    for interface in &look.status.interfaces {
+        let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|reason| {
+            look.of_interface(interface, |interface| {
+                let (_, packets) = of(interface).each()[reason];
+                packets
+            })
+        });
+        table.row([interface.name.clone(), a, b, c, d, e]);
+    }
+    writeln!(out)?;
+    table.write(out)
+}
+
+fn lists(look: &Look, out: &mut impl Write) -> io::Result<()> {
+    if look.status.lists.is_empty() {
+        return writeln!(out, "\nno lists");
+    }
+    writeln!(out)?;
+    let mut table = Table::new([
+        "list",
+        "action",
+        "entries",
+        "dropped",
+        "permitted",
+        "monitored",
+    ]);
+    for list in &look.status.lists {
+        table.row([
+            list.name.clone(),
+            list.action.to_owned(),
+            list.entries.to_string(),
+            look.of_list(list, |list| list.dropped_packets),
+            look.of_list(list, |list| list.permitted_packets),
+            look.of_list(list, |list| list.monitored_packets),
+        ]);
+    }
+    table.write(out)
+}
+
+fn verdicts(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    let verdicts = &status.verdicts;
+    writeln!(
+        out,
+        "\nrecent verdicts: {} of at most {}; {} added, {} renewed, {} removed, {} expired, {} evicted, {} refused",
+        verdicts.number,
+        verdicts.capacity,
+        verdicts.added,
+        verdicts.renewed,
+        verdicts.removed,
+        verdicts.expired,
+        verdicts.evicted,
+        verdicts.refused
+    )
+}
+
+fn top_sources(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    let top = &status.top_sources;
+    let watched = if top.watched {
+        String::new()
+    } else {
+        match top.age_seconds {
+            Some(age) => format!(", as of {age} s ago (nobody reads the events now)"),
+            None => {
+                return writeln!(
+                    out,
+                    "top sources: nobody reads the events (--watch does, and so does a gate with `admin`)"
+                );
+            }
+        }
+    };
+    if top.sources.is_empty() {
+        return writeln!(out, "top sources: nobody was dropped in the last minutes");
+    }
+    writeln!(
+        out,
+        "\ntop sources by sampled drops, one a minute ago counting for a half{watched}:"
+    )?;
+    let mut table = Table::new(["source", "drops", "reason", "list", "interface", "last, s"]);
+    for source in top.sources.iter().take(TOP_SOURCES_SHOWN) {
+        table.row([
+            source.source.clone(),
+            source.recent_events.to_string(),
+            source.reason.to_owned(),
+            source.list.clone().unwrap_or_default(),
+            source.interface.clone().unwrap_or_default(),
+            source.last_seconds_ago.to_string(),
+        ]);
+    }
+    table.write(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis::config::PIN_PATH;
+    use portcullis::filter::{TopSourceStatus, TopSources, VerdictCounts};
+
+    use super::*;
+
+    fn status() -> Status {
+        Status {
+            pin_path: PIN_PATH.into(),
+            layout: 1,
+            mode: "enforce",
+            unlisted: "pass",
+            ports: vec![25, 587],
+            generation: 2,
+            interfaces: vec![InterfaceStatus {
+                name: "eth0".to_owned(),
+                role: "customer",
+                xdp_mode: "driver",
+                attached: true,
+                present: true,
+                passed: 1_000_000,
+                permitted: 2,
+                other: 3,
+                dropped: Reasons {
+                    listed: 4,
+                    verdict: 5,
+                    unlisted: 6,
+                    syn_budget: 7,
+                    customer: 8,
+                },
+                resets: 9,
+                syn_cookies: 10,
+                hidden: 11,
+                monitored: Reasons {
+                    listed: 12,
+                    ..Reasons::default()
+                },
+            }],
+            lists: vec![ListStatus {
+                name: "spamhaus-drop".to_owned(),
+                action: "drop",
+                entries: 8,
+                dropped_packets: 4,
+                permitted_packets: 0,
+                monitored_packets: 6,
+            }],
+            verdicts: VerdictCounts {
+                number: 1,
+                capacity: 65_536,
+                added: 2,
+                renewed: 3,
+                removed: 4,
+                expired: 5,
+                evicted: 6,
+                refused: 7,
+            },
+            top_sources: TopSources {
+                watched: true,
+                age_seconds: Some(0),
+                sources: vec![TopSourceStatus {
+                    source: "192.0.2.66".to_owned(),
+                    recent_events: 40,
+                    reason: "listed",
+                    list: Some("spamhaus-drop".to_owned()),
+                    interface: Some("eth0".to_owned()),
+                    last_seconds_ago: 2,
+                }],
+            },
+        }
+    }
+
+    fn printed(look: &Look) -> String {
+        let mut written = Vec::new();
+        print_tables(look, &mut written).unwrap();
+        String::from_utf8(written).unwrap()
+    }
+
+    #[test]
+    fn every_count_stands_under_its_heading() {
+        let expected = "\
+/sys/fs/bpf/portcullis: enforce, ports 25 587, unlisted sources pass
+
+interface  role      xdp mode   passed  permitted  dropped  resets  syn cookies  hidden  other
+eth0       customer  driver    1000000          2       30       9           10      11      3
+
+dropped  listed  verdict  unlisted  syn-budget  customer
+eth0          4        5         6           7         8
+
+monitored  listed  verdict  unlisted  syn-budget  customer
+eth0           12        0         0           0         0
+
+list           action  entries  dropped  permitted  monitored
+spamhaus-drop  drop          8        4          0          6
+
+recent verdicts: 1 of at most 65536; 2 added, 3 renewed, 4 removed, 5 expired, 6 evicted, 7 refused
+
+top sources by sampled drops, one a minute ago counting for a half:
+source      drops  reason  list           interface  last, s
+192.0.2.66     40  listed  spamhaus-drop  eth0             2
+";
+        assert_eq!(printed(&Look::alone(status())), expected);
+    }
+
+    #[test]
+    fn what_moves_has_its_rate_beside_it() {
+        let mut before = status();
+        before.interfaces[0].passed -= 500;
+        before.lists[0].dropped_packets -= 3;
+        let text = printed(&Look {
+            status: status(),
+            before: Some((before, Duration::from_secs(2))),
+        });
+        assert!(text.contains("1000000 (+250/s)          2"), "{text}");
+        assert!(text.contains("4 (+2/s)          0"), "{text}");
+    }
+
+    #[test]
+    fn an_interface_of_another_namespace_is_not_said_to_have_lost_its_filter() {
+        let mut status = status();
+        status.interfaces[0].attached = false;
+        assert!(printed(&Look::alone(status.clone())).contains("customer  detached"));
+        status.interfaces[0].present = false;
+        let text = printed(&Look::alone(status));
+        assert!(
+            text.contains("customer  not here") && !text.contains("detached"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_filter_that_nobody_watches_is_not_said_to_have_no_top_sources() {
+        let mut unwatched = status();
+        unwatched.top_sources = TopSources::default();
+        assert!(printed(&Look::alone(unwatched)).contains("nobody reads the events (--watch does"));
+        let mut left = status();
+        left.top_sources.watched = false;
+        left.top_sources.age_seconds = Some(90);
+        assert!(printed(&Look::alone(left)).contains("as of 90 s ago"));
+    }
+}

@@ -1,0 +1,407 @@
+//! `portcullis lists compile`: the lists of a configuration or of the command line, read, settled and written.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use portcullis::lists::entries::Entries;
+use portcullis::lists::file::{self, Fault, Stored};
+use portcullis::lists::format::{Format, Reading};
+use portcullis::lists::guard::{self, Loss};
+use portcullis::lists::source::{Finding, Findings, Source};
+use portcullis::lists::{Compiled, List, ListAction, Memory};
+use serde::Serialize;
+
+use super::super::table::Table;
+use super::super::{EXIT_USAGE, finished};
+use super::progress::Bar;
+use super::settings;
+
+/// The most lists that a snapshot can tell apart.
+const LISTS_MAX: usize = 256;
+
+/// Arguments of `portcullis lists compile`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A line that cannot be read is skipped and counted, and the first ten are shown. A list that came out
+empty, or lost more entries than lists.shrink_max allows since the last compile, is refused, and the
+snapshot that is there stays: the file may have been cut off on its way.
+
+Formats: cidr, rbldnsd-ip4set, rbldnsd-ip4trie, rbldnsd-ip4tset, rbldnsd-ip6trie, rbldnsd-ip6tset,
+spamhaus-json. Actions: drop, reject, permit.
+
+Examples:
+  portcullis lists compile -c /etc/portcullis.toml
+  portcullis lists compile -c /etc/portcullis.toml --force    the loss is meant
+  portcullis lists compile --list zone=drop:rbldnsd-ip4set:/srv/bl/zone -o lists.snapshot
+  portcullis lists compile -c new.toml -o /dev/null --strict  is every line good?
+
+Exit code: 0 if the snapshot was written, 1 if a list was refused or could not be read, 2 if the
+command line or the configuration is wrong.")]
+pub(super) struct Args {
+    /// The configuration file, for its [[list]] tables
+    #[arg(
+        short,
+        long = "config",
+        value_name = "FILE",
+        required_unless_present = "list"
+    )]
+    config: Option<PathBuf>,
+    /// A list, in place of those of a configuration; may be given more than once
+    #[arg(long, value_name = "NAME=ACTION:FORMAT:FILE", value_parser = source, conflicts_with = "config", requires = "output")]
+    list: Vec<Source>,
+    /// Where to write the snapshot; without this, to lists.snapshot in the state_dir of the configuration
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// A line that cannot be read is an error
+    #[arg(long)]
+    strict: bool,
+    /// Take a list that lost more than it may
+    #[arg(long)]
+    force: bool,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A list as the command line has it.
+fn source(text: &str) -> Result<Source, String> {
+    let parts = text.split_once('=').and_then(|(name, rest)| {
+        let (action, rest) = rest.split_once(':')?;
+        let (format, file) = rest.split_once(':')?;
+        Some((name, action, format, file))
+    });
+    let Some((name, action, format, file)) = parts else {
+        return Err("write NAME=ACTION:FORMAT:FILE, such as zone=drop:cidr:zone.netset".to_owned());
+    };
+    let actions = [ListAction::Drop, ListAction::Reject, ListAction::Permit];
+    let action = actions.into_iter().find(|known| known.as_str() == action);
+    Ok(Source {
+        name: name.to_owned(),
+        action: action.ok_or("the action can be drop, reject or permit")?,
+        format: Format::named(format).ok_or_else(|| {
+            let known: Vec<&str> = Format::ALL.iter().map(|&(name, _)| name).collect();
+            format!("the format can be {}", known.join(", "))
+        })?,
+        file: file.into(),
+        strict: false,
+        stamp: None,
+    })
+}
+
+/// What became of it.
+#[derive(Serialize)]
+struct Report {
+    output: PathBuf,
+    /// Whether the snapshot was written.
+    written: bool,
+    octets: u64,
+    seconds: f64,
+    lists: Vec<Row>,
+    /// Lists that lost more than they may.
+    losses: Vec<String>,
+}
+
+/// A list, as it was read.
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    action: &'static str,
+    format: &'static str,
+    file: PathBuf,
+    lines: u64,
+    entries: u64,
+    ipv6_entries: u64,
+    merged: u64,
+    masked: u64,
+    excluded: u64,
+    skipped: u64,
+    refused: u64,
+    incomplete: Option<&'static str>,
+    bad_lines: Vec<Bad>,
+}
+
+#[derive(Serialize)]
+struct Bad {
+    line: u64,
+    text: String,
+    reason: &'static str,
+}
+
+impl Row {
+    fn of(source: &Source, reading: &Reading) -> Row {
+        let bad = reading.bad_lines.iter();
+        Row {
+            name: source.name.clone(),
+            action: source.action.as_str(),
+            format: source.format.as_str(),
+            file: source.file.clone(),
+            lines: reading.lines,
+            entries: reading.entries.len() as u64,
+            ipv6_entries: reading.entries.ipv6.len() as u64,
+            merged: reading.merged,
+            masked: reading.masked,
+            excluded: reading.excluded,
+            skipped: reading.skipped,
+            refused: reading.bad_line_count,
+            incomplete: reading.incomplete,
+            bad_lines: bad
+                .map(|bad| Bad {
+                    line: bad.line,
+                    text: bad.text.clone(),
+                    reason: bad.reason,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Reads, compiles, writes.
+pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
+    let begun = Instant::now();
+    let (mut sources, output, shrink_max) = what(args)?;
+    let mut bar = Bar::new();
+    let (rows, lists) = read_all(&mut sources, args.strict, &mut bar)?;
+    let described: Vec<List> = lists.iter().map(|(list, _)| list.clone()).collect();
+    let losses = if args.force {
+        Vec::new()
+    } else {
+        losses(&output, &described, shrink_max)
+    };
+    let mut report = Report {
+        written: losses.is_empty(),
+        output,
+        octets: 0,
+        seconds: 0.0,
+        lists: rows,
+        losses: losses.iter().map(ToString::to_string).collect(),
+    };
+    if losses.is_empty() {
+        bar.say("settling overlaps");
+        let compiled = Compiled::build(lists, Memory::private);
+        bar.say("writing the snapshot");
+        report.octets = compiled.filtered.size() + compiled.rejected.size();
+        let written = write(&report.output, &compiled);
+        bar.clear();
+        written?;
+    }
+    report.seconds = begun.elapsed().as_secs_f64();
+    let mut stdout = io::stdout().lock();
+    let printed = if args.json {
+        serde_json::to_writer_pretty(&mut stdout, &report)
+            .map_err(io::Error::from)
+            .and_then(|()| writeln!(stdout))
+    } else {
+        print(&report, &mut stdout)
+    };
+    let code = finished(printed);
+    if losses.is_empty() {
+        return Ok(code);
+    }
+    tell_losses(&losses, &report.output);
+    Err(ExitCode::FAILURE)
+}
+
+fn what(args: &Args) -> Result<(Vec<Source>, PathBuf, u8), ExitCode> {
+    let wrong = |message: String| {
+        eprintln!("portcullis lists: {message}");
+        ExitCode::from(EXIT_USAGE)
+    };
+    let (sources, saved, shrink_max) = match &args.config {
+        None => (args.list.clone(), PathBuf::new(), guard::SHRINK_MAX),
+        Some(path) => {
+            let config = settings(path)?;
+            if let Some(snapshot) = &config.lists.snapshot {
+                return Err(wrong(format!(
+                    "{} loads {}, and has no [[list]] that could be compiled",
+                    path.display(),
+                    snapshot.display()
+                )));
+            }
+            let (saved, shrink_max) = (config.saved_lists(), config.lists.shrink_max);
+            (config.lists.sources, saved, shrink_max)
+        }
+    };
+    let names: Vec<&str> = sources.iter().map(|source| &*source.name).collect();
+    let twice = (1..)
+        .zip(&names)
+        .find(|&(next, name)| names[next..].contains(name));
+    match twice {
+        _ if sources.is_empty() => Err(wrong("there is no [[list]] to compile".to_owned())),
+        _ if sources.len() > LISTS_MAX => Err(wrong(format!("more than {LISTS_MAX} lists"))),
+        Some((_, name)) => Err(wrong(format!("the list \"{name}\" is named twice"))),
+        None => Ok((sources, args.output.clone().unwrap_or(saved), shrink_max)),
+    }
+}
+
+type Lists = Vec<(List, Entries)>;
+
+/// Reads all files, and tells what is wrong with any.
+fn read_all(
+    sources: &mut [Source],
+    strict: bool,
+    bar: &mut Bar,
+) -> Result<(Vec<Row>, Lists), ExitCode> {
+    let (mut rows, mut lists, mut failed) = (Vec::new(), Vec::new(), false);
+    for source in sources {
+        let size = source.file.metadata().map_or(0, |metadata| metadata.len());
+        let name = source.name.clone();
+        let read = source.read(|progress| bar.show(&name, progress, size));
+        bar.clear();
+        match read {
+            Err(error) => {
+                eprintln!(
+                    "{}: cannot read the list \"{name}\": {error}",
+                    source.file.display()
+                );
+                failed = true;
+            }
+            Ok(reading) => {
+                failed |= !tell(source, &reading, strict || source.strict);
+                rows.push(Row::of(source, &reading));
+                lists.push((List::of(source, &reading), reading.entries));
+            }
+        }
+    }
+    if failed {
+        Err(ExitCode::FAILURE)
+    } else {
+        Ok((rows, lists))
+    }
+}
+
+/// Tells what is wrong with a list; whether it can be used.
+fn tell(source: &Source, reading: &Reading, strict: bool) -> bool {
+    let findings = Findings::of(reading, strict);
+    let file = source.file.display();
+    for bad in reading
+        .bad_lines
+        .iter()
+        .filter(|_| findings.faults.is_empty())
+    {
+        eprintln!("{file}:{}: skipped: {}: {}", bad.line, bad.reason, bad.text);
+    }
+    let more = reading.bad_line_count - reading.bad_lines.len() as u64;
+    if more > 0 && findings.faults.is_empty() {
+        eprintln!("{file}: {more} more lines are skipped");
+    }
+    let of_file = |finding: &&Finding| finding.line.is_none();
+    for doubt in findings.doubts.iter().filter(of_file) {
+        eprintln!("{file}: {}", doubt.message);
+    }
+    for fault in &findings.faults {
+        match &fault.line {
+            Some((line, text)) => eprintln!("{file}:{line}: {}: {text}", fault.message),
+            None => eprintln!("{file}: {}", fault.message),
+        }
+        if let Some(advice) = fault.advice {
+            eprintln!("      = {advice}");
+        }
+    }
+    findings.faults.is_empty()
+}
+
+/// What was lost against the snapshot that is there. One of another version has nothing to compare with.
+fn losses(output: &Path, lists: &[List], shrink_max: u8) -> Vec<Loss> {
+    match Stored::open(output) {
+        Ok(last) => guard::losses(&last.about().lists, lists, shrink_max),
+        Err(file::Error {
+            fault: Fault::Io(_),
+            ..
+        }) => Vec::new(),
+        Err(error) => {
+            eprintln!("warning: {error}; nothing is known of the lists before");
+            Vec::new()
+        }
+    }
+}
+
+fn tell_losses(losses: &[Loss], output: &Path) {
+    for loss in losses {
+        eprintln!(
+            "portcullis lists: {loss} lost more than lists.shrink_max allows; is the file whole?"
+        );
+    }
+    eprintln!(
+        "{} stays as it was; if the loss is meant, say --force",
+        output.display()
+    );
+}
+
+/// Writes the snapshot; a device, such as /dev/null, is written to and not replaced.
+fn write(output: &Path, compiled: &Compiled) -> Result<(), ExitCode> {
+    let is_device = output
+        .metadata()
+        .is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir());
+    if is_device {
+        return Ok(());
+    }
+    file::write(output, compiled, SystemTime::now()).map_err(|error| {
+        eprintln!("portcullis lists: cannot write {error}");
+        if let Some(directory) = output.parent()
+            && !directory.as_os_str().is_empty()
+            && !directory.exists()
+        {
+            eprintln!(
+                "there is no directory {}; -o names another file",
+                directory.display()
+            );
+        }
+        ExitCode::FAILURE
+    })
+}
+
+fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    let mut table = Table::new([
+        "list", "action", "format", "lines", "entries", "merged", "excluded", "skipped", "refused",
+    ]);
+    for row in &report.lists {
+        table.row([
+            row.name.clone(),
+            row.action.to_owned(),
+            row.format.to_owned(),
+            row.lines.to_string(),
+            row.entries.to_string(),
+            row.merged.to_string(),
+            row.excluded.to_string(),
+            row.skipped.to_string(),
+            row.refused.to_string(),
+        ]);
+    }
+    table.write(out)?;
+    if report.written {
+        let took = Duration::from_secs_f64(report.seconds);
+        writeln!(
+            out,
+            "\n{}: {:.1} MB of lines, in {:.1} s",
+            report.output.display(),
+            report.octets as f64 / 1e6,
+            took.as_secs_f64()
+        )?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_the_command_line_is_taken_apart_at_the_right_places() {
+        let list = source("zone=drop:rbldnsd-ip4set:/srv/a:b=c").unwrap();
+        assert_eq!(
+            (&*list.name, list.action, list.format, list.file.to_str()),
+            ("zone", ListAction::Drop, Format::Ip4set, Some("/srv/a:b=c"))
+        );
+        for bad in [
+            "zone",
+            "zone=drop",
+            "zone=drop:cidr",
+            "zone=allow:cidr:f",
+            "zone=drop:text:f",
+        ] {
+            assert!(source(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! `[lists]`, `[[list]]` and the files they name: the addresses that the filter and the SMTP side are given.
+
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::document::Document;
+use super::error::{Error, Errors, Position};
+use super::section::Section;
+use crate::lists::format::{Format, Reading};
+use crate::lists::source::{Finding, Findings, Source};
+use crate::lists::watch::Stamp;
+use crate::lists::{Allocate, Compiled, List, ListAction};
+use crate::lists::{file, guard};
+
+/// The most lists that a configuration may have: each has its counters in the kernel.
+const LISTS_MAX: usize = 256;
+
+/// `[lists]` and `[[list]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lists {
+    /// In the order of the configuration.
+    pub sources: Vec<Source>,
+    /// A compiled file in place of the sources.
+    pub snapshot: Option<PathBuf>,
+    /// Which state of it was loaded.
+    snapshot_stamp: Option<Stamp>,
+    /// Percent of its entries that a list may lose between two compiles; 100 switches the guard off.
+    pub shrink_max: u8,
+    /// Whether files that change are read again without being asked.
+    pub watch: bool,
+    /// When the files were read.
+    pub compiled_at: SystemTime,
+    /// Whether what is in force is of an earlier compile than what was read.
+    pub are_old: bool,
+}
+
+/// What becomes of the files of lists while a configuration is read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Files {
+    /// They are read and compiled, what the filter needs into this memory.
+    Read(Allocate),
+    /// Somebody else reads them.
+    Leave,
+}
+
+impl Lists {
+    /// Reads the tables.
+    pub(super) fn read(
+        mut table: Section<'_, '_>,
+        sections: Vec<Section<'_, '_>>,
+    ) -> (Lists, Vec<Range<usize>>) {
+        let document = table.document;
+        let mut snapshot = table.text("snapshot", |file| Ok(document.resolve(file)));
+        if !sections.is_empty()
+            && let Some(file) = snapshot.take()
+        {
+            document.error_with(
+                &file.span(),
+                "there is a compiled snapshot and there are [[list]] tables: one or the other",
+                "compile the lists into the snapshot with `portcullis lists compile`, or leave it out",
+            );
+        }
+        let snapshot_span = snapshot.as_ref().map(toml::Spanned::span);
+        let mut lists = Lists {
+            sources: Vec::new(),
+            snapshot: snapshot.map(toml::Spanned::into_inner),
+            snapshot_stamp: None,
+            compiled_at: UNIX_EPOCH,
+            are_old: false,
+            shrink_max: table.count(
+                "shrink_max",
+                guard::SHRINK_MAX.into(),
+                0..=guard::OFF.into(),
+            ) as u8,
+            watch: table.flag("watch", true),
+        };
+        table.finish(&[]);
+        let mut spans = Vec::new();
+        spans.extend(snapshot_span);
+        for (number, s) in sections.into_iter().enumerate() {
+            if number == LISTS_MAX {
+                document.error(&s.span, format!("more than {LISTS_MAX} lists"));
+            }
+            if let Some((source, span)) = read_source(s, &lists.sources)
+                && number < LISTS_MAX
+            {
+                lists.sources.push(source);
+                spans.push(span);
+            }
+        }
+        (lists, spans)
+    }
+
+    /// Reads the files and settles their overlaps; what the filter needs goes into the memory that is asked for.
+    pub(super) fn compile(&mut self, allocate: Allocate) -> Outcome {
+        let mut outcome = Outcome::default();
+        self.compiled_at = SystemTime::now();
+        self.are_old = false;
+        if let Some(snapshot) = &self.snapshot {
+            self.snapshot_stamp = Stamp::of(snapshot);
+            match file::load(snapshot, allocate) {
+                Ok(compiled) => outcome.compiled = compiled,
+                Err(error) => outcome.unreadable.push((0, error.to_string())),
+            }
+            return outcome;
+        }
+        let mut lists = Vec::new();
+        for (number, source) in self.sources.iter_mut().enumerate() {
+            match source.read(|_| {}) {
+                Ok(reading) => {
+                    outcome.take(source, &reading);
+                    lists.push((List::of(source, &reading), reading.entries));
+                }
+                Err(error) => {
+                    let message = format!("cannot read {}: {error}", source.file.display());
+                    outcome.unreadable.push((number, message));
+                }
+            }
+        }
+        if outcome.is_good() {
+            outcome.compiled = Compiled::build(lists, allocate);
+        }
+        outcome
+    }
+
+    /// Reads the files again, as they are now, without the configuration.
+    ///
+    /// # Errors
+    /// Every fault of the lists.
+    pub fn compile_again(
+        &self,
+        allocate: Allocate,
+    ) -> Result<(Lists, Compiled, Vec<Error>), Errors> {
+        let mut lists = self.clone();
+        let outcome = lists.compile(allocate);
+        if outcome.is_good() {
+            return Ok((lists, outcome.compiled, outcome.doubts));
+        }
+        let unreadable = outcome.unreadable.into_iter().map(|(number, message)| {
+            let file = lists.sources.get(number).map(|source| &source.file);
+            let file = file
+                .or(lists.snapshot.as_ref())
+                .cloned()
+                .unwrap_or_default();
+            Error::whole_file(&file, message)
+        });
+        Err(Errors(unreadable.chain(outcome.faults).collect()))
+    }
+
+    /// When the files were read, in seconds since 1970.
+    pub fn compiled_at_seconds(&self) -> u64 {
+        let since = self.compiled_at.duration_since(UNIX_EPOCH);
+        since.map_or(0, |since| since.as_secs())
+    }
+
+    /// The files, each with its stamp when it was read.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, Option<Stamp>)> {
+        let sources = self
+            .sources
+            .iter()
+            .map(|source| (&*source.file, source.stamp));
+        let snapshot = self
+            .snapshot
+            .iter()
+            .map(|file| (&**file, self.snapshot_stamp));
+        sources.chain(snapshot)
+    }
+}
+
+/// What became of the files of lists.
+#[derive(Default)]
+pub(super) struct Outcome {
+    compiled: Compiled,
+    /// Files that cannot be read, by their place among the sources.
+    unreadable: Vec<(usize, String)>,
+    faults: Vec<Error>,
+    doubts: Vec<Error>,
+}
+
+impl Outcome {
+    fn is_good(&self) -> bool {
+        self.unreadable.is_empty() && self.faults.is_empty()
+    }
+
+    /// Notes what was found in a list.
+    fn take(&mut self, source: &Source, reading: &Reading) {
+        let error = |finding: Finding| Error {
+            file: source.file.clone(),
+            position: finding.line.map(|(line, text)| Position {
+                line: usize::try_from(line).unwrap_or(usize::MAX),
+                column: 1,
+                width: text.chars().count().max(1),
+                text,
+            }),
+            message: finding.message,
+            advice: finding.advice.map(str::to_owned),
+        };
+        let findings = Findings::of(reading, source.strict);
+        self.faults.extend(findings.faults.into_iter().map(error));
+        self.doubts.extend(findings.doubts.into_iter().map(error));
+    }
+
+    /// Tells what was found; `spans`: where the configuration names the files.
+    pub(super) fn tell(self, document: &Document<'_>, spans: &[Range<usize>]) -> Compiled {
+        for (number, message) in self.unreadable {
+            let span = spans.get(number).cloned().unwrap_or_default();
+            document.error_with(&span, message, ADVICE_PATH);
+        }
+        self.faults
+            .into_iter()
+            .for_each(|fault| document.error_elsewhere(fault));
+        self.doubts
+            .into_iter()
+            .for_each(|doubt| document.warn_elsewhere(doubt));
+        self.compiled
+    }
+}
+
+/// A table and where it names its file.
+fn read_source(mut s: Section<'_, '_>, others: &[Source]) -> Option<(Source, Range<usize>)> {
+    let name = s.required_text("name", |name| match list_name(name) {
+        Ok(()) if others.iter().any(|other| other.name == name) => {
+            Err(format!("\"{name}\" is named twice"))
+        }
+        checked => checked.map(|()| name.to_owned()),
+    });
+    let document = s.document;
+    let file = s.required_text("file", |file| Ok(document.resolve(file)));
+    let format = s.word("format", Some("cidr"), &Format::ALL, &[]);
+    s.missing_unless_given("action");
+    let action = s.word("action", None, &ACTIONS, &[]);
+    let strict = s.flag("strict", false);
+    s.finish(&["url", "refresh"]);
+    let (name, file) = (name?.into_inner(), file?);
+    let span = file.span();
+    let source = Source {
+        name,
+        action: action?,
+        format: format?,
+        file: file.into_inner(),
+        strict,
+        stamp: None,
+    };
+    Some((source, span))
+}
+
+const ACTIONS: [(&str, ListAction); 3] = [
+    ("drop", ListAction::Drop),
+    ("reject", ListAction::Reject),
+    ("permit", ListAction::Permit),
+];
+
+/// Names of lists stand in metrics, in rule names and in replies.
+fn list_name(name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    match name {
+        _ if name.is_empty() || name.len() > 64 => {
+            Err("from 1 to 64 characters make a name".to_owned())
+        }
+        _ if !name.chars().all(fits) => {
+            Err("letters, digits, `-`, `_` and `.` make a name".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The octets of a file that the configuration names at `span`.
+pub(super) fn read_file(s: &Section<'_, '_>, path: &Path, span: &Range<usize>) -> Option<Vec<u8>> {
+    match fs::read(path) {
+        Ok(octets) => Some(octets),
+        Err(error) => {
+            let message = format!("cannot read {}: {error}", path.display());
+            s.document.error_with(span, message, ADVICE_PATH);
+            None
+        }
+    }
+}
+
+const ADVICE_PATH: &str = "paths are relative to the directory of the configuration file";

@@ -1,0 +1,212 @@
+//! DNS lists: the questions of the workers, and what becomes of those who were refused.
+//!
+//! A worker's question comes through a bounded channel and never waits; its answer goes into the worker's inbox, and
+//! a worker that gets none goes on without. A source is asked about once at a time, however many sessions it opens meanwhile.
+//! A source that was refused a recipient goes into the filter's recent verdicts, so that its next packet costs
+//! nanoseconds; whether it may get there is held against the configuration that is in force by then.
+//!
+//! Asking itself, the cache and the bound on it are in [`asking`].
+
+mod asking;
+mod counts;
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::task::{Id, JoinError, JoinSet, spawn_blocking};
+
+use self::asking::Asking;
+#[cfg(test)]
+pub(super) use self::counts::Zone;
+pub(super) use self::counts::{Counts, Dnsbl};
+use super::Control;
+use crate::config::{Config, FilterMode};
+use crate::filter::{Cause, NewVerdict, Verdicts};
+use crate::policy::dnsbl::{Answer, Finding};
+use crate::worker::dnsbl::{Lookups, Question, Refusal};
+
+/// What workers may have asked for that was not looked at yet. More than this is a control plane that is stuck, and counts as
+/// silence.
+const REQUESTS_MAX: usize = 16_384;
+
+/// What a worker wants.
+pub(super) enum Request {
+    Ask(Question),
+    Refused(Refusal),
+}
+
+/// The workers' end.
+struct Requests(Sender<Request>, Arc<Counts>);
+
+impl Lookups for Requests {
+    fn ask(&self, question: Question) -> bool {
+        let taken = self.0.try_send(Request::Ask(question)).is_ok();
+        if !taken {
+            self.1.unasked();
+        }
+        taken
+    }
+
+    fn refused(&self, refusal: Refusal) {
+        // One that is lost is refused again when it comes again.
+        let _ = self.0.try_send(Request::Refused(refusal));
+    }
+}
+
+/// A channel for what workers want.
+pub(super) fn requests(counts: &Arc<Counts>) -> (Arc<dyn Lookups>, Receiver<Request>) {
+    let (to, from) = mpsc::channel(REQUESTS_MAX);
+    (Arc::new(Requests(to, Arc::clone(counts))), from)
+}
+
+/// Answers the workers for as long as the gate lives. `verdicts` are those of the filter, if there is one.
+pub(super) async fn serve(
+    control: Arc<Control>,
+    mut requests: Receiver<Request>,
+    verdicts: Option<Arc<Verdicts>>,
+) {
+    let mut desk = Desk {
+        control,
+        asking: None,
+        waiting: FxHashMap::default(),
+        tasks: FxHashMap::default(),
+        running: JoinSet::new(),
+    };
+    loop {
+        tokio::select! {
+            request = requests.recv() => match request {
+                Some(Request::Ask(question)) => desk.ask(question),
+                Some(Request::Refused(refusal)) => if let Some(verdicts) = &verdicts {
+                    learn(&desk.control, verdicts, refusal);
+                },
+                None => return,
+            },
+            Some(done) = desk.running.join_next_with_id() => desk.done(done),
+        }
+    }
+}
+
+/// What is being asked, and for whom.
+struct Desk {
+    control: Arc<Control>,
+    /// Made with the first question, and again when the configuration says that others are to be asked.
+    asking: Option<Arc<Asking>>,
+    /// Who waits, by the address that is asked about.
+    waiting: FxHashMap<IpAddr, Vec<Question>>,
+    tasks: FxHashMap<Id, IpAddr>,
+    running: JoinSet<Vec<Finding>>,
+}
+
+impl Desk {
+    fn ask(&mut self, question: Question) {
+        let client = question.client;
+        if let Some(waiting) = self.waiting.get_mut(&client) {
+            waiting.push(question);
+            return;
+        }
+        let config = self.control.shared.config.load_full();
+        let Some(asking) = self.asking(&config) else {
+            question.inbox.put((question.conn, None));
+            return;
+        };
+        self.waiting.insert(client, vec![question]);
+        let zones = config.policy.dnsbl().zones.clone();
+        let task = self.running.spawn(asking.ask_all(zones, client));
+        self.tasks.insert(task.id(), client);
+        self.control.dnsbl.outstanding(self.waiting.len());
+    }
+
+    /// Who asks under this configuration. `None`: a name server in it cannot be used.
+    fn asking(&mut self, config: &Config) -> Option<Arc<Asking>> {
+        if let Some(asking) = &self.asking
+            && asking.follows(&config.dnsbl)
+        {
+            return Some(Arc::clone(asking));
+        }
+        match Asking::new(&config.dnsbl, &self.control.dnsbl) {
+            Ok(asking) => self.asking.insert(Arc::new(asking)),
+            Err(error) => {
+                tracing::error!(%error, "cannot ask DNS lists: nobody is held against them");
+                return None;
+            }
+        };
+        self.asking.clone()
+    }
+
+    fn done(&mut self, done: Result<(Id, Vec<Finding>), JoinError>) {
+        let (task, findings) = match done {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::error!(%error, "asking DNS lists ended in a panic");
+                (error.id(), Vec::new())
+            }
+        };
+        let findings = worth_telling(findings);
+        let client = self.tasks.remove(&task);
+        let waiting = client.and_then(|client| self.waiting.remove(&client));
+        for question in waiting.into_iter().flatten() {
+            question.inbox.put((question.conn, findings.clone()));
+        }
+        self.control.dnsbl.outstanding(self.waiting.len());
+    }
+}
+
+/// A worker keeps what it is told for a whole session: most clients are on no list, and then that is nothing.
+fn worth_telling(mut findings: Vec<Finding>) -> Option<Arc<[Finding]>> {
+    findings.retain(|finding| matches!(finding.answer, Answer::Addresses(_)));
+    (!findings.is_empty()).then(|| findings.into())
+}
+
+/// Has the filter drop a source that was refused, unless it must not.
+fn learn(control: &Control, verdicts: &Arc<Verdicts>, refusal: Refusal) {
+    let config = control.shared.config.load_full();
+    let enforces = config
+        .filter
+        .as_ref()
+        .is_some_and(|filter| filter.mode == FilterMode::Enforce);
+    let client = config.policy.client(refusal.client);
+    let may_be_dropped = config.policy.asks_about(&client);
+    if !enforces || !may_be_dropped || config.dnsbl.drop_for.is_zero() {
+        return;
+    }
+    let verdicts = Arc::clone(verdicts);
+    // Writing one is quick, but for when there is no room.
+    spawn_blocking(move || give(&verdicts, &refusal, &config));
+}
+
+/// Puts a source into the recent verdicts.
+fn give(verdicts: &Verdicts, refusal: &Refusal, config: &Config) {
+    let verdict = NewVerdict {
+        address: refusal.client,
+        duration: config.dnsbl.drop_for,
+        cause: Cause::Dnsbl,
+        note: refusal.rule.strip_prefix("dnsbl:").unwrap_or(&refusal.rule),
+    };
+    let client = refusal.client;
+    match verdicts.add(&verdict, Some(config.policy.lists())) {
+        Ok(given) => {
+            tracing::debug!(%client, rule = %refusal.rule, ?given, "a verdict for the filter");
+        }
+        Err(error) => {
+            tracing::warn!(%client, %error, "the filter takes no verdict on a refused source");
+        }
+    }
+}
+
+/// Asks all zones of a configuration about one address, for `explain`.
+///
+/// # Errors
+/// When there can be no sockets or timers, or a name server cannot be used.
+pub fn look_up(config: &Config, client: IpAddr) -> io::Result<Vec<Finding>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let asking = Asking::new(&config.dnsbl, &Arc::default())?;
+        let zones = config.policy.dnsbl().zones.clone();
+        Ok(Arc::new(asking).ask_all(zones, client).await)
+    })
+}

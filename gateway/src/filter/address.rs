@@ -1,0 +1,113 @@
+//! Addresses as people write them, and as they lie in the maps.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use aya::maps::lpm_trie::Key;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use portcullis_ebpf_common::Source;
+use portcullis_ebpf_common::layout::VerdictKey;
+use portcullis_ebpf_common::packet::{FAMILY_BITS, SOURCE_BITS};
+
+/// An address as the program has it. One of IPv4 that is written as IPv6 is one of IPv4.
+pub(super) fn source(address: IpAddr) -> Source {
+    match address.to_canonical() {
+        IpAddr::V4(address) => Source::ipv4(address.octets()),
+        IpAddr::V6(address) => Source::ipv6(address.octets()),
+    }
+}
+
+/// What a recent verdict on this address is kept under: the address, or the /64 of an IPv6 one.
+pub(super) fn verdict_key(address: IpAddr) -> VerdictKey {
+    source(address).key()
+}
+
+/// The addresses that a verdict under this key is on.
+pub(super) fn of_verdict(key: VerdictKey) -> IpNet {
+    let [family, first, second] = key;
+    let words = [family, first, second, 0, 0];
+    match of_source(words) {
+        IpAddr::V4(address) => IpNet::from(Ipv4Net::from(address)),
+        IpAddr::V6(address) => IpNet::from(Ipv6Net::new_assert(address, 64)),
+    }
+}
+
+/// Such a network for people: an IPv4 address has no length behind it.
+pub(super) fn written(network: &IpNet) -> String {
+    match network {
+        IpNet::V4(network) => network.addr().to_string(),
+        IpNet::V6(network) => network.to_string(),
+    }
+}
+
+/// The address that these words are.
+pub(super) fn of_source(words: [u32; 5]) -> IpAddr {
+    let [_, first, second, third, fourth] = words;
+    if Source(words).is_ipv4() {
+        return Ipv4Addr::from(first.to_ne_bytes()).into();
+    }
+    let mut octets = [0; 16];
+    for (part, word) in octets
+        .chunks_exact_mut(4)
+        .zip([first, second, third, fourth])
+    {
+        part.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(octets).into()
+}
+
+/// A network as a trie has it: with the family in front.
+pub(super) fn trie_key(network: &IpNet) -> Key<[u32; 5]> {
+    let length = FAMILY_BITS + u32::from(network.prefix_len());
+    Key::new(length, source_of_network(network).0)
+}
+
+/// An address as a trie is asked for it.
+pub(super) fn trie_lookup(address: IpAddr) -> Key<[u32; 5]> {
+    Key::new(SOURCE_BITS, source(address).0)
+}
+
+/// The first address of a network, in the network's own family: `::/0` is no network of IPv4.
+fn source_of_network(network: &IpNet) -> Source {
+    match network.network() {
+        IpAddr::V4(address) => Source::ipv4(address.octets()),
+        IpAddr::V6(address) => Source::ipv6(address.octets()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_is_on_one_address_of_ipv4_and_on_a_64_of_ipv6() {
+        let cases = [
+            ("192.0.2.66", "192.0.2.66"),
+            ("::ffff:192.0.2.66", "192.0.2.66"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ];
+        for (address, network) in cases {
+            let key = verdict_key(address.parse().unwrap());
+            assert_eq!(written(&of_verdict(key)), network, "{address}");
+        }
+    }
+
+    #[test]
+    fn an_address_comes_back_from_the_words_of_the_map() {
+        for text in ["192.0.2.66", "2001:db8:1:2:3:4:5:6", "::"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(of_source(source(address).0), address);
+        }
+    }
+
+    #[test]
+    fn a_network_covers_addresses_of_its_own_family_only() {
+        let every = trie_key(&"::/0".parse().unwrap());
+        assert_eq!(every.prefix_len(), 32);
+        assert_ne!(every.data()[0], source("192.0.2.1".parse().unwrap()).0[0]);
+        let key = trie_key(&"192.0.2.77/24".parse().unwrap());
+        assert_eq!(
+            (key.prefix_len(), key.data()),
+            (56, source("192.0.2.0".parse().unwrap()).0)
+        );
+    }
+}

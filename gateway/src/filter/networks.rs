@@ -1,0 +1,60 @@
+//! The local networks in the kernel: what neither a recent verdict nor the budget may drop.
+//!
+//! The program looks a source up here only when it is about to drop it for one of these, so nothing has to be fast. A
+//! change adds what is new before it takes away what is gone: a network that stays is never out of the map.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use aya::maps::{LpmTrie, MapData};
+use ipnet::IpNet;
+
+use super::Error;
+use super::address::{trie_key, trie_lookup};
+use super::error::kernel;
+use super::maps::{found, open};
+use super::pins::Pins;
+
+/// The map of them.
+pub(super) struct LocalNetworks {
+    trie: LpmTrie<MapData, [u32; 5], u32>,
+}
+
+impl LocalNetworks {
+    /// Opens what is pinned.
+    pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
+        let trie = open(pins, "LOCAL_NETWORKS")?;
+        Ok(Self { trie })
+    }
+
+    /// Makes the map hold these and no others.
+    pub(super) fn sync(&mut self, wanted: &[IpNet]) -> Result<(), Error> {
+        let failed = "writing the local networks";
+        let keys = self.trie.keys();
+        let before = keys
+            .map(|key| key.map(|key| (key.prefix_len(), key.data())))
+            .collect::<Result<BTreeSet<_>, _>>()
+            .map_err(kernel(failed))?;
+        let mut kept = BTreeSet::new();
+        for network in wanted {
+            let key = trie_key(network);
+            let words = (key.prefix_len(), key.data());
+            if !before.contains(&words) {
+                self.trie.insert(&key, 1, 0).map_err(kernel(failed))?;
+            }
+            kept.insert(words);
+        }
+        for (length, words) in before.difference(&kept) {
+            let key = aya::maps::lpm_trie::Key::new(*length, *words);
+            self.trie.remove(&key).map_err(kernel(failed))?;
+        }
+        Ok(())
+    }
+
+    /// Whether an address is in one of them.
+    pub(super) fn cover(&self, address: IpAddr) -> Result<bool, Error> {
+        let found = found(self.trie.get(&trie_lookup(address), 0));
+        let found = found.map_err(kernel("looking for a local network"))?;
+        Ok(found.is_some())
+    }
+}

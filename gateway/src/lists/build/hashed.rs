@@ -1,0 +1,116 @@
+//! Places for hashed keys, such that no bucket overflows and a look-up reads exactly one.
+//!
+//! Keys fall into groups by their hash, and each group gets a pilot: the first octet with which all of its keys find room,
+//! tried for the largest groups first, while the buckets are empty (hash and displace: Belazzougui, Botelho, Dietzfelbinger
+//! 2009). With the loads used here, seven of ten slots, the first seed does.
+
+/// Keys in a group, on average. More make the pilots smaller and their search longer.
+const GROUP: usize = 10;
+/// Slots that are filled, of ten.
+const LOAD_TENTHS: usize = 7;
+
+/// Where the keys of a table are.
+pub(super) struct Placed {
+    /// One for each group.
+    pub(super) pilots: Vec<u8>,
+    /// How many buckets there are.
+    pub(super) buckets: u32,
+    /// The bucket and the slot of each key: eight times the one, and the other.
+    pub(super) places: Vec<u32>,
+}
+
+use portcullis_ebpf_common::snapshot::{displaced, group};
+
+/// The fewest buckets of so many slots that are tried for so many keys.
+pub(super) fn buckets_min(keys: usize, slots: u8) -> u32 {
+    let buckets = (keys * 10)
+        .div_ceil(usize::from(slots) * LOAD_TENTHS)
+        .max(1);
+    u32::try_from(buckets).unwrap_or(u32::MAX >> 3)
+}
+
+/// Finds a place for each key, given by its hash, or none if a group finds no pilot.
+pub(super) fn place(hashes: &[u64], slots: u8, buckets: u32) -> Option<Placed> {
+    let groups = hashes.len().div_ceil(GROUP).max(1);
+    let group_count = u32::try_from(groups).ok()?;
+    let grouped = Grouped::new(hashes, group_count);
+    let mut pilots = vec![0; groups];
+    let mut filled = vec![0_u8; buckets as usize];
+    let mut places = vec![0; hashes.len()];
+    for number in grouped.largest_first() {
+        let members = grouped.members(number);
+        let pilot = (0..=u8::MAX).find(|pilot| {
+            let bucket = |key: u32| displaced(hashes[key as usize], *pilot, buckets) as usize;
+            let fit = members.iter().take_while(|key| {
+                let room = &mut filled[bucket(**key)];
+                *room += 1;
+                *room <= slots
+            });
+            let fit = fit.count();
+            if fit < members.len() {
+                // The one that did not fit was counted, too.
+                for key in &members[..=fit] {
+                    filled[bucket(*key)] -= 1;
+                }
+            }
+            fit == members.len()
+        })?;
+        pilots[number as usize] = pilot;
+        for key in members {
+            places[*key as usize] = displaced(hashes[*key as usize], pilot, buckets) * 8;
+        }
+    }
+    // Slots in the order of the keys.
+    filled.fill(0);
+    for place in &mut places {
+        let next = &mut filled[(*place / 8) as usize];
+        *place += u32::from(*next);
+        *next += 1;
+    }
+    Some(Placed {
+        pilots,
+        buckets,
+        places,
+    })
+}
+
+/// The keys by their groups.
+struct Grouped {
+    keys: Vec<u32>,
+    /// Where each group begins in `keys`, and the end of the last.
+    starts: Vec<u32>,
+}
+
+impl Grouped {
+    fn new(hashes: &[u64], groups: u32) -> Self {
+        let mut starts = vec![0; groups as usize + 1];
+        for hash in hashes {
+            starts[group(*hash, groups) as usize + 1] += 1;
+        }
+        for at in 1..starts.len() {
+            starts[at] += starts[at - 1];
+        }
+        let mut next = starts.clone();
+        let mut keys = vec![0; hashes.len()];
+        for (key, hash) in (0..).zip(hashes) {
+            let at = &mut next[group(*hash, groups) as usize];
+            keys[*at as usize] = key;
+            *at += 1;
+        }
+        Self { keys, starts }
+    }
+
+    fn members(&self, group: u32) -> &[u32] {
+        let group = group as usize;
+        &self.keys[self.starts[group] as usize..self.starts[group + 1] as usize]
+    }
+
+    fn largest_first(&self) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..)
+            .zip(&self.starts[1..])
+            .map(|(group, _)| group)
+            .collect();
+        order.sort_by_key(|group| std::cmp::Reverse(self.members(*group).len()));
+        order
+    }
+}

@@ -1,0 +1,427 @@
+//! IPv4: the directory, the cells and their marks.
+//!
+//! Prefixes up to /24 are painted over the directory, the least important first, so that the last coat is the answer. The
+//! longer ones are sorted, so that those of one /24 lie together in the order in which they are painted over its 256
+//! addresses. Both orders are those of packed integers, which is what makes ten million of them a matter of a quarter of a
+//! second.
+
+use portcullis_ebpf_common::snapshot::{
+    ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, Field, Line, Mark,
+};
+
+use super::super::entries::Ipv4Prefix;
+use super::{Permits, Source, line_number};
+
+/// Prefixes that cover whole /24s are painted over the directory.
+const SHORT_MAX: u8 = 24;
+/// Entries of the directory in a line.
+const ENTRIES: u32 = 16;
+/// Marks in a line.
+const MARKS: usize = 32;
+
+/// /24s with nothing painted on them.
+static STRETCH: [u16; 4096] = [0; 4096];
+
+/// The prefixes of all lists, packed.
+#[derive(Default)]
+pub(super) struct Prefixes {
+    short: Vec<Short>,
+    long: Vec<Long>,
+}
+
+/// A prefix up to /24. Sorted as it is painted: drops before permits, then by length, then by network; the first list of
+/// several with the same prefix comes first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Short(u64);
+
+impl Short {
+    const LIST_BITS: u32 = 9;
+
+    fn new(list: u16, is_permit: bool, prefix: Ipv4Prefix) -> Self {
+        Self(
+            u64::from(is_permit) << 38
+                | u64::from(prefix.length) << 33
+                | u64::from(prefix.address >> 8) << Self::LIST_BITS
+                | u64::from(list),
+        )
+    }
+
+    /// All but the list.
+    fn prefix(self) -> u64 {
+        self.0 >> Self::LIST_BITS
+    }
+
+    fn network(self) -> u32 {
+        (self.prefix() & 0xff_ffff) as u32
+    }
+
+    fn length(self) -> u8 {
+        (self.0 >> 33 & 31) as u8
+    }
+
+    /// How many /24s it covers.
+    fn networks(self) -> u32 {
+        1 << (SHORT_MAX - self.length())
+    }
+
+    fn mark(self) -> u16 {
+        mark(
+            (self.0 & ((1 << Self::LIST_BITS) - 1)) as u16,
+            self.length(),
+        )
+    }
+}
+
+/// A prefix beyond /24. Sorted by its /24, then as it is painted: drops before permits, then by length; of several lists with
+/// the same prefix the first comes last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Long(u64);
+
+impl Long {
+    const LISTS: u16 = 511;
+
+    fn new(list: u16, is_permit: bool, prefix: Ipv4Prefix) -> Self {
+        Self(
+            u64::from(prefix.address >> 8) << 24
+                | u64::from(is_permit) << 23
+                | u64::from(prefix.length) << 17
+                | u64::from(Self::LISTS - list) << 8
+                | u64::from(prefix.address & 0xff),
+        )
+    }
+
+    fn network(self) -> u32 {
+        (self.0 >> 24) as u32
+    }
+
+    fn is_permit(self) -> bool {
+        self.0 >> 23 & 1 != 0
+    }
+
+    fn length(self) -> u8 {
+        (self.0 >> 17 & 63) as u8
+    }
+
+    fn octet(self) -> u8 {
+        (self.0 & 0xff) as u8
+    }
+
+    fn mark(self) -> u16 {
+        mark(Self::LISTS - (self.0 >> 8 & 511) as u16, self.length())
+    }
+}
+
+/// A mark in its 16 bits: the length of an IPv4 prefix leaves one unused.
+fn mark(list: u16, length: u8) -> u16 {
+    Mark::new(list, length).0 as u16
+}
+
+impl Prefixes {
+    pub(super) fn with_room_for(sources: &[Source]) -> Self {
+        let prefixes = sources.iter().flat_map(|source| &source.entries.ipv4);
+        let short = prefixes
+            .clone()
+            .filter(|prefix| prefix.length <= SHORT_MAX)
+            .count();
+        Self {
+            short: Vec::with_capacity(short),
+            long: Vec::with_capacity(prefixes.count() - short),
+        }
+    }
+
+    pub(super) fn add(&mut self, list: u16, is_permit: bool, prefixes: &[Ipv4Prefix]) {
+        for prefix in prefixes {
+            if prefix.length <= SHORT_MAX {
+                self.short.push(Short::new(list, is_permit, *prefix));
+            } else {
+                self.long.push(Long::new(list, is_permit, *prefix));
+            }
+        }
+    }
+
+    /// Settles what is short, and counts what the rest will need.
+    pub(super) fn plan(mut self, permits: &Permits) -> Plan {
+        self.short.sort_unstable();
+        self.short.dedup_by_key(|short| short.prefix());
+        self.long.sort_unstable();
+        let mut directory = Directory::around(&self.short, &self.long);
+        directory.paint(&self.short);
+        let mut plan = Plan {
+            directory,
+            long: self.long,
+            cells: 0,
+            marks: 0,
+        };
+        let (mut cells, mut marks) = (0, 0);
+        plan.for_each_network(permits, |_, found| {
+            if let Network::Cell(cell) = found {
+                cells += 1;
+                marks += cell.marks.len();
+            }
+        });
+        (plan.cells, plan.marks) = (cells, marks);
+        plan
+    }
+}
+
+/// The /24s from the first line of a directory of all of IPv4 that is not empty to the last.
+struct Directory {
+    first_line: u32,
+    lines: u32,
+    /// What the short prefixes say; empty if there are none.
+    painted: Vec<u16>,
+}
+
+impl Directory {
+    fn around(short: &[Short], long: &[Long]) -> Self {
+        let firsts = short.iter().map(|short| short.network()).min();
+        let lasts = short
+            .iter()
+            .map(|short| short.network() + (short.networks() - 1))
+            .max();
+        let first = firsts
+            .into_iter()
+            .chain(long.first().map(|long| long.network()));
+        let last = lasts
+            .into_iter()
+            .chain(long.last().map(|long| long.network()));
+        let Some((first, last)) = first.min().zip(last.max()) else {
+            return Self {
+                first_line: 0,
+                lines: 0,
+                painted: Vec::new(),
+            };
+        };
+        let first_line = first / ENTRIES;
+        Self {
+            first_line,
+            lines: last / ENTRIES - first_line + 1,
+            painted: Vec::new(),
+        }
+    }
+
+    /// The place of a /24 in this directory.
+    fn at(&self, network: u32) -> usize {
+        (network - self.first_line * ENTRIES) as usize
+    }
+
+    fn paint(&mut self, short: &[Short]) {
+        if short.is_empty() {
+            return;
+        }
+        self.painted = vec![0; (self.lines * ENTRIES) as usize];
+        for short in short {
+            let first = self.at(short.network());
+            self.painted[first..first + short.networks() as usize].fill(short.mark());
+        }
+    }
+
+    /// What the short prefixes say about a /24.
+    fn painted(&self, network: u32) -> u16 {
+        self.painted
+            .get(self.at(network))
+            .copied()
+            .unwrap_or_default()
+    }
+}
+
+/// What a /24 with longer prefixes comes to.
+enum Network<'a> {
+    All(u16),
+    Lone { octet: u8, mark: u16 },
+    Cell(Cell<'a>),
+}
+
+/// Addresses whose mark differs from that of the rest.
+struct Cell<'a> {
+    bits: [u64; 4],
+    rest: u16,
+    /// The one mark that they all have; 0: they have these.
+    uniform: u16,
+    marks: &'a [u16],
+}
+
+/// Everything about IPv4 but where its lines are.
+pub(super) struct Plan {
+    directory: Directory,
+    long: Vec<Long>,
+    cells: usize,
+    marks: usize,
+}
+
+impl Plan {
+    pub(super) fn lines(&self) -> usize {
+        self.directory.lines as usize + self.cells + self.marks.div_ceil(MARKS)
+    }
+
+    /// Settles each /24 that has longer prefixes, in order.
+    fn for_each_network(&self, permits: &Permits, mut each: impl FnMut(u32, Network<'_>)) {
+        let mut marks = [0; 256];
+        for keys in self
+            .long
+            .chunk_by(|left, right| left.network() == right.network())
+        {
+            let network = keys[0].network();
+            let rest = self.directory.painted(network);
+            let is_permitted = Mark(u32::from(rest))
+                .get()
+                .is_some_and(|(list, _)| permits.contains(list));
+            each(network, settle(keys, rest, is_permitted, &mut marks));
+        }
+    }
+
+    /// Writes the lines, of which the first has this number.
+    pub(super) fn write(
+        &self,
+        header: &mut Line,
+        lines: &mut [Line],
+        first: usize,
+        permits: &Permits,
+    ) {
+        if lines.is_empty() {
+            return;
+        }
+        let directory_lines = self.directory.lines as usize;
+        let first_cell = first + directory_lines;
+        Field::DIRECTORY.set(header, line_number(first));
+        Field::DIRECTORY_SKIPPED.set(header, self.directory.first_line);
+        Field::DIRECTORY_LINES.set(header, self.directory.lines);
+        let (directory, rest) = lines.split_at_mut(directory_lines);
+        let (cells, mark_lines) = rest.split_at_mut(self.cells);
+        let mut set = |at: usize, entry: u32| {
+            let word = &mut directory[at >> 4][at >> 1 & 7];
+            let shift = (at & 1) * 32;
+            *word = *word & !(0xffff_ffff << shift) | u64::from(entry) << shift;
+        };
+        // What is not written costs no memory, and what is not painted little time.
+        let stretches = self.directory.painted.chunks(STRETCH.len());
+        for (number, stretch) in stretches.enumerate() {
+            if stretch == &STRETCH[..stretch.len()] {
+                continue;
+            }
+            for (at, mark) in (number * STRETCH.len()..).zip(stretch) {
+                set(at, ENTRY_ALL << ENTRY_KIND_SHIFT | u32::from(*mark));
+            }
+        }
+        // Marks are counted from line 0, so that a cell says where its are without the header.
+        let marks_before = (first_cell + self.cells) * MARKS;
+        let (mut cell_count, mut mark_count) = (0, 0);
+        self.for_each_network(permits, |network, found| {
+            let entry = match found {
+                Network::All(mark) => ENTRY_ALL << ENTRY_KIND_SHIFT | u32::from(mark),
+                Network::Lone { octet, mark } => {
+                    ENTRY_LONE << ENTRY_KIND_SHIFT | u32::from(octet) << 16 | u32::from(mark)
+                }
+                Network::Cell(cell) => {
+                    cells[cell_count] = cell.line(line_number(marks_before + mark_count));
+                    for mark in cell.marks {
+                        let line = &mut mark_lines[mark_count / MARKS];
+                        line[mark_count / 4 % 8] |= u64::from(*mark) << (mark_count % 4 * 16);
+                        mark_count += 1;
+                    }
+                    cell_count += 1;
+                    ENTRY_CELL << ENTRY_KIND_SHIFT | line_number(first_cell + cell_count - 1)
+                }
+            };
+            set(self.directory.at(network), entry);
+        });
+    }
+}
+
+impl Cell<'_> {
+    /// As [`portcullis_ebpf_common::snapshot`] describes it.
+    fn line(&self, marks: u32) -> Line {
+        let [a, b, c, d] = self.bits;
+        let counts = [a, b, c].map(u64::count_ones).map(u64::from);
+        let before_2 = counts[0] + counts[1];
+        let before = counts[0] | before_2 << 8 | (before_2 + counts[2]) << 16;
+        let kinds = u64::from(self.rest) | u64::from(self.uniform) << 16;
+        [a, b, c, d, u64::from(marks) | before << 32, kinds, 0, 0]
+    }
+}
+
+/// What the sorted keys of one /24 come to over the mark that its short prefixes gave it.
+fn settle<'a>(
+    keys: &[Long],
+    rest: u16,
+    is_permitted: bool,
+    marks: &'a mut [u16; 256],
+) -> Network<'a> {
+    if rest == 0
+        && let Some(network) = addresses_of_one_list(keys)
+    {
+        return network;
+    }
+    marks.fill(rest);
+    for key in keys {
+        if key.is_permit() || !is_permitted {
+            let first = usize::from(key.octet());
+            marks[first..first + (1 << (32 - key.length()))].fill(key.mark());
+        }
+    }
+    let mut bits = [0; 4];
+    let mut count = 0;
+    let mut uniform = 0;
+    let mut differ = false;
+    for octet in 0..256 {
+        let mark = marks[octet];
+        if mark != rest {
+            bits[octet >> 6] |= 1 << (octet & 63);
+            differ |= count > 0 && mark != uniform;
+            uniform = mark;
+            // Those that count move to the front, where the cell will find them.
+            marks[count] = mark;
+            count += 1;
+        }
+    }
+    match count {
+        0 => Network::All(rest),
+        256 if !differ => Network::All(uniform),
+        1 if rest == 0 => Network::Lone {
+            octet: lone(bits),
+            mark: uniform,
+        },
+        _ => Network::Cell(Cell {
+            bits,
+            rest,
+            uniform: if differ { 0 } else { uniform },
+            marks: if differ { &marks[..count] } else { &[] },
+        }),
+    }
+}
+
+/// Most /24s hold a few single addresses of one list and nothing else: no need to look at the other 250.
+fn addresses_of_one_list<'a>(keys: &[Long]) -> Option<Network<'a>> {
+    let first = keys.first()?;
+    // All but the octet.
+    let same = |key: &Long| key.0 >> 8 == first.0 >> 8;
+    if first.length() != 32 || !keys.iter().all(same) {
+        return None;
+    }
+    let mut bits = [0_u64; 4];
+    for key in keys {
+        bits[usize::from(key.octet() >> 6)] |= 1 << (key.octet() & 63);
+    }
+    let mark = first.mark();
+    Some(match bits.iter().map(|word| word.count_ones()).sum() {
+        1 => Network::Lone {
+            octet: first.octet(),
+            mark,
+        },
+        256 => Network::All(mark),
+        _ => Network::Cell(Cell {
+            bits,
+            rest: 0,
+            uniform: mark,
+            marks: &[],
+        }),
+    })
+}
+
+/// The place of the only bit.
+fn lone(bits: [u64; 4]) -> u8 {
+    (0..)
+        .zip(bits)
+        .find(|(_, word)| *word != 0)
+        .map_or(0, |(at, word)| at * 64 + word.trailing_zeros() as u8)
+}

@@ -1,0 +1,85 @@
+//! From the prefixes of all lists to a snapshot, in which every overlap is settled.
+//!
+//! 1. A permit wins over every drop, whatever the prefix lengths.
+//! 2. Among lists of the same action the longest prefix answers, then the list that comes first in the configuration.
+//!
+//! Each family is planned first (sorted, settled, counted), then the memory is asked for once, in its final size, then
+//! written. So the lines can lie in a kernel map from the start. While it is built, sixteen octets an IPv4 prefix are needed
+//! beside the snapshot at most (eight as it was read, eight as it is sorted; the first are given back before the snapshot is
+//! written), two for each /24 where there are prefixes up to /24 (32 MiB at most), and about eighty octets an IPv6 prefix.
+
+mod hashed;
+mod ipv4;
+mod ipv6;
+
+use portcullis_ebpf_common::snapshot::{FIRST_FREE, Field, LISTS_MAX, Line, MAGIC};
+
+use super::entries::Entries;
+use super::snapshot::{Allocate, Snapshot};
+
+/// What a list gives to the snapshot.
+pub(super) struct Source {
+    /// Its number: its place in the configuration.
+    pub(super) list: u16,
+    /// Whether it wins over those that do not.
+    pub(super) permits: bool,
+    /// Its prefixes.
+    pub(super) entries: Entries,
+}
+
+/// A set of lists by their numbers.
+struct Permits([bool; LISTS_MAX]);
+
+impl Permits {
+    fn contains(&self, list: u16) -> bool {
+        self.0.get(usize::from(list)).copied().unwrap_or_default()
+    }
+}
+
+/// Builds the snapshot of these lists.
+///
+/// # Panics
+/// If the number of a list is beyond the table of classes.
+pub(super) fn snapshot(sources: Vec<Source>, allocate: Allocate) -> Snapshot {
+    let mut permits = Permits([false; LISTS_MAX]);
+    for source in &sources {
+        permits.0[usize::from(source.list)] = source.permits;
+    }
+    let mut ipv4 = ipv4::Prefixes::with_room_for(&sources);
+    let mut ipv6 = ipv6::Prefixes::default();
+    for Source { list, entries, .. } in sources {
+        let Entries {
+            ipv4: narrow,
+            ipv6: wide,
+        } = entries;
+        let is_permit = permits.contains(list);
+        ipv4.add(list, is_permit, &narrow);
+        drop(narrow);
+        ipv6.add(list, is_permit, &wide);
+    }
+    let ipv4 = ipv4.plan(&permits);
+    let ipv6 = ipv6.plan();
+
+    let fixed = FIRST_FREE as usize;
+    let count = fixed + ipv4.lines() + ipv6.lines();
+    let mut memory = allocate(count);
+    let lines = memory.as_mut_slice();
+    let (head, rest) = lines.split_at_mut(fixed);
+    let [header, lengths @ .., _] = head.first_chunk_mut::<5>().expect("the fixed lines");
+    header[0] = MAGIC;
+    Field::LINES.set(header, line_number(count));
+    let (of_ipv4, of_ipv6) = rest.split_at_mut(ipv4.lines());
+    ipv4.write(header, of_ipv4, fixed, &permits);
+    ipv6.write(header, lengths, of_ipv6, fixed + ipv4.lines());
+    Snapshot::from(memory)
+}
+
+/// Line numbers have 30 bits at most: a snapshot of 64 GiB is beyond what all of IPv4, address by address, comes to.
+fn line_number(at: usize) -> u32 {
+    u32::try_from(at).expect("fewer lines than 2^30")
+}
+
+/// Writes the octet at this place of an array of octets.
+fn set_octet(lines: &mut [Line], at: usize, value: u8) {
+    lines[at >> 6][at >> 3 & 7] |= u64::from(value) << ((at & 7) * 8);
+}

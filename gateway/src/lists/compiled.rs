@@ -1,0 +1,205 @@
+//! All lists of a configuration, with their overlaps settled.
+//!
+//! Whoever asks gets one answer, and need not know about precedence:
+//!
+//! 1. A permit wins over every drop and every reject, whatever the prefix lengths.
+//! 2. A drop wins over a reject: where the filter runs, the packet never arrives to be rejected.
+//! 3. Among lists of the same action the longest prefix answers, then the list that comes first in the configuration.
+//!
+//! What only SMTP acts on, the reject lists, is in a snapshot of its own, which the kernel never sees: where drops are only
+//! monitored, a source can be on both.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::build::{self, Source};
+use super::entries::Entries;
+use super::snapshot::{Allocate, Memory, Snapshot};
+
+/// What being on a list means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ListAction {
+    /// Passes the filter and is never refused by another list or by a limit. It does not make a client local.
+    Permit,
+    /// Dropped by the filter; where a connection arrives nevertheless, refused like a reject.
+    Drop,
+    /// Refused with a 554 when the connection is accepted.
+    Reject,
+}
+
+impl ListAction {
+    /// As it is written in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ListAction::Permit => "permit",
+            ListAction::Drop => "drop",
+            ListAction::Reject => "reject",
+        }
+    }
+}
+
+/// A list of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct List {
+    /// Its name, for people: in replies, in the log and in the metrics.
+    pub name: String,
+    /// What being on it means.
+    pub action: ListAction,
+    /// How many prefixes were read, before overlaps were settled.
+    pub entries: u64,
+    /// How many of them are IPv6.
+    #[serde(default)]
+    pub ipv6_entries: u64,
+    /// The file that it was read from.
+    pub file: Option<PathBuf>,
+}
+
+/// That an address is on a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// Which of [`Compiled::lists`].
+    pub list: u16,
+    /// What that list says.
+    pub action: ListAction,
+    /// The prefix that covers the address, as it was listed.
+    pub prefix: IpNet,
+}
+
+/// All lists of a configuration, with their overlaps settled.
+#[derive(Clone, Debug, Default)]
+pub struct Compiled {
+    /// In the order of the configuration.
+    pub lists: Vec<List>,
+    /// What the filter needs: the permit and drop lists.
+    pub filtered: Snapshot,
+    /// The reject lists.
+    pub rejected: Snapshot,
+}
+
+impl Compiled {
+    /// Settles the overlaps of these lists, given in the order of the configuration, in memory of this process.
+    ///
+    /// # Panics
+    /// As [`Compiled::build`].
+    pub fn new(sources: impl IntoIterator<Item = (String, ListAction, Vec<IpNet>)>) -> Compiled {
+        let lists = sources.into_iter().map(|(name, action, prefixes)| {
+            let list = List {
+                name,
+                action,
+                entries: prefixes.len() as u64,
+                ipv6_entries: prefixes.iter().filter(|net| net.addr().is_ipv6()).count() as u64,
+                file: None,
+            };
+            (list, prefixes.into_iter().collect())
+        });
+        Compiled::build(lists.collect(), Memory::private)
+    }
+
+    /// Settles the overlaps of these lists, given in the order of the configuration. What the filter needs is built into
+    /// the memory that is asked for.
+    ///
+    /// # Panics
+    /// With more lists than a snapshot has classes for (256): whoever reads a configuration refuses those.
+    pub fn build(lists: Vec<(List, Entries)>, allocate: Allocate) -> Compiled {
+        let (mut filtered, mut rejected) = (Vec::new(), Vec::new());
+        let mut kept = Vec::with_capacity(lists.len());
+        for (number, (list, entries)) in (0..).zip(lists) {
+            let source = Source {
+                list: number,
+                permits: list.action == ListAction::Permit,
+                entries,
+            };
+            match list.action {
+                ListAction::Permit | ListAction::Drop => filtered.push(source),
+                ListAction::Reject => rejected.push(source),
+            }
+            kept.push(list);
+        }
+        Compiled {
+            lists: kept,
+            filtered: build::snapshot(filtered, allocate),
+            rejected: build::snapshot(rejected, Memory::private),
+        }
+    }
+
+    /// What the permit and drop lists say about an address: the answer of the filter.
+    pub fn filtered(&self, address: IpAddr) -> Option<Listing> {
+        self.listing(self.filtered.lookup(address)?)
+    }
+
+    /// What the reject lists say about an address. One that a permit covers is not rejected.
+    pub fn rejected(&self, address: IpAddr) -> Option<Listing> {
+        let rejected = self.listing(self.rejected.lookup(address)?)?;
+        let filtered = self.filtered(address);
+        let is_permitted = filtered.is_some_and(|listing| listing.action == ListAction::Permit);
+        (!is_permitted).then_some(rejected)
+    }
+
+    fn listing(&self, found: (u16, IpNet)) -> Option<Listing> {
+        listing(&self.lists, found)
+    }
+}
+
+/// What a snapshot found, in the terms of these lists.
+pub(super) fn listing(lists: &[List], (list, prefix): (u16, IpNet)) -> Option<Listing> {
+    lists.get(usize::from(list)).map(|found| Listing {
+        list,
+        action: found.action,
+        prefix,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::prefixes::tests::{crowded_address, crowded_prefix};
+    use proptest::prelude::*;
+
+    fn action() -> impl Strategy<Value = ListAction> {
+        prop::sample::select(vec![
+            ListAction::Permit,
+            ListAction::Drop,
+            ListAction::Reject,
+        ])
+    }
+
+    /// The rules at the head of this file, word for word and without any cleverness.
+    fn naive(
+        sources: &[(String, ListAction, Vec<IpNet>)],
+        address: IpAddr,
+    ) -> Option<(u16, ListAction, IpNet)> {
+        [ListAction::Permit, ListAction::Drop, ListAction::Reject]
+            .into_iter()
+            .find_map(|wanted| {
+                (0..)
+                    .zip(sources)
+                    .filter(|(_, (_, action, _))| *action == wanted)
+                    .flat_map(|(number, (_, _, nets))| {
+                        nets.iter().map(move |net| (number, wanted, *net))
+                    })
+                    .filter(|(_, _, net)| net.contains(&address))
+                    .max_by_key(|(number, _, net)| (net.prefix_len(), std::cmp::Reverse(*number)))
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn settled_lists_answer_as_the_rules_of_precedence_do(
+            lists in prop::collection::vec((action(), prop::collection::vec(crowded_prefix(), 0..20)), 0..6),
+            addresses in prop::collection::vec(crowded_address(), 1..40),
+        ) {
+            let sources: Vec<_> =
+                lists.into_iter().map(|(action, nets)| (action.as_str().to_owned(), action, nets)).collect();
+            let compiled = Compiled::new(sources.clone());
+            for address in addresses {
+                let found = compiled.filtered(address).or_else(|| compiled.rejected(address));
+                let found = found.map(|listing| (listing.list, listing.action, listing.prefix));
+                prop_assert_eq!(found, naive(&sources, address));
+            }
+        }
+    }
+}

@@ -1,0 +1,492 @@
+//! The prefixes of one list, as its file gave them: collected in any order, then put in order, with exclusions taken out.
+//!
+//! Eight octets an IPv4 prefix and no structure but the order: ten million are 80 MB while they are read, and are sorted in
+//! well under a second. Prefixes that another one covers stay, because the longest is the one that is named to whoever asks
+//! why an address is listed. An exclusion that lies within a prefix splits it into the largest prefixes that are left.
+//!
+//! Rejected: `ipnet::IpNet` as the element (20 octets, and a comparison through an enum), and a set that merges while it is
+//! filled (several times the memory, and a tree to walk for each of ten million lines).
+
+use core::fmt;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// An IPv4 prefix; ordered so that it comes after all that enclose it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ipv4Prefix {
+    /// Without host bits.
+    pub address: u32,
+    /// At most 32.
+    pub length: u8,
+}
+
+/// An IPv6 prefix; ordered so that it comes after all that enclose it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ipv6Prefix {
+    /// Without host bits.
+    pub address: u128,
+    /// At most 128.
+    pub length: u8,
+}
+
+impl Ipv4Prefix {
+    /// The prefix of this length around an address; its host bits are cleared.
+    ///
+    /// # Panics
+    /// If the length is beyond 32.
+    pub fn around(address: u32, length: u8) -> Ipv4Prefix {
+        assert!(length <= 32);
+        let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+        Ipv4Prefix {
+            address: address & mask,
+            length,
+        }
+    }
+}
+
+impl Ipv6Prefix {
+    /// The prefix of this length around an address; its host bits are cleared.
+    ///
+    /// # Panics
+    /// If the length is beyond 128.
+    pub fn around(address: u128, length: u8) -> Ipv6Prefix {
+        assert!(length <= 128);
+        let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
+        Ipv6Prefix {
+            address: address & mask,
+            length,
+        }
+    }
+}
+
+impl fmt::Display for Ipv4Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from_bits(self.address), self.length)
+    }
+}
+
+impl fmt::Display for Ipv6Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", Ipv6Addr::from_bits(self.address), self.length)
+    }
+}
+
+/// Prefixes of both families.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// In the order in which they came, or sorted after [`finish`](Entries::finish).
+    pub ipv4: Vec<Ipv4Prefix>,
+    /// As `ipv4`.
+    pub ipv6: Vec<Ipv6Prefix>,
+}
+
+/// How exclusions and entries of one list weigh against each other, where both cover an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precedence {
+    /// The longer prefix decides, and the entry if both have the same length.
+    Length,
+    /// The same, with all lengths rounded up to whole octets, and the exclusion if they are then the same: as rbldnsd's
+    /// ip4set answers, which keeps an array of addresses for each of /32, /24, /16 and /8.
+    Octets,
+}
+
+impl Entries {
+    /// How many prefixes there are.
+    pub fn len(&self) -> usize {
+        self.ipv4.len() + self.ipv6.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds a prefix; its host bits are cleared, and IPv4 written as IPv6 (`::ffff:192.0.2.0/120`) is added as the IPv4 that
+    /// packets and clients have.
+    pub fn push(&mut self, net: IpNet) {
+        match (net.addr().to_canonical(), net) {
+            (IpAddr::V4(address), IpNet::V4(_)) => self
+                .ipv4
+                .push(Ipv4Prefix::around(address.to_bits(), net.prefix_len())),
+            (IpAddr::V4(address), IpNet::V6(_)) if net.prefix_len() >= 96 => self
+                .ipv4
+                .push(Ipv4Prefix::around(address.to_bits(), net.prefix_len() - 96)),
+            (_, IpNet::V6(net)) => self
+                .ipv6
+                .push(Ipv6Prefix::around(net.addr().to_bits(), net.prefix_len())),
+            // An IPv4 address has no other canonical form.
+            (IpAddr::V6(_), IpNet::V4(_)) => {}
+        }
+    }
+
+    /// Adds the fewest prefixes that cover the addresses from the first to the last; nothing if there are none between.
+    pub fn push_ipv4_range(&mut self, first: u32, last: u32) {
+        cover(first, last, |prefix| self.ipv4.push(prefix));
+    }
+
+    /// As [`push_ipv4_range`](Entries::push_ipv4_range).
+    pub fn push_ipv6_range(&mut self, first: u128, last: u128) {
+        cover(first, last, |prefix| self.ipv6.push(prefix));
+    }
+
+    /// Sorts, leaves out duplicates, and takes out what is excluded. Returns how many of the prefixes were not needed to say
+    /// which addresses are listed: duplicates, and those that another one covers (which stay).
+    pub fn finish(&mut self, excluded: Entries, precedence: Precedence) -> u64 {
+        let whole_octets = precedence == Precedence::Octets;
+        let ipv4 = finish(&mut self.ipv4, excluded.ipv4, whole_octets);
+        ipv4 + finish(&mut self.ipv6, excluded.ipv6, whole_octets)
+    }
+
+    /// All prefixes.
+    pub fn iter(&self) -> impl Iterator<Item = IpNet> {
+        self.nets_v4().chain(self.nets_v6())
+    }
+
+    fn nets_v4(&self) -> impl Iterator<Item = IpNet> {
+        self.ipv4.iter().filter_map(|prefix| {
+            let net = Ipv4Net::new(Ipv4Addr::from_bits(prefix.address), prefix.length);
+            net.ok().map(IpNet::V4)
+        })
+    }
+
+    fn nets_v6(&self) -> impl Iterator<Item = IpNet> {
+        self.ipv6.iter().filter_map(|prefix| {
+            let net = Ipv6Net::new(Ipv6Addr::from_bits(prefix.address), prefix.length);
+            net.ok().map(IpNet::V6)
+        })
+    }
+}
+
+impl FromIterator<IpNet> for Entries {
+    fn from_iter<I: IntoIterator<Item = IpNet>>(nets: I) -> Entries {
+        let mut entries = Entries::default();
+        nets.into_iter().for_each(|net| entries.push(net));
+        entries
+    }
+}
+
+/// What the two families have in common.
+trait Prefix: Copy + Ord {
+    type Address: Copy + Ord;
+    const BITS: u8;
+    fn around(address: Self::Address, length: u8) -> Self;
+    fn first(self) -> Self::Address;
+    fn last(self) -> Self::Address;
+    fn length(self) -> u8;
+    fn trailing_zeros(address: Self::Address) -> u8;
+    fn next(address: Self::Address) -> Option<Self::Address>;
+
+    fn encloses(self, other: Self) -> bool {
+        self.length() <= other.length() && (self.first()..=self.last()).contains(&other.first())
+    }
+
+    /// Its halves; `None` for a single address.
+    fn halves(self) -> Option<[Self; 2]> {
+        let length = self.length() + 1;
+        (length <= Self::BITS).then(|| {
+            [
+                Self::around(self.first(), length),
+                Self::around(self.last(), length),
+            ]
+        })
+    }
+}
+
+macro_rules! prefix {
+    ($prefix:ty, $address:ty, $bits:literal) => {
+        impl Prefix for $prefix {
+            type Address = $address;
+            const BITS: u8 = $bits;
+            fn around(address: $address, length: u8) -> Self {
+                <$prefix>::around(address, length)
+            }
+            fn first(self) -> $address {
+                self.address
+            }
+            fn last(self) -> $address {
+                let hosts = <$address>::MAX.checked_shr(u32::from(self.length));
+                self.address | hosts.unwrap_or(0)
+            }
+            fn length(self) -> u8 {
+                self.length
+            }
+            fn trailing_zeros(address: $address) -> u8 {
+                address.trailing_zeros() as u8
+            }
+            fn next(address: $address) -> Option<$address> {
+                address.checked_add(1)
+            }
+        }
+    };
+}
+
+prefix!(Ipv4Prefix, u32, 32);
+prefix!(Ipv6Prefix, u128, 128);
+
+/// The fewest prefixes from the first address to the last: at each step the largest that begins there and does not reach
+/// beyond.
+fn cover<P: Prefix>(first: P::Address, last: P::Address, mut each: impl FnMut(P)) {
+    let mut next = Some(first);
+    while let Some(at) = next.filter(|&at| at <= last) {
+        let mut length = P::BITS - P::trailing_zeros(at);
+        while P::around(at, length).last() > last {
+            length += 1;
+        }
+        let prefix = P::around(at, length);
+        each(prefix);
+        next = P::next(prefix.last());
+    }
+}
+
+fn finish<P: Prefix>(listed: &mut Vec<P>, mut excluded: Vec<P>, whole_octets: bool) -> u64 {
+    let all = listed.len();
+    listed.sort_unstable();
+    listed.dedup();
+    let duplicates = all - listed.len();
+    let covered = covered(listed);
+    if !excluded.is_empty() {
+        excluded.sort_unstable();
+        excluded.dedup();
+        take_out(listed, &excluded, whole_octets);
+    }
+    (duplicates + covered) as u64
+}
+
+/// How many of sorted and distinct prefixes lie within another.
+fn covered<P: Prefix>(sorted: &[P]) -> usize {
+    let mut end: Option<P::Address> = None;
+    let mut covered = 0;
+    for prefix in sorted {
+        if end.is_some_and(|end| prefix.first() <= end) {
+            covered += 1;
+        } else {
+            end = Some(prefix.last());
+        }
+    }
+    covered
+}
+
+/// Takes what is excluded out of what is listed; both are sorted and distinct.
+fn take_out<P: Prefix>(listed: &mut Vec<P>, excluded: &[P], whole_octets: bool) {
+    if whole_octets {
+        let octets = |prefix: P| prefix.length().max(1).div_ceil(8);
+        let mut open: Vec<P> = Vec::new();
+        let mut rest = excluded.iter().copied().peekable();
+        listed.retain(|&prefix| {
+            while let Some(exclusion) = rest.next_if(|&exclusion| exclusion <= prefix) {
+                open.retain(|outer| outer.encloses(exclusion));
+                open.push(exclusion);
+            }
+            open.retain(|outer| outer.encloses(prefix));
+            !open.iter().any(|&outer| octets(outer) == octets(prefix))
+        });
+    }
+    // Only what has an exclusion within it changes, and that is little.
+    let inside = |prefix: P| {
+        let from = excluded.partition_point(|&exclusion| exclusion <= prefix);
+        let length =
+            excluded[from..].partition_point(|exclusion| exclusion.first() <= prefix.last());
+        &excluded[from..from + length]
+    };
+    let mut split = Vec::new();
+    listed.retain(|&prefix| {
+        let stays = inside(prefix).is_empty();
+        if !stays {
+            split.push(prefix);
+        }
+        stays
+    });
+    let whole = listed.len();
+    for &prefix in &split {
+        remains(prefix, inside(prefix), &split, listed);
+    }
+    if listed.len() > whole {
+        listed.sort_unstable();
+        listed.dedup();
+    }
+}
+
+/// What is left of a prefix without the exclusions within it, in the fewest prefixes. Where another prefix that is split
+/// begins, it speaks for itself: so each exclusion makes at most as many prefixes as an address has bits, however deep it
+/// lies in prefixes within prefixes.
+fn remains<P: Prefix>(prefix: P, excluded: &[P], split: &[P], left: &mut Vec<P>) {
+    let (Some(&first), Some([lower, upper])) = (excluded.first(), prefix.halves()) else {
+        if excluded.is_empty() {
+            left.push(prefix);
+        }
+        return;
+    };
+    debug_assert!(prefix < first);
+    let middle = excluded.partition_point(|exclusion| exclusion.first() < upper.first());
+    let (of_lower, of_upper) = excluded.split_at(middle);
+    for (half, excluded) in [(lower, of_lower), (upper, of_upper)] {
+        let is_excluded = excluded.first() == Some(&half);
+        if !is_excluded && split.binary_search(&half).is_err() {
+            remains(half, excluded, split, left);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entries(nets: &[&str]) -> Entries {
+        nets.iter()
+            .map(|net| net.parse::<IpNet>().unwrap())
+            .collect()
+    }
+
+    fn written(entries: &Entries) -> Vec<String> {
+        entries.iter().map(|net| net.to_string()).collect()
+    }
+
+    #[test]
+    fn the_same_prefix_is_never_there_twice_and_a_covered_one_stays() {
+        let mut list = entries(&[
+            "10.0.0.0/8",
+            "10.1.0.0/16",
+            "10.1.2.3/32",
+            "10.0.0.0/8",
+            "192.0.2.1/32",
+            "2001:db8::/32",
+            "::ffff:192.0.2.1/128",
+            "::ffff:172.16.0.0/108",
+            "::/0",
+        ]);
+        assert_eq!(list.finish(Entries::default(), Precedence::Length), 5);
+        let expected = [
+            "10.0.0.0/8",
+            "10.1.0.0/16",
+            "10.1.2.3/32",
+            "172.16.0.0/12",
+            "192.0.2.1/32",
+            "::/0",
+            "2001:db8::/32",
+        ];
+        assert_eq!(written(&list), expected);
+    }
+
+    #[test]
+    fn a_range_is_covered_by_the_fewest_prefixes() {
+        let cases: [(&str, &str, &[&str]); 6] = [
+            ("10.0.0.1", "10.0.0.1", &["10.0.0.1/32"]),
+            (
+                "10.0.0.1",
+                "10.0.0.6",
+                &["10.0.0.1/32", "10.0.0.2/31", "10.0.0.4/31", "10.0.0.6/32"],
+            ),
+            ("0.0.0.0", "255.255.255.255", &["0.0.0.0/0"]),
+            (
+                "255.255.255.254",
+                "255.255.255.255",
+                &["255.255.255.254/31"],
+            ),
+            ("10.0.0.2", "10.0.0.1", &[]),
+            (
+                "2001:db8::",
+                "2001:db8:0:ffff:ffff:ffff:ffff:ffff",
+                &["2001:db8::/48"],
+            ),
+        ];
+        for (first, last, expected) in cases {
+            let mut list = Entries::default();
+            match (first.parse().unwrap(), last.parse().unwrap()) {
+                (IpAddr::V4(first), IpAddr::V4(last)) => {
+                    list.push_ipv4_range(first.to_bits(), last.to_bits());
+                }
+                (IpAddr::V6(first), IpAddr::V6(last)) => {
+                    list.push_ipv6_range(first.to_bits(), last.to_bits());
+                }
+                _ => unreachable!(),
+            }
+            assert_eq!(written(&list), expected, "{first}-{last}");
+        }
+    }
+
+    #[test]
+    fn an_exclusion_splits_what_encloses_it_and_leaves_what_it_encloses() {
+        let list = entries(&["10.0.0.0/30", "10.0.0.3/32", "10.0.1.0/24"]);
+        let excluded = entries(&["10.0.0.2/31", "10.0.1.0/24"]);
+        let mut by_length = list.clone();
+        by_length.finish(excluded.clone(), Precedence::Length);
+        assert_eq!(
+            written(&by_length),
+            ["10.0.0.0/31", "10.0.0.3/32", "10.0.1.0/24"]
+        );
+        let mut by_octets = list;
+        by_octets.finish(excluded, Precedence::Octets);
+        assert_eq!(written(&by_octets), ["10.0.0.0/31"]);
+    }
+
+    /// Prefixes in a few addresses, so that they lie within each other.
+    fn crowded() -> impl Strategy<Value = Vec<Ipv4Prefix>> {
+        let length = prop_oneof![0..=32u8, 22..=32u8];
+        let prefix = (0..1024u32, length)
+            .prop_map(|(low, length)| Ipv4Prefix::around(0x0a00_0000 | low, length));
+        prop::collection::vec(prefix, 0..12)
+    }
+
+    /// The rule as it stands in the documentation of [`Precedence`].
+    fn is_listed(
+        address: u32,
+        listed: &[Ipv4Prefix],
+        excluded: &[Ipv4Prefix],
+        precedence: Precedence,
+    ) -> bool {
+        let rank = |prefixes: &[Ipv4Prefix]| {
+            let covering = prefixes
+                .iter()
+                .filter(|prefix| (prefix.first()..=prefix.last()).contains(&address));
+            covering
+                .map(|prefix| match precedence {
+                    Precedence::Length => prefix.length,
+                    Precedence::Octets => prefix.length.max(1).div_ceil(8) * 8,
+                })
+                .max()
+        };
+        match (rank(listed), rank(excluded)) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(listed), Some(excluded)) if precedence == Precedence::Octets => listed > excluded,
+            (Some(listed), Some(excluded)) => listed >= excluded,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_left_is_what_the_precedence_says(
+            listed in crowded(),
+            excluded in crowded(),
+            precedence in prop::sample::select(vec![Precedence::Length, Precedence::Octets]),
+        ) {
+            let mut list = Entries { ipv4: listed.clone(), ipv6: Vec::new() };
+            list.finish(Entries { ipv4: excluded.clone(), ipv6: Vec::new() }, precedence);
+            prop_assert!(list.ipv4.is_sorted_by(|a, b| a < b));
+            for prefix in &list.ipv4 {
+                prop_assert_eq!(*prefix, Ipv4Prefix::around(prefix.address, prefix.length));
+            }
+            for address in (0x09ff_ff00..0x0a00_0500).chain([0, u32::MAX]) {
+                let found = list.ipv4.iter().any(|prefix| (prefix.first()..=prefix.last()).contains(&address));
+                prop_assert_eq!(found, is_listed(address, &listed, &excluded, precedence), "{}", Ipv4Addr::from_bits(address));
+            }
+        }
+
+        #[test]
+        fn a_range_is_covered_and_nothing_beside_it(first in any::<u128>(), length in any::<u128>(), shift in 0..128u32) {
+            let last = first.saturating_add(length >> shift);
+            let mut list = Entries::default();
+            list.push_ipv6_range(first, last);
+            let mut next = first;
+            for (at, prefix) in list.ipv6.iter().enumerate() {
+                prop_assert_eq!(prefix.address, next);
+                prop_assert!(at + 1 < list.ipv6.len() || prefix.last() == last);
+                next = prefix.last().wrapping_add(1);
+            }
+            prop_assert!(list.ipv6.len() <= 254);
+        }
+    }
+}

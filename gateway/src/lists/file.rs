@@ -1,0 +1,471 @@
+//! A compiled snapshot as a file: what took seconds to read and settle is in force again in the time of one copy.
+//!
+//! ```text
+//! octets 0-63    magic, version of this format and of the lines, sizes, check sums (little-endian)
+//! from 64        what the lists are called and where they came from, JSON, filled up with zeros to a multiple of 64
+//! then           the lines of permit and drop lists, then those of reject lists, as they lie in memory
+//! ```
+//!
+//! It is written beside its place and renamed, so that nobody reads half of one. It is read, never mapped: a mapped file
+//! could be truncated under the look-ups. Stretches of zeros are not written, and on reading not touched, so that a sparse
+//! directory costs neither disk nor memory. Generation and classes, which belong to a kernel, are left out.
+
+use core::cell::Cell;
+use core::fmt;
+use core::ops::Deref;
+use std::fs::{File, Permissions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crc32fast::Hasher;
+use portcullis_ebpf_common::snapshot::{
+    CLASSES, FIRST_FREE, Field, LISTS_MAX, Line, Lines, MAGIC, VERSION,
+};
+use serde::{Deserialize, Serialize};
+
+use super::compiled::{Compiled, List, ListAction, Listing, listing};
+use super::snapshot::{Allocate, Memory, Snapshot, lookup};
+
+const FILE_MAGIC: [u8; 8] = *b"PCLISTS\n";
+const FILE_VERSION: u32 = 1;
+const HEADER: usize = 64;
+const LINE: usize = size_of::<Line>();
+/// Lines that are read or written at once: what fits into a core's cache between the check sum and the copy.
+const CHUNK: usize = 1024;
+static ZEROS: [Line; CHUNK] = [[0; 8]; CHUNK];
+/// Octets of a description; a list has some hundred.
+const ABOUT_MAX: u32 = 1 << 22;
+
+/// What a file says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// When it was compiled: seconds since 1970.
+    pub compiled_at: u64,
+    /// The lists, in the order of the configuration.
+    pub lists: Vec<List>,
+}
+
+/// Why a file is of no use. The text names it and says what to do.
+#[derive(Debug)]
+pub struct Error {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub fault: Fault,
+}
+
+/// What can be wrong with a file.
+#[derive(Debug)]
+pub enum Fault {
+    /// It cannot be read or written.
+    Io(io::Error),
+    /// It is something else.
+    NoSnapshot,
+    /// It was written by another version of this program.
+    Version,
+    /// It has not the length that it ought to have.
+    Length {
+        /// Octets that there are.
+        found: u64,
+        /// Octets that there should be.
+        expected: u64,
+    },
+    /// A check sum is wrong, or what is in it contradicts itself.
+    Damaged(&'static str),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match &self.fault {
+            Fault::Io(error) => return write!(f, "{path}: {error}"),
+            Fault::NoSnapshot => write!(f, "{path}: not a compiled snapshot of lists")?,
+            Fault::Version => write!(f, "{path}: compiled by another version of portcullis")?,
+            Fault::Length { found, expected } => {
+                write!(
+                    f,
+                    "{path}: {found} octets long, where {expected} are wanted"
+                )?;
+            }
+            Fault::Damaged(what) => write!(f, "{path}: damaged: {what}")?,
+        }
+        f.write_str("; make it anew with `portcullis lists compile`")
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// The first octets of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Header {
+    about: u32,
+    filtered: u32,
+    rejected: u32,
+    /// Of the description.
+    about_sum: u32,
+    /// Of all lines.
+    lines_sum: u32,
+}
+
+impl Header {
+    fn write(self) -> [u8; HEADER] {
+        let mut octets = [0; HEADER];
+        octets[..8].copy_from_slice(&FILE_MAGIC);
+        let words = [
+            FILE_VERSION,
+            VERSION,
+            self.about,
+            self.filtered,
+            self.rejected,
+            self.about_sum,
+            self.lines_sum,
+        ];
+        for (place, word) in octets[8..].chunks_exact_mut(4).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        let sum = crc32fast::hash(&octets[..HEADER - 4]);
+        octets[HEADER - 4..].copy_from_slice(&sum.to_le_bytes());
+        octets
+    }
+
+    fn read(octets: &[u8; HEADER]) -> Result<Self, Fault> {
+        if octets[..8] != FILE_MAGIC {
+            return Err(Fault::NoSnapshot);
+        }
+        let mut words = octets[8..].chunks_exact(4).map(|word| {
+            let word = word.first_chunk().copied().unwrap_or_default();
+            u32::from_le_bytes(word)
+        });
+        let mut next = || words.next().unwrap_or_default();
+        if [next(), next()] != [FILE_VERSION, VERSION] {
+            return Err(Fault::Version);
+        }
+        let header = Self {
+            about: next(),
+            filtered: next(),
+            rejected: next(),
+            about_sum: next(),
+            lines_sum: next(),
+        };
+        if header.write() != *octets || header.about > ABOUT_MAX {
+            return Err(Fault::Damaged("the header"));
+        }
+        Ok(header)
+    }
+
+    /// Where the lines begin.
+    fn lines_at(self) -> u64 {
+        (HEADER + (self.about as usize).next_multiple_of(LINE)) as u64
+    }
+
+    fn file_length(self) -> u64 {
+        self.lines_at() + (u64::from(self.filtered) + u64::from(self.rejected)) * LINE as u64
+    }
+}
+
+/// Writes compiled lists to a file, in place of the one that is there.
+///
+/// # Errors
+/// [`Fault::Io`]; then the file that was there is as it was.
+pub fn write(path: &Path, compiled: &Compiled, compiled_at: SystemTime) -> Result<(), Error> {
+    write_beside(path, compiled, compiled_at).map_err(|error| Error {
+        path: path.to_owned(),
+        fault: Fault::Io(error),
+    })
+}
+
+fn write_beside(path: &Path, compiled: &Compiled, compiled_at: SystemTime) -> io::Result<()> {
+    let about = About {
+        compiled_at: compiled_at
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
+        lists: compiled.lists.clone(),
+    };
+    let about = serde_json::to_vec(&about)?;
+    let number = |count: usize| u32::try_from(count).map_err(io::Error::other);
+    let mut header = Header {
+        about: number(about.len())?,
+        filtered: number(compiled.filtered.lines().len())?,
+        rejected: number(compiled.rejected.lines().len())?,
+        about_sum: crc32fast::hash(&about),
+        lines_sum: 0,
+    };
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    // Root compiles, and the gate's user reads.
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".lists-")
+        .permissions(Permissions::from_mode(0o644))
+        .tempfile_in(directory)?;
+    let file = temporary.as_file_mut();
+    file.seek(SeekFrom::Start(HEADER as u64))?;
+    file.write_all(&about)?;
+    file.seek(SeekFrom::Start(header.lines_at()))?;
+    let mut sum = Hasher::new();
+    for snapshot in [&compiled.filtered, &compiled.rejected] {
+        let (fixed, tables) = snapshot.lines().split_at(FIRST_FREE as usize);
+        let mut clean = [Line::default(); FIRST_FREE as usize];
+        clean[..CLASSES as usize].copy_from_slice(&fixed[..CLASSES as usize]);
+        Field::GENERATION.set(&mut clean[0], 0);
+        for chunk in [&clean[..]].into_iter().chain(tables.chunks(CHUNK)) {
+            let octets: &[u8] = bytemuck::cast_slice(chunk);
+            sum.update(octets);
+            if is_zero(chunk) {
+                file.seek_relative(octets.len() as i64)?;
+            } else {
+                file.write_all(octets)?;
+            }
+        }
+    }
+    header.lines_sum = sum.finalize();
+    file.set_len(header.file_length())?;
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(&header.write())?;
+    file.sync_all()?;
+    temporary.persist(path)?;
+    File::open(directory)?.sync_all()
+}
+
+fn is_zero(lines: &[Line]) -> bool {
+    let zeros: &[u8] = bytemuck::cast_slice(&ZEROS[..lines.len()]);
+    bytemuck::cast_slice::<Line, u8>(lines) == zeros
+}
+
+/// A file whose header and description have been found good.
+#[derive(Debug)]
+pub struct Stored {
+    path: PathBuf,
+    file: File,
+    header: Header,
+    about: About,
+}
+
+impl Stored {
+    /// Opens a file, and looks at all but its lines.
+    ///
+    /// # Errors
+    /// Every [`Fault`].
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let checked = || -> Result<(File, Header, About), Fault> {
+            let mut file = File::open(path)?;
+            let found = file.metadata()?.len();
+            let mut octets = [0; HEADER];
+            file.read_exact(&mut octets)
+                .map_err(|error| match ended(error) {
+                    Fault::Damaged(_) => Fault::NoSnapshot,
+                    fault => fault,
+                })?;
+            let header = Header::read(&octets)?;
+            let expected = header.file_length();
+            if found != expected {
+                return Err(Fault::Length { found, expected });
+            }
+            let mut about = vec![0; header.about as usize];
+            file.read_exact(&mut about).map_err(ended)?;
+            if crc32fast::hash(&about) != header.about_sum {
+                return Err(Fault::Damaged("the names of the lists"));
+            }
+            let about: About = serde_json::from_slice(&about)
+                .map_err(|_| Fault::Damaged("the names of the lists"))?;
+            if about.lists.len() > LISTS_MAX {
+                return Err(Fault::Damaged("more lists than there can be"));
+            }
+            Ok((file, header, about))
+        };
+        match checked() {
+            Ok((file, header, about)) => Ok(Self {
+                path: path.to_owned(),
+                file,
+                header,
+                about,
+            }),
+            Err(fault) => Err(Error {
+                path: path.to_owned(),
+                fault,
+            }),
+        }
+    }
+
+    /// What the file says of itself.
+    pub fn about(&self) -> &About {
+        &self.about
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Octets of the lines: of the permit and drop lists, and of the reject lists.
+    pub fn sizes(&self) -> (u64, u64) {
+        let octets = |lines: u32| u64::from(lines) * LINE as u64;
+        (octets(self.header.filtered), octets(self.header.rejected))
+    }
+
+    /// What the permit and drop lists say about an address. A few lines are read, however many there are; the check sum of
+    /// all of them is not looked at.
+    ///
+    /// # Errors
+    /// [`Fault::Io`].
+    pub fn filtered(&self, address: IpAddr) -> Result<Option<Listing>, Error> {
+        self.lookup(address, 0, self.header.filtered)
+    }
+
+    /// What the reject lists say about an address, as [`filtered`](Stored::filtered). One that a permit covers is not
+    /// rejected.
+    ///
+    /// # Errors
+    /// [`Fault::Io`].
+    pub fn rejected(&self, address: IpAddr) -> Result<Option<Listing>, Error> {
+        let rejected = self.lookup(address, self.header.filtered, self.header.rejected)?;
+        let permitted = match rejected {
+            Some(_) => self.filtered(address)?,
+            None => None,
+        };
+        let is_permitted = permitted.is_some_and(|found| found.action == ListAction::Permit);
+        Ok(rejected.filter(|_| !is_permitted))
+    }
+
+    fn lookup(&self, address: IpAddr, first: u32, count: u32) -> Result<Option<Listing>, Error> {
+        let lines = InFile {
+            file: &self.file,
+            at: self.header.lines_at() + u64::from(first) * LINE as u64,
+            count,
+            failed: Cell::new(None),
+        };
+        let found = lookup(&lines, address);
+        match lines.failed.take() {
+            Some(error) => Err(self.error(Fault::Io(error))),
+            None => Ok(found.and_then(|found| listing(&self.about.lists, found))),
+        }
+    }
+
+    /// Reads the lines, those of permit and drop lists into the memory that is asked for.
+    ///
+    /// # Errors
+    /// [`Fault::Io`] and [`Fault::Damaged`].
+    pub fn load(mut self, allocate: Allocate) -> Result<Compiled, Error> {
+        match self.read_lines(allocate) {
+            Ok((filtered, rejected)) => Ok(Compiled {
+                lists: self.about.lists,
+                filtered,
+                rejected,
+            }),
+            Err(fault) => Err(self.error(fault)),
+        }
+    }
+
+    fn read_lines(&mut self, allocate: Allocate) -> Result<(Snapshot, Snapshot), Fault> {
+        self.file.seek(SeekFrom::Start(self.header.lines_at()))?;
+        let mut sum = Hasher::new();
+        let filtered = self.read_snapshot(self.header.filtered, allocate, &mut sum)?;
+        let rejected = self.read_snapshot(self.header.rejected, Memory::private, &mut sum)?;
+        if sum.finalize() != self.header.lines_sum {
+            return Err(Fault::Damaged("the lists themselves"));
+        }
+        Ok((filtered, rejected))
+    }
+
+    fn read_snapshot(
+        &mut self,
+        count: u32,
+        allocate: Allocate,
+        sum: &mut Hasher,
+    ) -> Result<Snapshot, Fault> {
+        if count < FIRST_FREE {
+            return Err(Fault::Damaged("too few lines"));
+        }
+        let mut memory = allocate(count as usize);
+        let mut chunk = vec![Line::default(); CHUNK];
+        for lines in memory.as_mut_slice().chunks_mut(CHUNK) {
+            let read = &mut chunk[..lines.len()];
+            let octets = bytemuck::cast_slice_mut(read);
+            self.file.read_exact(octets).map_err(ended)?;
+            sum.update(octets);
+            if !is_zero(read) {
+                lines.copy_from_slice(read);
+            }
+        }
+        let header = memory.as_slice()[0];
+        if header[0] != MAGIC || Field::LINES.of(&header) != count {
+            return Err(Fault::Damaged("the header of the lines"));
+        }
+        Ok(Snapshot::from(memory))
+    }
+
+    fn error(&self, fault: Fault) -> Error {
+        Error {
+            path: self.path.clone(),
+            fault,
+        }
+    }
+}
+
+/// Reads compiled lists; those of permit and drop lists into the memory that is asked for.
+///
+/// # Errors
+/// Every [`Fault`].
+pub fn load(path: &Path, allocate: Allocate) -> Result<Compiled, Error> {
+    Stored::open(path)?.load(allocate)
+}
+
+/// A file whose length was found good may still be cut while it is read.
+fn ended(error: io::Error) -> Fault {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Fault::Damaged("it ends too early"),
+        _ => Fault::Io(error),
+    }
+}
+
+/// Lines read one by one.
+struct InFile<'a> {
+    file: &'a File,
+    at: u64,
+    count: u32,
+    failed: Cell<Option<io::Error>>,
+}
+
+/// A line that was read.
+struct Read(Line);
+
+impl Deref for Read {
+    type Target = Line;
+
+    fn deref(&self) -> &Line {
+        &self.0
+    }
+}
+
+impl Lines for InFile<'_> {
+    type Lent<'a>
+        = Read
+    where
+        Self: 'a;
+
+    fn line(&self, index: u32) -> Option<Read> {
+        if index >= self.count {
+            return None;
+        }
+        let mut line = [Line::default()];
+        let octets = bytemuck::cast_slice_mut(&mut line);
+        let at = self.at + u64::from(index) * LINE as u64;
+        match self.file.read_exact_at(octets, at) {
+            Ok(()) => Some(Read(line[0])),
+            Err(error) => {
+                self.failed.set(Some(error));
+                None
+            }
+        }
+    }
+}

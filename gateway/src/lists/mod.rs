@@ -1,0 +1,24 @@
+//! The lists: from their files, whatever their format, to the snapshot that the filter and the policy look into.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `source.rs`, `format/` | where a list comes from and what is wrong with it; how files are read |
+//! | `entries.rs` | the prefixes of one list |
+//! | `compiled.rs` | all lists together: what an address is listed as |
+//! | `build/` | how overlaps are settled and a snapshot is made |
+//! | `file.rs` | a compiled snapshot on disk |
+//! | `snapshot.rs` | a snapshot in memory, the kernel's or our own |
+//! | `guard.rs`, `watch.rs` | what is too great a loss to be true; which files have changed |
+
+mod build;
+mod compiled;
+pub mod entries;
+pub mod file;
+pub mod format;
+pub mod guard;
+pub mod snapshot;
+pub mod source;
+pub mod watch;
+
+pub use self::compiled::{Compiled, List, ListAction, Listing};
+pub use self::snapshot::{Allocate, Memory, Snapshot};

@@ -1,0 +1,176 @@
+//! Where a list comes from: a file, how it is written, and what being listed in it means.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::format::{self, Format, Progress, Reading};
+use super::watch::Stamp;
+use super::{List, ListAction};
+
+/// A list, as the configuration has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// For people, and unique among the lists.
+    pub name: String,
+    /// What being on it means.
+    pub action: ListAction,
+    /// How the file is written.
+    pub format: Format,
+    /// The file.
+    pub file: PathBuf,
+    /// Whether a line that cannot be read is an error, rather than skipped and counted.
+    pub strict: bool,
+    /// Which state of the file was read last.
+    pub stamp: Option<Stamp>,
+}
+
+impl Source {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// As [`format::read_file`].
+    pub fn read(&mut self, progress: impl FnMut(Progress)) -> io::Result<Reading> {
+        self.stamp = Stamp::of(&self.file);
+        let reading = format::read_file(self.format, &self.file, progress)?;
+        self.stamp = reading.stamp;
+        Ok(reading)
+    }
+}
+
+impl List {
+    /// A list as it was read.
+    pub fn of(source: &Source, reading: &Reading) -> List {
+        List {
+            name: source.name.clone(),
+            action: source.action,
+            entries: reading.entries.len() as u64,
+            ipv6_entries: reading.entries.ipv6.len() as u64,
+            // Whoever asks a snapshot may be somewhere else.
+            file: std::path::absolute(&source.file).ok(),
+        }
+    }
+}
+
+/// What is wrong with a list as it was read: faults make it useless, doubts do not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Why the list must not be used.
+    pub faults: Vec<Finding>,
+    /// What somebody should look at.
+    pub doubts: Vec<Finding>,
+}
+
+/// Something about a file, or about one line of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Number and beginning of the line, if it is about one.
+    pub line: Option<(u64, String)>,
+    /// What was found.
+    pub message: String,
+    /// What to do.
+    pub advice: Option<&'static str>,
+}
+
+impl Finding {
+    fn of_file(message: impl Into<String>) -> Finding {
+        Finding {
+            line: None,
+            message: message.into(),
+            advice: None,
+        }
+    }
+}
+
+impl Findings {
+    /// Looks at a list as it was read.
+    pub fn of(reading: &Reading, strict: bool) -> Findings {
+        let mut findings = Findings::default();
+        let (bad, empty) = (reading.bad_line_count, reading.entries.is_empty());
+        if strict {
+            let lines = reading.bad_lines.iter().map(|bad| Finding {
+                line: Some((bad.line, bad.text.clone())),
+                message: bad.reason.to_owned(),
+                advice: None,
+            });
+            findings.faults.extend(lines);
+            if bad > reading.bad_lines.len() as u64 {
+                findings.faults.push(Finding::of_file(format!(
+                    "{bad} lines in all cannot be read; the first are shown"
+                )));
+            }
+            let incomplete = reading.incomplete.map(Finding::of_file);
+            findings.faults.extend(incomplete);
+        } else if let Some(first) = reading.bad_lines.first() {
+            let line = Some((first.line, first.text.clone()));
+            if empty {
+                findings.faults.push(Finding {
+                    line,
+                    message: format!("{}, and no other line can be read, either", first.reason),
+                    advice: Some("is this the right file, and is its `format` another one?"),
+                });
+            } else {
+                let count = match bad {
+                    1 => String::new(),
+                    2 => " (and one more line that cannot be read)".to_owned(),
+                    _ => format!(" (and {} more lines that cannot be read)", bad - 1),
+                };
+                findings.doubts.push(Finding {
+                    line,
+                    message: format!("skipped: {}{count}", first.reason),
+                    advice: Some(
+                        "`strict = true` makes this an error; `portcullis lists compile` shows more of them",
+                    ),
+                });
+            }
+        }
+        if !strict {
+            let incomplete = reading.incomplete.map(Finding::of_file);
+            findings.doubts.extend(incomplete);
+        }
+        if let Some(line) = reading.masked_first {
+            findings.doubts.push(Finding::of_file(format!(
+                "{} of {} prefixes have bits set beyond their length, which are ignored; the first is in line {line}",
+                reading.masked,
+                reading.entries.len()
+            )));
+        }
+        if empty && bad == 0 {
+            findings.doubts.push(Finding::of_file("the list is empty"));
+        }
+        findings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str, strict: bool) -> Findings {
+        let reading = format::read(Format::Cidr, text.as_bytes(), |_| {}).unwrap();
+        Findings::of(&reading, strict)
+    }
+
+    #[test]
+    fn a_bad_line_among_good_ones_is_a_doubt_unless_the_list_is_strict() {
+        let text = "192.0.2.1\nx\ny\n";
+        let findings = of(text, false);
+        assert!(findings.faults.is_empty());
+        assert_eq!(findings.doubts[0].line, Some((2, "x".to_owned())));
+        assert!(findings.doubts[0].message.contains("one more line"));
+        let strict = of(text, true);
+        assert_eq!((strict.faults.len(), strict.doubts.len()), (2, 0));
+    }
+
+    #[test]
+    fn a_file_of_which_no_line_can_be_read_is_no_list() {
+        assert_eq!(of("<html>\n</html>\n", false).faults.len(), 1);
+    }
+
+    #[test]
+    fn an_empty_list_is_a_doubt() {
+        for strict in [false, true] {
+            let findings = of("# nobody at the moment\n", strict);
+            assert_eq!((findings.faults.len(), findings.doubts.len()), (0, 1));
+        }
+    }
+}

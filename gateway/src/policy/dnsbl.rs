@@ -1,0 +1,316 @@
+//! DNS lists (RFC 5782): what an answer of a zone means, and what all zones together mean for a client.
+//!
+//! Nothing is asked here: the control plane asks, and what it heard comes as [`Finding`]s. They are facts (this zone said these
+//! addresses) and not scores, so that a reload between the question and the first recipient is judged by what is in force then.
+//!
+//! What never counts as a listing, because it cost others their mail: an answer outside of 127.0.0.0/8 (a zone that was given up and
+//! answers every question with a web server), an answer within 127.255.255.0/24 (the operator of the list says that the
+//! question was wrong or the resolver is not welcome), and no answer.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::ops::RangeInclusive;
+use std::sync::Arc;
+
+use portcullis_smtp::reply::{EnhancedCode, Reply};
+
+use super::{Decision, Rule};
+
+/// Where lists answer what is no listing but an error of whoever asks.
+pub const OPERATOR_ERRORS: RangeInclusive<Ipv4Addr> =
+    Ipv4Addr::new(127, 255, 255, 0)..=Ipv4Addr::new(127, 255, 255, 255);
+
+/// Octets of zone names that fit into a refusal with all else that stands on its line; the highest-scoring zone always does.
+const NAMED_LENGTH_MAX: usize = 300;
+
+/// A zone of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zone {
+    /// Its name, in normal form and without the dot at the end.
+    pub name: Arc<str>,
+    /// Answers that are a listing.
+    pub replies: Vec<RangeInclusive<Ipv4Addr>>,
+    /// What a listing adds to the client's score. Less than nothing for a welcome list, never nothing.
+    pub score: i32,
+}
+
+/// What a zone answered about one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// These addresses.
+    Addresses(Vec<Ipv4Addr>),
+    /// There is no such name.
+    NotListed,
+    /// No answer in time, or one that says only that something is broken.
+    Silent,
+}
+
+/// A zone, and what it answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Its [name](Zone::name).
+    pub zone: Arc<str>,
+    /// What it said about the client.
+    pub answer: Answer,
+}
+
+/// What an answer counts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// The zone's score.
+    Listed,
+    /// Nothing.
+    NotListed,
+    /// Nothing, and somebody should look at it: this address is never a listing.
+    Ignored(Ipv4Addr),
+    /// Nothing.
+    Silent,
+}
+
+impl Zone {
+    /// What an answer of this zone counts for.
+    pub fn meaning(&self, answer: &Answer) -> Meaning {
+        let addresses = match answer {
+            Answer::Silent => return Meaning::Silent,
+            Answer::NotListed => return Meaning::NotListed,
+            Answer::Addresses(addresses) => addresses,
+        };
+        let counts = |address: &Ipv4Addr| {
+            let expected = self.replies.iter().any(|range| range.contains(address));
+            expected && !is_never_a_listing(*address)
+        };
+        if addresses.iter().any(counts) {
+            return Meaning::Listed;
+        }
+        addresses
+            .iter()
+            .copied()
+            .find(|address| is_never_a_listing(*address))
+            .map_or(Meaning::NotListed, Meaning::Ignored)
+    }
+}
+
+/// Whether no list means a listing by it, whatever the configuration says.
+fn is_never_a_listing(address: Ipv4Addr) -> bool {
+    !address.is_loopback() || OPERATOR_ERRORS.contains(&address)
+}
+
+/// The zones of a configuration and the score at which a client is refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dnsbl {
+    /// In the order of the configuration; a name comes once.
+    pub zones: Vec<Zone>,
+    /// At least 1.
+    pub reject_at: i32,
+}
+
+impl Dnsbl {
+    /// The refusal for what was found about a client, unless its score stays below [`reject_at`](Self::reject_at).
+    ///
+    /// Each zone counts once, with the score that it has in this configuration; one that is not in it any more counts for nothing.
+    pub fn judge(&self, client: IpAddr, findings: &[Finding]) -> Option<Decision> {
+        let mut listings: Vec<(u16, &Zone)> = (0..)
+            .zip(&self.zones)
+            .filter(|(_, zone)| {
+                let finding = findings.iter().find(|finding| finding.zone == zone.name);
+                finding.is_some_and(|finding| zone.meaning(&finding.answer) == Meaning::Listed)
+            })
+            .collect();
+        let score: i64 = listings.iter().map(|(_, zone)| i64::from(zone.score)).sum();
+        if score < i64::from(self.reject_at) {
+            return None;
+        }
+        listings.retain(|(_, zone)| zone.score > 0);
+        // Stable: of equal scores the first in the configuration is named.
+        listings.sort_by_key(|(_, zone)| core::cmp::Reverse(zone.score));
+        let (first, _) = listings.first()?;
+        let text = format!("Your address {client} is listed by {}", named(&listings));
+        Some(Decision::refuse(
+            Rule::Dnsbl(*first),
+            Reply::new(554, Some(EnhancedCode(5, 7, 1)), text),
+        ))
+    }
+}
+
+/// The names of these zones, as many as fit on the line of a reply.
+fn named(listings: &[(u16, &Zone)]) -> String {
+    let mut text = String::new();
+    for (number, (_, zone)) in listings.iter().enumerate() {
+        if number > 0 {
+            if text.len() + zone.name.len() > NAMED_LENGTH_MAX {
+                text.push_str(" and others");
+                break;
+            }
+            text.push_str(", ");
+        }
+        text.push_str(&zone.name);
+    }
+    text
+}
+
+/// The name that a zone has for an address, with its dot at the end (RFC 5782 sections 2.1 and 2.4).
+pub fn query_name(address: IpAddr, zone: &str) -> String {
+    use core::fmt::Write as _;
+    let mut name = String::with_capacity(zone.len() + 66);
+    // Writing to a string does not fail.
+    match address.to_canonical() {
+        IpAddr::V4(address) => {
+            for octet in address.octets().iter().rev() {
+                let _ = write!(name, "{octet}.");
+            }
+        }
+        IpAddr::V6(address) => nibbles(address, &mut name),
+    }
+    let _ = write!(name, "{zone}.");
+    name
+}
+
+fn nibbles(address: Ipv6Addr, name: &mut String) {
+    for octet in address.octets().iter().rev() {
+        for nibble in [octet & 0xf, octet >> 4] {
+            name.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
+            name.push('.');
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zone(name: &str, score: i32) -> Zone {
+        Zone {
+            name: name.into(),
+            replies: vec![Ipv4Addr::new(127, 0, 0, 2)..=Ipv4Addr::new(127, 0, 0, 11)],
+            score,
+        }
+    }
+
+    fn addresses(texts: &[&str]) -> Answer {
+        let parsed = texts.iter().map(|text| text.parse().expect("an address"));
+        Answer::Addresses(parsed.collect())
+    }
+
+    #[test]
+    fn an_answer_that_is_no_listing_never_counts_as_one() {
+        use Meaning::{Ignored, Listed, NotListed, Silent};
+        let ignored = |text: &str| Ignored(text.parse().expect("an address"));
+        let cases = [
+            (addresses(&["127.0.0.2"]), Listed),
+            (addresses(&["127.0.0.11"]), Listed),
+            (addresses(&["127.0.0.1"]), NotListed),
+            (addresses(&["127.0.0.12"]), NotListed),
+            (addresses(&["127.0.0.12", "127.0.0.3"]), Listed),
+            (addresses(&[]), NotListed),
+            (addresses(&["127.255.255.254"]), ignored("127.255.255.254")),
+            (addresses(&["127.255.255.0"]), ignored("127.255.255.0")),
+            (addresses(&["192.0.2.80"]), ignored("192.0.2.80")),
+            (addresses(&["192.0.2.80", "127.0.0.2"]), Listed),
+            (Answer::NotListed, NotListed),
+            (Answer::Silent, Silent),
+        ];
+        for (answer, meaning) in cases {
+            assert_eq!(
+                zone("bl.example", 1).meaning(&answer),
+                meaning,
+                "{answer:?}"
+            );
+        }
+        // A configuration that got such a range past its checks would not change that.
+        let all = Zone {
+            replies: vec![Ipv4Addr::UNSPECIFIED..=Ipv4Addr::BROADCAST],
+            ..zone("bl.example", 1)
+        };
+        for text in ["127.255.255.252", "198.51.100.1"] {
+            assert_eq!(all.meaning(&addresses(&[text])), ignored(text));
+        }
+    }
+
+    #[test]
+    fn a_client_is_refused_at_the_score_and_never_below_it() {
+        let dnsbl = Dnsbl {
+            zones: vec![
+                zone("one.example", 1),
+                zone("two.example", 2),
+                zone("dnswl.example", -2),
+            ],
+            reject_at: 2,
+        };
+        type Case = (&'static [&'static str], Option<(u16, &'static str)>);
+        let cases: [Case; 7] = [
+            (&[], None),
+            (&["one.example"], None),
+            (&["two.example"], Some((1, "two.example"))),
+            (
+                &["one.example", "two.example"],
+                Some((1, "two.example, one.example")),
+            ),
+            (&["two.example", "dnswl.example"], None),
+            (&["one.example", "two.example", "dnswl.example"], None),
+            // It counts once, however often it turns up, and not at all when it is not asked any more.
+            (&["one.example", "one.example", "gone.example"], None),
+        ];
+        let client = IpAddr::from([203, 0, 113, 9]);
+        for (listed_by, expected) in cases {
+            let findings: Vec<Finding> = listed_by
+                .iter()
+                .map(|zone| Finding {
+                    zone: (*zone).into(),
+                    answer: addresses(&["127.0.0.2"]),
+                })
+                .collect();
+            let expected = expected.map(|(rule, zones)| {
+                let text = format!("Your address 203.0.113.9 is listed by {zones}");
+                Decision::refuse(
+                    Rule::Dnsbl(rule),
+                    Reply::new(554, Some(EnhancedCode(5, 7, 1)), text),
+                )
+            });
+            assert_eq!(dnsbl.judge(client, &findings), expected, "{listed_by:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_on_many_lists_is_told_so_on_one_line() {
+        let zones: Vec<Zone> = (0..50)
+            .map(|n| zone(&format!("{n}.{}.example", "x".repeat(60)), 1))
+            .collect();
+        let findings: Vec<Finding> = zones
+            .iter()
+            .map(|zone| Finding {
+                zone: zone.name.clone(),
+                answer: addresses(&["127.0.0.2"]),
+            })
+            .collect();
+        let dnsbl = Dnsbl {
+            zones,
+            reject_at: 1,
+        };
+        let decision = dnsbl.judge("2001:db8::1".parse().expect("an address"), &findings);
+        let Some(super::super::Verdict::Refuse(reply)) = decision.map(|decision| decision.verdict)
+        else {
+            panic!("refused");
+        };
+        assert!(
+            reply.text.len() < 450 && reply.text.ends_with(" and others"),
+            "{}",
+            reply.text
+        );
+    }
+
+    #[test]
+    fn an_address_is_asked_about_in_the_form_that_lists_publish() {
+        let cases = [
+            ("192.0.2.99", "99.2.0.192.bad.example."),
+            ("::ffff:192.0.2.99", "99.2.0.192.bad.example."),
+            // The example of RFC 5782 section 2.4.
+            (
+                "2001:db8:1:2:3:4:567:89ab",
+                "b.a.9.8.7.6.5.0.4.0.0.0.3.0.0.0.2.0.0.0.1.0.0.0.8.b.d.0.1.0.0.2.bad.example.",
+            ),
+        ];
+        for (address, name) in cases {
+            let address = address.parse().expect("an address");
+            assert_eq!(query_name(address, "bad.example"), name);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! `portcullis filter` beside a filter in place: what a person types, what is said, and the exit code.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use portcullis_tests::gate::binary;
+use portcullis_tests::root;
+use tempfile::TempDir;
+
+use crate::scene::{HONEST4, LISTED4, PERMITTED4, Scene};
+
+/// A scene with its filter in place, and the configuration that says so.
+struct Desk {
+    scene: Scene,
+    directory: TempDir,
+}
+
+impl Desk {
+    fn new() -> Result<Self> {
+        let desk = Self {
+            scene: Scene::new()?,
+            directory: tempfile::tempdir()?,
+        };
+        fs::write(desk.directory.path().join("friends"), "192.0.2.67\n")?;
+        fs::write(desk.directory.path().join("spammers"), "192.0.2.64/27\n")?;
+        let text = format!(
+            "[filter]\ninterfaces = [{{ name = \"wan\" }}]\npin_path = \"{}\"\n\
+             [[list]]\nname = \"friends\"\nfile = \"friends\"\naction = \"permit\"\n\
+             [[list]]\nname = \"spammers\"\nfile = \"spammers\"\naction = \"drop\"\n\
+             [relay]\nnetworks = [\"198.51.100.0/24\"]\n",
+            desk.scene.pin_path.display()
+        );
+        fs::write(desk.file(), text)?;
+        desk.says(&["attach"], 0, &["in place on wan"])?;
+        Ok(desk)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("portcullis.toml")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.scene.gate.command(binary()?);
+        command.arg("filter").args(arguments).arg("-c");
+        command.arg(self.file());
+        Ok(command)
+    }
+
+    /// Runs a command, and holds its exit code and words of what it says against what is expected.
+    fn says(&self, arguments: &[&str], code: i32, words: &[&str]) -> Result<String> {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = self.command(arguments)?.output()?;
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&stdout),
+            String::from_utf8_lossy(&stderr)
+        );
+        ensure!(
+            status.code() == Some(code),
+            "{arguments:?}: {status}\n{said}"
+        );
+        for word in words {
+            ensure!(said.contains(word), "{arguments:?}: no {word} in\n{said}");
+        }
+        Ok(said)
+    }
+}
+
+#[test]
+fn verdicts_are_given_listed_and_taken_back_by_hand() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let desk = Desk::new()?;
+    let scene = &desk.scene;
+    desk.says(&["verdicts", "list"], 0, &["no recent verdicts"])?;
+    let add = [
+        "verdicts",
+        "add",
+        HONEST4,
+        "--for",
+        "30m",
+        "--note",
+        "ticket 4711",
+    ];
+    desk.says(&add, 0, &["192.0.2.10 is kept out for 30m"])?;
+    desk.says(&add, 0, &["was kept out already"])?;
+    ensure!(!scene.reaches(HONEST4, 25), "the verdict keeps nobody out");
+    desk.says(
+        &["verdicts", "list"],
+        0,
+        &["expires in", "192.0.2.10", "operator", "ticket 4711"],
+    )?;
+    let list = desk.says(&["verdicts", "list", "--json"], 0, &[])?;
+    let list: serde_json::Value = serde_json::from_str(&list)?;
+    ensure!(
+        list[0]["packets"] == 1 && list[0]["cause"] == "operator",
+        "{list:#}"
+    );
+
+    let permitted = ["verdicts", "add", PERMITTED4];
+    desk.says(&permitted, 1, &["192.0.2.67", "the list \"friends\""])?;
+    let local = ["verdicts", "add", "198.51.100.7"];
+    desk.says(&local, 1, &["198.51.100.7", "local network"])?;
+    desk.says(
+        &["verdicts", "add", "192.0.2.0/24"],
+        2,
+        &["one IPv4 address"],
+    )?;
+    desk.says(&["verdicts", "add", HONEST4, "--for", "3"], 2, &["unit"])?;
+    let ipv6 = ["verdicts", "add", "2001:db8:9::1"];
+    desk.says(&ipv6, 0, &["2001:db8:9::/64 (the /64 of 2001:db8:9::1)"])?;
+
+    let remove = ["verdicts", "remove", HONEST4, "203.0.113.1"];
+    desk.says(
+        &remove,
+        1,
+        &["192.0.2.10 is let in again", "203.0.113.1 has no verdict"],
+    )?;
+    ensure!(scene.reaches(HONEST4, 25), "it was not let in");
+    desk.says(&["verdicts", "flush"], 0, &["1 recent verdicts taken back"])?;
+    desk.says(&["detach"], 0, &[])?;
+    desk.says(
+        &["verdicts", "list"],
+        1,
+        &["no filter is pinned", "filter attach"],
+    )?;
+    Ok(())
+}
+
+#[test]
+fn the_status_tells_every_reason() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let desk = Desk::new()?;
+    ensure!(!desk.scene.reaches(LISTED4, 25), "it is listed");
+    desk.says(&["verdicts", "add", HONEST4], 0, &[])?;
+    ensure!(!desk.scene.reaches(HONEST4, 25), "it has a verdict");
+    let words = [
+        "syn-budget",
+        "recent verdicts: 1 of at most 65536",
+        "--watch",
+    ];
+    desk.says(&["status"], 0, &words)?;
+    let status = desk.says(&["status", "--json"], 0, &[])?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    let dropped = &status["interfaces"][0]["dropped"];
+    ensure!(
+        dropped["listed"] == 1 && dropped["verdict"] == 1,
+        "{status:#}"
+    );
+    ensure!(
+        dropped["syn_budget"] == 0 && dropped["customer"] == 0,
+        "{status:#}"
+    );
+    ensure!(status["lists"][1]["dropped_packets"] == 1, "{status:#}");
+    ensure!(status["verdicts"]["added"] == 1, "{status:#}");
+    Ok(())
+}
+
+#[test]
+fn events_are_told_as_they_happen_and_a_second_reader_hears_who_has_them() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let desk = Desk::new()?;
+    let mut reader = desk
+        .command(&["events", "--json", "--count", "2"])?
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let started = Instant::now();
+    while !desk.scene.status().top_sources.watched {
+        ensure!(started.elapsed() < Duration::from_secs(10), "nobody reads");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let process = format!("process {} (portcullis)", reader.id());
+    desk.says(&["events"], 1, &[&process, "filter status"])?;
+    ensure!(!desk.scene.reaches(LISTED4, 25), "it is listed");
+    ensure!(reader.try_wait()?.is_none(), "one is not two");
+    ensure!(!desk.scene.reaches(LISTED4, 25), "it is listed");
+    let output = reader.wait_with_output()?;
+    ensure!(output.status.success(), "{}", output.status);
+    let lines = String::from_utf8(output.stdout)?;
+    ensure!(lines.lines().count() == 2, "{lines}");
+    for line in lines.lines() {
+        let event: serde_json::Value = serde_json::from_str(line)?;
+        ensure!(
+            event["source"] == LISTED4
+                && event["reason"] == "listed"
+                && event["list"] == "spammers"
+                && event["interface"] == "wan"
+                && event["port"] == 25
+                && event["time"].is_string(),
+            "{event:#}"
+        );
+    }
+    Ok(())
+}

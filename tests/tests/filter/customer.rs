@@ -1,0 +1,93 @@
+//! An interface with customers behind it: they hear at once that they may not send, unless they may.
+
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use portcullis::config::{CustomerRefusal, FilterMode, Role};
+use portcullis::filter;
+use portcullis_tests::root;
+
+use crate::scene::{HONEST4, HONEST6, LISTED4, PERMITTED4, Scene, knock};
+
+/// What the program sends back out of a veth arrives only if there is a native program at its other end, too.
+struct Receiving(PathBuf);
+
+impl Receiving {
+    fn at_outside(scene: &Scene) -> anyhow::Result<Self> {
+        let mut settings = scene.settings();
+        settings.interfaces[0].name = "lan".to_owned();
+        settings.mode = FilterMode::Off;
+        settings.pin_path = format!("{}-outside", scene.pin_path.display()).into();
+        let lists = crate::scene::lists();
+        let attach = || filter::Filter::attach(&settings, &lists);
+        drop(scene.outside.run(attach)??);
+        Ok(Self(settings.pin_path))
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        // One that is left is in nobody's way.
+        let _ = filter::detach(&self.0, &[]);
+    }
+}
+
+#[test]
+fn a_customer_is_refused_at_once_unless_it_is_permitted() -> anyhow::Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let _receiving = Receiving::at_outside(&scene)?;
+    let mut settings = scene.settings();
+    settings.interfaces[0].role = Role::Customer;
+    let mut filter = scene.attach(&settings)?;
+    for source in [HONEST4, HONEST6, LISTED4] {
+        let refused = scene.outside.run(|| knock(source, 25))?;
+        let kind = refused.map(|_| ()).map_err(|error| error.kind());
+        assert_eq!(kind, Err(ErrorKind::ConnectionRefused), "{source}");
+        assert!(scene.reaches(source, 587), "port 587 is not filtered");
+    }
+    assert!(scene.reaches(PERMITTED4, 25));
+    let status = scene.status();
+    let wan = &status.interfaces[0];
+    assert_eq!(
+        (wan.role, wan.resets, wan.dropped.customer),
+        ("customer", 3, 0)
+    );
+    assert!(wan.permitted > 0, "{wan:?}");
+
+    settings.customer_refusal = CustomerRefusal::Drop;
+    filter.update_settings(&settings)?;
+    let dropped = scene.outside.run(|| knock(HONEST4, 25))?;
+    let kind = dropped.map(|_| ()).map_err(|error| error.kind());
+    assert_eq!(kind, Err(ErrorKind::TimedOut));
+    assert_eq!(scene.status().interfaces[0].dropped.customer, 1);
+
+    settings.customer_refusal = CustomerRefusal::Reset;
+    settings.resets_per_second = 0;
+    filter.update_settings(&settings)?;
+    assert!(!scene.reaches(HONEST4, 25));
+    assert_eq!(
+        scene.status().interfaces[0].dropped.customer,
+        2,
+        "beyond the rate it is a drop"
+    );
+    Ok(())
+}
+
+#[test]
+fn another_role_takes_effect_with_the_next_attachment() -> anyhow::Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let mut settings = scene.settings();
+    drop(scene.attach(&settings)?);
+    assert!(scene.reaches(HONEST4, 25));
+    settings.interfaces[0].role = Role::Customer;
+    drop(scene.attach(&settings)?);
+    assert!(!scene.reaches(HONEST4, 25));
+    assert_eq!(scene.status().interfaces[0].role, "customer");
+    Ok(())
+}

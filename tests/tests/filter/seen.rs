@@ -1,0 +1,107 @@
+//! What is seen of the filter's work: events for one who reads along, and the top sources for everybody.
+
+use std::process;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use portcullis::config::FilterMode;
+use portcullis::filter::{self, Error, Event, Events};
+use portcullis_tests::root;
+
+use crate::scene::{LISTED4, LISTED6, Scene};
+
+/// Waits for an event.
+fn next(scene: &Scene, events: &mut Events) -> anyhow::Result<Option<Event>> {
+    let names = filter::names(&scene.pin_path)?;
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(1) {
+        if let Some(event) = events.next(&names) {
+            return Ok(Some(event));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(None)
+}
+
+#[test]
+fn a_drop_is_told_to_whoever_reads_and_to_one_at_a_time() -> anyhow::Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let mut filter = scene.attach(&scene.settings())?;
+    assert!(!scene.reaches(LISTED4, 25), "nobody reads");
+    let mut events = Events::open(&scene.pin_path)?;
+    events.take_turn()?;
+    assert_eq!(
+        next(&scene, &mut events)?,
+        None,
+        "what was before is not told"
+    );
+    assert!(!scene.reaches(LISTED6, 25));
+    let told = next(&scene, &mut events)?.expect("an event");
+    let expected = Event {
+        age: told.age,
+        source: LISTED6.parse()?,
+        reason: "listed",
+        list: Some("spammers".to_owned()),
+        interface: Some("wan".to_owned()),
+        port: Some(25),
+        monitored: false,
+    };
+    assert_eq!(told, expected);
+    assert!(told.age < Duration::from_secs(2));
+
+    let mut second = filter.take_events().expect("the owner has them");
+    match second.take_turn() {
+        Err(Error::EventsTaken { reader }) => {
+            assert_eq!(reader.map(|reader| reader.process), Some(process::id()));
+        }
+        other => panic!("two readers: {other:?}"),
+    }
+    drop(events);
+    second.take_turn()?;
+    let mut settings = scene.settings();
+    settings.mode = FilterMode::Monitor;
+    filter.update_settings(&settings)?;
+    assert!(scene.reaches(LISTED4, 25));
+    let told = next(&scene, &mut second)?.expect("an event of the second turn");
+    assert!(told.monitored && told.source.is_ipv4(), "{told:?}");
+    Ok(())
+}
+
+#[test]
+fn the_top_sources_are_seen_by_one_who_reads_nothing() -> anyhow::Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let mut filter = scene.attach(&scene.settings())?;
+    let mut events = filter.take_events().expect("the owner has them");
+    assert!(!scene.status().top_sources.watched);
+    events.take_turn()?;
+    for source in [LISTED4, LISTED6, LISTED4] {
+        assert!(!scene.reaches(source, 25));
+    }
+    events.count_all();
+    events.announce()?;
+    let top = scene.status().top_sources;
+    assert!(top.watched && top.age_seconds == Some(0), "{top:?}");
+    let sources: Vec<_> = top
+        .sources
+        .iter()
+        .map(|top| (top.source.as_str(), top.recent_events, top.list.as_deref()))
+        .collect();
+    let spammers = Some("spammers");
+    assert_eq!(
+        sources,
+        [(LISTED4, 2, spammers), ("2001:db8::/64", 1, spammers)]
+    );
+    drop(events);
+    let top = scene.status().top_sources;
+    assert!(
+        !top.watched && top.sources.len() == 2,
+        "they stay, with their age"
+    );
+    Ok(())
+}
