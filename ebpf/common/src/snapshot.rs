@@ -29,8 +29,19 @@ use core::ops::Deref;
 use crate::packet::Source;
 use crate::verdict::Class;
 
-/// A cache line: the unit of everything here, and the value of the array map.
+/// A cache line: the unit of everything here.
 pub type Line = [u64; 8];
+
+/// Lines of a [`Block`]; a power of two.
+pub const BLOCK_LINES: usize = 1 << 20;
+/// The value of the array map: 64 MiB of lines, because the program has to call for each element that it looks into, and
+/// within one it need not. A struct, because aya 0.14 takes an array of arrays for one of its elements.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Block {
+    /// The lines.
+    pub lines: [Line; BLOCK_LINES],
+}
 
 /// Changes whenever the meaning of a line changes; it is in the header of every snapshot.
 pub const VERSION: u32 = 1;
@@ -396,9 +407,11 @@ fn short<L: Lines + ?Sized>(
         return (0, 0);
     };
     for slot in 0..SHORT_SLOTS {
-        let mark = (line[6 + slot / 4] >> (slot % 4 * 16)) as u32 & 0xffff;
-        if line[slot] == key && mark >> Mark::NUMBER_BITS == length && mark & Mark::NUMBER != 0 {
-            return (mark, bucket.wrapping_mul(8) | slot as u32);
+        let mark = line[6 + slot / 4] >> (slot % 4 * 16) & 0xffff;
+        // One condition, because the verifier follows each: a slot that is free comes after those that are not, and has
+        // no mark, so that finding one for ::/0 is finding nothing.
+        if (line[slot] ^ key) | (mark >> Mark::NUMBER_BITS ^ u64::from(length)) == 0 {
+            return (mark as u32, bucket.wrapping_mul(8) | slot as u32);
         }
     }
     (0, 0)
@@ -431,10 +444,8 @@ fn beyond_64<L: Lines + ?Sized>(lines: &L, header: &Line, place: u32, lower: u64
         };
         for slot in 0..LONG_SLOTS {
             let entry = line[4 + slot];
-            if line[slot] == key
-                && entry >> 32 == u64::from(place)
-                && entry as u32 >> Mark::NUMBER_BITS == length
-            {
+            let wanted = u64::from(place) << 32 | u64::from(length) << Mark::NUMBER_BITS;
+            if (line[slot] ^ key) | (entry & !u64::from(Mark::NUMBER) ^ wanted) == 0 {
                 return Mark(entry as u32);
             }
         }

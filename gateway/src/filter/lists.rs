@@ -91,11 +91,11 @@ pub(super) fn swap(
         maps.set_list_record(number % 2, slot, record)?;
     }
     for (line, classes) in (CLASSES..FIRST_FREE).zip(class_lines(&new)) {
-        memory.set_line(line, classes)?;
+        memory.set_line(line, classes);
     }
     let mut header = memory.as_slice().first().copied().unwrap_or_default();
     Field::GENERATION.set(&mut header, number);
-    memory.set_line(0, header)?;
+    memory.set_line(0, header);
     maps.swap_snapshot(memory)?;
     let lists = new.into_iter().flatten().collect();
     Ok(Generation { number, lists })
@@ -155,7 +155,12 @@ fn too_many(compiled: &Compiled) -> Error {
 /// A snapshot of our own memory in a map.
 fn copied(lines: &[Line]) -> Result<KernelMemory, Error> {
     let mut memory = KernelMemory::new(lines.len())?;
-    memory.as_mut_slice().copy_from_slice(lines);
+    // What is zero is so already, and most of a small snapshot is: a page that is not touched is not mapped.
+    for (to, from) in memory.as_mut_slice().iter_mut().zip(lines) {
+        if *from != Line::default() {
+            *to = *from;
+        }
+    }
     Ok(memory)
 }
 

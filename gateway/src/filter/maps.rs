@@ -15,7 +15,7 @@ use portcullis_ebpf_common::snapshot::Line;
 
 use super::Error;
 use super::error::kernel;
-use super::memory::{KernelMemory, SnapshotMap};
+use super::memory::{self, KernelMemory, SnapshotMap};
 use super::pins::Pins;
 use super::settings::role_in_kernel;
 use crate::config::{Interface, Role, XdpMode};
@@ -129,14 +129,13 @@ impl Maps {
         let Some(map) = found(self.snapshot.get(&0, 0)).map_err(kernel(step))? else {
             return Ok(None);
         };
-        Ok(Some(map.get(&0, 0).map_err(kernel(step))?.0))
+        memory::header(&map).map(Some)
     }
 
     /// Puts a snapshot in place. When it returns, no packet is being held against the one before.
     pub(super) fn swap_snapshot(&mut self, memory: &KernelMemory) -> Result<(), Error> {
-        memory
-            .with_map(|map| self.snapshot.set(0, map, 0))
-            .map_err(kernel("putting the lists in place"))
+        let result = self.snapshot.set(0, memory.map(), 0);
+        result.map_err(kernel("putting the lists in place"))
     }
 
     /// Until when somebody reads the events, in nanoseconds of CLOCK_MONOTONIC.

@@ -1,8 +1,8 @@
 //! Memory of a map that the program looks into, mapped into this process.
 //!
 //! A snapshot of ten million entries is written in the time that memory takes, not in ten million system calls, and the
-//! policy reads the lines that the program reads. A line is a cache line: elements of an array map lie eight octets apart at
-//! least, so that a smaller element would have to know of its padding.
+//! policy reads the lines that the program reads. An element of the map is a [`Block`] of lines, so a map is never smaller than
+//! 64 MiB; what is mapped here are the lines that there are.
 #![allow(
     unsafe_code,
     reason = "a mapping is a pointer and a length, and nobody else makes one of a BPF map"
@@ -20,16 +20,16 @@ use aya::Pod;
 use aya::maps::{Array, IterableMap as _, MapData};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use portcullis_ebpf_common::layout::SNAPSHOT_FLAGS;
-use portcullis_ebpf_common::snapshot::Line;
+use portcullis_ebpf_common::snapshot::{BLOCK_LINES, Block, FIRST_FREE, Line};
 
 use super::Error;
 use super::error::kernel;
 use crate::lists::Memory;
 
-/// The value of the map.
+/// The value of the map. None is ever made: they are written and read where they lie.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub(super) struct Value(pub(super) Line);
+pub(super) struct Value(Block);
 
 // SAFETY: an array of integers: every pattern of bits is a value, and there is no padding.
 unsafe impl Pod for Value {}
@@ -39,27 +39,76 @@ pub(super) type SnapshotMap = Array<MapData, Value>;
 
 /// The lines of a map, shared with the kernel.
 pub struct KernelMemory {
-    map: Mutex<SnapshotMap>,
-    lines: NonNull<Line>,
-    count: usize,
+    map: SnapshotMap,
+    lines: Mapping,
+    /// The same lines as the first ones of `lines`, mapped once more: what is written there after others hold this value.
+    fixed: Mutex<Mapping>,
 }
 
-// SAFETY: a mapping belongs to no thread, and is written only through `&mut`; `set_line` is for before it is shared.
-unsafe impl Send for KernelMemory {}
-// SAFETY: as above.
-unsafe impl Sync for KernelMemory {}
-
 impl KernelMemory {
-    /// A map of this many lines, all zero.
+    /// A map with room for this many lines, all zero.
     ///
     /// # Errors
     /// [`Error::NotPermitted`], and [`Error::Kernel`] where the kernel has not so much memory.
     pub fn new(lines: usize) -> Result<Self, Error> {
         let step = "making a map for the lists";
-        let entries = u32::try_from(lines).map_err(kernel(step))?;
-        let map = SnapshotMap::create(entries, SNAPSHOT_FLAGS as u32).map_err(kernel(step))?;
+        let lines = lines.max(FIRST_FREE as usize);
+        let blocks = u32::try_from(lines.div_ceil(BLOCK_LINES)).map_err(kernel(step))?;
+        let map = SnapshotMap::create(blocks, SNAPSHOT_FLAGS as u32).map_err(kernel(step))?;
+        Ok(Self {
+            lines: Mapping::new(&map, lines)?,
+            fixed: Mutex::new(Mapping::new(&map, FIRST_FREE as usize)?),
+            map,
+        })
+    }
+
+    /// The lines.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Line] {
+        self.lines.as_slice()
+    }
+
+    /// The lines, to be written.
+    pub fn as_mut_slice(&mut self) -> &mut [Line] {
+        self.lines.as_mut_slice()
+    }
+
+    /// The map, to put it in place.
+    pub(super) fn map(&self) -> &SnapshotMap {
+        &self.map
+    }
+
+    /// Writes one of the fixed lines: a snapshot is told its generation and the classes of its lists when it is put in
+    /// place, and by then others hold it, too. They go by another mapping, and look at neither.
+    pub(super) fn set_line(&self, index: u32, line: Line) {
+        let mut fixed = self.fixed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = fixed.as_mut_slice().get_mut(index as usize) {
+            *place = line;
+        }
+    }
+}
+
+/// The header of the snapshot in this map.
+pub(super) fn header(map: &SnapshotMap) -> Result<Line, Error> {
+    let mapping = Mapping::new(map, FIRST_FREE as usize)?;
+    Ok(mapping.as_slice().first().copied().unwrap_or_default())
+}
+
+/// The first lines of a map, mapped.
+struct Mapping {
+    lines: NonNull<Line>,
+    count: usize,
+}
+
+// SAFETY: a mapping belongs to no thread, and is written only through `&mut`.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(map: &SnapshotMap, count: usize) -> Result<Self, Error> {
         let step = "mapping the memory of the lists";
-        let size = NonZeroUsize::new(lines * size_of::<Line>())
+        let size = NonZeroUsize::new(count * size_of::<Line>())
             .ok_or(nix::errno::Errno::EINVAL)
             .map_err(kernel(step))?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -76,36 +125,19 @@ impl KernelMemory {
         };
         Ok(Self {
             lines: mapped.map_err(kernel(step))?.cast(),
-            map: Mutex::new(map),
-            count: lines,
+            count,
         })
     }
 
-    /// The lines.
-    #[must_use]
-    pub fn as_slice(&self) -> &[Line] {
+    fn as_slice(&self) -> &[Line] {
         // SAFETY: the mapping has this many lines, aligned to a page, for as long as this value lives; they are changed
-        // only through `&mut self`, and by `set_line` before anybody looks into them.
+        // through it only by `&mut self`.
         unsafe { slice::from_raw_parts(self.lines.as_ptr(), self.count) }
     }
 
-    /// The lines, to be written.
-    pub fn as_mut_slice(&mut self) -> &mut [Line] {
+    fn as_mut_slice(&mut self) -> &mut [Line] {
         // SAFETY: as for `as_slice`; nobody else has a reference.
         unsafe { slice::from_raw_parts_mut(self.lines.as_ptr(), self.count) }
-    }
-
-    /// Calls with the map, to put it in place.
-    pub(super) fn with_map<T>(&self, put: impl FnOnce(&SnapshotMap) -> T) -> T {
-        put(&self.map.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Writes a line by a system call: a snapshot is told its generation and the classes of its lists when it is put in
-    /// place, and by then others hold it, too.
-    pub(super) fn set_line(&self, index: u32, line: Line) -> Result<(), Error> {
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        map.set(index, Value(line), 0)
-            .map_err(kernel("writing the classes of the lists"))
     }
 }
 
@@ -122,7 +154,7 @@ pub fn memory(lines: usize) -> Memory {
     }
 }
 
-impl Drop for KernelMemory {
+impl Drop for Mapping {
     fn drop(&mut self) {
         let size = self.count * size_of::<Line>();
         // SAFETY: the mapping is ours, and no reference into it outlives this value.
@@ -134,6 +166,6 @@ impl Drop for KernelMemory {
 
 impl fmt::Debug for KernelMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KernelMemory({} lines)", self.count)
+        write!(f, "KernelMemory({} lines)", self.lines.count)
     }
 }

@@ -187,6 +187,8 @@ mod tests {
     }
 
     proptest! {
+        // Each case is a directory of up to 64 MiB.
+        #![proptest_config(ProptestConfig::with_cases(96))]
         #[test]
         fn settled_lists_answer_as_the_rules_of_precedence_do(
             lists in prop::collection::vec((action(), prop::collection::vec(crowded_prefix(), 0..20)), 0..6),

@@ -469,3 +469,6 @@ impl Lines for InFile<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

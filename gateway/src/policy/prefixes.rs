@@ -61,12 +61,6 @@ impl Prefixes {
         .map(|at| self.entries[at as usize])
         .filter(move |(net, _)| net.contains(&address))
     }
-
-    /// Whether one prefix of the table covers the whole of this network.
-    pub fn encloses(&self, net: &IpNet) -> bool {
-        self.covering(net.network())
-            .any(|(outer, _)| outer.contains(net))
-    }
 }
 
 /// The prefixes, sorted.

@@ -4,6 +4,8 @@
 //! tried for the largest groups first, while the buckets are empty (hash and displace: Belazzougui, Botelho, Dietzfelbinger
 //! 2009). With the loads used here, seven of ten slots, the first seed does.
 
+use portcullis_ebpf_common::snapshot::{displaced, group};
+
 /// Keys in a group, on average. More make the pilots smaller and their search longer.
 const GROUP: usize = 10;
 /// Slots that are filled, of ten.
@@ -18,8 +20,6 @@ pub(super) struct Placed {
     /// The bucket and the slot of each key: eight times the one, and the other.
     pub(super) places: Vec<u32>,
 }
-
-use portcullis_ebpf_common::snapshot::{displaced, group};
 
 /// The fewest buckets of so many slots that are tried for so many keys.
 pub(super) fn buckets_min(keys: usize, slots: u8) -> u32 {

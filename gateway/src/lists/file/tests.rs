@@ -1,0 +1,224 @@
+//! What is written comes back, and nothing else does.
+
+use std::fs;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+fn compiled() -> Compiled {
+    let nets = |nets: &[&str]| nets.iter().map(|net| net.parse().unwrap()).collect();
+    let list = |name: &str, action, prefixes| (name.to_owned(), action, prefixes);
+    Compiled::new([
+        list(
+            "friends",
+            ListAction::Permit,
+            nets(&["192.0.2.7/32", "192.0.8.128/25", "2001:db8:5::/48"]),
+        ),
+        list(
+            "spammers",
+            ListAction::Drop,
+            nets(&[
+                "192.0.0.0/23",
+                "192.0.2.0/28",
+                "192.0.2.1/32",
+                "192.0.2.2/32",
+                "2001:db8::/32",
+                "2001:db8:1:2::/64",
+                "2001:db8:1:2::3/128",
+            ]),
+        ),
+        list(
+            "greetings",
+            ListAction::Reject,
+            nets(&["192.0.2.0/24", "2001:db8:5:5::/64", "192.0.3.9/32"]),
+        ),
+    ])
+}
+
+const ADDRESSES: [&str; 12] = [
+    "192.0.1.255",
+    "192.0.4.0",
+    "192.0.2.1",
+    "192.0.2.2",
+    "192.0.2.7",
+    "192.0.2.200",
+    "192.0.3.9",
+    "192.0.8.129",
+    "2001:db8:1:2::3",
+    "2001:db8:1:2::4",
+    "2001:db8:5:5::1",
+    "2001:db9::",
+];
+
+fn written() -> (TempDir, PathBuf, Vec<u8>) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lists.snapshot");
+    let at = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    write(&path, &compiled(), at).unwrap();
+    let octets = fs::read(&path).unwrap();
+    (directory, path, octets)
+}
+
+#[test]
+fn what_is_loaded_or_asked_in_place_answers_as_what_was_written() {
+    let (directory, path, _) = written();
+    let before = compiled();
+    let stored = Stored::open(&path).unwrap();
+    assert_eq!(stored.about().compiled_at, 1_700_000_000);
+    assert_eq!(stored.about().lists, before.lists);
+    let after = load(&path, Memory::private).unwrap();
+    assert_eq!(after.lists, before.lists);
+    assert!(after.filtered.says_the_same(&before.filtered));
+    assert!(after.rejected.says_the_same(&before.rejected));
+    for address in ADDRESSES.map(|address| address.parse().unwrap()) {
+        let expected = (before.filtered(address), before.rejected(address));
+        assert_eq!((after.filtered(address), after.rejected(address)), expected);
+        let in_place = (stored.filtered(address), stored.rejected(address));
+        assert_eq!((in_place.0.unwrap(), in_place.1.unwrap()), expected);
+    }
+    let names = fs::read_dir(directory.path()).unwrap().count();
+    assert_eq!(names, 1, "nothing is left beside the file");
+}
+
+#[test]
+fn a_file_of_no_lists_is_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("empty");
+    write(&path, &Compiled::default(), UNIX_EPOCH).unwrap();
+    let loaded = load(&path, Memory::private).unwrap();
+    assert_eq!(loaded.filtered("192.0.2.1".parse().unwrap()), None);
+    // And another, written over it.
+    write(&path, &compiled(), UNIX_EPOCH).unwrap();
+    assert_eq!(load(&path, Memory::private).unwrap().lists.len(), 3);
+}
+
+/// What `load` says of a file of these octets, in one word, and that it says what to do.
+fn fault(path: &Path, octets: &[u8]) -> &'static str {
+    fs::write(path, octets).unwrap();
+    let Err(error) = load(path, Memory::private) else {
+        return "good";
+    };
+    let text = error.to_string();
+    assert!(text.contains(&*path.to_string_lossy()), "{text}");
+    assert!(text.ends_with("`portcullis lists compile`"), "{text}");
+    match error.fault {
+        Fault::Io(_) => "io",
+        Fault::NoSnapshot => "no snapshot",
+        Fault::Version => "version",
+        Fault::Length { .. } => "length",
+        Fault::Damaged(_) => "damaged",
+    }
+}
+
+#[test]
+fn every_kind_of_damage_is_told_and_none_gets_through() {
+    let (_directory, path, good) = written();
+    let with = |at: usize, octet: u8| {
+        let mut bad = good.clone();
+        bad[at] = octet;
+        bad
+    };
+    let mut longer = good.clone();
+    longer.push(0);
+    let end = good.len();
+    let half = end / 2;
+    let cases: [(&str, Vec<u8>, &str); 13] = [
+        ("empty", Vec::new(), "no snapshot"),
+        ("a text", b"192.0.2.1\n".repeat(100), "no snapshot"),
+        ("its first line", good[..63].to_vec(), "no snapshot"),
+        ("its header alone", good[..64].to_vec(), "length"),
+        ("half of it", good[..half].to_vec(), "length"),
+        ("all but an octet", good[..end - 1].to_vec(), "length"),
+        ("an octet more", longer, "length"),
+        ("another magic", with(0, b'Q'), "no snapshot"),
+        ("another version of the file", with(8, 99), "version"),
+        ("another version of the lines", with(12, 99), "version"),
+        ("another size", with(20, 99), "damaged"),
+        ("another name of a list", with(64 + 40, b'#'), "damaged"),
+        ("another line", with(end - 70, 99), "damaged"),
+    ];
+    assert_eq!(fault(&path, &good), "good");
+    for (what, octets, expected) in cases {
+        assert_eq!(fault(&path, &octets), expected, "{what}");
+    }
+    // Padding is no part of anything.
+    let about = u32::from_le_bytes(*good[16..].first_chunk().unwrap()) as usize;
+    let padding = 64 + about..64 + about.next_multiple_of(64);
+    for at in (0..end).filter(|at| !padding.contains(at)).step_by(7) {
+        assert_ne!(fault(&path, &with(at, !good[at])), "good", "octet {at}");
+    }
+}
+
+#[test]
+fn a_file_with_a_good_sum_over_nonsense_is_refused_or_answers() {
+    let (_directory, path, good) = written();
+    let header = Header::read(good.first_chunk().unwrap()).unwrap();
+    let first = header.lines_at() as usize;
+    let mut random = fastrand::Rng::with_seed(3);
+    for _ in 0..200 {
+        let mut bad = good.clone();
+        for _ in 0..random.usize(1..40) {
+            let at = random.usize(first..bad.len().min(first + 2_000));
+            bad[at] = random.u8(..);
+        }
+        let lines_sum = crc32fast::hash(&bad[first..]);
+        let header = Header {
+            lines_sum,
+            ..header
+        };
+        bad[..64].copy_from_slice(&header.write());
+        fs::write(&path, &bad).unwrap();
+        if let Ok(loaded) = load(&path, Memory::private) {
+            for address in ADDRESSES.map(|address| address.parse().unwrap()) {
+                let _ = (loaded.filtered(address), loaded.rejected(address));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Stored::open(Path::new("/nowhere/lists.snapshot")).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.starts_with("/nowhere/lists.snapshot: No such file"),
+        "{text}"
+    );
+    let error = write(
+        Path::new("/nowhere/lists.snapshot"),
+        &compiled(),
+        UNIX_EPOCH,
+    );
+    assert!(matches!(error.unwrap_err().fault, Fault::Io(_)));
+}
+
+proptest! {
+    /// A snapshot whose offsets lead anywhere: what the kernel's verifier proves of the program, shown of userspace.
+    #[test]
+    fn no_line_whatever_is_in_it_makes_a_look_up_panic(
+        mut lines in prop::collection::vec(any::<[u64; 8]>(), 0..60),
+        small in prop::collection::vec(0..70_u32, 14),
+        addresses in prop::collection::vec(any::<u128>(), 1..20),
+    ) {
+        let fields = [
+            Field::DIRECTORY, Field::DIRECTORY_SKIPPED, Field::DIRECTORY_LINES, Field::SHORT_PILOTS, Field::SHORT_GROUPS,
+            Field::SHORT_BUCKETS, Field::SHORT_BUCKET_COUNT, Field::LONG_PILOTS, Field::LONG_GROUPS, Field::LONG_BUCKETS,
+            Field::LONG_BUCKET_COUNT,
+        ];
+        for round in 0..2 {
+            for address in &addresses {
+                let _ = lookup(&lines[..], IpAddr::from(address.to_be_bytes()));
+                let _ = lookup(&lines[..], IpAddr::from((*address as u32).to_be_bytes()));
+            }
+            // The second time with offsets that lead somewhere.
+            if let Some(header) = lines.first_mut().filter(|_| round == 0) {
+                for (field, value) in fields.into_iter().zip(&small) {
+                    field.set(header, *value);
+                }
+            }
+        }
+    }
+}
