@@ -24,9 +24,9 @@ use std::process::{self, Command};
 
 use anyhow::{Context as _, Result, ensure};
 use ipnet::IpNet;
-use portcullis::config::{self, FilterMode, Unlisted, XdpMode};
+use portcullis::config::{self, FilterMode, Unlisted};
 use portcullis::filter::{self, Filter};
-use portcullis::policy::lists::{Compiled, ListAction};
+use portcullis::lists::{Compiled, ListAction};
 use portcullis_ebpf_common::layout::{InterfaceCounter, Measures, Mode, Settings};
 use portcullis_tests::{full, root};
 
@@ -74,12 +74,11 @@ fn tcpdump_and_a_naive_search_come_to_the_verdict_of_the_program() -> Result<()>
     ));
     let _guard = Detach(pin_path.clone());
     let settings = config::Filter {
-        interfaces: Vec::new(),
         ports: vec![PORT],
         mode: FilterMode::Enforce,
         unlisted: Unlisted::Pass,
-        xdp_mode: XdpMode::Driver,
         pin_path,
+        ..config::Filter::default()
     };
     let filter = Filter::attach(&settings, &lists)?;
     let mut trial = filter.trial()?;

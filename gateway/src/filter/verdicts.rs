@@ -7,6 +7,9 @@
 //! would drop, so that one that was given before a list or the networks changed does no harm until
 //! [`remove_exempt`](Verdicts::remove_exempt) has taken it back.
 //!
+//! Beside the map lie hints, so that the program looks for a verdict only where there may be one: whoever gives one writes
+//! its hint behind it. A hint that stays when the verdict goes does no harm; a walk over all of them clears it.
+//!
 //! The map has its size. When it is full, a sixteenth of it goes at once, so that the search for what is least worth
 //! keeping, which reads all of it, is paid for once in four thousand: first what has expired, then what has seen no packet
 //! for the longest time. Rejected: an LRU map of the kernel, which recycles approximately and says nothing of it.
@@ -21,7 +24,7 @@ use aya::maps::{Array, HashMap, MapData, MapError};
 use ipnet::IpNet;
 use nix::libc;
 use portcullis_ebpf_common::layout::{
-    RecentVerdict, VERDICT_NOTE_MAX, VERDICTS_MAX, VerdictCounter, VerdictKey,
+    RecentVerdict, VERDICT_NOTE_MAX, VERDICTS_MAX, VerdictCounter, VerdictKey, hint,
 };
 use serde::Serialize;
 
@@ -47,8 +50,11 @@ pub struct Verdicts {
     seen: Elements,
 }
 
-/// The map itself.
-struct Elements(HashMap<MapData, VerdictKey, Value<RecentVerdict>>);
+/// The map itself, and its hints.
+struct Elements {
+    verdicts: HashMap<MapData, VerdictKey, Value<RecentVerdict>>,
+    hints: Array<MapData, u64>,
+}
 
 struct Maps {
     verdicts: Elements,
@@ -182,13 +188,13 @@ impl Verdicts {
 
     pub(super) fn of(pins: &Pins) -> Result<Self, Error> {
         let maps = Maps {
-            verdicts: Elements(open(pins, "VERDICTS")?),
+            verdicts: Elements::open(pins)?,
             counters: open(pins, VERDICT_COUNTERS)?,
             local: LocalNetworks::open(pins)?,
         };
         Ok(Self {
             maps: Mutex::new(maps),
-            seen: Elements(open(pins, "VERDICTS")?),
+            seen: Elements::open(pins)?,
         })
     }
 
@@ -344,18 +350,27 @@ impl Verdicts {
 }
 
 impl Elements {
+    fn open(pins: &Pins) -> Result<Self, Error> {
+        Ok(Self {
+            verdicts: open(pins, "VERDICTS")?,
+            hints: open(pins, "VERDICT_HINTS")?,
+        })
+    }
+
     fn get(&self, key: VerdictKey) -> Result<Option<RecentVerdict>, Error> {
-        let value = found(self.0.get(&key, 0)).map_err(kernel("reading a recent verdict"))?;
+        let value =
+            found(self.verdicts.get(&key, 0)).map_err(kernel("reading a recent verdict"))?;
         Ok(value.map(|Value(verdict)| verdict))
     }
 
     fn insert(&mut self, key: VerdictKey, verdict: RecentVerdict) -> Result<(), MapError> {
-        self.0.insert(key, Value(verdict), 0)
+        self.verdicts.insert(key, Value(verdict), 0)?;
+        self.hints.set(hint(&key), 1, 0)
     }
 
     /// Removes an element; says whether it was there.
     fn take(&mut self, key: VerdictKey) -> Result<bool, Error> {
-        match self.0.remove(&key) {
+        match self.verdicts.remove(&key) {
             Ok(()) => Ok(true),
             Err(error) if os_error(&error) == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(kernel("removing a recent verdict")(error)),
@@ -365,18 +380,43 @@ impl Elements {
     /// All elements, each once. If somebody else removes the element that the walk stands on, the kernel begins again
     /// from the first: hence the set, and the bound.
     fn all(&self) -> Result<Vec<(VerdictKey, RecentVerdict)>, Error> {
-        let keys: BTreeSet<VerdictKey> = self
-            .0
-            .keys()
-            .take(2 * VERDICTS_MAX as usize)
-            .collect::<Result<_, _>>()
-            .map_err(kernel("reading the recent verdicts"))?;
+        let keys = self.keys()?;
         let mut all = Vec::with_capacity(keys.len());
         for key in keys {
             // One that went meanwhile is none.
             all.extend(self.get(key)?.map(|verdict| (key, verdict)));
         }
         Ok(all)
+    }
+
+    fn keys(&self) -> Result<BTreeSet<VerdictKey>, Error> {
+        self.verdicts
+            .keys()
+            .take(2 * VERDICTS_MAX as usize)
+            .collect::<Result<_, _>>()
+            .map_err(kernel("reading the recent verdicts"))
+    }
+
+    /// Clears the hints of verdicts that have gone, unless another has the same.
+    fn clear_hints(&mut self, gone: &[VerdictKey]) -> Result<(), Error> {
+        let failed = kernel("clearing hints of recent verdicts");
+        let mut cleared: BTreeSet<u32> = gone.iter().map(hint).collect();
+        for key in self.keys()? {
+            cleared.remove(&hint(&key));
+        }
+        for hint in &cleared {
+            self.hints.set(*hint, 0, 0).map_err(&failed)?;
+        }
+        if cleared.is_empty() {
+            return Ok(());
+        }
+        // A hint that somebody wrote meanwhile stands behind its verdict: if it was cleared, the verdict is here by now.
+        for key in self.keys()? {
+            if cleared.contains(&hint(&key)) {
+                self.hints.set(hint(&key), 1, 0).map_err(&failed)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -387,20 +427,22 @@ impl Maps {
         counter: VerdictCounter,
         applies: impl Fn(VerdictKey, &RecentVerdict) -> bool,
     ) -> Result<u64, Error> {
-        let mut removed = 0;
+        let mut removed = Vec::new();
         for (key, verdict) in self.verdicts.all()? {
             if applies(key, &verdict) && self.verdicts.take(key)? {
-                removed += 1;
+                removed.push(key);
             }
         }
-        self.count(counter, removed)?;
-        Ok(removed)
+        self.verdicts.clear_hints(&removed)?;
+        self.count(counter, removed.len() as u64)?;
+        Ok(removed.len() as u64)
     }
 
     fn make_room(&mut self, now_ns: u64) -> Result<(), Error> {
         let mut all = self.verdicts.all()?;
         all.sort_unstable_by_key(|(key, verdict)| (worth(verdict, now_ns), *key));
         let (mut expired, mut evicted) = (0, 0);
+        let mut gone = Vec::new();
         for (key, verdict) in all {
             let is_over = verdict.expires_ns <= now_ns;
             if !is_over && expired + evicted >= BATCH as u64 {
@@ -408,8 +450,10 @@ impl Maps {
             }
             if self.verdicts.take(key)? {
                 *(if is_over { &mut expired } else { &mut evicted }) += 1;
+                gone.push(key);
             }
         }
+        self.verdicts.clear_hints(&gone)?;
         tracing::debug!(expired, evicted, "made room for recent verdicts");
         self.count(VerdictCounter::Expired, expired)?;
         self.count(VerdictCounter::Evicted, evicted)

@@ -153,7 +153,9 @@ fn each_interface_counts_for_itself_and_all_share_the_lists() -> anyhow::Result<
     assert_eq!(drops, [("second.7", 1), ("wan", 1)]);
     assert_eq!(dropped(&status, "spammers"), 2);
 
-    filter::detach(&scene.pin_path, &["second.7".to_owned()])?;
+    // Who can see the interface waits until the kernel has let it go.
+    let detach = || filter::detach(&scene.pin_path, &["second.7".to_owned()]);
+    scene.gate.run(detach)??;
     assert!(!has_program(&scene.gate, "second.7")? && has_program(&scene.gate, "wan")?);
     assert!(
         !scene.reaches(LISTED4, 25),

@@ -21,6 +21,7 @@ fn generation(first: &[&str], second: &[&str]) -> Compiled {
             name: name.to_owned(),
             action: ListAction::Drop,
             entries: nets.len() as u64,
+            ipv6_entries: 0,
             file: None,
         };
         let nets = nets.iter().map(|net| net.parse().expect("a prefix"));
