@@ -110,6 +110,7 @@ fn compiled(lists: &[Vec<Prefix>], in_kernel: bool) -> Compiled {
             name: format!("list-{number}"),
             action,
             entries: prefixes.len() as u64,
+            ipv6_entries: 0,
             file: None,
         };
         (list, prefixes.iter().map(|prefix| prefix.net()).collect())
@@ -246,6 +247,7 @@ fn the_kernel_drops_and_counts_what_userspace_finds_in_the_same_lines() -> Resul
         unlisted: Unlisted::Pass,
         xdp_mode: XdpMode::Driver,
         pin_path: pins.0.clone(),
+        ..config::Filter::default()
     };
     let mut random = fastrand::Rng::with_seed(18);
     let lists = prefixes(&mut random, 60_000);

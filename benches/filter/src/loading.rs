@@ -17,6 +17,7 @@ use portcullis::netns::Namespace;
 use portcullis_benches::figures::Spread;
 use portcullis_benches::interrupt;
 use portcullis_benches::process::{Privileges, Running};
+use portcullis_ebpf_common::snapshot::Block;
 use serde::Serialize;
 
 use crate::Options;
@@ -24,6 +25,9 @@ use crate::traffic::{Family, Sequence};
 
 /// A list of this size takes seconds; what takes this long hangs.
 const TIME_MAX: Duration = Duration::from_secs(300);
+/// The value of the map, for its size: none is ever made.
+type Octets = [u8; size_of::<Block>()];
+
 /// The swaps that are timed: each waits until no packet is held against what was there before.
 const SWAPS: usize = 100;
 
@@ -213,7 +217,7 @@ impl Scene {
             .filter_map(|entry| Some(entry.ok()?.path().join(SNAPSHOT)))
             .find(|path| path.exists());
         let pinned = MapData::from_pin(layout.with_context(|| format!("no map {SNAPSHOT}"))?)?;
-        let mut outer: ArrayOfMaps<MapData, Array<MapData, [u64; 8]>> =
+        let mut outer: ArrayOfMaps<MapData, Array<MapData, Octets>> =
             Map::from_map_data(pinned)?.try_into()?;
         let inner = outer.get(&0, 0)?;
         let mut swaps = Vec::with_capacity(SWAPS);
@@ -222,7 +226,7 @@ impl Scene {
             outer.set(0, &inner, 0)?;
             swaps.push(begin.elapsed().as_secs_f64() * 1e6);
         }
-        Ok((u64::from(inner.len()) * 64, swaps))
+        Ok((u64::from(inner.len()) * size_of::<Block>() as u64, swaps))
     }
 }
 

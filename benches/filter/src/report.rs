@@ -229,7 +229,7 @@ fn growth(verdicts: &[verdicts::Outcome]) -> Option<String> {
         Some(format!("{} {ratio:.2}", cost.name))
     });
     Some(format!(
-        "1,000 listed sources cost with {} entries, over what they cost with {}: {}",
+        "250 listed sources cost with {} entries, over what they cost with {}: {}",
         thousands(most.entries),
         thousands(fewest.entries),
         growths.collect::<Vec<_>>().join(", ")
@@ -241,7 +241,7 @@ impl Report {
         writeln!(
             f,
             "\nverdict, ns a packet: BPF_PROG_TEST_RUN, a new source for every packet; what the generator costs is taken off, what the\n\
-             call costs (\"empty\") is not; what 1,000 sources need stays in the core's caches; over bare: portcullis, same round\n"
+             call costs (\"empty\") is not; what 250 sources need stays in the core's caches; over bare: portcullis, same round\n"
         )?;
         write!(f, "  {:<42}", "entries, sources")?;
         for (name, _) in verdicts::CONTESTANTS {

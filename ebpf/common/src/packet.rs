@@ -93,8 +93,10 @@ pub const SOURCE_BITS: u32 = 160;
 pub const FAMILY_BITS: u32 = 32;
 
 impl Source {
-    const FAMILY_IPV4: u32 = 4_u32.to_be();
-    const FAMILY_IPV6: u32 = 6_u32.to_be();
+    /// The first word of an IPv4 address.
+    pub const FAMILY_IPV4: u32 = 4_u32.to_be();
+    /// The first word of an IPv6 address.
+    pub const FAMILY_IPV6: u32 = 6_u32.to_be();
 
     /// Whether it is an IPv4 address.
     #[inline(always)]

@@ -44,7 +44,7 @@ pub struct Block {
 }
 
 /// Changes whenever the meaning of a line changes; it is in the header of every snapshot.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The first word of a snapshot: a magic number and the version.
 pub const MAGIC: u64 = 0x5043_534e << 32 | VERSION as u64;
 
@@ -279,7 +279,7 @@ fn in_cell<L: Lines + ?Sized>(lines: &L, cell: &Line, octet: u32) -> Mark {
 #[inline(always)]
 #[must_use]
 pub const fn short_hash(seed: u32, upper: u64, length: u32) -> u64 {
-    mix(upper ^ mix((seed as u64) << 8 | length as u64))
+    mix(upper ^ spread((seed as u64) << 8 | length as u64))
 }
 
 /// The hash of a long IPv6 prefix: where the entry of its /64 is, its lower 64 bits, all beyond its length zero, and its
@@ -287,7 +287,7 @@ pub const fn short_hash(seed: u32, upper: u64, length: u32) -> u64 {
 #[inline(always)]
 #[must_use]
 pub const fn long_hash(seed: u32, place: u32, lower: u64, length: u32) -> u64 {
-    mix(lower ^ mix((seed as u64 ^ place as u64) << 8 | length as u64))
+    mix(lower ^ spread((seed as u64 ^ place as u64) << 8 | length as u64))
 }
 
 /// The group of a key: by the upper half of its hash.
@@ -301,8 +301,14 @@ pub const fn group(hash: u64, groups: u32) -> u32 {
 #[inline(always)]
 #[must_use]
 pub const fn displaced(hash: u64, pilot: u8, buckets: u32) -> u32 {
-    let hash = hash.wrapping_add((pilot as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    scale(mix(hash) as u32, buckets)
+    let hash = spread(hash ^ spread(pilot as u64 + 1));
+    scale((hash >> 32) as u32, buckets)
+}
+
+/// Multiplies by an odd number near 2^64 over the golden ratio (Knuth): every bit decides over all that are above it.
+#[inline(always)]
+const fn spread(word: u64) -> u64 {
+    word.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// A number below `count` for a hash, without a division (Lemire 2019).

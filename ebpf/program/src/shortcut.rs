@@ -1,5 +1,5 @@
 //! The shortest way for what a flood is made of: a TCP segment to the first filtered port, in an Ethernet frame with neither
-//! tags nor IPv4 options nor fragments, on an edge that enforces, and about which the lists alone decide.
+//! tags nor options nor fragments, on an edge that enforces, and about which the lists alone decide.
 //!
 //! It comes to what [`judge`](portcullis_ebpf_common::judge) comes to, in a third of the instructions, because every offset is a
 //! constant and nothing has to be kept. Whatever is not quite so (a SYN that may pass, a recent verdict, somebody who reads
@@ -7,58 +7,115 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::xdp_md;
-use portcullis_ebpf_common::layout::{InterfaceCounter, ListCounter, Mode, Role};
-use portcullis_ebpf_common::{Action, Source};
+use portcullis_ebpf_common::layout::{InterfaceCounter, ListCounter, Mode, Role, VerdictKey};
+use portcullis_ebpf_common::{Action, Class, Source, snapshot};
 
-use crate::frame::Frame;
+use crate::frame::{Frame, Part};
 use crate::{INTERFACE, SETTINGS, count, events, lists, verdicts};
 
 /// Octets of the headers of Ethernet, IPv4 and TCP without options.
-const HEADERS: usize = 54;
+const IPV4_HEADERS: usize = 54;
+/// The same with IPv6.
+const IPV6_HEADERS: usize = 74;
 
-/// EtherType, version, length of the header; the octet behind them is of no interest.
-const IPV4_PLAIN: u32 = word([0x08, 0x00, 0x45, 0]);
-const IPV4_MASK: u32 = word([0xff, 0xff, 0xff, 0]);
+/// EtherType, version and length of the header; the octet behind them is of no interest.
+const IPV4: Pattern = Pattern::new([0x08, 0x00, 0x45, 0], [0xff, 0xff, 0xff, 0]);
 /// No more fragments and no offset, a time to live of no interest, TCP. "Don't fragment" does not matter.
-const TCP_WHOLE: u32 = word([0, 0, 0, 6]);
-const TCP_MASK: u32 = word([0x3f, 0xff, 0, 0xff]);
-/// The flags of TCP, as the last octet of their word.
-const SYN_ACK: u32 = word([0, 0, 0, 0x12]);
-const SYN: u32 = word([0, 0, 0, 0x02]);
+const IPV4_TCP: Pattern = Pattern::new([0, 0, 0, 6], [0x3f, 0xff, 0, 0xff]);
+/// EtherType and version.
+const IPV6: Pattern = Pattern::new([0x86, 0xdd, 0x60, 0], [0xff, 0xff, 0xf0, 0]);
+/// The next header is TCP.
+const IPV6_TCP: Pattern = Pattern::new([6, 0, 0, 0], [0xff, 0, 0, 0]);
+/// The last octet has the flags of TCP: a SYN without an ACK.
+const OPENS: Pattern = Pattern::new([0, 0, 0, 0x02], [0, 0, 0, 0x12]);
 
-const fn word(octets: [u8; 4]) -> u32 {
-    u32::from_ne_bytes(octets)
+/// What some bits of a word are.
+struct Pattern {
+    bits: u32,
+    mask: u32,
+}
+
+impl Pattern {
+    const fn new(bits: [u8; 4], mask: [u8; 4]) -> Self {
+        Self {
+            bits: u32::from_ne_bytes(bits),
+            mask: u32::from_ne_bytes(mask),
+        }
+    }
+
+    #[inline(always)]
+    fn fits(&self, word: u32) -> bool {
+        word & self.mask == self.bits
+    }
 }
 
 /// What becomes of the frame, if that can be said here.
 #[inline(always)]
 pub(crate) fn action<const FRAGS: bool>(context: *mut xdp_md) -> Option<u32> {
-    let headers = Frame::<FRAGS>::new(context).part::<HEADERS>(0)?;
-    if headers.word(3) & IPV4_MASK != IPV4_PLAIN || headers.word(5) & TCP_MASK != TCP_WHOLE {
+    let frame = Frame::<FRAGS>::new(context);
+    let headers = frame.part::<IPV4_HEADERS>(0)?;
+    if IPV4.fits(headers.word(3)) {
+        if !IPV4_TCP.fits(headers.word(5)) {
+            return None;
+        }
+        let address = across(&headers, 6);
+        let to = Destination {
+            port: headers.word(9) as u16,
+            opens: OPENS.fits(headers.word(11)),
+        };
+        return judged(to, [Source::FAMILY_IPV4, address, 0], || {
+            lists::class_of_ipv4(u32::from_be(address))
+        });
+    }
+    let headers = frame.part::<IPV6_HEADERS>(0)?;
+    if !IPV6.fits(headers.word(3)) || !IPV6_TCP.fits(headers.word(5)) {
         return None;
     }
-    // The address lies in the second half of one word and the first of the next.
-    let address = headers.word(6) >> 16 | headers.word(7) << 16;
-    let port = u16::from_be(headers.word(9) as u16);
-    let opens = headers.word(11) & SYN_ACK == SYN;
+    let [a, b, c, d] = [5, 6, 7, 8].map(|at| across(&headers, at));
+    let to = Destination {
+        port: headers.word(14) as u16,
+        opens: OPENS.fits(headers.word(16)),
+    };
+    judged(to, [Source::FAMILY_IPV6, a, b], || {
+        let (upper, lower) = snapshot::halves(&Source([Source::FAMILY_IPV6, a, b, c, d]));
+        Class(lists::class_of_ipv6(upper, lower))
+    })
+}
 
+/// Addresses lie in the second half of one word and the first of the next.
+#[inline(always)]
+fn across<const OCTETS: usize>(headers: &Part<OCTETS>, at: usize) -> u32 {
+    headers.word(at) >> 16 | headers.word(at + 1) << 16
+}
+
+/// What the segment is for.
+struct Destination {
+    /// As it lies in the packet.
+    port: u16,
+    /// It is a SYN without an ACK.
+    opens: bool,
+}
+
+/// The order of verdicts, as far as it goes without a memory of sources.
+#[inline(always)]
+fn judged(to: Destination, key: VerdictKey, class: impl FnOnce() -> Class) -> Option<u32> {
     // A variable, and so on the stack, for the same reason as with `INTERFACE`.
     let first = 0;
     let settings = SETTINGS.get_value(0, &first)?;
     let interface = INTERFACE.load();
     if interface >> 16 != Role::Edge as u32
         || settings.mode() != Mode::Enforce
-        || settings.first_port() != port
+        || settings.first_port() != u16::from_be(to.port)
     {
         return None;
     }
-    let class = lists::class_of_ipv4(u32::from_be(address));
+    let class = class();
     let (counter, action) = match class.action() {
         Some(Action::Drop) => (InterfaceCounter::DroppedListed, XDP_DROP),
         Some(Action::Permit) => (InterfaceCounter::Permitted, XDP_PASS),
-        None if verdicts::may_be_recent(&Source::ipv4(address.to_ne_bytes()).key()) => return None,
+        None if verdicts::may_be_recent(&key) => return None,
         None if settings.drop_unlisted() => (InterfaceCounter::DroppedUnlisted, XDP_DROP),
-        None if opens => return None,
+        None if to.opens => return None,
         None => (InterfaceCounter::Passed, XDP_PASS),
     };
     if action == XDP_DROP && events::are_read() {
