@@ -167,7 +167,7 @@ fn of_verdict(outcome: &verdicts::Outcome) -> String {
 
 fn of_flood(outcome: &flood::Outcome) -> &'static str {
     match outcome.sources {
-        Sources::Near => "100,000 listed sources of one /8",
+        Sources::Near => "100,000 listed sources of one /15",
         Sources::Scattered => "100,000 listed sources of all IPv4",
         Sources::Random => "unlisted sources of all IPv4",
     }

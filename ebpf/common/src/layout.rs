@@ -3,6 +3,7 @@
 //! | map | kind | written by | holds |
 //! |---|---|---|---|
 //! | `SETTINGS` | array of one inner array | userspace, swapped whole | [`Settings`] |
+//! | `GLANCE` | array | userspace | what of the settings nearly every packet needs, in one word: a [`Glance`] |
 //! | `SNAPSHOT` | array of one inner array | userspace, mapped; swapped whole | all lists, as [`snapshot`](crate::snapshot) describes them, in its blocks |
 //! | `LIST_COUNTERS` | per-CPU array | the program | slot of a list -> [`ListCounters`] |
 //! | `INTERFACE_COUNTERS` | per-CPU array | the program | slot of an interface -> [`InterfaceCounters`] |
@@ -49,7 +50,7 @@ pub const VERDICT_GRACE_NS: u64 = 10_000_000_000;
 /// Most local networks.
 pub const LOCAL_NETWORKS_MAX: u32 = 65_536;
 /// Hints of recent verdicts: where there is none under the hash of a source, no verdict needs to be looked for.
-pub const VERDICT_HINTS: u32 = 65_536;
+pub const VERDICT_HINTS: u32 = 16_384;
 /// Lines of the SYN sketch, a power of two: 8 MiB.
 pub const SKETCH_LINES: u32 = 131_072;
 /// Bytes of the ring buffer of events.
@@ -174,13 +175,6 @@ impl Settings {
         self.ports.iter().copied().take_while(|port| *port != 0)
     }
 
-    /// The first of the filtered ports; 0 if there is none.
-    #[inline(always)]
-    #[must_use]
-    pub const fn first_port(&self) -> u16 {
-        self.ports[0]
-    }
-
     /// Whether packets to this TCP port are held against the lists. Port 0 ends the table and is never filtered.
     #[inline(always)]
     #[must_use]
@@ -194,6 +188,50 @@ impl Settings {
             }
         }
         false
+    }
+}
+
+/// What of the settings nearly every packet needs, in a word that is read in one piece: whether the program enforces, whether
+/// it drops the unlisted, and the first port. Zero: look at the settings. It is zero while they are exchanged, so that both
+/// never say different things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Glance(pub u64);
+
+impl Glance {
+    const ENFORCES: u64 = 1 << 16;
+    const DROPS_UNLISTED: u64 = 1 << 17;
+
+    /// Nothing to be seen.
+    pub const NOTHING: Self = Self(0);
+
+    /// What a glance at these settings shows.
+    #[must_use]
+    pub fn at(settings: &Settings) -> Self {
+        let port = settings.ports[0];
+        if settings.mode() != Mode::Enforce || port == 0 {
+            return Self::NOTHING;
+        }
+        let unlisted = if settings.drop_unlisted() {
+            Self::DROPS_UNLISTED
+        } else {
+            0
+        };
+        Self(Self::ENFORCES | unlisted | u64::from(port.to_be()))
+    }
+
+    /// Whether what goes to this port, given as it lies in a packet, is to be judged, and what is to be dropped dropped.
+    #[inline(always)]
+    #[must_use]
+    pub const fn enforces(self, port: u16) -> bool {
+        self.0 & (Self::ENFORCES | 0xffff) == Self::ENFORCES | port as u64
+    }
+
+    /// Whether a source on no list is dropped.
+    #[inline(always)]
+    #[must_use]
+    pub const fn drops_unlisted(self) -> bool {
+        self.0 & Self::DROPS_UNLISTED != 0
     }
 }
 

@@ -31,19 +31,19 @@ pub const fn ipv4(place: u32) -> u32 {
     word ^ word >> 16
 }
 
-/// The /8 of [`ipv4_near`]: a private one (RFC 1918).
-const NEAR: u32 = 10 << 24;
+/// The /15 of [`ipv4_near`]: one for benchmarks (RFC 2544).
+const NEAR: u32 = 198 << 24 | 18 << 16;
 
-/// The address within one /8 at a place of the sequence; the place counts modulo the size of a /8.
+/// The address within one /15 at a place of the sequence; the place counts modulo the size of a /15.
 #[inline(always)]
 #[must_use]
 pub const fn ipv4_near(place: u32) -> u32 {
-    // As above, on 24 bits.
-    const BITS: u32 = (1 << 24) - 1;
+    // As above, on 17 bits.
+    const BITS: u32 = (1 << 17) - 1;
     let word = place & BITS;
-    let word = (word ^ word >> 12).wrapping_mul(0x65_352d) & BITS;
-    let word = (word ^ word >> 11).wrapping_mul(0x6c_a68b) & BITS;
-    NEAR | (word ^ word >> 12)
+    let word = (word ^ word >> 9).wrapping_mul(0x1_352d) & BITS;
+    let word = (word ^ word >> 8).wrapping_mul(0xa68b) & BITS;
+    NEAR | (word ^ word >> 9)
 }
 
 /// The upper 64 bits of the IPv6 address at a place of the sequence; which /64 it is in.

@@ -7,11 +7,16 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::xdp_md;
-use portcullis_ebpf_common::layout::{InterfaceCounter, ListCounter, Mode, Role, VerdictKey};
+use aya_ebpf::btf_maps::Array;
+use aya_ebpf::macros::btf_map;
+use portcullis_ebpf_common::layout::{Glance, InterfaceCounter, ListCounter, Role, VerdictKey};
 use portcullis_ebpf_common::{Action, Class, Source, snapshot};
 
 use crate::frame::{Frame, Part};
-use crate::{INTERFACE, SETTINGS, count, events, lists, verdicts};
+use crate::{INTERFACE, count, events, lists, verdicts};
+
+#[btf_map]
+static GLANCE: Array<u64, 1> = Array::new();
 
 /// Octets of the headers of Ethernet, IPv4 and TCP without options.
 const IPV4_HEADERS: usize = 54;
@@ -99,14 +104,9 @@ struct Destination {
 /// The order of verdicts, as far as it goes without a memory of sources.
 #[inline(always)]
 fn judged(to: Destination, key: VerdictKey, class: impl FnOnce() -> Class) -> Option<u32> {
-    // A variable, and so on the stack, for the same reason as with `INTERFACE`.
-    let first = 0;
-    let settings = SETTINGS.get_value(0, &first)?;
+    let glance = Glance(*GLANCE.get(0)?);
     let interface = INTERFACE.load();
-    if interface >> 16 != Role::Edge as u32
-        || settings.mode() != Mode::Enforce
-        || settings.first_port() != u16::from_be(to.port)
-    {
+    if interface >> 16 != Role::Edge as u32 || !glance.enforces(to.port) {
         return None;
     }
     let class = class();
@@ -114,7 +114,7 @@ fn judged(to: Destination, key: VerdictKey, class: impl FnOnce() -> Class) -> Op
         Some(Action::Drop) => (InterfaceCounter::DroppedListed, XDP_DROP),
         Some(Action::Permit) => (InterfaceCounter::Permitted, XDP_PASS),
         None if verdicts::may_be_recent(&key) => return None,
-        None if settings.drop_unlisted() => (InterfaceCounter::DroppedUnlisted, XDP_DROP),
+        None if glance.drops_unlisted() => (InterfaceCounter::DroppedUnlisted, XDP_DROP),
         None if to.opens => return None,
         None => (InterfaceCounter::Passed, XDP_PASS),
     };

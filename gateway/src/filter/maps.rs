@@ -7,8 +7,8 @@
 use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Pod, util::nr_cpus};
 use portcullis_ebpf_common::layout::{
-    self, INTERFACE_NAME_MAX, INTERFACES_MAX, InterfaceCounters, InterfaceRecord, LIST_NAME_MAX,
-    LIST_SLOTS, ListCounters, ListRecord, RecentVerdict, TOP_SOURCES_MAX, TopSource,
+    self, Glance, INTERFACE_NAME_MAX, INTERFACES_MAX, InterfaceCounters, InterfaceRecord,
+    LIST_NAME_MAX, LIST_SLOTS, ListCounters, ListRecord, RecentVerdict, TOP_SOURCES_MAX, TopSource,
     VERDICT_COUNTERS as VERDICT_COUNTERS_MAX,
 };
 use portcullis_ebpf_common::snapshot::Line;
@@ -21,8 +21,9 @@ use super::settings::role_in_kernel;
 use crate::config::{Interface, Role, XdpMode};
 
 /// The maps that the program's object defines; the loader creates and pins them.
-pub(super) const PROGRAM_MAPS: [&str; 12] = [
+pub(super) const PROGRAM_MAPS: [&str; 13] = [
     "SETTINGS",
+    "GLANCE",
     "SNAPSHOT",
     "LIST_COUNTERS",
     "INTERFACE_COUNTERS",
@@ -60,6 +61,7 @@ unsafe impl Pod for Value<TopSource> {}
 /// Handles of all maps under one pin path.
 pub(super) struct Maps {
     settings: ArrayOfMaps<MapData, Array<MapData, Value<layout::Settings>>>,
+    glance: Array<MapData, u64>,
     snapshot: ArrayOfMaps<MapData, SnapshotMap>,
     list_counters: PerCpuArray<MapData, ListCounters>,
     interface_counters: PerCpuArray<MapData, InterfaceCounters>,
@@ -74,6 +76,7 @@ impl Maps {
     pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             settings: open(pins, "SETTINGS")?,
+            glance: open(pins, "GLANCE")?,
             snapshot: open(pins, "SNAPSHOT")?,
             list_counters: open(pins, "LIST_COUNTERS")?,
             interface_counters: open(pins, "INTERFACE_COUNTERS")?,
@@ -115,12 +118,18 @@ impl Maps {
         Ok(Some(inner.get(&0, 0).map_err(kernel(failed))?.0))
     }
 
-    /// Puts settings in place whole: they are written beside the old ones, and one update swaps them.
+    /// Puts settings in place whole: they are written beside the old ones, and one update swaps them. Meanwhile no packet
+    /// takes the way that needs only a glance at them.
     pub(super) fn swap_settings(&mut self, settings: layout::Settings) -> Result<(), Error> {
         let failed = "writing the settings";
         let mut inner = Array::create(1, 0).map_err(kernel(failed))?;
         inner.set(0, Value(settings), 0).map_err(kernel(failed))?;
-        self.settings.set(0, &inner, 0).map_err(kernel(failed))
+        let glance = Glance::at(&settings);
+        self.glance
+            .set(0, Glance::NOTHING.0, 0)
+            .map_err(kernel(failed))?;
+        self.settings.set(0, &inner, 0).map_err(kernel(failed))?;
+        self.glance.set(0, glance.0, 0).map_err(kernel(failed))
     }
 
     /// The header of the snapshot in force.

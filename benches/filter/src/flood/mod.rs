@@ -1,6 +1,6 @@
 //! How many packets of a flood a core drops in a second, beside what else could stand in front of the interface.
 //!
-//! Three times: from 100,000 listed sources of one /8, for which what a lookup reads fits the caches; from 100,000 listed
+//! Three times: from 100,000 listed sources of one /15, for which what a lookup reads fits the caches; from 100,000 listed
 //! sources scattered over all of IPv4, for which it does not; and from sources random over all of IPv4, none of them
 //! listed, with what is on no list dropped. The last has two passes over the same sources, because the first one pays for
 //! pages that the kernel's mapping of a new table has never touched, and the second for the caches alone.
@@ -37,7 +37,7 @@ const NFTABLES_ENTRIES_MAX: u32 = 1_000_000;
 /// Where the sources are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum Sources {
-    /// 100,000 of one /8, all on the list.
+    /// 100,000 of one /15, all on the list.
     Near,
     /// 100,000 anywhere, all on the list.
     Scattered,

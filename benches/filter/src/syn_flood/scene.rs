@@ -29,7 +29,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Clients at a time.
 const CLIENTS: usize = 4;
 /// What a paced flood is cut into.
-const PACE: Duration = Duration::from_millis(5);
+const PACE: Duration = Duration::from_millis(50);
 /// Packets between two looks at the clock of a flood that is not paced.
 const STEP: u32 = 1 << 16;
 /// The queue of the listener, as the gateway asks for it.
