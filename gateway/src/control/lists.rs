@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::task::spawn_blocking;
 
@@ -22,6 +22,9 @@ use crate::lists::{List, Memory};
 
 /// Between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// When lists could not be put in force for a reason that is not in them (the kernel had no memory for them), the next attempt
+/// waits for so long: it reads all of them.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// At a start: lists that lost too much since the last compile are replaced by those of that compile. Returns what has to
 /// be told, loudly; nothing if all is well.
@@ -157,6 +160,7 @@ pub(super) async fn watch(control: Arc<Control>) {
     let mut watch = Watch::default();
     // The kept lists at the last look: where something is refused and they change, somebody may have forced it.
     let mut saved_last = None;
+    let mut not_before = Instant::now();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let config = control.shared.config.load_full();
@@ -174,7 +178,7 @@ pub(super) async fn watch(control: Arc<Control>) {
         }
         let files = look.files.iter();
         let changed = watch.look(files.map(|(path, read, now)| (path.as_path(), *read, *now)));
-        if changed.is_empty() && !is_forced {
+        if (changed.is_empty() || Instant::now() < not_before) && !is_forced {
             continue;
         }
         tracing::debug!(?changed, "files of lists have changed");
@@ -191,7 +195,13 @@ pub(super) async fn watch(control: Arc<Control>) {
                     _ => &counts.lists_bad,
                 };
                 count.fetch_add(1, Ordering::Relaxed);
-                watch.refuse(changed);
+                match refused {
+                    // It is not the fault of the files.
+                    reload::Refused::Filter(_) | reload::Refused::Lost => {
+                        not_before = Instant::now() + RETRY_AFTER;
+                    }
+                    _ => watch.refuse(changed),
+                }
                 refused.log("the lists stay as they were", &control);
             }
         }

@@ -8,7 +8,8 @@
 //! [`remove_exempt`](Verdicts::remove_exempt) has taken it back.
 //!
 //! Beside the map lie hints, so that the program looks for a verdict only where there may be one: whoever gives one writes
-//! its hint behind it. A hint that stays when the verdict goes does no harm; a walk over all of them clears it.
+//! its hint behind it. Whoever takes one away clears its hint, unless another verdict has the same; a hint that stays costs a
+//! look for nothing, and no more.
 //!
 //! The map has its size. When it is full, a sixteenth of it goes at once, so that the search for what is least worth
 //! keeping, which reads all of it, is paid for once in four thousand: first what has expired, then what has seen no packet
@@ -255,8 +256,10 @@ impl Verdicts {
     /// [`Error::Kernel`] if a map cannot be written.
     pub fn remove(&self, address: IpAddr) -> Result<bool, Error> {
         let mut maps = self.maps();
-        let removed = maps.verdicts.take(verdict_key(address))?;
+        let key = verdict_key(address);
+        let removed = maps.verdicts.take(key)?;
         if removed {
+            maps.verdicts.clear_hints(&[key])?;
             maps.count(VerdictCounter::Removed, 1)?;
         }
         Ok(removed)
@@ -380,7 +383,7 @@ impl Elements {
     /// All elements, each once. If somebody else removes the element that the walk stands on, the kernel begins again
     /// from the first: hence the set, and the bound.
     fn all(&self) -> Result<Vec<(VerdictKey, RecentVerdict)>, Error> {
-        let keys = self.keys()?;
+        let (keys, _) = self.keys()?;
         let mut all = Vec::with_capacity(keys.len());
         for key in keys {
             // One that went meanwhile is none.
@@ -389,19 +392,28 @@ impl Elements {
         Ok(all)
     }
 
-    fn keys(&self) -> Result<BTreeSet<VerdictKey>, Error> {
-        self.verdicts
-            .keys()
-            .take(2 * VERDICTS_MAX as usize)
-            .collect::<Result<_, _>>()
-            .map_err(kernel("reading the recent verdicts"))
+    /// The keys, and whether those are all: a walk that began again may not have come to its end within the bound.
+    fn keys(&self) -> Result<(BTreeSet<VerdictKey>, bool), Error> {
+        let steps_max = 2 * VERDICTS_MAX as usize;
+        let mut keys = BTreeSet::new();
+        for (step, key) in self.verdicts.keys().enumerate() {
+            if step >= steps_max {
+                return Ok((keys, false));
+            }
+            keys.insert(key.map_err(kernel("reading the recent verdicts"))?);
+        }
+        Ok((keys, true))
     }
 
     /// Clears the hints of verdicts that have gone, unless another has the same.
     fn clear_hints(&mut self, gone: &[VerdictKey]) -> Result<(), Error> {
         let failed = kernel("clearing hints of recent verdicts");
         let mut cleared: BTreeSet<u32> = gone.iter().map(hint).collect();
-        for key in self.keys()? {
+        let (keys, are_all) = self.keys()?;
+        if !are_all {
+            return Ok(());
+        }
+        for key in keys {
             cleared.remove(&hint(&key));
         }
         for hint in &cleared {
@@ -411,9 +423,11 @@ impl Elements {
             return Ok(());
         }
         // A hint that somebody wrote meanwhile stands behind its verdict: if it was cleared, the verdict is here by now.
-        for key in self.keys()? {
-            if cleared.contains(&hint(&key)) {
-                self.hints.set(hint(&key), 1, 0).map_err(&failed)?;
+        let (keys, are_all) = self.keys()?;
+        let needed: BTreeSet<u32> = keys.iter().map(hint).collect();
+        for hint in cleared {
+            if !are_all || needed.contains(&hint) {
+                self.hints.set(hint, 1, 0).map_err(&failed)?;
             }
         }
         Ok(())
