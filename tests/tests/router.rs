@@ -297,6 +297,66 @@ fn a_listed_source_does_not_get_through_to_a_customer_and_others_do() -> Result<
     Ok(())
 }
 
+/// So many SYNs of trafgen's from the world to a customer's port.
+fn trafgen(router: &Router, source: &str, to: &str, port: u16, packets: u64) -> Result<()> {
+    let shown = router
+        .router
+        .command("ip")
+        .args(["-j", "link", "show", "wan"])
+        .output()?;
+    let shown: Value = serde_json::from_slice(&shown.stdout)?;
+    let interface = shown[0]["address"]
+        .as_str()
+        .context("an Ethernet address")?;
+    let network = if source.contains(':') { "ipv6" } else { "ipv4" };
+    let packet = format!(
+        "{{ eth(da={interface}), {network}(sa={source}, da={to}), tcp(sp=40001, dp={port}, syn, win=1024) }}"
+    );
+    let mut command = router.world.command("trafgen");
+    command.args([
+        "--out",
+        "eth0",
+        "--cpus",
+        "1",
+        "--num",
+        &packets.to_string(),
+        &packet,
+    ]);
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "trafgen {packet}: {said}");
+    Ok(())
+}
+
+#[test]
+fn every_syn_of_trafgen_from_a_listed_source_is_dropped_and_counted_and_no_other() -> Result<()> {
+    const PACKETS: u64 = 1_000;
+    if !root() {
+        return Ok(());
+    }
+    let router = Router::new("syn_budget = 0")?;
+    for family in 0..2 {
+        let [customer, world, spammer] =
+            [CUSTOMER, WORLD, SPAMMER].map(|addresses| addresses[family]);
+        let listed_before = router.count("wan", "/dropped/listed")?;
+        trafgen(&router, spammer, customer, 25, PACKETS)?;
+        trafgen(&router, spammer, customer, 587, PACKETS)?;
+        let passed_before = router.count("wan", "/passed")?;
+        trafgen(&router, world, customer, 25, PACKETS)?;
+        ensure!(
+            router.count("wan", "/dropped/listed")? == listed_before + PACKETS,
+            "{}",
+            router.status()?
+        );
+        ensure!(
+            router.count("wan", "/passed")? == passed_before + PACKETS,
+            "{}",
+            router.status()?
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn a_customer_is_refused_in_silence_where_the_operator_wants_that_or_the_rate_is_used_up()
 -> Result<()> {

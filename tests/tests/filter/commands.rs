@@ -125,7 +125,7 @@ fn verdicts_are_given_listed_and_taken_back_by_hand() -> Result<()> {
         &["192.0.2.10 is let in again", "203.0.113.1 has no verdict"],
     )?;
     ensure!(scene.reaches(HONEST4, 25), "it was not let in");
-    desk.says(&["verdicts", "flush"], 0, &["1 recent verdicts taken back"])?;
+    desk.says(&["verdicts", "flush"], 0, &["1 recent verdict taken back"])?;
     desk.says(&["detach"], 0, &[])?;
     desk.says(
         &["verdicts", "list"],

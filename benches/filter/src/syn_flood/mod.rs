@@ -78,6 +78,7 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Turn>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::time::Duration;
 
     use super::*;
@@ -86,13 +87,18 @@ mod tests {
     #[test]
     fn honest_clients_connect_beside_a_spoofed_flood_and_the_filter_answers_it() {
         if !portcullis::netns::permitted() {
-            eprintln!("SKIPPED (needs root): honest clients beside a SYN flood");
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED (needs root): honest clients beside a SYN flood"
+            );
             return;
         }
         let mut scene = Scene::new(Defence::Portcullis).unwrap();
         for rate in [0, 50_000, u32::MAX] {
             let turn = scene.turn(rate, Duration::from_millis(500)).unwrap();
-            eprintln!(
+            // Past the test runner's capture.
+            let _ = writeln!(
+                std::io::stderr(),
                 "SYN flood {:.0}/s: {:.0} connects/s, worst {:.1} ms, {} cookies",
                 turn.flood,
                 turn.connects,

@@ -264,7 +264,8 @@ fn remove(args: &RemoveArgs) -> Result<ExitCode, ExitCode> {
 fn flush(args: &FlushArgs) -> Result<ExitCode, ExitCode> {
     let flushed = open(&args.place)?.flush();
     let number = flushed.map_err(|error| failure(&error, &args.place))?;
-    println!("{number} recent verdicts taken back");
+    let verdicts = if number == 1 { "verdict" } else { "verdicts" };
+    println!("{number} recent {verdicts} taken back");
     Ok(ExitCode::SUCCESS)
 }
 
