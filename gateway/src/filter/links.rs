@@ -324,6 +324,35 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use std::io::Write as _;
+
+    /// The kernel gives up after a million instructions, and older kernels see fewer ways that are alike.
+    const VERIFIED_MAX: u32 = 600_000;
+
+    #[test]
+    fn the_verifier_takes_both_programs_in_both_roles_with_room_to_spare() {
+        if !crate::netns::permitted() {
+            let skipped = "SKIPPED (needs root): the verifier's work on the programs";
+            let _ = writeln!(io::stderr(), "{skipped}");
+            return;
+        }
+        for role in [Role::Edge, Role::Customer] {
+            for name in PROGRAMS {
+                let interface = (role as u32) << 16;
+                let mut loader = EbpfLoader::new();
+                loader.override_global("INTERFACE", &interface, true);
+                let mut object = loader.load(OBJECT).unwrap();
+                let program = named(&mut object, name).unwrap();
+                program
+                    .load()
+                    .unwrap_or_else(|error| panic!("{name}, {role:?}: {}", refused(error)));
+                let info = program.info().unwrap();
+                let verified = info.verified_instruction_count().unwrap_or_default();
+                let _ = writeln!(io::stderr(), "{name}, {role:?}: {verified} verified");
+                assert!(verified < VERIFIED_MAX, "{name}, {role:?}: {verified}");
+            }
+        }
+    }
 
     #[test]
     fn a_program_that_the_verifier_refuses_is_told_by_the_reason() {
