@@ -57,11 +57,6 @@ const PACKAGES: &[Package] = &[
     tool("swaks", "swaks", "a client in the tests"),
     tool("curl", "curl", "a client in the tests"),
     tool("python3", "python3", "a client in the tests (smtplib)"),
-    tool(
-        "tcpdump",
-        "tcpdump",
-        "the oracle of the packet filter's tests",
-    ),
     tool("iproute2", "ip", "network namespaces and their links"),
     tool(
         "util-linux",
@@ -72,7 +67,11 @@ const PACKAGES: &[Package] = &[
     tool("xdp-tools", "xdp-filter", "a peer: drops in XDP"),
     tool("ethtool", "ethtool", "what an interface does to packets"),
     tool("netsniff-ng", "trafgen", "floods inside of namespaces"),
-    tool("tcpdump", "tcpdump", "what is on the wire"),
+    tool(
+        "tcpdump",
+        "tcpdump",
+        "what is on the wire; the oracle of the filter's tests",
+    ),
     tool("openssl", "openssl", "certificates for the tests"),
     tool(
         "ca-certificates",
