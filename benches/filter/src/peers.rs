@@ -141,7 +141,15 @@ impl Peers {
 
     /// The same with SYNs that a listener takes.
     pub(crate) fn syn_flood(&mut self, interface: u32, packets: u32) -> Result<()> {
-        self.send("syn_flood", &syn_without_source(), interface, packets)
+        let frame = syn_without_source();
+        let mut syn = [0; 14];
+        for (word, octets) in syn.iter_mut().zip(frame.as_chunks().0) {
+            *word = u32::from_ne_bytes(*octets);
+        }
+        let map = self.object.map_mut("SYN").context("no map SYN")?;
+        let mut array: Array<&mut MapData, [u32; 14]> = map.try_into()?;
+        array.set(0, syn, 0)?;
+        self.send("syn_flood", &frame, interface, packets)
     }
 
     fn send(&mut self, program: &str, frame: &[u8], interface: u32, packets: u32) -> Result<()> {

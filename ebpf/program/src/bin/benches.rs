@@ -194,9 +194,19 @@ fn put_next_source(context: &XdpContext) -> Option<()> {
     }
 }
 
-/// Puts a source there that a listener takes for an honest one.
+/// The SYN of `syn_flood`, but for what its source makes of it.
+#[btf_map]
+static SYN: Array<[u32; 14], 1> = Array::new();
+
+/// Puts a SYN there, all of it: a frame comes back as the other side has left it, and that may have made an answer of it. Its
+/// source is one that a listener takes for an honest one.
 #[inline(always)]
 fn put_next_client(context: &XdpContext) -> Option<()> {
+    let syn = SYN.get(0)?;
+    at::<[u32; 14]>(context, 0)?;
+    for (index, word) in syn.iter().enumerate() {
+        write(context, index * 4, *word)?;
+    }
     let Source::Ipv4(address) = next()? else {
         return None;
     };
