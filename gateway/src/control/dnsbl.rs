@@ -5,7 +5,7 @@
 //! A source that was refused a recipient goes into the filter's recent verdicts, so that its next packet costs
 //! nanoseconds; whether it may get there is held against the configuration that is in force by then.
 //!
-//! Asking itself, the cache and the bound on it are in [`asking`].
+//! Asking itself, the cache and the bound on it are in `dnsbl/asking.rs`.
 
 mod asking;
 mod counts;

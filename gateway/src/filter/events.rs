@@ -229,7 +229,7 @@ impl Drop for Events {
 /// What slots are called in the filter that is pinned under this path.
 ///
 /// # Errors
-/// As of [`status`](super::status).
+/// As of [`status`](fn@super::status).
 pub fn names(pin_path: &Path) -> Result<Names, Error> {
     let maps = Maps::open(&Pins::attached(pin_path)?)?;
     let generation = lists::in_force(&maps)?;
