@@ -191,10 +191,6 @@ impl Lookup for Alike {
     fn class(&self, _source: &Source) -> Class {
         self.class
     }
-
-    fn class_of_destination(&self, _destination: &Source) -> Class {
-        Class::NONE
-    }
 }
 
 struct Given(u64);

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `SETTINGS` | array of one inner array | userspace, swapped whole | [`Settings`] |
 //! | `GLANCE` | array | userspace | what of the settings nearly every packet needs, in one word: a [`Glance`] |
-//! | `SNAPSHOT` | array of one inner array | userspace, mapped; swapped whole | all lists, as [`snapshot`](crate::snapshot) describes them, in its blocks |
+//! | `SNAPSHOT` | array of inner arrays | userspace, mapped; swapped whole | all lists, as [`snapshot`](crate::snapshot) describes them, a block in each: [`snapshot_slot`] |
 //! | `LIST_COUNTERS` | per-CPU array | the program | slot of a list -> [`ListCounters`] |
 //! | `INTERFACE_COUNTERS` | per-CPU array | the program | slot of an interface -> [`InterfaceCounters`] |
 //! | `VERDICTS` | hash | userspace; the program counts | source, or its /64 -> [`RecentVerdict`] |
@@ -21,13 +21,14 @@
 //! | `VERDICT_COUNTERS` | array | userspace, for itself | what became of recent verdicts: [`VerdictCounter`] |
 //! | `TOP_SOURCES` | array | whoever reads the events | who is dropped most: [`TopSource`], the first in front |
 //!
-//! All lists of both address families are in one inner array, so that one update of one element puts a generation of them
-//! in place. Its header holds the number of its generation, whose parity says which bank of `LIST_RECORDS` describes it.
+//! All lists of both address families are in one snapshot, whose first block has the header, so that one update of one
+//! element puts a generation of them in place. The header holds the number of the generation, whose parity says where its
+//! other blocks are, and which bank of `LIST_RECORDS` describes it.
 //! So the swap of the snapshot swaps the names with it, and a crash at any moment leaves one whole generation in force.
 
 /// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is part of the pin path, because a pinned map is taken over without
 /// a look at its shape.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Most ports that can be filtered.
 pub const PORTS_MAX: usize = 16;
@@ -62,9 +63,25 @@ pub const LIST_NAME_MAX: usize = 64;
 /// Bytes of an interface's name (the kernel's `IFNAMSIZ`).
 pub const INTERFACE_NAME_MAX: usize = 16;
 
-/// The flags of a snapshot's array: `BPF_F_MMAPABLE`, so that it is written in the time that memory takes, and
-/// `BPF_F_INNER_MAP`, so that each may have a size of its own.
-pub const SNAPSHOT_FLAGS: usize = 1 << 10 | 1 << 12;
+/// The flag of a snapshot's arrays: `BPF_F_MMAPABLE`, so that it is written in the time that memory takes. Not
+/// `BPF_F_INNER_MAP`: the kernel puts the look into an array of known size into the program, and makes a call of any other.
+pub const SNAPSHOT_FLAGS: usize = 1 << 10;
+/// Blocks that a snapshot can have: 4 GiB.
+pub const SNAPSHOT_BLOCKS_MAX: u32 = 64;
+/// Elements of `SNAPSHOT`.
+pub const SNAPSHOT_SLOTS: u32 = 2 * SNAPSHOT_BLOCKS_MAX;
+
+/// The element of `SNAPSHOT` that holds this block of a generation. The first block of the generation in force is in the
+/// first element, so that one update exchanges generations; the others are in the bank that the parity of the number says,
+/// where those of the generation before and after it are not.
+#[inline(always)]
+#[must_use]
+pub const fn snapshot_slot(generation: u32, block: u32) -> u32 {
+    match block {
+        0 => 0,
+        _ => (generation & 1) * SNAPSHOT_BLOCKS_MAX + block,
+    }
+}
 
 /// What the program does with a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,28 +1,32 @@
 //! The snapshot: all lists of a generation, settled into one array of cache lines, and the lookup of an address in it.
 //!
-//! A lookup reads a constant number of lines, however many prefixes there are: for IPv4 the header, an entry of the
-//! directory, and where a /24 holds more than one address a cell, and where those addresses differ their marks; for IPv6 the
-//! header and one bucket (and the octet that leads to it) per prefix length present. The same code runs in the kernel, over
-//! an array map, and in userspace, over the same memory or over a `Vec`.
+//! A lookup reads a constant number of lines, however many prefixes there are: for IPv4 the header and a line of presence
+//! bits, and only for addresses that may be on a list an entry of the directory, where a /24 holds more than one address a cell,
+//! and where those addresses differ their marks; for IPv6 the header, and per prefix length present a line of pilots and,
+//! where there is one, a bucket. The same code runs in the kernel, over array maps, and in userspace, over the same memory or
+//! over a `Vec`.
 //!
 //! ```text
 //! line 0         the header
-//! lines 1-2      the IPv6 prefix lengths present up to /64, longest first, an octet each, 0xff ends them
-//! line 3         the IPv6 prefix lengths present beyond /64, longest first, an octet each, 0xff ends them
-//! lines 4-19     the class of each list, four octets each: what the number in a mark means to the program
-//! from line 20   directory, cells and marks (IPv4); pilots and buckets (IPv6 up to /64); the same for longer prefixes
+//! lines 1-9      the IPv6 prefix lengths present up to /64, longest first, a word each; the last word is that of DEEP
+//! lines 10-18    the IPv6 prefix lengths present beyond /64, longest first, a word each
+//! lines 19-34    the class of each list, four octets each: what the number in a mark means to the program
+//! from line 35   presence, directory, cells and marks (IPv4); pilots and buckets (IPv6 up to /64); the same for longer prefixes
 //! ```
 //!
-//! **IPv4.** The directory has an entry of four octets for each /24 from the first that is on a list to the last: one mark for
+//! **IPv4.** Both tables go from the first /16 that is on a list to the last. Presence is a bit for each /25 that has something
+//! in it: 4 MiB for all of IPv4, which stay in a processor's caches while the rest does not, so that a flood from addresses on
+//! no list rarely waits for memory. The directory has an entry of four octets for each /24: one mark for
 //! all of it, a lone address with its mark, or the line of a cell. A cell is a line: a bitmap of the addresses whose mark
 //! differs from that of the rest, and either the one mark that they all have, or where their marks begin, two octets each.
 //!
 //! **IPv6.** Prefixes up to /64 are hashed by their upper 64 bits and their length into buckets of one line, six to a
 //! bucket; beside each key stands its mark. No bucket overflows, because keys come in groups, and each group has a pilot:
 //! an octet that was chosen, when the snapshot was built, so that all keys of the group found room (the idea of perfect
-//! hashing by displacement). Longer prefixes are rare; their /64 has an entry of the length 65, whose place in the
-//! buckets, together with the lower 64 bits, is their key in a table of their own. Rejected: cuckoo hashing (two lines for
-//! every address that is on no list, which is the usual one), a trie (a line per level).
+//! hashing by displacement). There are at least four groups for each key, so that most addresses on no list meet a group
+//! without keys, which has no pilot, and need no bucket. Longer prefixes are rare: they have a table of their own, three to a
+//! bucket, which is looked into only if the /64 has an entry of the length 65. Rejected: cuckoo hashing (two lines for every
+//! address that is on no list, which is the usual one), a trie (a line per level).
 
 use core::ops::Deref;
 
@@ -44,29 +48,35 @@ pub struct Block {
 }
 
 /// Changes whenever the meaning of a line changes; it is in the header of every snapshot.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The first word of a snapshot: a magic number and the version.
 pub const MAGIC: u64 = 0x5043_534e << 32 | VERSION as u64;
 
 /// The line where the lengths of short IPv6 prefixes begin.
 pub const SHORT_LENGTHS: u32 = 1;
-/// The line with the lengths of long IPv6 prefixes.
-pub const LONG_LENGTHS: u32 = 3;
+/// The line where the lengths of long IPv6 prefixes begin.
+pub const LONG_LENGTHS: u32 = SHORT_LENGTHS + LENGTHS_LINES;
+/// Lines with lengths of each of the two kinds: a word for each, and one that ends them.
+pub const LENGTHS_LINES: u32 = 9;
 /// The line where the table of classes begins.
-pub const CLASSES: u32 = 4;
+pub const CLASSES: u32 = LONG_LENGTHS + LENGTHS_LINES;
 /// Lists that a snapshot can have: their numbers in a mark begin at 1.
 pub const LISTS_MAX: usize = 256;
 /// The first line after the fixed ones.
 pub const FIRST_FREE: u32 = CLASSES + LISTS_MAX as u32 / 16;
 
-/// Ends a list of prefix lengths.
-pub const NO_LENGTH: u8 = 0xff;
+/// The length in the word that ends a list of prefix lengths.
+pub const NO_LENGTH: u32 = 0xff;
 /// The length of an entry that says that its /64 has prefixes beyond /64.
 pub const DEEP: u32 = 65;
+/// The place of its word among the lengths of short prefixes.
+pub const DEEP_AT: u32 = LENGTHS_LINES * 8 - 1;
+/// Lines of the directory for a /16.
+pub const DIRECTORY_LINES: u32 = 16;
 /// Keys in a bucket of short IPv6 prefixes.
 pub const SHORT_SLOTS: usize = 6;
 /// Keys in a bucket of long IPv6 prefixes.
-pub const LONG_SLOTS: usize = 4;
+pub const LONG_SLOTS: usize = 3;
 
 /// The kind of an entry of the directory: its two highest bits.
 pub const ENTRY_KIND_SHIFT: u32 = 30;
@@ -117,6 +127,12 @@ pub trait Lines {
 
     /// A line; `None` beyond the last.
     fn line(&self, index: u32) -> Option<Self::Lent<'_>>;
+
+    /// One of the lines before [`FIRST_FREE`], which some know without a search.
+    #[inline(always)]
+    fn fixed(&self, index: u32) -> Option<Self::Lent<'_>> {
+        self.line(index)
+    }
 }
 
 impl Lines for [Line] {
@@ -135,28 +151,28 @@ pub struct Field(pub usize, pub bool);
 impl Field {
     /// Which generation it is in the kernel; 0 before it is put in place.
     pub const GENERATION: Self = Self(1, false);
-    /// Seeds all hashes.
-    pub const SEED: Self = Self(1, true);
-    /// The first line of the directory.
-    pub const DIRECTORY: Self = Self(2, false);
-    /// The line that a directory of all of IPv4 would begin with at that line: the networks before it are on no list.
-    pub const DIRECTORY_SKIPPED: Self = Self(2, true);
-    /// Lines of the directory; 0: no IPv4. The networks beyond it are on no list.
-    pub const DIRECTORY_LINES: Self = Self(3, false);
-    /// Number of all lines.
-    pub const LINES: Self = Self(3, true);
+    /// The number of all lines.
+    pub const LINES: Self = Self(1, true);
+    /// The first /16 that presence and directory know of; those before it are on no list.
+    pub const NETWORKS_FIRST: Self = Self(2, false);
+    /// How many they know of; those behind them are on no list. 0: no IPv4.
+    pub const NETWORKS: Self = Self(2, true);
+    /// The first line of presence bits, one for each /16.
+    pub const PRESENCE: Self = Self(3, false);
+    /// The first line of the directory, [`DIRECTORY_LINES`] for each /16.
+    pub const DIRECTORY: Self = Self(3, true);
     /// The first line of the pilots of short IPv6 prefixes.
     pub const SHORT_PILOTS: Self = Self(4, false);
-    /// Number of their groups; 0: no IPv6.
-    pub const SHORT_GROUPS: Self = Self(4, true);
+    /// By how much a hash is shifted to give the number of its group; 0: no IPv6.
+    pub const SHORT_SHIFT: Self = Self(4, true);
     /// The first line of their buckets.
     pub const SHORT_BUCKETS: Self = Self(5, false);
     /// Number of their buckets.
     pub const SHORT_BUCKET_COUNT: Self = Self(5, true);
     /// The same for long IPv6 prefixes.
     pub const LONG_PILOTS: Self = Self(6, false);
-    /// As [`Field::SHORT_GROUPS`]; 0: no long prefixes.
-    pub const LONG_GROUPS: Self = Self(6, true);
+    /// As [`Field::SHORT_SHIFT`]; 0: no long prefixes.
+    pub const LONG_SHIFT: Self = Self(6, true);
     /// As [`Field::SHORT_BUCKETS`].
     pub const LONG_BUCKETS: Self = Self(7, false);
     /// As [`Field::SHORT_BUCKET_COUNT`].
@@ -196,7 +212,7 @@ pub fn class_of<L: Lines + ?Sized>(lines: &L, mark: Mark) -> Class {
         return Class::NONE;
     }
     let at = number - 1;
-    match lines.line(CLASSES + (at >> 4)) {
+    match lines.fixed(CLASSES + (at >> 4)) {
         Some(line) => Class((line[(at >> 1) as usize & 7] >> ((at & 1) * 32)) as u32),
         None => Class::NONE,
     }
@@ -227,14 +243,22 @@ pub const fn halves(source: &Source) -> (u64, u64) {
 /// The mark of an IPv4 address.
 #[inline(always)]
 pub fn ipv4<L: Lines + ?Sized>(lines: &L, address: u32) -> Mark {
-    let Some(header) = lines.line(0) else {
+    let Some(header) = lines.fixed(0) else {
         return Mark::NONE;
     };
-    let network = address >> 8;
-    let at = (network >> 4).wrapping_sub(Field::DIRECTORY_SKIPPED.of(&header));
-    if at >= Field::DIRECTORY_LINES.of(&header) {
+    let at = (address >> 16).wrapping_sub(Field::NETWORKS_FIRST.of(&header));
+    if at >= Field::NETWORKS.of(&header) {
         return Mark::NONE;
     }
+    let Some(present) = lines.line(Field::PRESENCE.of(&header).wrapping_add(at)) else {
+        return Mark::NONE;
+    };
+    let half = address >> 7;
+    if present[(half >> 6) as usize & 7] >> (half & 63) & 1 == 0 {
+        return Mark::NONE;
+    }
+    let network = address >> 8;
+    let at = at.wrapping_mul(DIRECTORY_LINES) + (network >> 4 & (DIRECTORY_LINES - 1));
     let Some(line) = lines.line(Field::DIRECTORY.of(&header).wrapping_add(at)) else {
         return Mark::NONE;
     };
@@ -275,37 +299,45 @@ fn in_cell<L: Lines + ?Sized>(lines: &L, cell: &Line, octet: u32) -> Mark {
     }
 }
 
-/// The hash of a short IPv6 prefix: its upper 64 bits, all beyond its length zero, and its length.
-#[inline(always)]
+/// The word of a prefix length: the length in the lowest octet, and what makes a key with it another than with any other length.
 #[must_use]
-pub const fn short_hash(seed: u32, upper: u64, length: u32) -> u64 {
-    mix(upper ^ spread((seed as u64) << 8 | length as u64))
+pub const fn length_word(seed: u32, length: u32) -> u64 {
+    mix((seed as u64) << 8 | length as u64) & !0xff | length as u64
 }
 
-/// The hash of a long IPv6 prefix: where the entry of its /64 is, its lower 64 bits, all beyond its length zero, and its
-/// length.
+/// The hash of a short IPv6 prefix: its upper 64 bits, all beyond its length zero, and the word of its length.
+///
+/// The upper bits of a product with an odd number near 2^64 over the golden ratio (Knuth) spread what counts up evenly, as
+/// prefixes do, and any other keys well enough: what collides meets another pilot.
 #[inline(always)]
 #[must_use]
-pub const fn long_hash(seed: u32, place: u32, lower: u64, length: u32) -> u64 {
-    mix(lower ^ spread((seed as u64 ^ place as u64) << 8 | length as u64))
+pub const fn short_hash(word: u64, upper: u64) -> u64 {
+    spread(upper ^ word)
 }
 
-/// The group of a key: by the upper half of its hash.
+/// The hash of a long IPv6 prefix: both halves, all beyond its length zero, and the word of its length.
 #[inline(always)]
 #[must_use]
-pub const fn group(hash: u64, groups: u32) -> u32 {
-    scale((hash >> 32) as u32, groups)
+pub const fn long_hash(word: u64, upper: u64, lower: u64) -> u64 {
+    spread(lower ^ word ^ spread(upper))
 }
 
-/// The bucket that a pilot leads a key to.
+/// The group of a key: the first bits of its hash.
+#[inline(always)]
+#[must_use]
+pub const fn group(hash: u64, shift: u32) -> u32 {
+    hash.wrapping_shr(shift) as u32
+}
+
+/// The bucket that a pilot leads a key to. It is nearly known before the pilot is.
 #[inline(always)]
 #[must_use]
 pub const fn displaced(hash: u64, pilot: u8, buckets: u32) -> u32 {
-    let hash = spread(hash ^ spread(pilot as u64 + 1));
-    scale((hash >> 32) as u32, buckets)
+    let position = (spread(hash ^ hash >> 32) >> 32) as u32;
+    scale(position ^ (pilot as u32) << 24, buckets)
 }
 
-/// Multiplies by an odd number near 2^64 over the golden ratio (Knuth): every bit decides over all that are above it.
+/// Multiplies: every bit decides over all that are above it.
 #[inline(always)]
 const fn spread(word: u64) -> u64 {
     word.wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -336,123 +368,141 @@ pub const fn leading(word: u64, bits: u32) -> u64 {
     }
 }
 
-/// One table of hashed keys: pilots and buckets.
-#[derive(Clone, Copy)]
+/// One table of hashed keys, by the fields that say where its pilots and buckets are.
 struct Table {
-    pilots: u32,
-    groups: u32,
-    buckets: u32,
-    bucket_count: u32,
+    pilots: Field,
+    shift: Field,
+    buckets: Field,
+    bucket_count: Field,
 }
 
+/// That of IPv6 prefixes up to /64.
+const SHORT: Table = Table {
+    pilots: Field::SHORT_PILOTS,
+    shift: Field::SHORT_SHIFT,
+    buckets: Field::SHORT_BUCKETS,
+    bucket_count: Field::SHORT_BUCKET_COUNT,
+};
+
+/// That of longer ones.
+const LONG: Table = Table {
+    pilots: Field::LONG_PILOTS,
+    shift: Field::LONG_SHIFT,
+    buckets: Field::LONG_BUCKETS,
+    bucket_count: Field::LONG_BUCKET_COUNT,
+};
+
 impl Table {
-    /// The number of the bucket that holds the key with this hash, if any does.
     #[inline(always)]
-    fn bucket<L: Lines + ?Sized>(self, lines: &L, hash: u64) -> Option<u32> {
-        let group = group(hash, self.groups);
-        let line = lines.line(self.pilots.wrapping_add(group >> 6))?;
-        let pilot = octet(&line, group) as u8;
-        Some(displaced(hash, pilot, self.bucket_count))
+    fn is_empty(&self, header: &Line) -> bool {
+        self.shift.of(header) == 0
+    }
+
+    /// The bucket that holds the key with this hash, if any does.
+    #[inline(always)]
+    fn bucket<'a, L: Lines + ?Sized>(
+        &self,
+        lines: &'a L,
+        header: &Line,
+        hash: u64,
+    ) -> Option<L::Lent<'a>> {
+        let group = group(hash, self.shift.of(header));
+        let line = lines.line(self.pilots.of(header).wrapping_add(group >> 6))?;
+        match octet(&line, group) as u8 {
+            0 => None,
+            pilot => {
+                let bucket = displaced(hash, pilot, self.bucket_count.of(header));
+                lines.line(self.buckets.of(header).wrapping_add(bucket))
+            }
+        }
     }
 }
 
 /// The mark of an IPv6 address.
 #[inline(always)]
 pub fn ipv6<L: Lines + ?Sized>(lines: &L, upper: u64, lower: u64) -> Mark {
-    let Some(header) = lines.line(0) else {
+    let Some(header) = lines.fixed(0) else {
         return Mark::NONE;
     };
-    let table = Table {
-        pilots: Field::SHORT_PILOTS.of(&header),
-        groups: Field::SHORT_GROUPS.of(&header),
-        buckets: Field::SHORT_BUCKETS.of(&header),
-        bucket_count: Field::SHORT_BUCKET_COUNT.of(&header),
-    };
-    if table.groups == 0 {
+    if SHORT.is_empty(&header) {
         return Mark::NONE;
     }
-    let seed = Field::SEED.of(&header);
-    if Field::LONG_GROUPS.of(&header) != 0 {
-        let (deep, place) = short(lines, table, seed, upper, DEEP);
-        if deep != 0 {
-            let mark = beyond_64(lines, &header, place, lower);
-            if mark.0 != 0 {
+    if !LONG.is_empty(&header) {
+        let deep = length_at(lines, SHORT_LENGTHS, DEEP_AT);
+        if short(lines, &header, upper, deep) != Mark::NONE {
+            let mark = beyond_64(lines, &header, upper, lower);
+            if mark != Mark::NONE {
                 return mark;
             }
         }
     }
-    for at in 0..65_u32 {
-        let Some(lengths) = lines.line(SHORT_LENGTHS + (at >> 6)) else {
-            return Mark::NONE;
-        };
-        let length = octet(&lengths, at);
+    for at in 0..66_u32 {
+        let word = length_at(lines, SHORT_LENGTHS, at);
+        let length = length(word);
         if length > 64 {
             return Mark::NONE;
         }
-        let (found, _) = short(lines, table, seed, leading(upper, length), length);
-        if found != 0 {
-            return Mark(found);
+        let found = short(lines, &header, leading(upper, length), word);
+        if found != Mark::NONE {
+            return found;
         }
     }
     Mark::NONE
 }
 
-/// The mark of a short prefix and its place: the bucket and the slot. Zero: it is not there.
+/// The word of a length at a place of the table that begins at a line; that of the end where there is none.
 #[inline(always)]
-fn short<L: Lines + ?Sized>(
-    lines: &L,
-    table: Table,
-    seed: u32,
-    key: u64,
-    length: u32,
-) -> (u32, u32) {
-    let Some(bucket) = table.bucket(lines, short_hash(seed, key, length)) else {
-        return (0, 0);
-    };
-    let Some(line) = lines.line(table.buckets.wrapping_add(bucket)) else {
-        return (0, 0);
-    };
-    for slot in 0..SHORT_SLOTS {
-        let mark = line[6 + slot / 4] >> (slot % 4 * 16) & 0xffff;
-        // One condition, because the verifier follows each: a slot that is free comes after those that are not, and has
-        // no mark, so that finding one for ::/0 is finding nothing.
-        if (line[slot] ^ key) | (mark >> Mark::NUMBER_BITS ^ u64::from(length)) == 0 {
-            return (mark as u32, bucket.wrapping_mul(8) | slot as u32);
-        }
+fn length_at<L: Lines + ?Sized>(lines: &L, first: u32, at: u32) -> u64 {
+    match lines.fixed(first + (at >> 3)) {
+        Some(line) => line[at as usize & 7],
+        None => u64::from(NO_LENGTH),
     }
-    (0, 0)
 }
 
-/// The prefixes within the /64 at this place.
+/// The length in its word.
 #[inline(always)]
-fn beyond_64<L: Lines + ?Sized>(lines: &L, header: &Line, place: u32, lower: u64) -> Mark {
-    let table = Table {
-        pilots: Field::LONG_PILOTS.of(header),
-        groups: Field::LONG_GROUPS.of(header),
-        buckets: Field::LONG_BUCKETS.of(header),
-        bucket_count: Field::LONG_BUCKET_COUNT.of(header),
-    };
-    let seed = Field::SEED.of(header);
-    let Some(lengths) = lines.line(LONG_LENGTHS) else {
+const fn length(word: u64) -> u32 {
+    word as u32 & 0xff
+}
+
+/// The mark of a short prefix.
+#[inline(always)]
+fn short<L: Lines + ?Sized>(lines: &L, header: &Line, key: u64, word: u64) -> Mark {
+    let Some(bucket) = SHORT.bucket(lines, header, short_hash(word, key)) else {
         return Mark::NONE;
     };
-    for at in 0..64_u32 {
-        let length = octet(&lengths, at);
+    let length = u64::from(length(word));
+    for slot in 0..SHORT_SLOTS {
+        let mark = bucket[6 + slot / 4] >> (slot % 4 * 16) & 0xffff;
+        // One condition, because the verifier follows each: a slot that is free comes after those that are not, and has
+        // no mark, so that finding one for ::/0 is finding nothing.
+        if (bucket[slot] ^ key) | (mark >> Mark::NUMBER_BITS ^ length) == 0 {
+            return Mark(mark as u32);
+        }
+    }
+    Mark::NONE
+}
+
+/// The mark of the longest of the prefixes within a /64 that covers an address.
+#[inline(always)]
+fn beyond_64<L: Lines + ?Sized>(lines: &L, header: &Line, upper: u64, lower: u64) -> Mark {
+    for at in 0..65_u32 {
+        let word = length_at(lines, LONG_LENGTHS, at);
+        let length = length(word);
         if length <= 64 || length > 128 {
             return Mark::NONE;
         }
         let key = leading(lower, length - 64);
-        let Some(bucket) = table.bucket(lines, long_hash(seed, place, key, length)) else {
-            return Mark::NONE;
-        };
-        let Some(line) = lines.line(table.buckets.wrapping_add(bucket)) else {
-            return Mark::NONE;
+        let Some(bucket) = LONG.bucket(lines, header, long_hash(word, upper, key)) else {
+            continue;
         };
         for slot in 0..LONG_SLOTS {
-            let entry = line[4 + slot];
-            let wanted = u64::from(place) << 32 | u64::from(length) << Mark::NUMBER_BITS;
-            if (line[slot] ^ key) | (entry & !u64::from(Mark::NUMBER) ^ wanted) == 0 {
-                return Mark(entry as u32);
+            let mark = bucket[6 + slot / 2] >> (slot % 2 * 32) & 0xffff_ffff;
+            let other = (bucket[slot] ^ key)
+                | (bucket[LONG_SLOTS + slot] ^ upper)
+                | (mark >> Mark::NUMBER_BITS ^ u64::from(length));
+            if other == 0 {
+                return Mark(mark as u32);
             }
         }
     }

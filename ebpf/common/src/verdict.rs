@@ -73,12 +73,6 @@ impl Class {
 pub trait Lookup {
     /// The class of the longest prefix that covers the source, or [`Class::NONE`].
     fn class(&self, source: &Source) -> Class;
-
-    /// The same for the destination of a customer's packet, which is looked up so rarely that it may take longer.
-    #[inline(always)]
-    fn class_of_destination(&self, destination: &Source) -> Class {
-        self.class(destination)
-    }
 }
 
 /// What is remembered of sources from one packet to the next.
@@ -167,7 +161,7 @@ where
     let Some(destination) = packet::destination(frame, segment) else {
         return Verdict::Customer;
     };
-    let class = lists.class_of_destination(&destination);
+    let class = lists.class(&destination);
     match class.action() {
         Some(Action::Permit) => Verdict::Permitted(class.slot()),
         Some(Action::Drop) | None => Verdict::Customer,

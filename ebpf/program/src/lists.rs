@@ -4,34 +4,41 @@ use core::arch::asm;
 
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::layout::SNAPSHOT_FLAGS;
-use portcullis_ebpf_common::snapshot::{self, BLOCK_LINES, Block, Line, Lines};
+use portcullis_ebpf_common::layout::{SNAPSHOT_FLAGS, SNAPSHOT_SLOTS, snapshot_slot};
+use portcullis_ebpf_common::snapshot::{self, BLOCK_LINES, Block, Field, Line, Lines};
 use portcullis_ebpf_common::{Class, Lookup, Source};
 
-type SnapshotMap = Array<Block, 1, SNAPSHOT_FLAGS>;
-
 #[btf_map]
-static SNAPSHOT: ArrayOfMaps<SnapshotMap, 1> = ArrayOfMaps::new();
+static SNAPSHOT: ArrayOfMaps<Array<Block, 1, SNAPSHOT_FLAGS>, { SNAPSHOT_SLOTS as usize }> =
+    ArrayOfMaps::new();
 
-/// The lines of the snapshot that was in force when they were asked for: one packet sees one generation.
-///
-/// To look into an inner map is a call, so the first block, which has the header, the classes and most of the directory, is
-/// looked up once.
-struct InMap<'a> {
-    map: &'a SnapshotMap,
+/// The lines of the snapshot that was in force when they were asked for: one packet sees one generation, because its blocks
+/// stay where they are until the packets that met its header are done.
+struct InMap {
+    /// It has the header, the classes, presence and most of the directory.
     first: *const Block,
 }
 
-impl<'a> InMap<'a> {
+impl InMap {
     #[inline(always)]
     fn in_force() -> Option<Self> {
-        let map: &'a SnapshotMap = SNAPSHOT.get(0)?;
-        let first = map.get_ptr(0)?;
-        Some(Self { map, first })
+        block(0).map(|first| Self { first })
+    }
+
+    #[inline(always)]
+    fn generation(&self) -> u32 {
+        // SAFETY: the verifier has seen that the block is there.
+        Field::GENERATION.of(unsafe { &(*self.first).lines[0] })
     }
 }
 
-impl Lines for InMap<'_> {
+/// The block in this element.
+#[inline(always)]
+fn block(slot: u32) -> Option<*const Block> {
+    SNAPSHOT.get(slot)?.get_ptr(0)
+}
+
+impl Lines for InMap {
     type Lent<'a>
         = &'a Line
     where
@@ -41,25 +48,36 @@ impl Lines for InMap<'_> {
     fn line(&self, index: u32) -> Option<&Line> {
         let block = match index / BLOCK_LINES as u32 {
             0 => self.first,
-            number => self.map.get_ptr(number)?,
+            number => block(snapshot_slot(self.generation(), number))?,
         };
-        let at = within_block(index) as usize * size_of::<Line>();
-        // SAFETY: the verifier has seen that the block is there, and by the mask that the line is within it.
-        Some(unsafe { &*((block as usize + at) as *const Line) })
+        // SAFETY: the verifier has seen that the block is there.
+        Some(unsafe { line_of(block, index) })
+    }
+
+    #[inline(always)]
+    fn fixed(&self, index: u32) -> Option<&Line> {
+        // SAFETY: as above.
+        Some(unsafe { line_of(self.first, index) })
     }
 }
 
-/// The place of a line in its block. By an instruction of its own, because the compiler would take out a mask that a
-/// comparison before it makes superfluous, and the verifier does not follow it there.
+/// The line of a block at this place, of which only as many bits count as a block has lines.
+///
+/// The mask is an instruction of its own, because the compiler would take out one that a comparison before it makes
+/// superfluous, and the verifier does not follow it there.
+///
+/// # Safety
+/// The block is there for as long as the line is used.
 #[inline(always)]
-fn within_block(index: u32) -> u64 {
-    let mut at = u64::from(index);
+unsafe fn line_of<'a>(block: *const Block, index: u32) -> &'a Line {
+    let mut at = index as usize;
     // SAFETY: it changes the one register.
     unsafe {
         asm!("{at} &= {mask}", at = inout(reg) at, mask = const BLOCK_LINES - 1,
             options(pure, nomem, nostack, preserves_flags));
     }
-    at
+    // SAFETY: by the mask it is within the block.
+    unsafe { (*block).lines.get_unchecked(at) }
 }
 
 /// The generation in force.
@@ -69,42 +87,42 @@ impl Lookup for InForce {
     #[inline(always)]
     fn class(&self, source: &Source) -> Class {
         if source.is_ipv4() {
-            class_of_ipv4(u32::from_be(source.0[1]))
+            Class(class_of_ipv4(source.0[1]))
         } else {
             let (upper, lower) = snapshot::halves(source);
             Class(class_of_ipv6(upper, lower))
         }
     }
-
-    #[inline(always)]
-    fn class_of_destination(&self, destination: &Source) -> Class {
-        Class(out_of_line(destination))
-    }
 }
 
-/// The class of an IPv4 address.
+/// The class of an IPv4 address, as it lies in the packet.
 #[inline(always)]
-pub(crate) fn class_of_ipv4(address: u32) -> Class {
+pub(crate) fn ipv4(address: u32) -> Class {
     match InMap::in_force() {
-        Some(lines) => snapshot::class_of(&lines, snapshot::ipv4(&lines, address)),
+        Some(lines) => snapshot::class_of(&lines, snapshot::ipv4(&lines, u32::from_be(address))),
         None => Class::NONE,
     }
 }
 
-/// A second copy of the lookup, out of the way of the first.
-#[inline(never)]
-fn out_of_line(address: &Source) -> u32 {
-    InForce.class(address).0
+/// The class of an IPv6 address, in two halves.
+#[inline(always)]
+pub(crate) fn ipv6(upper: u64, lower: u64) -> Class {
+    match InMap::in_force() {
+        Some(lines) => snapshot::class_of(&lines, snapshot::ipv6(&lines, upper, lower)),
+        None => Class::NONE,
+    }
 }
 
-/// A global function, which the verifier follows once for all callers: the loop over the prefix lengths is long, and the ways
-/// to it through the extension headers are many.
+/// A global function, which the verifier follows once for all callers: the ways to it through the extension headers are many.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn class_of_ipv4(address: u32) -> u32 {
+    ipv4(address).0
+}
+
+/// As [`class_of_ipv4`]; besides, the loop over the prefix lengths is long.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn class_of_ipv6(upper: u64, lower: u64) -> u32 {
-    let Some(lines) = InMap::in_force() else {
-        return Class::NONE.0;
-    };
-    let mark = snapshot::ipv6(&lines, upper, lower);
-    snapshot::class_of(&lines, mark).0
+    ipv6(upper, lower).0
 }

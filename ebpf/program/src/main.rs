@@ -67,11 +67,17 @@ pub fn portcullis_linear(context: XdpContext) -> u32 {
 
 #[inline(always)]
 fn filter<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
-    match shortcut::action::<FRAGS>(context) {
-        Some(action) => action,
-        None => look_closer::<FRAGS>(context),
+    if let Some(action) = shortcut::action::<FRAGS>(context) {
+        return action;
+    }
+    match look_closer::<FRAGS>(context) {
+        ANSWER => answer::<FRAGS>(context),
+        action => action,
     }
 }
+
+/// What [`look_closer`] gives in place of an action, if [`answer`] has the last word.
+const ANSWER: u32 = u32::MAX;
 
 /// The whole way of a frame through parser and verdicts.
 #[inline(never)]
@@ -113,10 +119,9 @@ fn look_closer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
             events::tell(judged);
         }
     }
-    if mode == Mode::Enforce {
-        if let Some(counter) = answered(context, &frame, judged, settings) {
-            count::interface(slot, counter, segment.hidden);
-            return XDP_TX;
+    if mode == Mode::Enforce && may_be_answered(&frame, &judged, settings) {
+        if judged.put().is_some() {
+            return ANSWER;
         }
     }
     count::interface(slot, verdict.interface_counter(mode), segment.hidden);
@@ -127,23 +132,43 @@ fn look_closer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
     }
 }
 
-/// Makes of the frame an answer to it, if it is to have one, and gives the counter for that.
 #[inline(always)]
-fn answered<const FRAGS: bool>(
-    context: *mut xdp_md,
+fn may_be_answered<const FRAGS: bool>(
     frame: &Frame<FRAGS>,
-    judged: Judged,
+    judged: &Judged,
     settings: &Settings,
-) -> Option<InterfaceCounter> {
+) -> bool {
     match judged.verdict {
-        Verdict::Customer if settings.customer_resets() => {
-            reply::reset::<FRAGS>(context, judged.put()?).then_some(InterfaceCounter::ResetCustomer)
-        }
-        Verdict::Passed if settings.syn_cookies() && packet::opens(frame, &judged.segment) => {
-            cookie::answer::<FRAGS>(context, judged.put()?).then_some(InterfaceCounter::SynCookie)
-        }
-        _ => None,
+        Verdict::Customer => settings.customer_resets(),
+        Verdict::Passed => settings.syn_cookies() && packet::opens(frame, &judged.segment),
+        _ => false,
     }
+}
+
+/// Makes of the frame that was judged last an answer to it, if it is to have one now. Called from the bottom of the stack: the
+/// way to it has used most of what there is.
+#[inline(never)]
+fn answer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
+    let Some(judged) = Judged::last() else {
+        return XDP_PASS;
+    };
+    let (answered, counter) = match judged.verdict {
+        Verdict::Customer => (
+            reply::reset::<FRAGS>(context, judged),
+            InterfaceCounter::ResetCustomer,
+        ),
+        _ => (
+            cookie::answer::<FRAGS>(context, judged),
+            InterfaceCounter::SynCookie,
+        ),
+    };
+    let (counter, action) = match judged.verdict {
+        _ if answered => (counter, XDP_TX),
+        Verdict::Customer => (InterfaceCounter::DroppedCustomer, XDP_DROP),
+        _ => (InterfaceCounter::Passed, XDP_PASS),
+    };
+    count::interface(judged.interface_slot, counter, judged.segment.hidden);
+    action
 }
 
 /// Nothing here panics, and the linker drops this; the compiler wants it all the same.

@@ -66,10 +66,10 @@ pub(crate) fn action<const FRAGS: bool>(context: *mut xdp_md) -> Option<u32> {
         let address = across(&headers, 6);
         let to = Destination {
             port: headers.word(9) as u16,
-            opens: OPENS.fits(headers.word(11)),
+            opens: || OPENS.fits(headers.word(11)),
         };
         return judged(to, [Source::FAMILY_IPV4, address, 0], || {
-            lists::class_of_ipv4(u32::from_be(address))
+            lists::ipv4(address)
         });
     }
     let headers = frame.part::<IPV6_HEADERS>(0)?;
@@ -79,11 +79,11 @@ pub(crate) fn action<const FRAGS: bool>(context: *mut xdp_md) -> Option<u32> {
     let [a, b, c, d] = [5, 6, 7, 8].map(|at| across(&headers, at));
     let to = Destination {
         port: headers.word(14) as u16,
-        opens: OPENS.fits(headers.word(16)),
+        opens: || OPENS.fits(headers.word(16)),
     };
     judged(to, [Source::FAMILY_IPV6, a, b], || {
         let (upper, lower) = snapshot::halves(&Source([Source::FAMILY_IPV6, a, b, c, d]));
-        Class(lists::class_of_ipv6(upper, lower))
+        lists::ipv6(upper, lower)
     })
 }
 
@@ -94,16 +94,20 @@ fn across<const OCTETS: usize>(headers: &Part<OCTETS>, at: usize) -> u32 {
 }
 
 /// What the segment is for.
-struct Destination {
+struct Destination<Opens> {
     /// As it lies in the packet.
     port: u16,
-    /// It is a SYN without an ACK.
-    opens: bool,
+    /// Whether it is a SYN without an ACK.
+    opens: Opens,
 }
 
 /// The order of verdicts, as far as it goes without a memory of sources.
 #[inline(always)]
-fn judged(to: Destination, key: VerdictKey, class: impl FnOnce() -> Class) -> Option<u32> {
+fn judged(
+    to: Destination<impl FnOnce() -> bool>,
+    key: VerdictKey,
+    class: impl FnOnce() -> Class,
+) -> Option<u32> {
     let glance = Glance(*GLANCE.get(0)?);
     let interface = INTERFACE.load();
     if interface >> 16 != Role::Edge as u32 || !glance.enforces(to.port) {
@@ -115,7 +119,7 @@ fn judged(to: Destination, key: VerdictKey, class: impl FnOnce() -> Class) -> Op
         Some(Action::Permit) => (InterfaceCounter::Permitted, XDP_PASS),
         None if verdicts::may_be_recent(&key) => return None,
         None if glance.drops_unlisted() => (InterfaceCounter::DroppedUnlisted, XDP_DROP),
-        None if to.opens => return None,
+        None if (to.opens)() => return None,
         None => (InterfaceCounter::Passed, XDP_PASS),
     };
     if action == XDP_DROP && events::are_read() {

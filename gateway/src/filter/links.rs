@@ -33,21 +33,31 @@ const PROGRAMS: [&str; 2] = ["portcullis", "portcullis_linear"];
 const DETACH_MAX: Duration = Duration::from_secs(5);
 const DETACH_STEP: Duration = Duration::from_millis(2);
 
-/// Loads an instance of the program for the interface in this slot and with this role. Maps that are not pinned yet are created.
+/// Creates the maps that are not pinned yet.
+pub(super) fn create_maps(pins: &Pins) -> Result<(), Error> {
+    object(OBJECT, pins, 0, Role::Edge).map(drop)
+}
+
+/// Loads an instance of the program for the interface in this slot and with this role, over the pinned maps.
 pub(super) fn load(pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
     load_from(OBJECT, pins, slot, role)
 }
 
-fn load_from(object: &[u8], pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
+/// The object over the pinned maps; its programs are not loaded, which is when the verifier walks them.
+fn object(object: &[u8], pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     let interface = slot | (role as u32) << 16;
     loader.override_global("INTERFACE", &interface, true);
     for name in PROGRAM_MAPS {
         loader.map_pin_path(name, pins.map(name));
     }
-    let mut object = loader
+    loader
         .load(object)
-        .map_err(kernel("loading the program's maps"))?;
+        .map_err(kernel("loading the program's maps"))
+}
+
+fn load_from(octets: &[u8], pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
+    let mut object = object(octets, pins, slot, role)?;
     let [program, linear] = PROGRAMS;
     named(&mut object, program)?
         .load()

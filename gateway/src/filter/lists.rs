@@ -93,10 +93,7 @@ pub(super) fn swap(
     for (line, classes) in (CLASSES..FIRST_FREE).zip(class_lines(&new)) {
         memory.set_line(line, classes);
     }
-    let mut header = memory.as_slice().first().copied().unwrap_or_default();
-    Field::GENERATION.set(&mut header, number);
-    memory.set_line(0, header);
-    maps.swap_snapshot(memory)?;
+    maps.swap_snapshot(memory, number)?;
     let lists = new.into_iter().flatten().collect();
     Ok(Generation { number, lists })
 }

@@ -4,18 +4,22 @@
     reason = "aya wants an unsafe marker on what is copied to and from a map"
 )]
 
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
 use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Pod, util::nr_cpus};
+use nix::libc;
 use portcullis_ebpf_common::layout::{
     self, Glance, INTERFACE_NAME_MAX, INTERFACES_MAX, InterfaceCounters, InterfaceRecord,
-    LIST_NAME_MAX, LIST_SLOTS, ListCounters, ListRecord, RecentVerdict, TOP_SOURCES_MAX, TopSource,
-    VERDICT_COUNTERS as VERDICT_COUNTERS_MAX,
+    LIST_NAME_MAX, LIST_SLOTS, ListCounters, ListRecord, RecentVerdict, SNAPSHOT_BLOCKS_MAX,
+    TOP_SOURCES_MAX, TopSource, VERDICT_COUNTERS as VERDICT_COUNTERS_MAX, snapshot_slot,
 };
 use portcullis_ebpf_common::snapshot::Line;
 
 use super::Error;
 use super::error::kernel;
-use super::memory::{self, KernelMemory, SnapshotMap};
+use super::memory::{self, BlockMap, KernelMemory};
 use super::pins::Pins;
 use super::settings::role_in_kernel;
 use crate::config::{Interface, Role, XdpMode};
@@ -62,7 +66,9 @@ unsafe impl Pod for Value<TopSource> {}
 pub(super) struct Maps {
     settings: ArrayOfMaps<MapData, Array<MapData, Value<layout::Settings>>>,
     glance: Array<MapData, u64>,
-    snapshot: ArrayOfMaps<MapData, SnapshotMap>,
+    snapshot: ArrayOfMaps<MapData, BlockMap>,
+    /// The same map: aya 0.14 empties no element of one.
+    snapshot_elements: MapData,
     list_counters: PerCpuArray<MapData, ListCounters>,
     interface_counters: PerCpuArray<MapData, InterfaceCounters>,
     list_records: Array<MapData, Value<ListRecord>>,
@@ -78,6 +84,7 @@ impl Maps {
             settings: open(pins, "SETTINGS")?,
             glance: open(pins, "GLANCE")?,
             snapshot: open(pins, "SNAPSHOT")?,
+            snapshot_elements: open_data(pins, "SNAPSHOT")?,
             list_counters: open(pins, "LIST_COUNTERS")?,
             interface_counters: open(pins, "INTERFACE_COUNTERS")?,
             list_records: open(pins, LIST_RECORDS)?,
@@ -141,10 +148,39 @@ impl Maps {
         memory::header(&map).map(Some)
     }
 
-    /// Puts a snapshot in place. When it returns, no packet is being held against the one before.
-    pub(super) fn swap_snapshot(&mut self, memory: &KernelMemory) -> Result<(), Error> {
-        let result = self.snapshot.set(0, memory.map(), 0);
-        result.map_err(kernel("putting the lists in place"))
+    /// Puts a snapshot in place of the generation before. When it returns, no packet is being held against that one, and
+    /// its memory is no longer held here.
+    ///
+    /// The blocks but the first are put where no packet looks yet; the first one, whose header says where they are, exchanges
+    /// the generations. The memory may be in force already: then the header does.
+    pub(super) fn swap_snapshot(
+        &mut self,
+        memory: &KernelMemory,
+        generation: u32,
+    ) -> Result<(), Error> {
+        let failed = "putting the lists in place";
+        for (block, map) in (0..SNAPSHOT_BLOCKS_MAX).zip(memory.blocks()).skip(1) {
+            let slot = snapshot_slot(generation, block);
+            self.snapshot.set(slot, map, 0).map_err(kernel(failed))?;
+        }
+        memory.set_generation(generation);
+        if let Some(first) = memory.blocks().first() {
+            self.snapshot.set(0, first, 0).map_err(kernel(failed))?;
+        }
+        let kept = memory.blocks().len();
+        let left = (1..SNAPSHOT_BLOCKS_MAX).flat_map(|block| {
+            let before = Some(snapshot_slot(generation.wrapping_sub(1), block));
+            // What a process left there that died before it could exchange them.
+            let unused = (block as usize >= kept).then_some(snapshot_slot(generation, block));
+            before.into_iter().chain(unused)
+        });
+        for slot in left {
+            // The new lists are in force by now, whatever becomes of the memory of the old ones.
+            if let Err(error) = remove(&self.snapshot_elements, slot) {
+                tracing::warn!(%error, slot, "the memory of old lists is kept until the next ones come");
+            }
+        }
+        Ok(())
     }
 
     /// Until when somebody reads the events, in nanoseconds of CLOCK_MONOTONIC.
@@ -305,9 +341,47 @@ pub(super) fn open<T>(pins: &Pins, name: &'static str) -> Result<T, Error>
 where
     T: TryFrom<Map, Error = MapError>,
 {
-    let data = MapData::from_pin(pins.map(name)).map_err(kernel("opening a pinned map"))?;
-    let map = Map::from_map_data(data).map_err(kernel("opening a pinned map"))?;
-    T::try_from(map).map_err(kernel("opening a pinned map"))
+    let map = Map::from_map_data(open_data(pins, name)?).map_err(kernel(OPENING))?;
+    T::try_from(map).map_err(kernel(OPENING))
+}
+
+fn open_data(pins: &Pins, name: &'static str) -> Result<MapData, Error> {
+    MapData::from_pin(pins.map(name)).map_err(kernel(OPENING))
+}
+
+const OPENING: &str = "opening a pinned map";
+
+/// Empties an element of an array of maps.
+fn remove(array: &MapData, slot: u32) -> io::Result<()> {
+    /// What BPF_MAP_DELETE_ELEM wants of `union bpf_attr` (linux/bpf.h).
+    #[repr(C)]
+    struct Element {
+        map: i32,
+        padding: u32,
+        key: u64,
+    }
+    const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+    let element = Element {
+        map: array.fd().as_fd().as_raw_fd(),
+        padding: 0,
+        key: (&raw const slot).addr() as u64,
+    };
+    // SAFETY: the descriptor is open, and the key and what points to it live until the call returns; it writes to neither.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_DELETE_ELEM,
+            &raw const element,
+            size_of::<Element>(),
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            error => Err(error),
+        },
+    }
 }
 
 /// An element that was never set is nothing, not an error.

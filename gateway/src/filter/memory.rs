@@ -1,8 +1,8 @@
 //! Memory of a map that the program looks into, mapped into this process.
 //!
 //! A snapshot of ten million entries is written in the time that memory takes, not in ten million system calls, and the
-//! policy reads the lines that the program reads. An element of the map is a [`Block`] of lines, so a map is never smaller than
-//! 64 MiB; what is mapped here are the lines that there are.
+//! policy reads the lines that the program reads. They lie in maps of a [`Block`] of 64 MiB each; what is mapped here, one
+//! behind the other, are the lines that there are.
 #![allow(
     unsafe_code,
     reason = "a mapping is a pointer and a length, and nobody else makes one of a BPF map"
@@ -18,9 +18,10 @@ use std::sync::{Mutex, PoisonError};
 
 use aya::Pod;
 use aya::maps::{Array, IterableMap as _, MapData};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use portcullis_ebpf_common::layout::SNAPSHOT_FLAGS;
-use portcullis_ebpf_common::snapshot::{BLOCK_LINES, Block, FIRST_FREE, Line};
+use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use portcullis_ebpf_common::layout::{SNAPSHOT_BLOCKS_MAX, SNAPSHOT_FLAGS};
+use portcullis_ebpf_common::snapshot::{BLOCK_LINES, Block, FIRST_FREE, Field, Line};
 
 use super::Error;
 use super::error::kernel;
@@ -34,31 +35,39 @@ pub(super) struct Value(Block);
 // SAFETY: an array of integers: every pattern of bits is a value, and there is no padding.
 unsafe impl Pod for Value {}
 
-/// The inner map of a snapshot.
-pub(super) type SnapshotMap = Array<MapData, Value>;
+/// The map of a block.
+pub(super) type BlockMap = Array<MapData, Value>;
 
-/// The lines of a map, shared with the kernel.
+/// The lines of a snapshot, shared with the kernel.
 pub struct KernelMemory {
-    map: SnapshotMap,
+    blocks: Vec<BlockMap>,
     lines: Mapping,
     /// The same lines as the first ones of `lines`, mapped once more: what is written there after others hold this value.
     fixed: Mutex<Mapping>,
 }
 
 impl KernelMemory {
-    /// A map with room for this many lines, all zero.
+    /// Maps with room for this many lines, all zero.
     ///
     /// # Errors
-    /// [`Error::NotPermitted`], and [`Error::Kernel`] where the kernel has not so much memory.
+    /// [`Error::NotPermitted`], [`Error::TooMany`], and [`Error::Kernel`] where the kernel has not so much memory.
     pub fn new(lines: usize) -> Result<Self, Error> {
-        let step = "making a map for the lists";
         let lines = lines.max(FIRST_FREE as usize);
-        let blocks = u32::try_from(lines.div_ceil(BLOCK_LINES)).map_err(kernel(step))?;
-        let map = SnapshotMap::create(blocks, SNAPSHOT_FLAGS as u32).map_err(kernel(step))?;
+        let count = lines.div_ceil(BLOCK_LINES);
+        if count > SNAPSHOT_BLOCKS_MAX as usize {
+            return Err(Error::TooMany {
+                what: "blocks of lists, of 64 MiB each",
+                number: count,
+                max: SNAPSHOT_BLOCKS_MAX as usize,
+            });
+        }
+        let create = |_| BlockMap::create(1, SNAPSHOT_FLAGS as u32);
+        let blocks: Result<Vec<_>, _> = (0..count).map(create).collect();
+        let blocks = blocks.map_err(kernel("making a map for the lists"))?;
         Ok(Self {
-            lines: Mapping::new(&map, lines)?,
-            fixed: Mutex::new(Mapping::new(&map, FIRST_FREE as usize)?),
-            map,
+            lines: Mapping::new(&blocks, lines)?,
+            fixed: Mutex::new(Mapping::new(&blocks[..1], FIRST_FREE as usize)?),
+            blocks,
         })
     }
 
@@ -73,9 +82,9 @@ impl KernelMemory {
         self.lines.as_mut_slice()
     }
 
-    /// The map, to put it in place.
-    pub(super) fn map(&self) -> &SnapshotMap {
-        &self.map
+    /// The maps, to put them in place.
+    pub(super) fn blocks(&self) -> &[BlockMap] {
+        &self.blocks
     }
 
     /// Writes one of the fixed lines: a snapshot is told its generation and the classes of its lists when it is put in
@@ -86,15 +95,22 @@ impl KernelMemory {
             *place = line;
         }
     }
+
+    /// Writes the number of the generation that the snapshot is.
+    pub(super) fn set_generation(&self, number: u32) {
+        let mut header = self.as_slice().first().copied().unwrap_or_default();
+        Field::GENERATION.set(&mut header, number);
+        self.set_line(0, header);
+    }
 }
 
-/// The header of the snapshot in this map.
-pub(super) fn header(map: &SnapshotMap) -> Result<Line, Error> {
-    let mapping = Mapping::new(map, FIRST_FREE as usize)?;
+/// The header of the snapshot of which this is the first block.
+pub(super) fn header(first: &BlockMap) -> Result<Line, Error> {
+    let mapping = Mapping::new(core::slice::from_ref(first), FIRST_FREE as usize)?;
     Ok(mapping.as_slice().first().copied().unwrap_or_default())
 }
 
-/// The first lines of a map, mapped.
+/// The first lines of some blocks, mapped one behind the other.
 struct Mapping {
     lines: NonNull<Line>,
     count: usize,
@@ -106,27 +122,37 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(map: &SnapshotMap, count: usize) -> Result<Self, Error> {
+    fn new(blocks: &[BlockMap], count: usize) -> Result<Self, Error> {
         let step = "mapping the memory of the lists";
-        let size = NonZeroUsize::new(count * size_of::<Line>())
-            .ok_or(nix::errno::Errno::EINVAL)
-            .map_err(kernel(step))?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let failed = || kernel(step)(Errno::EINVAL);
+        let size = |lines: usize| NonZeroUsize::new(lines * size_of::<Line>()).ok_or_else(failed);
+        let whole = size(count)?;
         // SAFETY: a new mapping where the kernel likes to have it takes nothing from anybody.
-        let mapped = unsafe {
-            mmap(
-                None,
-                size,
-                protection,
-                MapFlags::MAP_SHARED,
-                map.map().fd().as_fd(),
-                0,
-            )
-        };
-        Ok(Self {
-            lines: mapped.map_err(kernel(step))?.cast(),
+        let reserved =
+            unsafe { mmap_anonymous(None, whole, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) };
+        // From here on it is unmapped whatever happens.
+        let mapping = Self {
+            lines: reserved.map_err(kernel(step))?.cast(),
             count,
-        })
+        };
+        let firsts = (0..count).step_by(BLOCK_LINES);
+        for (block, first) in blocks.iter().zip(firsts) {
+            // SAFETY: within what is reserved.
+            let place = unsafe { mapping.lines.add(first) };
+            // SAFETY: it takes the place of a part of what is reserved, to which nobody has a reference yet.
+            let mapped = unsafe {
+                mmap(
+                    Some(place.addr()),
+                    size((count - first).min(BLOCK_LINES))?,
+                    ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                    MapFlags::MAP_SHARED | MapFlags::MAP_FIXED,
+                    block.map().fd().as_fd(),
+                    0,
+                )
+            };
+            mapped.map_err(kernel(step))?;
+        }
+        Ok(mapping)
     }
 
     fn as_slice(&self) -> &[Line] {

@@ -312,7 +312,7 @@ struct Filled {
 
 /// Creates the maps unless they are pinned, and puts lists, networks and settings into them.
 fn fill(pins: &Pins, settings: &config::Filter, compiled: &Compiled) -> Result<Filled, Error> {
-    links::load(pins, 0, Role::Edge)?;
+    links::create_maps(pins)?;
     Maps::create_records(pins)?;
     let mut maps = Maps::open(pins)?;
     let mut networks = LocalNetworks::open(pins)?;

@@ -123,16 +123,34 @@ fn a_thousand_swaps_under_flood_let_no_packet_of_a_source_on_both_lists_pass() -
 
 #[test]
 fn the_program_itself_gives_one_answer_while_lists_are_swapped() -> anyhow::Result<()> {
+    let generations = [
+        generation(&["192.0.2.66/32", "2001:db8::66/128"], &[]),
+        generation(&[], &["192.0.2.64/26", "2001:db8::/64"]),
+    ];
+    gives_one_answer(&generations, &[0, 1])
+}
+
+/// Lists over all of IPv4 have their IPv6 prefixes, and the end of their directory, beyond the first block.
+#[test]
+fn lists_of_several_blocks_are_swapped_as_whole_as_those_of_one() -> anyhow::Result<()> {
+    let ends = ["0.0.0.1/32", "255.255.255.254/32"];
+    let generations = [
+        generation(&[ends[0], ends[1], "2001:db8::66/128"], &[]),
+        generation(&[], &[ends[0], ends[1], "2001:db8::/64"]),
+        generation(&["2001:db8::/32"], &[]),
+    ];
+    // The same one twice, too: its header changes while it is in force.
+    gives_one_answer(&generations, &[0, 0, 1, 2, 2, 1, 1, 0, 2])
+}
+
+/// Swaps these generations in this order again and again while a packet of a source that all of them list is judged.
+fn gives_one_answer(generations: &[Compiled], order: &[usize]) -> anyhow::Result<()> {
     if !root() {
         return Ok(());
     }
     let scene = Scene::new()?;
     let mut settings = scene.settings();
     settings.interfaces.clear();
-    let generations = [
-        generation(&["192.0.2.66/32", "2001:db8::66/128"], &[]),
-        generation(&[], &["192.0.2.64/26", "2001:db8::/64"]),
-    ];
     let mut owner = filter::Filter::attach(&settings, &generations[1])?;
     let (stop, mut trial) = (AtomicBool::new(false), owner.trial()?);
     let frame = {
@@ -155,8 +173,8 @@ fn the_program_itself_gives_one_answer_while_lists_are_swapped() -> anyhow::Resu
             }
             Ok(runs)
         });
-        for swap in 0..SWAPS / 4 {
-            let swapped = owner.update_lists(&generations[swap as usize % 2]);
+        for which in order.iter().cycle().take(SWAPS as usize / 4) {
+            let swapped = owner.update_lists(&generations[*which]);
             if swapped.is_err() {
                 stop.store(true, Ordering::Relaxed);
             }

@@ -1,20 +1,25 @@
 //! Places for hashed keys, such that no bucket overflows and a look-up reads exactly one.
 //!
-//! Keys fall into groups by their hash, and each group gets a pilot: the first octet with which all of its keys find room,
-//! tried for the largest groups first, while the buckets are empty (hash and displace: Belazzougui, Botelho, Dietzfelbinger
-//! 2009). With the loads used here, seven of ten slots, the first seed does.
+//! Keys fall into groups by their hash, and each group gets a pilot: the first octet, from 1 on, with which all of its keys
+//! find room, tried for the largest groups first, while the buckets are empty (hash and displace: Belazzougui, Botelho,
+//! Dietzfelbinger 2009). A group without keys has none. There are so many groups that most have one key or none: then the
+//! first seed does with nearly all slots filled.
 
 use portcullis_ebpf_common::snapshot::{displaced, group};
 
-/// Keys in a group, on average. More make the pilots smaller and their search longer.
-const GROUP: usize = 10;
+/// Groups for each key, at least: four octets of memory, and four of five looks for what is not there end with the pilot.
+const GROUPS: usize = 4;
+/// A line of pilots.
+const LEAST_GROUPS: usize = 64;
 /// Slots that are filled, of ten.
-const LOAD_TENTHS: usize = 7;
+const LOAD_TENTHS: usize = 8;
 
 /// Where the keys of a table are.
 pub(super) struct Placed {
-    /// One for each group.
+    /// One for each group; 0 for one without keys.
     pub(super) pilots: Vec<u8>,
+    /// By how much a hash is shifted to give its group.
+    pub(super) shift: u32,
     /// How many buckets there are.
     pub(super) buckets: u32,
     /// The bucket and the slot of each key: eight times the one, and the other.
@@ -31,15 +36,17 @@ pub(super) fn buckets_min(keys: usize, slots: u8) -> u32 {
 
 /// Finds a place for each key, given by its hash, or none if a group finds no pilot.
 pub(super) fn place(hashes: &[u64], slots: u8, buckets: u32) -> Option<Placed> {
-    let groups = hashes.len().div_ceil(GROUP).max(1);
-    let group_count = u32::try_from(groups).ok()?;
-    let grouped = Grouped::new(hashes, group_count);
+    let groups = (hashes.len() * GROUPS)
+        .next_power_of_two()
+        .max(LEAST_GROUPS);
+    let shift = u64::BITS - groups.ilog2();
+    let grouped = Grouped::new(hashes, shift);
     let mut pilots = vec![0; groups];
     let mut filled = vec![0_u8; buckets as usize];
     let mut places = vec![0; hashes.len()];
     for number in grouped.largest_first() {
         let members = grouped.members(number);
-        let pilot = (0..=u8::MAX).find(|pilot| {
+        let pilot = (1..=u8::MAX).find(|pilot| {
             let bucket = |key: u32| displaced(hashes[key as usize], *pilot, buckets) as usize;
             let fit = members.iter().take_while(|key| {
                 let room = &mut filled[bucket(**key)];
@@ -69,6 +76,7 @@ pub(super) fn place(hashes: &[u64], slots: u8, buckets: u32) -> Option<Placed> {
     }
     Some(Placed {
         pilots,
+        shift,
         buckets,
         places,
     })
@@ -82,10 +90,10 @@ struct Grouped {
 }
 
 impl Grouped {
-    fn new(hashes: &[u64], groups: u32) -> Self {
-        let mut starts = vec![0; groups as usize + 1];
+    fn new(hashes: &[u64], shift: u32) -> Self {
+        let mut starts = vec![0; (1 << (u64::BITS - shift)) + 1];
         for hash in hashes {
-            starts[group(*hash, groups) as usize + 1] += 1;
+            starts[group(*hash, shift) as usize + 1] += 1;
         }
         for at in 1..starts.len() {
             starts[at] += starts[at - 1];
@@ -93,7 +101,7 @@ impl Grouped {
         let mut next = starts.clone();
         let mut keys = vec![0; hashes.len()];
         for (key, hash) in (0..).zip(hashes) {
-            let at = &mut next[group(*hash, groups) as usize];
+            let at = &mut next[group(*hash, shift) as usize];
             keys[*at as usize] = key;
             *at += 1;
         }
@@ -109,6 +117,7 @@ impl Grouped {
         let mut order: Vec<u32> = (0..)
             .zip(&self.starts[1..])
             .map(|(group, _)| group)
+            .filter(|group| !self.members(*group).is_empty())
             .collect();
         order.sort_by_key(|group| std::cmp::Reverse(self.members(*group).len()));
         order

@@ -1,4 +1,4 @@
-//! IPv4: the directory, the cells and their marks.
+//! IPv4: presence, the directory, the cells and their marks.
 //!
 //! Prefixes up to /24 are painted over the directory, the least important first, so that the last coat is the answer. The
 //! longer ones are sorted, so that those of one /24 lie together in the order in which they are painted over its 256
@@ -6,7 +6,7 @@
 //! second.
 
 use portcullis_ebpf_common::snapshot::{
-    ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, Field, Line, Mark,
+    DIRECTORY_LINES, ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, Field, Line, Mark,
 };
 
 use super::super::entries::Ipv4Prefix;
@@ -14,10 +14,12 @@ use super::{Permits, Source, line_number};
 
 /// Prefixes that cover whole /24s are painted over the directory.
 const SHORT_MAX: u8 = 24;
-/// Entries of the directory in a line.
-const ENTRIES: u32 = 16;
+/// /24s of a /16.
+const NETWORKS: u32 = 256;
 /// Marks in a line.
 const MARKS: usize = 32;
+/// The presence bits of a /24 of which both halves have something in them.
+const BOTH: u64 = 0b11;
 
 /// /24s with nothing painted on them.
 static STRETCH: [u16; 4096] = [0; 4096];
@@ -164,10 +166,10 @@ impl Prefixes {
     }
 }
 
-/// The /24s from the first line of a directory of all of IPv4 that is not empty to the last.
+/// The /24s from the first /16 that is not empty to the last.
 struct Directory {
-    first_line: u32,
-    lines: u32,
+    first: u32,
+    count: u32,
     /// What the short prefixes say; empty if there are none.
     painted: Vec<u16>,
 }
@@ -185,31 +187,37 @@ impl Directory {
         let last = lasts
             .into_iter()
             .chain(long.last().map(|long| long.network()));
-        let Some((first, last)) = first.min().zip(last.max()) else {
-            return Self {
-                first_line: 0,
-                lines: 0,
-                painted: Vec::new(),
-            };
+        let (first, count) = match first.min().zip(last.max()) {
+            Some((first, last)) => (first / NETWORKS, last / NETWORKS - first / NETWORKS + 1),
+            None => (0, 0),
         };
-        let first_line = first / ENTRIES;
         Self {
-            first_line,
-            lines: last / ENTRIES - first_line + 1,
+            first,
+            count,
             painted: Vec::new(),
         }
     }
 
+    /// The lines of presence bits.
+    fn presence_lines(&self) -> usize {
+        self.count as usize
+    }
+
+    /// The lines of entries.
+    fn lines(&self) -> usize {
+        self.count as usize * DIRECTORY_LINES as usize
+    }
+
     /// The place of a /24 in this directory.
     fn at(&self, network: u32) -> usize {
-        (network - self.first_line * ENTRIES) as usize
+        (network - self.first * NETWORKS) as usize
     }
 
     fn paint(&mut self, short: &[Short]) {
         if short.is_empty() {
             return;
         }
-        self.painted = vec![0; (self.lines * ENTRIES) as usize];
+        self.painted = vec![0; (self.count * NETWORKS) as usize];
         for short in short {
             let first = self.at(short.network());
             self.painted[first..first + short.networks() as usize].fill(short.mark());
@@ -251,7 +259,8 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn lines(&self) -> usize {
-        self.directory.lines as usize + self.cells + self.marks.div_ceil(MARKS)
+        let directory = self.directory.presence_lines() + self.directory.lines();
+        directory + self.cells + self.marks.div_ceil(MARKS)
     }
 
     /// Settles each /24 that has longer prefixes, in order.
@@ -281,14 +290,17 @@ impl Plan {
         if lines.is_empty() {
             return;
         }
-        let directory_lines = self.directory.lines as usize;
-        let first_cell = first + directory_lines;
-        Field::DIRECTORY.set(header, line_number(first));
-        Field::DIRECTORY_SKIPPED.set(header, self.directory.first_line);
-        Field::DIRECTORY_LINES.set(header, self.directory.lines);
-        let (directory, rest) = lines.split_at_mut(directory_lines);
+        let first_entry = first + self.directory.presence_lines();
+        let first_cell = first_entry + self.directory.lines();
+        Field::NETWORKS_FIRST.set(header, self.directory.first);
+        Field::NETWORKS.set(header, self.directory.count);
+        Field::PRESENCE.set(header, line_number(first));
+        Field::DIRECTORY.set(header, line_number(first_entry));
+        let (presence, rest) = lines.split_at_mut(self.directory.presence_lines());
+        let (directory, rest) = rest.split_at_mut(self.directory.lines());
         let (cells, mark_lines) = rest.split_at_mut(self.cells);
-        let mut set = |at: usize, entry: u32| {
+        let mut set = |at: usize, entry: u32, halves: u64| {
+            presence[at >> 8][at >> 5 & 7] |= halves << (at % 32 * 2);
             let word = &mut directory[at >> 4][at >> 1 & 7];
             let shift = (at & 1) * 32;
             *word = *word & !(0xffff_ffff << shift) | u64::from(entry) << shift;
@@ -300,18 +312,21 @@ impl Plan {
                 continue;
             }
             for (at, mark) in (number * STRETCH.len()..).zip(stretch) {
-                set(at, ENTRY_ALL << ENTRY_KIND_SHIFT | u32::from(*mark));
+                if *mark != 0 {
+                    set(at, ENTRY_ALL << ENTRY_KIND_SHIFT | u32::from(*mark), BOTH);
+                }
             }
         }
         // Marks are counted from line 0, so that a cell says where its are without the header.
         let marks_before = (first_cell + self.cells) * MARKS;
         let (mut cell_count, mut mark_count) = (0, 0);
         self.for_each_network(permits, |network, found| {
-            let entry = match found {
-                Network::All(mark) => ENTRY_ALL << ENTRY_KIND_SHIFT | u32::from(mark),
-                Network::Lone { octet, mark } => {
-                    ENTRY_LONE << ENTRY_KIND_SHIFT | u32::from(octet) << 16 | u32::from(mark)
-                }
+            let (entry, halves) = match found {
+                Network::All(mark) => (ENTRY_ALL << ENTRY_KIND_SHIFT | u32::from(mark), BOTH),
+                Network::Lone { octet, mark } => (
+                    ENTRY_LONE << ENTRY_KIND_SHIFT | u32::from(octet) << 16 | u32::from(mark),
+                    1 << (octet >> 7),
+                ),
                 Network::Cell(cell) => {
                     cells[cell_count] = cell.line(line_number(marks_before + mark_count));
                     for mark in cell.marks {
@@ -320,15 +335,25 @@ impl Plan {
                         mark_count += 1;
                     }
                     cell_count += 1;
-                    ENTRY_CELL << ENTRY_KIND_SHIFT | line_number(first_cell + cell_count - 1)
+                    let number = line_number(first_cell + cell_count - 1);
+                    (ENTRY_CELL << ENTRY_KIND_SHIFT | number, cell.halves())
                 }
             };
-            set(self.directory.at(network), entry);
+            set(self.directory.at(network), entry, halves);
         });
     }
 }
 
 impl Cell<'_> {
+    /// The presence bits of its /24.
+    fn halves(&self) -> u64 {
+        if self.rest != 0 {
+            return BOTH;
+        }
+        let half = |words: &[u64]| u64::from(words.iter().any(|word| *word != 0));
+        half(&self.bits[..2]) | half(&self.bits[2..]) << 1
+    }
+
     /// As [`portcullis_ebpf_common::snapshot`] describes it.
     fn line(&self, marks: u32) -> Line {
         let [a, b, c, d] = self.bits;

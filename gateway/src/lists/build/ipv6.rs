@@ -4,7 +4,8 @@
 //! goes, and of equal prefixes the first stays. What is left may nest; the look-up asks for the longest lengths first.
 
 use portcullis_ebpf_common::snapshot::{
-    DEEP, Field, LONG_SLOTS, Line, Mark, NO_LENGTH, SHORT_SLOTS, long_hash, short_hash,
+    DEEP, DEEP_AT, Field, LENGTHS_LINES, LONG_SLOTS, Line, Mark, NO_LENGTH, SHORT_SLOTS,
+    length_word, long_hash, short_hash,
 };
 
 use super::super::entries::Ipv6Prefix;
@@ -73,10 +74,15 @@ impl Short {
 
 /// A prefix beyond /64.
 struct Long {
-    /// Which of the short keys says that it is there.
-    deep: u32,
+    upper: u64,
     lower: u64,
     mark: Mark,
+}
+
+impl Long {
+    fn length(&self) -> u32 {
+        self.mark.get().map_or(0, |(_, length)| u32::from(length))
+    }
 }
 
 /// Everything about IPv6 but where its lines are.
@@ -104,11 +110,10 @@ impl Plan {
                 let mark = Mark::new(0, DEEP as u8);
                 short.push(Short { upper, mark });
             }
-            let deep = line_number(short.len() - 1);
-            long.push(Long { deep, lower, mark });
+            long.push(Long { upper, lower, mark });
         }
         let (seed, short_placed) = place_short(&short);
-        let long_placed = place_long(&long, seed, &short_placed);
+        let long_placed = place_long(&long, seed);
         Self {
             seed,
             short,
@@ -130,15 +135,19 @@ impl Plan {
         table_lines: &mut [Line],
         first: usize,
     ) {
-        Field::SEED.set(header, self.seed);
-        let (of_short, of_long) = lengths.split_at_mut(2);
-        let present = self.short.iter().map(|key| key.mark);
-        set_lengths(of_short, present.filter(|mark| mark.0 >> 9 != DEEP));
-        set_lengths(of_long, self.long.iter().map(|key| key.mark));
+        let (of_short, of_long) = lengths.split_at_mut(LENGTHS_LINES as usize);
+        let present = self.short.iter().map(Short::length);
+        set_lengths(
+            of_short,
+            self.seed,
+            present.filter(|length| *length != DEEP),
+        );
+        of_short.as_flattened_mut()[DEEP_AT as usize] = length_word(self.seed, DEEP);
+        set_lengths(of_long, self.seed, self.long.iter().map(Long::length));
         let (of_short, of_long) = table_lines.split_at_mut(lines(&self.short_placed));
         let fields = [
             Field::SHORT_PILOTS,
-            Field::SHORT_GROUPS,
+            Field::SHORT_SHIFT,
             Field::SHORT_BUCKETS,
             Field::SHORT_BUCKET_COUNT,
         ];
@@ -150,7 +159,7 @@ impl Plan {
         }
         let fields = [
             Field::LONG_PILOTS,
-            Field::LONG_GROUPS,
+            Field::LONG_SHIFT,
             Field::LONG_BUCKETS,
             Field::LONG_BUCKET_COUNT,
         ];
@@ -158,9 +167,9 @@ impl Plan {
         let buckets = set_pilots(&self.long_placed, header, fields, of_long, first);
         for (key, place) in self.long.iter().zip(&self.long_placed.places) {
             let (bucket, slot) = (&mut buckets[(*place / 8) as usize], *place as usize % 8);
-            let deep = self.short_placed.places[key.deep as usize];
             bucket[slot] = key.lower;
-            bucket[4 + slot] = u64::from(deep) << 32 | u64::from(key.mark.0);
+            bucket[LONG_SLOTS + slot] = key.upper;
+            bucket[6 + slot / 2] |= u64::from(key.mark.0) << (slot % 2 * 32);
         }
     }
 }
@@ -170,7 +179,7 @@ fn place_short(keys: &[Short]) -> (u32, Placed) {
     for seed in 1.. {
         let hashes = keys
             .iter()
-            .map(|key| short_hash(seed, key.upper, key.length()));
+            .map(|key| short_hash(length_word(seed, key.length()), key.upper));
         let hashes: Vec<u64> = hashes.collect();
         if let Some(placed) = hashed::place(&hashes, SHORT_SLOTS as u8, buckets) {
             return (seed, placed);
@@ -182,13 +191,13 @@ fn place_short(keys: &[Short]) -> (u32, Placed) {
     unreachable!("with enough buckets each key has one to itself")
 }
 
-/// The seed is that of the short keys, whose places are part of the hashes.
-fn place_long(keys: &[Long], seed: u32, short: &Placed) -> Placed {
+/// The seed is that of the short keys.
+fn place_long(keys: &[Long], seed: u32) -> Placed {
     let hashes: Vec<u64> = keys
         .iter()
         .map(|key| {
-            let length = key.mark.get().map_or(0, |(_, length)| u32::from(length));
-            long_hash(seed, short.places[key.deep as usize], key.lower, length)
+            let word = length_word(seed, key.length());
+            long_hash(word, key.upper, key.lower)
         })
         .collect();
     let mut buckets = hashed::buckets_min(keys.len(), LONG_SLOTS as u8);
@@ -217,7 +226,7 @@ fn lines(placed: &Placed) -> usize {
 fn set_pilots<'a>(
     placed: &Placed,
     header: &mut Line,
-    [pilots, groups, buckets, bucket_count]: [Field; 4],
+    [pilots, shift, buckets, bucket_count]: [Field; 4],
     lines: &'a mut [Line],
     first: usize,
 ) -> &'a mut [Line] {
@@ -229,26 +238,23 @@ fn set_pilots<'a>(
         set_octet(of_pilots, at, *pilot);
     }
     pilots.set(header, line_number(first));
-    groups.set(header, line_number(placed.pilots.len()));
+    shift.set(header, placed.shift);
     buckets.set(header, line_number(first + of_pilots.len()));
     bucket_count.set(header, placed.buckets);
     of_buckets
 }
 
-/// Writes the lengths that are present, the longest first.
-fn set_lengths(lines: &mut [Line], marks: impl Iterator<Item = Mark>) {
+/// Writes the words of the lengths that are present, the longest first.
+fn set_lengths(lines: &mut [Line], seed: u32, lengths: impl Iterator<Item = u32>) {
     let mut present = [false; 129];
-    for (_, length) in marks.filter_map(Mark::get) {
-        present[usize::from(length)] = true;
+    for length in lengths {
+        present[length as usize] = true;
     }
+    let words = lines.as_flattened_mut();
+    words.fill(u64::from(NO_LENGTH));
     let lengths = (0..).zip(present).filter(|(_, is_present)| *is_present);
-    let lengths: Vec<u8> = lengths.map(|(length, _)| length).collect();
-    let end = lines.len() * OCTETS;
-    let filled = lengths
-        .into_iter()
-        .rev()
-        .chain(std::iter::repeat(NO_LENGTH));
-    for (at, length) in filled.take(end).enumerate() {
-        set_octet(lines, at, length);
+    let lengths: Vec<u32> = lengths.map(|(length, _)| length).collect();
+    for (word, length) in words.iter_mut().zip(lengths.into_iter().rev()) {
+        *word = length_word(seed, length);
     }
 }

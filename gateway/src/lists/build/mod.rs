@@ -12,7 +12,7 @@ mod hashed;
 mod ipv4;
 mod ipv6;
 
-use portcullis_ebpf_common::snapshot::{FIRST_FREE, Field, LISTS_MAX, Line, MAGIC};
+use portcullis_ebpf_common::snapshot::{CLASSES, FIRST_FREE, Field, LISTS_MAX, Line, MAGIC};
 
 use super::entries::Entries;
 use super::snapshot::{Allocate, Snapshot};
@@ -65,7 +65,9 @@ pub(super) fn snapshot(sources: Vec<Source>, allocate: Allocate) -> Snapshot {
     let mut memory = allocate(count);
     let lines = memory.as_mut_slice();
     let (head, rest) = lines.split_at_mut(fixed);
-    let [header, lengths @ .., _] = head.first_chunk_mut::<5>().expect("the fixed lines");
+    let [header, lengths @ ..] = head
+        .first_chunk_mut::<{ CLASSES as usize }>()
+        .expect("the fixed lines");
     header[0] = MAGIC;
     Field::LINES.set(header, line_number(count));
     let (of_ipv4, of_ipv6) = rest.split_at_mut(ipv4.lines());

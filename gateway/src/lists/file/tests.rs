@@ -204,8 +204,8 @@ proptest! {
         addresses in prop::collection::vec(any::<u128>(), 1..20),
     ) {
         let fields = [
-            Field::DIRECTORY, Field::DIRECTORY_SKIPPED, Field::DIRECTORY_LINES, Field::SHORT_PILOTS, Field::SHORT_GROUPS,
-            Field::SHORT_BUCKETS, Field::SHORT_BUCKET_COUNT, Field::LONG_PILOTS, Field::LONG_GROUPS, Field::LONG_BUCKETS,
+            Field::NETWORKS_FIRST, Field::NETWORKS, Field::PRESENCE, Field::DIRECTORY, Field::SHORT_PILOTS, Field::SHORT_SHIFT,
+            Field::SHORT_BUCKETS, Field::SHORT_BUCKET_COUNT, Field::LONG_PILOTS, Field::LONG_SHIFT, Field::LONG_BUCKETS,
             Field::LONG_BUCKET_COUNT,
         ];
         for round in 0..2 {
