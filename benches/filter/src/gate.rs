@@ -1,10 +1,12 @@
 //! The filter as a contestant: put on an interface of a namespace as the gateway does it, pinned under a path of its own.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
+use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramFd, loaded_programs};
 use portcullis::config;
 use portcullis::filter::{self, Filter};
@@ -18,6 +20,17 @@ use crate::traffic::Sequence;
 pub(crate) enum Unlisted {
     Pass,
     Drop,
+}
+
+/// A map under this pin path.
+pub(crate) fn pinned(pins: &Path, name: &str) -> Result<MapData> {
+    // The maps are below the version of their layout.
+    let map = fs::read_dir(pins)?
+        .filter_map(|entry| Some(entry.ok()?.path().join(name)))
+        .find(|path| path.exists());
+    Ok(MapData::from_pin(
+        map.with_context(|| format!("no map {name}"))?,
+    )?)
 }
 
 /// The filter on an interface; it goes with the value.
@@ -47,6 +60,13 @@ impl Gate {
     pub(crate) fn update_lists(&mut self, lists: &Compiled) -> Result<()> {
         let filter = self.filter.as_mut().context("no filter")?;
         Ok(filter.update_lists(lists)?)
+    }
+
+    /// Has the program think that somebody reads its events, for good.
+    pub(crate) fn watch(&self) -> Result<()> {
+        let mut reader: Array<MapData, u64> =
+            Map::from_map_data(pinned(&self.pins, "READER")?)?.try_into()?;
+        Ok(reader.set(0, u64::MAX, 0)?)
     }
 
     /// SYN cookies that the program has sent.

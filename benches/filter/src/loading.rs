@@ -11,16 +11,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, ArrayOfMaps, Map, MapData};
+use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError};
 use portcullis::filter;
 use portcullis::netns::Namespace;
 use portcullis_benches::figures::Spread;
 use portcullis_benches::interrupt;
 use portcullis_benches::process::{Privileges, Running};
+use portcullis_ebpf_common::layout::SNAPSHOT_SLOTS;
 use portcullis_ebpf_common::snapshot::Block;
 use serde::Serialize;
 
 use crate::Options;
+use crate::gate;
 use crate::traffic::{Family, Sequence};
 
 /// A list of this size takes seconds; what takes this long hangs.
@@ -210,13 +212,10 @@ impl Scene {
         Ok(filter::detach(&self.pins, &[])?)
     }
 
-    /// The size of the map in force, and how long each of some swaps takes, in microseconds: the very call, on the very
+    /// The size of the maps in force, and how long each of some swaps takes, in microseconds: the very call, on the very
     /// map, which is put in place of itself.
     fn swap(&self) -> Result<(u64, Vec<f64>)> {
-        let layout = fs::read_dir(&self.pins)?
-            .filter_map(|entry| Some(entry.ok()?.path().join(SNAPSHOT)))
-            .find(|path| path.exists());
-        let pinned = MapData::from_pin(layout.with_context(|| format!("no map {SNAPSHOT}"))?)?;
+        let pinned = gate::pinned(&self.pins, SNAPSHOT)?;
         let mut outer: ArrayOfMaps<MapData, Array<MapData, Octets>> =
             Map::from_map_data(pinned)?.try_into()?;
         let inner = outer.get(&0, 0)?;
@@ -226,7 +225,15 @@ impl Scene {
             outer.set(0, &inner, 0)?;
             swaps.push(begin.elapsed().as_secs_f64() * 1e6);
         }
-        Ok((u64::from(inner.len()) * size_of::<Block>() as u64, swaps))
+        let mut blocks = 0;
+        for slot in 0..SNAPSHOT_SLOTS {
+            match outer.get(&slot, 0) {
+                Ok(_) => blocks += 1,
+                Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((blocks * size_of::<Block>() as u64, swaps))
     }
 }
 

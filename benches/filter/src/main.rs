@@ -132,7 +132,7 @@ impl Options {
 
     /// Packets, and sources, of a pass of the flood from random sources.
     pub(crate) fn pass(&self) -> u32 {
-        if self.quick { 500_000 } else { 5_000_000 }
+        if self.quick { 500_000 } else { 1 << 23 }
     }
 }
 

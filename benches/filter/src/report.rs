@@ -120,7 +120,8 @@ fn flood_bars(outcome: &flood::Outcome) -> Vec<Bar> {
         let rounds = gate.rounds.iter().zip(&nftables.rounds);
         Spread::of(rounds.map(|(gate, nftables)| gate.warm / nftables.warm))
     });
-    let title = format!("flood, {}", of_flood(outcome));
+    let entries = thousands(outcome.entries);
+    let title = format!("flood, {}, {entries} entries", of_flood(outcome));
     let bare = |limit| Bar::at_least(format!("{title}, over bare"), gate.over_bare, limit);
     match outcome.sources {
         Sources::Near => over_nftables
@@ -294,7 +295,7 @@ fn fmt_loading(f: &mut fmt::Formatter<'_>, outcome: &loading::Outcome) -> fmt::R
     }
     writeln!(
         f,
-        "  the map has {:.0} MiB, the file {:.0} MiB; the swap is one system call of {} us",
+        "  the maps have {:.0} MiB, the file {:.0} MiB; the swap is one system call of {} us",
         outcome.map_size as f64 / MEBI,
         outcome.file_size as f64 / MEBI,
         cell(outcome.swap_us, 0)

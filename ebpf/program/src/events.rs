@@ -1,4 +1,5 @@
-//! What was dropped, for somebody who watches: at the cost of one look while nobody does.
+//! What was dropped, for somebody who watches: at the cost of one look while nobody does, and of a look at the clock for what
+//! is beyond the sample that is told.
 
 use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
@@ -24,6 +25,23 @@ pub(crate) fn are_read() -> bool {
     READER.get(0).is_some_and(|until_ns| *until_ns != 0)
 }
 
+/// Whether somebody is to be told of a packet that is dropped now: not once as many were told of as may be in a second, so
+/// that a flood costs little more because it is watched.
+#[inline(always)]
+pub(crate) fn are_wanted() -> bool {
+    let until_ns = READER.get(0).copied().unwrap_or_default();
+    until_ns != 0 && until_ns > now_ns() && rate_left().is_some()
+}
+
+/// The cell for the rate of this CPU, and what it is to hold if there is to be one event more.
+#[inline(always)]
+fn rate_left() -> Option<(*mut RateUse, RateUse)> {
+    let rate = EVENT_RATES.get_ptr_mut(0)?;
+    // SAFETY: the verifier has seen that the pointer is not null, and the cell is that of this CPU.
+    let used = unsafe { *rate };
+    Some((rate, budget::take(used, second(), EVENTS_PER_SECOND)?))
+}
+
 /// Tells whoever reads that a packet was dropped, answered with a RST or, in monitor mode, would have been.
 #[inline(never)]
 pub(crate) fn tell(judged: &Judged) {
@@ -34,16 +52,11 @@ pub(crate) fn tell(judged: &Judged) {
     if READER.get(0).is_none_or(|until_ns| *until_ns <= time_ns) {
         return;
     }
-    let Some(rate) = EVENT_RATES.get_ptr_mut(0) else {
-        return;
-    };
-    // SAFETY: the verifier has seen that the pointer is not null, and the cell is that of this CPU.
-    let cell = unsafe { *rate };
-    let Some(cell) = budget::take(cell, second(), EVENTS_PER_SECOND) else {
+    let Some((rate, used)) = rate_left() else {
         return;
     };
     // SAFETY: as above.
-    unsafe { *rate = cell };
+    unsafe { *rate = used };
     let Some(mut entry) = EVENTS.reserve(0) else {
         return;
     };

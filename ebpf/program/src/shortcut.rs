@@ -2,8 +2,8 @@
 //! tags nor options nor fragments, on an edge that enforces, and about which the lists alone decide.
 //!
 //! It comes to what [`judge`](portcullis_ebpf_common::judge) comes to, in a third of the instructions, because every offset is a
-//! constant and nothing has to be kept. Whatever is not quite so (a SYN that may pass, a recent verdict, somebody who reads
-//! events) is left to the whole way; the packet cases and the comparison with tcpdump go through both.
+//! constant and nothing has to be kept. Whatever is not quite so (a SYN that may pass, a recent verdict, a drop that
+//! somebody is to be told of) is left to the whole way; the packet cases and the comparison with tcpdump go through both.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::xdp_md;
@@ -122,7 +122,7 @@ fn judged(
         None if (to.opens)() => return None,
         None => (InterfaceCounter::Passed, XDP_PASS),
     };
-    if action == XDP_DROP && events::are_read() {
+    if action == XDP_DROP && events::are_wanted() {
         return None;
     }
     if class.action().is_some() {

@@ -8,7 +8,7 @@ use portcullis::config::FilterMode;
 use portcullis::filter::{self, Error, Event, Events};
 use portcullis_tests::root;
 
-use crate::scene::{LISTED4, LISTED6, Scene};
+use crate::scene::{GATE4, LISTED4, LISTED6, Scene, dropped};
 
 /// Waits for an event.
 fn next(scene: &Scene, events: &mut Events) -> anyhow::Result<Option<Event>> {
@@ -104,4 +104,46 @@ fn the_top_sources_are_seen_by_one_who_reads_nothing() -> anyhow::Result<()> {
         "they stay, with their age"
     );
     Ok(())
+}
+
+#[test]
+fn a_flood_that_is_watched_is_dropped_and_counted_whole_and_told_as_a_sample() -> anyhow::Result<()>
+{
+    if !root() {
+        return Ok(());
+    }
+    const PACKETS: u32 = 300_000;
+    let scene = Scene::new()?;
+    let mut filter = scene.attach(&scene.settings())?;
+    let mut trial = filter.trial()?;
+    let mut events = filter.take_events().expect("the owner has them");
+    let names = filter::names(&scene.pin_path)?;
+    let syn = syn_from_listed()?;
+    let before = dropped(&scene.status(), "spammers");
+    events.take_turn()?;
+    assert!(trial.run(&syn, PACKETS)?.dropped);
+    let told = std::iter::from_fn(|| events.next(&names)).count();
+    // What the buffer has room for, and what may be told in a second, which may have been two.
+    assert!((100..=4_000).contains(&told), "{told} events");
+    // The next second has events again, from its first packet on.
+    thread::sleep(Duration::from_millis(1_100));
+    events.announce()?;
+    assert!(trial.run(&syn, 1)?.dropped);
+    assert!(next(&scene, &mut events)?.is_some());
+    let counted = dropped(&scene.status(), "spammers") - before;
+    assert_eq!(counted, u64::from(PACKETS) + 1);
+    Ok(())
+}
+
+/// A SYN to port 25 in an Ethernet frame.
+fn syn_from_listed() -> anyhow::Result<Vec<u8>> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00];
+    frame.extend([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0]);
+    for address in [LISTED4, GATE4] {
+        frame.extend(address.parse::<std::net::Ipv4Addr>()?.octets());
+    }
+    frame.extend([
+        0x80, 0, 0, 25, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0,
+    ]);
+    Ok(frame)
 }

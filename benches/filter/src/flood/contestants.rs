@@ -14,6 +14,7 @@ use super::arena::{Arena, INTERFACE};
 use crate::gate::{Gate, Unlisted};
 use crate::peers::{Peers, Room};
 use crate::traffic::{Family, Sequence};
+use crate::verdicts::GATE;
 
 /// A contestant and where it stands. Dropping it takes all of it down.
 pub(super) struct Contestant {
@@ -49,12 +50,19 @@ impl Contestant {
     }
 }
 
-/// The filter.
-pub(super) fn portcullis(lists: &Compiled, unlisted: Unlisted) -> Result<Contestant> {
+/// The filter; `watched`: while somebody reads its events.
+pub(super) fn portcullis(
+    lists: &Compiled,
+    unlisted: Unlisted,
+    watched: bool,
+) -> Result<Contestant> {
     let arena = Arena::new()?;
     let gate = Gate::attach(&arena.gate, INTERFACE, lists, unlisted)?;
+    if watched {
+        gate.watch()?;
+    }
     Ok(Contestant {
-        name: "portcullis",
+        name: if watched { "portcullis, watched" } else { GATE },
         limited_to: None,
         hold: Hold::Gate(Box::new(gate)),
         arena,
