@@ -15,10 +15,10 @@ static RATES_IN_USE: Array<RateUse, RATES> = Array::new();
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
-/// The second it is, as far as cells care.
+/// The second that a time is in, as far as cells care.
 #[inline(always)]
-pub(crate) fn second() -> u32 {
-    (now_ns() / NS_PER_SECOND) as u32
+pub(crate) fn second(time_ns: u64) -> u32 {
+    (time_ns / NS_PER_SECOND) as u32
 }
 
 /// Takes a SYN from the budget of a source; whether there was nothing left. Out of the way of what is not a SYN.
@@ -29,7 +29,7 @@ pub(crate) fn exhausts(key: &VerdictKey, budget: u32) -> bool {
         return false;
     };
     // SAFETY: the verifier has seen that the pointer is not null; a cell is read and written whole.
-    budget::exhausts(unsafe { &mut *line }, hash, second(), budget)
+    budget::exhausts(unsafe { &mut *line }, hash, second(now_ns()), budget)
 }
 
 /// Takes one from a rate; whether there was one left.
@@ -40,7 +40,7 @@ pub(crate) fn take(rate: Rate, per_second: u32) -> bool {
     };
     // SAFETY: the verifier has seen that the pointer is not null.
     let cell = unsafe { *place };
-    let Some(cell) = budget::take(cell, second(), per_second) else {
+    let Some(cell) = budget::take(cell, second(now_ns()), per_second) else {
         return false;
     };
     // SAFETY: as above; two CPUs at the same moment count as one.

@@ -30,16 +30,21 @@ pub(crate) fn are_read() -> bool {
 #[inline(always)]
 pub(crate) fn are_wanted() -> bool {
     let until_ns = READER.get(0).copied().unwrap_or_default();
-    until_ns != 0 && until_ns > now_ns() && rate_left().is_some()
+    if until_ns == 0 {
+        return false;
+    }
+    let time_ns = now_ns();
+    until_ns > time_ns && rate_left(time_ns).is_some()
 }
 
 /// The cell for the rate of this CPU, and what it is to hold if there is to be one event more.
 #[inline(always)]
-fn rate_left() -> Option<(*mut RateUse, RateUse)> {
+fn rate_left(time_ns: u64) -> Option<(*mut RateUse, RateUse)> {
     let rate = EVENT_RATES.get_ptr_mut(0)?;
     // SAFETY: the verifier has seen that the pointer is not null, and the cell is that of this CPU.
     let used = unsafe { *rate };
-    Some((rate, budget::take(used, second(), EVENTS_PER_SECOND)?))
+    let used = budget::take(used, second(time_ns), EVENTS_PER_SECOND)?;
+    Some((rate, used))
 }
 
 /// Tells whoever reads that a packet was dropped, answered with a RST or, in monitor mode, would have been.
@@ -52,7 +57,7 @@ pub(crate) fn tell(judged: &Judged) {
     if READER.get(0).is_none_or(|until_ns| *until_ns <= time_ns) {
         return;
     }
-    let Some((rate, used)) = rate_left() else {
+    let Some((rate, used)) = rate_left(time_ns) else {
         return;
     };
     // SAFETY: as above.
