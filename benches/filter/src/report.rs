@@ -295,7 +295,7 @@ fn fmt_loading(f: &mut fmt::Formatter<'_>, outcome: &loading::Outcome) -> fmt::R
     }
     writeln!(
         f,
-        "  the maps have {:.0} MiB, the file {:.0} MiB; the swap is one system call of {} us",
+        "  the maps have {:.0} MiB, the file {:.0} MiB; the call that exchanges them takes {} us",
         outcome.map_size as f64 / MEBI,
         outcome.file_size as f64 / MEBI,
         cell(outcome.swap_us, 0)

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! line 0         the header
-//! lines 1-9      the IPv6 prefix lengths present up to /64, longest first, a word each; the last word is that of DEEP
+//! lines 1-9      the IPv6 prefix lengths present up to /64, longest first, a word each; after a gap, at the end, that of DEEP
 //! lines 10-18    the IPv6 prefix lengths present beyond /64, longest first, a word each
 //! lines 19-34    the class of each list, four octets each: what the number in a mark means to the program
 //! from line 35   presence, directory, cells and marks (IPv4); pilots and buckets (IPv6 up to /64); the same for longer prefixes
@@ -38,8 +38,9 @@ pub type Line = [u64; 8];
 
 /// Lines of a [`Block`]; a power of two.
 pub const BLOCK_LINES: usize = 1 << 20;
-/// The value of the array map: 64 MiB of lines, because the program has to call for each element that it looks into, and
-/// within one it need not. A struct, because aya 0.14 takes an array of arrays for one of its elements.
+/// The value of each array map: 64 MiB of lines. All have one size, which is what lets the kernel put the look into one into
+/// the program; it is large enough for header, presence and most of the directory to be in the first, which is looked up once. A
+/// struct, because aya 0.14 takes an array of arrays for one of its elements.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Block {
@@ -128,7 +129,7 @@ pub trait Lines {
     /// A line; `None` beyond the last.
     fn line(&self, index: u32) -> Option<Self::Lent<'_>>;
 
-    /// One of the lines before [`FIRST_FREE`], which some know without a search.
+    /// One of the lines before [`FIRST_FREE`]: the program holds the block that they are in already.
     #[inline(always)]
     fn fixed(&self, index: u32) -> Option<Self::Lent<'_>> {
         self.line(index)
@@ -299,7 +300,7 @@ fn in_cell<L: Lines + ?Sized>(lines: &L, cell: &Line, octet: u32) -> Mark {
     }
 }
 
-/// The word of a prefix length: the length in the lowest octet, and what makes a key with it another than with any other length.
+/// The word of a prefix length: the length in the lowest octet, and bits that tell equal keys of different lengths apart.
 #[must_use]
 pub const fn length_word(seed: u32, length: u32) -> u64 {
     mix((seed as u64) << 8 | length as u64) & !0xff | length as u64
@@ -307,19 +308,20 @@ pub const fn length_word(seed: u32, length: u32) -> u64 {
 
 /// The hash of a short IPv6 prefix: its upper 64 bits, all beyond its length zero, and the word of its length.
 ///
-/// The upper bits of a product with an odd number near 2^64 over the golden ratio (Knuth) spread what counts up evenly, as
-/// prefixes do, and any other keys well enough: what collides meets another pilot.
+/// The upper bits of a product with an odd number (Knuth) tell apart what counts up, as prefixes do, and any other keys well
+/// enough: what collides meets another pilot, or another seed.
 #[inline(always)]
 #[must_use]
 pub const fn short_hash(word: u64, upper: u64) -> u64 {
     spread(upper ^ word)
 }
 
-/// The hash of a long IPv6 prefix: both halves, all beyond its length zero, and the word of its length.
+/// The hash of a long IPv6 prefix: both halves, all beyond its length zero, and the word of its length. The halves meet behind
+/// a mix that nobody can foresee who does not know the seed: else one could choose addresses that collide under every seed.
 #[inline(always)]
 #[must_use]
 pub const fn long_hash(word: u64, upper: u64, lower: u64) -> u64 {
-    spread(lower ^ word ^ spread(upper))
+    spread(lower ^ mix(upper ^ word))
 }
 
 /// The group of a key: the first bits of its hash.
@@ -329,7 +331,7 @@ pub const fn group(hash: u64, shift: u32) -> u32 {
     hash.wrapping_shr(shift) as u32
 }
 
-/// The bucket that a pilot leads a key to. It is nearly known before the pilot is.
+/// The bucket that a pilot leads a key to. All but an XOR and a multiplication can be done before the pilot is there.
 #[inline(always)]
 #[must_use]
 pub const fn displaced(hash: u64, pilot: u8, buckets: u32) -> u32 {

@@ -19,14 +19,8 @@ static READER: Array<u64, 1> = Array::new();
 #[btf_map]
 static EVENT_RATES: PerCpuArray<RateUse, 1> = PerCpuArray::new();
 
-/// Whether somebody reads, as far as can be told without a look at the clock.
-#[inline(always)]
-pub(crate) fn are_read() -> bool {
-    READER.get(0).is_some_and(|until_ns| *until_ns != 0)
-}
-
-/// Whether somebody is to be told of a packet that is dropped now: not once as many were told of as may be in a second, so
-/// that a flood costs little more because it is watched.
+/// Whether somebody is to be told of a packet that is dropped now: no longer, once the sample of this second is used up. So a
+/// flood costs little more because it is watched.
 #[inline(always)]
 pub(crate) fn are_wanted() -> bool {
     let until_ns = READER.get(0).copied().unwrap_or_default();
@@ -54,9 +48,6 @@ pub(crate) fn tell(judged: &Judged) {
         return;
     };
     let time_ns = now_ns();
-    if READER.get(0).is_none_or(|until_ns| *until_ns <= time_ns) {
-        return;
-    }
     let Some((rate, used)) = rate_left(time_ns) else {
         return;
     };

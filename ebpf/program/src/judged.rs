@@ -30,15 +30,15 @@ impl Judged {
         let place = JUDGED.get_ptr_mut(0)?;
         // SAFETY: the verifier has seen that the pointer is not null, and nothing else runs here on this CPU.
         unsafe { place.write(self) };
-        // SAFETY: as above; it is not written to before the next packet.
+        // SAFETY: as above; what is written there again before the next packet is the same.
         Some(unsafe { &*place })
     }
 
-    /// The one that this CPU has put there last.
+    /// The one that [`put`](Self::put) has put there for this packet.
     #[inline(always)]
     pub(crate) fn last() -> Option<&'static Self> {
         let place = JUDGED.get_ptr_mut(0)?;
-        // SAFETY: as above; every value of the fields was written by `put`, or is zero, which each of them can be.
+        // SAFETY: as above; it was put there before this is called.
         Some(unsafe { &*place })
     }
 

@@ -4,7 +4,9 @@ use core::arch::asm;
 
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::layout::{SNAPSHOT_FLAGS, SNAPSHOT_SLOTS, snapshot_slot};
+use portcullis_ebpf_common::layout::{
+    SNAPSHOT_BLOCKS_MAX, SNAPSHOT_FLAGS, SNAPSHOT_SLOTS, snapshot_slot,
+};
 use portcullis_ebpf_common::snapshot::{self, BLOCK_LINES, Block, Field, Line, Lines};
 use portcullis_ebpf_common::{Class, Lookup, Source};
 
@@ -48,6 +50,8 @@ impl Lines for InMap {
     fn line(&self, index: u32) -> Option<&Line> {
         let block = match index / BLOCK_LINES as u32 {
             0 => self.first,
+            // Only a damaged header leads there.
+            SNAPSHOT_BLOCKS_MAX.. => return None,
             number => block(snapshot_slot(self.generation(), number))?,
         };
         // SAFETY: the verifier has seen that the block is there.

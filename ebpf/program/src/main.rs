@@ -5,8 +5,8 @@
 //! What cannot be found (no settings yet, no lists yet) passes: the filter drops only on the word of a list or of the
 //! settings.
 //!
-//! What is rare (answers, events, budgets, what a frame with tags or options wants) is in subprograms, out of the way of the packets of
-//! a flood.
+//! What is rare (answers, events, budgets, frames with tags or options) is in subprograms, out of the way of the packets
+//! of a flood.
 //!
 //! The verifier walks some 275,000 instructions of it (140,000 for a customer's interface), of the million that it takes;
 //! `verified_insns` in the fdinfo of a loaded program says how many. Most of that is the lookup of an address, where each line
@@ -114,7 +114,7 @@ fn look_closer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
         resets_per_second: settings.resets_per_second,
         monitored: mode == Mode::Monitor,
     };
-    if verdict.reason().is_some() && events::are_read() {
+    if verdict.reason().is_some() && events::are_wanted() {
         if let Some(judged) = judged.put() {
             events::tell(judged);
         }
@@ -145,26 +145,19 @@ fn may_be_answered<const FRAGS: bool>(
     }
 }
 
-/// Makes of the frame that was judged last an answer to it, if it is to have one now. Called from the bottom of the stack: the
-/// way to it has used most of what there is.
+/// Makes of the frame that was judged last an answer to it, if it is to have one now. Called from the entry function: what is below
+/// [`look_closer`] on the stack leaves no room for it.
 #[inline(never)]
 fn answer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
     let Some(judged) = Judged::last() else {
         return XDP_PASS;
     };
-    let (answered, counter) = match judged.verdict {
-        Verdict::Customer => (
-            reply::reset::<FRAGS>(context, judged),
-            InterfaceCounter::ResetCustomer,
-        ),
-        _ => (
-            cookie::answer::<FRAGS>(context, judged),
-            InterfaceCounter::SynCookie,
-        ),
-    };
     let (counter, action) = match judged.verdict {
-        _ if answered => (counter, XDP_TX),
+        Verdict::Customer if reply::reset::<FRAGS>(context, judged) => {
+            (InterfaceCounter::ResetCustomer, XDP_TX)
+        }
         Verdict::Customer => (InterfaceCounter::DroppedCustomer, XDP_DROP),
+        _ if cookie::answer::<FRAGS>(context, judged) => (InterfaceCounter::SynCookie, XDP_TX),
         _ => (InterfaceCounter::Passed, XDP_PASS),
     };
     count::interface(judged.interface_slot, counter, judged.segment.hidden);

@@ -44,7 +44,7 @@ pub(super) fn load(pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
 }
 
 /// The object over the pinned maps; its programs are not loaded, which is when the verifier walks them.
-fn object(object: &[u8], pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
+fn object(octets: &[u8], pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     let interface = slot | (role as u32) << 16;
     loader.override_global("INTERFACE", &interface, true);
@@ -52,7 +52,7 @@ fn object(object: &[u8], pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Err
         loader.map_pin_path(name, pins.map(name));
     }
     loader
-        .load(object)
+        .load(octets)
         .map_err(kernel("loading the program's maps"))
 }
 

@@ -10,7 +10,7 @@ use portcullis_ebpf_common::{Action, Class};
 
 use super::Error;
 use super::maps::{Maps, list_record, text};
-use super::memory::KernelMemory;
+use super::memory::{KernelMemory, blocks_of};
 use super::settings::check_list_count;
 use crate::lists::{Compiled, ListAction};
 
@@ -30,6 +30,8 @@ pub(super) struct KernelList {
 pub(super) struct Generation {
     /// Every swap adds one; 0 if there never were any lists.
     pub(super) number: u32,
+    /// The blocks of its snapshot.
+    pub(super) blocks: u32,
     /// In the order of the configuration.
     pub(super) lists: Vec<KernelList>,
 }
@@ -55,7 +57,12 @@ pub(super) fn in_force(maps: &Maps) -> Result<Generation, Error> {
         }
     }
     lists.sort_by_key(|list| list.position);
-    Ok(Generation { number, lists })
+    let blocks = blocks_of(Field::LINES.of(&header) as usize);
+    Ok(Generation {
+        number,
+        blocks,
+        lists,
+    })
 }
 
 /// Puts compiled lists in place of the generation in force, and gives the new one. Lists that only SMTP acts on are left
@@ -93,9 +100,13 @@ pub(super) fn swap(
     for (line, classes) in (CLASSES..FIRST_FREE).zip(class_lines(&new)) {
         memory.set_line(line, classes);
     }
-    maps.swap_snapshot(memory, number)?;
+    maps.swap_snapshot(memory, number, old.blocks)?;
     let lists = new.into_iter().flatten().collect();
-    Ok(Generation { number, lists })
+    Ok(Generation {
+        number,
+        blocks: memory.block_count(),
+        lists,
+    })
 }
 
 /// What each of the compiled lists is in the kernel; `None` for one that does not go there.
@@ -177,7 +188,12 @@ fn class_lines(lists: &[Option<KernelList>]) -> [Line; (FIRST_FREE - CLASSES) as
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+    use std::path::Path;
+
     use super::*;
+    use crate::filter::pins::Pins;
+    use crate::filter::{links, memory};
     use crate::lists::List;
 
     fn compiled(lists: &[(&str, ListAction)]) -> Compiled {
@@ -194,6 +210,49 @@ mod tests {
                 .collect(),
             ..Compiled::default()
         }
+    }
+
+    /// Lists over all of IPv4 have two blocks.
+    fn of_two_blocks() -> Compiled {
+        let ends = ["0.0.0.1/32", "255.255.255.254/32"].map(|net| net.parse().unwrap());
+        let list = compiled(&[("wide", ListAction::Drop)]).lists.remove(0);
+        Compiled::build(vec![(list, ends.into_iter().collect())], memory::memory)
+    }
+
+    #[test]
+    fn only_the_blocks_in_force_are_held() {
+        if !crate::netns::permitted() {
+            let skipped = "SKIPPED (needs root): blocks of lists that are exchanged";
+            let _ = writeln!(std::io::stderr(), "{skipped}");
+            return;
+        }
+        let root = format!("/sys/fs/bpf/portcullis-test-blocks-{}", std::process::id());
+        let pins = Pins::new(Path::new(&root));
+        let _lock = pins.prepare().unwrap();
+        links::create_maps(&pins).unwrap();
+        Maps::create_records(&pins).unwrap();
+        let mut maps = Maps::open(&pins).unwrap();
+        let (narrow, wide) = (compiled(&[("narrow", ListAction::Drop)]), of_two_blocks());
+        let mut generation = Generation::default();
+        for (lists, held) in [
+            (&narrow, vec![0]),
+            (&wide, vec![0, 1]),
+            (&wide, vec![0, 65]),
+            (&narrow, vec![0]),
+            (&wide, vec![0, 65]),
+            (&narrow, vec![0]),
+        ] {
+            generation = swap(&mut maps, &generation, lists).unwrap();
+            assert_eq!(maps.held_blocks(), held, "generation {}", generation.number);
+            assert_eq!(in_force(&maps).unwrap(), generation);
+        }
+        // A process that ends before it exchanges them.
+        let left = wide.filtered.in_kernel().unwrap();
+        maps.put_block(left, generation.number + 1, 1);
+        assert_eq!(maps.held_blocks(), [0, 65]);
+        maps.sweep_snapshot(generation.number);
+        assert_eq!(maps.held_blocks(), [0]);
+        std::fs::remove_dir_all(root).unwrap();
     }
 
     fn slots(assigned: &[Option<KernelList>]) -> Vec<Option<u32>> {

@@ -4,12 +4,8 @@
     reason = "aya wants an unsafe marker on what is copied to and from a map"
 )]
 
-use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
-
 use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Pod, util::nr_cpus};
-use nix::libc;
 use portcullis_ebpf_common::layout::{
     self, Glance, INTERFACE_NAME_MAX, INTERFACES_MAX, InterfaceCounters, InterfaceRecord,
     LIST_NAME_MAX, LIST_SLOTS, ListCounters, ListRecord, RecentVerdict, SNAPSHOT_BLOCKS_MAX,
@@ -148,8 +144,8 @@ impl Maps {
         memory::header(&map).map(Some)
     }
 
-    /// Puts a snapshot in place of the generation before. When it returns, no packet is being held against that one, and
-    /// its memory is no longer held here.
+    /// Puts a snapshot in place of the generation before, which has so many blocks. When it returns, no packet is being held
+    /// against that one, and its memory is no longer held here. After an error that one is in force as it was.
     ///
     /// The blocks but the first are put where no packet looks yet; the first one, whose header says where they are, exchanges
     /// the generations. The memory may be in force already: then the header does.
@@ -157,30 +153,44 @@ impl Maps {
         &mut self,
         memory: &KernelMemory,
         generation: u32,
+        blocks_before: u32,
     ) -> Result<(), Error> {
-        let failed = "putting the lists in place";
-        for (block, map) in (0..SNAPSHOT_BLOCKS_MAX).zip(memory.blocks()).skip(1) {
-            let slot = snapshot_slot(generation, block);
-            self.snapshot.set(slot, map, 0).map_err(kernel(failed))?;
+        let before = generation.wrapping_sub(1);
+        if let Err(error) = self.put_snapshot(memory, generation) {
+            memory.set_generation(before);
+            self.empty(generation, memory.block_count());
+            return Err(kernel("putting the lists in place")(error));
+        }
+        self.empty(before, blocks_before);
+        Ok(())
+    }
+
+    fn put_snapshot(&mut self, memory: &KernelMemory, generation: u32) -> Result<(), MapError> {
+        for (block, map) in (0..).zip(memory.blocks()).skip(1) {
+            self.snapshot
+                .set(snapshot_slot(generation, block), map, 0)?;
         }
         memory.set_generation(generation);
-        if let Some(first) = memory.blocks().first() {
-            self.snapshot.set(0, first, 0).map_err(kernel(failed))?;
-        }
-        let kept = memory.blocks().len();
-        let left = (1..SNAPSHOT_BLOCKS_MAX).flat_map(|block| {
-            let before = Some(snapshot_slot(generation.wrapping_sub(1), block));
-            // What a process left there that died before it could exchange them.
-            let unused = (block as usize >= kept).then_some(snapshot_slot(generation, block));
-            before.into_iter().chain(unused)
-        });
-        for slot in left {
-            // The new lists are in force by now, whatever becomes of the memory of the old ones.
-            if let Err(error) = remove(&self.snapshot_elements, slot) {
-                tracing::warn!(%error, slot, "the memory of old lists is kept until the next ones come");
+        self.snapshot.set(0, &memory.blocks()[0], 0)
+    }
+
+    /// Gives up the blocks of a generation that is not in force. If that fails they stay until others take their places.
+    fn empty(&self, generation: u32, blocks: u32) {
+        for slot in (1..blocks).map(|block| snapshot_slot(generation, block)) {
+            if let Err(error) = memory::remove(&self.snapshot_elements, slot) {
+                tracing::warn!(%error, slot, "the memory of old lists is kept for now");
             }
         }
-        Ok(())
+    }
+
+    /// Gives up what a process has left where the next generation belongs, because it ended before it could exchange them.
+    /// A look at each element takes rights that a gate gives up: it is only for whoever puts the filter in place.
+    pub(super) fn sweep_snapshot(&self, generation: u32) {
+        let next = generation.wrapping_add(1);
+        let left = (1..SNAPSHOT_BLOCKS_MAX)
+            .rev()
+            .find(|block| self.snapshot.get(&snapshot_slot(next, *block), 0).is_ok());
+        self.empty(next, left.map_or(0, |last| last + 1));
     }
 
     /// Until when somebody reads the events, in nanoseconds of CLOCK_MONOTONIC.
@@ -290,6 +300,22 @@ impl Maps {
     }
 }
 
+#[cfg(test)]
+impl Maps {
+    /// The elements of `SNAPSHOT` that hold a block.
+    pub(super) fn held_blocks(&self) -> Vec<u32> {
+        let is_held = |slot: &u32| self.snapshot.get(slot, 0).is_ok();
+        (0..layout::SNAPSHOT_SLOTS).filter(is_held).collect()
+    }
+
+    /// Puts a block of a snapshot where it belongs in a generation, and does no more.
+    pub(super) fn put_block(&mut self, memory: &KernelMemory, generation: u32, block: u32) {
+        let slot = snapshot_slot(generation, block);
+        let map = &memory.blocks()[block as usize];
+        self.snapshot.set(slot, map, 0).unwrap();
+    }
+}
+
 /// Whose an interface's slot is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct InterfaceSlot {
@@ -350,39 +376,6 @@ fn open_data(pins: &Pins, name: &'static str) -> Result<MapData, Error> {
 }
 
 const OPENING: &str = "opening a pinned map";
-
-/// Empties an element of an array of maps.
-fn remove(array: &MapData, slot: u32) -> io::Result<()> {
-    /// What BPF_MAP_DELETE_ELEM wants of `union bpf_attr` (linux/bpf.h).
-    #[repr(C)]
-    struct Element {
-        map: i32,
-        padding: u32,
-        key: u64,
-    }
-    const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
-    let element = Element {
-        map: array.fd().as_fd().as_raw_fd(),
-        padding: 0,
-        key: (&raw const slot).addr() as u64,
-    };
-    // SAFETY: the descriptor is open, and the key and what points to it live until the call returns; it writes to neither.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_DELETE_ELEM,
-            &raw const element,
-            size_of::<Element>(),
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            error => Err(error),
-        },
-    }
-}
 
 /// An element that was never set is nothing, not an error.
 pub(super) fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {

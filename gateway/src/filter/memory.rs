@@ -5,7 +5,7 @@
 //! behind the other, are the lines that there are.
 #![allow(
     unsafe_code,
-    reason = "a mapping is a pointer and a length, and nobody else makes one of a BPF map"
+    reason = "a mapping is a pointer and a length, and nobody else makes one of a BPF map, or empties an element of one"
 )]
 
 use core::ffi::c_void;
@@ -13,12 +13,14 @@ use core::fmt;
 use core::num::NonZeroUsize;
 use core::ptr::NonNull;
 use core::slice;
-use std::os::fd::AsFd as _;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::{Mutex, PoisonError};
 
 use aya::Pod;
 use aya::maps::{Array, IterableMap as _, MapData};
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use portcullis_ebpf_common::layout::{SNAPSHOT_BLOCKS_MAX, SNAPSHOT_FLAGS};
 use portcullis_ebpf_common::snapshot::{BLOCK_LINES, Block, FIRST_FREE, Field, Line};
@@ -98,16 +100,60 @@ impl KernelMemory {
 
     /// Writes the number of the generation that the snapshot is.
     pub(super) fn set_generation(&self, number: u32) {
-        let mut header = self.as_slice().first().copied().unwrap_or_default();
-        Field::GENERATION.set(&mut header, number);
-        self.set_line(0, header);
+        let mut fixed = self.fixed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(header) = fixed.as_mut_slice().first_mut() {
+            Field::GENERATION.set(header, number);
+        }
     }
+
+    /// How many blocks it has.
+    pub(super) fn block_count(&self) -> u32 {
+        blocks_of(self.lines.count)
+    }
+}
+
+/// The blocks that so many lines take.
+pub(super) fn blocks_of(lines: usize) -> u32 {
+    lines.div_ceil(BLOCK_LINES) as u32
 }
 
 /// The header of the snapshot of which this is the first block.
 pub(super) fn header(first: &BlockMap) -> Result<Line, Error> {
     let mapping = Mapping::new(core::slice::from_ref(first), FIRST_FREE as usize)?;
     Ok(mapping.as_slice().first().copied().unwrap_or_default())
+}
+
+/// Empties an element of an array of maps: aya 0.14 cannot. One that is empty stays so.
+pub(super) fn remove(array: &MapData, slot: u32) -> io::Result<()> {
+    /// What BPF_MAP_DELETE_ELEM wants of `union bpf_attr` (linux/bpf.h).
+    #[repr(C)]
+    struct Element {
+        map: i32,
+        padding: u32,
+        key: u64,
+    }
+    const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+    let element = Element {
+        map: array.fd().as_fd().as_raw_fd(),
+        padding: 0,
+        key: (&raw const slot).addr() as u64,
+    };
+    // SAFETY: the descriptor is open, and the key and what points to it live until the call returns; it writes to neither.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_DELETE_ELEM,
+            &raw const element,
+            size_of::<Element>(),
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            error => Err(error),
+        },
+    }
 }
 
 /// The first lines of some blocks, mapped one behind the other.
@@ -125,6 +171,9 @@ impl Mapping {
     fn new(blocks: &[BlockMap], count: usize) -> Result<Self, Error> {
         let step = "mapping the memory of the lists";
         let failed = || kernel(step)(Errno::EINVAL);
+        if blocks.len() < count.div_ceil(BLOCK_LINES) {
+            return Err(failed());
+        }
         let size = |lines: usize| NonZeroUsize::new(lines * size_of::<Line>()).ok_or_else(failed);
         let whole = size(count)?;
         // SAFETY: a new mapping where the kernel likes to have it takes nothing from anybody.
@@ -139,7 +188,8 @@ impl Mapping {
         for (block, first) in blocks.iter().zip(firsts) {
             // SAFETY: within what is reserved.
             let place = unsafe { mapping.lines.add(first) };
-            // SAFETY: it takes the place of a part of what is reserved, to which nobody has a reference yet.
+            // SAFETY: it takes the place of a part of what is reserved, to which nobody has a reference yet. Where it fails, what
+            // was reserved there stays, as far as the kernel says: it looks at everything before it unmaps.
             let mapped = unsafe {
                 mmap(
                     Some(place.addr()),

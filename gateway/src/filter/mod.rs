@@ -82,7 +82,8 @@ impl Filter {
     /// the settings any more is let go.
     ///
     /// # Errors
-    /// Every [`Error`]. What was attached before the call stays attached; what the call itself attached is taken off.
+    /// Every [`Error`]. What was attached before the call stays attached, but holds packets against the new lists already if
+    /// what fails is the program; what the call itself attached is taken off.
     pub fn attach(settings: &config::Filter, compiled: &Compiled) -> Result<Self, Error> {
         settings::check(settings)?;
         for interface in &settings.interfaces {
@@ -318,6 +319,7 @@ fn fill(pins: &Pins, settings: &config::Filter, compiled: &Compiled) -> Result<F
     let mut networks = LocalNetworks::open(pins)?;
     networks.sync(&settings.local_networks)?;
     let before = lists::in_force(&maps)?;
+    maps.sweep_snapshot(before.number);
     let generation = lists::swap(&mut maps, &before, compiled)?;
     maps.swap_settings(settings::in_kernel(settings))?;
     Ok(Filled {

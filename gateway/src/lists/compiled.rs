@@ -186,6 +186,31 @@ mod tests {
             })
     }
 
+    /// The lower half of each is the upper one times a number that hashes are made with: when the halves met without a seed
+    /// between them, all four had one hash under every seed, and no table had room for a fourth.
+    #[test]
+    fn addresses_that_were_chosen_to_collide_find_room() {
+        let nets = [
+            "2001:db8:0:1:22:b9d1:7f4a:7c15/128",
+            "2001:db8:0:2:9e5a:338a:fe94:f82a/128",
+            "2001:db8:0:3:3c91:ad44:7ddf:743f/128",
+            "2001:db8:0:4:dac9:26fd:fd29:f054/128",
+        ]
+        .map(|net| net.parse::<IpNet>().unwrap());
+        let list = List {
+            name: "chosen".to_owned(),
+            action: ListAction::Drop,
+            entries: 4,
+            ipv6_entries: 4,
+            file: None,
+        };
+        let compiled = Compiled::build(vec![(list, nets.into_iter().collect())], Memory::private);
+        for net in nets {
+            let found = compiled.filtered(net.addr()).map(|found| found.prefix);
+            assert_eq!(found, Some(net));
+        }
+    }
+
     proptest! {
         // Each case is a directory of up to 64 MiB.
         #![proptest_config(ProptestConfig::with_cases(96))]

@@ -23,7 +23,7 @@ pub(super) const INTERFACE: &str = "in";
 const UPLINK: &str = "out";
 /// Packets at a time. To begin and to end takes the kernel some 20 ms, in which nothing is sent: with fewer packets that
 /// would be a part of the figure, and the larger the quicker the contestant.
-pub(super) const STEP: u32 = 1 << 22;
+const STEP: u32 = 1 << 22;
 /// What may get past a contestant: the machine's own packets, not the flood's.
 const PASSED_MAX: u64 = 100;
 

@@ -3,13 +3,14 @@
 //! Keys fall into groups by their hash, and each group gets a pilot: the first octet, from 1 on, with which all of its keys
 //! find room, tried for the largest groups first, while the buckets are empty (hash and displace: Belazzougui, Botelho,
 //! Dietzfelbinger 2009). A group without keys has none. There are so many groups that most have one key or none: then the
-//! first seed does with nearly all slots filled.
+//! first seed does with eight of ten slots filled.
 
 use portcullis_ebpf_common::snapshot::{displaced, group};
 
-/// Groups for each key, at least: four octets of memory, and four of five looks for what is not there end with the pilot.
+/// Groups for each key, at least (twice as many at most): an octet each, and four of five looks for what is not there end with
+/// the pilot.
 const GROUPS: usize = 4;
-/// A line of pilots.
+/// As many as fill a line.
 const LEAST_GROUPS: usize = 64;
 /// Slots that are filled, of ten.
 const LOAD_TENTHS: usize = 8;

@@ -10,7 +10,7 @@ use portcullis_ebpf_common::snapshot::{
 
 use super::super::entries::Ipv6Prefix;
 use super::hashed::{self, Placed};
-use super::{line_number, set_octet};
+use super::line_number;
 
 /// Octets in a line.
 const OCTETS: usize = 64;
@@ -87,11 +87,12 @@ impl Long {
 
 /// Everything about IPv6 but where its lines are.
 pub(super) struct Plan {
-    seed: u32,
     short: Vec<Short>,
     long: Vec<Long>,
     short_placed: Placed,
     long_placed: Placed,
+    /// The seeds of the two.
+    seeds: (u32, u32),
 }
 
 impl Plan {
@@ -112,14 +113,23 @@ impl Plan {
             }
             long.push(Long { upper, lower, mark });
         }
-        let (seed, short_placed) = place_short(&short);
-        let long_placed = place_long(&long, seed);
+        let first_seed = first_seed(settled);
+        let (short_seed, short_placed) = place(short.len(), SHORT_SLOTS, first_seed, |seed| {
+            let words = words(seed);
+            let hash = |key: &Short| short_hash(words[key.length() as usize], key.upper);
+            short.iter().map(hash).collect()
+        });
+        let (long_seed, long_placed) = place(long.len(), LONG_SLOTS, first_seed, |seed| {
+            let words = words(seed);
+            let hash = |key: &Long| long_hash(words[key.length() as usize], key.upper, key.lower);
+            long.iter().map(hash).collect()
+        });
         Self {
-            seed,
             short,
             long,
             short_placed,
             long_placed,
+            seeds: (short_seed, long_seed),
         }
     }
 
@@ -137,13 +147,14 @@ impl Plan {
     ) {
         let (of_short, of_long) = lengths.split_at_mut(LENGTHS_LINES as usize);
         let present = self.short.iter().map(Short::length);
+        let (short_seed, long_seed) = self.seeds;
         set_lengths(
             of_short,
-            self.seed,
+            short_seed,
             present.filter(|length| *length != DEEP),
         );
-        of_short.as_flattened_mut()[DEEP_AT as usize] = length_word(self.seed, DEEP);
-        set_lengths(of_long, self.seed, self.long.iter().map(Long::length));
+        of_short.as_flattened_mut()[DEEP_AT as usize] = length_word(short_seed, DEEP);
+        set_lengths(of_long, long_seed, self.long.iter().map(Long::length));
         let (of_short, of_long) = table_lines.split_at_mut(lines(&self.short_placed));
         let fields = [
             Field::SHORT_PILOTS,
@@ -174,43 +185,40 @@ impl Plan {
     }
 }
 
-fn place_short(keys: &[Short]) -> (u32, Placed) {
-    let mut buckets = hashed::buckets_min(keys.len(), SHORT_SLOTS as u8);
-    for seed in 1.. {
-        let hashes = keys
-            .iter()
-            .map(|key| short_hash(length_word(seed, key.length()), key.upper));
-        let hashes: Vec<u64> = hashes.collect();
-        if let Some(placed) = hashed::place(&hashes, SHORT_SLOTS as u8, buckets) {
+/// The words of all lengths.
+fn words(seed: u32) -> [u64; 129] {
+    std::array::from_fn(|length| length_word(seed, length as u32))
+}
+
+/// Finds a place for each key, and the seed of the hashes with which there is one.
+fn place(
+    keys: usize,
+    slots: usize,
+    first_seed: u32,
+    hashes: impl Fn(u32) -> Vec<u64>,
+) -> (u32, Placed) {
+    let slots = slots as u8;
+    let least = hashed::buckets_min(keys, slots);
+    let mut buckets = least;
+    for attempt in 1_u32.. {
+        let seed = first_seed.wrapping_add(attempt);
+        if let Some(placed) = hashed::place(&hashes(seed), slots, buckets) {
             return (seed, placed);
         }
-        if seed % SEEDS == 0 {
-            buckets = more(buckets);
+        if attempt % SEEDS == 0 && buckets < least.saturating_mul(4) {
+            buckets += buckets / 8 + 1;
         }
     }
-    unreachable!("with enough buckets each key has one to itself")
+    unreachable!("no keys collide under every one of four thousand million seeds")
 }
 
-/// The seed is that of the short keys.
-fn place_long(keys: &[Long], seed: u32) -> Placed {
-    let hashes: Vec<u64> = keys
-        .iter()
-        .map(|key| {
-            let word = length_word(seed, key.length());
-            long_hash(word, key.upper, key.lower)
-        })
-        .collect();
-    let mut buckets = hashed::buckets_min(keys.len(), LONG_SLOTS as u8);
-    loop {
-        if let Some(placed) = hashed::place(&hashes, LONG_SLOTS as u8, buckets) {
-            return placed;
-        }
-        buckets = more(buckets);
+/// A number that follows from all keys: who adds one of them cannot tell which others it will collide with.
+fn first_seed(prefixes: &[Listed]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for Listed { prefix, .. } in prefixes {
+        hasher.update(&prefix.address.to_ne_bytes());
     }
-}
-
-fn more(buckets: u32) -> u32 {
-    buckets + buckets / 8 + 1
+    hasher.finalize()
 }
 
 /// Lines of pilots and buckets; none for no keys.
@@ -242,6 +250,11 @@ fn set_pilots<'a>(
     buckets.set(header, line_number(first + of_pilots.len()));
     bucket_count.set(header, placed.buckets);
     of_buckets
+}
+
+/// Writes the octet at this place of an array of octets.
+fn set_octet(lines: &mut [Line], at: usize, value: u8) {
+    lines[at >> 6][at >> 3 & 7] |= u64::from(value) << ((at & 7) * 8);
 }
 
 /// Writes the words of the lengths that are present, the longest first.

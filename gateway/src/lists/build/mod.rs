@@ -6,13 +6,13 @@
 //! Each family is planned first (sorted, settled, counted), then the memory is asked for once, in its final size, then
 //! written. So the lines can lie in a kernel map from the start. While it is built, sixteen octets an IPv4 prefix are needed
 //! beside the snapshot at most (eight as it was read, eight as it is sorted; the first are given back before the snapshot is
-//! written), two for each /24 where there are prefixes up to /24 (32 MiB at most), and about eighty octets an IPv6 prefix.
+//! written), two for each /24 where there are prefixes up to /24 (32 MiB at most), and about 140 octets an IPv6 prefix.
 
 mod hashed;
 mod ipv4;
 mod ipv6;
 
-use portcullis_ebpf_common::snapshot::{CLASSES, FIRST_FREE, Field, LISTS_MAX, Line, MAGIC};
+use portcullis_ebpf_common::snapshot::{CLASSES, FIRST_FREE, Field, LISTS_MAX, MAGIC};
 
 use super::entries::Entries;
 use super::snapshot::{Allocate, Snapshot};
@@ -79,9 +79,4 @@ pub(super) fn snapshot(sources: Vec<Source>, allocate: Allocate) -> Snapshot {
 /// Line numbers have 30 bits at most: a snapshot of 64 GiB is beyond what all of IPv4, address by address, comes to.
 fn line_number(at: usize) -> u32 {
     u32::try_from(at).expect("fewer lines than 2^30")
-}
-
-/// Writes the octet at this place of an array of octets.
-fn set_octet(lines: &mut [Line], at: usize, value: u8) {
-    lines[at >> 6][at >> 3 & 7] |= u64::from(value) << ((at & 7) * 8);
 }
