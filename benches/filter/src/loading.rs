@@ -3,7 +3,7 @@
 //!
 //! It is the gateway's own commands that are measured, as processes, from their start to their end: reading the
 //! configuration and loading the program is part of it. The files are in the page cache. The memory is all that was ever
-//! resident in the process, the kernel's map, which the process fills through a mapping, included.
+//! resident in the process, the kernel's maps, which the process fills through a mapping, included.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -43,7 +43,7 @@ pub(crate) struct Outcome {
     pub(crate) compile: Loading,
     /// `filter attach` with a snapshot file.
     pub(crate) snapshot: Loading,
-    /// Octets of the kernel's map.
+    /// Octets of the kernel's maps.
     pub(crate) map_size: u64,
     /// Octets of the snapshot file.
     pub(crate) file_size: u64,

@@ -274,7 +274,7 @@ fn fmt_loading(f: &mut fmt::Formatter<'_>, outcome: &loading::Outcome) -> fmt::R
     writeln!(
         f,
         "\nlists, {} /32s: the gateway's commands from start to end, files in the page cache; memory: all that was ever resident,\n\
-         the kernel's map included\n",
+         the kernel's maps included\n",
         thousands(outcome.entries)
     )?;
     writeln!(f, "  {:<42} {:>20} {:>24}", "", "seconds", "MiB")?;

@@ -2,7 +2,8 @@
 //!
 //! A list keeps its slot, and with it its counters, for as long as a list of its name and action is in force, whatever
 //! its place in the configuration. A new generation is built beside the old one: slots and names first, then what the lists
-//! are in the snapshot, then the one update that puts it in place. A process that dies in between leaves the old generation with its names.
+//! are in the snapshot, then the one update that puts it in place. A process that dies in between leaves the old generation
+//! with its names.
 
 use portcullis_ebpf_common::layout::{LIST_NAME_MAX, LIST_SLOTS};
 use portcullis_ebpf_common::snapshot::{CLASSES, FIRST_FREE, Field, Line};
