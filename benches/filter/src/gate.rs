@@ -62,8 +62,8 @@ impl Gate {
         Ok(filter.update_lists(lists)?)
     }
 
-    /// Has the program think that somebody reads its events, for good. Nobody does: when the buffer is full, what is told is
-    /// lost, which costs the program no less.
+    /// Has the program think that somebody reads its events, for good. Nobody does: once the buffer is full, those of the
+    /// sample are lost.
     pub(crate) fn watch(&self) -> Result<()> {
         let mut reader: Array<MapData, u64> =
             Map::from_map_data(pinned(&self.pins, "READER")?)?.try_into()?;

@@ -26,8 +26,8 @@
 //! other blocks are, and which bank of `LIST_RECORDS` describes it.
 //! So the swap of the snapshot swaps the names with it, and a crash at any moment leaves one whole generation in force.
 
-/// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is part of the pin path, because a pinned map is taken over without
-/// a look at its shape.
+/// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is part of the pin path,
+/// because a pinned map is taken over without a look at its shape.
 pub const LAYOUT_VERSION: u32 = 3;
 
 /// Most ports that can be filtered.

@@ -213,6 +213,15 @@ mod tests {
         }
     }
 
+    /// Pins that go, whatever becomes of the test.
+    struct Removed(String);
+
+    impl Drop for Removed {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
     /// Lists over all of IPv4 have two blocks.
     fn of_two_blocks() -> Compiled {
         let ends = ["0.0.0.1/32", "255.255.255.254/32"].map(|net| net.parse().unwrap());
@@ -227,8 +236,11 @@ mod tests {
             let _ = writeln!(std::io::stderr(), "{skipped}");
             return;
         }
-        let root = format!("/sys/fs/bpf/portcullis-test-blocks-{}", std::process::id());
-        let pins = Pins::new(Path::new(&root));
+        let root = Removed(format!(
+            "/sys/fs/bpf/portcullis-test-blocks-{}",
+            std::process::id()
+        ));
+        let pins = Pins::new(Path::new(&root.0));
         let _lock = pins.prepare().unwrap();
         links::create_maps(&pins).unwrap();
         Maps::create_records(&pins).unwrap();
@@ -253,7 +265,6 @@ mod tests {
         assert_eq!(maps.held_blocks(), [0, 65]);
         maps.sweep_snapshot(generation.number);
         assert_eq!(maps.held_blocks(), [0]);
-        std::fs::remove_dir_all(root).unwrap();
     }
 
     fn slots(assigned: &[Option<KernelList>]) -> Vec<Option<u32>> {

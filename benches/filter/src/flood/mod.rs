@@ -2,9 +2,9 @@
 //!
 //! In three ways: from 100,000 listed sources of one /15, for which what a lookup reads fits the caches; from 100,000 listed
 //! sources scattered over all of IPv4, for which it does not; and from sources random over all of IPv4, none of them
-//! listed, with what is on no list dropped. The last with two sizes of the list, because what a lookup reads of the larger one does not
-//! fit the caches; and in two passes over the same sources, because the first one pays for pages that the kernel's mapping of a new
-//! table has never touched, and the second for the caches alone.
+//! listed, with what is on no list dropped. The last with two sizes of the list, because what a lookup reads of the larger
+//! one does not fit the caches; and in two passes over the same sources, because the first one pays for pages that the
+//! kernel's mapping of a new table has never touched, and the second for the caches alone.
 
 mod arena;
 mod contestants;
