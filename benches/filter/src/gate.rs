@@ -1,6 +1,7 @@
 //! The filter as a contestant: put on an interface of a namespace as the gateway does it, pinned under a path of its own.
 
 use std::fs;
+use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,6 +13,7 @@ use portcullis::config;
 use portcullis::filter::{self, Filter};
 use portcullis::lists::{Compiled, ListAction};
 use portcullis::netns::Namespace;
+use portcullis_ebpf_common::layout::Control;
 
 use crate::traffic::Sequence;
 
@@ -65,9 +67,12 @@ impl Gate {
     /// Has the program think that somebody reads its events, for good. Nobody does: once the buffer is full, those of the
     /// sample are lost.
     pub(crate) fn watch(&self) -> Result<()> {
-        let mut reader: Array<MapData, u64> =
-            Map::from_map_data(pinned(&self.pins, "READER")?)?.try_into()?;
-        Ok(reader.set(0, u64::MAX, 0)?)
+        const WORDS: usize = size_of::<Control>() / size_of::<u64>();
+        let mut control: Array<MapData, [u64; WORDS]> =
+            Map::from_map_data(pinned(&self.pins, "CONTROL")?)?.try_into()?;
+        let mut words = control.get(&0, 0)?;
+        words[offset_of!(Control, reader_until_ns) / size_of::<u64>()] = u64::MAX;
+        Ok(control.set(0, words, 0)?)
     }
 
     /// SYN cookies that the program has sent.

@@ -3,17 +3,14 @@
 //! | map | kind | written by | holds |
 //! |---|---|---|---|
 //! | `SETTINGS` | array of one inner array | userspace, swapped whole | [`Settings`] |
-//! | `GLANCE` | array | userspace | what of the settings nearly every packet needs, in one word: a [`Glance`] |
+//! | `CONTROL` | array of one | userspace, mapped | what the program looks at for nearly every packet: [`Control`] |
 //! | `SNAPSHOT` | array of inner arrays | userspace, mapped; swapped whole | all lists, as [`snapshot`](crate::snapshot) describes them, a block in each: [`snapshot_slot`] |
-//! | `LIST_COUNTERS` | per-CPU array | the program | slot of a list -> [`ListCounters`] |
-//! | `INTERFACE_COUNTERS` | per-CPU array | the program | slot of an interface -> [`InterfaceCounters`] |
+//! | `COUNTERS` | per-CPU array of one | the program | what is counted for interfaces and lists: [`Counters`] |
 //! | `VERDICTS` | hash | userspace; the program counts | source, or its /64 -> [`RecentVerdict`] |
-//! | `VERDICT_HINTS` | array | userspace | [`hint`] of a source -> not zero, if it may have a recent verdict |
 //! | `LOCAL_NETWORKS` | LPM trie | userspace | [`Source`](crate::Source) prefix -> any value |
 //! | `SYN_SKETCH` | array | the program | [`SketchLine`]s: SYNs of sources in this second |
 //! | `RATES` | array | the program | [`Rate`] -> [`RateUse`] |
 //! | `EVENTS` | ring buffer | the program | [`Event`]s, while somebody reads |
-//! | `READER` | array of one | who reads events | until when, in nanoseconds of CLOCK_MONOTONIC; 0: nobody reads |
 //! | `EVENT_RATES` | per-CPU array of one | the program | [`RateUse`] of its events |
 //! | `JUDGED`, `QUESTION` | per-CPU arrays of one | the program, for itself; not pinned | what has no room on its stack |
 //! | `LIST_RECORDS` | array | userspace, for itself | what a list's slot means, in two banks |
@@ -26,9 +23,11 @@
 //! other blocks are, and which bank of `LIST_RECORDS` describes it.
 //! So the swap of the snapshot swaps the names with it, and a crash at any moment leaves one whole generation in force.
 
+use crate::snapshot::spread;
+
 /// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is part of the pin path,
 /// because a pinned map is taken over without a look at its shape.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Most ports that can be filtered.
 pub const PORTS_MAX: usize = 16;
@@ -50,8 +49,9 @@ pub const VERDICT_NOTE_MAX: usize = 64;
 pub const VERDICT_GRACE_NS: u64 = 10_000_000_000;
 /// Most local networks.
 pub const LOCAL_NETWORKS_MAX: u32 = 65_536;
-/// Hints of recent verdicts: where there is none under the hash of a source, no verdict needs to be looked for.
-pub const VERDICT_HINTS: u32 = 16_384;
+/// Hints of recent verdicts, a bit each: where there is none under the hash of a source, no verdict needs to be looked for.
+/// 8 KiB, so that they stay in the first cache of a processor under a flood from sources that never come again.
+pub const VERDICT_HINTS: u32 = 1 << 16;
 /// Lines of the SYN sketch, a power of two: 8 MiB.
 pub const SKETCH_LINES: u32 = 131_072;
 /// Bytes of the ring buffer of events.
@@ -63,9 +63,10 @@ pub const LIST_NAME_MAX: usize = 64;
 /// Bytes of an interface's name (the kernel's `IFNAMSIZ`).
 pub const INTERFACE_NAME_MAX: usize = 16;
 
-/// The flag of a snapshot's arrays: `BPF_F_MMAPABLE`, so that it is written in the time that memory takes. Not
-/// `BPF_F_INNER_MAP`: the kernel puts the look into an array of known size into the program, and makes a call of any other.
-pub const SNAPSHOT_FLAGS: usize = 1 << 10;
+/// The flag of arrays that userspace has mapped: `BPF_F_MMAPABLE`. A snapshot is written in the time that memory takes, and a
+/// bit of `CONTROL` without a call. Not `BPF_F_INNER_MAP` for the blocks of a snapshot: the kernel puts the look into an array of
+/// known size into the program, and makes a call of any other.
+pub const MAPPED: usize = 1 << 10;
 /// Blocks that a snapshot can have: 4 GiB.
 pub const SNAPSHOT_BLOCKS_MAX: u32 = 64;
 /// Elements of `SNAPSHOT`.
@@ -301,6 +302,42 @@ impl Reason {
     }
 }
 
+/// What the program looks at for nearly every packet, in one place, because each look into a map costs some. Whoever
+/// changes it writes single words, or single bits with an atomic operation: others do so at the same time.
+#[repr(C)]
+pub struct Control {
+    /// What of the settings nearly every packet needs.
+    pub glance: Glance,
+    /// Until when somebody reads the events, in nanoseconds of CLOCK_MONOTONIC; 0: nobody does.
+    pub reader_until_ns: u64,
+    /// Fills the line.
+    pub reserved: [u64; 6],
+    /// A bit for each [`hint`].
+    pub hints: [u64; VERDICT_HINTS as usize / 64],
+}
+
+impl Control {
+    /// Whether there may be a recent verdict under this key. Most sources have none, and a look into a hash costs as much as
+    /// all the rest.
+    #[inline(always)]
+    #[must_use]
+    pub fn may_be_recent(&self, key: &VerdictKey) -> bool {
+        let hint = hint(key);
+        let word = self.hints.get(hint as usize / 64).copied();
+        word.unwrap_or_default() >> (hint % 64) & 1 != 0
+    }
+}
+
+/// All counters of one CPU. They are never cleared: whoever takes a slot writes down where its counters stood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counters {
+    /// By the slot of the interface.
+    pub interfaces: [InterfaceCounters; INTERFACE_SLOTS as usize],
+    /// By the slot of the list.
+    pub lists: [ListCounters; LIST_SLOTS as usize],
+}
+
 /// An interface's counters on one CPU, indexed by [`InterfaceCounter`]: two cache lines.
 pub type InterfaceCounters = [u64; 16];
 
@@ -345,12 +382,13 @@ pub enum InterfaceCounter {
 /// The key of a recent verdict.
 pub type VerdictKey = [u32; 3];
 
-/// The number of the hint that belongs to a key. Whoever gives a verdict writes a number other than zero under it, behind the
-/// verdict; it may stay when the verdict goes.
+/// The number of the hint that belongs to a key. Whoever gives a verdict sets it, behind the verdict; it may stay when the
+/// verdict goes. One product, because whoever chooses addresses that share a hint has gained nothing: only a look more at each.
 #[inline(always)]
 #[must_use]
 pub const fn hint(key: &VerdictKey) -> u32 {
-    (crate::budget::hash(key) >> 48) as u32 & (VERDICT_HINTS - 1)
+    let product = spread((key[1] as u64) << 32 | key[2] as u64);
+    (product >> (64 - VERDICT_HINTS.ilog2())) as u32
 }
 
 /// Keeps the packets of a source out for a while: what the relay has learned, or an operator has said. Times are
@@ -466,6 +504,8 @@ pub struct ListRecord {
     pub position: u32,
     /// Entries of the list as it was written, before overlaps were settled.
     pub entries: u64,
+    /// What the slot had counted, on all CPUs together, when the list took it.
+    pub counted_before: ListCounters,
 }
 
 /// What userspace remembers of an interface's slot.
@@ -478,6 +518,8 @@ pub struct InterfaceRecord {
     pub role: u32,
     /// 0: in the driver; 1: generic.
     pub xdp_mode: u32,
+    /// What the slot had counted, on all CPUs together, when the interface took it.
+    pub counted_before: InterfaceCounters,
 }
 
 /// What userspace counts of recent verdicts.

@@ -341,7 +341,7 @@ pub const fn displaced(hash: u64, pilot: u8, buckets: u32) -> u32 {
 
 /// Multiplies: every bit decides over all that are above it.
 #[inline(always)]
-const fn spread(word: u64) -> u64 {
+pub(crate) const fn spread(word: u64) -> u64 {
     word.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 

@@ -2,42 +2,41 @@
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::layout::{
-    INTERFACE_SLOTS, InterfaceCounter, InterfaceCounters, LIST_SLOTS, ListCounter, ListCounters,
-};
+use portcullis_ebpf_common::layout::{self, InterfaceCounter, ListCounter};
 
 #[btf_map]
-static LIST_COUNTERS: PerCpuArray<ListCounters, { LIST_SLOTS as usize }> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<layout::Counters, 1> = PerCpuArray::new();
 
-#[btf_map]
-static INTERFACE_COUNTERS: PerCpuArray<InterfaceCounters, { INTERFACE_SLOTS as usize }> =
-    PerCpuArray::new();
+/// The counters of this CPU.
+pub(crate) struct Counters(&'static mut layout::Counters);
 
-/// Counts a packet for an interface, and beside it that its port is hidden.
-#[inline(always)]
-pub(crate) fn interface(slot: u32, counter: InterfaceCounter, hidden: bool) {
-    let Some(counters) = INTERFACE_COUNTERS.get_ptr_mut(slot) else {
-        return;
-    };
-    // SAFETY: the verifier has seen that the pointer is not null, and the counters are those of this CPU.
-    let counters = unsafe { &mut *counters };
-    if let Some(count) = counters.get_mut(counter as usize) {
-        *count += 1;
+impl Counters {
+    #[inline(always)]
+    pub(crate) fn of_this_cpu() -> Option<Self> {
+        let counters = COUNTERS.get_ptr_mut(0)?;
+        // SAFETY: the verifier has seen that the pointer is not null, and nothing else runs here on this CPU.
+        Some(Self(unsafe { &mut *counters }))
     }
-    if hidden {
-        counters[InterfaceCounter::Hidden as usize] += 1;
-    }
-}
 
-/// Counts a packet for a list.
-#[inline(always)]
-pub(crate) fn list(slot: u32, counter: ListCounter) {
-    let Some(counters) = LIST_COUNTERS.get_ptr_mut(slot) else {
-        return;
-    };
-    // SAFETY: as above.
-    let counters = unsafe { &mut *counters };
-    if let Some(count) = counters.get_mut(counter as usize) {
-        *count += 1;
+    /// Counts a packet for an interface, and beside it that its port is hidden.
+    #[inline(always)]
+    pub(crate) fn interface(&mut self, slot: u32, counter: InterfaceCounter, hidden: bool) {
+        let Some(counters) = self.0.interfaces.get_mut(slot as usize) else {
+            return;
+        };
+        if let Some(count) = counters.get_mut(counter as usize) {
+            *count += 1;
+        }
+        if hidden {
+            counters[InterfaceCounter::Hidden as usize] += 1;
+        }
+    }
+
+    /// Counts a packet for a list.
+    #[inline(always)]
+    pub(crate) fn list(&mut self, slot: u32, counter: ListCounter) {
+        if let Some(counters) = self.0.lists.get_mut(slot as usize) {
+            counters[counter as usize] += 1;
+        }
     }
 }

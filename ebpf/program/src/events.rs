@@ -1,9 +1,11 @@
 //! What was dropped, for somebody who watches: at the cost of one look while nobody does, and of a look at the clock for what
 //! is beyond the sample that is told.
 
-use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::layout::{EVENTS_PER_SECOND, EVENTS_SIZE, Event, NO_LIST, RateUse};
+use portcullis_ebpf_common::layout::{
+    Control, EVENTS_PER_SECOND, EVENTS_SIZE, Event, NO_LIST, RateUse,
+};
 use portcullis_ebpf_common::{Verdict, budget};
 
 use crate::budget::second;
@@ -14,16 +16,13 @@ use crate::verdicts::now_ns;
 static EVENTS: RingBuf<Event, { EVENTS_SIZE as usize }> = RingBuf::new();
 
 #[btf_map]
-static READER: Array<u64, 1> = Array::new();
-
-#[btf_map]
 static EVENT_RATES: PerCpuArray<RateUse, 1> = PerCpuArray::new();
 
 /// Whether somebody is to be told of a packet that is dropped now: no longer, once the sample of this second is used up. So a
 /// flood costs little more because it is watched.
 #[inline(always)]
-pub(crate) fn are_wanted() -> bool {
-    let until_ns = READER.get(0).copied().unwrap_or_default();
+pub(crate) fn are_wanted(control: &Control) -> bool {
+    let until_ns = control.reader_until_ns;
     if until_ns == 0 {
         return false;
     }

@@ -4,14 +4,12 @@ use core::arch::asm;
 
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::layout::{
-    SNAPSHOT_BLOCKS_MAX, SNAPSHOT_FLAGS, SNAPSHOT_SLOTS, snapshot_slot,
-};
+use portcullis_ebpf_common::layout::{MAPPED, SNAPSHOT_BLOCKS_MAX, SNAPSHOT_SLOTS, snapshot_slot};
 use portcullis_ebpf_common::snapshot::{self, BLOCK_LINES, Block, Field, Line, Lines};
 use portcullis_ebpf_common::{Class, Lookup, Source};
 
 #[btf_map]
-static SNAPSHOT: ArrayOfMaps<Array<Block, 1, SNAPSHOT_FLAGS>, { SNAPSHOT_SLOTS as usize }> =
+static SNAPSHOT: ArrayOfMaps<Array<Block, 1, MAPPED>, { SNAPSHOT_SLOTS as usize }> =
     ArrayOfMaps::new();
 
 /// The lines of the snapshot that was in force when they were asked for: one packet sees one generation, because its blocks

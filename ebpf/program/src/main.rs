@@ -18,6 +18,7 @@
 #![feature(asm_experimental_arch)]
 
 mod budget;
+mod control;
 mod cookie;
 mod count;
 mod events;
@@ -37,6 +38,8 @@ use aya_ebpf::programs::XdpContext;
 use portcullis_ebpf_common::layout::{InterfaceCounter, Mode, Role, Settings};
 use portcullis_ebpf_common::{Verdict, judge, packet};
 
+use self::control::control;
+use self::count::Counters;
 use self::frame::Frame;
 use self::judged::Judged;
 use self::lists::InForce;
@@ -101,11 +104,12 @@ fn look_closer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
     let segment = packet::segment(&frame);
     let verdict = judge(&frame, segment.as_ref(), role, settings, &InForce, &Sources);
     let Some(segment) = segment.filter(|_| verdict != Verdict::Other) else {
-        count::interface(slot, InterfaceCounter::Other, false);
-        return XDP_PASS;
+        return counted(slot, InterfaceCounter::Other, false, XDP_PASS);
     };
     if let Some((list, counter)) = verdict.list_counter(mode) {
-        count::list(list, counter);
+        if let Some(mut counters) = Counters::of_this_cpu() {
+            counters.list(list, counter);
+        }
     }
     let judged = Judged {
         segment,
@@ -114,7 +118,7 @@ fn look_closer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
         resets_per_second: settings.resets_per_second,
         monitored: mode == Mode::Monitor,
     };
-    if verdict.reason().is_some() && events::are_wanted() {
+    if verdict.reason().is_some() && control().is_some_and(events::are_wanted) {
         if let Some(judged) = judged.put() {
             events::tell(judged);
         }
@@ -124,12 +128,26 @@ fn look_closer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
             return ANSWER;
         }
     }
-    count::interface(slot, verdict.interface_counter(mode), segment.hidden);
-    if verdict.drops(mode) {
+    let action = if verdict.drops(mode) {
         XDP_DROP
     } else {
         XDP_PASS
+    };
+    counted(
+        slot,
+        verdict.interface_counter(mode),
+        segment.hidden,
+        action,
+    )
+}
+
+/// What becomes of a packet, which is counted for its interface.
+#[inline(always)]
+fn counted(slot: u32, counter: InterfaceCounter, hidden: bool, action: u32) -> u32 {
+    if let Some(mut counters) = Counters::of_this_cpu() {
+        counters.interface(slot, counter, hidden);
     }
+    action
 }
 
 #[inline(always)]
@@ -160,8 +178,7 @@ fn answer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
         _ if cookie::answer::<FRAGS>(context, judged) => (InterfaceCounter::SynCookie, XDP_TX),
         _ => (InterfaceCounter::Passed, XDP_PASS),
     };
-    count::interface(judged.interface_slot, counter, judged.segment.hidden);
-    action
+    counted(judged.interface_slot, counter, judged.segment.hidden, action)
 }
 
 /// Nothing here panics, and the linker drops this; the compiler wants it all the same.

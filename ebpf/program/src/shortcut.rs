@@ -7,16 +7,13 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::btf_maps::Array;
-use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::layout::{Glance, InterfaceCounter, ListCounter, Role, VerdictKey};
+use portcullis_ebpf_common::layout::{InterfaceCounter, ListCounter, Role, VerdictKey};
 use portcullis_ebpf_common::{Action, Class, Source, snapshot};
 
+use crate::control::control;
+use crate::count::Counters;
 use crate::frame::{Frame, Part};
-use crate::{INTERFACE, count, events, lists, verdicts};
-
-#[btf_map]
-static GLANCE: Array<u64, 1> = Array::new();
+use crate::{INTERFACE, events, lists};
 
 /// Octets of the headers of Ethernet, IPv4 and TCP without options.
 const IPV4_HEADERS: usize = 54;
@@ -108,7 +105,9 @@ fn judged(
     key: VerdictKey,
     class: impl FnOnce() -> Class,
 ) -> Option<u32> {
-    let glance = Glance(*GLANCE.get(0)?);
+    let control = control()?;
+    // Read in one piece, once.
+    let glance = control.glance;
     let interface = INTERFACE.load();
     if interface >> 16 != Role::Edge as u32 || !glance.enforces(to.port) {
         return None;
@@ -117,17 +116,18 @@ fn judged(
     let (counter, action) = match class.action() {
         Some(Action::Drop) => (InterfaceCounter::DroppedListed, XDP_DROP),
         Some(Action::Permit) => (InterfaceCounter::Permitted, XDP_PASS),
-        None if verdicts::may_be_recent(&key) => return None,
+        None if control.may_be_recent(&key) => return None,
         None if glance.drops_unlisted() => (InterfaceCounter::DroppedUnlisted, XDP_DROP),
         None if (to.opens)() => return None,
         None => (InterfaceCounter::Passed, XDP_PASS),
     };
-    if action == XDP_DROP && events::are_wanted() {
+    if action == XDP_DROP && events::are_wanted(control) {
         return None;
     }
+    let mut counters = Counters::of_this_cpu()?;
     if class.action().is_some() {
-        count::list(class.slot(), ListCounter::Decided);
+        counters.list(class.slot(), ListCounter::Decided);
     }
-    count::interface(interface & 0xffff, counter, false);
+    counters.interface(interface & 0xffff, counter, false);
     Some(action)
 }

@@ -1,22 +1,18 @@
 //! What is remembered of a source: its recent verdict, whether it is local, and how many SYNs it has sent.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie};
+use aya_ebpf::btf_maps::{HashMap, LpmTrie};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::layout::{
-    self, LOCAL_NETWORKS_MAX, RecentVerdict, VERDICTS_MAX, VerdictKey,
-};
+use portcullis_ebpf_common::layout::{LOCAL_NETWORKS_MAX, RecentVerdict, VERDICTS_MAX, VerdictKey};
 use portcullis_ebpf_common::packet::SOURCE_BITS;
 use portcullis_ebpf_common::{Memory, Recent, Source};
 
 use crate::budget;
+use crate::control::control;
 
 #[btf_map]
 static VERDICTS: HashMap<VerdictKey, RecentVerdict, { VERDICTS_MAX as usize }> = HashMap::new();
-
-#[btf_map(name = "VERDICT_HINTS")]
-static HINTS: Array<u64, { layout::VERDICT_HINTS as usize }> = Array::new();
 
 #[btf_map]
 static LOCAL_NETWORKS: LpmTrie<[u32; 5], u32, { LOCAL_NETWORKS_MAX as usize }> = LpmTrie::new();
@@ -36,7 +32,7 @@ impl Memory for Sources {
 
     #[inline(always)]
     fn recent(&self, key: &VerdictKey) -> Option<Entry> {
-        if !may_be_recent(key) {
+        if !control()?.may_be_recent(key) {
             return None;
         }
         VERDICTS.get_ptr_mut(key).map(Entry)
@@ -56,12 +52,6 @@ impl Memory for Sources {
     fn exhausts(&self, key: &VerdictKey, budget: u32) -> bool {
         budget::exhausts(key, budget)
     }
-}
-
-/// Whether there may be a recent verdict on a source. Most have none, and a look into a hash costs as much as all the rest.
-#[inline(always)]
-pub(crate) fn may_be_recent(key: &VerdictKey) -> bool {
-    HINTS.get(layout::hint(key)).is_some_and(|hint| *hint != 0)
 }
 
 /// Out of the way: asked only about sources that would be dropped.

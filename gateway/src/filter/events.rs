@@ -21,6 +21,7 @@ use serde::Serialize;
 use super::Error;
 use super::address::of_source;
 use super::clock::{in_ns, now_ns};
+use super::control::Control;
 use super::error::kernel;
 use super::lists;
 use super::maps::{Maps, TOP_SOURCES, Value, open};
@@ -43,7 +44,7 @@ pub struct Events {
     ring_map: MapData,
     /// While it is this process's turn.
     ring: Option<RingBuf<MapData>>,
-    reader: Array<MapData, u64>,
+    control: Control,
     top_sources: Array<MapData, Value<TopSource>>,
     ranking: Ranking,
 }
@@ -113,7 +114,7 @@ impl Events {
             lock: Lock::Free(file),
             ring_map: ring_map.map_err(kernel("opening a pinned map"))?,
             ring: None,
-            reader: open(pins, "READER")?,
+            control: Control::open(pins)?,
             top_sources: open(pins, TOP_SOURCES)?,
             ranking: Ranking::default(),
         })
@@ -167,9 +168,7 @@ impl Events {
     pub fn announce(&mut self) -> Result<(), Error> {
         let now_ns = now_ns();
         let until = now_ns.saturating_add(in_ns(READER_FOR));
-        self.reader
-            .set(0, until, 0)
-            .map_err(kernel("asking for events"))?;
+        self.control.set_reader_until_ns(until);
         let mut top = self.ranking.first(TOP_SOURCES_MAX as usize, now_ns);
         top.resize(TOP_SOURCES_MAX as usize, NOBODY);
         for (place, source) in (0..).zip(top) {
@@ -221,7 +220,7 @@ impl Drop for Events {
     fn drop(&mut self) {
         if matches!(self.lock, Lock::Held { .. }) {
             // The program stops by itself soon enough.
-            let _ = self.reader.set(0, 0, 0);
+            self.control.set_reader_until_ns(0);
         }
     }
 }

@@ -5,12 +5,12 @@
 //! are in the snapshot, then the one update that puts it in place. A process that dies in between leaves the old generation
 //! with its names.
 
-use portcullis_ebpf_common::layout::{LIST_NAME_MAX, LIST_SLOTS};
+use portcullis_ebpf_common::layout::{LIST_NAME_MAX, LIST_SLOTS, ListCounters, ListRecord};
 use portcullis_ebpf_common::snapshot::{CLASSES, FIRST_FREE, Field, Line};
 use portcullis_ebpf_common::{Action, Class};
 
 use super::Error;
-use super::maps::{Maps, list_record, text};
+use super::maps::{Maps, padded, text};
 use super::memory::{KernelMemory, blocks_of};
 use super::settings::check_list_count;
 use crate::lists::{Compiled, ListAction};
@@ -24,6 +24,8 @@ pub(super) struct KernelList {
     /// Its place in the configuration.
     pub(super) position: u32,
     pub(super) entries: u64,
+    /// What its slot had counted when it took it.
+    pub(super) counted_before: ListCounters,
 }
 
 /// All lists that are in force together.
@@ -54,6 +56,7 @@ pub(super) fn in_force(maps: &Maps) -> Result<Generation, Error> {
                 action,
                 position: record.position,
                 entries: record.entries,
+                counted_before: record.counted_before,
             });
         }
     }
@@ -74,12 +77,8 @@ pub(super) fn swap(
     compiled: &Compiled,
 ) -> Result<Generation, Error> {
     let number = old.number.wrapping_add(1);
-    let new = assign(&old.lists, compiled)?;
-    for list in new.iter().flatten() {
-        if !old.lists.iter().any(|before| before.class == list.class) {
-            maps.clear_list_counters(list.class.slot())?;
-        }
-    }
+    let counted = maps.counted()?;
+    let new = assign(&old.lists, compiled, |slot| counted.list(slot))?;
     let copy;
     let memory = match compiled.filtered.in_kernel() {
         Some(memory) => memory,
@@ -88,11 +87,16 @@ pub(super) fn swap(
             &copy
         }
     };
-    let empty = list_record("", Class::NONE.0, 0, 0);
-    let mut records = vec![empty; LIST_SLOTS as usize];
+    let mut records = vec![FREE; LIST_SLOTS as usize];
     for list in new.iter().flatten() {
         if let Some(record) = records.get_mut(list.class.slot() as usize) {
-            *record = list_record(&list.name, list.class.0, list.position, list.entries);
+            *record = ListRecord {
+                name: padded(&list.name),
+                class: list.class.0,
+                position: list.position,
+                entries: list.entries,
+                counted_before: list.counted_before,
+            };
         }
     }
     for (slot, record) in (0..).zip(records) {
@@ -110,8 +114,22 @@ pub(super) fn swap(
     })
 }
 
-/// What each of the compiled lists is in the kernel; `None` for one that does not go there.
-fn assign(old: &[KernelList], compiled: &Compiled) -> Result<Vec<Option<KernelList>>, Error> {
+/// The record of a slot that no list has.
+const FREE: ListRecord = ListRecord {
+    name: [0; LIST_NAME_MAX],
+    class: Class::NONE.0,
+    position: 0,
+    entries: 0,
+    counted_before: [0; 2],
+};
+
+/// What each of the compiled lists is in the kernel; `None` for one that does not go there. A slot that is taken anew has counted
+/// so many by now.
+fn assign(
+    old: &[KernelList],
+    compiled: &Compiled,
+    counted: impl Fn(u32) -> ListCounters,
+) -> Result<Vec<Option<KernelList>>, Error> {
     let actions = compiled.lists.iter().map(|list| match list.action {
         ListAction::Permit => Some(Action::Permit),
         ListAction::Drop => Some(Action::Drop),
@@ -137,9 +155,12 @@ fn assign(old: &[KernelList], compiled: &Compiled) -> Result<Vec<Option<KernelLi
         let kept = old
             .iter()
             .find(|before| before.name == list.name && before.action == action);
-        let class = match kept {
-            Some(before) => before.class,
-            None => Class::new(action, free.next().ok_or_else(|| too_many(compiled))?),
+        let (class, counted_before) = match kept {
+            Some(before) => (before.class, before.counted_before),
+            None => {
+                let slot = free.next().ok_or_else(|| too_many(compiled))?;
+                (Class::new(action, slot), counted(u32::from(slot)))
+            }
         };
         assigned.push(Some(KernelList {
             name: list.name.clone(),
@@ -147,6 +168,7 @@ fn assign(old: &[KernelList], compiled: &Compiled) -> Result<Vec<Option<KernelLi
             action,
             position,
             entries: list.entries,
+            counted_before,
         }));
     }
     Ok(assigned)
@@ -267,6 +289,13 @@ mod tests {
         assert_eq!(maps.held_blocks(), [0]);
     }
 
+    fn slots_for(
+        old: &[KernelList],
+        compiled: &Compiled,
+    ) -> Result<Vec<Option<KernelList>>, Error> {
+        assign(old, compiled, |_| [0; 2])
+    }
+
     fn slots(assigned: &[Option<KernelList>]) -> Vec<Option<u32>> {
         assigned
             .iter()
@@ -277,23 +306,24 @@ mod tests {
     #[test]
     fn a_list_keeps_its_counters_when_the_configuration_is_reordered() {
         use ListAction::{Drop, Permit};
-        let first = assign(&[], &compiled(&[("a", Drop), ("b", Permit), ("c", Drop)])).unwrap();
+        let first = slots_for(&[], &compiled(&[("a", Drop), ("b", Permit), ("c", Drop)])).unwrap();
         assert_eq!(slots(&first), [Some(0), Some(1), Some(2)]);
         let old: Vec<_> = first.into_iter().flatten().collect();
-        let second = assign(&old, &compiled(&[("c", Drop), ("new", Drop), ("a", Drop)])).unwrap();
+        let second =
+            slots_for(&old, &compiled(&[("c", Drop), ("new", Drop), ("a", Drop)])).unwrap();
         assert_eq!(slots(&second), [Some(2), Some(3), Some(0)]);
     }
 
     #[test]
     fn a_slot_of_the_generation_in_force_is_not_given_to_another_list() {
-        let old: Vec<_> = assign(&[], &compiled(&[("a", ListAction::Drop)]))
+        let old: Vec<_> = slots_for(&[], &compiled(&[("a", ListAction::Drop)]))
             .unwrap()
             .into_iter()
             .flatten()
             .collect();
-        let renamed = assign(&old, &compiled(&[("b", ListAction::Drop)])).unwrap();
+        let renamed = slots_for(&old, &compiled(&[("b", ListAction::Drop)])).unwrap();
         assert_eq!(slots(&renamed), [Some(1)]);
-        let turned = assign(&old, &compiled(&[("a", ListAction::Permit)])).unwrap();
+        let turned = slots_for(&old, &compiled(&[("a", ListAction::Permit)])).unwrap();
         assert_eq!(
             slots(&turned),
             [Some(1)],
@@ -304,7 +334,7 @@ mod tests {
     #[test]
     fn a_list_for_smtp_only_does_not_go_into_the_kernel() {
         let lists = compiled(&[("reject", ListAction::Reject), ("drop", ListAction::Drop)]);
-        assert_eq!(slots(&assign(&[], &lists).unwrap()), [None, Some(0)]);
+        assert_eq!(slots(&slots_for(&[], &lists).unwrap()), [None, Some(0)]);
     }
 
     #[test]
@@ -317,7 +347,7 @@ mod tests {
                 .collect();
             compiled(&lists)
         };
-        let old: Vec<_> = assign(&[], &of(&names[..256]))
+        let old: Vec<_> = slots_for(&[], &of(&names[..256]))
             .unwrap()
             .into_iter()
             .flatten()
@@ -326,9 +356,9 @@ mod tests {
             .iter()
             .map(|name| format!("{name}-new"))
             .collect();
-        assert_eq!(assign(&old, &of(&renamed)).unwrap().len(), 256);
+        assert_eq!(slots_for(&old, &of(&renamed)).unwrap().len(), 256);
         assert!(matches!(
-            assign(&[], &of(&names)),
+            slots_for(&[], &of(&names)),
             Err(Error::TooMany { number: 257, .. })
         ));
     }
@@ -336,8 +366,8 @@ mod tests {
     #[test]
     fn a_name_that_does_not_fit_is_refused_by_name() {
         let long = "x".repeat(LIST_NAME_MAX + 1);
-        let error = assign(&[], &compiled(&[(&long, ListAction::Drop)])).unwrap_err();
+        let error = slots_for(&[], &compiled(&[(&long, ListAction::Drop)])).unwrap_err();
         assert!(error.to_string().contains(&long), "{error}");
-        assert!(assign(&[], &compiled(&[("", ListAction::Drop)])).is_err());
+        assert!(slots_for(&[], &compiled(&[("", ListAction::Drop)])).is_err());
     }
 }

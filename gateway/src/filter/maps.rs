@@ -4,16 +4,17 @@
     reason = "aya wants an unsafe marker on what is copied to and from a map"
 )]
 
-use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuValues};
-use aya::{Pod, util::nr_cpus};
+use aya::Pod;
+use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray};
 use portcullis_ebpf_common::layout::{
-    self, Glance, INTERFACE_NAME_MAX, INTERFACES_MAX, InterfaceCounters, InterfaceRecord,
-    LIST_NAME_MAX, LIST_SLOTS, ListCounters, ListRecord, RecentVerdict, SNAPSHOT_BLOCKS_MAX,
+    self, Counters, Glance, INTERFACE_NAME_MAX, INTERFACE_SLOTS, INTERFACES_MAX, InterfaceCounters,
+    InterfaceRecord, LIST_SLOTS, ListCounters, ListRecord, RecentVerdict, SNAPSHOT_BLOCKS_MAX,
     TOP_SOURCES_MAX, TopSource, VERDICT_COUNTERS as VERDICT_COUNTERS_MAX, snapshot_slot,
 };
 use portcullis_ebpf_common::snapshot::Line;
 
 use super::Error;
+use super::control::Control;
 use super::error::kernel;
 use super::memory::{self, BlockMap, KernelMemory};
 use super::pins::Pins;
@@ -21,19 +22,16 @@ use super::settings::role_in_kernel;
 use crate::config::{Interface, Role, XdpMode};
 
 /// The maps that the program's object defines; the loader creates and pins them.
-pub(super) const PROGRAM_MAPS: [&str; 13] = [
+pub(super) const PROGRAM_MAPS: [&str; 10] = [
     "SETTINGS",
-    "GLANCE",
+    "CONTROL",
     "SNAPSHOT",
-    "LIST_COUNTERS",
-    "INTERFACE_COUNTERS",
+    "COUNTERS",
     "VERDICTS",
-    "VERDICT_HINTS",
     "LOCAL_NETWORKS",
     "SYN_SKETCH",
     "RATES",
     "EVENTS",
-    "READER",
     "EVENT_RATES",
 ];
 
@@ -50,6 +48,8 @@ pub(super) struct Value<T>(pub(super) T);
 // SAFETY: all of them are `repr(C)` structs of integers without padding, for which every pattern of bits is a value.
 unsafe impl Pod for Value<layout::Settings> {}
 // SAFETY: as above.
+unsafe impl Pod for Value<Counters> {}
+// SAFETY: as above.
 unsafe impl Pod for Value<ListRecord> {}
 // SAFETY: as above.
 unsafe impl Pod for Value<InterfaceRecord> {}
@@ -61,16 +61,14 @@ unsafe impl Pod for Value<TopSource> {}
 /// Handles of all maps under one pin path.
 pub(super) struct Maps {
     settings: ArrayOfMaps<MapData, Array<MapData, Value<layout::Settings>>>,
-    glance: Array<MapData, u64>,
+    control: Control,
     snapshot: ArrayOfMaps<MapData, BlockMap>,
     /// The same map: aya 0.14 empties no element of one.
     snapshot_elements: MapData,
-    list_counters: PerCpuArray<MapData, ListCounters>,
-    interface_counters: PerCpuArray<MapData, InterfaceCounters>,
+    counters: PerCpuArray<MapData, Value<Counters>>,
     list_records: Array<MapData, Value<ListRecord>>,
     interface_records: Array<MapData, Value<InterfaceRecord>>,
     top_sources: Array<MapData, Value<TopSource>>,
-    reader: Array<MapData, u64>,
 }
 
 impl Maps {
@@ -78,15 +76,13 @@ impl Maps {
     pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             settings: open(pins, "SETTINGS")?,
-            glance: open(pins, "GLANCE")?,
+            control: Control::open(pins)?,
             snapshot: open(pins, "SNAPSHOT")?,
             snapshot_elements: open_data(pins, "SNAPSHOT")?,
-            list_counters: open(pins, "LIST_COUNTERS")?,
-            interface_counters: open(pins, "INTERFACE_COUNTERS")?,
+            counters: open(pins, "COUNTERS")?,
             list_records: open(pins, LIST_RECORDS)?,
             interface_records: open(pins, INTERFACE_RECORDS)?,
             top_sources: open(pins, TOP_SOURCES)?,
-            reader: open(pins, "READER")?,
         })
     }
 
@@ -128,11 +124,10 @@ impl Maps {
         let mut inner = Array::create(1, 0).map_err(kernel(failed))?;
         inner.set(0, Value(settings), 0).map_err(kernel(failed))?;
         let glance = Glance::at(&settings);
-        self.glance
-            .set(0, Glance::NOTHING.0, 0)
-            .map_err(kernel(failed))?;
+        self.control.set_glance(Glance::NOTHING);
         self.settings.set(0, &inner, 0).map_err(kernel(failed))?;
-        self.glance.set(0, glance.0, 0).map_err(kernel(failed))
+        self.control.set_glance(glance);
+        Ok(())
     }
 
     /// The header of the snapshot in force.
@@ -193,11 +188,14 @@ impl Maps {
         self.empty(next, left.map_or(0, |last| last + 1));
     }
 
+    /// What the program looks at for nearly every packet.
+    pub(super) fn control(&self) -> &Control {
+        &self.control
+    }
+
     /// Until when somebody reads the events, in nanoseconds of CLOCK_MONOTONIC.
-    pub(super) fn reader_until(&self) -> Result<u64, Error> {
-        self.reader
-            .get(&0, 0)
-            .map_err(kernel("looking for a reader of the events"))
+    pub(super) fn reader_until_ns(&self) -> u64 {
+        self.control.reader_until_ns()
     }
 
     /// The record of a list's slot in a bank.
@@ -217,29 +215,16 @@ impl Maps {
         result.map_err(kernel("writing the names of the lists"))
     }
 
-    /// The sum over all CPUs.
-    pub(super) fn list_counters(&self, slot: u32) -> Result<ListCounters, Error> {
-        let values = self
-            .list_counters
-            .get(&slot, 0)
-            .map_err(kernel("reading the counters"))?;
-        Ok(sum(&values))
-    }
-
-    pub(super) fn clear_list_counters(&mut self, slot: u32) -> Result<(), Error> {
-        let zeros = zeros([0; 2])?;
-        self.list_counters
-            .set(slot, zeros, 0)
-            .map_err(kernel("clearing counters"))
-    }
-
-    /// The sum over all CPUs.
-    pub(super) fn interface_counters(&self, slot: u32) -> Result<InterfaceCounters, Error> {
-        let values = self
-            .interface_counters
-            .get(&slot, 0)
-            .map_err(kernel("reading the counters"))?;
-        Ok(sum(&values))
+    /// What was counted so far in each slot, by all CPUs together.
+    pub(super) fn counted(&self) -> Result<Counted, Error> {
+        let values = self.counters.get(&0, 0);
+        let values = values.map_err(kernel("reading the counters"))?;
+        let mut counted = Counted::default();
+        for Value(counters) in values.iter() {
+            add(&mut counted.interfaces, &counters.interfaces);
+            add(&mut counted.lists, &counters.lists);
+        }
+        Ok(counted)
     }
 
     /// The slots of interfaces that are taken.
@@ -268,6 +253,7 @@ impl Maps {
                     } else {
                         XdpMode::Generic
                     },
+                    counted_before: record.counted_before,
                 });
             }
         }
@@ -280,23 +266,59 @@ impl Maps {
             name: padded::<INTERFACE_NAME_MAX>(&taken.interface.name),
             role: role_in_kernel(taken.interface.role) as u32,
             xdp_mode: u32::from(taken.xdp_mode == XdpMode::Generic),
+            counted_before: taken.counted_before,
         };
         let result = self.interface_records.set(taken.slot, Value(record), 0);
         result.map_err(kernel("writing the name of an interface"))
     }
 
-    /// Gives a slot back, with its counters at zero.
+    /// Gives a slot back.
     pub(super) fn free_interface_slot(&mut self, slot: u32) -> Result<(), Error> {
-        let zeros = zeros([0; 16])?;
-        let result = self.interface_counters.set(slot, zeros, 0);
-        result.map_err(kernel("clearing counters"))?;
         let free = InterfaceRecord {
             name: [0; INTERFACE_NAME_MAX],
             role: 0,
             xdp_mode: 0,
+            counted_before: InterfaceCounters::default(),
         };
         let result = self.interface_records.set(slot, Value(free), 0);
         result.map_err(kernel("clearing the name of an interface"))
+    }
+}
+
+/// What was counted in each slot, whoever had it.
+pub(super) struct Counted {
+    interfaces: Vec<InterfaceCounters>,
+    lists: Vec<ListCounters>,
+}
+
+impl Default for Counted {
+    fn default() -> Self {
+        Self {
+            interfaces: vec![InterfaceCounters::default(); INTERFACE_SLOTS as usize],
+            lists: vec![ListCounters::default(); LIST_SLOTS as usize],
+        }
+    }
+}
+
+impl Counted {
+    pub(super) fn interface(&self, slot: u32) -> InterfaceCounters {
+        let counters = self.interfaces.get(slot as usize);
+        counters.copied().unwrap_or_default()
+    }
+
+    pub(super) fn list(&self, slot: u32) -> ListCounters {
+        self.lists.get(slot as usize).copied().unwrap_or_default()
+    }
+}
+
+/// What was counted between two looks at the same counters.
+pub(super) fn since<const N: usize>(now: [u64; N], before: [u64; N]) -> [u64; N] {
+    core::array::from_fn(|at| now[at].wrapping_sub(before[at]))
+}
+
+fn add<const N: usize>(totals: &mut [[u64; N]], counters: &[[u64; N]]) {
+    for (total, counter) in totals.iter_mut().flatten().zip(counters.iter().flatten()) {
+        *total = total.wrapping_add(*counter);
     }
 }
 
@@ -322,16 +344,8 @@ pub(super) struct InterfaceSlot {
     pub(super) slot: u32,
     pub(super) interface: Interface,
     pub(super) xdp_mode: XdpMode,
-}
-
-/// A record for a list in a slot.
-pub(super) fn list_record(name: &str, class: u32, position: u32, entries: u64) -> ListRecord {
-    ListRecord {
-        name: padded::<LIST_NAME_MAX>(name),
-        class,
-        position,
-        entries,
-    }
+    /// What the slot had counted when the interface took it.
+    pub(super) counted_before: InterfaceCounters,
 }
 
 /// The text in front of the zeros.
@@ -344,7 +358,7 @@ pub(super) fn text(padded: &[u8]) -> String {
 }
 
 /// Text filled up with zeros. What is longer was refused before.
-fn padded<const N: usize>(text: &str) -> [u8; N] {
+pub(super) fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut padded = [0; N];
     for (octet, given) in padded.iter_mut().zip(text.bytes()) {
         *octet = given;
@@ -371,7 +385,7 @@ where
     T::try_from(map).map_err(kernel(OPENING))
 }
 
-fn open_data(pins: &Pins, name: &'static str) -> Result<MapData, Error> {
+pub(super) fn open_data(pins: &Pins, name: &'static str) -> Result<MapData, Error> {
     MapData::from_pin(pins.map(name)).map_err(kernel(OPENING))
 }
 
@@ -385,31 +399,22 @@ pub(super) fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapErro
     }
 }
 
-fn zeros<T: Pod>(zero: T) -> Result<PerCpuValues<T>, Error> {
-    let failed = "counting the CPUs";
-    let cpus = nr_cpus().map_err(|(_, error)| kernel(failed)(error))?;
-    PerCpuValues::try_from(vec![zero; cpus]).map_err(kernel(failed))
-}
-
-fn sum<const N: usize>(values: &PerCpuValues<[u64; N]>) -> [u64; N] {
-    let mut sum = [0; N];
-    for counters in values.iter() {
-        for (total, counter) in sum.iter_mut().zip(counters) {
-            *total += counter;
-        }
-    }
-    sum
-}
-
 #[cfg(test)]
 mod tests {
+    use portcullis_ebpf_common::layout::LIST_NAME_MAX;
+
     use super::*;
 
     #[test]
     fn records_have_no_padding_and_the_size_that_the_layout_says() {
         assert_eq!(size_of::<layout::Settings>(), 4 * 4 + 2 * layout::PORTS_MAX);
-        assert_eq!(size_of::<ListRecord>(), LIST_NAME_MAX + 4 + 4 + 8);
-        assert_eq!(size_of::<InterfaceRecord>(), INTERFACE_NAME_MAX + 4 + 4);
+        assert_eq!(size_of::<ListRecord>(), LIST_NAME_MAX + 4 + 4 + 8 + 2 * 8);
+        assert_eq!(
+            size_of::<InterfaceRecord>(),
+            INTERFACE_NAME_MAX + 4 + 4 + 16 * 8
+        );
+        let counters = 16 * INTERFACE_SLOTS + 2 * LIST_SLOTS;
+        assert_eq!(size_of::<Counters>(), 8 * counters as usize);
         assert_eq!(
             size_of::<RecentVerdict>(),
             4 * 8 + 4 + 4 + layout::VERDICT_NOTE_MAX
@@ -420,6 +425,6 @@ mod tests {
     #[test]
     fn a_name_of_full_length_comes_back_whole() {
         let name = "x".repeat(LIST_NAME_MAX);
-        assert_eq!(text(&list_record(&name, 0, 0, 0).name), name);
+        assert_eq!(text(&padded::<LIST_NAME_MAX>(&name)), name);
     }
 }

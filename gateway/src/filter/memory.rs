@@ -14,7 +14,8 @@ use core::num::NonZeroUsize;
 use core::ptr::NonNull;
 use core::slice;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
 use aya::Pod;
@@ -22,7 +23,7 @@ use aya::maps::{Array, IterableMap as _, MapData};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
-use portcullis_ebpf_common::layout::{SNAPSHOT_BLOCKS_MAX, SNAPSHOT_FLAGS};
+use portcullis_ebpf_common::layout::{MAPPED, SNAPSHOT_BLOCKS_MAX};
 use portcullis_ebpf_common::snapshot::{BLOCK_LINES, Block, FIRST_FREE, Field, Line};
 
 use super::Error;
@@ -63,12 +64,15 @@ impl KernelMemory {
                 max: SNAPSHOT_BLOCKS_MAX as usize,
             });
         }
-        let create = |_| BlockMap::create(1, SNAPSHOT_FLAGS as u32);
+        let create = |_| BlockMap::create(1, MAPPED as u32);
         let blocks: Result<Vec<_>, _> = (0..count).map(create).collect();
         let blocks = blocks.map_err(kernel("making a map for the lists"))?;
+        let maps: Vec<_> = blocks.iter().map(descriptor).collect();
+        let mapped = Mapping::new(&maps, lines)?;
+        let fixed = Mapping::new(&maps, FIRST_FREE as usize)?;
         Ok(Self {
-            lines: Mapping::new(&blocks, lines)?,
-            fixed: Mutex::new(Mapping::new(&blocks[..1], FIRST_FREE as usize)?),
+            lines: mapped,
+            fixed: Mutex::new(fixed),
             blocks,
         })
     }
@@ -119,8 +123,12 @@ pub(super) fn blocks_of(lines: usize) -> u32 {
 
 /// The header of the snapshot of which this is the first block.
 pub(super) fn header(first: &BlockMap) -> Result<Line, Error> {
-    let mapping = Mapping::new(core::slice::from_ref(first), FIRST_FREE as usize)?;
+    let mapping = Mapping::new(&[descriptor(first)], FIRST_FREE as usize)?;
     Ok(mapping.as_slice().first().copied().unwrap_or_default())
+}
+
+fn descriptor(block: &BlockMap) -> BorrowedFd<'_> {
+    block.map().fd().as_fd()
 }
 
 /// Empties an element of an array of maps: aya 0.14 cannot. One that is empty stays so.
@@ -156,22 +164,22 @@ pub(super) fn remove(array: &MapData, slot: u32) -> io::Result<()> {
     }
 }
 
-/// The first lines of some blocks, mapped one behind the other.
-struct Mapping {
+/// The first lines of some maps, of which all but the last have those of a block, mapped one behind the other.
+pub(super) struct Mapping {
     lines: NonNull<Line>,
     count: usize,
 }
 
-// SAFETY: a mapping belongs to no thread, and is written only through `&mut`.
+// SAFETY: a mapping belongs to no thread, and is written only through `&mut` or atomically.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(blocks: &[BlockMap], count: usize) -> Result<Self, Error> {
-        let step = "mapping the memory of the lists";
+    pub(super) fn new(maps: &[BorrowedFd<'_>], count: usize) -> Result<Self, Error> {
+        let step = "mapping the memory of a map";
         let failed = || kernel(step)(Errno::EINVAL);
-        if blocks.len() < count.div_ceil(BLOCK_LINES) {
+        if maps.len() < count.div_ceil(BLOCK_LINES) {
             return Err(failed());
         }
         let size = |lines: usize| NonZeroUsize::new(lines * size_of::<Line>()).ok_or_else(failed);
@@ -185,7 +193,7 @@ impl Mapping {
             count,
         };
         let firsts = (0..count).step_by(BLOCK_LINES);
-        for (block, first) in blocks.iter().zip(firsts) {
+        for (map, first) in maps.iter().zip(firsts) {
             // SAFETY: within what is reserved.
             let place = unsafe { mapping.lines.add(first) };
             // SAFETY: it takes the place of a part of what is reserved, to which nobody has a reference yet. Where it fails, what
@@ -196,13 +204,22 @@ impl Mapping {
                     size((count - first).min(BLOCK_LINES))?,
                     ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
                     MapFlags::MAP_SHARED | MapFlags::MAP_FIXED,
-                    block.map().fd().as_fd(),
+                    map,
                     0,
                 )
             };
             mapped.map_err(kernel(step))?;
         }
         Ok(mapping)
+    }
+
+    /// A word that others write, too: of a mapping of which nobody takes the lines. One that is not there is the last.
+    pub(super) fn word(&self, at: usize) -> &AtomicU64 {
+        let words = self.count * size_of::<Line>() / size_of::<u64>();
+        // SAFETY: it is one of the words of the mapping, which has at least one.
+        let word = unsafe { self.lines.cast::<u64>().add(at.min(words - 1)) };
+        // SAFETY: it is aligned, and there for as long as this value lives; everybody here writes it atomically.
+        unsafe { AtomicU64::from_ptr(word.as_ptr()) }
     }
 
     fn as_slice(&self) -> &[Line] {

@@ -10,6 +10,7 @@
 
 mod address;
 mod clock;
+mod control;
 mod error;
 mod events;
 mod features;
@@ -264,24 +265,25 @@ impl Filter {
         let before = taken
             .iter()
             .find(|taken| taken.interface.name == interface.name);
-        let slot = match before {
-            Some(before) => before.slot,
-            None => (0..INTERFACES_MAX)
-                .find(|slot| !taken.iter().any(|taken| taken.slot == *slot))
-                .ok_or(Error::TooMany {
-                    what: "interfaces",
-                    number: taken.len() + 1,
-                    max: INTERFACES_MAX as usize,
-                })?,
+        let (slot, counted_before) = match before {
+            Some(before) => (before.slot, before.counted_before),
+            None => {
+                let slot = (0..INTERFACES_MAX)
+                    .find(|slot| !taken.iter().any(|taken| taken.slot == *slot))
+                    .ok_or(Error::TooMany {
+                        what: "interfaces",
+                        number: taken.len() + 1,
+                        max: INTERFACES_MAX as usize,
+                    })?;
+                (slot, self.maps.counted()?.interface(slot))
+            }
         };
-        if before.is_none() {
-            self.maps.free_interface_slot(slot)?;
-        }
         let (put, program) = links::put(&self.pins, interface, slot, self.settings.xdp_mode)?;
         self.maps.take_interface_slot(&InterfaceSlot {
             slot,
             interface: interface.clone(),
             xdp_mode: self.settings.xdp_mode,
+            counted_before,
         })?;
         self.programs.insert(interface.name.clone(), program);
         let taken_over = put == Put::TakenOver;

@@ -14,7 +14,7 @@ use super::clock::now_ns;
 use super::events::{Names, reason_name};
 use super::links;
 use super::lists::{self, Generation};
-use super::maps::{InterfaceSlot, Maps};
+use super::maps::{Counted, InterfaceSlot, Maps, since};
 use super::netlink::{Attached, Place};
 use super::pins::Pins;
 use super::settings::{role_name, xdp_mode_name};
@@ -187,6 +187,7 @@ pub(super) fn read(
     attached: impl Fn(&str) -> Option<Attached>,
 ) -> Result<Status, Error> {
     let interfaces = maps.interfaces()?;
+    let counted = maps.counted()?;
     Ok(Status {
         pin_path: pins.root().to_owned(),
         layout: LAYOUT_VERSION,
@@ -199,13 +200,13 @@ pub(super) fn read(
         generation: generation.number,
         interfaces: interfaces
             .iter()
-            .map(|taken| interface(maps, taken, attached(&taken.interface.name)))
-            .collect::<Result<_, _>>()?,
+            .map(|taken| interface(&counted, taken, attached(&taken.interface.name)))
+            .collect(),
         lists: generation
             .lists
             .iter()
-            .map(|kept| list(maps, kept))
-            .collect::<Result<_, _>>()?,
+            .map(|kept| list(&counted, kept))
+            .collect(),
         verdicts: verdicts.counts()?,
         top_sources: top_sources(maps, &Names::of(maps, generation)?)?,
     })
@@ -224,18 +225,18 @@ fn top_sources(maps: &Maps, names: &Names) -> Result<TopSources, Error> {
         last_seconds_ago: seconds_since(top.last_ns),
     };
     Ok(TopSources {
-        watched: maps.reader_until()? > now_ns,
+        watched: maps.reader_until_ns() > now_ns,
         age_seconds: top.first().map(|first| seconds_since(first.written_ns)),
         sources: top.iter().map(status).collect(),
     })
 }
 
 fn interface(
-    maps: &Maps,
+    counted: &Counted,
     taken: &InterfaceSlot,
     attached: Option<Attached>,
-) -> Result<InterfaceStatus, Error> {
-    let counters = maps.interface_counters(taken.slot)?;
+) -> InterfaceStatus {
+    let counters = since(counted.interface(taken.slot), taken.counted_before);
     let count =
         |counter: InterfaceCounter| counters.get(counter as usize).copied().unwrap_or_default();
     let place = attached.map(|attached| attached.place);
@@ -247,7 +248,7 @@ fn interface(
         syn_budget: count(InterfaceCounter::MonitoredSynBudget),
         customer: count(InterfaceCounter::MonitoredCustomer),
     };
-    Ok(InterfaceStatus {
+    InterfaceStatus {
         name: taken.interface.name.clone(),
         role: role_name(taken.interface.role),
         xdp_mode: xdp_mode_name(match place {
@@ -271,23 +272,23 @@ fn interface(
         syn_cookies: count(InterfaceCounter::SynCookie),
         hidden: count(InterfaceCounter::Hidden),
         monitored,
-    })
+    }
 }
 
-fn list(maps: &Maps, kept: &lists::KernelList) -> Result<ListStatus, Error> {
-    let counters = maps.list_counters(kept.class.slot())?;
+fn list(counted: &Counted, kept: &lists::KernelList) -> ListStatus {
+    let counters = since(counted.list(kept.class.slot()), kept.counted_before);
     let count = |counter: ListCounter| counters.get(counter as usize).copied().unwrap_or_default();
     let decided = count(ListCounter::Decided);
     let (action, dropped_packets, permitted_packets) = match kept.action {
         Action::Drop => ("drop", decided, 0),
         Action::Permit => ("permit", 0, decided),
     };
-    Ok(ListStatus {
+    ListStatus {
         name: kept.name.clone(),
         action,
         entries: kept.entries,
         dropped_packets,
         permitted_packets,
         monitored_packets: count(ListCounter::Monitored),
-    })
+    }
 }

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapError, RingBuf};
 use aya::programs::{TestRun, TestRunOptions};
 use portcullis_ebpf_common::Source;
 use portcullis_ebpf_common::layout::{
-    self, Event, INTERFACE_SLOTS, INTERFACES_MAX, InterfaceCounters, RecentVerdict, Role, Settings,
-    VerdictKey,
+    Event, INTERFACES_MAX, InterfaceCounters, RecentVerdict, Role, Settings, VerdictKey,
 };
 use portcullis_ebpf_common::packet::FAMILY_BITS;
 
@@ -85,16 +84,7 @@ impl Trial {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn counted(&mut self) -> Result<InterfaceCounters, Error> {
-        let failed = "reading the counters of a trial";
-        let counters: PerCpuArray<_, InterfaceCounters> = self.map("INTERFACE_COUNTERS")?;
-        let mut sum = InterfaceCounters::default();
-        let values = counters.get(&(INTERFACE_SLOTS - 1), 0);
-        for counters in values.map_err(kernel(failed))?.iter() {
-            for (total, counter) in sum.iter_mut().zip(counters) {
-                *total += counter;
-            }
-        }
-        Ok(sum)
+        Ok(self.maps.counted()?.interface(INTERFACES_MAX))
     }
 
     /// Puts a recent verdict in place as it is.
@@ -106,9 +96,8 @@ impl Trial {
         let failed = "writing a recent verdict";
         let result = verdicts.insert(key, Value(verdict), 0);
         result.map_err(kernel(failed))?;
-        let mut hints: Array<_, u64> = self.map("VERDICT_HINTS")?;
-        let result = hints.set(layout::hint(&key), 1, 0);
-        result.map_err(kernel(failed))
+        self.maps.control().set_hint_of(&key);
+        Ok(())
     }
 
     /// The recent verdict under a key, with what the program has counted in it.
@@ -154,9 +143,8 @@ impl Trial {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn set_reader(&mut self, until_ns: u64) -> Result<(), Error> {
-        let mut reader: Array<_, u64> = self.map("READER")?;
-        let result = reader.set(0, until_ns, 0);
-        result.map_err(kernel("announcing a reader"))
+        self.maps.control().set_reader_until_ns(until_ns);
+        Ok(())
     }
 
     /// The events that are there. They are taken away.

@@ -32,6 +32,7 @@ use serde::Serialize;
 use super::Error;
 use super::address::{of_verdict, verdict_key, written};
 use super::clock::{in_ns, now_ns};
+use super::control::Control;
 use super::error::{kernel, os_error};
 use super::maps::{VERDICT_COUNTERS, Value, found, open, text};
 use super::networks::LocalNetworks;
@@ -54,7 +55,7 @@ pub struct Verdicts {
 /// The map itself, and its hints.
 struct Elements {
     verdicts: HashMap<MapData, VerdictKey, Value<RecentVerdict>>,
-    hints: Array<MapData, u64>,
+    control: Control,
 }
 
 struct Maps {
@@ -356,7 +357,7 @@ impl Elements {
     fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             verdicts: open(pins, "VERDICTS")?,
-            hints: open(pins, "VERDICT_HINTS")?,
+            control: Control::open(pins)?,
         })
     }
 
@@ -368,7 +369,8 @@ impl Elements {
 
     fn insert(&mut self, key: VerdictKey, verdict: RecentVerdict) -> Result<(), MapError> {
         self.verdicts.insert(key, Value(verdict), 0)?;
-        self.hints.set(hint(&key), 1, 0)
+        self.control.set_hint_of(&key);
+        Ok(())
     }
 
     /// Removes an element; says whether it was there.
@@ -407,7 +409,6 @@ impl Elements {
 
     /// Clears the hints of verdicts that have gone, unless another has the same.
     fn clear_hints(&mut self, gone: &[VerdictKey]) -> Result<(), Error> {
-        let failed = kernel("clearing hints of recent verdicts");
         let mut cleared: BTreeSet<u32> = gone.iter().map(hint).collect();
         let (keys, are_all) = self.keys()?;
         if !are_all {
@@ -417,7 +418,7 @@ impl Elements {
             cleared.remove(&hint(&key));
         }
         for hint in &cleared {
-            self.hints.set(*hint, 0, 0).map_err(&failed)?;
+            self.control.clear_hint(*hint);
         }
         if cleared.is_empty() {
             return Ok(());
@@ -427,7 +428,7 @@ impl Elements {
         let needed: BTreeSet<u32> = keys.iter().map(hint).collect();
         for hint in cleared {
             if !are_all || needed.contains(&hint) {
-                self.hints.set(hint, 1, 0).map_err(&failed)?;
+                self.control.set_hint(hint);
             }
         }
         Ok(())
