@@ -3,30 +3,32 @@
 //! A lookup reads a constant number of lines, however many prefixes there are: for IPv4 the header and a line of presence
 //! bits, and only for addresses that may be on a list an entry of the directory, where a /24 holds more than one address a cell,
 //! and where those addresses differ their marks; for IPv6 the header, and per prefix length present a line of pilots and,
-//! where there is one, a bucket. The same code runs in the kernel, over array maps, and in userspace, over the same memory or
-//! over a `Vec`.
+//! where there is one, a slot of a bucket. The same code runs in the kernel, over array maps, and in userspace, over the same
+//! memory or over a `Vec`.
 //!
 //! ```text
 //! line 0         the header
-//! lines 1-9      the IPv6 prefix lengths present up to /64, longest first, a word each; after a gap, at the end, that of DEEP
+//! lines 1-9      the IPv6 prefix lengths present up to /64, longest first, a word each; at the end, that of DEEP
 //! lines 10-18    the IPv6 prefix lengths present beyond /64, longest first, a word each
 //! lines 19-34    the class of each list, four octets each: what the number in a mark means to the program
-//! from line 35   presence, directory, cells and marks (IPv4); pilots and buckets (IPv6 up to /64); the same for longer prefixes
+//! from line 35   presence (all IPv4 addresses), directory, cells and marks; pilots and buckets (IPv6 up to /64); the same for longer ones
 //! ```
 //!
-//! **IPv4.** Both tables go from the first /16 that is on a list to the last. Presence is a bit for each /25 that has something
-//! in it: 4 MiB for all of IPv4, which stay in a processor's caches while the rest does not, so that a flood from addresses on
-//! no list rarely waits for memory. The directory has an entry of four octets for each /24: one mark for
-//! all of it, a lone address with its mark, or the line of a cell. A cell is a line: a bitmap of the addresses whose mark
+//! **IPv4.** Presence is a bit for each stretch of the addresses, a power of two of them, that has something in it. It stays in
+//! a processor's caches while the rest does not, so that a flood from addresses on no list rarely waits for memory: for a
+//! million entries all over IPv4 2 MiB do, a bit for each /24, for ten million it takes 4 MiB, a bit for each /25. The directory
+//! goes from the first /16 that is on a list to the last; it has an entry of four octets for each /24: one mark for
+//! all of it, a lone address with its mark, two addresses of one list, or the line of a cell. A cell is a line: a bitmap of the addresses whose mark
 //! differs from that of the rest, and either the one mark that they all have, or where their marks begin, two octets each.
 //!
-//! **IPv6.** Prefixes up to /64 are hashed by their upper 64 bits and their length into buckets of one line, six to a
-//! bucket; beside each key stands its mark. No bucket overflows, because keys come in groups, and each group has a pilot:
-//! an octet that was chosen, when the snapshot was built, so that all keys of the group found room (the idea of perfect
+//! **IPv6.** Prefixes up to /64 are hashed by their upper 64 bits and their length into slots, six to a bucket of one line;
+//! beside each key stands its mark. Each key has a slot for itself, because keys come in groups, and each group has a pilot:
+//! an octet that was chosen, when the snapshot was built, so that all keys of the group found a slot free (the idea of perfect
 //! hashing by displacement). There are at least four groups for each key, so that most addresses on no list meet a group
 //! without keys, which has no pilot, and need no bucket. Longer prefixes are rare: they have a table of their own, three to a
 //! bucket, which is looked into only if the /64 has an entry of the length 65. Rejected: cuckoo hashing (two lines for every
-//! address that is on no list, which is the usual one), a trie (a line per level).
+//! address that is on no list, which is the usual one), a trie (a line per level), a slot that any key of its bucket may
+//! take (a search, which is mispredicted half of the time).
 
 use core::ops::Deref;
 
@@ -49,7 +51,7 @@ pub struct Block {
 }
 
 /// Changes whenever the meaning of a line changes; it is in the header of every snapshot.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The first word of a snapshot: a magic number and the version.
 pub const MAGIC: u64 = 0x5043_534e << 32 | VERSION as u64;
 
@@ -57,7 +59,7 @@ pub const MAGIC: u64 = 0x5043_534e << 32 | VERSION as u64;
 pub const SHORT_LENGTHS: u32 = 1;
 /// The line where the lengths of long IPv6 prefixes begin.
 pub const LONG_LENGTHS: u32 = SHORT_LENGTHS + LENGTHS_LINES;
-/// Lines with lengths of each of the two kinds: a word for each, and one that ends them.
+/// Lines with lengths of each of the two kinds: a word for each.
 pub const LENGTHS_LINES: u32 = 9;
 /// The line where the table of classes begins.
 pub const CLASSES: u32 = LONG_LENGTHS + LENGTHS_LINES;
@@ -66,12 +68,16 @@ pub const LISTS_MAX: usize = 256;
 /// The first line after the fixed ones.
 pub const FIRST_FREE: u32 = CLASSES + LISTS_MAX as u32 / 16;
 
-/// The length in the word that ends a list of prefix lengths.
-pub const NO_LENGTH: u32 = 0xff;
 /// The length of an entry that says that its /64 has prefixes beyond /64.
 pub const DEEP: u32 = 65;
 /// The place of its word among the lengths of short prefixes.
 pub const DEEP_AT: u32 = LENGTHS_LINES * 8 - 1;
+/// Where presence begins: it is always in the first block.
+pub const PRESENCE: u32 = FIRST_FREE;
+/// By how much an address is shifted to give the number of its presence bit, at least: a bit for each /25, 4 MiB in all.
+pub const PRESENCE_SHIFT_MIN: u32 = 7;
+/// And at most: all of it is one line.
+pub const PRESENCE_SHIFT_MAX: u32 = 23;
 /// Lines of the directory for a /16.
 pub const DIRECTORY_LINES: u32 = 16;
 /// Keys in a bucket of short IPv6 prefixes.
@@ -87,6 +93,9 @@ pub const ENTRY_ALL: u32 = 0;
 pub const ENTRY_LONE: u32 = 1;
 /// The lower 30 bits are the line of a cell.
 pub const ENTRY_CELL: u32 = 2;
+/// Two addresses, their last octets in bits 9 to 16 and 17 to 24, have the mark of a /32 of the list whose number (from 1) is in
+/// the lower 9 bits; the others have none.
+pub const ENTRY_PAIR: u32 = 3;
 
 /// Which list speaks for an address, and by which prefix length; zero: none.
 ///
@@ -100,7 +109,8 @@ impl Mark {
     pub const NONE: Self = Self(0);
 
     const NUMBER_BITS: u32 = 9;
-    const NUMBER: u32 = (1 << Self::NUMBER_BITS) - 1;
+    /// The bits of the list's number.
+    pub const NUMBER: u32 = (1 << Self::NUMBER_BITS) - 1;
 
     /// The mark of a list, numbered from 0, and a prefix length.
     #[inline(always)]
@@ -129,7 +139,7 @@ pub trait Lines {
     /// A line; `None` beyond the last.
     fn line(&self, index: u32) -> Option<Self::Lent<'_>>;
 
-    /// One of the lines before [`FIRST_FREE`]: the program holds the block that they are in already.
+    /// One of the lines before [`FIRST_FREE`] or of presence: the program holds the block that they are in already.
     #[inline(always)]
     fn fixed(&self, index: u32) -> Option<Self::Lent<'_>> {
         self.line(index)
@@ -154,30 +164,30 @@ impl Field {
     pub const GENERATION: Self = Self(1, false);
     /// The number of all lines.
     pub const LINES: Self = Self(1, true);
-    /// The first /16 that presence and directory know of; those before it are on no list.
-    pub const NETWORKS_FIRST: Self = Self(2, false);
-    /// How many they know of; those behind them are on no list. 0: no IPv4.
-    pub const NETWORKS: Self = Self(2, true);
-    /// The first line of presence bits, one for each /16.
-    pub const PRESENCE: Self = Self(3, false);
-    /// The first line of the directory, [`DIRECTORY_LINES`] for each /16.
-    pub const DIRECTORY: Self = Self(3, true);
+    /// By how much an address is shifted to give the number of its presence bit.
+    pub const PRESENCE_SHIFT: Self = Self(2, false);
+    /// Where the directory would begin if it knew of 0.0.0.0/16, modulo 2^32: [`DIRECTORY_LINES`] for each /16.
+    pub const DIRECTORY: Self = Self(2, true);
+    /// By how much a hash of a short IPv6 prefix is shifted to give the number of its group; 0: no IPv6.
+    pub const SHORT_SHIFT: Self = Self(3, false);
+    /// The same for long IPv6 prefixes; 0: there are none.
+    pub const LONG_SHIFT: Self = Self(3, true);
     /// The first line of the pilots of short IPv6 prefixes.
     pub const SHORT_PILOTS: Self = Self(4, false);
-    /// By how much a hash is shifted to give the number of its group; 0: no IPv6.
-    pub const SHORT_SHIFT: Self = Self(4, true);
     /// The first line of their buckets.
-    pub const SHORT_BUCKETS: Self = Self(5, false);
+    pub const SHORT_BUCKETS: Self = Self(4, true);
     /// Number of their buckets.
-    pub const SHORT_BUCKET_COUNT: Self = Self(5, true);
-    /// The same for long IPv6 prefixes.
+    pub const SHORT_BUCKET_COUNT: Self = Self(5, false);
+    /// As [`Field::SHORT_BUCKET_COUNT`], of long prefixes.
+    pub const LONG_BUCKET_COUNT: Self = Self(5, true);
+    /// As [`Field::SHORT_PILOTS`].
     pub const LONG_PILOTS: Self = Self(6, false);
-    /// As [`Field::SHORT_SHIFT`]; 0: no long prefixes.
-    pub const LONG_SHIFT: Self = Self(6, true);
     /// As [`Field::SHORT_BUCKETS`].
-    pub const LONG_BUCKETS: Self = Self(7, false);
-    /// As [`Field::SHORT_BUCKET_COUNT`].
-    pub const LONG_BUCKET_COUNT: Self = Self(7, true);
+    pub const LONG_BUCKETS: Self = Self(6, true);
+    /// How many lengths of short IPv6 prefixes there are.
+    pub const SHORT_LENGTH_COUNT: Self = Self(7, false);
+    /// The same of long ones.
+    pub const LONG_LENGTH_COUNT: Self = Self(7, true);
 
     /// The field in this header.
     #[inline(always)]
@@ -247,29 +257,29 @@ pub fn ipv4<L: Lines + ?Sized>(lines: &L, address: u32) -> Mark {
     let Some(header) = lines.fixed(0) else {
         return Mark::NONE;
     };
-    let at = (address >> 16).wrapping_sub(Field::NETWORKS_FIRST.of(&header));
-    if at >= Field::NETWORKS.of(&header) {
-        return Mark::NONE;
-    }
-    let Some(present) = lines.line(Field::PRESENCE.of(&header).wrapping_add(at)) else {
+    let stretch = address.wrapping_shr(Field::PRESENCE_SHIFT.of(&header));
+    let Some(present) = lines.fixed(PRESENCE + (stretch >> 9)) else {
         return Mark::NONE;
     };
-    let half = address >> 7;
-    if present[(half >> 6) as usize & 7] >> (half & 63) & 1 == 0 {
+    if present[(stretch >> 6) as usize & 7] >> (stretch & 63) & 1 == 0 {
         return Mark::NONE;
     }
     let network = address >> 8;
-    let at = at.wrapping_mul(DIRECTORY_LINES) + (network >> 4 & (DIRECTORY_LINES - 1));
-    let Some(line) = lines.line(Field::DIRECTORY.of(&header).wrapping_add(at)) else {
+    let at = Field::DIRECTORY.of(&header).wrapping_add(network >> 4);
+    let Some(line) = lines.line(at) else {
         return Mark::NONE;
     };
     let entry = (line[(network >> 1) as usize & 7] >> ((network & 1) * 32)) as u32;
+    let octet = address & 0xff;
     match entry >> ENTRY_KIND_SHIFT {
         ENTRY_ALL => Mark(entry & 0xffff),
-        ENTRY_LONE if entry >> 16 & 0xff == address & 0xff => Mark(entry & 0xffff),
-        ENTRY_LONE => Mark::NONE,
+        ENTRY_LONE if entry >> 16 & 0xff == octet => Mark(entry & 0xffff),
+        ENTRY_PAIR if entry >> 9 & 0xff == octet || entry >> 17 & 0xff == octet => {
+            Mark(entry & Mark::NUMBER | 32 << Mark::NUMBER_BITS)
+        }
+        ENTRY_LONE | ENTRY_PAIR => Mark::NONE,
         _ => match lines.line(entry & ((1 << ENTRY_KIND_SHIFT) - 1)) {
-            Some(cell) => in_cell(lines, &cell, address & 0xff),
+            Some(cell) => in_cell(lines, &cell, octet),
             None => Mark::NONE,
         },
     }
@@ -331,24 +341,21 @@ pub const fn group(hash: u64, shift: u32) -> u32 {
     hash.wrapping_shr(shift) as u32
 }
 
-/// The bucket that a pilot leads a key to. All but an XOR and a multiplication can be done before the pilot is there.
+/// The bucket that a pilot leads a key to, and the slot in it. All but an XOR and two multiplications can be done before the
+/// pilot is there; a number below another is had from a hash without a division (Lemire 2019).
 #[inline(always)]
 #[must_use]
-pub const fn displaced(hash: u64, pilot: u8, buckets: u32) -> u32 {
-    let position = (spread(hash ^ hash >> 32) >> 32) as u32;
-    scale(position ^ (pilot as u32) << 24, buckets)
+pub const fn displaced(hash: u64, pilot: u8, buckets: u32, slots: usize) -> (u32, usize) {
+    let position = (spread(hash ^ hash >> 32) >> 32) as u32 ^ (pilot as u32) << 24;
+    let bucket = position as u64 * buckets as u64;
+    let slot = (bucket & 0xffff_ffff) * slots as u64;
+    ((bucket >> 32) as u32, (slot >> 32) as usize)
 }
 
 /// Multiplies: every bit decides over all that are above it.
 #[inline(always)]
 pub(crate) const fn spread(word: u64) -> u64 {
     word.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-/// A number below `count` for a hash, without a division (Lemire 2019).
-#[inline(always)]
-const fn scale(hash: u32, count: u32) -> u32 {
-    ((hash as u64 * count as u64) >> 32) as u32
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea and Flood 2014): every bit of the input decides over every bit of the output.
@@ -376,6 +383,7 @@ struct Table {
     shift: Field,
     buckets: Field,
     bucket_count: Field,
+    slots: usize,
 }
 
 /// That of IPv6 prefixes up to /64.
@@ -384,6 +392,7 @@ const SHORT: Table = Table {
     shift: Field::SHORT_SHIFT,
     buckets: Field::SHORT_BUCKETS,
     bucket_count: Field::SHORT_BUCKET_COUNT,
+    slots: SHORT_SLOTS,
 };
 
 /// That of longer ones.
@@ -392,6 +401,7 @@ const LONG: Table = Table {
     shift: Field::LONG_SHIFT,
     buckets: Field::LONG_BUCKETS,
     bucket_count: Field::LONG_BUCKET_COUNT,
+    slots: LONG_SLOTS,
 };
 
 impl Table {
@@ -400,21 +410,23 @@ impl Table {
         self.shift.of(header) == 0
     }
 
-    /// The bucket that holds the key with this hash, if any does.
+    /// The bucket and the slot that hold the key with this hash, if any do.
     #[inline(always)]
-    fn bucket<'a, L: Lines + ?Sized>(
+    fn slot<'a, L: Lines + ?Sized>(
         &self,
         lines: &'a L,
         header: &Line,
         hash: u64,
-    ) -> Option<L::Lent<'a>> {
+    ) -> Option<(L::Lent<'a>, usize)> {
         let group = group(hash, self.shift.of(header));
         let line = lines.line(self.pilots.of(header).wrapping_add(group >> 6))?;
         match octet(&line, group) as u8 {
             0 => None,
             pilot => {
-                let bucket = displaced(hash, pilot, self.bucket_count.of(header));
-                lines.line(self.buckets.of(header).wrapping_add(bucket))
+                let buckets = self.bucket_count.of(header);
+                let (bucket, slot) = displaced(hash, pilot, buckets, self.slots);
+                let bucket = lines.line(self.buckets.of(header).wrapping_add(bucket))?;
+                Some((bucket, slot))
             }
         }
     }
@@ -438,13 +450,13 @@ pub fn ipv6<L: Lines + ?Sized>(lines: &L, upper: u64, lower: u64) -> Mark {
             }
         }
     }
-    for at in 0..66_u32 {
-        let word = length_at(lines, SHORT_LENGTHS, at);
-        let length = length(word);
-        if length > 64 {
-            return Mark::NONE;
+    let count = Field::SHORT_LENGTH_COUNT.of(&header);
+    for at in 0..65_u32 {
+        if at >= count {
+            break;
         }
-        let found = short(lines, &header, leading(upper, length), word);
+        let word = length_at(lines, SHORT_LENGTHS, at);
+        let found = short(lines, &header, leading(upper, length(word)), word);
         if found != Mark::NONE {
             return found;
         }
@@ -452,12 +464,12 @@ pub fn ipv6<L: Lines + ?Sized>(lines: &L, upper: u64, lower: u64) -> Mark {
     Mark::NONE
 }
 
-/// The word of a length at a place of the table that begins at a line; that of the end where there is none.
+/// The word of a length at a place of the table that begins at a line.
 #[inline(always)]
 fn length_at<L: Lines + ?Sized>(lines: &L, first: u32, at: u32) -> u64 {
     match lines.fixed(first + (at >> 3)) {
         Some(line) => line[at as usize & 7],
-        None => u64::from(NO_LENGTH),
+        None => 0,
     }
 }
 
@@ -470,42 +482,40 @@ const fn length(word: u64) -> u32 {
 /// The mark of a short prefix.
 #[inline(always)]
 fn short<L: Lines + ?Sized>(lines: &L, header: &Line, key: u64, word: u64) -> Mark {
-    let Some(bucket) = SHORT.bucket(lines, header, short_hash(word, key)) else {
+    let Some((bucket, slot)) = SHORT.slot(lines, header, short_hash(word, key)) else {
         return Mark::NONE;
     };
+    let mark = bucket[SHORT_SLOTS + (slot >> 2 & 1)] >> ((slot & 3) * 16) & 0xffff;
     let length = u64::from(length(word));
-    for slot in 0..SHORT_SLOTS {
-        let mark = bucket[6 + slot / 4] >> (slot % 4 * 16) & 0xffff;
-        // One condition, because the verifier follows each: a slot that is free comes after those that are not, and has
-        // no mark, so that finding one for ::/0 is finding nothing.
-        if (bucket[slot] ^ key) | (mark >> Mark::NUMBER_BITS ^ length) == 0 {
-            return Mark(mark as u32);
-        }
+    // One condition, because the verifier follows each. A slot that is free has no mark, so that finding one for ::/0 is finding
+    // nothing.
+    if (bucket[slot & 7] ^ key) | (mark >> Mark::NUMBER_BITS ^ length) == 0 {
+        Mark(mark as u32)
+    } else {
+        Mark::NONE
     }
-    Mark::NONE
 }
 
 /// The mark of the longest of the prefixes within a /64 that covers an address.
 #[inline(always)]
 fn beyond_64<L: Lines + ?Sized>(lines: &L, header: &Line, upper: u64, lower: u64) -> Mark {
-    for at in 0..65_u32 {
+    let count = Field::LONG_LENGTH_COUNT.of(header);
+    for at in 0..64_u32 {
+        if at >= count {
+            break;
+        }
         let word = length_at(lines, LONG_LENGTHS, at);
         let length = length(word);
-        if length <= 64 || length > 128 {
-            return Mark::NONE;
-        }
-        let key = leading(lower, length - 64);
-        let Some(bucket) = LONG.bucket(lines, header, long_hash(word, upper, key)) else {
+        let key = leading(lower, length.wrapping_sub(64));
+        let Some((bucket, slot)) = LONG.slot(lines, header, long_hash(word, upper, key)) else {
             continue;
         };
-        for slot in 0..LONG_SLOTS {
-            let mark = bucket[6 + slot / 2] >> (slot % 2 * 32) & 0xffff_ffff;
-            let other = (bucket[slot] ^ key)
-                | (bucket[LONG_SLOTS + slot] ^ upper)
-                | (mark >> Mark::NUMBER_BITS ^ u64::from(length));
-            if other == 0 {
-                return Mark(mark as u32);
-            }
+        let mark = bucket[2 * LONG_SLOTS + (slot >> 1 & 1)] >> ((slot & 1) * 32) & 0xffff_ffff;
+        let other = (bucket[slot & 3] ^ key)
+            | (bucket[LONG_SLOTS + (slot & 3)] ^ upper)
+            | (mark >> Mark::NUMBER_BITS ^ u64::from(length));
+        if other == 0 {
+            return Mark(mark as u32);
         }
     }
     Mark::NONE

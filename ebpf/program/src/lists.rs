@@ -46,11 +46,15 @@ impl Lines for InMap {
 
     #[inline(always)]
     fn line(&self, index: u32) -> Option<&Line> {
-        let block = match index / BLOCK_LINES as u32 {
-            0 => self.first,
+        let block = if index < BLOCK_LINES as u32 {
+            self.first
+        } else {
+            let number = index / BLOCK_LINES as u32;
             // Only a damaged header leads there.
-            SNAPSHOT_BLOCKS_MAX.. => return None,
-            number => block(snapshot_slot(self.generation(), number))?,
+            if number >= SNAPSHOT_BLOCKS_MAX {
+                return None;
+            }
+            block(snapshot_slot(self.generation(), number))?
         };
         // SAFETY: the verifier has seen that the block is there.
         Some(unsafe { line_of(block, index) })

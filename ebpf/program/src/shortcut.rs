@@ -8,11 +8,11 @@
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::xdp_md;
 use portcullis_ebpf_common::layout::{InterfaceCounter, ListCounter, Role, VerdictKey};
-use portcullis_ebpf_common::{Action, Class, Source, snapshot};
+use portcullis_ebpf_common::{Action, Class, Source};
 
 use crate::control::control;
 use crate::count::Counters;
-use crate::frame::{Frame, Part};
+use crate::frame::Frame;
 use crate::{INTERFACE, events, lists};
 
 /// Octets of the headers of Ethernet, IPv4 and TCP without options.
@@ -56,38 +56,33 @@ impl Pattern {
 pub(crate) fn action<const FRAGS: bool>(context: *mut xdp_md) -> Option<u32> {
     let frame = Frame::<FRAGS>::new(context);
     let headers = frame.part::<IPV4_HEADERS>(0)?;
-    if IPV4.fits(headers.word(3)) {
-        if !IPV4_TCP.fits(headers.word(5)) {
+    if IPV4.fits(headers.four::<12>()) {
+        if !IPV4_TCP.fits(headers.four::<20>()) {
             return None;
         }
-        let address = across(&headers, 6);
+        let address = headers.four::<26>();
         let to = Destination {
-            port: headers.word(9) as u16,
-            opens: || OPENS.fits(headers.word(11)),
+            port: headers.four::<36>() as u16,
+            opens: || OPENS.fits(headers.four::<44>()),
         };
         return judged(to, [Source::FAMILY_IPV4, address, 0], || {
             lists::ipv4(address)
         });
     }
     let headers = frame.part::<IPV6_HEADERS>(0)?;
-    if !IPV6.fits(headers.word(3)) || !IPV6_TCP.fits(headers.word(5)) {
+    if !IPV6.fits(headers.four::<12>()) || !IPV6_TCP.fits(headers.four::<20>()) {
         return None;
     }
-    let [a, b, c, d] = [5, 6, 7, 8].map(|at| across(&headers, at));
+    let upper = headers.eight::<22>();
     let to = Destination {
-        port: headers.word(14) as u16,
-        opens: || OPENS.fits(headers.word(16)),
+        port: headers.four::<56>() as u16,
+        opens: || OPENS.fits(headers.four::<64>()),
     };
-    judged(to, [Source::FAMILY_IPV6, a, b], || {
-        let (upper, lower) = snapshot::halves(&Source([Source::FAMILY_IPV6, a, b, c, d]));
-        lists::ipv6(upper, lower)
+    let key = [Source::FAMILY_IPV6, upper as u32, (upper >> 32) as u32];
+    judged(to, key, || {
+        let lower = headers.eight::<30>();
+        lists::ipv6(u64::from_be(upper), u64::from_be(lower))
     })
-}
-
-/// Addresses lie in the second half of one word and the first of the next.
-#[inline(always)]
-fn across<const OCTETS: usize>(headers: &Part<OCTETS>, at: usize) -> u32 {
-    headers.word(at) >> 16 | headers.word(at + 1) << 16
 }
 
 /// What the segment is for.

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use portcullis_ebpf_common::Source;
-use portcullis_ebpf_common::snapshot::{CLASSES, FIRST_FREE, Field, Line, Lines, MAGIC, mark};
+use portcullis_ebpf_common::snapshot::{CLASSES, FIRST_FREE, Field, Line, Lines, mark};
 
+use super::build;
 use crate::filter::KernelMemory;
 
 /// Gives zeroed memory for this many lines.
@@ -64,11 +65,7 @@ impl From<Memory> for Snapshot {
 /// No lists.
 impl Default for Snapshot {
     fn default() -> Self {
-        let mut memory = Memory::private(FIRST_FREE as usize);
-        let header = &mut memory.as_mut_slice()[0];
-        header[0] = MAGIC;
-        Field::LINES.set(header, FIRST_FREE);
-        Self::from(memory)
+        build::snapshot(Vec::new(), Memory::private)
     }
 }
 

@@ -1,7 +1,7 @@
-//! Places for hashed keys, such that no bucket overflows and a look-up reads exactly one.
+//! Slots for hashed keys, one for each alone, so that a look-up reads exactly one.
 //!
 //! Keys fall into groups by their hash, and each group gets a pilot: the first octet, from 1 on, with which all of its keys
-//! find room, tried for the largest groups first, while the buckets are empty (hash and displace: Belazzougui, Botelho,
+//! find their slots free, tried for the largest groups first, while most are (hash and displace: Belazzougui, Botelho,
 //! Dietzfelbinger 2009). A group without keys has none. There are so many groups that most have one key or none: then the
 //! first seed does with eight of ten slots filled.
 
@@ -23,57 +23,49 @@ pub(super) struct Placed {
     pub(super) shift: u32,
     /// How many buckets there are.
     pub(super) buckets: u32,
-    /// The bucket and the slot of each key: eight times the one, and the other.
-    pub(super) places: Vec<u32>,
+    /// The bucket and the slot of each key.
+    pub(super) places: Vec<(u32, usize)>,
 }
 
 /// The fewest buckets of so many slots that are tried for so many keys.
-pub(super) fn buckets_min(keys: usize, slots: u8) -> u32 {
-    let buckets = (keys * 10)
-        .div_ceil(usize::from(slots) * LOAD_TENTHS)
-        .max(1);
+pub(super) fn buckets_min(keys: usize, slots: usize) -> u32 {
+    let buckets = (keys * 10).div_ceil(slots * LOAD_TENTHS).max(1);
     u32::try_from(buckets).unwrap_or(u32::MAX >> 3)
 }
 
 /// Finds a place for each key, given by its hash, or none if a group finds no pilot.
-pub(super) fn place(hashes: &[u64], slots: u8, buckets: u32) -> Option<Placed> {
+pub(super) fn place(hashes: &[u64], slots: usize, buckets: u32) -> Option<Placed> {
     let groups = (hashes.len() * GROUPS)
         .next_power_of_two()
         .max(LEAST_GROUPS);
     let shift = u64::BITS - groups.ilog2();
     let grouped = Grouped::new(hashes, shift);
     let mut pilots = vec![0; groups];
-    let mut filled = vec![0_u8; buckets as usize];
-    let mut places = vec![0; hashes.len()];
+    let mut taken = vec![false; buckets as usize * slots];
+    let mut places = vec![(0, 0); hashes.len()];
     for number in grouped.largest_first() {
         let members = grouped.members(number);
+        let place_of = |key: u32, pilot| displaced(hashes[key as usize], pilot, buckets, slots);
         let pilot = (1..=u8::MAX).find(|pilot| {
-            let bucket = |key: u32| displaced(hashes[key as usize], *pilot, buckets) as usize;
-            let fit = members.iter().take_while(|key| {
-                let room = &mut filled[bucket(**key)];
-                *room += 1;
-                *room <= slots
-            });
-            let fit = fit.count();
-            if fit < members.len() {
-                // The one that did not fit was counted, too.
-                for key in &members[..=fit] {
-                    filled[bucket(*key)] -= 1;
+            let at = |key: u32| {
+                let (bucket, slot) = place_of(key, *pilot);
+                bucket as usize * slots + slot
+            };
+            let free = members
+                .iter()
+                .take_while(|key| !core::mem::replace(&mut taken[at(**key)], true));
+            let free = free.count();
+            if free < members.len() {
+                for key in &members[..free] {
+                    taken[at(*key)] = false;
                 }
             }
-            fit == members.len()
+            free == members.len()
         })?;
         pilots[number as usize] = pilot;
         for key in members {
-            places[*key as usize] = displaced(hashes[*key as usize], pilot, buckets) * 8;
+            places[*key as usize] = place_of(*key, pilot);
         }
-    }
-    // Slots in the order of the keys.
-    filled.fill(0);
-    for place in &mut places {
-        let next = &mut filled[(*place / 8) as usize];
-        *place += u32::from(*next);
-        *next += 1;
     }
     Some(Placed {
         pilots,

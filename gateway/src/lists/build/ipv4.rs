@@ -1,4 +1,4 @@
-//! IPv4: presence, the directory, the cells and their marks.
+//! IPv4: the directory, the cells and their marks.
 //!
 //! Prefixes up to /24 are painted over the directory, the least important first, so that the last coat is the answer. The
 //! longer ones are sorted, so that those of one /24 lie together in the order in which they are painted over its 256
@@ -6,10 +6,12 @@
 //! second.
 
 use portcullis_ebpf_common::snapshot::{
-    DIRECTORY_LINES, ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, Field, Line, Mark,
+    DIRECTORY_LINES, ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, ENTRY_PAIR, Field, Line,
+    Mark, PRESENCE,
 };
 
 use super::super::entries::Ipv4Prefix;
+use super::presence::Presence;
 use super::{Permits, Source, line_number};
 
 /// Prefixes that cover whole /24s are painted over the directory.
@@ -150,17 +152,26 @@ impl Prefixes {
         directory.paint(&self.short);
         let mut plan = Plan {
             directory,
+            presence: Presence::empty(),
             long: self.long,
             cells: 0,
             marks: 0,
         };
+        if plan.directory.count == 0 {
+            return plan;
+        }
+        let mut presence = Presence::fine();
         let (mut cells, mut marks) = (0, 0);
-        plan.for_each_network(permits, |_, found| {
+        plan.directory
+            .for_each_painted(|network, _| presence.set(network, BOTH));
+        plan.for_each_network(permits, |network, found| {
+            presence.set(network, found.halves());
             if let Network::Cell(cell) = found {
                 cells += 1;
                 marks += cell.marks.len();
             }
         });
+        plan.presence = presence.coarsened();
         (plan.cells, plan.marks) = (cells, marks);
         plan
     }
@@ -198,11 +209,6 @@ impl Directory {
         }
     }
 
-    /// The lines of presence bits.
-    fn presence_lines(&self) -> usize {
-        self.count as usize
-    }
-
     /// The lines of entries.
     fn lines(&self) -> usize {
         self.count as usize * DIRECTORY_LINES as usize
@@ -224,6 +230,22 @@ impl Directory {
         }
     }
 
+    /// Gives each /24 that has something painted on it, and that.
+    fn for_each_painted(&self, mut each: impl FnMut(u32, u16)) {
+        let first = self.first * NETWORKS;
+        for (number, stretch) in (0..).zip(self.painted.chunks(STRETCH.len())) {
+            // Most have nothing.
+            if stretch == &STRETCH[..stretch.len()] {
+                continue;
+            }
+            for (network, mark) in (first + number * STRETCH.len() as u32..).zip(stretch) {
+                if *mark != 0 {
+                    each(network, *mark);
+                }
+            }
+        }
+    }
+
     /// What the short prefixes say about a /24.
     fn painted(&self, network: u32) -> u16 {
         self.painted
@@ -236,8 +258,33 @@ impl Directory {
 /// What a /24 with longer prefixes comes to.
 enum Network<'a> {
     All(u16),
-    Lone { octet: u8, mark: u16 },
+    Lone {
+        octet: u8,
+        mark: u16,
+    },
+    /// Two addresses of one list, which names them as such.
+    Pair {
+        octets: [u8; 2],
+        mark: u16,
+    },
     Cell(Cell<'a>),
+}
+
+impl Network<'_> {
+    /// The presence bits of its two halves.
+    fn halves(&self) -> u64 {
+        match self {
+            Self::All(0) => 0,
+            Self::All(_) => BOTH,
+            Self::Lone { octet, .. } => 1 << (octet >> 7),
+            Self::Pair { octets: [a, b], .. } => 1 << (a >> 7) | 1 << (b >> 7),
+            Self::Cell(cell) if cell.rest != 0 => BOTH,
+            Self::Cell(cell) => {
+                let half = |words: &[u64]| u64::from(words.iter().any(|word| *word != 0));
+                half(&cell.bits[..2]) | half(&cell.bits[2..]) << 1
+            }
+        }
+    }
 }
 
 /// Addresses whose mark differs from that of the rest.
@@ -251,6 +298,7 @@ struct Cell<'a> {
 
 /// Everything about IPv4 but where its lines are.
 pub(super) struct Plan {
+    presence: Presence,
     directory: Directory,
     long: Vec<Long>,
     cells: usize,
@@ -259,8 +307,7 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn lines(&self) -> usize {
-        let directory = self.directory.presence_lines() + self.directory.lines();
-        directory + self.cells + self.marks.div_ceil(MARKS)
+        self.presence.lines() + self.directory.lines() + self.cells + self.marks.div_ceil(MARKS)
     }
 
     /// Settles each /24 that has longer prefixes, in order.
@@ -279,54 +326,44 @@ impl Plan {
         }
     }
 
-    /// Writes the lines, of which the first has this number.
-    pub(super) fn write(
-        &self,
-        header: &mut Line,
-        lines: &mut [Line],
-        first: usize,
-        permits: &Permits,
-    ) {
-        if lines.is_empty() {
-            return;
-        }
-        let first_entry = first + self.directory.presence_lines();
+    /// Writes the lines, which begin where presence does.
+    pub(super) fn write(&self, header: &mut Line, lines: &mut [Line], permits: &Permits) {
+        let first_entry = PRESENCE as usize + self.presence.lines();
         let first_cell = first_entry + self.directory.lines();
-        Field::NETWORKS_FIRST.set(header, self.directory.first);
-        Field::NETWORKS.set(header, self.directory.count);
-        Field::PRESENCE.set(header, line_number(first));
-        Field::DIRECTORY.set(header, line_number(first_entry));
-        let (presence, rest) = lines.split_at_mut(self.directory.presence_lines());
+        Field::PRESENCE_SHIFT.set(header, self.presence.shift());
+        let unknown = self.directory.first * DIRECTORY_LINES;
+        Field::DIRECTORY.set(header, line_number(first_entry).wrapping_sub(unknown));
+        let (presence, rest) = lines.split_at_mut(self.presence.lines());
+        self.presence.write(presence);
         let (directory, rest) = rest.split_at_mut(self.directory.lines());
         let (cells, mark_lines) = rest.split_at_mut(self.cells);
-        let mut set = |at: usize, entry: u32, halves: u64| {
-            presence[at >> 8][at >> 5 & 7] |= halves << (at % 32 * 2);
+        let mut set = |network: u32, entry: u32| {
+            let at = self.directory.at(network);
             let word = &mut directory[at >> 4][at >> 1 & 7];
             let shift = (at & 1) * 32;
             *word = *word & !(0xffff_ffff << shift) | u64::from(entry) << shift;
         };
-        // What is not written costs no memory, and what is not painted little time.
-        let stretches = self.directory.painted.chunks(STRETCH.len());
-        for (number, stretch) in stretches.enumerate() {
-            if stretch == &STRETCH[..stretch.len()] {
-                continue;
-            }
-            for (at, mark) in (number * STRETCH.len()..).zip(stretch) {
-                if *mark != 0 {
-                    set(at, ENTRY_ALL << ENTRY_KIND_SHIFT | u32::from(*mark), BOTH);
-                }
-            }
-        }
+        let all = |mark: u16| ENTRY_ALL << ENTRY_KIND_SHIFT | u32::from(mark);
+        // What is not written costs no memory.
+        self.directory
+            .for_each_painted(|network, mark| set(network, all(mark)));
         // Marks are counted from line 0, so that a cell says where its are without the header.
         let marks_before = (first_cell + self.cells) * MARKS;
         let (mut cell_count, mut mark_count) = (0, 0);
         self.for_each_network(permits, |network, found| {
-            let (entry, halves) = match found {
-                Network::All(mark) => (ENTRY_ALL << ENTRY_KIND_SHIFT | u32::from(mark), BOTH),
-                Network::Lone { octet, mark } => (
-                    ENTRY_LONE << ENTRY_KIND_SHIFT | u32::from(octet) << 16 | u32::from(mark),
-                    1 << (octet >> 7),
-                ),
+            let entry = match found {
+                Network::All(mark) => all(mark),
+                Network::Lone { octet, mark } => {
+                    ENTRY_LONE << ENTRY_KIND_SHIFT | u32::from(octet) << 16 | u32::from(mark)
+                }
+                Network::Pair {
+                    octets: [a, b],
+                    mark,
+                } => {
+                    let octets = u32::from(a) | u32::from(b) << 8;
+                    let number = u32::from(mark) & Mark::NUMBER;
+                    ENTRY_PAIR << ENTRY_KIND_SHIFT | octets << 9 | number
+                }
                 Network::Cell(cell) => {
                     cells[cell_count] = cell.line(line_number(marks_before + mark_count));
                     for mark in cell.marks {
@@ -336,24 +373,15 @@ impl Plan {
                     }
                     cell_count += 1;
                     let number = line_number(first_cell + cell_count - 1);
-                    (ENTRY_CELL << ENTRY_KIND_SHIFT | number, cell.halves())
+                    ENTRY_CELL << ENTRY_KIND_SHIFT | number
                 }
             };
-            set(self.directory.at(network), entry, halves);
+            set(network, entry);
         });
     }
 }
 
 impl Cell<'_> {
-    /// The presence bits of its /24.
-    fn halves(&self) -> u64 {
-        if self.rest != 0 {
-            return BOTH;
-        }
-        let half = |words: &[u64]| u64::from(words.iter().any(|word| *word != 0));
-        half(&self.bits[..2]) | half(&self.bits[2..]) << 1
-    }
-
     /// As [`portcullis_ebpf_common::snapshot`] describes it.
     fn line(&self, marks: u32) -> Line {
         let [a, b, c, d] = self.bits;
@@ -430,7 +458,12 @@ fn addresses_of_one_list<'a>(keys: &[Long]) -> Option<Network<'a>> {
     let mark = first.mark();
     Some(match bits.iter().map(|word| word.count_ones()).sum() {
         1 => Network::Lone {
-            octet: first.octet(),
+            octet: lone(bits),
+            mark,
+        },
+        // Sorted by the octet: the last differs from the first.
+        2 => Network::Pair {
+            octets: [first.octet(), keys.last()?.octet()],
             mark,
         },
         256 => Network::All(mark),

@@ -4,8 +4,8 @@
 //! goes, and of equal prefixes the first stays. What is left may nest; the look-up asks for the longest lengths first.
 
 use portcullis_ebpf_common::snapshot::{
-    DEEP, DEEP_AT, Field, LENGTHS_LINES, LONG_SLOTS, Line, Mark, NO_LENGTH, SHORT_SLOTS,
-    length_word, long_hash, short_hash,
+    DEEP, DEEP_AT, Field, LENGTHS_LINES, LONG_SLOTS, Line, Mark, SHORT_SLOTS, length_word,
+    long_hash, short_hash,
 };
 
 use super::super::entries::Ipv6Prefix;
@@ -148,13 +148,15 @@ impl Plan {
         let (of_short, of_long) = lengths.split_at_mut(LENGTHS_LINES as usize);
         let present = self.short.iter().map(Short::length);
         let (short_seed, long_seed) = self.seeds;
-        set_lengths(
+        let count = set_lengths(
             of_short,
             short_seed,
             present.filter(|length| *length != DEEP),
         );
+        Field::SHORT_LENGTH_COUNT.set(header, count);
         of_short.as_flattened_mut()[DEEP_AT as usize] = length_word(short_seed, DEEP);
-        set_lengths(of_long, long_seed, self.long.iter().map(Long::length));
+        let count = set_lengths(of_long, long_seed, self.long.iter().map(Long::length));
+        Field::LONG_LENGTH_COUNT.set(header, count);
         let (of_short, of_long) = table_lines.split_at_mut(lines(&self.short_placed));
         let fields = [
             Field::SHORT_PILOTS,
@@ -163,10 +165,10 @@ impl Plan {
             Field::SHORT_BUCKET_COUNT,
         ];
         let buckets = set_pilots(&self.short_placed, header, fields, of_short, first);
-        for (key, place) in self.short.iter().zip(&self.short_placed.places) {
-            let (bucket, slot) = (&mut buckets[(*place / 8) as usize], *place as usize % 8);
-            bucket[slot] = key.upper;
-            bucket[6 + slot / 4] |= u64::from(key.mark.0) << (slot % 4 * 16);
+        for (key, (bucket, slot)) in self.short.iter().zip(&self.short_placed.places) {
+            let bucket = &mut buckets[*bucket as usize];
+            bucket[*slot] = key.upper;
+            bucket[SHORT_SLOTS + slot / 4] |= u64::from(key.mark.0) << (slot % 4 * 16);
         }
         let fields = [
             Field::LONG_PILOTS,
@@ -176,11 +178,11 @@ impl Plan {
         ];
         let first = first + lines(&self.short_placed);
         let buckets = set_pilots(&self.long_placed, header, fields, of_long, first);
-        for (key, place) in self.long.iter().zip(&self.long_placed.places) {
-            let (bucket, slot) = (&mut buckets[(*place / 8) as usize], *place as usize % 8);
-            bucket[slot] = key.lower;
+        for (key, (bucket, slot)) in self.long.iter().zip(&self.long_placed.places) {
+            let bucket = &mut buckets[*bucket as usize];
+            bucket[*slot] = key.lower;
             bucket[LONG_SLOTS + slot] = key.upper;
-            bucket[6 + slot / 2] |= u64::from(key.mark.0) << (slot % 2 * 32);
+            bucket[2 * LONG_SLOTS + slot / 2] |= u64::from(key.mark.0) << (slot % 2 * 32);
         }
     }
 }
@@ -197,7 +199,6 @@ fn place(
     first_seed: u32,
     hashes: impl Fn(u32) -> Vec<u64>,
 ) -> (u32, Placed) {
-    let slots = slots as u8;
     let least = hashed::buckets_min(keys, slots);
     let mut buckets = least;
     for attempt in 1_u32.. {
@@ -257,17 +258,17 @@ fn set_octet(lines: &mut [Line], at: usize, value: u8) {
     lines[at >> 6][at >> 3 & 7] |= u64::from(value) << ((at & 7) * 8);
 }
 
-/// Writes the words of the lengths that are present, the longest first.
-fn set_lengths(lines: &mut [Line], seed: u32, lengths: impl Iterator<Item = u32>) {
+/// Writes the words of the lengths that are present, the longest first; gives their number.
+fn set_lengths(lines: &mut [Line], seed: u32, lengths: impl Iterator<Item = u32>) -> u32 {
     let mut present = [false; 129];
     for length in lengths {
         present[length as usize] = true;
     }
-    let words = lines.as_flattened_mut();
-    words.fill(u64::from(NO_LENGTH));
     let lengths = (0..).zip(present).filter(|(_, is_present)| *is_present);
     let lengths: Vec<u32> = lengths.map(|(length, _)| length).collect();
-    for (word, length) in words.iter_mut().zip(lengths.into_iter().rev()) {
-        *word = length_word(seed, length);
+    let longest_first = lengths.iter().rev();
+    for (word, length) in lines.as_flattened_mut().iter_mut().zip(longest_first) {
+        *word = length_word(seed, *length);
     }
+    lengths.len() as u32
 }

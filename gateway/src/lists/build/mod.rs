@@ -6,11 +6,13 @@
 //! Each family is planned first (sorted, settled, counted), then the memory is asked for once, in its final size, then
 //! written. So the lines can lie in a kernel map from the start. While it is built, sixteen octets an IPv4 prefix are needed
 //! beside the snapshot at most (eight as it was read, eight as it is sorted; the first are given back before the snapshot is
-//! written), two for each /24 where there are prefixes up to /24 (32 MiB at most), and about 140 octets an IPv6 prefix.
+//! written), two for each /24 where there are prefixes up to /24 (32 MiB at most), the presence bits (6 MiB at most), and about
+//! 140 octets an IPv6 prefix.
 
 mod hashed;
 mod ipv4;
 mod ipv6;
+mod presence;
 
 use portcullis_ebpf_common::snapshot::{CLASSES, FIRST_FREE, Field, LISTS_MAX, MAGIC};
 
@@ -71,7 +73,7 @@ pub(super) fn snapshot(sources: Vec<Source>, allocate: Allocate) -> Snapshot {
     header[0] = MAGIC;
     Field::LINES.set(header, line_number(count));
     let (of_ipv4, of_ipv6) = rest.split_at_mut(ipv4.lines());
-    ipv4.write(header, of_ipv4, fixed, &permits);
+    ipv4.write(header, of_ipv4, &permits);
     ipv6.write(header, lengths, of_ipv6, fixed + ipv4.lines());
     Snapshot::from(memory)
 }

@@ -200,13 +200,13 @@ proptest! {
     #[test]
     fn no_line_whatever_is_in_it_makes_a_look_up_panic(
         mut lines in prop::collection::vec(any::<[u64; 8]>(), 0..60),
-        small in prop::collection::vec(0..70_u32, 14),
+        small in prop::collection::vec(0..70_u32, 12),
         addresses in prop::collection::vec(any::<u128>(), 1..20),
     ) {
         let fields = [
-            Field::NETWORKS_FIRST, Field::NETWORKS, Field::PRESENCE, Field::DIRECTORY, Field::SHORT_PILOTS, Field::SHORT_SHIFT,
+            Field::PRESENCE_SHIFT, Field::DIRECTORY, Field::SHORT_PILOTS, Field::SHORT_SHIFT,
             Field::SHORT_BUCKETS, Field::SHORT_BUCKET_COUNT, Field::LONG_PILOTS, Field::LONG_SHIFT, Field::LONG_BUCKETS,
-            Field::LONG_BUCKET_COUNT,
+            Field::LONG_BUCKET_COUNT, Field::SHORT_LENGTH_COUNT, Field::LONG_LENGTH_COUNT,
         ];
         for round in 0..2 {
             for address in &addresses {
