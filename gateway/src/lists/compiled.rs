@@ -186,6 +186,53 @@ mod tests {
             })
     }
 
+    /// What one /24 of a few addresses can come to, each in a form of its own in the snapshot; every address of it is asked for.
+    #[test]
+    fn every_address_of_a_small_network_answers_for_itself() {
+        use ListAction::{Drop, Permit};
+        type Lists<'a> = &'a [(ListAction, &'a [&'a str])];
+        let cases: [(&str, Lists<'_>); 11] = [
+            ("one", &[(Drop, &["1/32"])]),
+            ("two, one in each half", &[(Drop, &["0/32", "255/32"])]),
+            ("two in a half", &[(Drop, &["129/32", "128/32"])]),
+            ("the same two again", &[(Drop, &["7/32", "9/32", "7/32"])]),
+            ("one twice", &[(Drop, &["7/32", "7/32"])]),
+            ("two of two lists", &[(Drop, &["7/32"]), (Drop, &["8/32"])]),
+            (
+                "two, of which another list has one, too",
+                &[(Drop, &["7/32", "8/32"]), (Drop, &["8/32"])],
+            ),
+            (
+                "two, of which one is permitted",
+                &[(Drop, &["7/32", "8/32"]), (Permit, &["8/32"])],
+            ),
+            ("two in a prefix", &[(Drop, &["7/32", "8/32", "0/26"])]),
+            ("two that are a prefix", &[(Drop, &["6/31"])]),
+            ("three", &[(Drop, &["0/32", "127/32", "128/32"])]),
+        ];
+        for (case, lists) in cases {
+            let sources: Vec<_> = (0..)
+                .zip(lists)
+                .map(|(number, (action, nets))| {
+                    let net = |net: &&str| format!("198.51.100.{net}").parse::<IpNet>().unwrap();
+                    (
+                        format!("list-{number}"),
+                        *action,
+                        nets.iter().map(net).collect(),
+                    )
+                })
+                .collect();
+            let compiled = Compiled::new(sources.clone());
+            for octet in 0..=255 {
+                for address in [[198, 51, 100, octet], [198, 51, 101, octet]].map(IpAddr::from) {
+                    let found = compiled.filtered(address);
+                    let found = found.map(|listing| (listing.list, listing.action, listing.prefix));
+                    assert_eq!(found, naive(&sources, address), "{case}: {address}");
+                }
+            }
+        }
+    }
+
     /// The lower half of each is the upper one times a number that hashes are made with: when the halves met without a seed
     /// between them, all four had one hash under every seed, and no table had room for a fourth.
     #[test]

@@ -257,6 +257,20 @@ fn lists_and_settings_change_while_packets_flow_and_counters_stay() -> anyhow::R
         "an interface that is not in the settings any more is let go"
     );
     assert!(filter.status()?.interfaces.is_empty());
+
+    // Slots that change hands begin anew, though the counters in the kernel are never cleared.
+    settings.interfaces = scene.settings().interfaces;
+    scene.gate.run(|| filter.update_settings(&settings))??;
+    let renamed = |name: &str| {
+        let nets = vec!["192.0.2.0/24".parse()?];
+        anyhow::Ok(Compiled::new([(name.to_owned(), ListAction::Drop, nets)]))
+    };
+    for name in ["second", "third", "fourth"] {
+        filter.update_lists(&renamed(name)?)?;
+        assert!(!scene.reaches(LISTED4, 25));
+        assert_eq!(dropped(&filter.status()?, name), 1, "{name}");
+    }
+    assert_eq!(filter.status()?.interfaces[0].dropped.listed, 3);
     Ok(())
 }
 
