@@ -9,8 +9,8 @@
 //!
 //! CPUs read and write cells without locks: a count can come out too low by what two of them did at the same moment.
 
+use crate::hash::mix;
 use crate::layout::{RateUse, SKETCH_LINES, SketchLine, VerdictKey};
-use crate::snapshot::mix;
 
 /// The hash of a source, every bit of which is as good as the others.
 #[inline(always)]

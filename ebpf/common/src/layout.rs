@@ -23,7 +23,7 @@
 //! other blocks are, and which bank of `LIST_RECORDS` describes it.
 //! So the swap of the snapshot swaps the names with it, and a crash at any moment leaves one whole generation in force.
 
-use crate::snapshot::spread;
+use crate::hash::spread;
 
 /// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is part of the pin path,
 /// because a pinned map is taken over without a look at its shape.

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod budget;
+mod hash;
 pub mod layout;
 pub mod packet;
 pub mod reply;
