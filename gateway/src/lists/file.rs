@@ -13,7 +13,7 @@
 use core::cell::Cell;
 use core::fmt;
 use core::ops::Deref;
-use std::fs::{File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -172,12 +172,13 @@ impl Header {
     }
 }
 
-/// Writes compiled lists to a file, in place of the one that is there.
+/// Writes compiled lists to a file, in place of the one that is there, or of the one that a link leads to.
 ///
 /// # Errors
 /// [`Fault::Io`]; then the file that was there is as it was.
 pub fn write(path: &Path, compiled: &Compiled, compiled_at: SystemTime) -> Result<(), Error> {
-    write_beside(path, compiled, compiled_at).map_err(|error| Error {
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    write_beside(&target, compiled, compiled_at).map_err(|error| Error {
         path: path.to_owned(),
         fault: Fault::Io(error),
     })

@@ -180,6 +180,17 @@ fn a_file_with_a_good_sum_over_nonsense_is_refused_or_answers() {
 }
 
 #[test]
+fn a_link_stays_one_and_the_file_that_it_leads_to_is_replaced() {
+    let (directory, path, octets) = written();
+    let link = directory.path().join("current");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    write(&link, &Compiled::default(), UNIX_EPOCH).unwrap();
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_ne!(fs::read(&path).unwrap(), octets);
+    assert!(Stored::open(&link).is_ok());
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let error = Stored::open(Path::new("/nowhere/lists.snapshot")).unwrap_err();
     let text = error.to_string();
