@@ -68,7 +68,7 @@ impl InKernel {
         for network in &file.local {
             edge.add_local(source(network.network()), network.prefix_len())?;
         }
-        edge.set_reader(u64::MAX)?;
+        edge.set_reader(u64::MAX);
         Ok(Self {
             customer: filter.trial_as(Role::Customer)?,
             filter,

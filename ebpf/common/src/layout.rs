@@ -23,6 +23,9 @@
 //! other blocks are, and which bank of `LIST_RECORDS` describes it.
 //! So the swap of the snapshot swaps the names with it, and a crash at any moment leaves one whole generation in force.
 
+#[cfg(not(target_arch = "bpf"))]
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::hash::spread;
 
 /// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is part of the pin path,
@@ -302,18 +305,59 @@ impl Reason {
     }
 }
 
-/// What the program looks at for nearly every packet, in one place, because each look into a map costs some. Whoever
-/// changes it writes single words, or single bits with an atomic operation: others do so at the same time.
+/// A word that others change meanwhile. In the program it is no atomic one, because BPF's compiler knows no load of such; it is
+/// loaded whole all the same.
+#[cfg(not(target_arch = "bpf"))]
+#[repr(transparent)]
+pub struct Word(AtomicU64);
+
+/// A word that others change meanwhile, as the program has it.
+#[cfg(target_arch = "bpf")]
+#[repr(transparent)]
+pub struct Word(core::cell::Cell<u64>);
+
+#[cfg(target_arch = "bpf")]
+impl Word {
+    /// What it is now.
+    #[inline(always)]
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.get()
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+impl Word {
+    /// What it is now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Changes all of it.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::SeqCst);
+    }
+
+    fn set_bits(&self, bits: u64) {
+        self.0.fetch_or(bits, Ordering::SeqCst);
+    }
+
+    fn clear_bits(&self, bits: u64) {
+        self.0.fetch_and(!bits, Ordering::SeqCst);
+    }
+}
+
+/// What the program looks at for nearly every packet, in one place, because each look into a map costs some. Several
+/// processes write it while the program reads.
 #[repr(C)]
 pub struct Control {
-    /// What of the settings nearly every packet needs.
-    pub glance: Glance,
+    glance: Word,
     /// Until when somebody reads the events, in nanoseconds of CLOCK_MONOTONIC; 0: nobody does.
-    pub reader_until_ns: u64,
+    pub reader_until_ns: Word,
     /// Fills the line.
-    pub reserved: [u64; 6],
-    /// A bit for each [`hint`].
-    pub hints: [u64; VERDICT_HINTS as usize / 64],
+    reserved: [u64; 6],
+    hints: [Word; VERDICT_HINTS as usize / 64],
 }
 
 impl Control {
@@ -322,9 +366,42 @@ impl Control {
     #[inline(always)]
     #[must_use]
     pub fn may_be_recent(&self, key: &VerdictKey) -> bool {
-        let hint = hint(key);
-        let word = self.hints.get(hint as usize / 64).copied();
-        word.unwrap_or_default() >> (hint % 64) & 1 != 0
+        let (word, bit) = self.hint(hint(key));
+        word.is_some_and(|word| word.get() & bit != 0)
+    }
+
+    /// From now on a verdict is looked for under keys with this hint.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn set_hint(&self, hint: u32) {
+        if let (Some(word), bit) = self.hint(hint) {
+            word.set_bits(bit);
+        }
+    }
+
+    /// From now on none is.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn clear_hint(&self, hint: u32) {
+        if let (Some(word), bit) = self.hint(hint) {
+            word.clear_bits(bit);
+        }
+    }
+
+    #[inline(always)]
+    fn hint(&self, hint: u32) -> (Option<&Word>, u64) {
+        (self.hints.get(hint as usize / 64), 1 << (hint % 64))
+    }
+
+    /// What of the settings nearly every packet needs.
+    #[inline(always)]
+    #[must_use]
+    pub fn glance(&self) -> Glance {
+        Glance(self.glance.get())
+    }
+
+    /// From now on this is seen.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn set_glance(&self, glance: Glance) {
+        self.glance.set(glance.0);
     }
 }
 
@@ -337,6 +414,9 @@ pub struct Counters {
     /// By the slot of the list.
     pub lists: [ListCounters; LIST_SLOTS as usize],
 }
+
+/// The kernel takes no larger element of a per-CPU map (PCPU_MIN_UNIT_SIZE of linux/percpu.h).
+const _: () = assert!(size_of::<Counters>() <= 32 << 10);
 
 /// An interface's counters on one CPU, indexed by [`InterfaceCounter`]: two cache lines.
 pub type InterfaceCounters = [u64; 16];

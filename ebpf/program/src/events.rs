@@ -22,7 +22,7 @@ static EVENT_RATES: PerCpuArray<RateUse, 1> = PerCpuArray::new();
 /// flood costs little more because it is watched.
 #[inline(always)]
 pub(crate) fn are_wanted(control: &Control) -> bool {
-    let until_ns = control.reader_until_ns;
+    let until_ns = control.reader_until_ns.get();
     if until_ns == 0 {
         return false;
     }

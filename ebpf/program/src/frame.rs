@@ -67,7 +67,7 @@ impl<const FRAGS: bool> Frame<FRAGS> {
         Some(Self::new(self.context))
     }
 
-    /// A part of it to be written to: checked once, because the compiler takes out a second check that it can work out
+    /// A part of it, checked once: because the compiler takes out a second check that it can work out
     /// from the first, and the verifier cannot.
     #[inline(always)]
     pub(crate) fn part<const OCTETS: usize>(&self, offset: usize) -> Option<Part<OCTETS>> {
@@ -88,7 +88,7 @@ impl<const FRAGS: bool> Frame<FRAGS> {
     }
 }
 
-/// So many octets of a frame. Places in it are counted in words; they are constants, and none is beyond the end.
+/// So many octets of a frame. Places in it are constants, counted in words but where octets are told; none is beyond the end.
 pub(crate) struct Part<const OCTETS: usize>(usize);
 
 impl<const OCTETS: usize> Part<OCTETS> {
@@ -105,7 +105,7 @@ impl<const OCTETS: usize> Part<OCTETS> {
         unsafe { read_word(self.0 + at * 4) }
     }
 
-    /// The four octets at this place, in one instruction.
+    /// The four octets behind so many, in one instruction.
     #[inline(always)]
     pub(crate) fn four<const AT: usize>(&self) -> u32 {
         const { assert!(AT + 4 <= OCTETS) };
@@ -118,7 +118,7 @@ impl<const OCTETS: usize> Part<OCTETS> {
         four as u32
     }
 
-    /// The eight octets at this place, in one instruction.
+    /// The eight octets behind so many, in one instruction.
     #[inline(always)]
     pub(crate) fn eight<const AT: usize>(&self) -> u64 {
         const { assert!(AT + 8 <= OCTETS) };

@@ -101,8 +101,7 @@ fn judged(
     class: impl FnOnce() -> Class,
 ) -> Option<u32> {
     let control = control()?;
-    // Read in one piece, once.
-    let glance = control.glance;
+    let glance = control.glance();
     let interface = INTERFACE.load();
     if interface >> 16 != Role::Edge as u32 || !glance.enforces(to.port) {
         return None;

@@ -168,7 +168,7 @@ impl Events {
     pub fn announce(&mut self) -> Result<(), Error> {
         let now_ns = now_ns();
         let until = now_ns.saturating_add(in_ns(READER_FOR));
-        self.control.set_reader_until_ns(until);
+        self.control.reader_until_ns.set(until);
         let mut top = self.ranking.first(TOP_SOURCES_MAX as usize, now_ns);
         top.resize(TOP_SOURCES_MAX as usize, NOBODY);
         for (place, source) in (0..).zip(top) {
@@ -220,7 +220,7 @@ impl Drop for Events {
     fn drop(&mut self) {
         if matches!(self.lock, Lock::Held { .. }) {
             // The program stops by itself soon enough.
-            self.control.set_reader_until_ns(0);
+            self.control.reader_until_ns.set(0);
         }
     }
 }

@@ -102,10 +102,17 @@ pub(super) fn swap(
     for (slot, record) in (0..).zip(records) {
         maps.set_list_record(number % 2, slot, record)?;
     }
-    for (line, classes) in (CLASSES..FIRST_FREE).zip(class_lines(&new)) {
-        memory.set_line(line, classes);
-    }
-    maps.swap_snapshot(memory, number, old.blocks)?;
+    let fixed = memory.as_slice().get(CLASSES as usize..FIRST_FREE as usize);
+    let before = fixed.map(<[Line]>::to_vec).unwrap_or_default();
+    let set_classes = |lines: &[Line]| {
+        for (line, classes) in (CLASSES..FIRST_FREE).zip(lines) {
+            memory.set_line(line, *classes);
+        }
+    };
+    set_classes(&class_lines(&new));
+    // The memory may be in force already, and stays so after an error.
+    maps.swap_snapshot(memory, number, old.blocks)
+        .inspect_err(|_| set_classes(&before))?;
     let lists = new.into_iter().flatten().collect();
     Ok(Generation {
         number,

@@ -123,11 +123,13 @@ impl Maps {
         let failed = "writing the settings";
         let mut inner = Array::create(1, 0).map_err(kernel(failed))?;
         inner.set(0, Value(settings), 0).map_err(kernel(failed))?;
-        let glance = Glance::at(&settings);
+        let before = self.control.glance();
         self.control.set_glance(Glance::NOTHING);
-        self.settings.set(0, &inner, 0).map_err(kernel(failed))?;
+        let result = self.settings.set(0, &inner, 0).map_err(kernel(failed));
+        // After an error the old settings are in force.
+        let glance = result.as_ref().map_or(before, |()| Glance::at(&settings));
         self.control.set_glance(glance);
-        Ok(())
+        result
     }
 
     /// The header of the snapshot in force.
@@ -191,11 +193,6 @@ impl Maps {
     /// What the program looks at for nearly every packet.
     pub(super) fn control(&self) -> &Control {
         &self.control
-    }
-
-    /// Until when somebody reads the events, in nanoseconds of CLOCK_MONOTONIC.
-    pub(super) fn reader_until_ns(&self) -> u64 {
-        self.control.reader_until_ns()
     }
 
     /// The record of a list's slot in a bank.

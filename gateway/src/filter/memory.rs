@@ -15,7 +15,6 @@ use core::ptr::NonNull;
 use core::slice;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
 use aya::Pod;
@@ -23,7 +22,7 @@ use aya::maps::{Array, IterableMap as _, MapData};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
-use portcullis_ebpf_common::layout::{MAPPED, SNAPSHOT_BLOCKS_MAX};
+use portcullis_ebpf_common::layout::{Control, MAPPED, SNAPSHOT_BLOCKS_MAX};
 use portcullis_ebpf_common::snapshot::{BLOCK_LINES, Block, FIRST_FREE, Field, Line};
 
 use super::Error;
@@ -165,18 +164,18 @@ pub(super) fn remove(array: &MapData, slot: u32) -> io::Result<()> {
 }
 
 /// The first lines of some maps, of which all but the last have those of a block, mapped one behind the other.
-pub(super) struct Mapping {
+struct Mapping {
     lines: NonNull<Line>,
     count: usize,
 }
 
-// SAFETY: a mapping belongs to no thread, and is written only through `&mut` or atomically.
+// SAFETY: a mapping belongs to no thread, and is written only through `&mut`, or as atomic words.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    pub(super) fn new(maps: &[BorrowedFd<'_>], count: usize) -> Result<Self, Error> {
+    fn new(maps: &[BorrowedFd<'_>], count: usize) -> Result<Self, Error> {
         let step = "mapping the memory of a map";
         let failed = || kernel(step)(Errno::EINVAL);
         if maps.len() < count.div_ceil(BLOCK_LINES) {
@@ -213,15 +212,6 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// A word that others write, too: of a mapping of which nobody takes the lines. One that is not there is the last.
-    pub(super) fn word(&self, at: usize) -> &AtomicU64 {
-        let words = self.count * size_of::<Line>() / size_of::<u64>();
-        // SAFETY: it is one of the words of the mapping, which has at least one.
-        let word = unsafe { self.lines.cast::<u64>().add(at.min(words - 1)) };
-        // SAFETY: it is aligned, and there for as long as this value lives; everybody here writes it atomically.
-        unsafe { AtomicU64::from_ptr(word.as_ptr()) }
-    }
-
     fn as_slice(&self) -> &[Line] {
         // SAFETY: the mapping has this many lines, aligned to a page, for as long as this value lives; they are changed
         // through it only by `&mut self`.
@@ -231,6 +221,22 @@ impl Mapping {
     fn as_mut_slice(&mut self) -> &mut [Line] {
         // SAFETY: as for `as_slice`; nobody else has a reference.
         unsafe { slice::from_raw_parts_mut(self.lines.as_ptr(), self.count) }
+    }
+}
+
+/// The element of a map of one [`Control`].
+pub(super) struct ControlMemory(Mapping);
+
+impl ControlMemory {
+    pub(super) fn new(map: BorrowedFd<'_>) -> Result<Self, Error> {
+        const { assert!(size_of::<Control>().is_multiple_of(size_of::<Line>())) };
+        Mapping::new(&[map], size_of::<Control>() / size_of::<Line>()).map(Self)
+    }
+
+    pub(super) fn get(&self) -> &Control {
+        // SAFETY: the mapping is as large, aligned to a page, and lives as long as this value; what of it changes is atomic, and
+        // nobody has its lines.
+        unsafe { self.0.lines.cast::<Control>().as_ref() }
     }
 }
 

@@ -107,6 +107,7 @@ impl Filter {
         };
         let result = filter.sync_interfaces();
         result.inspect_err(|_| remove_if_unused(&filter.pins))?;
+        filter.verdicts.set_all_hints()?;
         filter.remove_exempt_verdicts(compiled);
         Ok(filter)
     }
@@ -265,6 +266,7 @@ impl Filter {
         let before = taken
             .iter()
             .find(|taken| taken.interface.name == interface.name);
+        let is_new = before.is_none();
         let (slot, counted_before) = match before {
             Some(before) => (before.slot, before.counted_before),
             None => {
@@ -278,13 +280,18 @@ impl Filter {
                 (slot, self.maps.counted()?.interface(slot))
             }
         };
-        let (put, program) = links::put(&self.pins, interface, slot, self.settings.xdp_mode)?;
+        // Before the program counts there: nobody else is to take the slot if this process ends.
         self.maps.take_interface_slot(&InterfaceSlot {
             slot,
             interface: interface.clone(),
             xdp_mode: self.settings.xdp_mode,
             counted_before,
         })?;
+        let result = links::put(&self.pins, interface, slot, self.settings.xdp_mode);
+        if result.is_err() && is_new {
+            self.maps.free_interface_slot(slot)?;
+        }
+        let (put, program) = result?;
         self.programs.insert(interface.name.clone(), program);
         let taken_over = put == Put::TakenOver;
         tracing::info!(

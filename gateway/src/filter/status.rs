@@ -225,7 +225,7 @@ fn top_sources(maps: &Maps, names: &Names) -> Result<TopSources, Error> {
         last_seconds_ago: seconds_since(top.last_ns),
     };
     Ok(TopSources {
-        watched: maps.reader_until_ns() > now_ns,
+        watched: maps.control().reader_until_ns.get() > now_ns,
         age_seconds: top.first().map(|first| seconds_since(first.written_ns)),
         sources: top.iter().map(status).collect(),
     })

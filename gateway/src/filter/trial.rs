@@ -8,7 +8,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapError, RingBuf};
 use aya::programs::{TestRun, TestRunOptions};
 use portcullis_ebpf_common::Source;
 use portcullis_ebpf_common::layout::{
-    Event, INTERFACES_MAX, InterfaceCounters, RecentVerdict, Role, Settings, VerdictKey,
+    Event, INTERFACES_MAX, InterfaceCounters, RecentVerdict, Role, Settings, VerdictKey, hint,
 };
 use portcullis_ebpf_common::packet::FAMILY_BITS;
 
@@ -83,7 +83,7 @@ impl Trial {
     ///
     /// # Errors
     /// [`Error::Kernel`].
-    pub fn counted(&mut self) -> Result<InterfaceCounters, Error> {
+    pub fn counted(&self) -> Result<InterfaceCounters, Error> {
         Ok(self.maps.counted()?.interface(INTERFACES_MAX))
     }
 
@@ -96,7 +96,7 @@ impl Trial {
         let failed = "writing a recent verdict";
         let result = verdicts.insert(key, Value(verdict), 0);
         result.map_err(kernel(failed))?;
-        self.maps.control().set_hint_of(&key);
+        self.maps.control().set_hint(hint(&key));
         Ok(())
     }
 
@@ -139,12 +139,8 @@ impl Trial {
     }
 
     /// Says until when somebody reads events, in nanoseconds of CLOCK_MONOTONIC; 0: nobody does.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`].
-    pub fn set_reader(&mut self, until_ns: u64) -> Result<(), Error> {
-        self.maps.control().set_reader_until_ns(until_ns);
-        Ok(())
+    pub fn set_reader(&self, until_ns: u64) {
+        self.maps.control().reader_until_ns.set(until_ns);
     }
 
     /// The events that are there. They are taken away.

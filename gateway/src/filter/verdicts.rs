@@ -52,14 +52,15 @@ pub struct Verdicts {
     seen: Elements,
 }
 
-/// The map itself, and its hints.
+/// The map itself.
 struct Elements {
     verdicts: HashMap<MapData, VerdictKey, Value<RecentVerdict>>,
-    control: Control,
 }
 
 struct Maps {
     verdicts: Elements,
+    /// It has the hints.
+    control: Control,
     counters: Array<MapData, u64>,
     local: LocalNetworks,
 }
@@ -191,6 +192,7 @@ impl Verdicts {
     pub(super) fn of(pins: &Pins) -> Result<Self, Error> {
         let maps = Maps {
             verdicts: Elements::open(pins)?,
+            control: Control::open(pins)?,
             counters: open(pins, VERDICT_COUNTERS)?,
             local: LocalNetworks::open(pins)?,
         };
@@ -198,6 +200,14 @@ impl Verdicts {
             maps: Mutex::new(maps),
             seen: Elements::open(pins)?,
         })
+    }
+
+    /// Makes sure that the program finds every verdict.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be read.
+    pub(super) fn set_all_hints(&self) -> Result<(), Error> {
+        self.maps().set_all_hints()
     }
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
@@ -234,13 +244,12 @@ impl Verdicts {
             reserved: 0,
             note: note(new.note),
         };
-        if let Err(error) = maps.verdicts.insert(key, verdict) {
+        if let Err(error) = maps.insert(key, verdict) {
             if os_error(&error) != Some(libc::E2BIG) {
                 return Err(kernel("writing a recent verdict")(error));
             }
             maps.make_room(now_ns)?;
-            maps.verdicts
-                .insert(key, verdict)
+            maps.insert(key, verdict)
                 .map_err(kernel("writing a recent verdict"))?;
         }
         let (given, counter) = match still {
@@ -260,7 +269,7 @@ impl Verdicts {
         let key = verdict_key(address);
         let removed = maps.verdicts.take(key)?;
         if removed {
-            maps.verdicts.clear_hints(&[key])?;
+            maps.clear_hints(&[key])?;
             maps.count(VerdictCounter::Removed, 1)?;
         }
         Ok(removed)
@@ -357,7 +366,6 @@ impl Elements {
     fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             verdicts: open(pins, "VERDICTS")?,
-            control: Control::open(pins)?,
         })
     }
 
@@ -365,12 +373,6 @@ impl Elements {
         let value =
             found(self.verdicts.get(&key, 0)).map_err(kernel("reading a recent verdict"))?;
         Ok(value.map(|Value(verdict)| verdict))
-    }
-
-    fn insert(&mut self, key: VerdictKey, verdict: RecentVerdict) -> Result<(), MapError> {
-        self.verdicts.insert(key, Value(verdict), 0)?;
-        self.control.set_hint_of(&key);
-        Ok(())
     }
 
     /// Removes an element; says whether it was there.
@@ -406,36 +408,55 @@ impl Elements {
         }
         Ok((keys, true))
     }
+}
+
+impl Maps {
+    fn insert(&mut self, key: VerdictKey, verdict: RecentVerdict) -> Result<(), MapError> {
+        self.verdicts.verdicts.insert(key, Value(verdict), 0)?;
+        self.control.set_hint(hint(&key));
+        Ok(())
+    }
+
+    /// Sets the hints of all verdicts: a process that ended between the two may have left one without.
+    fn set_all_hints(&self) -> Result<(), Error> {
+        let (keys, _) = self.verdicts.keys()?;
+        for key in &keys {
+            self.control.set_hint(hint(key));
+        }
+        Ok(())
+    }
 
     /// Clears the hints of verdicts that have gone, unless another has the same.
-    fn clear_hints(&mut self, gone: &[VerdictKey]) -> Result<(), Error> {
+    fn clear_hints(&self, gone: &[VerdictKey]) -> Result<(), Error> {
         let mut cleared: BTreeSet<u32> = gone.iter().map(hint).collect();
-        let (keys, are_all) = self.keys()?;
+        let (keys, are_all) = self.verdicts.keys()?;
         if !are_all {
             return Ok(());
         }
         for key in keys {
             cleared.remove(&hint(&key));
         }
-        for hint in &cleared {
-            self.control.clear_hint(*hint);
-        }
         if cleared.is_empty() {
             return Ok(());
         }
-        // A hint that somebody wrote meanwhile stands behind its verdict: if it was cleared, the verdict is here by now.
-        let (keys, are_all) = self.keys()?;
-        let needed: BTreeSet<u32> = keys.iter().map(hint).collect();
+        for hint in &cleared {
+            self.control.clear_hint(*hint);
+        }
+        // A hint that somebody set meanwhile stands behind its verdict: if it was cleared, the verdict is here by now. Who cannot
+        // see all of them sets every hint again.
+        let keys = self.verdicts.keys();
+        let needed: Option<BTreeSet<u32>> = match &keys {
+            Ok((keys, true)) => Some(keys.iter().map(hint).collect()),
+            _ => None,
+        };
         for hint in cleared {
-            if !are_all || needed.contains(&hint) {
+            if needed.as_ref().is_none_or(|needed| needed.contains(&hint)) {
                 self.control.set_hint(hint);
             }
         }
-        Ok(())
+        keys.map(|_| ())
     }
-}
 
-impl Maps {
     /// Removes those to which it applies, and counts them.
     fn remove_where(
         &mut self,
@@ -448,7 +469,7 @@ impl Maps {
                 removed.push(key);
             }
         }
-        self.verdicts.clear_hints(&removed)?;
+        self.clear_hints(&removed)?;
         self.count(counter, removed.len() as u64)?;
         Ok(removed.len() as u64)
     }
@@ -468,7 +489,7 @@ impl Maps {
                 gone.push(key);
             }
         }
-        self.verdicts.clear_hints(&gone)?;
+        self.clear_hints(&gone)?;
         tracing::debug!(expired, evicted, "made room for recent verdicts");
         self.count(VerdictCounter::Expired, expired)?;
         self.count(VerdictCounter::Evicted, evicted)

@@ -233,6 +233,32 @@ mod tests {
         }
     }
 
+    /// Where presence of IPv4 is, there is nothing else, though there be nothing to say about IPv4.
+    #[test]
+    fn lists_of_ipv6_say_nothing_of_ipv4() {
+        let net = |number: u128| {
+            let address = (0x2001_0db8 << 96 | number << 80).into();
+            IpNet::new(IpAddr::V6(address), 48).unwrap()
+        };
+        let lists = ["filtered", "rejected"].map(|name| {
+            let action = if name == "filtered" {
+                ListAction::Drop
+            } else {
+                ListAction::Reject
+            };
+            (name.to_owned(), action, (0..20_000).map(net).collect())
+        });
+        let compiled = Compiled::new(lists);
+        assert!(compiled.filtered(net(7).addr()).is_some());
+        for address in (0..=u32::MAX)
+            .step_by(4_099)
+            .map(|address| IpAddr::from(address.to_be_bytes()))
+        {
+            assert_eq!(compiled.filtered(address), None, "{address}");
+            assert_eq!(compiled.rejected(address), None, "{address}");
+        }
+    }
+
     /// The lower half of each is the upper one times a number that hashes are made with: when the halves met without a seed
     /// between them, all four had one hash under every seed, and no table had room for a fourth.
     #[test]

@@ -7,8 +7,10 @@ use portcullis_ebpf_common::snapshot::{Line, PRESENCE_SHIFT_MAX, PRESENCE_SHIFT_
 
 /// Of so many stretches one has something in it, at most, where there is a choice.
 const SPARSE: u64 = 16;
-/// Smaller than with this shift, which makes 64 KiB, is not faster.
+/// Smaller than with this shift, which makes 64 KiB, is not faster. No stretch may be longer than a /16: where something is
+/// present there has to be a directory, which goes by /16s.
 const SHIFT_MAX: u32 = 13;
+const _: () = assert!(SHIFT_MAX <= 16);
 
 /// The bits, and by how much an address is shifted to give the number of its own.
 pub(super) struct Presence {
@@ -63,7 +65,7 @@ impl Presence {
     }
 
     pub(super) fn lines(&self) -> usize {
-        self.words.len() / size_of::<Line>() * size_of::<u64>()
+        self.words.len() / (size_of::<Line>() / size_of::<u64>())
     }
 
     /// Writes the lines.
@@ -100,6 +102,11 @@ fn halved(words: &[u64]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_prefixes_it_is_one_line() {
+        assert_eq!(Presence::empty().lines(), 1);
+    }
 
     /// With so many /24s present, evenly over all of IPv4, the shift and the bits that are set.
     #[test]
