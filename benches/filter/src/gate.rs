@@ -65,7 +65,7 @@ impl Gate {
     }
 
     /// Has the program think that somebody reads its events, for good. Nobody does: once the buffer is full, those of the
-    /// sample are lost.
+    /// sample are lost. All of the element is written, because nobody else writes to it now.
     pub(crate) fn watch(&self) -> Result<()> {
         const WORDS: usize = size_of::<Control>() / size_of::<u64>();
         let mut control: Array<MapData, [u64; WORDS]> =
