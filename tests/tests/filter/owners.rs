@@ -32,7 +32,12 @@ fn a_killed_owner_leaves_the_drops_in_place_and_the_next_takes_them_over_without
         .stdout(Stdio::null())
         .spawn()?;
     let started = Instant::now();
-    while filter::status(&scene.pin_path).map_or(true, |status| status.interfaces.is_empty()) {
+    // Its slot is written down before the program is there.
+    let is_attached = || {
+        let status = scene.gate.run(|| filter::status(&scene.pin_path))?;
+        anyhow::Ok(status.is_ok_and(|status| status.interfaces.iter().any(|wan| wan.attached)))
+    };
+    while !is_attached()? {
         assert!(
             started.elapsed() < Duration::from_secs(20),
             "the owner never attached"
