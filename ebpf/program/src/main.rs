@@ -178,7 +178,12 @@ fn answer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
         _ if cookie::answer::<FRAGS>(context, judged) => (InterfaceCounter::SynCookie, XDP_TX),
         _ => (InterfaceCounter::Passed, XDP_PASS),
     };
-    counted(judged.interface_slot, counter, judged.segment.hidden, action)
+    counted(
+        judged.interface_slot,
+        counter,
+        judged.segment.hidden,
+        action,
+    )
 }
 
 /// Nothing here panics, and the linker drops this; the compiler wants it all the same.
