@@ -67,7 +67,7 @@ impl<const FRAGS: bool> Frame<FRAGS> {
         Some(Self::new(self.context))
     }
 
-    /// A part of it, checked once: because the compiler takes out a second check that it can work out
+    /// A part of it, checked once, because the compiler takes out a second check that it can work out
     /// from the first, and the verifier cannot.
     #[inline(always)]
     pub(crate) fn part<const OCTETS: usize>(&self, offset: usize) -> Option<Part<OCTETS>> {

@@ -105,9 +105,10 @@ impl Filter {
             programs: BTreeMap::new(),
             lock,
         };
-        let result = filter.sync_interfaces();
+        // Before a program looks at them, and so that what fails leaves nothing attached.
+        let hints = filter.verdicts.set_all_hints();
+        let result = hints.and_then(|()| filter.sync_interfaces());
         result.inspect_err(|_| remove_if_unused(&filter.pins))?;
-        filter.verdicts.set_all_hints()?;
         filter.remove_exempt_verdicts(compiled);
         Ok(filter)
     }
