@@ -4,8 +4,9 @@ use core::arch::asm;
 
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
+use bytemuck::Pod;
 use portcullis_ebpf_common::layout::{MAPPED, SNAPSHOT_BLOCKS_MAX, SNAPSHOT_SLOTS, snapshot_slot};
-use portcullis_ebpf_common::snapshot::{self, BLOCK_LINES, Block, Field, Line, Lines};
+use portcullis_ebpf_common::snapshot::{self, Block, Field, Lines};
 use portcullis_ebpf_common::{Class, Lookup, Source};
 
 #[btf_map]
@@ -28,7 +29,7 @@ impl InMap {
     #[inline(always)]
     fn generation(&self) -> u32 {
         // SAFETY: the verifier has seen that the block is there.
-        Field::GENERATION.of(unsafe { &(*self.first).lines[0] })
+        Field::GENERATION.of(unsafe { &(*self.first).lines[0] }) as u32
     }
 }
 
@@ -39,51 +40,42 @@ fn block(slot: u32) -> Option<*const Block> {
 }
 
 impl Lines for InMap {
-    type Lent<'a>
-        = &'a Line
-    where
-        Self: 'a;
-
     #[inline(always)]
-    fn line(&self, index: u32) -> Option<&Line> {
-        let block = if index < BLOCK_LINES as u32 {
+    fn get<T: Pod>(&self, at: usize) -> Option<T> {
+        let count = const { in_block::<T>() };
+        let block = if at < count {
             self.first
         } else {
-            let number = index / BLOCK_LINES as u32;
+            let number = at / count;
             // Only a damaged header leads there.
-            if number >= SNAPSHOT_BLOCKS_MAX {
+            if number >= SNAPSHOT_BLOCKS_MAX as usize {
                 return None;
             }
-            block(snapshot_slot(self.generation(), number))?
+            block(snapshot_slot(self.generation(), number as u32))?
         };
-        // SAFETY: the verifier has seen that the block is there.
-        Some(unsafe { line_of(block, index) })
+        // The mask is an instruction of its own, because the compiler would take out one that a comparison before it makes
+        // superfluous, and the verifier does not follow it there.
+        let mut at = at;
+        // SAFETY: it changes the one register.
+        unsafe {
+            asm!("{at} &= {mask}", at = inout(reg) at, mask = const in_block::<T>() - 1,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        // SAFETY: the verifier has seen that the block is there, and by the mask it is within the block.
+        Some(unsafe { block.cast::<T>().add(at).read() })
     }
 
     #[inline(always)]
-    fn fixed(&self, index: u32) -> Option<&Line> {
+    fn fixed<T: Pod>(&self, at: usize) -> Option<T> {
+        let at = at & const { in_block::<T>() - 1 };
         // SAFETY: as above.
-        Some(unsafe { line_of(self.first, index) })
+        Some(unsafe { self.first.cast::<T>().add(at).read() })
     }
 }
 
-/// The line of a block at this place, of which only as many bits count as a block has lines.
-///
-/// The mask is an instruction of its own, because the compiler would take out one that a comparison before it makes
-/// superfluous, and the verifier does not follow it there.
-///
-/// # Safety
-/// The block is there for as long as the line is used.
-#[inline(always)]
-unsafe fn line_of<'a>(block: *const Block, index: u32) -> &'a Line {
-    let mut at = index as usize;
-    // SAFETY: it changes the one register.
-    unsafe {
-        asm!("{at} &= {mask}", at = inout(reg) at, mask = const BLOCK_LINES - 1,
-            options(pure, nomem, nostack, preserves_flags));
-    }
-    // SAFETY: by the mask it is within the block.
-    unsafe { (*block).lines.get_unchecked(at) }
+/// How many `T` a block has: a power of two.
+const fn in_block<T>() -> usize {
+    size_of::<Block>() / size_of::<T>()
 }
 
 /// The generation in force.
@@ -110,13 +102,14 @@ pub(crate) fn ipv4(address: u32) -> Class {
     }
 }
 
-/// The class of an IPv6 address, in two halves.
+/// The class of an IPv6 address by the upper half of it; `None` if there are prefixes within its /64.
 #[inline(always)]
-pub(crate) fn ipv6(upper: u64, lower: u64) -> Class {
-    match InMap::in_force() {
-        Some(lines) => snapshot::class_of(&lines, snapshot::ipv6(&lines, upper, lower)),
-        None => Class::NONE,
-    }
+pub(crate) fn ipv6(upper: u64) -> Option<Class> {
+    let Some(lines) = InMap::in_force() else {
+        return Some(Class::NONE);
+    };
+    let mark = snapshot::ipv6_network(&lines, upper).ok()?;
+    Some(snapshot::class_of(&lines, mark))
 }
 
 /// A global function, which the verifier follows once for all callers: the ways to it through the extension headers are many.
@@ -130,5 +123,8 @@ pub extern "C" fn class_of_ipv4(address: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn class_of_ipv6(upper: u64, lower: u64) -> u32 {
-    ipv6(upper, lower).0
+    let Some(lines) = InMap::in_force() else {
+        return Class::NONE.0;
+    };
+    snapshot::class_of(&lines, snapshot::ipv6(&lines, upper, lower)).0
 }

@@ -66,7 +66,7 @@ pub(crate) fn action<const FRAGS: bool>(context: *mut xdp_md) -> Option<u32> {
             opens: || OPENS.fits(headers.four::<44>()),
         };
         return judged(to, [Source::FAMILY_IPV4, address, 0], || {
-            lists::ipv4(address)
+            Some(lists::ipv4(address))
         });
     }
     let headers = frame.part::<IPV6_HEADERS>(0)?;
@@ -79,10 +79,7 @@ pub(crate) fn action<const FRAGS: bool>(context: *mut xdp_md) -> Option<u32> {
         opens: || OPENS.fits(headers.four::<64>()),
     };
     let key = [Source::FAMILY_IPV6, upper as u32, (upper >> 32) as u32];
-    judged(to, key, || {
-        let lower = headers.eight::<30>();
-        lists::ipv6(u64::from_be(upper), u64::from_be(lower))
-    })
+    judged(to, key, || lists::ipv6(u64::from_be(upper)))
 }
 
 /// What the segment is for.
@@ -98,7 +95,7 @@ struct Destination<Opens> {
 fn judged(
     to: Destination<impl FnOnce() -> bool>,
     key: VerdictKey,
-    class: impl FnOnce() -> Class,
+    class: impl FnOnce() -> Option<Class>,
 ) -> Option<u32> {
     let control = control()?;
     let glance = control.glance();
@@ -106,7 +103,7 @@ fn judged(
     if interface >> 16 != Role::Edge as u32 || !glance.enforces(to.port) {
         return None;
     }
-    let class = class();
+    let class = class()?;
     let (counter, action) = match class.action() {
         Some(Action::Drop) => (InterfaceCounter::DroppedListed, XDP_DROP),
         Some(Action::Permit) => (InterfaceCounter::Permitted, XDP_PASS),

@@ -44,7 +44,7 @@ pub(super) fn in_force(maps: &Maps) -> Result<Generation, Error> {
     let Some(header) = maps.snapshot_header()? else {
         return Ok(Generation::default());
     };
-    let number = Field::GENERATION.of(&header);
+    let number = Field::GENERATION.of(&header) as u32;
     let mut lists = Vec::new();
     for slot in 0..LIST_SLOTS {
         let record = maps.list_record(number % 2, slot)?;
@@ -102,7 +102,7 @@ pub(super) fn swap(
     for (slot, record) in (0..).zip(records) {
         maps.set_list_record(number % 2, slot, record)?;
     }
-    let fixed = memory.as_slice().get(CLASSES as usize..FIRST_FREE as usize);
+    let fixed = memory.as_slice().get(CLASSES..FIRST_FREE);
     let before = fixed.map(<[Line]>::to_vec).unwrap_or_default();
     let set_classes = |lines: &[Line]| {
         for (line, classes) in (CLASSES..FIRST_FREE).zip(lines) {
@@ -203,15 +203,11 @@ fn copied(lines: &[Line]) -> Result<KernelMemory, Error> {
 }
 
 /// The lines that say what each list is in the kernel.
-fn class_lines(lists: &[Option<KernelList>]) -> [Line; (FIRST_FREE - CLASSES) as usize] {
-    let mut lines = [Line::default(); (FIRST_FREE - CLASSES) as usize];
-    let words = lines.iter_mut().flatten();
-    for (word, pair) in words.zip(lists.chunks(2)) {
-        let class = |at: usize| {
-            let list = pair.get(at).and_then(Option::as_ref);
-            u64::from(list.map_or(Class::NONE, |list| list.class).0)
-        };
-        *word = class(0) | class(1) << 32;
+fn class_lines(lists: &[Option<KernelList>]) -> [Line; FIRST_FREE - CLASSES] {
+    let mut lines = [Line::default(); FIRST_FREE - CLASSES];
+    let classes = bytemuck::cast_slice_mut::<Line, u32>(&mut lines);
+    for (class, list) in classes.iter_mut().zip(lists) {
+        *class = list.as_ref().map_or(Class::NONE, |list| list.class).0;
     }
     lines
 }

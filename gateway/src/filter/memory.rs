@@ -54,7 +54,7 @@ impl KernelMemory {
     /// # Errors
     /// [`Error::NotPermitted`], [`Error::TooMany`], and [`Error::Kernel`] where the kernel has not so much memory.
     pub fn new(lines: usize) -> Result<Self, Error> {
-        let lines = lines.max(FIRST_FREE as usize);
+        let lines = lines.max(FIRST_FREE);
         let count = lines.div_ceil(BLOCK_LINES);
         if count > SNAPSHOT_BLOCKS_MAX as usize {
             return Err(Error::TooMany {
@@ -68,7 +68,7 @@ impl KernelMemory {
         let blocks = blocks.map_err(kernel("making a map for the lists"))?;
         let maps: Vec<_> = blocks.iter().map(descriptor).collect();
         let mapped = Mapping::new(&maps, lines)?;
-        let fixed = Mapping::new(&maps, FIRST_FREE as usize)?;
+        let fixed = Mapping::new(&maps, FIRST_FREE)?;
         Ok(Self {
             lines: mapped,
             fixed: Mutex::new(fixed),
@@ -94,9 +94,9 @@ impl KernelMemory {
 
     /// Writes one of the fixed lines: a snapshot is told its generation and the classes of its lists when it is put in
     /// place, and by then others hold it, too. They go by another mapping, and look at neither.
-    pub(super) fn set_line(&self, index: u32, line: Line) {
+    pub(super) fn set_line(&self, index: usize, line: Line) {
         let mut fixed = self.fixed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = fixed.as_mut_slice().get_mut(index as usize) {
+        if let Some(place) = fixed.as_mut_slice().get_mut(index) {
             *place = line;
         }
     }
@@ -105,7 +105,7 @@ impl KernelMemory {
     pub(super) fn set_generation(&self, number: u32) {
         let mut fixed = self.fixed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(header) = fixed.as_mut_slice().first_mut() {
-            Field::GENERATION.set(header, number);
+            Field::GENERATION.set(header, number.into());
         }
     }
 
@@ -122,7 +122,7 @@ pub(super) fn blocks_of(lines: usize) -> u32 {
 
 /// The header of the snapshot of which this is the first block.
 pub(super) fn header(first: &BlockMap) -> Result<Line, Error> {
-    let mapping = Mapping::new(&[descriptor(first)], FIRST_FREE as usize)?;
+    let mapping = Mapping::new(&[descriptor(first)], FIRST_FREE)?;
     Ok(mapping.as_slice().first().copied().unwrap_or_default())
 }
 

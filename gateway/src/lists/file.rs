@@ -12,7 +12,6 @@
 
 use core::cell::Cell;
 use core::fmt;
-use core::ops::Deref;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::IpAddr;
@@ -20,6 +19,7 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytemuck::Pod;
 use crc32fast::Hasher;
 use portcullis_ebpf_common::snapshot::{
     CLASSES, FIRST_FREE, Field, LISTS_MAX, Line, Lines, MAGIC, VERSION,
@@ -215,9 +215,9 @@ fn write_beside(path: &Path, compiled: &Compiled, compiled_at: SystemTime) -> io
     file.seek(SeekFrom::Start(header.lines_at()))?;
     let mut sum = Hasher::new();
     for snapshot in [&compiled.filtered, &compiled.rejected] {
-        let (fixed, tables) = snapshot.lines().split_at(FIRST_FREE as usize);
-        let mut clean = [Line::default(); FIRST_FREE as usize];
-        clean[..CLASSES as usize].copy_from_slice(&fixed[..CLASSES as usize]);
+        let (fixed, tables) = snapshot.lines().split_at(FIRST_FREE);
+        let mut clean = [Line::default(); FIRST_FREE];
+        clean[..CLASSES].copy_from_slice(&fixed[..CLASSES]);
         Field::GENERATION.set(&mut clean[0], 0);
         for chunk in [&clean[..]].into_iter().chain(tables.chunks(CHUNK)) {
             let octets: &[u8] = bytemuck::cast_slice(chunk);
@@ -341,7 +341,7 @@ impl Stored {
     fn lookup(&self, address: IpAddr, first: u32, count: u32) -> Result<Option<Listing>, Error> {
         let lines = InFile {
             file: &self.file,
-            at: self.header.lines_at() + u64::from(first) * LINE as u64,
+            first: self.header.lines_at() + u64::from(first) * LINE as u64,
             count,
             failed: Cell::new(None),
         };
@@ -384,7 +384,7 @@ impl Stored {
         allocate: Allocate,
         sum: &mut Hasher,
     ) -> Result<Snapshot, Fault> {
-        if count < FIRST_FREE {
+        if (count as usize) < FIRST_FREE {
             return Err(Fault::Damaged("too few lines"));
         }
         let mut memory = allocate(count as usize);
@@ -399,7 +399,7 @@ impl Stored {
             }
         }
         let header = memory.as_slice()[0];
-        if header[0] != MAGIC || Field::LINES.of(&header) != count {
+        if Field::MAGIC.of(&header) != MAGIC || Field::LINES.of(&header) != u64::from(count) {
             return Err(Fault::Damaged("the header of the lines"));
         }
         Ok(Snapshot::from(memory))
@@ -429,40 +429,26 @@ fn ended(error: io::Error) -> Fault {
     }
 }
 
-/// Lines read one by one.
+/// Lines that stay in the file: what is asked for is read from there.
 struct InFile<'a> {
     file: &'a File,
-    at: u64,
+    /// Where they begin.
+    first: u64,
     count: u32,
     failed: Cell<Option<io::Error>>,
 }
 
-/// A line that was read.
-struct Read(Line);
-
-impl Deref for Read {
-    type Target = Line;
-
-    fn deref(&self) -> &Line {
-        &self.0
-    }
-}
-
 impl Lines for InFile<'_> {
-    type Lent<'a>
-        = Read
-    where
-        Self: 'a;
-
-    fn line(&self, index: u32) -> Option<Read> {
-        if index >= self.count {
+    fn get<T: Pod>(&self, at: usize) -> Option<T> {
+        let size = size_of::<T>() as u64;
+        let before = (at as u64).checked_mul(size)?;
+        if before >= u64::from(self.count) * LINE as u64 {
             return None;
         }
-        let mut line = [Line::default()];
-        let octets = bytemuck::cast_slice_mut(&mut line);
-        let at = self.at + u64::from(index) * LINE as u64;
-        match self.file.read_exact_at(octets, at) {
-            Ok(()) => Some(Read(line[0])),
+        let mut read = T::zeroed();
+        let octets = bytemuck::bytes_of_mut(&mut read);
+        match self.file.read_exact_at(octets, self.first + before) {
+            Ok(()) => Some(read),
             Err(error) => {
                 self.failed.set(Some(error));
                 None

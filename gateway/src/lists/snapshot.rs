@@ -104,13 +104,13 @@ impl Snapshot {
         lookup(self.lines(), address)
     }
 
-    /// The lines but for what the kernel makes of them: the header without its generation, the lengths, the rest.
+    /// The lines but for what the kernel makes of them: the header without its generation, the heads of the tables, the rest.
     fn said(&self) -> Option<(Line, &[Line], &[Line])> {
         let (header, rest) = self.lines().split_first()?;
         let mut header = *header;
         Field::GENERATION.set(&mut header, 0);
-        let (fixed, tables) = rest.split_at_checked(FIRST_FREE as usize - 1)?;
-        Some((header, &fixed[..CLASSES as usize - 1], tables))
+        let (fixed, tables) = rest.split_at_checked(FIRST_FREE - 1)?;
+        Some((header, &fixed[..CLASSES - 1], tables))
     }
 
     /// Whether both say the same about every address, by the same lists.

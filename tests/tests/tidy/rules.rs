@@ -66,7 +66,7 @@ const IMPURE: &[&str] = &[
 const DEPENDENCIES: &[(&str, &[&str])] = &[
     ("gateway/smtp/Cargo.toml", &["memchr"]),
     ("gateway/uring/Cargo.toml", &["io-uring", "libc"]),
-    ("ebpf/common/Cargo.toml", &[]),
+    ("ebpf/common/Cargo.toml", &["bytemuck"]),
 ];
 
 /// The top level, which is fixed, with the files that every repository has beside it.

@@ -29,7 +29,7 @@ pub use self::control::{Control, Glance, VERDICT_HINTS, Word, hint};
 
 /// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is part of the pin path,
 /// because a pinned map is taken over without a look at its shape.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Most ports that can be filtered.
 pub const PORTS_MAX: usize = 16;

@@ -8,16 +8,14 @@
 //! addresses whose mark differs from that of the rest, and either the one mark that they all have, or where their marks begin,
 //! two octets each.
 
-use super::{FIRST_FREE, Field, Line, Lines, Mark};
+use super::{FIRST_FREE, Field, Lines, Mark};
 
 /// Where presence begins: it is always in the first block.
-pub const PRESENCE: u32 = FIRST_FREE;
+pub const PRESENCE: usize = FIRST_FREE;
 /// By how much an address is shifted to give the number of its presence bit, at least: a bit for each /25, 4 MiB in all.
 pub const PRESENCE_SHIFT_MIN: u32 = 7;
 /// And at most: all of it is one line.
 pub const PRESENCE_SHIFT_MAX: u32 = 23;
-/// Lines of the directory for a /16.
-pub const DIRECTORY_LINES: u32 = 16;
 
 /// The kind of an entry of the directory: its two highest bits.
 pub const ENTRY_KIND_SHIFT: u32 = 30;
@@ -34,22 +32,21 @@ pub const ENTRY_PAIR: u32 = 3;
 /// The mark of an IPv4 address.
 #[inline(always)]
 pub fn ipv4<L: Lines + ?Sized>(lines: &L, address: u32) -> Mark {
-    let Some(header) = lines.fixed(0) else {
+    let Some(shift) = Field::PRESENCE_SHIFT.in_lines(lines) else {
         return Mark::NONE;
     };
-    let stretch = address.wrapping_shr(Field::PRESENCE_SHIFT.of(&header));
-    let Some(present) = lines.fixed(PRESENCE + (stretch >> 9)) else {
-        return Mark::NONE;
-    };
-    if present[(stretch >> 6) as usize & 7] >> (stretch & 63) & 1 == 0 {
+    let stretch = address.wrapping_shr(shift as u32) as usize;
+    let present = lines.fixed::<u64>(PRESENCE * 8 + (stretch >> 6));
+    if present.is_none_or(|bits| bits >> (stretch & 63) & 1 == 0) {
         return Mark::NONE;
     }
-    let network = address >> 8;
-    let at = Field::DIRECTORY.of(&header).wrapping_add(network >> 4);
-    let Some(line) = lines.line(at) else {
+    let Some(directory) = Field::DIRECTORY.in_lines(lines) else {
         return Mark::NONE;
     };
-    let entry = (line[(network >> 1) as usize & 7] >> ((network & 1) * 32)) as u32;
+    let at = (directory as usize).wrapping_add(address as usize >> 8);
+    let Some(entry) = lines.get::<u32>(at) else {
+        return Mark::NONE;
+    };
     let octet = address & 0xff;
     match entry >> ENTRY_KIND_SHIFT {
         ENTRY_ALL => Mark(entry & 0xffff),
@@ -58,34 +55,32 @@ pub fn ipv4<L: Lines + ?Sized>(lines: &L, address: u32) -> Mark {
             Mark(entry & Mark::NUMBER | 32 << Mark::NUMBER_BITS)
         }
         ENTRY_LONE | ENTRY_PAIR => Mark::NONE,
-        _ => match lines.line(entry & ((1 << ENTRY_KIND_SHIFT) - 1)) {
-            Some(cell) => in_cell(lines, &cell, octet),
-            None => Mark::NONE,
-        },
+        _ => {
+            let cell = entry & ((1 << ENTRY_KIND_SHIFT) - 1);
+            in_cell(lines, cell as usize, octet).unwrap_or(Mark::NONE)
+        }
     }
 }
 
-/// Words 0 to 3 of a cell are the bitmap; word 4 holds where its marks begin (32 bits: the line and the place in it, 32
-/// to a line), then how many bits words 0, 0-1 and 0-2 have (8 bits each); word 5 holds the mark of addresses without a
-/// bit (16 bits) and the one mark of all others (16 bits), which is zero where they differ.
+/// Words 0 to 3 of a cell are the bitmap; word 4 holds where its marks begin (32 bits: all lines taken for an array of marks), then
+/// how many bits words 0, 0-1 and 0-2 have (8 bits each); word 5 holds the mark of addresses without a bit (16 bits) and the one
+/// mark of all others (16 bits), which is zero where they differ.
 #[inline(always)]
-fn in_cell<L: Lines + ?Sized>(lines: &L, cell: &Line, octet: u32) -> Mark {
+fn in_cell<L: Lines + ?Sized>(lines: &L, cell: usize, octet: u32) -> Option<Mark> {
     let word = octet >> 6;
-    let bits = cell[word as usize & 3];
     let bit = octet & 63;
+    let bits: u64 = lines.get(cell * 8 + word as usize)?;
+    let [marks, kinds]: [u64; 2] = lines.get(cell * 4 + 2)?;
     if bits >> bit & 1 == 0 {
-        return Mark((cell[5] & 0xffff) as u32);
+        return Some(Mark((kinds & 0xffff) as u32));
     }
-    let uniform = (cell[5] >> 16 & 0xffff) as u32;
+    let uniform = (kinds >> 16 & 0xffff) as u32;
     if uniform != 0 {
-        return Mark(uniform);
+        return Some(Mark(uniform));
     }
     // The count before word 0 is that of no word: it comes from shifting in zeros.
-    let before = (cell[4] >> 32 << 8 >> (word * 8) & 0xff) as u32;
-    let rank = before + (bits & ((1 << bit) - 1)).count_ones();
-    let at = (cell[4] as u32).wrapping_add(rank);
-    match lines.line(at >> 5) {
-        Some(line) => Mark((line[(at >> 2) as usize & 7] >> ((at & 3) * 16)) as u32 & 0xffff),
-        None => Mark::NONE,
-    }
+    let before = (marks >> 32 << 8 >> (word * 8) & 0xff) as usize;
+    let rank = before + (bits & ((1 << bit) - 1)).count_ones() as usize;
+    let mark: u16 = lines.get((marks & 0xffff_ffff) as usize + rank)?;
+    Some(Mark(u32::from(mark)))
 }

@@ -1,26 +1,33 @@
-//! IPv6: lengths, pilots and buckets.
+//! IPv6: prefix lengths, pilots and slots.
 //!
-//! Prefixes up to /64 are hashed by their upper 64 bits and their length into slots, six to a bucket of one line;
-//! beside each key stands its mark. Each key has a slot for itself, because keys come in groups, and each group has a pilot:
-//! an octet that was chosen, when the snapshot was built, so that all keys of the group found a slot free (the idea of perfect
-//! hashing by displacement). There are at least four groups for each key, so that most addresses on no list meet a group
-//! without keys, which has no pilot, and need no bucket. Longer prefixes are rare: they have a table of their own, three to a
-//! bucket, which is looked into only if the /64 has an entry of the length 65. Rejected: cuckoo hashing (two lines for every
-//! address that is on no list, which is the usual one), a trie (a line per level), slots that any key of the bucket
-//! may take (a search of the bucket: no faster, and more for the verifier to follow).
+//! Prefixes up to /64 are hashed by their upper 64 bits and their length, and each has a slot for itself, because keys come
+//! in groups, and each group has a pilot: an octet that was chosen, when the snapshot was built, so that all keys of the group found
+//! a slot free (the idea of perfect hashing by displacement). There are at least four groups for each key, so that most
+//! addresses on no list meet a group without keys, which has no pilot, and need no slot. Longer prefixes are rare: they have a
+//! table of their own, which is looked into only if the /64 has an entry of the length 65. Rejected: cuckoo hashing (two lines
+//! for every address that is on no list, which is the usual one), a trie (a line per level), slots that any key of
+//! a bucket may take (a search of the bucket), slots packed six to a line (a quarter less memory, but a dozen
+//! instructions more to find one).
 
-use super::{Field, LENGTHS_LINES, LONG_LENGTHS, Line, Lines, Mark, SHORT_LENGTHS};
-use crate::hash::{mix, spread};
+use bytemuck::Pod;
+
+use super::{Line, Lines, Mark, TABLE_LINES};
+use crate::hash::{mix, spread, spread_otherwise};
 use crate::packet::Source;
 
-/// The length of an entry that says that its /64 has prefixes beyond /64.
+/// The length of an entry that says that its /64 has prefixes beyond /64: the longest of short ones.
 pub const DEEP: u32 = 65;
-/// The place of its word among the lengths of short prefixes.
-pub const DEEP_AT: u32 = LENGTHS_LINES * 8 - 1;
-/// Keys in a bucket of short IPv6 prefixes.
-pub const SHORT_SLOTS: usize = 6;
-/// Keys in a bucket of long IPv6 prefixes.
-pub const LONG_SLOTS: usize = 3;
+
+/// The place of a prefix up to /64: its bits, and its [`Mark`].
+pub type ShortSlot = [u64; 2];
+/// The place of a longer one: its upper and its lower bits, its [`Mark`], and zero.
+pub type LongSlot = [u64; 4];
+
+/// Prefix lengths that there can be up to /64, [`DEEP`] among them.
+const SHORT_LENGTHS: usize = 66;
+/// And beyond.
+const LONG_LENGTHS: usize = 64;
+const _: () = assert!(Table::LENGTHS + 2 * SHORT_LENGTHS <= TABLE_LINES * size_of::<Line>() / 8);
 
 /// The upper and the lower 64 bits of an IPv6 source.
 #[inline(always)]
@@ -33,205 +40,223 @@ pub const fn halves(source: &Source) -> (u64, u64) {
     )
 }
 
-/// The word of a prefix length: the length in the lowest octet, and bits that tell equal keys of different lengths apart.
-#[must_use]
-pub const fn length_word(seed: u32, length: u32) -> u64 {
-    mix((seed as u64) << 8 | length as u64) & !0xff | length as u64
-}
-
-/// The hash of a short IPv6 prefix: its upper 64 bits, all beyond its length zero, and the word of its length.
-///
-/// The upper bits of a product with an odd number (Knuth) tell apart what counts up, as prefixes do, and any other keys well
-/// enough: what collides meets another pilot, or another seed.
+/// The key of a prefix up to /64, made of its bits and the salt of its length, as it is hashed.
 #[inline(always)]
 #[must_use]
-pub const fn short_hash(word: u64, upper: u64) -> u64 {
-    spread(upper ^ word)
+pub const fn short_key(salt: u64, upper: u64) -> u64 {
+    upper ^ salt
 }
 
-/// The hash of a long IPv6 prefix: both halves, all beyond its length zero, and the word of its length. The halves meet behind
-/// a mix that nobody can foresee who does not know the seed: else one could choose addresses that collide under every seed.
+/// The key of a longer prefix, as it is hashed. The halves meet behind a mix that nobody can foresee who does not know the seed:
+/// else one could choose addresses that collide under every seed.
 #[inline(always)]
 #[must_use]
-pub const fn long_hash(word: u64, upper: u64, lower: u64) -> u64 {
-    spread(lower ^ mix(upper ^ word))
+pub const fn long_key(salt: u64, upper: u64, lower: u64) -> u64 {
+    lower ^ mix(upper ^ salt)
 }
 
-/// The group of a key: the first bits of its hash.
-#[inline(always)]
-#[must_use]
-pub const fn group(hash: u64, shift: u32) -> u32 {
-    hash.wrapping_shr(shift) as u32
+/// A table of hashed prefixes. Its head is words: those named here, then two for each prefix length present, the longest
+/// first: a mask with its bits, of the half where it ends, and its [salt](Self::salt).
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// The first word of its head, counted from the header.
+    head: usize,
+    /// The bits of its longest prefixes.
+    bits: u32,
 }
 
-/// The bucket that a pilot leads a key to, and the slot in it. All but an XOR and two multiplications can be done before the
-/// pilot is there; a number below another is had from a hash without a division (Lemire 2019).
-#[inline(always)]
-#[must_use]
-pub const fn displaced(hash: u64, pilot: u8, buckets: u32, slots: usize) -> (u32, usize) {
-    let position = (spread(hash ^ hash >> 32) >> 32) as u32 ^ (pilot as u32) << 24;
-    let bucket = position as u64 * buckets as u64;
-    let slot = (bucket & 0xffff_ffff) * slots as u64;
-    ((bucket >> 32) as u32, (slot >> 32) as usize)
-}
-
-/// The first bits of a word, the others zero.
-#[inline(always)]
-#[must_use]
-pub const fn leading(word: u64, bits: u32) -> u64 {
-    if bits == 0 {
-        0
-    } else {
-        word & u64::MAX << (64_u32.wrapping_sub(bits) & 63)
-    }
-}
-
-/// One table of hashed keys, by the fields that say where its pilots and buckets are.
-struct Table {
-    pilots: Field,
-    shift: Field,
-    buckets: Field,
-    bucket_count: Field,
-    slots: usize,
-}
-
-/// That of IPv6 prefixes up to /64.
-const SHORT: Table = Table {
-    pilots: Field::SHORT_PILOTS,
-    shift: Field::SHORT_SHIFT,
-    buckets: Field::SHORT_BUCKETS,
-    bucket_count: Field::SHORT_BUCKET_COUNT,
-    slots: SHORT_SLOTS,
+/// That of prefixes up to /64.
+pub const SHORT: Table = Table {
+    head: size_of::<Line>() / 8,
+    bits: 64,
 };
 
 /// That of longer ones.
-const LONG: Table = Table {
-    pilots: Field::LONG_PILOTS,
-    shift: Field::LONG_SHIFT,
-    buckets: Field::LONG_BUCKETS,
-    bucket_count: Field::LONG_BUCKET_COUNT,
-    slots: LONG_SLOTS,
+pub const LONG: Table = Table {
+    head: (1 + TABLE_LINES) * size_of::<Line>() / 8,
+    bits: 128,
 };
 
 impl Table {
-    #[inline(always)]
-    fn is_empty(&self, header: &Line) -> bool {
-        self.shift.of(header) == 0
+    /// By how much a hash is shifted to give the number of its group.
+    pub const SHIFT: usize = 0;
+    /// Where its pilots begin, if all lines are taken for an array of octets.
+    pub const PILOTS: usize = 1;
+    /// Where its slots begin, if all lines are taken for an array of slots.
+    pub const SLOTS: usize = 2;
+    /// How many slots there are; fewer than 2^32.
+    pub const SLOT_COUNT: usize = 3;
+    /// How many prefix lengths there are.
+    pub const LENGTH_COUNT: usize = 4;
+    /// Where those of the longest begin.
+    pub const LENGTHS: usize = 5;
+
+    /// A mask with the bits of a prefix length, of the half where it ends.
+    #[must_use]
+    pub const fn mask(&self, length: u32) -> u64 {
+        match self.bits.saturating_sub(length) {
+            64.. => 0,
+            beyond => u64::MAX << beyond,
+        }
     }
 
-    /// The bucket and the slot that hold the key with this hash, if any do.
+    /// What tells equal prefixes of different lengths apart: the length in the lowest octet, and bits that come of it and a seed.
+    #[must_use]
+    pub const fn salt(seed: u32, length: u32) -> u64 {
+        mix((seed as u64) << 8 | length as u64) & !0xff | length as u64
+    }
+
+    /// The group of a key: the first bits of its hash. A product is hash enough: what collides meets another pilot, or another
+    /// seed.
     #[inline(always)]
-    fn slot<'a, L: Lines + ?Sized>(
-        &self,
-        lines: &'a L,
-        header: &Line,
-        hash: u64,
-    ) -> Option<(L::Lent<'a>, usize)> {
-        let group = group(hash, self.shift.of(header));
-        let line = lines.line(self.pilots.of(header).wrapping_add(group >> 6))?;
-        match octet(&line, group) as u8 {
+    #[must_use]
+    pub const fn group(key: u64, shift: u64) -> usize {
+        (spread(key) >> (shift & 63)) as usize
+    }
+
+    /// The slot that a pilot leads a key to; a number below another is had from a hash without a division (Lemire 2019). The
+    /// pilots move a key all over the table: if they had only bits of their own to change, as in an XOR, the keys that agree
+    /// in the others would have 256 slots among them, which at times are too few.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(key: u64, pilot: u8, slots: u64) -> usize {
+        let place = spread_otherwise(key).wrapping_add(spread(pilot as u64));
+        ((place >> 32).wrapping_mul(slots) >> 32) as usize
+    }
+
+    /// A word of its head.
+    #[inline(always)]
+    fn word<L: Lines + ?Sized>(&self, lines: &L, at: usize) -> Option<u64> {
+        lines.fixed(self.head + at)
+    }
+
+    /// What is in the only slot that may have this key, if there is one.
+    #[inline(always)]
+    fn find<S: Pod, L: Lines + ?Sized>(&self, lines: &L, key: u64) -> Option<S> {
+        let group = Self::group(key, self.word(lines, Self::SHIFT)?);
+        let pilots = self.word(lines, Self::PILOTS)? as usize;
+        match lines.get(pilots.wrapping_add(group))? {
             0 => None,
             pilot => {
-                let buckets = self.bucket_count.of(header);
-                let (bucket, slot) = displaced(hash, pilot, buckets, self.slots);
-                let bucket = lines.line(self.buckets.of(header).wrapping_add(bucket))?;
-                Some((bucket, slot))
+                let slot = Self::slot(key, pilot, self.word(lines, Self::SLOT_COUNT)?);
+                let slots = self.word(lines, Self::SLOTS)? as usize;
+                lines.get(slots.wrapping_add(slot))
             }
         }
     }
+
+    /// The prefix length at a place among those present, of which the longest comes first.
+    #[inline(always)]
+    fn length<L: Lines + ?Sized>(&self, lines: &L, at: usize) -> Option<Length> {
+        if at as u64 >= self.word(lines, Self::LENGTH_COUNT)? {
+            return None;
+        }
+        Some(Length {
+            mask: self.word(lines, Self::LENGTHS + 2 * at)?,
+            salt: self.word(lines, Self::LENGTHS + 2 * at + 1)?,
+        })
+    }
 }
+
+/// The words of a prefix length.
+#[derive(Clone, Copy)]
+struct Length {
+    mask: u64,
+    salt: u64,
+}
+
+impl Length {
+    /// In bits.
+    #[inline(always)]
+    const fn bits(self) -> u64 {
+        self.salt & 0xff
+    }
+
+    #[inline(always)]
+    const fn is_deep(self) -> bool {
+        self.bits() == DEEP as u64
+    }
+
+    /// Zero if it is that in this mark. A slot without a prefix has no mark: what is found there for ::/0 is nothing.
+    #[inline(always)]
+    const fn differs(self, mark: u64) -> u64 {
+        mark >> Mark::NUMBER_BITS ^ self.bits()
+    }
+}
+
+/// That there are prefixes within the /64 of an address, which speak first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deep;
 
 /// The mark of an IPv6 address.
 #[inline(always)]
 pub fn ipv6<L: Lines + ?Sized>(lines: &L, upper: u64, lower: u64) -> Mark {
-    let Some(header) = lines.fixed(0) else {
-        return Mark::NONE;
+    match ipv6_network(lines, upper) {
+        Ok(mark) => mark,
+        Err(Deep) => match beyond_64(lines, upper, lower) {
+            Some(mark) => mark,
+            None => shorter(lines, upper),
+        },
+    }
+}
+
+/// The mark of an IPv6 address, by its upper half alone.
+///
+/// # Errors
+/// [`Deep`] if that is not enough.
+#[inline(always)]
+pub fn ipv6_network<L: Lines + ?Sized>(lines: &L, upper: u64) -> Result<Mark, Deep> {
+    // Most snapshots have one length, or nearly all prefixes of one: it is not a case of the loop.
+    let Some(longest) = SHORT.length(lines, 0) else {
+        return Ok(Mark::NONE);
     };
-    if SHORT.is_empty(&header) {
-        return Mark::NONE;
+    match of_length(lines, upper, longest) {
+        Mark::NONE => Ok(shorter(lines, upper)),
+        _ if longest.is_deep() => Err(Deep),
+        mark => Ok(mark),
     }
-    if !LONG.is_empty(&header) {
-        let deep = length_at(lines, SHORT_LENGTHS, DEEP_AT);
-        if short(lines, &header, upper, deep) != Mark::NONE {
-            let mark = beyond_64(lines, &header, upper, lower);
-            if mark != Mark::NONE {
-                return mark;
-            }
-        }
-    }
-    let count = Field::SHORT_LENGTH_COUNT.of(&header);
-    for at in 0..65_u32 {
-        if at >= count {
+}
+
+/// The mark of the longest of the prefixes up to /64 that cover an address, but for those of the longest length present.
+#[inline(always)]
+fn shorter<L: Lines + ?Sized>(lines: &L, upper: u64) -> Mark {
+    for at in 1..SHORT_LENGTHS {
+        let Some(length) = SHORT.length(lines, at) else {
             break;
-        }
-        let word = length_at(lines, SHORT_LENGTHS, at);
-        let found = short(lines, &header, leading(upper, length(word)), word);
-        if found != Mark::NONE {
-            return found;
+        };
+        let mark = of_length(lines, upper, length);
+        if mark != Mark::NONE {
+            return mark;
         }
     }
     Mark::NONE
 }
 
-/// The word of a length at a place of the table that begins at a line.
+/// The mark of the prefix of this length that covers an address.
 #[inline(always)]
-fn length_at<L: Lines + ?Sized>(lines: &L, first: u32, at: u32) -> u64 {
-    match lines.fixed(first + (at >> 3)) {
-        Some(line) => line[at as usize & 7],
-        None => 0,
-    }
-}
-
-/// The length in its word.
-#[inline(always)]
-const fn length(word: u64) -> u32 {
-    word as u32 & 0xff
-}
-
-/// The mark of a short prefix.
-#[inline(always)]
-fn short<L: Lines + ?Sized>(lines: &L, header: &Line, key: u64, word: u64) -> Mark {
-    let Some((bucket, slot)) = SHORT.slot(lines, header, short_hash(word, key)) else {
-        return Mark::NONE;
-    };
-    let mark = bucket[SHORT_SLOTS + (slot >> 2 & 1)] >> ((slot & 3) * 16) & 0xffff;
-    let length = u64::from(length(word));
-    // One condition, because the verifier follows each. A slot that is free has no mark, so that finding one for ::/0 is finding
-    // nothing.
-    if (bucket[slot & 7] ^ key) | (mark >> Mark::NUMBER_BITS ^ length) == 0 {
-        Mark(mark as u32)
-    } else {
-        Mark::NONE
+fn of_length<L: Lines + ?Sized>(lines: &L, upper: u64, length: Length) -> Mark {
+    let prefix = upper & length.mask;
+    let key = short_key(length.salt, prefix);
+    match SHORT.find::<ShortSlot, L>(lines, key) {
+        // One condition, because the verifier follows each.
+        Some([found, mark]) if found ^ prefix | length.differs(mark) == 0 => Mark(mark as u32),
+        _ => Mark::NONE,
     }
 }
 
 /// The mark of the longest of the prefixes within a /64 that covers an address.
 #[inline(always)]
-fn beyond_64<L: Lines + ?Sized>(lines: &L, header: &Line, upper: u64, lower: u64) -> Mark {
-    let count = Field::LONG_LENGTH_COUNT.of(header);
-    for at in 0..64_u32 {
-        if at >= count {
-            break;
-        }
-        let word = length_at(lines, LONG_LENGTHS, at);
-        let length = length(word);
-        let key = leading(lower, length.wrapping_sub(64));
-        let Some((bucket, slot)) = LONG.slot(lines, header, long_hash(word, upper, key)) else {
+fn beyond_64<L: Lines + ?Sized>(lines: &L, upper: u64, lower: u64) -> Option<Mark> {
+    for at in 0..LONG_LENGTHS {
+        let length = LONG.length(lines, at)?;
+        let prefix = lower & length.mask;
+        let key = long_key(length.salt, upper, prefix);
+        let Some([found_upper, found, mark, _]) = LONG.find::<LongSlot, L>(lines, key) else {
             continue;
         };
-        let mark = bucket[2 * LONG_SLOTS + (slot >> 1 & 1)] >> ((slot & 1) * 32) & 0xffff_ffff;
-        let other = (bucket[slot & 3] ^ key)
-            | (bucket[LONG_SLOTS + (slot & 3)] ^ upper)
-            | (mark >> Mark::NUMBER_BITS ^ u64::from(length));
-        if other == 0 {
-            return Mark(mark as u32);
+        if found_upper ^ upper | found ^ prefix | length.differs(mark) == 0 {
+            return Some(Mark(mark as u32));
         }
     }
-    Mark::NONE
-}
-
-/// One octet of a line; it repeats after 64.
-#[inline(always)]
-const fn octet(line: &Line, at: u32) -> u32 {
-    (line[(at >> 3) as usize & 7] >> ((at & 7) * 8)) as u32 & 0xff
+    None
 }

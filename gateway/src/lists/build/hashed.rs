@@ -5,7 +5,7 @@
 //! Dietzfelbinger 2009). A group without keys has none. There are so many groups that most have one key or none: then the
 //! first seed does with eight of ten slots filled.
 
-use portcullis_ebpf_common::snapshot::{displaced, group};
+use portcullis_ebpf_common::snapshot::Table;
 
 /// Groups for each key, at least (twice as many at most): an octet each, and four of five looks for what is not there end with
 /// the pilot.
@@ -13,64 +13,57 @@ const GROUPS: usize = 4;
 /// As many as fill a line.
 const LEAST_GROUPS: usize = 64;
 /// Slots that are filled, of ten.
-const LOAD_TENTHS: usize = 8;
+const LOAD_TENTHS: u64 = 8;
 
 /// Where the keys of a table are.
 pub(super) struct Placed {
     /// One for each group; 0 for one without keys.
     pub(super) pilots: Vec<u8>,
     /// By how much a hash is shifted to give its group.
-    pub(super) shift: u32,
-    /// How many buckets there are.
-    pub(super) buckets: u32,
-    /// The bucket and the slot of each key.
-    pub(super) places: Vec<(u32, usize)>,
+    pub(super) shift: u64,
+    /// How many slots there are.
+    pub(super) slots: u64,
+    /// The slot of each key.
+    pub(super) places: Vec<usize>,
 }
 
-/// The fewest buckets of so many slots that are tried for so many keys.
-pub(super) fn buckets_min(keys: usize, slots: usize) -> u32 {
-    let buckets = (keys * 10).div_ceil(slots * LOAD_TENTHS).max(1);
-    u32::try_from(buckets).unwrap_or(u32::MAX >> 3)
+/// The fewest slots that are tried for so many keys.
+pub(super) fn slots_min(keys: usize) -> u64 {
+    (keys as u64 * 10).div_ceil(LOAD_TENTHS)
 }
 
-/// Finds a place for each key, given by its hash, or none if a group finds no pilot.
-pub(super) fn place(hashes: &[u64], slots: usize, buckets: u32) -> Option<Placed> {
-    let groups = (hashes.len() * GROUPS)
-        .next_power_of_two()
-        .max(LEAST_GROUPS);
-    let shift = u64::BITS - groups.ilog2();
-    let grouped = Grouped::new(hashes, shift);
+/// Finds a slot for each key, or none if a group finds no pilot.
+pub(super) fn place(keys: &[u64], slots: u64) -> Option<Placed> {
+    let groups = (keys.len() * GROUPS).next_power_of_two().max(LEAST_GROUPS);
+    let shift = u64::from(u64::BITS - groups.ilog2());
+    let grouped = Grouped::new(keys, shift);
     let mut pilots = vec![0; groups];
-    let mut taken = vec![false; buckets as usize * slots];
-    let mut places = vec![(0, 0); hashes.len()];
+    let mut taken = vec![false; slots as usize];
+    let mut places = vec![0; keys.len()];
     for number in grouped.largest_first() {
         let members = grouped.members(number);
-        let place_of = |key: u32, pilot| displaced(hashes[key as usize], pilot, buckets, slots);
+        let slot_of = |key: u32, pilot| Table::slot(keys[key as usize], pilot, slots);
         let pilot = (1..=u8::MAX).find(|pilot| {
-            let at = |key: u32| {
-                let (bucket, slot) = place_of(key, *pilot);
-                bucket as usize * slots + slot
-            };
             let free = members
                 .iter()
-                .take_while(|key| !core::mem::replace(&mut taken[at(**key)], true));
+                .take_while(|key| !core::mem::replace(&mut taken[slot_of(**key, *pilot)], true));
             let free = free.count();
             if free < members.len() {
                 for key in &members[..free] {
-                    taken[at(*key)] = false;
+                    taken[slot_of(*key, *pilot)] = false;
                 }
             }
             free == members.len()
         })?;
         pilots[number as usize] = pilot;
         for key in members {
-            places[*key as usize] = place_of(*key, pilot);
+            places[*key as usize] = slot_of(*key, pilot);
         }
     }
     Some(Placed {
         pilots,
         shift,
-        buckets,
+        slots,
         places,
     })
 }
@@ -83,19 +76,19 @@ struct Grouped {
 }
 
 impl Grouped {
-    fn new(hashes: &[u64], shift: u32) -> Self {
-        let mut starts = vec![0; (1 << (u64::BITS - shift)) + 1];
-        for hash in hashes {
-            starts[group(*hash, shift) as usize + 1] += 1;
+    fn new(all: &[u64], shift: u64) -> Self {
+        let mut starts = vec![0; (1 << (u64::from(u64::BITS) - shift)) + 1];
+        for key in all {
+            starts[Table::group(*key, shift) + 1] += 1;
         }
         for at in 1..starts.len() {
             starts[at] += starts[at - 1];
         }
         let mut next = starts.clone();
-        let mut keys = vec![0; hashes.len()];
-        for (key, hash) in (0..).zip(hashes) {
-            let at = &mut next[group(*hash, shift) as usize];
-            keys[*at as usize] = key;
+        let mut keys = vec![0; all.len()];
+        for (number, key) in (0..).zip(all) {
+            let at = &mut next[Table::group(*key, shift)];
+            keys[*at as usize] = number;
             *at += 1;
         }
         Self { keys, starts }

@@ -6,20 +6,21 @@
 //! second.
 
 use portcullis_ebpf_common::snapshot::{
-    DIRECTORY_LINES, ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, ENTRY_PAIR, Field, Line,
-    Mark, PRESENCE,
+    ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, ENTRY_PAIR, Field, Line, Mark, PRESENCE,
 };
 
 use super::super::entries::Ipv4Prefix;
 use super::presence::Presence;
-use super::{Permits, Source, line_number};
+use super::{Permits, Source};
 
 /// Prefixes that cover whole /24s are painted over the directory.
 const SHORT_MAX: u8 = 24;
 /// /24s of a /16.
 const NETWORKS: u32 = 256;
+/// Entries of the directory in a line.
+const ENTRIES: usize = size_of::<Line>() / size_of::<u32>();
 /// Marks in a line.
-const MARKS: usize = 32;
+const MARKS: usize = size_of::<Line>() / size_of::<u16>();
 /// The presence bits of a /24 of which both halves have something in them.
 const BOTH: u64 = 0b11;
 
@@ -211,7 +212,7 @@ impl Directory {
 
     /// The lines of entries.
     fn lines(&self) -> usize {
-        self.count as usize * DIRECTORY_LINES as usize
+        self.count as usize * NETWORKS as usize / ENTRIES
     }
 
     /// The place of a /24 in this directory.
@@ -328,26 +329,24 @@ impl Plan {
 
     /// Writes the lines, which begin where presence does.
     pub(super) fn write(&self, header: &mut Line, lines: &mut [Line], permits: &Permits) {
-        let first_entry = PRESENCE as usize + self.presence.lines();
-        let first_cell = first_entry + self.directory.lines();
-        Field::PRESENCE_SHIFT.set(header, self.presence.shift());
-        let unknown = self.directory.first * DIRECTORY_LINES;
-        Field::DIRECTORY.set(header, line_number(first_entry).wrapping_sub(unknown));
+        let directory = PRESENCE + self.presence.lines();
+        let first_cell = directory + self.directory.lines();
+        Field::PRESENCE_SHIFT.set(header, self.presence.shift().into());
+        let first_entry = (directory * ENTRIES) as u64;
+        let unknown = u64::from(self.directory.first * NETWORKS);
+        Field::DIRECTORY.set(header, first_entry.wrapping_sub(unknown));
         let (presence, rest) = lines.split_at_mut(self.presence.lines());
         self.presence.write(presence);
         let (directory, rest) = rest.split_at_mut(self.directory.lines());
         let (cells, mark_lines) = rest.split_at_mut(self.cells);
-        let mut set = |network: u32, entry: u32| {
-            let at = self.directory.at(network);
-            let word = &mut directory[at >> 4][at >> 1 & 7];
-            let shift = (at & 1) * 32;
-            *word = *word & !(0xffff_ffff << shift) | u64::from(entry) << shift;
-        };
+        let entries: &mut [u32] = bytemuck::cast_slice_mut(directory);
+        let marks: &mut [u16] = bytemuck::cast_slice_mut(mark_lines);
+        let mut set = |network: u32, entry: u32| entries[self.directory.at(network)] = entry;
         let all = |mark: u16| ENTRY_ALL << ENTRY_KIND_SHIFT | u32::from(mark);
         // What is not written costs no memory.
         self.directory
             .for_each_painted(|network, mark| set(network, all(mark)));
-        // Marks are counted from line 0, so that a cell says where its are without the header.
+        // Cells and marks are counted from line 0, so that nobody needs the header to find them.
         let marks_before = (first_cell + self.cells) * MARKS;
         let (mut cell_count, mut mark_count) = (0, 0);
         self.for_each_network(permits, |network, found| {
@@ -365,20 +364,23 @@ impl Plan {
                     ENTRY_PAIR << ENTRY_KIND_SHIFT | octets << 9 | number
                 }
                 Network::Cell(cell) => {
-                    cells[cell_count] = cell.line(line_number(marks_before + mark_count));
-                    for mark in cell.marks {
-                        let line = &mut mark_lines[mark_count / MARKS];
-                        line[mark_count / 4 % 8] |= u64::from(*mark) << (mark_count % 4 * 16);
-                        mark_count += 1;
-                    }
+                    cells[cell_count] = cell.line(number(marks_before + mark_count));
+                    let end = mark_count + cell.marks.len();
+                    marks[mark_count..end].copy_from_slice(cell.marks);
+                    mark_count = end;
                     cell_count += 1;
-                    let number = line_number(first_cell + cell_count - 1);
-                    ENTRY_CELL << ENTRY_KIND_SHIFT | number
+                    let cell = number(first_cell + cell_count - 1);
+                    ENTRY_CELL << ENTRY_KIND_SHIFT | cell
                 }
             };
             set(network, entry);
         });
     }
+}
+
+/// That of a line or of a mark: all of IPv4, address by address, comes to fewer than 2^30 lines and 2^32 marks.
+fn number(at: usize) -> u32 {
+    u32::try_from(at).expect("fewer than 2^32")
 }
 
 impl Cell<'_> {

@@ -3,14 +3,13 @@
 //! Overlaps are settled by one pass over the sorted prefixes, which are nested or disjoint: a drop within the last permit
 //! goes, and of equal prefixes the first stays. What is left may nest; the look-up asks for the longest lengths first.
 
+use bytemuck::Pod;
 use portcullis_ebpf_common::snapshot::{
-    DEEP, DEEP_AT, Field, LENGTHS_LINES, LONG_SLOTS, Line, Mark, SHORT_SLOTS, length_word,
-    long_hash, short_hash,
+    DEEP, LONG, Line, LongSlot, Mark, SHORT, ShortSlot, TABLE_LINES, Table, long_key, short_key,
 };
 
 use super::super::entries::Ipv6Prefix;
 use super::hashed::{self, Placed};
-use super::line_number;
 
 /// Octets in a line.
 const OCTETS: usize = 64;
@@ -67,8 +66,8 @@ struct Short {
 }
 
 impl Short {
-    fn length(&self) -> u32 {
-        self.mark.get().map_or(0, |(_, length)| u32::from(length))
+    fn length(&self) -> usize {
+        self.mark.get().map_or(0, |(_, length)| usize::from(length))
     }
 }
 
@@ -80,8 +79,8 @@ struct Long {
 }
 
 impl Long {
-    fn length(&self) -> u32 {
-        self.mark.get().map_or(0, |(_, length)| u32::from(length))
+    fn length(&self) -> usize {
+        self.mark.get().map_or(0, |(_, length)| usize::from(length))
     }
 }
 
@@ -114,15 +113,15 @@ impl Plan {
             long.push(Long { upper, lower, mark });
         }
         let first_seed = first_seed(settled);
-        let (short_seed, short_placed) = place(short.len(), SHORT_SLOTS, first_seed, |seed| {
-            let words = words(seed);
-            let hash = |key: &Short| short_hash(words[key.length() as usize], key.upper);
-            short.iter().map(hash).collect()
+        let (short_seed, short_placed) = place(short.len(), first_seed, |seed| {
+            let salts = salts(seed);
+            let key = |key: &Short| short_key(salts[key.length()], key.upper);
+            short.iter().map(key).collect()
         });
-        let (long_seed, long_placed) = place(long.len(), LONG_SLOTS, first_seed, |seed| {
-            let words = words(seed);
-            let hash = |key: &Long| long_hash(words[key.length() as usize], key.upper, key.lower);
-            long.iter().map(hash).collect()
+        let (long_seed, long_placed) = place(long.len(), first_seed, |seed| {
+            let salts = salts(seed);
+            let key = |key: &Long| long_key(salts[key.length()], key.upper, key.lower);
+            long.iter().map(key).collect()
         });
         Self {
             short,
@@ -134,80 +133,47 @@ impl Plan {
     }
 
     pub(super) fn lines(&self) -> usize {
-        lines(&self.short_placed) + lines(&self.long_placed)
+        lines::<ShortSlot>(&self.short_placed) + lines::<LongSlot>(&self.long_placed)
     }
 
-    /// Writes the lengths and the tables, of which the first line has this number.
-    pub(super) fn write(
-        &self,
-        header: &mut Line,
-        lengths: &mut [Line],
-        table_lines: &mut [Line],
-        first: usize,
-    ) {
-        let (of_short, of_long) = lengths.split_at_mut(LENGTHS_LINES as usize);
-        let present = self.short.iter().map(Short::length);
+    /// Writes the heads and the tables, of which the first line has this number.
+    pub(super) fn write(&self, heads: &mut [Line], table_lines: &mut [Line], first: usize) {
+        let (of_short, of_long) = heads.split_at_mut(TABLE_LINES);
         let (short_seed, long_seed) = self.seeds;
-        let count = set_lengths(
-            of_short,
-            short_seed,
-            present.filter(|length| *length != DEEP),
-        );
-        Field::SHORT_LENGTH_COUNT.set(header, count);
-        of_short.as_flattened_mut()[DEEP_AT as usize] = length_word(short_seed, DEEP);
-        let count = set_lengths(of_long, long_seed, self.long.iter().map(Long::length));
-        Field::LONG_LENGTH_COUNT.set(header, count);
-        let (of_short, of_long) = table_lines.split_at_mut(lines(&self.short_placed));
-        let fields = [
-            Field::SHORT_PILOTS,
-            Field::SHORT_SHIFT,
-            Field::SHORT_BUCKETS,
-            Field::SHORT_BUCKET_COUNT,
-        ];
-        let buckets = set_pilots(&self.short_placed, header, fields, of_short, first);
-        for (key, (bucket, slot)) in self.short.iter().zip(&self.short_placed.places) {
-            let bucket = &mut buckets[*bucket as usize];
-            bucket[*slot] = key.upper;
-            bucket[SHORT_SLOTS + slot / 4] |= u64::from(key.mark.0) << (slot % 4 * 16);
+        let lengths = self.short.iter().map(Short::length);
+        set_lengths(of_short, SHORT, short_seed, lengths);
+        let lengths = self.long.iter().map(Long::length);
+        set_lengths(of_long, LONG, long_seed, lengths);
+        let (short_lines, long_lines) =
+            table_lines.split_at_mut(lines::<ShortSlot>(&self.short_placed));
+        let after_short = first + short_lines.len();
+        let slots: &mut [ShortSlot] = set_table(&self.short_placed, of_short, short_lines, first);
+        for (key, place) in self.short.iter().zip(&self.short_placed.places) {
+            slots[*place] = [key.upper, key.mark.0.into()];
         }
-        let fields = [
-            Field::LONG_PILOTS,
-            Field::LONG_SHIFT,
-            Field::LONG_BUCKETS,
-            Field::LONG_BUCKET_COUNT,
-        ];
-        let first = first + lines(&self.short_placed);
-        let buckets = set_pilots(&self.long_placed, header, fields, of_long, first);
-        for (key, (bucket, slot)) in self.long.iter().zip(&self.long_placed.places) {
-            let bucket = &mut buckets[*bucket as usize];
-            bucket[*slot] = key.lower;
-            bucket[LONG_SLOTS + slot] = key.upper;
-            bucket[2 * LONG_SLOTS + slot / 2] |= u64::from(key.mark.0) << (slot % 2 * 32);
+        let slots: &mut [LongSlot] = set_table(&self.long_placed, of_long, long_lines, after_short);
+        for (key, place) in self.long.iter().zip(&self.long_placed.places) {
+            slots[*place] = [key.upper, key.lower, key.mark.0.into(), 0];
         }
     }
 }
 
-/// The words of all lengths.
-fn words(seed: u32) -> [u64; 129] {
-    std::array::from_fn(|length| length_word(seed, length as u32))
+/// Those of all lengths.
+fn salts(seed: u32) -> [u64; 129] {
+    std::array::from_fn(|length| Table::salt(seed, length as u32))
 }
 
-/// Finds a place for each key, and the seed of the hashes with which there is one.
-fn place(
-    keys: usize,
-    slots: usize,
-    first_seed: u32,
-    hashes: impl Fn(u32) -> Vec<u64>,
-) -> (u32, Placed) {
-    let least = hashed::buckets_min(keys, slots);
-    let mut buckets = least;
+/// Finds a place for each key, and the seed with which there is one.
+fn place(count: usize, first_seed: u32, keys: impl Fn(u32) -> Vec<u64>) -> (u32, Placed) {
+    let least = hashed::slots_min(count);
+    let mut slots = least;
     for attempt in 1_u32.. {
         let seed = first_seed.wrapping_add(attempt);
-        if let Some(placed) = hashed::place(&hashes(seed), slots, buckets) {
+        if let Some(placed) = hashed::place(&keys(seed), slots) {
             return (seed, placed);
         }
-        if attempt % SEEDS == 0 && buckets < least.saturating_mul(4) {
-            buckets += buckets / 8 + 1;
+        if attempt % SEEDS == 0 && slots < least.saturating_mul(4) {
+            slots += slots / 8 + 1;
         }
     }
     unreachable!("no keys collide under every one of four thousand million seeds")
@@ -222,53 +188,95 @@ fn first_seed(prefixes: &[Listed]) -> u32 {
     hasher.finalize()
 }
 
-/// Lines of pilots and buckets; none for no keys.
-fn lines(placed: &Placed) -> usize {
+/// Lines of the pilots, and of the slots; none for no keys.
+fn lines<Slot>(placed: &Placed) -> usize {
     if placed.places.is_empty() {
-        0
-    } else {
-        placed.pilots.len().div_ceil(OCTETS) + placed.buckets as usize
+        return 0;
     }
+    placed.pilots.len().div_ceil(OCTETS)
+        + (placed.slots as usize * size_of::<Slot>()).div_ceil(OCTETS)
 }
 
-/// Writes the pilots, and where they and the buckets are; gives the lines of the buckets.
-fn set_pilots<'a>(
+/// Writes the pilots, and in the head of the table where they and the slots are; gives the slots.
+fn set_table<'a, Slot: Pod>(
     placed: &Placed,
-    header: &mut Line,
-    [pilots, shift, buckets, bucket_count]: [Field; 4],
+    head: &mut [Line],
     lines: &'a mut [Line],
     first: usize,
-) -> &'a mut [Line] {
+) -> &'a mut [Slot] {
     if lines.is_empty() {
-        return lines;
+        return &mut [];
     }
-    let (of_pilots, of_buckets) = lines.split_at_mut(placed.pilots.len().div_ceil(OCTETS));
-    for (at, pilot) in placed.pilots.iter().enumerate() {
-        set_octet(of_pilots, at, *pilot);
-    }
-    pilots.set(header, line_number(first));
-    shift.set(header, placed.shift);
-    buckets.set(header, line_number(first + of_pilots.len()));
-    bucket_count.set(header, placed.buckets);
-    of_buckets
+    let (of_pilots, of_slots) = lines.split_at_mut(placed.pilots.len().div_ceil(OCTETS));
+    let octets = bytemuck::cast_slice_mut(of_pilots);
+    octets[..placed.pilots.len()].copy_from_slice(&placed.pilots);
+    let head = head.as_flattened_mut();
+    head[Table::SHIFT] = placed.shift;
+    head[Table::PILOTS] = (first * OCTETS) as u64;
+    let slots = (first + of_pilots.len()) * OCTETS / size_of::<Slot>();
+    head[Table::SLOTS] = slots as u64;
+    head[Table::SLOT_COUNT] = placed.slots;
+    bytemuck::cast_slice_mut(of_slots)
 }
 
-/// Writes the octet at this place of an array of octets.
-fn set_octet(lines: &mut [Line], at: usize, value: u8) {
-    lines[at >> 6][at >> 3 & 7] |= u64::from(value) << ((at & 7) * 8);
-}
-
-/// Writes the words of the lengths that are present, the longest first; gives their number.
-fn set_lengths(lines: &mut [Line], seed: u32, lengths: impl Iterator<Item = u32>) -> u32 {
+/// Writes the words of the prefix lengths that are present, the longest first, and how many there are.
+fn set_lengths(head: &mut [Line], table: Table, seed: u32, lengths: impl Iterator<Item = usize>) {
     let mut present = [false; 129];
     for length in lengths {
-        present[length as usize] = true;
+        present[length] = true;
     }
     let lengths = (0..).zip(present).filter(|(_, is_present)| *is_present);
     let lengths: Vec<u32> = lengths.map(|(length, _)| length).collect();
-    let longest_first = lengths.iter().rev();
-    for (word, length) in lines.as_flattened_mut().iter_mut().zip(longest_first) {
-        *word = length_word(seed, *length);
+    let head = head.as_flattened_mut();
+    head[Table::LENGTH_COUNT] = lengths.len() as u64;
+    let (words, _) = head[Table::LENGTHS..].as_chunks_mut();
+    for (words, length) in words.iter_mut().zip(lengths.into_iter().rev()) {
+        *words = [table.mask(length), Table::salt(seed, length)];
     }
-    lengths.len() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Prefixes as registries, providers and attackers' tools hand them out: the hashes must not see a pattern in them.
+    #[test]
+    fn whatever_order_is_in_the_prefixes_few_seeds_and_no_more_room_are_needed() {
+        const COUNT: u128 = 60_000;
+        const BASE: u128 = 0x2001_0db8 << 96;
+        const REGISTRY: u128 = 0x2000 << 112;
+        const SCATTERED: u128 = 0xda94_2042_e4dd_58b5_369d_ea0f_31a5_3f85;
+        type Case = (&'static str, u8, fn(u128) -> u128);
+        let cases: [Case; 10] = [
+            ("/64s in a row", 64, |n| BASE + (n << 64)),
+            ("every third /64", 64, |n| BASE + ((3 * n) << 64)),
+            ("the first /64 of /56s", 64, |n| BASE + (n << 72)),
+            ("/48s in a row", 48, |n| BASE + (n << 80)),
+            ("every tenth /48", 48, |n| BASE + ((10 * n) << 80)),
+            ("/32s in a row", 32, |n| REGISTRY + (n << 96)),
+            ("/29s in a row", 29, |n| REGISTRY + (n << 99)),
+            ("/64s anywhere", 64, |n| n.wrapping_mul(SCATTERED)),
+            ("/128s of a /64", 128, |n| BASE + n),
+            ("a /128 in each /64", 128, |n| BASE + (n << 64) + 1),
+        ];
+        for (case, length, address) in cases {
+            let mut prefixes = Prefixes::default();
+            let prefix = |n| Ipv6Prefix {
+                address: address(n) & u128::MAX << (128 - length),
+                length,
+            };
+            prefixes.add(0, false, &(0..COUNT).map(prefix).collect::<Vec<_>>());
+            prefixes.0.sort_unstable();
+            let first_seed = first_seed(&prefixes.0);
+            let plan = prefixes.plan();
+            for (keys, placed, seed) in [
+                (plan.short.len(), &plan.short_placed, plan.seeds.0),
+                (plan.long.len(), &plan.long_placed, plan.seeds.1),
+            ] {
+                assert_eq!(placed.slots, hashed::slots_min(keys), "{case}");
+                let seeds = seed.wrapping_sub(first_seed);
+                assert!(seeds <= SEEDS, "{case}: {seeds} seeds for {keys}");
+            }
+        }
+    }
 }

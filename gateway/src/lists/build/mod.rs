@@ -62,23 +62,14 @@ pub(super) fn snapshot(sources: Vec<Source>, allocate: Allocate) -> Snapshot {
     let ipv4 = ipv4.plan(&permits);
     let ipv6 = ipv6.plan();
 
-    let fixed = FIRST_FREE as usize;
-    let count = fixed + ipv4.lines() + ipv6.lines();
+    let count = FIRST_FREE + ipv4.lines() + ipv6.lines();
     let mut memory = allocate(count);
-    let lines = memory.as_mut_slice();
-    let (head, rest) = lines.split_at_mut(fixed);
-    let [header, lengths @ ..] = head
-        .first_chunk_mut::<{ CLASSES as usize }>()
-        .expect("the fixed lines");
-    header[0] = MAGIC;
-    Field::LINES.set(header, line_number(count));
+    let (fixed, rest) = memory.as_mut_slice().split_at_mut(FIRST_FREE);
+    let [header, heads @ ..] = fixed.first_chunk_mut::<CLASSES>().expect("the fixed lines");
+    Field::MAGIC.set(header, MAGIC);
+    Field::LINES.set(header, count as u64);
     let (of_ipv4, of_ipv6) = rest.split_at_mut(ipv4.lines());
     ipv4.write(header, of_ipv4, &permits);
-    ipv6.write(header, lengths, of_ipv6, fixed + ipv4.lines());
+    ipv6.write(heads, of_ipv6, FIRST_FREE + ipv4.lines());
     Snapshot::from(memory)
-}
-
-/// Line numbers have 30 bits at most: a snapshot of 64 GiB is beyond what all of IPv4, address by address, comes to.
-fn line_number(at: usize) -> u32 {
-    u32::try_from(at).expect("fewer lines than 2^30")
 }
