@@ -256,14 +256,14 @@ mod tests {
     }
 
     /// The lower half of each is the upper one times a number that hashes are made with: when the halves met without a seed
-    /// between them, all four had one hash under every seed, and no table had room for a fourth.
+    /// between them, all four had one hash under every seed, and no table had room for them.
     #[test]
     fn addresses_that_were_chosen_to_collide_find_room() {
         let nets = [
-            "2001:db8:0:1:2959:ceb:b44a:1dc9/128",
-            "2001:db8:0:2:bc20:7c5f:6894:3b92/128",
-            "2001:db8:0:3:4ee7:ebd3:1cde:595b/128",
-            "2001:db8:0:4:e1af:5b46:d128:7724/128",
+            "2001:db8:0:1:22:b9d1:7f4a:7c15/128",
+            "2001:db8:0:2:9e5a:338a:fe94:f82a/128",
+            "2001:db8:0:3:3c91:ad44:7ddf:743f/128",
+            "2001:db8:0:4:dac9:26fd:fd29:f054/128",
         ]
         .map(|net| net.parse::<IpNet>().unwrap());
         let list = List {

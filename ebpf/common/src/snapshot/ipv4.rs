@@ -8,7 +8,7 @@
 //! addresses whose mark differs from that of the rest, and either the one mark that they all have, or where their marks begin,
 //! two octets each.
 
-use super::{FIRST_FREE, Field, Lines, Mark};
+use super::{FIRST_FREE, Field, Lines, Mark, WORDS};
 
 /// Where presence begins: it is always in the first block.
 pub const PRESENCE: usize = FIRST_FREE;
@@ -29,6 +29,9 @@ pub const ENTRY_CELL: u32 = 2;
 /// the lower 9 bits; the others have none.
 pub const ENTRY_PAIR: u32 = 3;
 
+/// Bits of word 4 of a cell that say where its marks begin.
+pub const CELL_MARKS_BITS: u32 = 40;
+
 /// The mark of an IPv4 address.
 #[inline(always)]
 pub fn ipv4<L: Lines + ?Sized>(lines: &L, address: u32) -> Mark {
@@ -36,7 +39,7 @@ pub fn ipv4<L: Lines + ?Sized>(lines: &L, address: u32) -> Mark {
         return Mark::NONE;
     };
     let stretch = address.wrapping_shr(shift as u32) as usize;
-    let present = lines.fixed::<u64>(PRESENCE * 8 + (stretch >> 6));
+    let present = lines.fixed::<u64>(PRESENCE * WORDS + (stretch >> 6));
     if present.is_none_or(|bits| bits >> (stretch & 63) & 1 == 0) {
         return Mark::NONE;
     }
@@ -62,15 +65,15 @@ pub fn ipv4<L: Lines + ?Sized>(lines: &L, address: u32) -> Mark {
     }
 }
 
-/// Words 0 to 3 of a cell are the bitmap; word 4 holds where its marks begin (32 bits: all lines taken for an array of marks), then
+/// Words 0 to 3 of a cell are the bitmap; word 4 holds where its marks begin (40 bits: all lines taken for an array of marks), then
 /// how many bits words 0, 0-1 and 0-2 have (8 bits each); word 5 holds the mark of addresses without a bit (16 bits) and the one
 /// mark of all others (16 bits), which is zero where they differ.
 #[inline(always)]
 fn in_cell<L: Lines + ?Sized>(lines: &L, cell: usize, octet: u32) -> Option<Mark> {
     let word = octet >> 6;
     let bit = octet & 63;
-    let bits: u64 = lines.get(cell * 8 + word as usize)?;
-    let [marks, kinds]: [u64; 2] = lines.get(cell * 4 + 2)?;
+    let bits: u64 = lines.get(cell * WORDS + word as usize)?;
+    let [marks, kinds]: [u64; 2] = lines.get(cell * WORDS / 2 + 2)?;
     if bits >> bit & 1 == 0 {
         return Some(Mark((kinds & 0xffff) as u32));
     }
@@ -79,8 +82,9 @@ fn in_cell<L: Lines + ?Sized>(lines: &L, cell: usize, octet: u32) -> Option<Mark
         return Some(Mark(uniform));
     }
     // The count before word 0 is that of no word: it comes from shifting in zeros.
-    let before = (marks >> 32 << 8 >> (word * 8) & 0xff) as usize;
+    let before = (marks >> CELL_MARKS_BITS << 8 >> (word * 8) & 0xff) as usize;
     let rank = before + (bits & ((1 << bit) - 1)).count_ones() as usize;
-    let mark: u16 = lines.get((marks & 0xffff_ffff) as usize + rank)?;
+    let first = marks & ((1 << CELL_MARKS_BITS) - 1);
+    let mark: u16 = lines.get(first as usize + rank)?;
     Some(Mark(u32::from(mark)))
 }

@@ -11,8 +11,8 @@
 
 use bytemuck::Pod;
 
-use super::{Line, Lines, Mark, TABLE_LINES};
-use crate::hash::{mix, spread, spread_otherwise};
+use super::{Lines, Mark, TABLE_LINES, WORDS};
+use crate::hash::{mix, spread};
 use crate::packet::Source;
 
 /// The length of an entry that says that its /64 has prefixes beyond /64: the longest of short ones.
@@ -27,7 +27,7 @@ pub type LongSlot = [u64; 4];
 const SHORT_LENGTHS: usize = 66;
 /// And beyond.
 const LONG_LENGTHS: usize = 64;
-const _: () = assert!(Table::LENGTHS + 2 * SHORT_LENGTHS <= TABLE_LINES * size_of::<Line>() / 8);
+const _: () = assert!(Table::LENGTHS + 2 * SHORT_LENGTHS <= TABLE_LINES * WORDS);
 
 /// The upper and the lower 64 bits of an IPv6 source.
 #[inline(always)]
@@ -67,13 +67,13 @@ pub struct Table {
 
 /// That of prefixes up to /64.
 pub const SHORT: Table = Table {
-    head: size_of::<Line>() / 8,
+    head: WORDS,
     bits: 64,
 };
 
 /// That of longer ones.
 pub const LONG: Table = Table {
-    head: (1 + TABLE_LINES) * size_of::<Line>() / 8,
+    head: (1 + TABLE_LINES) * WORDS,
     bits: 128,
 };
 
@@ -86,10 +86,14 @@ impl Table {
     pub const SLOTS: usize = 2;
     /// How many slots there are; fewer than 2^32.
     pub const SLOT_COUNT: usize = 3;
+    /// What a key is multiplied with to give the number of its group.
+    pub const GROUP_FACTOR: usize = 4;
+    /// What it is multiplied with to give its slot.
+    pub const SLOT_FACTOR: usize = 5;
     /// How many prefix lengths there are.
-    pub const LENGTH_COUNT: usize = 4;
+    pub const LENGTH_COUNT: usize = 6;
     /// Where those of the longest begin.
-    pub const LENGTHS: usize = 5;
+    pub const LENGTHS: usize = 7;
 
     /// A mask with the bits of a prefix length, of the half where it ends.
     #[must_use]
@@ -106,12 +110,21 @@ impl Table {
         mix((seed as u64) << 8 | length as u64) & !0xff | length as u64
     }
 
-    /// The group of a key: the first bits of its hash. A product is hash enough: what collides meets another pilot, or another
-    /// seed.
+    /// The factors that come of a seed, that of groups and that of slots.
+    ///
+    /// The upper bits of a product with an odd number tell any two keys apart for nearly every such number (Dietzfelbinger and
+    /// others 1997). With fixed numbers one could choose prefixes that collide under every seed.
+    #[must_use]
+    pub const fn factors(seed: u32) -> [u64; 2] {
+        let seed = (seed as u64) << 8;
+        [mix(seed | 0xfe) | 1, mix(seed | 0xff) | 1]
+    }
+
+    /// The group of a key.
     #[inline(always)]
     #[must_use]
-    pub const fn group(key: u64, shift: u64) -> usize {
-        (spread(key) >> (shift & 63)) as usize
+    pub const fn group(key: u64, factor: u64, shift: u64) -> usize {
+        (key.wrapping_mul(factor) >> (shift & 63)) as usize
     }
 
     /// The slot that a pilot leads a key to; a number below another is had from a hash without a division (Lemire 2019). The
@@ -119,8 +132,8 @@ impl Table {
     /// in the others would have 256 slots among them, which at times are too few.
     #[inline(always)]
     #[must_use]
-    pub const fn slot(key: u64, pilot: u8, slots: u64) -> usize {
-        let place = spread_otherwise(key).wrapping_add(spread(pilot as u64));
+    pub const fn slot(key: u64, factor: u64, pilot: u8, slots: u64) -> usize {
+        let place = key.wrapping_mul(factor).wrapping_add(spread(pilot as u64));
         ((place >> 32).wrapping_mul(slots) >> 32) as usize
     }
 
@@ -133,12 +146,14 @@ impl Table {
     /// What is in the only slot that may have this key, if there is one.
     #[inline(always)]
     fn find<S: Pod, L: Lines + ?Sized>(&self, lines: &L, key: u64) -> Option<S> {
-        let group = Self::group(key, self.word(lines, Self::SHIFT)?);
+        let factor = self.word(lines, Self::GROUP_FACTOR)?;
+        let group = Self::group(key, factor, self.word(lines, Self::SHIFT)?);
         let pilots = self.word(lines, Self::PILOTS)? as usize;
         match lines.get(pilots.wrapping_add(group))? {
             0 => None,
             pilot => {
-                let slot = Self::slot(key, pilot, self.word(lines, Self::SLOT_COUNT)?);
+                let factor = self.word(lines, Self::SLOT_FACTOR)?;
+                let slot = Self::slot(key, factor, pilot, self.word(lines, Self::SLOT_COUNT)?);
                 let slots = self.word(lines, Self::SLOTS)? as usize;
                 lines.get(slots.wrapping_add(slot))
             }

@@ -22,8 +22,8 @@ use crate::packet::Source;
 use crate::verdict::Class;
 
 pub use self::ipv4::{
-    ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, ENTRY_PAIR, PRESENCE, PRESENCE_SHIFT_MAX,
-    PRESENCE_SHIFT_MIN, ipv4,
+    CELL_MARKS_BITS, ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, ENTRY_PAIR, PRESENCE,
+    PRESENCE_SHIFT_MAX, PRESENCE_SHIFT_MIN, ipv4,
 };
 pub use self::ipv6::{
     DEEP, Deep, LONG, LongSlot, SHORT, ShortSlot, Table, halves, ipv6, ipv6_network, long_key,
@@ -32,6 +32,9 @@ pub use self::ipv6::{
 
 /// A cache line: the unit of everything here.
 pub type Line = [u64; 8];
+
+/// Words of a line.
+const WORDS: usize = size_of::<Line>() / size_of::<u64>();
 
 /// Lines of a [`Block`]; a power of two.
 pub const BLOCK_LINES: usize = 1 << 20;

@@ -7,9 +7,9 @@
 
 use portcullis_ebpf_common::snapshot::Table;
 
-/// Groups for each key, at least (twice as many at most): an octet each, and four of five looks for what is not there end with
+/// Groups for each slot, at least (twice as many at most): an octet each, and four of five looks for what is not there end with
 /// the pilot.
-const GROUPS: usize = 4;
+const GROUPS: usize = 3;
 /// As many as fill a line.
 const LEAST_GROUPS: usize = 64;
 /// Slots that are filled, of ten.
@@ -32,17 +32,18 @@ pub(super) fn slots_min(keys: usize) -> u64 {
     (keys as u64 * 10).div_ceil(LOAD_TENTHS)
 }
 
-/// Finds a slot for each key, or none if a group finds no pilot.
-pub(super) fn place(keys: &[u64], slots: u64) -> Option<Placed> {
-    let groups = (keys.len() * GROUPS).next_power_of_two().max(LEAST_GROUPS);
+/// Finds a slot for each key by these [factors](Table::factors), or none if a group finds no pilot.
+pub(super) fn place(keys: &[u64], [group, slot]: [u64; 2], slots: u64) -> Option<Placed> {
+    let groups = (slots as usize * GROUPS).next_power_of_two();
+    let groups = groups.max(LEAST_GROUPS);
     let shift = u64::from(u64::BITS - groups.ilog2());
-    let grouped = Grouped::new(keys, shift);
+    let grouped = Grouped::new(keys, group, shift);
     let mut pilots = vec![0; groups];
     let mut taken = vec![false; slots as usize];
     let mut places = vec![0; keys.len()];
     for number in grouped.largest_first() {
         let members = grouped.members(number);
-        let slot_of = |key: u32, pilot| Table::slot(keys[key as usize], pilot, slots);
+        let slot_of = |key: u32, pilot| Table::slot(keys[key as usize], slot, pilot, slots);
         let pilot = (1..=u8::MAX).find(|pilot| {
             let free = members
                 .iter()
@@ -76,10 +77,10 @@ struct Grouped {
 }
 
 impl Grouped {
-    fn new(all: &[u64], shift: u64) -> Self {
+    fn new(all: &[u64], factor: u64, shift: u64) -> Self {
         let mut starts = vec![0; (1 << (u64::from(u64::BITS) - shift)) + 1];
         for key in all {
-            starts[Table::group(*key, shift) + 1] += 1;
+            starts[Table::group(*key, factor, shift) + 1] += 1;
         }
         for at in 1..starts.len() {
             starts[at] += starts[at - 1];
@@ -87,7 +88,7 @@ impl Grouped {
         let mut next = starts.clone();
         let mut keys = vec![0; all.len()];
         for (number, key) in (0..).zip(all) {
-            let at = &mut next[Table::group(*key, shift)];
+            let at = &mut next[Table::group(*key, factor, shift)];
             keys[*at as usize] = number;
             *at += 1;
         }

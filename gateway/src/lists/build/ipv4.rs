@@ -6,7 +6,8 @@
 //! second.
 
 use portcullis_ebpf_common::snapshot::{
-    ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, ENTRY_PAIR, Field, Line, Mark, PRESENCE,
+    CELL_MARKS_BITS, ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, ENTRY_PAIR, Field, Line,
+    Mark, PRESENCE,
 };
 
 use super::super::entries::Ipv4Prefix;
@@ -346,7 +347,8 @@ impl Plan {
         // What is not written costs no memory.
         self.directory
             .for_each_painted(|network, mark| set(network, all(mark)));
-        // Cells and marks are counted from line 0, so that nobody needs the header to find them.
+        // Cells and marks are counted from line 0, so that nobody needs the header to find them. All of IPv4, address by address,
+        // comes to fewer than 2^28 lines before the last cell.
         let marks_before = (first_cell + self.cells) * MARKS;
         let (mut cell_count, mut mark_count) = (0, 0);
         self.for_each_network(permits, |network, found| {
@@ -364,12 +366,12 @@ impl Plan {
                     ENTRY_PAIR << ENTRY_KIND_SHIFT | octets << 9 | number
                 }
                 Network::Cell(cell) => {
-                    cells[cell_count] = cell.line(number(marks_before + mark_count));
+                    cells[cell_count] = cell.line((marks_before + mark_count) as u64);
                     let end = mark_count + cell.marks.len();
                     marks[mark_count..end].copy_from_slice(cell.marks);
                     mark_count = end;
                     cell_count += 1;
-                    let cell = number(first_cell + cell_count - 1);
+                    let cell = (first_cell + cell_count - 1) as u32;
                     ENTRY_CELL << ENTRY_KIND_SHIFT | cell
                 }
             };
@@ -378,20 +380,15 @@ impl Plan {
     }
 }
 
-/// That of a line or of a mark: all of IPv4, address by address, comes to fewer than 2^30 lines and 2^32 marks.
-fn number(at: usize) -> u32 {
-    u32::try_from(at).expect("fewer than 2^32")
-}
-
 impl Cell<'_> {
     /// As [`portcullis_ebpf_common::snapshot`] describes it.
-    fn line(&self, marks: u32) -> Line {
+    fn line(&self, marks: u64) -> Line {
         let [a, b, c, d] = self.bits;
         let counts = [a, b, c].map(u64::count_ones).map(u64::from);
         let before_2 = counts[0] + counts[1];
         let before = counts[0] | before_2 << 8 | (before_2 + counts[2]) << 16;
         let kinds = u64::from(self.rest) | u64::from(self.uniform) << 16;
-        [a, b, c, d, u64::from(marks) | before << 32, kinds, 0, 0]
+        [a, b, c, d, marks | before << CELL_MARKS_BITS, kinds, 0, 0]
     }
 }
 

@@ -141,9 +141,9 @@ impl Plan {
         let (of_short, of_long) = heads.split_at_mut(TABLE_LINES);
         let (short_seed, long_seed) = self.seeds;
         let lengths = self.short.iter().map(Short::length);
-        set_lengths(of_short, SHORT, short_seed, lengths);
+        set_hashes(of_short, SHORT, short_seed, lengths);
         let lengths = self.long.iter().map(Long::length);
-        set_lengths(of_long, LONG, long_seed, lengths);
+        set_hashes(of_long, LONG, long_seed, lengths);
         let (short_lines, long_lines) =
             table_lines.split_at_mut(lines::<ShortSlot>(&self.short_placed));
         let after_short = first + short_lines.len();
@@ -169,7 +169,7 @@ fn place(count: usize, first_seed: u32, keys: impl Fn(u32) -> Vec<u64>) -> (u32,
     let mut slots = least;
     for attempt in 1_u32.. {
         let seed = first_seed.wrapping_add(attempt);
-        if let Some(placed) = hashed::place(&keys(seed), slots) {
+        if let Some(placed) = hashed::place(&keys(seed), Table::factors(seed), slots) {
             return (seed, placed);
         }
         if attempt % SEEDS == 0 && slots < least.saturating_mul(4) {
@@ -219,8 +219,8 @@ fn set_table<'a, Slot: Pod>(
     bytemuck::cast_slice_mut(of_slots)
 }
 
-/// Writes the words of the prefix lengths that are present, the longest first, and how many there are.
-fn set_lengths(head: &mut [Line], table: Table, seed: u32, lengths: impl Iterator<Item = usize>) {
+/// Writes what keys are hashed with: the factors, and the words of the prefix lengths that are present, the longest first.
+fn set_hashes(head: &mut [Line], table: Table, seed: u32, lengths: impl Iterator<Item = usize>) {
     let mut present = [false; 129];
     for length in lengths {
         present[length] = true;
@@ -228,6 +228,7 @@ fn set_lengths(head: &mut [Line], table: Table, seed: u32, lengths: impl Iterato
     let lengths = (0..).zip(present).filter(|(_, is_present)| *is_present);
     let lengths: Vec<u32> = lengths.map(|(length, _)| length).collect();
     let head = head.as_flattened_mut();
+    [head[Table::GROUP_FACTOR], head[Table::SLOT_FACTOR]] = Table::factors(seed);
     head[Table::LENGTH_COUNT] = lengths.len() as u64;
     let (words, _) = head[Table::LENGTHS..].as_chunks_mut();
     for (words, length) in words.iter_mut().zip(lengths.into_iter().rev()) {
@@ -239,9 +240,9 @@ fn set_lengths(head: &mut [Line], table: Table, seed: u32, lengths: impl Iterato
 mod tests {
     use super::*;
 
-    /// Prefixes as registries, providers and attackers' tools hand them out: the hashes must not see a pattern in them.
+    /// Prefixes as registries, providers and attackers' tools hand them out. Nearly every seed is good for each.
     #[test]
-    fn whatever_order_is_in_the_prefixes_few_seeds_and_no_more_room_are_needed() {
+    fn whatever_order_is_in_the_prefixes_the_first_seeds_do_and_no_more_room_is_needed() {
         const COUNT: u128 = 60_000;
         const BASE: u128 = 0x2001_0db8 << 96;
         const REGISTRY: u128 = 0x2000 << 112;
@@ -275,7 +276,7 @@ mod tests {
             ] {
                 assert_eq!(placed.slots, hashed::slots_min(keys), "{case}");
                 let seeds = seed.wrapping_sub(first_seed);
-                assert!(seeds <= SEEDS, "{case}: {seeds} seeds for {keys}");
+                assert!(seeds <= 2, "{case}: {seeds} seeds for {keys}");
             }
         }
     }
