@@ -1,13 +1,13 @@
 //! IPv6: prefix lengths, pilots and slots.
 //!
-//! Prefixes up to /64 are hashed by their upper 64 bits and their length, and each has a slot for itself, because keys come
-//! in groups, and each group has a pilot: an octet that was chosen, when the snapshot was built, so that all keys of the group found
-//! a slot free (the idea of perfect hashing by displacement). There are at least four groups for each key, so that most
-//! addresses on no list meet a group without keys, which has no pilot, and need no slot. Longer prefixes are rare: they have a
-//! table of their own, which is looked into only if the /64 has an entry of the length 65. Rejected: cuckoo hashing (two lines
-//! for every address that is on no list, which is the usual one), a trie (a line per level), slots that any key of
-//! a bucket may take (a search of the bucket), slots packed six to a line (a quarter less memory, but a dozen
-//! instructions more to find one).
+//! Prefixes up to /64 are hashed by their upper 64 bits and their length, and each has a slot for itself, because keys
+//! come in groups, and each group has a pilot: an octet that was chosen, when the snapshot was built, so that all keys of the
+//! group found a slot free (the idea of perfect hashing by displacement). There are three groups for each slot at least, so that
+//! most addresses on no list meet a group without keys, which has no pilot, and need no slot. Longer prefixes are rare: they
+//! have a table of their own, which is looked into only if the /64 has an entry of the length 65. Rejected: cuckoo hashing (two
+//! lines for every address that is on no list, which is the usual one), a trie (a line per level), slots that any key of a
+//! bucket may take (a search of the bucket), slots packed six to a line (less memory, but a dozen instructions more to find
+//! one).
 
 use bytemuck::Pod;
 
