@@ -255,6 +255,7 @@ impl Config {
             recipients_max: self.limits.recipients_per_message,
             transactions_max: self.limits.transactions_per_session,
             errors_max: self.limits.errors_per_session,
+            recipients_unknown_max: self.limits.unknown_recipients_per_session,
             long_lines: match self.limits.line_length {
                 LineLength::Pass => LongLines::Pass,
                 LineLength::Refuse => LongLines::Refuse,

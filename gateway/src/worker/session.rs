@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use portcullis_smtp::reply::{EnhancedCode, Reply};
-use portcullis_smtp::server::{Event, Session, Step};
+use portcullis_smtp::server::{Blame, Event, Session, Step};
 
 use super::Gate;
 use super::connection::{Ending, Receive, Role};
@@ -17,7 +17,7 @@ use super::log::SessionRecord;
 use super::passage::{Id, Passage, Told, rule_name};
 use super::sources::Source;
 use crate::driver::Conn;
-use crate::policy::{self, Decision, Verdict};
+use crate::policy::{self, Decision, Rule, Standing, Verdict};
 
 /// One client's session.
 pub(super) struct ClientSession {
@@ -37,7 +37,7 @@ pub(super) struct ClientSession {
     source: Option<Source>,
     pub(super) passage: Option<Box<Passage>>,
     /// A refusal of ours for a recipient, kept until the next hop has answered for those before it.
-    pub(super) withheld: Option<Reply<'static>>,
+    pub(super) withheld: Option<(Reply<'static>, Blame)>,
     /// What DNS lists say about the client.
     pub(super) listings: Listings,
     /// A recipient that waits for it.
@@ -294,9 +294,22 @@ impl Gate {
                 true
             }
             Verdict::Refuse(reply) => {
-                self.answer(conn, &reply);
+                let blame = self.blame(conn, decision.rule);
+                self.refuse(conn, &reply, blame);
                 false
             }
+        }
+    }
+
+    /// What a refusal of ours by this rule counts against: a stranger's errors, unless it is our configuration that makes it.
+    pub(super) fn blame(&mut self, conn: Conn, rule: Rule) -> Blame {
+        let stranger = self
+            .session(conn)
+            .is_some_and(|session| session.client.standing == Standing::Stranger);
+        match rule {
+            Rule::NoRoute | Rule::OtherNextHop => Blame::Nobody,
+            _ if stranger => Blame::Client,
+            _ => Blame::Nobody,
         }
     }
 
@@ -308,13 +321,18 @@ impl Gate {
         }
     }
 
-    /// Answers what the client waits for.
+    /// Answers what the client waits for. A refusal does not count against it.
     pub(super) fn answer(&mut self, conn: Conn, reply: &Reply<'_>) {
+        self.refuse(conn, reply, Blame::Nobody);
+    }
+
+    /// Answers what the client waits for; what a refusal counts against, `blame` says.
+    pub(super) fn refuse(&mut self, conn: Conn, reply: &Reply<'_>, blame: Blame) {
         let connection = &mut self.table[conn];
         if let Role::Client(session) = &mut connection.role {
             session
                 .smtp
-                .answer(&self.settings, reply, &mut connection.output);
+                .refuse(&self.settings, reply, blame, &mut connection.output);
         }
     }
 
