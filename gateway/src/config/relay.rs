@@ -17,9 +17,12 @@ use crate::policy::domain::Pattern;
 pub struct Relay {
     /// For a connection to a next hop, up to its greeting being due.
     pub connect_timeout: Duration,
-    /// For each reply but the last, and for a write that does not go out. Less than the five minutes that our own client
-    /// waits (RFC 5321 section 4.5.3.2), so that it hears the 451 and not silence.
+    /// For each reply but the last. Less than the five minutes that our own client waits (RFC 5321 section 4.5.3.2), so that it
+    /// hears the 451 and not silence.
     pub reply_timeout: Duration,
+    /// How long a next hop may take nothing of what it is sent, however much that is: RFC 5321 section 4.5.3.2.5 gives three
+    /// minutes. Where `reply_timeout` is set and this is not, it is the same.
+    pub send_timeout: Duration,
     /// For the reply to the end of the data; less than the ten minutes of our own client.
     pub message_timeout: Duration,
     /// How long a connection is kept for the next message.
@@ -50,9 +53,17 @@ pub(super) fn read(s: &mut Section<'_, '_>) -> (Local, Relay) {
             .map(|list| list.into_iter().map(toml::Spanned::into_inner).collect())
             .unwrap_or_default(),
     };
+    let reply_timeout_given = s.has("reply_timeout");
+    let reply_timeout = s.duration("reply_timeout", 2 * MINUTE, SECOND..=DAY);
+    let send_timeout = if reply_timeout_given {
+        reply_timeout
+    } else {
+        3 * MINUTE
+    };
     let relay = Relay {
         connect_timeout: s.duration("connect_timeout", 30 * SECOND, SECOND..=5 * MINUTE),
-        reply_timeout: s.duration("reply_timeout", 2 * MINUTE, SECOND..=DAY),
+        reply_timeout,
+        send_timeout: s.duration("send_timeout", send_timeout, SECOND..=DAY),
         message_timeout: s.duration("message_timeout", 9 * MINUTE, SECOND..=DAY),
         idle_timeout: s.duration("idle_timeout", 30 * SECOND, SECOND..=DAY),
         connections: count(s, "connections", 100, 1..=1_000_000),

@@ -90,6 +90,8 @@ pub(super) struct Passage {
     pub(super) tried: Vec<SocketAddr>,
     /// A connection that was taken from the pool turned out to be dead: the next one is to be new.
     pub(super) fresh: bool,
+    /// It has waited for a connection in vain: no next hop that is not known to work is to cost it more time.
+    pub(super) hurried: bool,
     /// The next hop takes the content more slowly than the client sends it.
     pub(super) congested: bool,
     /// DATA or BDAT, or the end of the message, waits for its answer.
@@ -120,6 +122,7 @@ impl Passage {
             queue_due: None,
             tried: Vec::new(),
             fresh: false,
+            hurried: false,
             congested: false,
             asked: false,
             content_due: None,

@@ -15,6 +15,7 @@ use super::connection::{Ending, Receive, Role};
 use super::dnsbl::{HeldRecipient, Listings};
 use super::log::SessionRecord;
 use super::passage::{Id, Passage, Told, rule_name};
+use super::progress::{Look, next_look};
 use super::sources::Source;
 use crate::driver::Conn;
 use crate::policy::{self, Decision, Rule, Standing, Verdict};
@@ -379,8 +380,10 @@ impl Gate {
                 self.wheel.set(conn.slot, deadline);
             }
             _ if progress => self.expect_command(conn),
-            _ => {}
+            _ => return,
         }
+        // What was asked about the deadline before is settled.
+        self.table[conn].progress = None;
     }
 
     /// The client's deadline has passed.
@@ -406,6 +409,28 @@ impl Gate {
             // It is the next hop that is slow, and its own deadline runs.
         } else if holds_next_hop && now < due && !passage.is_some_and(Passage::in_content) {
             self.park(conn);
+            self.wheel.set(conn.slot, due);
+        } else if passage.is_some_and(Passage::in_content) {
+            self.dismiss(conn, &TIMEOUT, "timeout");
+        } else {
+            // It may be busy with reading our replies.
+            self.ask_progress(conn);
+        }
+    }
+
+    /// A client whose time for a command is over has taken of our replies what `look` says; `unsent`: not all of them.
+    pub(super) fn client_progress(&mut self, conn: Conn, look: Look, unsent: bool) {
+        let (now, timeout) = (self.now, self.config.limits.command_timeout);
+        let Some(session) = self.session(conn) else {
+            return;
+        };
+        if look == Look::Moved {
+            session.command_due = now + timeout;
+        }
+        let due = session.command_due;
+        if unsent && (look == Look::First || now < due) {
+            self.wheel.set(conn.slot, now + next_look(timeout));
+        } else if now < due {
             self.wheel.set(conn.slot, due);
         } else {
             self.dismiss(conn, &TIMEOUT, "timeout");
@@ -471,6 +496,7 @@ impl Gate {
         self.wheel.clear(conn.slot);
         let connection = &mut self.table[conn];
         connection.input = Vec::new();
+        connection.progress = None;
         connection.finish(ending);
         self.touch(conn);
     }

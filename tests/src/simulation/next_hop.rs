@@ -53,6 +53,7 @@ impl Mood {
 /// One connection to a next hop.
 pub struct NextHop {
     mood: Mood,
+    pace: Option<u32>,
     rng: fastrand::Rng,
     settings: Settings,
     smtp: Session,
@@ -72,9 +73,10 @@ static NOT_IMPLEMENTED: Reply<'static> =
 
 impl NextHop {
     /// A connection that was just made.
-    pub fn new(mood: Mood, rng: fastrand::Rng, shelf: Shelf) -> Self {
+    pub fn new(mood: Mood, pace: Option<u32>, rng: fastrand::Rng, shelf: Shelf) -> Self {
         Self {
             mood,
+            pace,
             rng,
             settings: Settings::new("hop.example"),
             smtp: Session::new(),
@@ -254,4 +256,8 @@ impl Peer for NextHop {
     }
 
     fn reset(&mut self, _now: Duration) {}
+
+    fn pace(&self) -> Option<u32> {
+        self.pace
+    }
 }
