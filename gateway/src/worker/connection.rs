@@ -80,6 +80,8 @@ pub(super) struct Connection {
     pub(super) asks_progress: bool,
     /// It is in the worker's list of connections to be brought in line.
     pub(super) touched: bool,
+    /// What a send has left over, to be sent before the output.
+    pub(super) unsent: Vec<u8>,
     /// What is to be sent next; empty and without memory while idle.
     pub(super) output: Vec<u8>,
     /// What was received but could not be taken yet.
@@ -104,6 +106,7 @@ impl Connection {
             progress: None,
             asks_progress: false,
             touched: false,
+            unsent: Vec::new(),
             output: Vec::new(),
             input: Vec::new(),
             role: Role::None,
@@ -119,6 +122,7 @@ impl Connection {
 
     /// Ends the connection now; output that was not sent is dropped.
     pub(super) fn abort(&mut self) {
+        self.unsent = Vec::new();
         self.output = Vec::new();
         if !matches!(self.phase, Phase::Free | Phase::Closing) {
             self.phase = Phase::Finishing(Ending::Now);
@@ -135,7 +139,7 @@ impl Connection {
 
     /// Whether something of ours has not been taken by the kernel.
     pub(super) fn has_output(&self) -> bool {
-        self.sending || !self.output.is_empty()
+        self.sending || !self.unsent.is_empty() || !self.output.is_empty()
     }
 
     /// Whether the dialogue goes on.
@@ -195,7 +199,15 @@ impl Connection {
     }
 
     fn settle_send<D: Driver>(&mut self, conn: Conn, driver: &mut D) {
-        if self.sending || self.output.is_empty() {
+        if self.sending {
+            return;
+        }
+        if !self.unsent.is_empty() {
+            self.sending = true;
+            driver.send(conn, std::mem::take(&mut self.unsent));
+            return;
+        }
+        if self.output.is_empty() {
             return;
         }
         self.sending = true;

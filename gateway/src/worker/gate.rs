@@ -221,8 +221,7 @@ impl Gate {
         }
         if sent < buffer.len() && !connection.is_ending() {
             buffer.drain(..sent);
-            buffer.append(&mut connection.output);
-            connection.output = buffer;
+            connection.unsent = buffer;
         }
         match connection.role {
             Role::Client(_) if connection.held || connection.receive == Receive::Ended => {
