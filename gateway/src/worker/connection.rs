@@ -44,8 +44,8 @@ pub(super) enum Ending {
     /// in the batch that sends them. What the peer sent until then was read, so the close makes a FIN and not a RST, which
     /// could take our last words with it.
     Quiet,
-    /// We have said QUIT: the peer gets a moment to answer and to hang up.
-    Answered,
+    /// Our last words ask for an answer (QUIT, or a refusal for a greeting): the peer gets a moment to give it and to hang up.
+    HangUp,
     /// The peer may still be talking: what it says is read and thrown away for a moment, because closing with unread
     /// octets makes the kernel send a RST, which can take our last reply with it.
     Linger,
@@ -85,7 +85,7 @@ pub(super) struct Connection {
     pub(super) role: Role,
 }
 
-/// How long a next hop may take to hang up after our QUIT.
+/// How long a peer may take to hang up when that is up to it.
 const HANG_UP_MAX: Duration = Duration::from_secs(1);
 /// How long our last output may take to be sent, and then a peer that may still be talking to hang up.
 const CLOSING_MAX: Duration = Duration::from_secs(3);
@@ -168,7 +168,7 @@ impl Connection {
                     return Some(CLOSING_MAX);
                 }
                 match ending {
-                    Ending::Quiet | Ending::Answered => {}
+                    Ending::Quiet | Ending::HangUp => {}
                     Ending::Linger => driver.shutdown(conn, false),
                     Ending::Now if self.has_in_flight() => driver.shutdown(conn, true),
                     Ending::Now => {}
@@ -176,7 +176,7 @@ impl Connection {
                 self.phase = Phase::Draining(ending);
                 self.held = ending == Ending::Quiet;
                 self.settle_drain(ending, conn, driver);
-                Some(if ending == Ending::Answered {
+                Some(if ending == Ending::HangUp {
                     HANG_UP_MAX
                 } else {
                     CLOSING_MAX

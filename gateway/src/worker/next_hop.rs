@@ -265,7 +265,7 @@ impl Gate {
         let address = next_hop.address;
         next_hop.smtp.quit(&mut connection.output);
         next_hop.state = State::Quitting;
-        self.forget_next_hop(hop, address, Ending::Answered);
+        self.forget_next_hop(hop, address, Ending::HangUp);
     }
 
     /// Ends a connection to a next hop at once: it is broken, or what it was told cannot be taken back.

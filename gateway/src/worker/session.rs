@@ -119,7 +119,7 @@ impl Gate {
         if let Some((rule, reply)) = self.admit(conn) {
             reply.write(&mut self.table[conn].output);
             // Whoever was told to come later has said nothing yet, and is not to hold a slot for long.
-            self.end_session(conn, Ending::Quiet, Some(rule));
+            self.end_session(conn, Ending::HangUp, Some(rule));
             return;
         }
         self.ask_zones(conn);

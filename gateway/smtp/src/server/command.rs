@@ -37,10 +37,13 @@ enum Waits {
     Always,
     /// Unless PIPELINING was offered.
     Alone,
-    /// Never. RFC 2920 has these at the end of a group too, but clients put them elsewhere, their replies change nothing, and what
-    /// comes behind them gets its answer in order.
-    Never,
+    /// Not at first. RFC 2920 has these at the end of a group too, but clients put them elsewhere, their replies change nothing, and
+    /// what comes behind them gets its answer in order. Who sends hundreds of them at once reads no answers.
+    Rarely,
 }
+
+/// Commands that need not be waited for, in one group: the reply to the last of them is waited for.
+const ASIDES_MAX: u8 = 200;
 
 /// The phases in which there is a command line at all and the client is welcome.
 const ANY: &[Phase] = &[Phase::Fresh, Phase::Ready, Phase::Envelope, Phase::Chunks];
@@ -64,10 +67,10 @@ static COMMANDS: &[Command] = &[
     Command { verb: "HELO",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::helo },
     Command { verb: "QUIT",     phases: ANY_OR_REFUSED,     waits: Waits::Always, any_octets: false, handler: Session::quit },
     Command { verb: "RSET",     phases: ANY,                waits: Waits::Alone,  any_octets: false, handler: Session::rset },
-    Command { verb: "NOOP",     phases: ANY,                waits: Waits::Never,  any_octets: false, handler: Session::noop },
-    Command { verb: "VRFY",     phases: ANY,                waits: Waits::Never,  any_octets: false, handler: Session::vrfy },
-    Command { verb: "HELP",     phases: ANY,                waits: Waits::Never,  any_octets: false, handler: Session::help },
-    Command { verb: "EXPN",     phases: ANY,                waits: Waits::Never,  any_octets: false, handler: Session::not_implemented },
+    Command { verb: "NOOP",     phases: ANY,                waits: Waits::Rarely, any_octets: false, handler: Session::noop },
+    Command { verb: "VRFY",     phases: ANY,                waits: Waits::Rarely, any_octets: false, handler: Session::vrfy },
+    Command { verb: "HELP",     phases: ANY,                waits: Waits::Rarely, any_octets: false, handler: Session::help },
+    Command { verb: "EXPN",     phases: ANY,                waits: Waits::Rarely, any_octets: false, handler: Session::not_implemented },
     Command { verb: "TURN",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::not_implemented },
     Command { verb: "ETRN",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::not_implemented },
     Command { verb: "AUTH",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::not_implemented },
@@ -143,7 +146,10 @@ impl Session {
             self.exclusive |= match command.waits {
                 Waits::Always => true,
                 Waits::Alone => !self.extended,
-                Waits::Never => false,
+                Waits::Rarely => {
+                    self.asides = self.asides.saturating_add(1);
+                    self.asides >= ASIDES_MAX
+                }
             };
         }
         taken

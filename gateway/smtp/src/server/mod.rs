@@ -97,6 +97,8 @@ pub struct Session {
     /// It did not wait; once the session is over: something came behind its last command.
     premature: bool,
     chunk_last: bool,
+    /// Commands of the present group that need not be waited for.
+    asides: u8,
     errors: u32,
     transactions: u32,
     recipients: u32,
@@ -142,6 +144,7 @@ impl Session {
             exclusive: false,
             premature: false,
             chunk_last: false,
+            asides: 0,
             errors: 0,
             transactions: 0,
             recipients: 0,
@@ -232,6 +235,7 @@ impl Session {
 
     /// Says that everything in `out` was handed to the kernel: what arrives from now on came after our replies.
     pub fn flushed(&mut self) {
+        self.asides = 0;
         if self.phase == Phase::Greeting {
             self.phase = Phase::Fresh;
         }
