@@ -166,14 +166,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn count(message: &str, cuts: &[usize]) -> u32 {
-        let (mut hops, mut from) = (Hops::default(), 0);
+    /// The lines counted, and the octets of the header.
+    fn look(message: &str, cuts: &[usize]) -> (u32, usize) {
+        let (mut hops, mut from, mut header) = (Hops::default(), 0, 0);
         for &cut in cuts.iter().chain([&message.len()]) {
             let cut = cut.clamp(from, message.len());
-            hops.update(&message.as_bytes()[from..cut]);
+            header += hops.update(&message.as_bytes()[from..cut]);
             from = cut;
         }
-        hops.count
+        (hops.count, header)
+    }
+
+    fn count(message: &str, cuts: &[usize]) -> u32 {
+        look(message, cuts).0
     }
 
     #[test]
@@ -203,7 +208,12 @@ mod tests {
         ) {
             let message: String = lines.iter().flat_map(|line| [line.as_str(), "\r\n"]).collect();
             cuts.sort_unstable();
-            prop_assert_eq!(count(&message, &cuts), count(&message, &[]));
+            prop_assert_eq!(look(&message, &cuts), look(&message, &[]));
+            let header = message.strip_prefix("\r\n").map_or_else(
+                || message.find("\r\n\r\n").map_or(message.len(), |end| end + 4),
+                |_| 2,
+            );
+            prop_assert_eq!(look(&message, &cuts).1, header);
         }
     }
 
