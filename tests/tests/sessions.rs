@@ -1,5 +1,7 @@
 //! What must hold for sessions whatever a client says, found by trying things that real and hostile clients say.
 
+use portcullis_smtp::Settings;
+use portcullis_tests::conversation::Conversation;
 use portcullis_tests::wild_client::{self, FLUSH};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -76,4 +78,27 @@ proptest! {
         wild_client::check(&script)
             .map_err(|error| TestCaseError::fail(format!("{}\n{error}", script.escape_ascii())))?;
     }
+}
+
+/// What comes of so many NOOPs in one write with something behind them: the replies, and the events.
+fn noops(count: usize) -> Result<(usize, Vec<String>), String> {
+    let settings = Settings::new("mx.example");
+    let mut conversation = Conversation::new(&settings, false, Box::new(|_| None));
+    conversation.greet()?;
+    conversation.flushed()?;
+    for _ in 0..2 {
+        conversation.take(format!("{}HELP\r\n", "NOOP\r\n".repeat(count)).as_bytes())?;
+        let replies = conversation.flushed()?;
+        if !conversation.events.is_empty() {
+            return Ok((replies.lines().count(), conversation.events));
+        }
+    }
+    Ok((0, Vec::new()))
+}
+
+#[test]
+fn noops_by_the_hundred_are_written_without_reading() {
+    assert_eq!(noops(150), Ok((0, Vec::new())), "each group by itself");
+    let abort = vec!["abort pipelining".to_owned()];
+    assert_eq!(noops(10_000), Ok((201, abort)));
 }

@@ -92,6 +92,12 @@ pub(super) struct Passage {
     pub(super) fresh: bool,
     /// It has waited for a connection in vain: no next hop that is not known to work is to cost it more time.
     pub(super) hurried: bool,
+    /// A connection of its own broke, and was replaced once.
+    pub(super) replaced: bool,
+    /// What the next hop said when it ended a connection, or took none.
+    pub(super) said: Option<Reply<'static>>,
+    /// A kept connection deferred the sender: what the client hears if there is no other connection.
+    pub(super) deferral: Option<Reply<'static>>,
     /// The next hop takes the content more slowly than the client sends it.
     pub(super) congested: bool,
     /// DATA or BDAT, or the end of the message, waits for its answer.
@@ -123,6 +129,9 @@ impl Passage {
             tried: Vec::new(),
             fresh: false,
             hurried: false,
+            replaced: false,
+            said: None,
+            deferral: None,
             congested: false,
             asked: false,
             content_due: None,
