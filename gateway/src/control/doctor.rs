@@ -71,7 +71,11 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         findings.push(machine::ring());
         findings.push(machine::descriptors(config));
         findings.push(network::backlog());
-        findings.push(network::syn_cookies());
+        let filter_answers = config
+            .filter
+            .as_ref()
+            .is_some_and(|filter| filter.mode == FilterMode::Enforce && filter.syn_cookies);
+        findings.push(network::syn_cookies(filter_answers));
     }
     findings.extend(network::ports(config));
     findings.extend(machine::user(config));
