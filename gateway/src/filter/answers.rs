@@ -169,24 +169,33 @@ fn judge(mode: XdpMode, facts: &Facts) -> Option<Fault> {
 pub(super) struct AnswerFaults(BTreeMap<String, AnswerFault>);
 
 impl AnswerFaults {
-    /// Looks at the interfaces of these settings, and logs what has changed since `self`. Of an interface that cannot be
-    /// looked at (it is gone for now, or in another namespace) what was found before still holds.
+    /// Looks at the interfaces of these settings. Of one that cannot be looked at (it is gone for now, or in another
+    /// namespace) what was found before still holds.
     pub(super) fn again(&self, settings: &Filter) -> Self {
         let mut now = BTreeMap::new();
         for interface in &settings.interfaces {
             let before = self.0.get(&interface.name);
             let found = look(settings, interface).unwrap_or_else(|| before.cloned());
-            match (before, &found) {
-                (before, Some(fault)) if before != Some(fault) => tracing::warn!("{fault}"),
+            now.extend(found.map(|fault| (interface.name.clone(), fault)));
+        }
+        Self(now)
+    }
+
+    /// Logs what has changed under these settings.
+    pub(super) fn log_changes(&self, before: &Self, settings: &Filter) {
+        for interface in &settings.interfaces {
+            let of = |faults: &Self| faults.0.get(&interface.name).cloned();
+            match (of(before), of(self)) {
+                (before, Some(fault)) if before.as_ref() != Some(&fault) => {
+                    tracing::warn!("{fault}");
+                }
                 (Some(_), None) if is_answered(settings, interface.role) => tracing::info!(
                     interface = interface.name,
                     "what the filter answers there arrives from now on"
                 ),
                 _ => {}
             }
-            now.extend(found.map(|fault| (interface.name.clone(), fault)));
         }
-        Self(now)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &AnswerFault> {

@@ -117,7 +117,10 @@ impl Filter {
         let hints = filter.verdicts.set_all_hints();
         let result = hints.and_then(|()| filter.sync_interfaces());
         result.inspect_err(|_| remove_if_unused(&filter.pins))?;
-        // Now it is known which slot is whose.
+        // Now it is known which slot is whose, and programs are there that may be at the other end of another's interface.
+        filter.answer_faults = filter.answer_faults.again(settings);
+        let faults = &filter.answer_faults;
+        faults.log_changes(&AnswerFaults::default(), settings);
         if let Err(error) = filter.swap_settings() {
             tracing::warn!(%error, "the filter answers nothing on interfaces that it was not on before");
         }
@@ -198,7 +201,9 @@ impl Filter {
     /// # Errors
     /// What is in force stays in force.
     pub fn sync_answers(&mut self) -> Result<(), Error> {
-        self.answer_faults = self.answer_faults.again(&self.settings);
+        let now = self.answer_faults.again(&self.settings);
+        now.log_changes(&self.answer_faults, &self.settings);
+        self.answer_faults = now;
         self.swap_settings()
     }
 
