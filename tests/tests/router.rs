@@ -49,9 +49,10 @@ impl Router {
         };
         router.join()?;
         router.write(filter)?;
-        router.attach(&router.router, "gate.toml")?;
-        // A RST leaves by the way the packet came in, and a veth takes such a frame only if its other end has a program.
+        // A RST leaves by the way the packet came in, and a veth takes such a frame only if its other end has a program. The
+        // filter looks for it when it is put in place.
         router.attach(&router.customer, "peer.toml")?;
+        router.attach(&router.router, "gate.toml")?;
         router.listen()
     }
 

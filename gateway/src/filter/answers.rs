@@ -88,7 +88,7 @@ impl AnswerFault {
         match (self.fault, self.role) {
             (Fault::Lost, role) => format!(
                 "put an XDP program on the other end, in the driver (a filter for another port will do: see \"Answers of \
-                 the filter\" in operations.md), then reload; or say so in the configuration: {}",
+                 the filter\" in operations.md); or say so in the configuration: {}",
                 match role {
                     Role::Edge => "filter.syn_cookies = false",
                     Role::Customer => "filter.customer_refusal = \"drop\"",
@@ -221,6 +221,8 @@ impl AnswerFaults {
 mod tests {
     use std::collections::BTreeSet;
 
+    use portcullis_ebpf_common::layout::INTERFACE_SLOTS;
+
     use super::*;
 
     fn set(names: &[&str]) -> BTreeSet<String> {
@@ -294,6 +296,31 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_says_of_a_veth_is_what_ethtool_sets() {
+        if !crate::netns::permitted() {
+            return;
+        }
+        let gate = crate::netns::Namespace::create("features").unwrap();
+        gate.veth("here", &gate, "there").unwrap();
+        let look = || {
+            gate.run(|| {
+                let index = links::index("here").unwrap();
+                let kind = netlink::kind(index).unwrap();
+                (kind, features(index).unwrap().unwrap().active)
+            })
+            .unwrap()
+        };
+        let (kind, active) = look();
+        assert_eq!(kind.as_deref(), Some("veth"));
+        assert!(active.contains(STRIPS_TAGS) && active.contains(STRIPS_PROVIDER_TAGS));
+        let mut ethtool = gate.command("ethtool");
+        let options = ["-K", "here", "rxvlan", "off", STRIPS_PROVIDER_TAGS, "off"];
+        assert!(ethtool.args(options).status().unwrap().success());
+        let (_, active) = look();
+        assert!(!active.contains(STRIPS_TAGS) && !active.contains(STRIPS_PROVIDER_TAGS));
+    }
+
+    #[test]
     fn where_nothing_is_answered_nothing_is_looked_for() {
         let answers = Filter::default();
         assert!(is_answered(&answers, Role::Edge) && is_answered(&answers, Role::Customer));
@@ -361,7 +388,7 @@ mod tests {
         let measures = layout::Measures::default();
         let mut settings = layout::Settings::new(layout::Mode::Enforce, measures, &[25]);
         faults.silence(&mut settings, &taken);
-        let answering: Vec<u32> = (0..=INTERFACES_MAX + 100)
+        let answering: Vec<u32> = (0..INTERFACE_SLOTS)
             .filter(|slot| !settings.is_silent(*slot))
             .collect();
         // The last is the one for frames that come from no interface.

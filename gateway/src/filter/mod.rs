@@ -196,7 +196,7 @@ impl Filter {
     }
 
     /// Looks again whether what the program answers arrives, has it answer there and nowhere else, and logs what has changed.
-    /// It is called with every change of the settings; what happens to the other end of a veth meanwhile nobody tells.
+    /// Every change of the settings does it, too; in between the owner calls it from time to time.
     ///
     /// # Errors
     /// What is in force stays in force.

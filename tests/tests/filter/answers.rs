@@ -9,7 +9,7 @@ use portcullis::config::{Interface, Role, XdpMode};
 use portcullis::filter::{Filter, answer_fault};
 use portcullis::netns::Namespace;
 use portcullis_tests::gate::{Gate, binary};
-use portcullis_tests::root;
+use portcullis_tests::{root, watch};
 
 use crate::scene::{GATE4, HONEST4, HONEST6, Receiving, Scene, knock};
 
@@ -214,7 +214,7 @@ fn the_start_doctor_attach_and_the_metrics_tell_where_answers_are_lost() -> Resu
          [filter]\ninterfaces = [{{ name = \"wan\" }}]\npin_path = \"{}\"\n",
         scene.pin_path.display()
     );
-    let gate = Gate::start_in(&scene.gate, &configuration)?;
+    let mut gate = Gate::start_in(&scene.gate, &configuration)?;
     ensure!(gate.log().contains(TOLD), "{}", gate.log());
     let lost = gate.metric("portcullis_filter_answers_lost", "wan")?;
     ensure!(lost == 1.0, "{lost}");
@@ -237,11 +237,15 @@ fn the_start_doctor_attach_and_the_metrics_tell_where_answers_are_lost() -> Resu
     );
     let receiving = Receiving::at_outside(&scene)?;
     ensure!(!doctor(0)?.contains("answers on wan"));
-    gate.signal(nix::sys::signal::Signal::SIGHUP)?;
-    gate.wait_for_log("arrives from now on", SOON)?;
+    // Without being told to look.
+    gate.wait_for_log("arrives from now on", 3 * SOON)?;
+    watch::until("the metric", SOON, || {
+        let lost = gate.metric("portcullis_filter_answers_lost", "wan").ok()?;
+        (lost == 0.0).then_some(())
+    })?;
     drop(receiving);
     gate.signal(nix::sys::signal::Signal::SIGTERM)?;
-    gate.wait_for_log("stopped", SOON)?;
+    gate.wait(SOON)?;
     // The filter stays where it is, and the command takes it over.
     let mut attach = scene.gate.command(binary()?);
     let output = attach

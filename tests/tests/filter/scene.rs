@@ -106,14 +106,17 @@ impl Drop for Scene {
 
 /// A program at the outside that passes everything: what is sent back out of a veth arrives only if there is one in the
 /// driver at its other end.
-pub(crate) struct Receiving(PathBuf);
+pub(crate) struct Receiving<'s> {
+    outside: &'s Namespace,
+    pin_path: PathBuf,
+}
 
-impl Receiving {
-    pub(crate) fn at_outside(scene: &Scene) -> io::Result<Self> {
+impl<'s> Receiving<'s> {
+    pub(crate) fn at_outside(scene: &'s Scene) -> io::Result<Self> {
         Self::in_mode(scene, XdpMode::Driver)
     }
 
-    pub(crate) fn in_mode(scene: &Scene, xdp_mode: XdpMode) -> io::Result<Self> {
+    pub(crate) fn in_mode(scene: &'s Scene, xdp_mode: XdpMode) -> io::Result<Self> {
         let settings = config::Filter {
             interfaces: vec![Interface {
                 name: "lan".to_owned(),
@@ -126,14 +129,17 @@ impl Receiving {
         };
         let attached = scene.outside.run(|| Filter::attach(&settings, &lists()))?;
         drop(attached.map_err(io::Error::other)?);
-        Ok(Self(settings.pin_path))
+        Ok(Self {
+            outside: &scene.outside,
+            pin_path: settings.pin_path,
+        })
     }
 }
 
-impl Drop for Receiving {
+impl Drop for Receiving<'_> {
     fn drop(&mut self) {
-        // One that is left is in the way of no other.
-        let _ = filter::detach(&self.0, &[]);
+        // From within: then it is gone on return. One that is left is in the way of no other.
+        let _ = self.outside.run(|| filter::detach(&self.pin_path, &[]));
     }
 }
 

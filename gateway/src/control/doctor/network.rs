@@ -173,6 +173,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_cookie_for_every_syn_brings_is_told_where_a_filter_would_send_them() {
+        for (value, filter_answers, level, words) in [
+            (Some(0), true, Level::Warning, "keeps everybody out"),
+            (None, true, Level::Warning, "keeps everybody out"),
+            (Some(1), true, Level::Ok, "with 2 it answers every one"),
+            (Some(2), true, Level::Ok, "at the price of window scaling"),
+            (Some(1), false, Level::Ok, "tcp_syncookies is 1"),
+            (Some(2), false, Level::Ok, "tcp_syncookies is 2"),
+        ] {
+            let finding = judge_syn_cookies(value, filter_answers);
+            assert_eq!(finding.level, level, "{finding:?}");
+            assert!(finding.found.contains(words), "{finding:?}");
+        }
+    }
+
+    #[test]
     fn an_address_of_another_machine_is_found() {
         let finding = admin("192.0.2.1:2525".parse().unwrap(), false);
         assert_eq!(finding.level, Level::Problem, "{finding:?}");
