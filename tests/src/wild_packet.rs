@@ -266,7 +266,7 @@ fn verdicts_keep_their_promises(
     let without = judge(frame, segment.as_ref(), role, &unbudgeted, &alike, &alike);
     hold(
         without == verdict || (without, verdict) == (Verdict::Passed, Verdict::OverBudget),
-        "a budget drops nothing: who sends SYNs in the name of another would have that one dropped",
+        "a budget drops nothing, because the source of a SYN may be forged",
     )?;
     hold(
         (verdict == Verdict::Customer) == (is(0) && !permitted),

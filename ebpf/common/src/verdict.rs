@@ -12,8 +12,8 @@
 //! | opens a connection, beyond what its source may in a second | [`Verdict::OverBudget`], if the source is not local: passes as the next one does |
 //! | is anything else | [`Verdict::Passed`], perhaps with the answer of a SYN cookie |
 //!
-//! The source of a SYN may be forged, so a budget drops nothing: who sends SYNs in the name of another would have that one
-//! dropped.
+//! The source of a SYN may be forged, so a budget drops nothing: a sender of SYNs in the name of an honest source would lock
+//! that source out.
 //!
 //! Which list speaks for a source that several cover was settled when the lists were compiled: a lookup has one answer.
 

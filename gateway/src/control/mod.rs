@@ -66,7 +66,7 @@ struct HeldFilter {
 impl HeldFilter {
     fn new(filter: Filter) -> Self {
         Self {
-            // Somebody may ask before the first change is done.
+            // A client of the admin endpoint may ask before the first change is done.
             last: Mutex::new(filter.status().ok()),
             filter: Mutex::new(filter),
         }

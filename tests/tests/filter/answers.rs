@@ -75,7 +75,7 @@ fn a_program_at_the_other_end_of_a_veth_is_seen_from_this_one_and_nothing_else_p
     let generic = Receiving::in_mode(&scene, XdpMode::Generic)?;
     ensure!(lost()?, "a generic program is not enough");
     drop(generic);
-    // What somebody has switched off here does not look like a program there.
+    // What is switched off by hand here does not look like a program there.
     ethtool(&scene.gate, &["-K", "wan", "tso", "off"])?;
     ensure!(lost()?, "segmentation offload is off");
     ethtool(&scene.gate, &["-K", "wan", "tso", "on", "rxvlan", "off"])?;

@@ -450,6 +450,17 @@ source      drops  reason  list           interface  last, s
     }
 
     #[test]
+    fn an_interface_on_which_answers_would_be_lost_is_named() {
+        let mut status = status();
+        let told = |status: &Status| {
+            printed(&Look::alone(status.clone())).contains("eth0: nothing is answered there")
+        };
+        assert!(!told(&status));
+        status.interfaces[0].answers_lost = true;
+        assert!(told(&status));
+    }
+
+    #[test]
     fn an_interface_of_another_namespace_is_not_said_to_have_lost_its_filter() {
         let mut status = status();
         status.interfaces[0].attached = false;
