@@ -1,4 +1,4 @@
-//! How sessions end: nobody waits for a connection that has nothing more to say, and no last reply gets lost for it.
+//! How sessions end: a connection with nothing more to say is closed at once, and no last reply gets lost for it.
 
 use std::io::{Read as _, Write as _};
 use std::thread;

@@ -2,8 +2,8 @@
 //!
 //! The client keeps account of which replies are owed and what the peer offers, and uses no parameter that is not offered. What to
 //! send, when, and what a reply means for the message is for the relay to decide; [`Client::may_send`] says whether
-//! the protocol allows another command now, [`Client::takes_transaction`] and [`Client::takes_recipient`] whether the peer's own limits
-//! (RFC 9422) do.
+//! the protocol allows another command now, [`Client::takes_transaction`] and [`Client::takes_recipient`] whether the
+//! peer's own limits (RFC 9422) do.
 
 mod extensions;
 mod reply_reader;
@@ -250,8 +250,8 @@ impl Client {
         self.transactions
     }
 
-    /// Whether the peer's own limits allow one more transaction in this session. A peer that limits the domains of a whole session
-    /// gets one transaction in it: what the next one needs is not known when the connection is kept for it.
+    /// Whether the peer's own limits allow one more transaction in this session. A peer that limits the domains of a whole
+    /// session gets one transaction in it: what the next one needs is not known when the connection is kept for it.
     #[must_use]
     pub fn takes_transaction(&self) -> bool {
         let limits = &self.extensions;

@@ -37,8 +37,9 @@ enum Waits {
     Always,
     /// Unless PIPELINING was offered.
     Alone,
-    /// Not at first. RFC 2920 has these at the end of a group too, but clients put them elsewhere, their replies change nothing, and
-    /// what comes behind them gets its answer in order. Who sends hundreds of them at once reads no answers.
+    /// Not at first. RFC 2920 has these at the end of a group too, but clients put them elsewhere, their replies change
+    /// nothing, and what comes behind them gets its answer in order. A client that sends hundreds of them at once reads
+    /// no answers.
     Rarely,
 }
 

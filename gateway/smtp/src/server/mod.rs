@@ -227,7 +227,8 @@ impl Session {
             Owed::FirstChunk if positive => {}
             // RFC 2034, 3: neither the greeting nor the reply to EHLO has an enhanced code.
             Owed::Nothing | Owed::Hello { .. } if positive => reply.borrowed(None).write(out),
-            // RFC 2034, 3: everything else has one, since it is offered; also what a next hop said that does not offer it.
+            Owed::Nothing | Owed::Hello { .. } => reply.write(out),
+            // Everything else has one, since it is offered; also what a next hop said that does not offer it.
             _ if reply.enhanced.is_none() && reply.code != 354 => {
                 reply
                     .borrowed(EnhancedCode::undefined(reply.code))
