@@ -176,7 +176,10 @@ mod tests {
             let findings = of("1\0.\x002\0\n\0x\ny\n", strict);
             assert_eq!((findings.faults.len(), findings.doubts.len()), (1, 0));
             let fault = &findings.faults[0];
-            assert!(fault.line.is_none() && fault.message.contains("UTF-16"), "{fault:?}");
+            assert!(
+                fault.line.is_none() && fault.message.contains("UTF-16"),
+                "{fault:?}"
+            );
         }
     }
 

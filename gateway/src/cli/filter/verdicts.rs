@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portcullis::config::{self, Config, PIN_PATH, write_duration};
-use portcullis::lists::entries::{MappedTooWide, unmapped};
 use portcullis::filter::{self, Cause, Exemption, Given, NewVerdict, VerdictStatus, Verdicts};
+use portcullis::lists::entries::{MappedTooWide, unmapped};
 
 use super::super::finished;
 use super::super::table::Table;

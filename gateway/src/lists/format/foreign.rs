@@ -15,10 +15,7 @@ const MARKS: [(&[u8], Reason); 12] = [
         &[0x1f, 0x9d],
         "compressed with compress (.Z): uncompress the file first",
     ),
-    (
-        b"BZh",
-        "compressed with bzip2: uncompress the file first",
-    ),
+    (b"BZh", "compressed with bzip2: uncompress the file first"),
     (
         &[0xfd, b'7', b'z', b'X', b'Z'],
         "compressed with xz: uncompress the file first",

@@ -271,9 +271,7 @@ fn read_as<D: Dialect>(
         }
     }
     reading.octets = lines.octets();
-    reading.incomplete = dialect
-        .incomplete()
-        .filter(|_| reading.foreign.is_none());
+    reading.incomplete = dialect.incomplete().filter(|_| reading.foreign.is_none());
     reading.entries = found.entries;
     reading.merged = found.void + reading.entries.finish(found.excluded, D::PRECEDENCE);
     Ok(reading)
