@@ -99,7 +99,7 @@ fn refusal_at_start(last: &Stored, config: &Config, path: &Path) -> Refusal {
     match file::load(path, Memory::private) {
         Ok(before) => refusal.growths = guard::growths(&before, after, &limits),
         Err(error) => {
-            tracing::warn!("{error}; until then nothing is known of what the lists covered before")
+            tracing::warn!("{error}; until then nothing is known of what the lists covered before");
         }
     }
     refusal

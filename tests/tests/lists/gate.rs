@@ -12,7 +12,7 @@ use portcullis_tests::watch;
 use tempfile::TempDir;
 
 /// Two looks, two seconds apart, and some.
-pub(super) const NOTICED: Duration = Duration::from_secs(15);
+pub(super) const NOTICED: Duration = Duration::from_secs(40);
 pub(super) const SHIPPED: &str = "192.0.2.1\n192.0.2.2\n192.0.2.3\n";
 
 /// A list on which the clients of the test come to be.

@@ -1,6 +1,5 @@
 //! IPv4: entry by entry of the directory, as `ebpf/common` describes it.
 
-use bytemuck::Pod;
 use portcullis_ebpf_common::snapshot::{
     CELL_MARKS_BITS, ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, Field, Line, Mark,
     PRESENCE,
@@ -11,8 +10,11 @@ use super::{Covered, Lists};
 
 /// Addresses of a /24.
 const NETWORK: usize = 256;
-/// /24s that a word of presence bits is about, at least.
-const WORD_NETWORKS: u32 = 32;
+/// /24s that are looked at together: those that a word of presence bits is about, at least.
+const STRETCH: usize = 32;
+/// Their entries.
+type Stretch = [u32; STRETCH];
+const NOTHING: Stretch = [0; STRETCH];
 
 /// Counts what is newly refused for each list of `after`.
 pub(super) fn count(before: &Lists<'_>, after: &Lists<'_>, newly: &mut [Covered]) {
@@ -26,51 +28,62 @@ pub(super) fn count(before: &Lists<'_>, after: &Lists<'_>, newly: &mut [Covered]
             list.ipv4 += addresses;
         }
     };
-    let mut painted = [[0; NETWORK]; 4];
-    for word in (0..1 << 24).step_by(WORD_NETWORKS as usize) {
-        if !after.filtered.is_present(word) && !after.rejected.is_present(word) {
+    for first in (0..1 << 24).step_by(STRETCH) {
+        let new = after.stretch(first);
+        if new == [NOTHING; 2] {
             continue;
         }
-        for network in word..word + WORD_NETWORKS {
-            let new = [after.filtered.entry(network), after.rejected.entry(network)];
-            if new == [0; 2] {
-                continue;
-            }
-            let old = [
-                before.filtered.entry(network),
-                before.rejected.entry(network),
-            ];
-            if same_lists
+        let old = before.stretch(first);
+        let has_cell = |entries: &Stretch| entries.iter().any(|entry| kind(*entry) == ENTRY_CELL);
+        if same_lists && new == old && !new.iter().any(has_cell) {
+            continue;
+        }
+        let is_uniform =
+            |entries: &Stretch| kind(entries[0]) == ENTRY_ALL && *entries == [entries[0]; STRETCH];
+        let all_uniform = new.iter().chain(&old).all(is_uniform);
+        let networks = if all_uniform { 0..1 } else { 0..STRETCH };
+        for at in networks {
+            let (new, old) = (
+                new.map(|entries| entries[at]),
+                old.map(|entries| entries[at]),
+            );
+            let is_same = same_lists
                 && after.filtered.same(new[0], &before.filtered, old[0])
-                && after.rejected.same(new[1], &before.rejected, old[1])
-            {
+                && after.rejected.same(new[1], &before.rejected, old[1]);
+            if new == [0; 2] || is_same {
                 continue;
             }
-            let is_whole = |entry: &u32| entry >> ENTRY_KIND_SHIFT == ENTRY_ALL;
-            if new.iter().chain(&old).all(is_whole) {
-                if before.refuses(old[0] as u16, old[1] as u16).is_none() {
-                    let list = after.refuses(new[0] as u16, new[1] as u16);
-                    add(list, NETWORK as u64);
+            if new
+                .iter()
+                .chain(&old)
+                .all(|entry| kind(*entry) == ENTRY_ALL)
+            {
+                if before.refuses(old.map(|entry| entry as u16)).is_none() {
+                    let addresses = if all_uniform {
+                        STRETCH * NETWORK
+                    } else {
+                        NETWORK
+                    };
+                    add(
+                        after.refuses(new.map(|entry| entry as u16)),
+                        addresses as u64,
+                    );
                 }
                 continue;
             }
-            let [new_filtered, new_rejected, old_filtered, old_rejected] = &mut painted;
-            after.filtered.paint(new[0], new_filtered);
-            after.rejected.paint(new[1], new_rejected);
-            before.filtered.paint(old[0], old_filtered);
-            before.rejected.paint(old[1], old_rejected);
+            let (new, old) = (after.painted(new), before.painted(old));
             for octet in 0..NETWORK {
-                let list = after.refuses(new_filtered[octet], new_rejected[octet]);
-                if list.is_some()
-                    && before
-                        .refuses(old_filtered[octet], old_rejected[octet])
-                        .is_none()
-                {
+                let list = after.refuses([new[0][octet], new[1][octet]]);
+                if list.is_some() && before.refuses([old[0][octet], old[1][octet]]).is_none() {
                     add(list, 1);
                 }
             }
         }
     }
+}
+
+fn kind(entry: u32) -> u32 {
+    entry >> ENTRY_KIND_SHIFT
 }
 
 /// What both snapshots of a generation have of IPv4.
@@ -89,9 +102,20 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// The list that refuses what has these marks.
-    fn refuses(&self, filtered: u16, rejected: u16) -> Option<u16> {
+    /// The list that refuses what has these marks in the two.
+    fn refuses(&self, [filtered, rejected]: [u16; 2]) -> Option<u16> {
         self.lists.refuses(list_of(filtered), list_of(rejected))
+    }
+
+    fn stretch(&self, first: u32) -> [Stretch; 2] {
+        [self.filtered.stretch(first), self.rejected.stretch(first)]
+    }
+
+    fn painted(&self, [filtered, rejected]: [u32; 2]) -> [[u16; NETWORK]; 2] {
+        [
+            self.filtered.painted(filtered),
+            self.rejected.painted(rejected),
+        ]
     }
 }
 
@@ -118,33 +142,32 @@ impl<'a> Ipv4<'a> {
         }
     }
 
-    fn get<T: Pod>(&self, at: usize) -> Option<T> {
-        bytemuck::cast_slice(self.lines).get(at).copied()
-    }
-
+    /// The word of presence bits that an address has one in, and which.
     fn presence(&self, address: u32) -> (u64, u32) {
         let stretch = address.checked_shr(self.shift).unwrap_or(0);
-        let at = PRESENCE * size_of::<Line>() / size_of::<u64>() + (stretch >> 6) as usize;
-        (self.get(at).unwrap_or(0), stretch & 63)
+        let at = PRESENCE * (size_of::<Line>() / size_of::<u64>()) + (stretch >> 6) as usize;
+        let words = self.lines.as_flattened();
+        (words.get(at).copied().unwrap_or(0), stretch & 63)
     }
 
-    /// Whether there may be something in the /24s from this one on that a word of presence bits is about.
-    fn is_present(&self, network: u32) -> bool {
-        self.presence(network << 8).0 != 0
-    }
-
-    /// The entry of a /24; zero where there is none.
-    fn entry(&self, network: u32) -> u32 {
-        let halves = [network << 8, network << 8 | 0x80];
-        let has = |address| {
-            let (bits, bit) = self.presence(address);
-            bits >> bit & 1 != 0
-        };
-        if !halves.into_iter().any(has) {
-            return 0;
+    /// The entries of the /24s from this one on, zero where there is none.
+    fn stretch(&self, first: u32) -> Stretch {
+        let mut stretch = NOTHING;
+        if self.presence(first << 8).0 == 0 {
+            return stretch;
         }
-        let at = self.directory.wrapping_add(network as usize);
-        self.get(at).unwrap_or(0)
+        let entries: &[u32] = bytemuck::cast_slice(self.lines);
+        for (network, entry) in (first..).zip(&mut stretch) {
+            let has = |address| {
+                let (bits, bit) = self.presence(address);
+                bits >> bit & 1 != 0
+            };
+            if has(network << 8) || has(network << 8 | 0x80) {
+                let at = self.directory.wrapping_add(network as usize);
+                *entry = entries.get(at).copied().unwrap_or(0);
+            }
+        }
+        stretch
     }
 
     fn cell(&self, entry: u32) -> Line {
@@ -154,7 +177,7 @@ impl<'a> Ipv4<'a> {
 
     /// Whether this entry says the same as one of another snapshot; when in doubt, not.
     fn same(&self, entry: u32, other: &Ipv4<'_>, theirs: u32) -> bool {
-        let is_cell = |entry: u32| entry >> ENTRY_KIND_SHIFT == ENTRY_CELL;
+        let is_cell = |entry: u32| kind(entry) == ENTRY_CELL;
         match (is_cell(entry), is_cell(theirs)) {
             (false, false) => entry == theirs,
             (true, true) => {
@@ -178,11 +201,11 @@ impl<'a> Ipv4<'a> {
     }
 
     /// The mark of each address of a /24.
-    fn paint(&self, entry: u32, marks: &mut [u16; NETWORK]) {
-        match entry >> ENTRY_KIND_SHIFT {
+    fn painted(&self, entry: u32) -> [u16; NETWORK] {
+        let mut marks = [0; NETWORK];
+        match kind(entry) {
             ENTRY_ALL => marks.fill(entry as u16),
             ENTRY_LONE => {
-                marks.fill(0);
                 marks[(entry >> 16 & 0xff) as usize] = entry as u16;
             }
             ENTRY_CELL => {
@@ -200,13 +223,13 @@ impl<'a> Ipv4<'a> {
             }
             // Two addresses of one list, which has them as such.
             _ => {
-                marks.fill(0);
                 let (list, _) = Mark(entry & Mark::NUMBER).get().unwrap_or_default();
                 let mark = Mark::new(list, 32).0 as u16;
                 marks[(entry >> 9 & 0xff) as usize] = mark;
                 marks[(entry >> 17 & 0xff) as usize] = mark;
             }
         }
+        marks
     }
 }
 
