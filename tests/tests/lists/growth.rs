@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use portcullis_tests::gate::{Gate, portcullis};
+use portcullis_tests::watch;
 
 use super::gate::{NOTICED, SHIPPED, Scene, greeting, wait_for_reloads};
 
@@ -170,8 +171,16 @@ fn a_snapshot_that_was_compiled_elsewhere_is_checked_against_what_was_in_force()
         greeting(&gate)? == 554,
         "the second start forgot that it was meant"
     );
+    // What is in force is kept for the next start.
+    let kept = scene.path("lists.snapshot").display().to_string();
+    watch::until("the lists in force", NOTICED, || {
+        let stat = portcullis(["lists", "stat", &kept]).ok()?;
+        String::from_utf8_lossy(&stat.stdout)
+            .contains(" 4 ")
+            .then_some(())
+    })?;
     drop(gate);
-    // The same file may be missing at a start.
+    // The file may be missing at a start.
     fs::remove_file(&output)?;
     let gate = Gate::start(&configuration)?;
     ensure!(greeting(&gate)? == 554, "the gate is open");
