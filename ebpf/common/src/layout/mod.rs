@@ -25,11 +25,13 @@
 
 mod control;
 
+use crate::encapsulation::{ENCAPSULATIONS, Encapsulation};
+
 pub use self::control::{Control, Glance, VERDICT_HINTS, Word, hint};
 
 /// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is part of the pin path,
 /// because a pinned map is taken over without a look at its shape.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Most ports that can be filtered.
 pub const PORTS_MAX: usize = 16;
@@ -218,6 +220,70 @@ pub enum Role {
     Customer = 1,
 }
 
+/// How the frames of an interface begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum LinkLayer {
+    /// With an Ethernet header.
+    Ethernet = 0,
+    /// With IPv4 or IPv6.
+    RawIp = 1,
+}
+
+/// What an instance of the program is told of its interface, in one constant: the slot in the lower half, the [`Role`] above
+/// it, then the [`LinkLayer`]. No more than the slot: an edge with Ethernet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct InterfaceConstant(pub u32);
+
+impl InterfaceConstant {
+    const SLOT: u32 = 0xffff;
+    const ROLE: u32 = 16;
+    const LINK_LAYER: u32 = 17;
+
+    /// What the program is told.
+    #[must_use]
+    pub const fn new(slot: u32, role: Role, layer: LinkLayer) -> Self {
+        Self(slot & Self::SLOT | (role as u32) << Self::ROLE | (layer as u32) << Self::LINK_LAYER)
+    }
+
+    /// Where it counts.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(self) -> u32 {
+        self.0 & Self::SLOT
+    }
+
+    /// What is behind the interface.
+    #[inline(always)]
+    #[must_use]
+    pub const fn role(self) -> Role {
+        if self.0 >> Self::ROLE & 1 == Role::Customer as u32 {
+            Role::Customer
+        } else {
+            Role::Edge
+        }
+    }
+
+    /// How its frames begin.
+    #[inline(always)]
+    #[must_use]
+    pub const fn link_layer(self) -> LinkLayer {
+        if self.0 >> Self::LINK_LAYER & 1 == LinkLayer::RawIp as u32 {
+            LinkLayer::RawIp
+        } else {
+            LinkLayer::Ethernet
+        }
+    }
+
+    /// Whether it is an edge with Ethernet, and nothing else is to be minded.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_plain_edge(self) -> bool {
+        self.0 >> Self::ROLE == 0
+    }
+}
+
 /// Why a packet was dropped, or in [`Mode::Monitor`] would have been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -232,16 +298,19 @@ pub enum Reason {
     SynBudget = 3,
     /// It comes from a customer, and neither source nor destination is permitted.
     Customer = 4,
+    /// It has more VLAN tags than are read, so that its source cannot be, either.
+    Tags = 5,
 }
 
 impl Reason {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Listed,
         Self::Verdict,
         Self::Unlisted,
         Self::SynBudget,
         Self::Customer,
+        Self::Tags,
     ];
 
     /// The reason's name in events, the status and the metrics.
@@ -253,6 +322,7 @@ impl Reason {
             Self::Unlisted => "unlisted",
             Self::SynBudget => "syn-budget",
             Self::Customer => "customer",
+            Self::Tags => "vlan-tags",
         }
     }
 }
@@ -270,10 +340,18 @@ pub struct Counters {
 /// The kernel takes no larger element of a per-CPU map (PCPU_MIN_UNIT_SIZE of linux/percpu.h).
 const _: () = assert!(size_of::<Counters>() <= 32 << 10);
 
-/// An interface's counters on one CPU, indexed by [`InterfaceCounter`]: two cache lines.
-pub type InterfaceCounters = [u64; 16];
+/// An interface's counters on one CPU, indexed by [`InterfaceCounter`], and from [`FIRST_UNREAD`] on by the number of an
+/// [`Encapsulation`]: five cache lines, of which most packets need the first.
+pub type InterfaceCounters = [u64; 40];
 
-/// What an interface counts; every packet counts once, and those with a hidden port twice.
+/// What is counted before anything is.
+pub const NOTHING_COUNTED: InterfaceCounters = [0; 40];
+
+/// Where packets within packets are counted, in addition to [`InterfaceCounter::Other`].
+pub const FIRST_UNREAD: usize = 24;
+const _: () = assert!(FIRST_UNREAD + ENCAPSULATIONS <= size_of::<InterfaceCounters>() / 8);
+
+/// What an interface counts; every packet counts once, and those with a hidden port or of an [`Encapsulation`] twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum InterfaceCounter {
@@ -309,6 +387,17 @@ pub enum InterfaceCounter {
     SynCookie = 14,
     /// In addition to one of the others: TCP whose port cannot be read, so that it is held to be a filtered one.
     Hidden = 15,
+    /// Dropped for [`Reason::Tags`].
+    DroppedTags = 16,
+    /// Passed because of [`Mode::Monitor`]; as [`Reason::Tags`].
+    MonitoredTags = 17,
+}
+
+/// The counter of a packet within a packet.
+#[inline(always)]
+#[must_use]
+pub const fn unread_counter(encapsulation: Encapsulation) -> usize {
+    FIRST_UNREAD + encapsulation as usize
 }
 
 /// The key of a recent verdict.
