@@ -10,7 +10,9 @@ use nix::libc;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
+use portcullis_ebpf_common::layout::LinkLayer;
 
+use super::link_layer;
 use super::links;
 use super::netlink::{ANSWER_MAX, Attributes, HEADER, error_of, half};
 use super::pins::Pins;
@@ -23,20 +25,24 @@ pub struct InterfaceState {
     pub is_ours: bool,
     /// Whether its driver runs XDP programs; `None` if the kernel does not tell.
     pub driver_mode: Option<bool>,
+    /// Whether what the program refuses there can be answered. Without an Ethernet header no answer arrives.
+    pub answers: bool,
 }
 
 /// Looks at an interface, and changes nothing.
 ///
 /// # Errors
-/// [`Error::NoSuchInterface`], [`Error::Occupied`], and [`Error::Link`] if the kernel cannot be asked.
+/// [`Error::NoSuchInterface`], [`Error::Unreadable`], [`Error::Occupied`], and [`Error::Link`] if the kernel cannot be asked.
 pub fn interface_state(
     settings: &config::Filter,
     interface: &str,
 ) -> Result<InterfaceState, Error> {
     let index = links::index(interface)?;
+    let layer = link_layer::of(interface, index)?;
     Ok(InterfaceState {
         is_ours: links::is_ours(&Pins::new(&settings.pin_path), index, interface)?,
         driver_mode: driver_mode(index).unwrap_or_default(),
+        answers: layer == LinkLayer::Ethernet,
     })
 }
 

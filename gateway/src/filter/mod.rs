@@ -296,8 +296,10 @@ impl Filter {
         let (put, program) = result?;
         self.programs.insert(interface.name.clone(), program);
         let taken_over = put == Put::TakenOver;
+        let layer = link_layer::of(&interface.name, links::index(&interface.name)?)?;
         tracing::info!(
             interface = interface.name,
+            link = link_layer::name(layer),
             taken_over,
             "the filter is in place"
         );

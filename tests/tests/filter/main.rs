@@ -7,6 +7,7 @@ mod owners;
 mod scene;
 mod seen;
 mod swaps;
+mod tunnel;
 mod verdicts;
 
 use std::net::{SocketAddr, TcpStream};
