@@ -7,6 +7,7 @@ mod owners;
 mod scene;
 mod seen;
 mod swaps;
+mod tags;
 mod tunnel;
 mod verdicts;
 
