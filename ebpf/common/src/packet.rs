@@ -12,38 +12,22 @@
 //! Linux takes any number of VLAN tags off, and answers what is behind them. Behind more than [`VLAN_TAGS_MAX`] no source is
 //! read, and so there is none that could be permitted: [`Content::TooManyTags`].
 
+mod link;
+
+use self::link::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Start};
 use crate::encapsulation::Encapsulation;
 use crate::layout::{LinkLayer, VerdictKey};
 
-/// Tags (802.1Q, 802.1ad) that are looked past. Networks have one or two, and rarely a third.
-pub const VLAN_TAGS_MAX: usize = 8;
+pub use self::link::{Framing, NETWORK_MAX, VLAN_TAGS_MAX};
+
 /// Extension headers (hop-by-hop, routing, destination options, fragment) that are looked past.
 pub const EXTENSION_HEADERS_MAX: usize = 8;
 
-const ETHERNET_HEADER: usize = 14;
-const VLAN_TAG: usize = 4;
-/// The header of PPPoE (RFC 2516, section 4), and the protocol of PPP behind it.
-const PPPOE_HEADER: usize = 6;
-const PPP_PROTOCOL: usize = 2;
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 
-/// No header of IPv4 or IPv6 begins further inside of a frame.
-pub const NETWORK_MAX: usize =
-    ETHERNET_HEADER + VLAN_TAGS_MAX * VLAN_TAG + PPPOE_HEADER + PPP_PROTOCOL;
 /// No TCP header begins further inside of a frame.
 pub const TRANSPORT_MAX: usize = NETWORK_MAX + IPV6_HEADER + EXTENSION_HEADERS_MAX * 2048;
-
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_PROVIDER_VLAN: u16 = 0x88a8;
-/// What provider tags had before 802.1ad gave them a type; still in use.
-const ETHERTYPE_OLD_PROVIDER_VLAN: u16 = 0x9100;
-const ETHERTYPE_PPPOE_SESSION: u16 = 0x8864;
-
-const PPP_IPV4: u16 = 0x0021;
-const PPP_IPV6: u16 = 0x0057;
 
 const HOP_BY_HOP: u8 = 0;
 const TCP: u8 = 6;
@@ -170,20 +154,6 @@ pub struct Segment {
     pub transport: usize,
 }
 
-/// What is in front of the header of IPv4 or IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Framing {
-    /// Ethernet, perhaps with VLAN tags.
-    Ethernet,
-    /// The same, and PPPoE.
-    Pppoe,
-    /// The same, with the protocol of PPP in one octet (RFC 1661, section 6.5).
-    PppoeShort,
-    /// Nothing.
-    Nothing,
-}
-
 /// What a frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -208,20 +178,12 @@ impl Content {
     }
 }
 
-/// A packet of IPv4 or IPv6 in a frame.
-#[derive(Clone, Copy)]
-struct Start {
-    ether_type: u16,
-    framing: Framing,
-    network: usize,
-}
-
 /// What a frame of an interface with this link layer holds.
 #[inline(always)]
 pub fn read<P: Packet + ?Sized>(frame: &P, layer: LinkLayer) -> Content {
     let start = match layer {
-        LinkLayer::Ethernet => ethernet(frame),
-        LinkLayer::RawIp => raw_ip(frame),
+        LinkLayer::Ethernet => link::ethernet(frame),
+        LinkLayer::RawIp => link::raw_ip(frame),
     };
     let mut start = match start {
         Ok(start) => start,
@@ -241,78 +203,6 @@ const fn unread(encapsulation: Option<Encapsulation>) -> Content {
         Some(encapsulation) => Content::Unread(encapsulation),
         None => Content::Other,
     }
-}
-
-/// Where the packet in an Ethernet frame begins; else what the frame is.
-#[inline(always)]
-fn ethernet<P: Packet + ?Sized>(frame: &P) -> Result<Start, Content> {
-    let mut network = ETHERNET_HEADER;
-    let mut ether_type = frame.half(network - 2).ok_or(Content::Other)?;
-    for _ in 0..VLAN_TAGS_MAX {
-        if !is_tag(ether_type) {
-            break;
-        }
-        network += VLAN_TAG;
-        ether_type = frame.half(network - 2).ok_or(Content::Other)?;
-    }
-    if is_tag(ether_type) {
-        return Err(Content::TooManyTags);
-    }
-    if ether_type == ETHERTYPE_PPPOE_SESSION {
-        return pppoe(frame, network);
-    }
-    Ok(Start {
-        ether_type,
-        framing: Framing::Ethernet,
-        network,
-    })
-}
-
-#[inline(always)]
-const fn is_tag(ether_type: u16) -> bool {
-    matches!(
-        ether_type,
-        ETHERTYPE_VLAN | ETHERTYPE_PROVIDER_VLAN | ETHERTYPE_OLD_PROVIDER_VLAN
-    )
-}
-
-/// RFC 2516, section 4. Version, type and code are not looked at, because Linux does not, either. Nor is the length: a packet that
-/// it cuts short is no packet to anybody.
-#[inline(always)]
-fn pppoe<P: Packet + ?Sized>(frame: &P, header: usize) -> Result<Start, Content> {
-    let protocol = frame.half(header + PPPOE_HEADER).ok_or(Content::Other)?;
-    let (first, _) = pair(protocol);
-    // RFC 1661, section 6.5: the first octet is even unless it is the only one.
-    let (protocol, octets, framing) = if first & 1 == 1 {
-        (first as u16, PPP_PROTOCOL - 1, Framing::PppoeShort)
-    } else {
-        (protocol, PPP_PROTOCOL, Framing::Pppoe)
-    };
-    let ether_type = match protocol {
-        PPP_IPV4 => ETHERTYPE_IPV4,
-        PPP_IPV6 => ETHERTYPE_IPV6,
-        other => return Err(unread(Encapsulation::of_ppp(other))),
-    };
-    Ok(Start {
-        ether_type,
-        framing,
-        network: header + PPPOE_HEADER + octets,
-    })
-}
-
-/// A packet with nothing in front of it: its version says what it is.
-#[inline(always)]
-fn raw_ip<P: Packet + ?Sized>(frame: &P) -> Result<Start, Content> {
-    let ether_type = match frame.half(0).ok_or(Content::Other)? >> 12 {
-        4 => ETHERTYPE_IPV4,
-        6 => ETHERTYPE_IPV6,
-        _ => return Err(Content::Other),
-    };
-    Ok(Start {
-        ether_type,
-        framing: Framing::Nothing,
-        network: 0,
-    })
 }
 
 /// RFC 791, section 3.1.
