@@ -24,7 +24,7 @@ pub fn check(script: &[u8]) -> Result<(), String> {
         return Ok(());
     }
     // Fuzzers find both kinds of frames, whatever it was meant to be.
-    for layer in [LinkLayer::Ethernet, LinkLayer::RawIp] {
+    for layer in [LinkLayer::Ethernet, LinkLayer::RawIp, LinkLayer::Tun] {
         let content = packet::read(frame, layer);
         let segment = content.segment();
         if let Some(segment) = &segment {
@@ -53,7 +53,7 @@ fn reads_what_is_there(frame: &[u8], segment: &Segment, layer: LinkLayer) -> Res
         network, transport, ..
     } = *segment;
     let in_front = match segment.framing {
-        Framing::Nothing => 0,
+        Framing::Nothing | Framing::Tun => 0,
         Framing::Ethernet => 14,
         Framing::Pppoe => 22,
         Framing::PppoeShort => 21,
@@ -64,7 +64,7 @@ fn reads_what_is_there(frame: &[u8], segment: &Segment, layer: LinkLayer) -> Res
         "the network header",
     )?;
     hold(network <= NETWORK_MAX, "a network header so far inside")?;
-    let nothing = layer == LinkLayer::RawIp;
+    let nothing = layer != LinkLayer::Ethernet;
     hold(nothing == (in_front == 0), "what is in front")?;
     hold(transport <= TRANSPORT_MAX, "a TCP header so far inside")?;
     hold(transport >= network + 20, "a TCP header within another")?;
@@ -224,7 +224,10 @@ fn answers_make_sense(frame: &[u8], segment: &Segment) -> Result<(), String> {
     let cookie = Answer::cookie(0x0102_fffe, u32::MAX, 1460);
     if let Some(reset) = reset {
         hold(!segment.hidden && !segment.fragment, "a RST for a part")?;
-        hold(frame[0] & 1 == 0, "a RST for many")?;
+        let is_tun = segment.framing == Framing::Tun;
+        hold(frame[0] & 1 == 0 || is_tun, "a RST for many")?;
+        let answered = [Framing::Ethernet, Framing::Pppoe, Framing::Tun];
+        hold(answered.contains(&segment.framing), "a RST that is lost")?;
         hold(frame[segment.transport + 13] & 4 == 0, "a RST for a RST")?;
         hold(reset.flags & 4 != 0 && reset.mss == 0, "no RST")?;
     }

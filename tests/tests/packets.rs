@@ -74,6 +74,8 @@ impl InKernel {
             (Role::Customer, LinkLayer::Ethernet),
             (Role::Edge, LinkLayer::RawIp),
             (Role::Customer, LinkLayer::RawIp),
+            (Role::Edge, LinkLayer::Tun),
+            (Role::Customer, LinkLayer::Tun),
         ] {
             trials.push(((role, layer), filter.trial_as(role, layer)?));
         }

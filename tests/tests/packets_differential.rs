@@ -257,7 +257,7 @@ fn kinds(frames: &[Vec<u8>], layer: LinkLayer) -> Result<Vec<Kind>> {
     let (mut known, mut hidden) = (HashSet::new(), HashSet::new());
     let mut tags = HashSet::new();
     let fronts = match layer {
-        LinkLayer::RawIp => vec![(String::new(), 0)],
+        LinkLayer::RawIp | LinkLayer::Tun => vec![(String::new(), 0)],
         LinkLayer::Ethernet => {
             tags.extend(matching(&file, &vec!["vlan"; TAGS_MAX + 1].join(" and "))?);
             let front = |tags| ("vlan and ".repeat(tags), 14 + 4 * tags);
@@ -315,7 +315,7 @@ fn enclosing(packet: (u32, &[u8])) -> Option<Encapsulation> {
         (0x8847 | 0x8848, _) => Some(Encapsulation::Mpls),
         (0x88e7, _) => Some(Encapsulation::MacInMac),
         (0x88e5, _) => Some(Encapsulation::Macsec),
-        (PPP_DATA, _) => Some(Encapsulation::Ppp),
+        (PPP_DATA | 0x880b, _) => Some(Encapsulation::Ppp),
         _ => None,
     }
 }
@@ -372,7 +372,7 @@ fn write_pcap(file: &Path, frames: &[Vec<u8>], layer: LinkLayer) -> Result<()> {
     let mut octets = Vec::new();
     let link_type = match layer {
         LinkLayer::Ethernet => 1,
-        LinkLayer::RawIp => 101,
+        LinkLayer::RawIp | LinkLayer::Tun => 101,
     };
     for word in [0xa1b2_c3d4_u32, 4 << 16 | 2, 0, 0, 65_535, link_type] {
         octets.extend(word.to_le_bytes());

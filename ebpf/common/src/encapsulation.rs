@@ -39,6 +39,9 @@ pub enum Encapsulation {
 /// How many kinds have a name.
 pub const ENCAPSULATIONS: usize = 13;
 
+/// PPP without PPPoE; here also what PPP carries in PPPoE, if that is neither IPv4 nor IPv6 nor control.
+pub(crate) const ETHERTYPE_PPP: u16 = 0x880b;
+
 impl Encapsulation {
     /// All, in the order of their numbers.
     pub const ALL: [Self; ENCAPSULATIONS] = [
@@ -85,19 +88,9 @@ impl Encapsulation {
             0x8847 | 0x8848 => Self::Mpls,
             0x88e7 => Self::MacInMac,
             0x88e5 => Self::Macsec,
+            ETHERTYPE_PPP => Self::Ppp,
             _ => return None,
         })
-    }
-
-    /// What a PPP protocol announces, of those that the filter does not read. From 0x8000 on it is control (RFC 1661, section 2).
-    #[inline(always)]
-    #[must_use]
-    pub const fn of_ppp(protocol: u16) -> Option<Self> {
-        if protocol < 0x8000 {
-            Some(Self::Ppp)
-        } else {
-            None
-        }
     }
 
     /// What the protocol of an IPv4 header, or the next header of an IPv6 header, announces.

@@ -181,18 +181,15 @@ impl Content {
 /// What a frame of an interface with this link layer holds.
 #[inline(always)]
 pub fn read<P: Packet + ?Sized>(frame: &P, layer: LinkLayer) -> Content {
-    let start = match layer {
+    let mut start = match layer {
         LinkLayer::Ethernet => link::ethernet(frame),
-        LinkLayer::RawIp => link::raw_ip(frame),
-    };
-    let mut start = match start {
-        Ok(start) => start,
-        Err(content) => return content,
+        LinkLayer::RawIp | LinkLayer::Tun => link::raw_ip(frame, layer),
     };
     start.network = frame.forget(start.network);
     match start.ether_type {
         ETHERTYPE_IPV4 => ipv4(frame, start),
         ETHERTYPE_IPV6 => ipv6(frame, start),
+        tag if link::is_tag(tag) => Content::TooManyTags,
         other => unread(Encapsulation::of_ether_type(other)),
     }
 }

@@ -59,21 +59,22 @@ impl Answer {
 /// The RST for a segment, if it is one that may be answered: not a RST, no fragment, nothing that came from or went to more
 /// than one host, and with lengths that fit together.
 ///
-/// Without an Ethernet header there is none: PPP and WireGuard send only what the kernel says is IP, and of a frame whose first
-/// octets the program has changed the kernel believes what an Ethernet header would say there. Nor is there one where the protocol
-/// of PPP has one octet: the customer may write it so, which does not say that it can read it.
+/// Without an Ethernet header there is none, but on a TUN device: of a frame whose first octets the program has changed the kernel
+/// believes what an Ethernet header would say there, and PPP, WireGuard and tunnels send only what the kernel says is IP. Nor is
+/// there one where the protocol of PPP has one octet: the customer may write it so, which does not say that it can read it.
 ///
 /// RFC 9293, section 3.10.7.1. The length of the payload comes from the IP header: a short frame is padded, and with the
 /// padding counted the RST would acknowledge what was never sent, and be ignored.
 #[inline(always)]
 pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Answer> {
     let (group, _) = pair(frame.half(0)?);
-    if segment.hidden || segment.fragment || group & 1 != 0 {
+    let to_many = group & 1 != 0 && segment.framing != Framing::Tun;
+    if segment.hidden || segment.fragment || to_many {
         return None;
     }
     let network = segment.network;
     let room = match segment.framing {
-        Framing::Ethernet => usize::MAX,
+        Framing::Ethernet | Framing::Tun => usize::MAX,
         Framing::Pppoe => {
             let length = frame.forget(network - PPPOE_LENGTH);
             usize::from(frame.half(length)?)

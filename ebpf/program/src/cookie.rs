@@ -54,7 +54,7 @@ pub(crate) fn answer<const FRAGS: bool>(context: *mut xdp_md, judged: &Judged) -
         return false;
     }
     // The listener behind PPPoE is reached by an interface of its own, which the kernel answers on.
-    if judged.segment.framing != Framing::Ethernet {
+    if !matches!(judged.segment.framing, Framing::Ethernet | Framing::Tun) {
         return false;
     }
     if judged.segment.source.is_ipv4() {

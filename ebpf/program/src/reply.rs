@@ -65,7 +65,9 @@ fn put<const FRAGS: bool, const N: usize, const START: usize, const OCTETS: usiz
     let option = if answer.mss == 0 { 0 } else { 4 };
     let packet = OCTETS + option;
     let frame = frame.resized(network + packet)?;
-    frame.turn()?;
+    if segment.framing != Framing::Tun {
+        frame.turn()?;
+    }
     let headers = frame.part::<OCTETS>(network)?;
     let addresses = headers.exchange::<N>(START);
     headers.put(0, &start(addresses));

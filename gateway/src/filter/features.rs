@@ -25,7 +25,7 @@ pub struct InterfaceState {
     pub is_ours: bool,
     /// Whether its driver runs XDP programs; `None` if the kernel does not tell.
     pub driver_mode: Option<bool>,
-    /// Whether what the program refuses there can be answered. Without an Ethernet header no answer arrives.
+    /// Whether what the program refuses there can be answered. Without an Ethernet header most drivers send no answer.
     pub answers: bool,
 }
 
@@ -42,7 +42,7 @@ pub fn interface_state(
     Ok(InterfaceState {
         is_ours: links::is_ours(&Pins::new(&settings.pin_path), index, interface)?,
         driver_mode: driver_mode(index).unwrap_or_default(),
-        answers: layer == LinkLayer::Ethernet,
+        answers: layer != LinkLayer::RawIp,
     })
 }
 

@@ -43,7 +43,7 @@ pub(super) fn of(interface: &str, index: u32) -> Result<LinkLayer, Error> {
 pub(super) const fn name(layer: LinkLayer) -> &'static str {
     match layer {
         LinkLayer::Ethernet => "ethernet",
-        LinkLayer::RawIp => "ip",
+        LinkLayer::RawIp | LinkLayer::Tun => "ip",
     }
 }
 
@@ -66,6 +66,7 @@ fn judge(description: &Description) -> Result<LinkLayer, String> {
     }
     match description.hardware_type {
         ETHERNET | LOOPBACK => Ok(LinkLayer::Ethernet),
+        NONE if kind == "tun" && !description.tun_information => Ok(LinkLayer::Tun),
         PPP | RAW_IP | TUNNEL | TUNNEL6 | SIT | GRE6 | NONE => Ok(LinkLayer::RawIp),
         GRE if is_one_host(&description.broadcast) => Ok(LinkLayer::RawIp),
         GRE => Err(
@@ -94,6 +95,7 @@ mod tests {
         Description {
             hardware_type,
             kind: kind.to_owned(),
+            tun_information: false,
             broadcast: broadcast.to_vec(),
         }
     }
@@ -111,7 +113,7 @@ mod tests {
             (ETHERNET, "vxlan", ethernet.clone()),
             (ETHERNET, "tun", ethernet.clone()),
             (LOOPBACK, "", ethernet),
-            (NONE, "tun", raw.clone()),
+            (NONE, "tun", Ok(LinkLayer::Tun)),
             (NONE, "wireguard", raw.clone()),
             (NONE, "vxlan", raw.clone()),
             (PPP, "ppp", raw.clone()),
@@ -147,6 +149,13 @@ mod tests {
             let judged = judge(&description(GRE, "gre", &broadcast));
             assert!(judged.is_err_and(|reason| reason.contains("`remote`")));
         }
+    }
+
+    #[test]
+    fn a_tun_device_that_wants_to_be_told_what_comes_out_is_not_answered_on() {
+        let mut tun = description(NONE, "tun", &[]);
+        tun.tun_information = true;
+        assert_eq!(judge(&tun), Ok(LinkLayer::RawIp));
     }
 
     #[test]

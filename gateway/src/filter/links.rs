@@ -354,6 +354,8 @@ mod tests {
             (Role::Customer, LinkLayer::Ethernet),
             (Role::Edge, LinkLayer::RawIp),
             (Role::Customer, LinkLayer::RawIp),
+            (Role::Edge, LinkLayer::Tun),
+            (Role::Customer, LinkLayer::Tun),
         ];
         for (role, layer) in kinds {
             for name in PROGRAMS {

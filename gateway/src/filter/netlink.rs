@@ -32,6 +32,8 @@ pub(super) enum Place {
 const IFLA_BROADCAST: u16 = 2;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_TUN_PI: u16 = 4;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_DRV_PROG_ID: u16 = 5;
 const IFLA_XDP_SKB_PROG_ID: u16 = 6;
@@ -44,6 +46,8 @@ pub(super) struct Description {
     pub(super) hardware_type: u16,
     /// What made it (`veth`, `wireguard`); empty for a device of its own.
     pub(super) kind: String,
+    /// Whether what comes out of this TUN device begins with a word on what it is (`IFF_TUN` without `IFF_NO_PI`).
+    pub(super) tun_information: bool,
     /// Its broadcast address; of a tunnel the remote one.
     pub(super) broadcast: Vec<u8>,
 }
@@ -124,11 +128,13 @@ fn parse_description(answer: &[u8]) -> io::Result<Description> {
         let found = attributes.find(|(kind, _)| *kind == wanted);
         found.map(|(_, value)| value).unwrap_or_default()
     };
-    let kind = find(find(attributes, IFLA_LINKINFO), IFLA_INFO_KIND);
+    let info = find(attributes, IFLA_LINKINFO);
+    let kind = find(info, IFLA_INFO_KIND);
     let kind = kind.split(|octet| *octet == 0).next().unwrap_or_default();
     Ok(Description {
         hardware_type,
         kind: String::from_utf8_lossy(kind).into_owned(),
+        tun_information: find(find(info, IFLA_INFO_DATA), IFLA_TUN_PI) != [0],
         broadcast: find(attributes, IFLA_BROADCAST).to_vec(),
     })
 }
@@ -215,6 +221,7 @@ mod tests {
         let description = Description {
             hardware_type: 778,
             kind: "gre".to_owned(),
+            tun_information: true,
             broadcast: vec![198, 51, 100, 7],
         };
         assert_eq!(parse_description(&answer).unwrap(), description);

@@ -255,6 +255,7 @@ impl Circumstances {
             ("role", "customer") => self.role = Role::Customer,
             ("link", "ethernet") => self.layer = LinkLayer::Ethernet,
             ("link", "ip") => self.layer = LinkLayer::RawIp,
+            ("link", "tun") => self.layer = LinkLayer::Tun,
             ("unlisted", "pass") => self.drop_unlisted = false,
             ("unlisted", "drop") => self.drop_unlisted = true,
             ("cookies", "on") => self.cookies = true,

@@ -136,7 +136,7 @@ fn listed_sources_do_not_come_in_by_a_tunnel() -> Result<()> {
 }
 
 #[test]
-fn a_customer_behind_a_tunnel_is_dropped_and_not_answered() -> Result<()> {
+fn a_customer_behind_a_tun_device_is_told_that_it_may_not_send() -> Result<()> {
     if !root() {
         return Ok(());
     }
@@ -145,12 +145,36 @@ fn a_customer_behind_a_tunnel_is_dropped_and_not_answered() -> Result<()> {
     settings.xdp_mode = XdpMode::Generic;
     settings.interfaces[0].role = Role::Customer;
     let _filter = scene.attach(&settings)?;
-    let refused = scene.outside.run(|| knock(HONEST4, 25))?;
-    let kind = refused.map(|_| ()).map_err(|error| error.kind());
-    ensure!(kind == Err(ErrorKind::TimedOut), "{kind:?}");
+    for source in [HONEST4, HONEST6] {
+        let refused = scene.outside.run(|| knock(source, 25))?;
+        let kind = refused.map(|_| ()).map_err(|error| error.kind());
+        ensure!(
+            kind == Err(ErrorKind::ConnectionRefused),
+            "{source}: {kind:?}"
+        );
+    }
     ensure!(scene.reaches(PERMITTED4, 25) && scene.reaches(HONEST4, 587));
     let wan = &scene.status().interfaces[0];
-    ensure!((wan.dropped.customer, wan.resets) == (1, 0), "{wan:?}");
+    ensure!((wan.dropped.customer, wan.resets) == (0, 2), "{wan:?}");
+    Ok(())
+}
+
+#[test]
+fn a_cookie_comes_out_of_a_tun_device() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let (scene, _tunnel) = scene()?;
+    let always = || fs::write("/proc/sys/net/ipv4/tcp_syncookies", "2");
+    scene.gate.run(always)??;
+    let mut settings = scene.settings();
+    settings.xdp_mode = XdpMode::Generic;
+    let _filter = scene.attach(&settings)?;
+    for source in [HONEST4, HONEST6] {
+        ensure!(scene.reaches(source, 25), "{source} does not connect");
+    }
+    let wan = &scene.status().interfaces[0];
+    ensure!(wan.syn_cookies >= 2, "{wan:?}");
     Ok(())
 }
 
@@ -197,5 +221,35 @@ fn an_interface_that_the_program_cannot_read_is_refused_and_doctor_says_why() ->
         !fs::exists(pin_path)?,
         "a refused start leaves nothing behind"
     );
+    Ok(())
+}
+
+#[test]
+fn doctor_says_where_customers_hear_nothing() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let gate = Namespace::create("gate")?;
+    // Its reader wants to be told what each packet is, and what the kernel says of an answer is wrong.
+    let made = gate
+        .command("ip")
+        .args(["tuntap", "add", "dev", "wan", "mode", "tun", "pi"])
+        .status()?;
+    ensure!(made.success(), "no TUN device");
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("portcullis.toml");
+    let doctor = |refusal: &str| -> Result<String> {
+        let text = format!(
+            "[filter]\ninterfaces = [{{ name = \"wan\", role = \"customer\" }}]\nxdp_mode = \"generic\"\n\
+             customer_refusal = \"{refusal}\"\n"
+        );
+        fs::write(&file, text)?;
+        let mut doctor = gate.command(binary()?);
+        let output = doctor.arg("doctor").arg("-c").arg(&file).output()?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let words = "dropped without an answer";
+    ensure!(doctor("reset")?.contains(words), "nothing is said");
+    ensure!(!doctor("drop")?.contains(words), "nobody asked for answers");
     Ok(())
 }

@@ -8,8 +8,10 @@ use super::Role;
 pub enum LinkLayer {
     /// With an Ethernet header.
     Ethernet = 0,
-    /// With IPv4 or IPv6.
+    /// With IPv4 or IPv6. What the program would send back goes no further than the driver.
     RawIp = 1,
+    /// With IPv4 or IPv6, on a TUN device: what the program sends back comes out of it.
+    Tun = 2,
 }
 
 /// What an instance of the program is told of its interface, in one constant: the slot in the lower half, the [`Role`] above
@@ -51,10 +53,10 @@ impl InterfaceConstant {
     #[inline(always)]
     #[must_use]
     pub const fn link_layer(self) -> LinkLayer {
-        if self.0 >> Self::LINK_LAYER & 1 == LinkLayer::RawIp as u32 {
-            LinkLayer::RawIp
-        } else {
-            LinkLayer::Ethernet
+        match self.0 >> Self::LINK_LAYER & 3 {
+            1 => LinkLayer::RawIp,
+            2 => LinkLayer::Tun,
+            _ => LinkLayer::Ethernet,
         }
     }
 
