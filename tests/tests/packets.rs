@@ -28,7 +28,7 @@ use portcullis_tests::root;
 /// The filter with the file's lists, on no interface.
 struct InKernel {
     filter: Filter,
-    /// On each kind of interface.
+    /// On each kind of interface that a case has asked for: the verifier takes its time for each.
     trials: Vec<((Role, LinkLayer), Trial)>,
     /// A change of settings waits until no packet sees the old ones any more, and most cases change nothing.
     settings: Option<Settings>,
@@ -69,39 +69,36 @@ impl InKernel {
             edge.add_local(source(network.network()), network.prefix_len())?;
         }
         edge.set_reader(u64::MAX);
-        let mut trials = vec![((Role::Edge, LinkLayer::Ethernet), edge)];
-        for (role, layer) in [
-            (Role::Customer, LinkLayer::Ethernet),
-            (Role::Edge, LinkLayer::RawIp),
-            (Role::Customer, LinkLayer::RawIp),
-            (Role::Edge, LinkLayer::Tun),
-            (Role::Customer, LinkLayer::Tun),
-        ] {
-            trials.push(((role, layer), filter.trial_as(role, layer)?));
-        }
         Ok(Self {
             filter,
-            trials,
+            trials: vec![((Role::Edge, LinkLayer::Ethernet), edge)],
             settings: None,
             pin_path,
         })
     }
 
-    fn trial(&mut self, circumstances: Circumstances) -> &mut Trial {
+    fn trial(&mut self, circumstances: Circumstances) -> Result<&mut Trial> {
         let kind = (circumstances.role, circumstances.layer);
-        let mut trials = self.trials.iter_mut();
-        let found = trials.find(|(other, _)| *other == kind);
-        found.map(|(_, trial)| trial).expect("a trial of each kind")
+        let found = self.trials.iter().position(|(other, _)| *other == kind);
+        let place = match found {
+            Some(place) => place,
+            None => {
+                let trial = self.filter.trial_as(kind.0, kind.1)?;
+                self.trials.push((kind, trial));
+                self.trials.len() - 1
+            }
+        };
+        Ok(&mut self.trials[place].1)
     }
 
     /// The trial for a case, with its settings in force.
     fn under(&mut self, file: &File, circumstances: Circumstances) -> Result<&mut Trial> {
         let settings = circumstances.settings(&file.ports);
         if self.settings != Some(settings) {
-            self.trial(circumstances).set_settings(settings)?;
+            self.trial(circumstances)?.set_settings(settings)?;
             self.settings = Some(settings);
         }
-        Ok(self.trial(circumstances))
+        self.trial(circumstances)
     }
 
     /// Packets that each list dropped, permitted and would have dropped.
@@ -256,7 +253,7 @@ fn in_kernel(
     trial.events()?;
     let before = trial.counted()?;
     let lists_before = kernel.counted()?;
-    let outcome = kernel.trial(circumstances).run(frame, 1)?;
+    let outcome = kernel.trial(circumstances)?.run(frame, 1)?;
 
     let answered = matches!(case.expected, Expected::Reset | Expected::Cookie);
     let dropped = verdict.drops(circumstances.mode) && !answered;
@@ -271,7 +268,7 @@ fn in_kernel(
         ) => reply.check(frame, sent)?,
         _ => panic!("{what}: {:02x?}", outcome.sent),
     }
-    let after = kernel.trial(circumstances).counted()?;
+    let after = kernel.trial(circumstances)?.counted()?;
     assert_eq!(counted(before, after), counters(case, verdict), "{what}");
     lists(kernel, case, lists_before, what)?;
     events(kernel, case, verdict, frame, what)
@@ -339,7 +336,7 @@ fn events(
     what: &str,
 ) -> Result<()> {
     let mode = case.circumstances.mode;
-    let events = kernel.trial(case.circumstances).events()?;
+    let events = kernel.trial(case.circumstances)?.events()?;
     // Behind too many tags there is no source to be told.
     let is_told = mode != Mode::Off && verdict != Verdict::Tags;
     let Some(reason) = verdict.reason().filter(|_| is_told) else {

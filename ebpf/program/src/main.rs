@@ -8,7 +8,7 @@
 //! What is rare (answers, events, budgets, frames with tags or options) is in subprograms, out of the way of the packets
 //! of a flood.
 //!
-//! The verifier walks some 250,000 instructions of it (120,000 for a customer's interface), of the million that it takes;
+//! The verifier walks some 200,000 instructions of it (140,000 for a customer's interface), of the million that it takes;
 //! `verified_insns` in the fdinfo of a loaded program says how many. Most of that is the lookup of an address, where each line
 //! may be in the first block or in another. What keeps it from following each way to an offset by itself (`Frame::forget`,
 //! `Judged`) has to stay. The stack is 512 octets for all calls together; large things lie in per-CPU maps.

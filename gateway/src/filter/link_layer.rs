@@ -59,7 +59,7 @@ fn judge(description: &Description) -> Result<LinkLayer, String> {
         // What is decrypted keeps the header of the interface it came in on.
         "xfrm" | "vti" | "vti6" => {
             return Err(format!(
-                "XDP does not see where packets begin on an IPsec interface ({kind}); put the filter on what is behind it"
+                "XDP does not see where packets begin on an IPsec interface ({kind}), so that nothing would be filtered; leave it out"
             ));
         }
         _ => {}
