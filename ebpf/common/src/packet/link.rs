@@ -94,7 +94,7 @@ fn pppoe<P: Packet + ?Sized>(frame: &P, header: usize) -> Start {
     let (first, _) = pair(protocol);
     // RFC 1661, section 6.5: the first octet is even unless it is the only one.
     let (protocol, octets, framing) = if first & 1 == 1 {
-        (first as u16, PPP_PROTOCOL - 1, Framing::PppoeShort)
+        (u16::from(first), PPP_PROTOCOL - 1, Framing::PppoeShort)
     } else {
         (protocol, PPP_PROTOCOL, Framing::Pppoe)
     };
