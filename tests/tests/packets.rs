@@ -170,7 +170,7 @@ fn tags(case: &Case, number: usize) -> Vec<usize> {
 fn on_host(file: &File, case: &Case, frame: &[u8], what: &str) -> Verdict {
     let frame = FirstBuffer::of(frame);
     let verdict = judge_on_host(file, case, frame);
-    let expected = case.expected.unanswered();
+    let expected = Expected::unanswered(case);
     assert_eq!(Expected::of(file, verdict), expected, "{what}");
     let content = packet::read(&frame, case.circumstances.layer);
     let segment = content.segment();
@@ -181,7 +181,8 @@ fn on_host(file: &File, case: &Case, frame: &[u8], what: &str) -> Verdict {
         _ => None,
     };
     assert_eq!(unread, case.unread, "{what}: what it encloses");
-    let left = case.circumstances.resets.unwrap_or_default() > case.before;
+    let left = case.circumstances.resets.unwrap_or_default() > case.before
+        && !case.circumstances.answers_lost;
     let answerable = segment.is_some_and(|segment| reply::reset(&frame, &segment).is_some());
     if verdict == Verdict::Customer && case.circumstances.mode == Mode::Enforce {
         let reset = case.expected == Expected::Reset;
@@ -415,6 +416,7 @@ fn host_and_kernel_agree_on_frames_that_nobody_wrote() -> Result<()> {
                 let verdict = judge_on_host(&file, case, seen);
                 let enforced = verdict.drops(case.circumstances.mode);
                 let answers = case.circumstances.resets.is_some()
+                    && !case.circumstances.answers_lost
                     && verdict == Verdict::Customer
                     && packet::read(&seen, case.circumstances.layer)
                         .segment()

@@ -47,7 +47,8 @@ pub(super) const fn name(layer: LinkLayer) -> &'static str {
     }
 }
 
-fn judge(description: &Description) -> Result<LinkLayer, String> {
+/// The same of what the kernel says of it; else the reason.
+pub(super) fn judge(description: &Description) -> Result<LinkLayer, String> {
     let kind = description.kind.as_str();
     match kind {
         // No packet is received there: they change to it after every place where XDP runs.

@@ -123,20 +123,25 @@ fn parse_description(answer: &[u8]) -> io::Result<Description> {
     error_of(answer)?;
     let hardware_type = half(answer, HEADER + 2).ok_or_else(truncated)?;
     let attributes = answer.get(2 * HEADER..).ok_or_else(truncated)?;
-    let find = |attributes, wanted| {
-        let mut attributes = Attributes(attributes);
-        let found = attributes.find(|(kind, _)| *kind == wanted);
-        found.map(|(_, value)| value).unwrap_or_default()
-    };
-    let info = find(attributes, IFLA_LINKINFO);
-    let kind = find(info, IFLA_INFO_KIND);
-    let kind = kind.split(|octet| *octet == 0).next().unwrap_or_default();
+    let info = value_of(attributes, IFLA_LINKINFO).unwrap_or_default();
+    // It ends with a NUL.
+    let kind =
+        value_of(info, IFLA_INFO_KIND).and_then(|value| value.split(|octet| *octet == 0).next());
+    let data = value_of(info, IFLA_INFO_DATA).unwrap_or_default();
     Ok(Description {
         hardware_type,
-        kind: String::from_utf8_lossy(kind).into_owned(),
-        tun_information: find(find(info, IFLA_INFO_DATA), IFLA_TUN_PI) != [0],
-        broadcast: find(attributes, IFLA_BROADCAST).to_vec(),
+        kind: String::from_utf8_lossy(kind.unwrap_or_default()).into_owned(),
+        tun_information: value_of(data, IFLA_TUN_PI) != Some(&[0]),
+        broadcast: value_of(attributes, IFLA_BROADCAST)
+            .unwrap_or_default()
+            .to_vec(),
     })
+}
+
+/// The value of the first attribute of this kind.
+pub(super) fn value_of(attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    let found = Attributes(attributes).find(|(other, _)| *other == kind)?;
+    Some(found.1)
 }
 
 /// The error that an answer is, if it is one.

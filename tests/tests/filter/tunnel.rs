@@ -248,7 +248,7 @@ fn doctor_says_where_customers_hear_nothing() -> Result<()> {
         let output = doctor.arg("doctor").arg("-c").arg(&file).output()?;
         Ok(String::from_utf8(output.stdout)?)
     };
-    let words = "dropped without an answer";
+    let words = "customers are dropped there instead of being answered";
     ensure!(doctor("reset")?.contains(words), "nothing is said");
     ensure!(!doctor("drop")?.contains(words), "nobody asked for answers");
     Ok(())

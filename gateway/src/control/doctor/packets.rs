@@ -4,7 +4,7 @@ use caps::{CapSet, Capability};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{Finding, setting};
-use crate::config::{CustomerRefusal, Filter, Interface, Role, XdpMode};
+use crate::config::{Filter, Interface, XdpMode};
 use crate::filter;
 
 /// Attaching takes all three; `CAP_SYS_ADMIN` stands for the first and the last.
@@ -16,13 +16,10 @@ const CAPABILITIES: [Capability; 3] = [
 
 pub(super) fn filter(settings: &Filter) -> Vec<Finding> {
     let mut findings = vec![capabilities(), file_system(settings), jit()];
-    findings.extend(
-        settings
-            .interfaces
-            .iter()
-            .flat_map(|found| [Some(interface(settings, found)), answers(settings, found)])
-            .flatten(),
-    );
+    for found in &settings.interfaces {
+        findings.push(interface(settings, found));
+        findings.extend(answers(settings, found));
+    }
     findings
 }
 
@@ -82,18 +79,11 @@ fn jit() -> Finding {
     }
 }
 
-/// Customers are told that they may not send, if that is wanted and an answer arrives.
+/// Whether what the program answers there arrives; nothing is said where it does.
 fn answers(settings: &Filter, interface: &Interface) -> Option<Finding> {
-    let are_told =
-        interface.role == Role::Customer && settings.customer_refusal == CustomerRefusal::Reset;
-    let state = filter::interface_state(settings, &interface.name).ok()?;
-    (are_told && !state.answers).then(|| {
-        Finding::warning(
-            format!("answers on {}", interface.name),
-            "its packets have no Ethernet header: what customers may not send is dropped without an answer",
-            "customers try longer until they give up; filter.customer_refusal = \"drop\" drops on all interfaces",
-        )
-    })
+    let fault = filter::answer_fault(settings, interface)?;
+    let subject = format!("answers on {}", fault.interface());
+    Some(Finding::warning(subject, fault.found(), fault.next_step()))
 }
 
 fn interface(settings: &Filter, interface: &Interface) -> Finding {
