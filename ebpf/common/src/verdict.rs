@@ -2,6 +2,7 @@
 //!
 //! | the packet | verdict |
 //! |---|---|
+//! | has more VLAN tags than are read | [`Verdict::Tags`]: dropped, because no source can be permitted |
 //! | is not TCP to a filtered port | [`Verdict::Other`]: passes, always |
 //! | comes from a source on a permit list | [`Verdict::Permitted`] |
 //! | comes from a customer, to a destination on a permit list | [`Verdict::Permitted`] |
@@ -20,7 +21,7 @@
 use crate::layout::{
     InterfaceCounter, ListCounter, Mode, Reason, Role, Settings, VERDICT_GRACE_NS, VerdictKey,
 };
-use crate::packet::{self, Packet, Segment, Source};
+use crate::packet::{self, Content, Packet, Segment, Source};
 
 /// What a list does with the packets of its sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +109,8 @@ pub trait Recent {
 pub enum Verdict {
     /// It is not TCP to a filtered port.
     Other,
+    /// It has more VLAN tags than are read.
+    Tags,
     /// The list in this slot permits its source or, if a customer sent it, its destination.
     Permitted(u32),
     /// The list in this slot has its source dropped.
@@ -124,11 +127,11 @@ pub enum Verdict {
     Passed,
 }
 
-/// The verdict on a frame, of which [`packet::segment`] has made this segment.
+/// The verdict on a frame, in which [`packet::read`] has found this.
 #[inline(always)]
 pub fn judge<P, L, M>(
     frame: &P,
-    segment: Option<&Segment>,
+    content: &Content,
     role: Role,
     settings: &Settings,
     lists: &L,
@@ -139,8 +142,10 @@ where
     L: Lookup,
     M: Memory,
 {
-    let Some(segment) = segment else {
-        return Verdict::Other;
+    let segment = match content {
+        Content::Segment(segment) => segment,
+        Content::TooManyTags => return Verdict::Tags,
+        Content::Unread(_) | Content::Other => return Verdict::Other,
     };
     if !segment.hidden && !settings.filters(segment.port) {
         return Verdict::Other;
@@ -214,6 +219,7 @@ impl Verdict {
             Self::Recent => Some(Reason::Verdict),
             Self::Unlisted => Some(Reason::Unlisted),
             Self::Customer => Some(Reason::Customer),
+            Self::Tags => Some(Reason::Tags),
         }
     }
 
@@ -241,6 +247,8 @@ impl Verdict {
             (Self::Unlisted, _) => InterfaceCounter::MonitoredUnlisted,
             (Self::Customer, Mode::Enforce) => InterfaceCounter::DroppedCustomer,
             (Self::Customer, _) => InterfaceCounter::MonitoredCustomer,
+            (Self::Tags, Mode::Enforce) => InterfaceCounter::DroppedTags,
+            (Self::Tags, _) => InterfaceCounter::MonitoredTags,
         }
     }
 

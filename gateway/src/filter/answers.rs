@@ -1,9 +1,11 @@
 //! Whether what the program sends back out of an interface (a SYN cookie, a RST to a customer) arrives, and as it should.
 //!
-//! Two kinds of interfaces have a fault there. A veth gives what a program in the driver sends (`XDP_TX`) to its other end
+//! Three kinds of interfaces have a fault there. A veth gives what a program in the driver sends (`XDP_TX`) to its other end
 //! only if a program runs in the driver there, too: without one the frame is thrown away or, where NAPI or GRO is on, lies
-//! in a ring until other traffic comes by. And a driver that keeps VLAN tags beside the frames has the answer to a tagged
-//! one leave without its tag.
+//! in a ring until other traffic comes by. A driver that keeps VLAN tags beside the frames has the answer to a tagged
+//! one leave without its tag. And without an Ethernet header the kernel believes of a packet that the program has turned round what
+//! an Ethernet header would say there, and PPP, WireGuard and tunnels send only what the kernel holds to be IP; a TUN device does not
+//! look.
 //!
 //! The other end of a veth may be in any namespace, so it is not asked. Its program shows at this end: for as long as it
 //! runs, the kernel takes segmentation offload out of what can be switched on here (`veth_xdp_set`). Rejected: a frame
@@ -13,11 +15,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use portcullis_ebpf_common::layout::{self, INTERFACES_MAX};
+use portcullis_ebpf_common::layout::{self, INTERFACES_MAX, LinkLayer};
 
 use super::features::{Features, features};
 use super::maps::InterfaceSlot;
-use super::{links, netlink};
+use super::{link_layer, links, netlink};
 use crate::config::{CustomerRefusal, Filter, FilterMode, Interface, Role, XdpMode};
 
 /// What can be switched on at an end of a veth for as long as the other end runs no program in its driver.
@@ -39,6 +41,8 @@ pub struct AnswerFault {
 enum Fault {
     /// The other end of the veth runs no program in its driver.
     Lost,
+    /// There is no Ethernet header.
+    Headerless,
     /// The driver keeps tags beside the frames: those of 802.1Q, those of 802.1ad.
     Untagged([bool; 2]),
 }
@@ -46,6 +50,7 @@ enum Fault {
 /// What the kernel says of an interface.
 struct Facts {
     is_veth: bool,
+    layer: LinkLayer,
     /// `None` if it does not tell: a kernel without ethtool's netlink.
     features: Option<Features>,
 }
@@ -58,7 +63,7 @@ impl AnswerFault {
 
     /// Whether what is sent does not arrive at all. The program answers nothing there then.
     pub fn is_lost(&self) -> bool {
-        self.fault == Fault::Lost
+        matches!(self.fault, Fault::Lost | Fault::Headerless)
     }
 
     /// What was found.
@@ -70,6 +75,14 @@ impl AnswerFault {
             }
             (Fault::Lost, Role::Customer) => {
                 "the other end of this veth runs no XDP program, and RSTs of the filter would be lost: \
+                 customers are dropped there instead of being answered"
+            }
+            (Fault::Headerless, Role::Edge) => {
+                "its packets have no Ethernet header, and SYN cookies of the filter would be lost: they are left to the \
+                 kernel there"
+            }
+            (Fault::Headerless, Role::Customer) => {
+                "its packets have no Ethernet header, and RSTs of the filter would be lost: \
                  customers are dropped there instead of being answered"
             }
             (Fault::Untagged(_), Role::Edge) => {
@@ -89,10 +102,11 @@ impl AnswerFault {
             (Fault::Lost, role) => format!(
                 "put an XDP program on the other end, in the driver (a filter for another port will do: see \"Answers of \
                  the filter\" in operations.md); or say so in the configuration: {}",
-                match role {
-                    Role::Edge => "filter.syn_cookies = false",
-                    Role::Customer => "filter.customer_refusal = \"drop\"",
-                }
+                without_answers(role)
+            ),
+            (Fault::Headerless, role) => format!(
+                "nothing can be done about it there; or say so in the configuration, for all interfaces: {}",
+                without_answers(role)
             ),
             (Fault::Untagged(stripped), _) => {
                 let options = ["rxvlan off", "rx-vlan-stag-hw-parse off"].into_iter();
@@ -105,6 +119,14 @@ impl AnswerFault {
                 )
             }
         }
+    }
+}
+
+/// The setting with which the program answers nothing on interfaces with this role.
+const fn without_answers(role: Role) -> &'static str {
+    match role {
+        Role::Edge => "filter.syn_cookies = false",
+        Role::Customer => "filter.customer_refusal = \"drop\"",
     }
 }
 
@@ -127,9 +149,10 @@ fn look(settings: &Filter, interface: &Interface) -> Option<Option<AnswerFault>>
         return Some(None);
     }
     let index = links::index(&interface.name).ok()?;
-    let kind = netlink::kind(index).ok()?;
+    let description = netlink::describe(index).ok()?;
     let facts = Facts {
-        is_veth: kind.as_deref() == Some("veth"),
+        is_veth: description.kind == "veth",
+        layer: link_layer::judge(&description).ok()?,
         features: features(index).unwrap_or_default(),
     };
     let fault = judge(settings.xdp_mode, &facts);
@@ -153,6 +176,9 @@ fn is_answered(settings: &Filter, role: Role) -> bool {
 
 fn judge(mode: XdpMode, facts: &Facts) -> Option<Fault> {
     let features = facts.features.as_ref();
+    if facts.layer == LinkLayer::RawIp {
+        return Some(Fault::Headerless);
+    }
     if facts.is_veth {
         // A veth has the flags of tags, too, but they mean nothing: what counts is how the other end sends.
         let answered = features.is_some_and(|features| !features.changeable.contains(SEGMENTATION));
@@ -232,6 +258,7 @@ mod tests {
     fn facts(is_veth: bool, active: &[&str], changeable: &[&str]) -> Facts {
         Facts {
             is_veth,
+            layer: LinkLayer::Ethernet,
             features: Some(Features {
                 active: set(active),
                 changeable: set(changeable),
@@ -253,6 +280,7 @@ mod tests {
         }
         let unknown = Facts {
             is_veth: true,
+            layer: LinkLayer::Ethernet,
             features: None,
         };
         assert_eq!(
@@ -273,6 +301,19 @@ mod tests {
         );
         let off = facts(false, &[], &[STRIPS_TAGS, STRIPS_PROVIDER_TAGS]);
         assert_eq!(judge(XdpMode::Driver, &off), None);
+    }
+
+    #[test]
+    fn without_an_ethernet_header_nothing_is_answered_but_on_a_tun_device() {
+        let on = |layer| {
+            let facts = Facts {
+                layer,
+                ..facts(false, &[], &[])
+            };
+            judge(XdpMode::Generic, &facts)
+        };
+        assert_eq!(on(LinkLayer::RawIp), Some(Fault::Headerless));
+        assert_eq!(on(LinkLayer::Tun), None);
     }
 
     #[test]
@@ -305,13 +346,13 @@ mod tests {
         let look = || {
             gate.run(|| {
                 let index = links::index("here").unwrap();
-                let kind = netlink::kind(index).unwrap();
+                let kind = netlink::describe(index).unwrap().kind;
                 (kind, features(index).unwrap().unwrap().active)
             })
             .unwrap()
         };
         let (kind, active) = look();
-        assert_eq!(kind.as_deref(), Some("veth"));
+        assert_eq!(kind, "veth");
         assert!(active.contains(STRIPS_TAGS) && active.contains(STRIPS_PROVIDER_TAGS));
         let mut ethtool = gate.command("ethtool");
         let options = ["-K", "here", "rxvlan", "off", STRIPS_PROVIDER_TAGS, "off"];
@@ -366,7 +407,7 @@ mod tests {
                 role: Role::Edge,
             },
             xdp_mode: XdpMode::Driver,
-            counted_before: layout::InterfaceCounters::default(),
+            counted_before: layout::NOTHING_COUNTED,
         };
         let fault = |name: &str, fault| {
             let fault = AnswerFault {

@@ -48,6 +48,13 @@ pub enum Error {
         /// The other program, as `name (id 17, in the driver)`.
         program: String,
     },
+    /// The program could not read the frames of the interface.
+    Unreadable {
+        /// The interface.
+        interface: String,
+        /// Why, and what to do instead.
+        reason: String,
+    },
     /// The driver has no XDP of its own.
     NoDriverMode {
         /// The interface.
@@ -151,6 +158,12 @@ impl fmt::Display for Error {
                 "interface {interface}: the XDP program {program} sits there already and was left alone; \
                  remove it (`ip link set dev {interface} xdp off`, or unpin its link) or leave the interface out"
             ),
+            Self::Unreadable { interface, reason } => {
+                write!(
+                    f,
+                    "interface {interface}: the filter cannot work there: {reason}"
+                )
+            }
             Self::NoDriverMode { interface, source } => write!(
                 f,
                 "interface {interface}: its driver takes no XDP program now ({source}); a lower MTU or fewer queues may \

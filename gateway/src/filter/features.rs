@@ -13,6 +13,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
 
+use super::link_layer;
 use super::links;
 use super::netlink::{ANSWER_MAX, Attributes, HEADER, error_of, half, value_of};
 use super::pins::Pins;
@@ -30,12 +31,13 @@ pub struct InterfaceState {
 /// Looks at an interface, and changes nothing.
 ///
 /// # Errors
-/// [`Error::NoSuchInterface`], [`Error::Occupied`], and [`Error::Link`] if the kernel cannot be asked.
+/// [`Error::NoSuchInterface`], [`Error::Unreadable`], [`Error::Occupied`], and [`Error::Link`] if the kernel cannot be asked.
 pub fn interface_state(
     settings: &config::Filter,
     interface: &str,
 ) -> Result<InterfaceState, Error> {
     let index = links::index(interface)?;
+    link_layer::of(interface, index)?;
     Ok(InterfaceState {
         is_ours: links::is_ours(&Pins::new(&settings.pin_path), index, interface)?,
         driver_mode: driver_mode(index).unwrap_or_default(),

@@ -15,6 +15,7 @@ mod control;
 mod error;
 mod events;
 mod features;
+mod link_layer;
 mod links;
 mod lists;
 mod maps;
@@ -36,7 +37,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::Flock;
-use portcullis_ebpf_common::layout::{self, INTERFACES_MAX, Role};
+use portcullis_ebpf_common::layout::{self, INTERFACES_MAX, LinkLayer, Role};
 
 use self::answers::AnswerFaults;
 use self::links::Put;
@@ -53,7 +54,7 @@ pub use self::events::{ANNOUNCE_EVERY, Event, Events, Names, READ_EVERY, Reader,
 pub use self::features::{InterfaceState, interface_state};
 pub use self::memory::{KernelMemory, memory};
 pub use self::status::{
-    InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, status,
+    InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, Unread, status,
 };
 pub use self::trial::{Outcome, Trial};
 pub use self::verdicts::{
@@ -94,7 +95,7 @@ impl Filter {
     pub fn attach(settings: &config::Filter, compiled: &Compiled) -> Result<Self, Error> {
         settings::check(settings)?;
         for interface in &settings.interfaces {
-            links::index(&interface.name)?;
+            link_layer::of(&interface.name, links::index(&interface.name)?)?;
         }
         let pins = Pins::new(&settings.pin_path);
         let lock = pins.prepare()?;
@@ -258,15 +259,15 @@ impl Filter {
     /// # Errors
     /// When the program cannot be loaded once more.
     pub fn trial(&self) -> Result<Trial, Error> {
-        self.trial_as(Role::Edge)
+        self.trial_as(Role::Edge, LinkLayer::Ethernet)
     }
 
-    /// The same for an interface with this role.
+    /// The same for an interface with this role and link layer.
     ///
     /// # Errors
     /// As above.
-    pub fn trial_as(&self, role: Role) -> Result<Trial, Error> {
-        Trial::new(&self.pins, role)
+    pub fn trial_as(&self, role: Role, layer: LinkLayer) -> Result<Trial, Error> {
+        Trial::new(&self.pins, role, layer)
     }
 
     /// Puts the program on the interfaces of the settings, and takes it off all others.
@@ -337,8 +338,10 @@ impl Filter {
         let (put, program) = result?;
         self.programs.insert(interface.name.clone(), program);
         let taken_over = put == Put::TakenOver;
+        let layer = link_layer::of(&interface.name, links::index(&interface.name)?)?;
         tracing::info!(
             interface = interface.name,
+            link = link_layer::name(layer),
             taken_over,
             "the filter is in place"
         );

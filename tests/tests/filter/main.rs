@@ -8,6 +8,8 @@ mod owners;
 mod scene;
 mod seen;
 mod swaps;
+mod tags;
+mod tunnel;
 mod verdicts;
 
 use std::net::{SocketAddr, TcpStream};

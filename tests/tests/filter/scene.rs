@@ -34,7 +34,18 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> io::Result<Self> {
-        let mut scene = Self::without_listeners()?;
+        Self::without_listeners()?.listening()
+    }
+
+    /// The same with `wan` and `lan` made by `connect`.
+    pub(crate) fn joined(connect: impl FnOnce(&Self) -> io::Result<()>) -> io::Result<Self> {
+        let scene = Self::apart()?;
+        connect(&scene)?;
+        scene.listening()
+    }
+
+    fn listening(mut self) -> io::Result<Self> {
+        let scene = &mut self;
         for address in [GATE4, GATE6] {
             let address: IpAddr = address.parse().map_err(io::Error::other)?;
             for port in [25, 587] {
@@ -42,24 +53,33 @@ impl Scene {
                 scene.listeners.push(listener);
             }
         }
-        Ok(scene)
+        Ok(self)
     }
 
     pub(crate) fn without_listeners() -> io::Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let scene = Self {
-            gate: Namespace::create("gate")?,
-            outside: Namespace::create("outside")?,
-            pin_path: format!("/sys/fs/bpf/portcullis-test-{}-{number}", process::id()).into(),
-            listeners: Vec::new(),
-        };
+        let scene = Self::apart()?;
         scene.connect_interfaces()?;
         Ok(scene)
     }
 
+    /// Both namespaces, with nothing between them.
+    fn apart() -> io::Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            gate: Namespace::create("gate")?,
+            outside: Namespace::create("outside")?,
+            pin_path: format!("/sys/fs/bpf/portcullis-test-{}-{number}", process::id()).into(),
+            listeners: Vec::new(),
+        })
+    }
+
     pub(crate) fn connect_interfaces(&self) -> io::Result<()> {
         self.gate.veth("wan", &self.outside, "lan")?;
+        self.give_addresses()
+    }
+
+    pub(crate) fn give_addresses(&self) -> io::Result<()> {
         let (gate4, gate6) = (format!("{GATE4}/24"), format!("{GATE6}/64"));
         self.gate.addresses("wan", [gate4, gate6])?;
         let four = [HONEST4, LISTED4, PERMITTED4].map(|address| format!("{address}/24"));
