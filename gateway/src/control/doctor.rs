@@ -79,7 +79,12 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         Some(filter) if filter.mode != FilterMode::Off => {
             findings.extend(packets::filter(filter));
         }
-        _ => findings.push(Finding::ok("filter", "none is configured, or it is off")),
+        _ => match packets::unconfigured(config) {
+            found if found.is_empty() => {
+                findings.push(Finding::ok("filter", "none is configured, or it is off"));
+            }
+            found => findings.extend(found),
+        },
     }
     findings
 }

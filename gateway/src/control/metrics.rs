@@ -199,6 +199,16 @@ fn interfaces(text: &mut Text, filter: &Status) {
         ];
         text.sample(&labels, u8::from(interface.attached));
     }
+    text.gauge(
+        "portcullis_filter_unfiltered_since_seconds",
+        "Unix time since which an interface of the configuration has been without the filter; 0 while it has it.",
+    );
+    for interface in &filter.interfaces {
+        text.sample(
+            &[("interface", &interface.name)],
+            interface.unfiltered_since.unwrap_or_default(),
+        );
+    }
     type Value = fn(&InterfaceStatus) -> u64;
     let counters: [(&str, &str, Value); 6] = [
         (

@@ -3,6 +3,7 @@
 mod budget;
 mod commands;
 mod customer;
+mod interfaces;
 mod owners;
 mod scene;
 mod seen;

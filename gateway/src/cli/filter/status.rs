@@ -204,8 +204,12 @@ fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
             _ => "not here",
         };
         let count = |count: fn(&InterfaceStatus) -> u64| look.of_interface(interface, count);
+        let name = match &interface.current_name {
+            Some(now) => format!("{} (now {now})", interface.name),
+            None => interface.name.clone(),
+        };
         table.row([
-            interface.name.clone(),
+            name,
             interface.role.to_owned(),
             mode.to_owned(),
             count(|interface| interface.passed),
@@ -341,6 +345,9 @@ mod tests {
                 xdp_mode: "driver",
                 attached: true,
                 present: true,
+                current_name: None,
+                unfiltered_since: None,
+                unfiltered_reason: None,
                 passed: 1_000_000,
                 permitted: 2,
                 other: 3,
