@@ -439,6 +439,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::netns::Namespace;
     use std::io::Write as _;
 
     /// The kernel gives up after a million instructions, and older kernels see fewer ways that are alike.
@@ -467,6 +468,48 @@ mod tests {
                 assert!(verified < VERIFIED_MAX, "{name}, {role:?}: {verified}");
             }
         }
+    }
+
+    #[test]
+    fn the_way_to_take_another_program_off_is_one_that_the_kernel_takes() -> io::Result<()> {
+        if !crate::netns::permitted() {
+            let _ = writeln!(io::stderr(), "SKIPPED (needs root): foreign programs");
+            return Ok(());
+        }
+        let (here, there) = (Namespace::create("here")?, Namespace::create("there")?);
+        here.veth("up", &there, "down")?;
+        let path = format!("/sys/fs/bpf/portcullis-test-pinned-{}", std::process::id());
+        let mut object = EbpfLoader::new().load(OBJECT).unwrap();
+        let program = named(&mut object, PROGRAMS[0]).unwrap();
+        program.load().unwrap();
+        program.pin(&path).unwrap();
+        let ip = |arguments: &[&str]| here.command("ip").args(arguments).status();
+        let pins = Pins::new(std::path::Path::new("/sys/fs/bpf/portcullis-test-nowhere"));
+        let ours = || here.run(|| ours_on(&pins, "up").map_err(|error| error.to_string()));
+        for flag in ["xdpdrv", "xdpgeneric"] {
+            assert!(ip(&["link", "set", "dev", "up", flag, "pinned", &path])?.success());
+            let error = ours()?.unwrap_err();
+            let command = format!("ip link set dev up {flag} off");
+            assert!(error.contains(&format!("(`{command}`)")), "{error}");
+            let words: Vec<&str> = command.split(' ').skip(1).collect();
+            assert!(ip(&words)?.success());
+            assert_eq!(ours()?, Ok(None));
+        }
+        // By a link that no filter has pinned.
+        let descriptor = program.fd().unwrap();
+        let link =
+            here.run(|| Link::create(descriptor, index("up").unwrap(), bpf::XDP_DRIVER))??;
+        let error = ours()?.unwrap_err();
+        assert!(!ip(&["link", "set", "dev", "up", "xdpdrv", "off"])?.success());
+        let command = format!("`bpftool link detach id {}`", link.id);
+        assert!(
+            error.contains(&command) && !error.contains("ip link set"),
+            "{error}"
+        );
+        // What bpftool does.
+        link.detach()?;
+        assert_eq!(ours()?, Ok(None));
+        std::fs::remove_file(path)
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Filter {
         // Before a program looks at them, and so that what fails leaves nothing attached.
         let hints = filter.verdicts.set_all_hints();
         let result = hints.and_then(|()| filter.sync_interfaces());
-        result.inspect_err(|_| remove_if_unused(&filter.pins))?;
+        result.inspect_err(clean_up)?;
         filter.remove_exempt_verdicts(compiled);
         Ok(filter)
     }

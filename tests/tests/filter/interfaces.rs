@@ -57,7 +57,7 @@ fn ip(namespace: &Namespace, arguments: &[&str]) -> Result<()> {
 
 /// Waits until the gate's status says so of an interface.
 fn wait_for_status(
-    gate: &Gate,
+    gate: &Gate<'_>,
     interface: &str,
     wanted: impl Fn(&serde_json::Value) -> bool,
 ) -> Result<()> {
@@ -115,9 +115,8 @@ fn a_gate_without_privileges_puts_its_filter_back_on_an_interface_that_was_made_
     .with_context(|| gate.log())?;
     gate.terminate()?;
     // The next start takes over what the unprivileged gate has pinned.
-    let filter = scene.attach(&scene.settings())?;
-    ensure!(filter.status()?.interfaces[0].attached);
-    drop(filter);
+    drop(scene.attach(&scene.settings())?);
+    ensure!(scene.status().interfaces[0].attached);
     scene.gate.run(|| filter::detach(&scene.pin_path, &[]))??;
     ensure!(!has_program(&scene.gate, "wan")? && !scene.pin_path.exists());
     Ok(())
@@ -368,7 +367,8 @@ fn a_filter_that_no_configuration_has_any_more_is_told_with_the_way_to_end_it() 
         "portcullis filter detach --pin-path {}",
         scene.pin_path.display()
     );
-    let none = "state_dir = \"@DIR@\"\n[[listener]]\naddress = \"127.0.0.1:2525\"\n";
+    let none = "state_dir = \"@DIR@\"\n[[listener]]\naddress = \"127.0.0.1:2525\"\n\
+                [[route]]\ndomains = [\"*\"]\nnext_hop = [\"discard\"]\n";
     let off = format!("{none}[filter]\nmode = \"off\"\n{WAN}\npin_path = \"/sys/fs/bpf/none\"\n");
     for (name, text) in [("none", none), ("off", &*off)] {
         let path = file(name, &text.replace("@DIR@", "/tmp"))?;

@@ -185,6 +185,11 @@ fn another_program_on_the_interface_is_named_and_left_alone() -> anyhow::Result<
         error.contains("interface wan") && error.contains("\"portcullis\" (id "),
         "{error}"
     );
+    let removal = format!(
+        "`portcullis filter detach --pin-path {}`",
+        scene.pin_path.display()
+    );
+    assert!(error.contains(&removal), "{error}");
     assert!(
         !settings.pin_path.exists(),
         "a failed start leaves nothing behind"
