@@ -78,6 +78,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     match &config.filter {
         Some(filter) if filter.mode != FilterMode::Off => {
             findings.extend(packets::filter(filter));
+            findings.extend(packets::unconfigured(config));
         }
         _ => match packets::unconfigured(config) {
             found if found.is_empty() => {

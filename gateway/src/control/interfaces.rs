@@ -101,16 +101,23 @@ pub struct Unconfigured {
     pub removal: String,
 }
 
-/// Filters that sit on interfaces of this network namespace and drop, although the configuration has no filter or has it off.
-/// `with_held`: also those that a process holds, which may be another gate's.
+/// Filters that sit on interfaces of this network namespace and drop, although the configuration has none, has it off, or has
+/// it elsewhere. `with_held`: also those that a process holds, which may be another gate's.
 #[must_use]
 pub fn unconfigured(config: &Config, with_held: bool) -> Vec<Unconfigured> {
-    let reason = match &config.filter {
-        None => "the configuration has no [filter]",
-        Some(settings) if settings.mode == FilterMode::Off => "filter.mode is \"off\"",
-        // An interface has one program: the start says what is in its way.
-        Some(_) => return Vec::new(),
+    let (reason, active) = match &config.filter {
+        None => ("the configuration has no [filter]".to_owned(), None),
+        Some(settings) if settings.mode == FilterMode::Off => {
+            ("filter.mode is \"off\"".to_owned(), None)
+        }
+        Some(settings) => {
+            let path = &settings.pin_path;
+            let reason = format!("filter.pin_path is {}", path.display());
+            (reason, Some(path))
+        }
     };
+    // One that has a filter of its own says nothing of those that other gates hold.
+    let with_held = with_held && active.is_none();
     let told = |found: InPlace| {
         let (path, interfaces) = (found.pin_path.display(), found.interfaces.join(", "));
         let holder = found.holder.as_ref();
@@ -125,6 +132,7 @@ pub fn unconfigured(config: &Config, with_held: bool) -> Vec<Unconfigured> {
     };
     filter::in_place()
         .into_iter()
+        .filter(|found| Some(&found.pin_path) != active)
         .filter(|found| found.drops() && (with_held || found.holder.is_none()))
         .map(told)
         .collect()

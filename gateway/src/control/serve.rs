@@ -45,9 +45,10 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
         admin: config.admin.map(admin::listen).transpose()?,
     };
     if let Some(user) = user {
-        if let Some(filter) = &held.filter {
-            let given = filter.give_links(user.uid(), user.gid());
-            given.map_err(Error::Filter)?;
+        if let Some(filter) = &held.filter
+            && let Err(error) = filter.give_links(user.uid(), user.gid())
+        {
+            tracing::warn!(%error, "an interface that is deleted and made again will stay unfiltered until a restart");
         }
         user.take_on(held.filter.is_some())?;
         warn_unless_readable(&config);

@@ -263,7 +263,7 @@ impl Filter {
         self.pins.give_links(uid, gid)
     }
 
-    /// Holds the kernel's state against the settings, logs what has changed, and puts the program back on interfaces that were
+    /// Compares the kernel's state with the settings, logs what has changed, and puts the program back on interfaces that were
     /// made again. `gone` are the indexes of interfaces that were deleted since the last call. What another process took off
     /// is put back only if `all` says so. Returns the interfaces that have the filter again.
     pub fn mend(&mut self, gone: &[u32], all: bool) -> Vec<String> {
@@ -344,7 +344,7 @@ impl Filter {
     }
 
     /// What this process knows of its interfaces, for the status.
-    pub(super) fn sights(&self) -> Vec<Sight> {
+    pub(super) fn sights(&self) -> Result<Vec<Sight>, Error> {
         let sight = |(name, held): (&String, &HeldInterface)| {
             let seat = held.seat();
             let since = match &seat {
@@ -368,7 +368,14 @@ impl Filter {
                 unfiltered_reason: held.place.reason(),
             }
         };
-        self.interfaces.iter().map(sight).collect()
+        let mut sights: Vec<Sight> = self.interfaces.iter().map(sight).collect();
+        // What an earlier owner left, and a filter that is off does not name.
+        for taken in self.maps.interfaces()? {
+            if !self.interfaces.values().any(|held| held.slot == taken.slot) {
+                sights.push(Sight::of(&self.pins, taken));
+            }
+        }
+        Ok(sights)
     }
 }
 

@@ -7,19 +7,20 @@
 
 use std::{env, io};
 
-use aya::programs::{ProgramError, ProgramFd, Xdp, loaded_programs};
+use aya::programs::{ProgramError, ProgramFd, Xdp};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::libc;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use portcullis_ebpf_common::layout::Role;
 
+use super::Error;
 use super::bpf::{self, Link};
 use super::error::{kernel, os_error};
+use super::foreign::occupied;
 use super::maps::PROGRAM_MAPS;
 use super::netlink::{self, Attached, Place};
 use super::pins::Pins;
 use super::verifier::VerifierLog;
-use super::{Error, in_place};
 use crate::config::XdpMode;
 
 /// The program, as `cargo xtask ebpf build` made it.
@@ -50,13 +51,13 @@ fn object(octets: &[u8], pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Err
         .map_err(kernel("loading the program's maps"))
 }
 
-/// Whether the kernel takes the program for this role. It gets maps that are pinned nowhere, and nothing is left.
-pub(super) fn try_out(role: Role) -> Result<(), Error> {
+/// The program for this role, loaded over maps that are pinned nowhere: nothing of it is left when it is dropped.
+pub(super) fn unpinned(role: Role) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     let interface = (role as u32) << 16;
     loader.override_global("INTERFACE", &interface, true);
     let object = loader.load(OBJECT);
-    verified(object.map_err(kernel("loading the program's maps"))?).map(drop)
+    verified(object.map_err(kernel("loading the program's maps"))?)
 }
 
 fn load_from(octets: &[u8], pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
@@ -374,52 +375,6 @@ fn fits(place: Place, mode: XdpMode) -> bool {
     }
 }
 
-fn occupied(interface: &str, index: u32, other: Attached) -> Error {
-    let info = loaded_programs()
-        .flatten()
-        .find(|info| info.id() == other.program);
-    let name = info
-        .as_ref()
-        .and_then(|info| info.name_as_str())
-        .unwrap_or("without a name");
-    let place = match other.place {
-        Place::Driver => "in the driver",
-        Place::Generic => "generic",
-        Place::Hardware => "in the hardware",
-    };
-    Error::Occupied {
-        interface: interface.to_owned(),
-        program: format!("{name:?} (id {}, {place})", other.program),
-        removal: removal(interface, index, other),
-    }
-}
-
-/// How a program is taken off an interface. The kernel refuses `ip link` for what a link holds, and the other way round.
-fn removal(interface: &str, index: u32, other: Attached) -> String {
-    let flag = match other.place {
-        Place::Driver => "xdpdrv",
-        Place::Generic => "xdpgeneric",
-        Place::Hardware => "xdpoffload",
-    };
-    let by_netlink = format!("`ip link set dev {interface} {flag} off`");
-    match Link::find(index, other.program) {
-        Ok(None) => by_netlink,
-        Ok(Some(link)) => match in_place::pinned_as(link.id) {
-            Some(path) => format!(
-                "it is the filter that is pinned under {0}: `portcullis filter detach --pin-path {0}`",
-                path.display()
-            ),
-            None => format!(
-                "`bpftool link detach id {}`, or remove the pin of that link",
-                link.id
-            ),
-        },
-        Err(_) => format!(
-            "`bpftool net` shows how it is attached: {by_netlink}, or `bpftool link detach id N` for a BPF link"
-        ),
-    }
-}
-
 fn link_error<E>(interface: &str, step: &'static str) -> impl Fn(E) -> Error
 where
     E: std::error::Error + Send + Sync + 'static,
@@ -439,7 +394,6 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::netns::Namespace;
     use std::io::Write as _;
 
     /// The kernel gives up after a million instructions, and older kernels see fewer ways that are alike.
@@ -468,48 +422,6 @@ mod tests {
                 assert!(verified < VERIFIED_MAX, "{name}, {role:?}: {verified}");
             }
         }
-    }
-
-    #[test]
-    fn the_way_to_take_another_program_off_is_one_that_the_kernel_takes() -> io::Result<()> {
-        if !crate::netns::permitted() {
-            let _ = writeln!(io::stderr(), "SKIPPED (needs root): foreign programs");
-            return Ok(());
-        }
-        let (here, there) = (Namespace::create("here")?, Namespace::create("there")?);
-        here.veth("up", &there, "down")?;
-        let path = format!("/sys/fs/bpf/portcullis-test-pinned-{}", std::process::id());
-        let mut object = EbpfLoader::new().load(OBJECT).unwrap();
-        let program = named(&mut object, PROGRAMS[0]).unwrap();
-        program.load().unwrap();
-        program.pin(&path).unwrap();
-        let ip = |arguments: &[&str]| here.command("ip").args(arguments).status();
-        let pins = Pins::new(std::path::Path::new("/sys/fs/bpf/portcullis-test-nowhere"));
-        let ours = || here.run(|| ours_on(&pins, "up").map_err(|error| error.to_string()));
-        for flag in ["xdpdrv", "xdpgeneric"] {
-            assert!(ip(&["link", "set", "dev", "up", flag, "pinned", &path])?.success());
-            let error = ours()?.unwrap_err();
-            let command = format!("ip link set dev up {flag} off");
-            assert!(error.contains(&format!("(`{command}`)")), "{error}");
-            let words: Vec<&str> = command.split(' ').skip(1).collect();
-            assert!(ip(&words)?.success());
-            assert_eq!(ours()?, Ok(None));
-        }
-        // By a link that no filter has pinned.
-        let descriptor = program.fd().unwrap();
-        let link =
-            here.run(|| Link::create(descriptor, index("up").unwrap(), bpf::XDP_DRIVER))??;
-        let error = ours()?.unwrap_err();
-        assert!(!ip(&["link", "set", "dev", "up", "xdpdrv", "off"])?.success());
-        let command = format!("`bpftool link detach id {}`", link.id);
-        assert!(
-            error.contains(&command) && !error.contains("ip link set"),
-            "{error}"
-        );
-        // What bpftool does.
-        link.detach()?;
-        assert_eq!(ours()?, Ok(None));
-        std::fs::remove_file(path)
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod control;
 mod error;
 mod events;
 mod features;
+mod foreign;
 mod in_place;
 mod interfaces;
 mod links;
@@ -40,6 +41,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::Flock;
+use nix::unistd::{getegid, geteuid};
 use portcullis_ebpf_common::layout::Role;
 
 use self::interfaces::HeldInterface;
@@ -104,6 +106,9 @@ impl Filter {
         let namespace = in_place::check_namespace(&pins).inspect_err(clean_up)?;
         pins.claim_namespace(namespace).inspect_err(clean_up)?;
         let links = pins.open_links().inspect_err(clean_up)?;
+        // They may be those of the user that an earlier gate became.
+        pins.give_links(geteuid().as_raw(), getegid().as_raw())
+            .inspect_err(clean_up)?;
         let filled = fill(&pins, settings, compiled).inspect_err(clean_up)?;
         let mut filter = Self {
             settings: settings.clone(),
@@ -215,7 +220,7 @@ impl Filter {
             &self.verdicts,
             Some(settings),
             &self.generation,
-            &self.sights(),
+            &self.sights()?,
         )
     }
 

@@ -64,7 +64,13 @@ impl Pins {
 
     /// Gives the links and their directory to a user, who can make and remove them from then on.
     pub(super) fn give_links(&self, uid: u32, gid: u32) -> Result<(), Error> {
-        let own = |path: &Path| chown(path, Some(uid), Some(gid)).map_err(pin_error(path));
+        let own = |path: &Path| {
+            let owner = fs::symlink_metadata(path).map_err(pin_error(path))?;
+            if (owner.uid(), owner.gid()) == (uid, gid) {
+                return Ok(());
+            }
+            chown(path, Some(uid), Some(gid)).map_err(pin_error(path))
+        };
         own(&self.links)?;
         for interface in self.linked()? {
             own(&self.link(&interface))?;

@@ -55,7 +55,7 @@ pub fn plan(settings: &config::Filter) -> Result<Plan, Error> {
             name: interface.name.clone(),
             state,
         });
-        links::try_out(role_in_kernel(interface.role))?;
+        links::unpinned(role_in_kernel(interface.role))?;
     }
     let mut let_go: Vec<String> = pins
         .linked()?

@@ -172,7 +172,10 @@ pub fn status(pin_path: &Path) -> Result<Status, Error> {
     let pins = Pins::attached(pin_path)?;
     let maps = Maps::open(&pins)?;
     let taken = maps.interfaces()?;
-    let sights: Vec<Sight> = taken.into_iter().map(|taken| sight(&pins, taken)).collect();
+    let sights: Vec<Sight> = taken
+        .into_iter()
+        .map(|taken| Sight::of(&pins, taken))
+        .collect();
     read(
         &pins,
         &maps,
@@ -192,14 +195,16 @@ pub(super) struct Sight {
     pub(super) unfiltered_reason: Option<String>,
 }
 
-/// What anybody sees of it.
-fn sight(pins: &Pins, taken: InterfaceSlot) -> Sight {
-    Sight {
-        seat: links::seat(pins, &taken.interface.name),
-        slot: taken.slot,
-        interface: taken.interface,
-        unfiltered_since: None,
-        unfiltered_reason: None,
+impl Sight {
+    /// What the pins and the kernel tell of it.
+    pub(super) fn of(pins: &Pins, taken: InterfaceSlot) -> Self {
+        Self {
+            seat: links::seat(pins, &taken.interface.name),
+            slot: taken.slot,
+            interface: taken.interface,
+            unfiltered_since: None,
+            unfiltered_reason: None,
+        }
     }
 }
 
@@ -260,7 +265,7 @@ fn top_sources(maps: &Maps, names: &Names) -> Result<TopSources, Error> {
     })
 }
 
-/// Without a record its slot was given back, and counts for nobody.
+/// Without a record its slot was given back, and counts nothing.
 fn interface(counted: &Counted, record: Option<&InterfaceSlot>, sight: &Sight) -> InterfaceStatus {
     let counters = record.map_or(InterfaceCounters::default(), |record| {
         since(counted.interface(record.slot), record.counted_before)

@@ -1,6 +1,6 @@
 //! What happens to interfaces: they come, go and change their names.
 //!
-//! The kernel tells it on a netlink socket, which anybody may open; it belongs to the network namespace of the thread that
+//! The kernel tells it on a netlink socket, which any process may open; it belongs to the network namespace of the thread that
 //! opened it. What is told is only a reason to look: what is so now is asked for.
 
 use std::io;

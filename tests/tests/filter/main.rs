@@ -8,6 +8,7 @@ mod owners;
 mod scene;
 mod seen;
 mod swaps;
+mod told;
 mod verdicts;
 
 use std::net::{SocketAddr, TcpStream};

@@ -180,6 +180,7 @@ fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
         warn_of_unconfigured(&config);
         return Err(ExitCode::from(EXIT_USAGE));
     }
+    warn_of_unconfigured(&config);
     if args.dry_run {
         return attach::dry_run(&settings);
     }
