@@ -34,7 +34,7 @@ pub(super) fn watch(control: &Arc<Control>) -> Result<(), Error> {
 
 fn keep_attached(control: &Weak<Control>) {
     let open = LinkEvents::open();
-    let mut events = open.inspect_err(|error| deaf(error)).ok();
+    let mut events = open.inspect_err(deaf).ok();
     // The first look is for what has happened before there was a socket to tell it.
     let mut gone = Vec::new();
     while let Some(control) = control.upgrade() {

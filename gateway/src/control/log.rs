@@ -79,7 +79,7 @@ impl<W: Write> Write for OneLine<W> {
         if text.contains(&b'\n') {
             let lines = text.split(|octet| *octet == b'\n');
             let lines = lines
-                .map(|line| line.trim_ascii())
+                .map(<[u8]>::trim_ascii)
                 .filter(|line| !line.is_empty());
             let mut joined = lines.collect::<Vec<_>>().join(&b" | "[..]);
             joined.push(b'\n');
