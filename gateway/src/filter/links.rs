@@ -178,7 +178,7 @@ pub(super) fn put(
                         "changing the XDP mode: packets pass unfiltered for a moment"
                     );
                 }
-                make_room(pins, interface, &link, index)?;
+                make_room(pins, interface, &link, !here.is_empty())?;
             }
             attach(pins, interface, index, program, mode)?;
             Ok((Put::New, index))
@@ -343,7 +343,7 @@ pub(super) fn follow_names(pins: &Pins) -> Result<Vec<(String, String)>, Error> 
     }
     for (_, new, id) in &renamed {
         if let Some(link) = pinned(pins, new) {
-            make_room(pins, new, &link, 0)?;
+            make_room(pins, new, &link, false)?;
         }
         pins.rename_link(&aside(*id), new)?;
     }
@@ -353,10 +353,10 @@ pub(super) fn follow_names(pins: &Pins) -> Result<Vec<(String, String)>, Error> 
         .collect())
 }
 
-/// Frees the name of a pin for the interface with this index. A link that leads to another one, in another network namespace
-/// most likely, stays where it is under another name.
-fn make_room(pins: &Pins, interface: &str, link: &Link, index: u32) -> Result<(), Error> {
-    if link.index == 0 || link.index == index {
+/// Frees the name of a pin. A link that is not here but leads somewhere, which is in another network namespace, stays where it
+/// is under another name. (Its index says nothing: it may be that of another interface here.)
+fn make_room(pins: &Pins, interface: &str, link: &Link, is_here: bool) -> Result<(), Error> {
+    if link.index == 0 || is_here {
         remove(pins, interface)
     } else {
         pins.rename_link(interface, &aside(link.id))

@@ -325,6 +325,60 @@ fn a_new_interface_of_the_name_gets_the_filter_and_the_renamed_one_keeps_it() ->
 }
 
 #[test]
+fn an_interface_that_moved_to_another_namespace_keeps_its_filter_there() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let mut owner = scene.attach(&scene.settings())?;
+    ip(
+        &scene.gate,
+        &["link", "set", "wan", "netns", scene.outside.name()],
+    )?;
+    scene.gate.run(|| owner.mend(&[], false))?;
+    let wan = scene.gate.run(|| owner.status())??.interfaces.remove(0);
+    ensure!(!wan.attached && !wan.present && wan.unfiltered_since.is_some());
+    scene.gate.veth("wan", &scene.outside, "lan2")?;
+    let again = scene.gate.run(|| owner.mend(&[], false))?;
+    ensure!(again == ["wan"], "{again:?}");
+    ensure!(has_program(&scene.gate, "wan")? && has_program(&scene.outside, "wan")?);
+    Ok(())
+}
+
+#[test]
+fn a_foreign_program_on_an_interface_is_waited_out_and_told_with_the_way_to_remove_it() -> Result<()>
+{
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let mut owner = scene.attach(&scene.settings())?;
+    ip(&scene.gate, &["link", "del", "wan"])?;
+    scene.connect_interfaces()?;
+    let mut other = scene.settings();
+    other.pin_path = format!("{}-other", scene.pin_path.display()).into();
+    drop(scene.attach(&other)?);
+    let again = scene.gate.run(|| owner.mend(&[], false))?;
+    ensure!(again.is_empty(), "{again:?}");
+    let status = scene.gate.run(|| owner.status())??;
+    let reason = status.interfaces[0].unfiltered_reason.clone();
+    let removal = format!(
+        "portcullis filter detach --pin-path {}",
+        other.pin_path.display()
+    );
+    ensure!(
+        reason
+            .as_ref()
+            .is_some_and(|reason| reason.contains(&removal)),
+        "{reason:?}"
+    );
+    scene.gate.run(|| filter::detach(&other.pin_path, &[]))??;
+    let again = scene.gate.run(|| owner.mend(&[], false))?;
+    ensure!(again == ["wan"] && !scene.reaches(LISTED4, 25), "{again:?}");
+    Ok(())
+}
+
+#[test]
 fn a_gate_of_another_namespace_does_not_strip_the_first_one() -> Result<()> {
     if !root() {
         return Ok(());
