@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use portcullis::config::{Filter as Settings, Role};
 use portcullis::filter;
 use portcullis::netns::Namespace;
+use portcullis_ebpf_common::layout::LAYOUT_VERSION;
 use portcullis_tests::gate::{Gate, binary};
 use portcullis_tests::root;
 
@@ -88,6 +89,25 @@ fn a_filter_that_no_configuration_has_any_more_is_told_with_the_way_to_end_it() 
     let pin_path = scene.pin_path.display().to_string();
     let (code, text) = said(&scene.gate, &["filter", "detach", "--pin-path", &pin_path])?;
     ensure!(code == Some(0) && scene.reaches(LISTED4, 25), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_filter_of_another_version_is_not_said_to_be_none() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    drop(scene.attach(&scene.settings())?);
+    let ours = scene.pin_path.join(format!("v{LAYOUT_VERSION}"));
+    fs::rename(ours, scene.pin_path.join("v0"))?;
+    let pin_path = scene.pin_path.display().to_string();
+    let status = ["filter", "status", "--pin-path", &pin_path];
+    let (code, text) = said(&scene.gate, &status)?;
+    ensure!(
+        code == Some(1) && text.contains("another version of it has a filter on wan"),
+        "{text}"
+    );
     Ok(())
 }
 

@@ -149,13 +149,18 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 fn failed(error: &filter::Error, config: Option<&Path>) -> ExitCode {
     eprintln!("portcullis filter: {error}");
-    if matches!(
-        error,
-        filter::Error::NotAttached {
-            interface: None,
-            ..
+    if let filter::Error::NotAttached {
+        path,
+        interface: None,
+    } = error
+    {
+        if let Some(found) = filter::in_place_under(path) {
+            eprintln!(
+                "another version of it has a filter on {}: a start takes it over, and `{}` takes it off",
+                found.interfaces.join(", "),
+                found.removal()
+            );
         }
-    ) {
         let file = config.map_or("FILE".to_owned(), |file| file.display().to_string());
         eprintln!(
             "`portcullis filter attach -c {file}` puts one in place, and so does `portcullis run -c {file}`"
