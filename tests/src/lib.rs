@@ -11,6 +11,7 @@ pub mod name_server;
 pub mod packet_cases;
 pub mod policy_cases;
 pub mod postfix;
+pub mod random_frame;
 pub mod receiver;
 pub mod simulation;
 pub mod transcript;

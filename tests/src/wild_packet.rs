@@ -2,11 +2,12 @@
 //!
 //! A script is octets: the first two say under which circumstances the rest, a frame, is judged.
 
-use portcullis_ebpf_common::layout::{Measures, Mode, Role, Settings, VerdictKey};
-use portcullis_ebpf_common::packet::{self, NETWORK_MAX, TRANSPORT_MAX};
+use portcullis_ebpf_common::layout::{LinkLayer, Measures, Mode, Role, Settings, VerdictKey};
+use portcullis_ebpf_common::packet::{self, NETWORK_MAX, TRANSPORT_MAX, VLAN_TAGS_MAX};
 use portcullis_ebpf_common::reply::{self, Answer};
 use portcullis_ebpf_common::{
-    Action, Class, Lookup, Memory, Packet, Recent, Segment, Source, Verdict, judge,
+    Action, Class, Content, Framing, Lookup, Memory, Packet, Recent, Segment, Source, Verdict,
+    judge,
 };
 
 use crate::packet_cases::tagged;
@@ -22,15 +23,21 @@ pub fn check(script: &[u8]) -> Result<(), String> {
     if frame.len() < 14 {
         return Ok(());
     }
-    let segment = packet::segment(frame);
-    if let Some(segment) = &segment {
-        reads_what_is_there(frame, segment)?;
-        answers_make_sense(frame, segment)?;
+    // Fuzzers find both kinds of frames, whatever it was meant to be.
+    for layer in [LinkLayer::Ethernet, LinkLayer::RawIp, LinkLayer::Tun] {
+        let content = packet::read(frame, layer);
+        let segment = content.segment();
+        if let Some(segment) = &segment {
+            reads_what_is_there(frame, segment, layer)?;
+            answers_make_sense(frame, segment)?;
+        }
+        what_is_behind_changes_nothing(frame, segment, layer)?;
+        nothing_hides_in_a_later_buffer(frame, segment, layer)?;
+        verdicts_keep_their_promises(*circumstances, *known, frame, content)?;
     }
-    what_is_behind_changes_nothing(frame, segment)?;
-    nothing_hides_in_a_later_buffer(frame, segment)?;
-    tags_change_nothing(frame, segment)?;
-    verdicts_keep_their_promises(*circumstances, *known, frame, segment)
+    let content = packet::read(frame, LinkLayer::Ethernet);
+    tags_change_nothing(frame, content)?;
+    framing_changes_nothing(frame, content)
 }
 
 fn hold(condition: bool, what: &str) -> Result<(), String> {
@@ -41,14 +48,24 @@ fn hold(condition: bool, what: &str) -> Result<(), String> {
     }
 }
 
-fn reads_what_is_there(frame: &[u8], segment: &Segment) -> Result<(), String> {
+fn reads_what_is_there(frame: &[u8], segment: &Segment, layer: LinkLayer) -> Result<(), String> {
     let Segment {
         network, transport, ..
     } = *segment;
+    let in_front = match segment.framing {
+        Framing::Nothing | Framing::Tun => 0,
+        Framing::Ethernet => 14,
+        Framing::Pppoe => 22,
+        Framing::PppoeShort => 21,
+    };
+    let tags = network.checked_sub(in_front);
     hold(
-        [14, 18, NETWORK_MAX].contains(&network),
+        tags.is_some_and(|tags| tags % 4 == 0 && tags / 4 <= VLAN_TAGS_MAX),
         "the network header",
     )?;
+    hold(network <= NETWORK_MAX, "a network header so far inside")?;
+    let nothing = layer != LinkLayer::Ethernet;
+    hold(nothing == (in_front == 0), "what is in front")?;
     hold(transport <= TRANSPORT_MAX, "a TCP header so far inside")?;
     hold(transport >= network + 20, "a TCP header within another")?;
     let at = network + if segment.source.is_ipv4() { 12 } else { 8 };
@@ -60,12 +77,16 @@ fn reads_what_is_there(frame: &[u8], segment: &Segment) -> Result<(), String> {
     hold(segment.hidden || port == Some(segment.port), "the port")
 }
 
-fn what_is_behind_changes_nothing(frame: &[u8], segment: Option<Segment>) -> Result<(), String> {
+fn what_is_behind_changes_nothing(
+    frame: &[u8],
+    segment: Option<Segment>,
+    layer: LinkLayer,
+) -> Result<(), String> {
     let mut longer = frame.to_vec();
     longer.extend([0; 64]);
     match segment {
         Some(segment) if !segment.hidden => hold(
-            packet::segment(&*longer) == Some(segment),
+            packet::read(&*longer, layer) == Content::Segment(segment),
             "octets behind the port are read",
         ),
         _ => Ok(()),
@@ -90,13 +111,18 @@ impl Packet for Begun<'_> {
 }
 
 /// Wherever the first buffer ends behind the addresses, the frame is seen as what it is, or as hiding it.
-fn nothing_hides_in_a_later_buffer(frame: &[u8], segment: Option<Segment>) -> Result<(), String> {
+fn nothing_hides_in_a_later_buffer(
+    frame: &[u8],
+    segment: Option<Segment>,
+    layer: LinkLayer,
+) -> Result<(), String> {
     let Some(segment) = segment else {
         return Ok(());
     };
     let fixed = if segment.source.is_ipv4() { 20 } else { 40 };
     for end in (segment.network + fixed..frame.len()).take(128) {
-        let Some(begun) = packet::segment(&Begun(&frame[..end])) else {
+        let begun = packet::read(&Begun(&frame[..end]), layer).segment();
+        let Some(begun) = begun else {
             return Err(format!("a first buffer of {end} octets shows nothing"));
         };
         hold(begun.source == segment.source, "another source")?;
@@ -105,23 +131,76 @@ fn nothing_hides_in_a_later_buffer(frame: &[u8], segment: Option<Segment>) -> Re
     Ok(())
 }
 
-fn tags_change_nothing(frame: &[u8], segment: Option<Segment>) -> Result<(), String> {
-    let tags = matches!(frame.half(12), Some(0x8100 | 0x88a8 | 0x9100));
-    if tags {
+fn is_tag(kind: Option<u16>) -> bool {
+    matches!(kind, Some(0x8100 | 0x88a8 | 0x9100))
+}
+
+/// The same, so much further inside.
+fn moved(content: Content, octets: usize) -> Content {
+    match content {
+        Content::Segment(segment) => Content::Segment(Segment {
+            network: segment.network + octets,
+            transport: segment.transport + octets,
+            ..segment
+        }),
+        other => other,
+    }
+}
+
+fn tags_change_nothing(frame: &[u8], content: Content) -> Result<(), String> {
+    if is_tag(frame.half(12)) {
         return Ok(());
     }
-    for tags in 1..=2 {
-        let expected = segment.map(|segment| Segment {
-            network: segment.network + 4 * tags,
-            transport: segment.transport + 4 * tags,
-            ..segment
-        });
-        let found = packet::segment(&*tagged(frame, tags));
-        hold(found == expected, "it is something else behind tags")?;
+    for tags in 1..=VLAN_TAGS_MAX {
+        let found = packet::read(&*tagged(frame, tags), LinkLayer::Ethernet);
+        hold(
+            found == moved(content, 4 * tags),
+            "it is something else behind tags",
+        )?;
     }
+    for tags in [VLAN_TAGS_MAX + 1, VLAN_TAGS_MAX + 7] {
+        let found = packet::read(&*tagged(frame, tags), LinkLayer::Ethernet);
+        hold(
+            found == Content::TooManyTags,
+            "so many tags are looked past",
+        )?;
+    }
+    Ok(())
+}
+
+/// What is behind an Ethernet header is the same in PPPoE, and where nothing is in front of it.
+fn framing_changes_nothing(frame: &[u8], content: Content) -> Result<(), String> {
+    let (protocol, version) = match frame.half(12) {
+        Some(0x0800) => (0x21, 4),
+        Some(0x86dd) => (0x57, 6),
+        _ => return Ok(()),
+    };
+    let [addresses, packet] = [&frame[..12], &frame[14..]];
+    let with = |framing| match content {
+        Content::Segment(segment) => Content::Segment(Segment { framing, ..segment }),
+        other => other,
+    };
+    let session = [0x88, 0x64, 0x11, 0, 0, 1, 0, 2];
+    let protocol = [0, protocol];
+    let framings = [
+        (Framing::Pppoe, &protocol[..]),
+        (Framing::PppoeShort, &protocol[1..]),
+    ];
+    for (framing, protocol) in framings {
+        let in_session = [addresses, &session, protocol, packet].concat();
+        for tags in [0, 1, VLAN_TAGS_MAX] {
+            let found = packet::read(&*tagged(&in_session, tags), LinkLayer::Ethernet);
+            let expected = moved(with(framing), 6 + protocol.len() + 4 * tags);
+            hold(found == expected, "it is something else in PPPoE")?;
+        }
+    }
+    if packet.first().is_none_or(|first| first >> 4 != version) {
+        return Ok(());
+    }
+    let found = moved(packet::read(packet, LinkLayer::RawIp), 14);
     hold(
-        packet::segment(&*tagged(&tagged(frame, 2), 1)).is_none(),
-        "three tags are looked past",
+        found == with(Framing::Nothing),
+        "it is something else without an Ethernet header",
     )
 }
 
@@ -145,7 +224,10 @@ fn answers_make_sense(frame: &[u8], segment: &Segment) -> Result<(), String> {
     let cookie = Answer::cookie(0x0102_fffe, u32::MAX, 1460);
     if let Some(reset) = reset {
         hold(!segment.hidden && !segment.fragment, "a RST for a part")?;
-        hold(frame[0] & 1 == 0, "a RST for many")?;
+        let is_tun = segment.framing == Framing::Tun;
+        hold(frame[0] & 1 == 0 || is_tun, "a RST for many")?;
+        let answered = [Framing::Ethernet, Framing::Pppoe, Framing::Tun];
+        hold(answered.contains(&segment.framing), "a RST that is lost")?;
         hold(frame[segment.transport + 13] & 4 == 0, "a RST for a RST")?;
         hold(reset.flags & 4 != 0 && reset.mss == 0, "no RST")?;
     }
@@ -231,7 +313,7 @@ fn verdicts_keep_their_promises(
     circumstances: u8,
     known: u8,
     frame: &[u8],
-    segment: Option<Segment>,
+    content: Content,
 ) -> Result<(), String> {
     let is = |bit: u8| circumstances >> bit & 1 == 1;
     let role = if is(0) { Role::Customer } else { Role::Edge };
@@ -252,7 +334,14 @@ fn verdicts_keep_their_promises(
         local: is(5),
         exhausted: is(6),
     };
-    let verdict = judge(frame, segment.as_ref(), role, &settings, &alike, &alike);
+    let verdict = judge(frame, &content, role, &settings, &alike, &alike);
+    let many_tags = content == Content::TooManyTags;
+    hold(many_tags == (verdict == Verdict::Tags), "too many tags")?;
+    if many_tags {
+        let drops = [Mode::Enforce, Mode::Monitor, Mode::Off].map(|mode| verdict.drops(mode));
+        return hold(drops == [true, false, false], "only enforcing drops");
+    }
+    let segment = content.segment();
     let concerned = segment.is_some_and(|segment| segment.hidden || settings.filters(segment.port));
     hold(concerned == (verdict != Verdict::Other), "whom it concerns")?;
     if !concerned {

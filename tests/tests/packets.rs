@@ -16,10 +16,10 @@ use nix::time::{ClockId, clock_gettime};
 use portcullis::config::{self, FilterMode, Unlisted};
 use portcullis::filter::{self, Filter, Outcome, Trial};
 use portcullis_ebpf_common::layout::{
-    InterfaceCounter, InterfaceCounters, Mode, NO_LIST, RecentVerdict, Role, Settings,
-    VERDICT_NOTE_MAX,
+    InterfaceCounter, InterfaceCounters, LinkLayer, Mode, NO_LIST, RecentVerdict, Role, Settings,
+    VERDICT_NOTE_MAX, unread_counter,
 };
-use portcullis_ebpf_common::{Verdict, packet, reply};
+use portcullis_ebpf_common::{Content, Verdict, packet, reply};
 use portcullis_tests::packet_cases::{
     self, Case, Circumstances, Expected, File, FirstBuffer, judge_on_host, source, tagged,
 };
@@ -28,8 +28,8 @@ use portcullis_tests::root;
 /// The filter with the file's lists, on no interface.
 struct InKernel {
     filter: Filter,
-    edge: Trial,
-    customer: Trial,
+    /// On each kind of interface.
+    trials: Vec<((Role, LinkLayer), Trial)>,
     /// A change of settings waits until no packet sees the old ones any more, and most cases change nothing.
     settings: Option<Settings>,
     pin_path: PathBuf,
@@ -50,7 +50,7 @@ impl InKernel {
             ..config::Filter::default()
         };
         let filter = Filter::attach(&settings, &file.lists)?;
-        let mut edge = filter.trial_as(Role::Edge)?;
+        let mut edge = filter.trial()?;
         let now_ns = now_ns();
         for (address, age) in &file.recent {
             let (added_ns, expires_ns) = age.term(now_ns);
@@ -69,30 +69,39 @@ impl InKernel {
             edge.add_local(source(network.network()), network.prefix_len())?;
         }
         edge.set_reader(u64::MAX);
+        let mut trials = vec![((Role::Edge, LinkLayer::Ethernet), edge)];
+        for (role, layer) in [
+            (Role::Customer, LinkLayer::Ethernet),
+            (Role::Edge, LinkLayer::RawIp),
+            (Role::Customer, LinkLayer::RawIp),
+            (Role::Edge, LinkLayer::Tun),
+            (Role::Customer, LinkLayer::Tun),
+        ] {
+            trials.push(((role, layer), filter.trial_as(role, layer)?));
+        }
         Ok(Self {
-            customer: filter.trial_as(Role::Customer)?,
             filter,
-            edge,
+            trials,
             settings: None,
             pin_path,
         })
     }
 
-    fn trial(&mut self, role: Role) -> &mut Trial {
-        match role {
-            Role::Edge => &mut self.edge,
-            Role::Customer => &mut self.customer,
-        }
+    fn trial(&mut self, circumstances: Circumstances) -> &mut Trial {
+        let kind = (circumstances.role, circumstances.layer);
+        let mut trials = self.trials.iter_mut();
+        let found = trials.find(|(other, _)| *other == kind);
+        found.map(|(_, trial)| trial).expect("a trial of each kind")
     }
 
     /// The trial for a case, with its settings in force.
     fn under(&mut self, file: &File, circumstances: Circumstances) -> Result<&mut Trial> {
         let settings = circumstances.settings(&file.ports);
         if self.settings != Some(settings) {
-            self.edge.set_settings(settings)?;
+            self.trial(circumstances).set_settings(settings)?;
             self.settings = Some(settings);
         }
-        Ok(self.trial(circumstances.role))
+        Ok(self.trial(circumstances))
     }
 
     /// Packets that each list dropped, permitted and would have dropped.
@@ -153,10 +162,10 @@ fn tags(case: &Case, number: usize) -> Vec<usize> {
     if !case.taggable {
         vec![0]
     } else if case.circumstances.syn_budget == 0 {
-        vec![0, 1, 2]
+        vec![0, 1, 2, 3 + number % 6]
     } else {
         // A budget is used up for the rest of the second.
-        vec![number % 3]
+        vec![number % 9]
     }
 }
 
@@ -166,9 +175,15 @@ fn on_host(file: &File, case: &Case, frame: &[u8], what: &str) -> Verdict {
     let verdict = judge_on_host(file, case, frame);
     let expected = case.expected.unanswered();
     assert_eq!(Expected::of(file, verdict), expected, "{what}");
-    let segment = packet::segment(&frame);
+    let content = packet::read(&frame, case.circumstances.layer);
+    let segment = content.segment();
     let hidden = segment.is_some_and(|segment| segment.hidden);
     assert_eq!(hidden, case.hidden, "{what}: hidden");
+    let unread = match content {
+        Content::Unread(encapsulation) => Some(encapsulation),
+        _ => None,
+    };
+    assert_eq!(unread, case.unread, "{what}: what it encloses");
     let left = case.circumstances.resets.unwrap_or_default() > case.before;
     let answerable = segment.is_some_and(|segment| reply::reset(&frame, &segment).is_some());
     if verdict == Verdict::Customer && case.circumstances.mode == Mode::Enforce {
@@ -241,7 +256,7 @@ fn in_kernel(
     trial.events()?;
     let before = trial.counted()?;
     let lists_before = kernel.counted()?;
-    let outcome = kernel.trial(circumstances.role).run(frame, 1)?;
+    let outcome = kernel.trial(circumstances).run(frame, 1)?;
 
     let answered = matches!(case.expected, Expected::Reset | Expected::Cookie);
     let dropped = verdict.drops(circumstances.mode) && !answered;
@@ -256,7 +271,7 @@ fn in_kernel(
         ) => reply.check(frame, sent)?,
         _ => panic!("{what}: {:02x?}", outcome.sent),
     }
-    let after = kernel.trial(circumstances.role).counted()?;
+    let after = kernel.trial(circumstances).counted()?;
     assert_eq!(counted(before, after), counters(case, verdict), "{what}");
     lists(kernel, case, lists_before, what)?;
     events(kernel, case, verdict, frame, what)
@@ -285,6 +300,8 @@ fn counters(case: &Case, verdict: Verdict) -> Vec<usize> {
     if case.hidden && verdict != Verdict::Other {
         counters.push(InterfaceCounter::Hidden as usize);
     }
+    counters.extend(case.unread.map(unread_counter));
+    counters.sort_unstable();
     counters
 }
 
@@ -322,15 +339,19 @@ fn events(
     what: &str,
 ) -> Result<()> {
     let mode = case.circumstances.mode;
-    let events = kernel.trial(case.circumstances.role).events()?;
-    let Some(reason) = verdict.reason().filter(|_| mode != Mode::Off) else {
+    let events = kernel.trial(case.circumstances).events()?;
+    // Behind too many tags there is no source to be told.
+    let is_told = mode != Mode::Off && verdict != Verdict::Tags;
+    let Some(reason) = verdict.reason().filter(|_| is_told) else {
         assert!(events.is_empty(), "{what}: {events:?}");
         return Ok(());
     };
     assert_eq!(events.len(), 1, "{what}: {events:?}");
     let (event, segment) = (
         events[0],
-        packet::segment(&FirstBuffer::of(frame)).context("no segment")?,
+        packet::read(&FirstBuffer::of(frame), case.circumstances.layer)
+            .segment()
+            .context("no segment")?,
     );
     assert_eq!(event.source, segment.source.0, "{what}");
     assert_eq!(event.port, segment.port, "{what}");
@@ -381,7 +402,11 @@ fn host_and_kernel_agree_on_frames_that_nobody_wrote() -> Result<()> {
         for case in &file.cases {
             let trial = kernel.under(&file, case.circumstances)?;
             for _ in 0..100 {
-                let mut frame = tagged(&case.frame, random.usize(..3));
+                let mut frame = case.frame.clone();
+                if case.circumstances.layer == LinkLayer::Ethernet {
+                    let most = if random.bool() { 3 } else { 11 };
+                    frame = tagged(&frame, random.usize(..most));
+                }
                 for _ in 0..random.usize(..4) {
                     let at = random.usize(..frame.len());
                     frame[at] = random.u8(..);
@@ -394,7 +419,8 @@ fn host_and_kernel_agree_on_frames_that_nobody_wrote() -> Result<()> {
                 let enforced = verdict.drops(case.circumstances.mode);
                 let answers = case.circumstances.resets.is_some()
                     && verdict == Verdict::Customer
-                    && packet::segment(&seen)
+                    && packet::read(&seen, case.circumstances.layer)
+                        .segment()
                         .is_some_and(|segment| reply::reset(&seen, &segment).is_some());
                 let outcome = trial.run(&frame, 1)?;
                 let what = || format!("{}: {:02x?}", case.name, &frame[..frame.len().min(200)]);

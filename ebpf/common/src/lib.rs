@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod budget;
+pub mod encapsulation;
 mod hash;
 pub mod layout;
 pub mod packet;
@@ -17,5 +18,6 @@ pub mod snapshot;
 pub mod traffic;
 pub mod verdict;
 
-pub use packet::{Packet, Segment, Source};
+pub use encapsulation::Encapsulation;
+pub use packet::{Content, Framing, Packet, Segment, Source};
 pub use verdict::{Action, Class, Lookup, Memory, Recent, Verdict, judge};

@@ -1,38 +1,37 @@
-//! Reads the source address and the destination port out of an Ethernet frame that carries TCP.
+//! Reads the source address and the destination port out of a frame that carries TCP: an Ethernet frame, perhaps with VLAN
+//! tags and PPPoE, or IP with nothing in front of it.
 //!
 //! What is another protocol, a later fragment (it is of no use to anybody without the first) or cut off before it says what
-//! it is, is `None`, and passes: the filter must never be the reason why something that is not mail does not arrive.
+//! it is, is [`Content::Other`], and passes: the filter must never be the reason why something that is not mail does not
+//! arrive. The same holds for what only the end of a tunnel opens ([`Content::Unread`]).
 //!
 //! What is TCP, but hides its ports (a first fragment that ends before them, more extension headers than
 //! [`EXTENSION_HEADERS_MAX`], a header in a part of the frame that cannot be read) is judged as if it went to a filtered
 //! port: nobody writes honest mail in such packets, and a listed source must not slip through by a trick.
+//!
+//! Linux takes any number of VLAN tags off, and answers what is behind them. Behind more than [`VLAN_TAGS_MAX`] no source is
+//! read, and so there is none that could be permitted: [`Content::TooManyTags`].
 
-use crate::layout::VerdictKey;
+mod link;
 
-/// Tags (802.1Q, 802.1ad) that are looked past.
-pub const VLAN_TAGS_MAX: usize = 2;
+use self::link::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Start};
+use crate::encapsulation::Encapsulation;
+use crate::layout::{LinkLayer, VerdictKey};
+
+pub use self::link::{Framing, NETWORK_MAX, VLAN_TAGS_MAX};
+
 /// Extension headers (hop-by-hop, routing, destination options, fragment) that are looked past.
 pub const EXTENSION_HEADERS_MAX: usize = 8;
 
-const ETHERNET_HEADER: usize = 14;
-const VLAN_TAG: usize = 4;
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 
-/// No header of IPv4 or IPv6 begins further inside of a frame.
-pub const NETWORK_MAX: usize = ETHERNET_HEADER + VLAN_TAGS_MAX * VLAN_TAG;
 /// No TCP header begins further inside of a frame.
 pub const TRANSPORT_MAX: usize = NETWORK_MAX + IPV6_HEADER + EXTENSION_HEADERS_MAX * 2048;
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_PROVIDER_VLAN: u16 = 0x88a8;
-/// What provider tags had before 802.1ad gave them a type; still in use.
-const ETHERTYPE_OLD_PROVIDER_VLAN: u16 = 0x9100;
-
 const HOP_BY_HOP: u8 = 0;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
@@ -147,104 +146,157 @@ pub struct Segment {
     pub hidden: bool,
     /// It is the first fragment of a packet.
     pub fragment: bool,
+    /// What is in front of the header of IPv4 or IPv6.
+    pub framing: Framing,
     /// Where the header of IPv4 or IPv6 begins.
     pub network: usize,
     /// Where the TCP header begins, unless that is hidden.
     pub transport: usize,
 }
 
-/// The segment in an Ethernet frame.
-#[inline(always)]
-pub fn segment<P: Packet + ?Sized>(frame: &P) -> Option<Segment> {
-    let mut network = ETHERNET_HEADER;
-    let mut ether_type = frame.half(network - 2)?;
-    for _ in 0..VLAN_TAGS_MAX {
-        match ether_type {
-            ETHERTYPE_VLAN | ETHERTYPE_PROVIDER_VLAN | ETHERTYPE_OLD_PROVIDER_VLAN => {
-                network += VLAN_TAG;
-                ether_type = frame.half(network - 2)?;
-            }
-            _ => break,
+/// What a frame holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// TCP, or what may well be TCP.
+    Segment(Segment),
+    /// A packet within a packet, which is not looked into.
+    Unread(Encapsulation),
+    /// More than [`VLAN_TAGS_MAX`] tags, whatever is behind them.
+    TooManyTags,
+    /// Anything else.
+    Other,
+}
+
+impl Content {
+    /// The segment, if it is one.
+    #[must_use]
+    pub const fn segment(&self) -> Option<Segment> {
+        match self {
+            Self::Segment(segment) => Some(*segment),
+            _ => None,
         }
     }
-    let network = frame.forget(network);
-    match ether_type {
-        ETHERTYPE_IPV4 => ipv4(frame, network),
-        ETHERTYPE_IPV6 => ipv6(frame, network),
-        _ => None,
+}
+
+/// What a frame of an interface with this link layer holds.
+#[inline(always)]
+pub fn read<P: Packet + ?Sized>(frame: &P, layer: LinkLayer) -> Content {
+    let mut start = match layer {
+        LinkLayer::Ethernet => link::ethernet(frame),
+        LinkLayer::RawIp | LinkLayer::Tun => link::raw_ip(frame, layer),
+    };
+    start.network = frame.forget(start.network);
+    match start.ether_type {
+        ETHERTYPE_IPV4 => ipv4(frame, start),
+        ETHERTYPE_IPV6 => ipv6(frame, start),
+        tag if link::is_tag(tag) => Content::TooManyTags,
+        other => unread(Encapsulation::of_ether_type(other)),
+    }
+}
+
+#[inline(always)]
+const fn unread(encapsulation: Option<Encapsulation>) -> Content {
+    match encapsulation {
+        Some(encapsulation) => Content::Unread(encapsulation),
+        None => Content::Other,
     }
 }
 
 /// RFC 791, section 3.1.
 #[inline(always)]
-fn ipv4<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
+fn ipv4<P: Packet + ?Sized>(frame: &P, start: Start) -> Content {
+    let Start {
+        network, framing, ..
+    } = start;
     // The destination is read by whom it concerns; a header without it is none.
-    let [start, middle, protocol, source, _] = frame.words::<5>(network)?;
+    let Some([start, middle, protocol, source, _]) = frame.words::<5>(network) else {
+        return Content::Other;
+    };
     let header = (u32::from_be(start) >> 24 & 0x0f) as usize * 4;
     if u32::from_be(start) >> 28 != 4 || header < IPV4_HEADER {
-        return None;
+        return Content::Other;
     }
     let fragment = u32::from_be(middle) & 0xffff;
     let protocol = (u32::from_be(protocol) >> 16) as u8;
-    if protocol != TCP || fragment & 0x1fff != 0 {
-        return None;
+    if fragment & 0x1fff != 0 {
+        return Content::Other;
     }
-    let source = Source([Source::FAMILY_IPV4, source, 0, 0, 0]);
     let transport = network + header;
-    let (port, hidden) = port(frame, transport)?;
-    Some(Segment {
-        source,
+    if protocol != TCP {
+        return unread(not_tcp(frame, protocol, transport));
+    }
+    let Some((port, hidden)) = port(frame, transport) else {
+        return Content::Other;
+    };
+    Content::Segment(Segment {
+        source: Source([Source::FAMILY_IPV4, source, 0, 0, 0]),
         port,
         hidden,
         fragment: fragment & 0x2000 != 0,
+        framing,
         network,
         transport,
     })
 }
 
+/// What encloses a packet of a protocol that is not TCP, if anything does.
+#[inline(always)]
+fn not_tcp<P: Packet + ?Sized>(frame: &P, protocol: u8, transport: usize) -> Option<Encapsulation> {
+    if protocol == UDP {
+        Encapsulation::of_udp_port(frame.half(transport + 2)?)
+    } else {
+        Encapsulation::of_protocol(protocol)
+    }
+}
+
 /// RFC 8200, section 3.
 #[inline(always)]
-fn ipv6<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
-    let [start, second, a, b, c, d, ..] = frame.words::<10>(network)?;
+fn ipv6<P: Packet + ?Sized>(frame: &P, start: Start) -> Content {
+    let Start {
+        network, framing, ..
+    } = start;
+    let Some([start, second, a, b, c, d, ..]) = frame.words::<10>(network) else {
+        return Content::Other;
+    };
     if u32::from_be(start) >> 28 != 6 {
-        return None;
+        return Content::Other;
     }
-    let source = Source([Source::FAMILY_IPV6, a, b, c, d]);
     let mut header = (u32::from_be(second) >> 8) as u8;
     let mut segment = Segment {
-        source,
+        source: Source([Source::FAMILY_IPV6, a, b, c, d]),
         port: 0,
         hidden: true,
         fragment: false,
+        framing,
         network,
         transport: network + IPV6_HEADER,
     };
     for _ in 0..=EXTENSION_HEADERS_MAX {
         if header == TCP {
             let Some(port) = port(frame, segment.transport) else {
-                return segment.fragment.then_some(segment);
+                return hidden_if(segment.fragment, segment);
             };
             (segment.port, segment.hidden) = port;
-            return Some(segment);
+            return Content::Segment(segment);
         }
         if !matches!(
             header,
             HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS
         ) {
-            return None;
+            return unread(not_tcp(frame, header, segment.transport));
         }
         let (Some(start), Some(fragment)) = (
             frame.half(segment.transport),
             frame.half(segment.transport + 2),
         ) else {
             // RFC 7112: a first fragment holds all headers. One that does not has something to hide.
-            return (segment.fragment || frame.continues()).then_some(segment);
+            return hidden_if(segment.fragment || frame.continues(), segment);
         };
         let (next, length) = pair(start);
         if header == FRAGMENT {
             // RFC 8200, section 4.5: only the first fragment, at offset 0, holds what follows.
             if fragment & 0xfff8 != 0 {
-                return None;
+                return Content::Other;
             }
             segment.fragment |= fragment & 1 != 0;
             segment.transport += 8;
@@ -254,7 +306,16 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, network: usize) -> Option<Segment> {
         segment.transport = frame.forget(segment.transport);
         header = next;
     }
-    Some(segment)
+    Content::Segment(segment)
+}
+
+#[inline(always)]
+const fn hidden_if(condition: bool, segment: Segment) -> Content {
+    if condition {
+        Content::Segment(segment)
+    } else {
+        Content::Other
+    }
 }
 
 /// The port that a TCP header names, and whether it is hidden. `None`: the packet is cut off in front of the header.

@@ -1,10 +1,10 @@
 //! The headers of what the program sends by itself: a RST to a customer, a SYN-ACK with a cookie to a client.
 //!
 //! Everything here is arithmetic on words as they lie in memory, so that the host can test it; the program only puts the
-//! words into the frame. What is sent has neither IPv4 options nor extension headers; its VLAN tags are those of what it
-//! answers.
+//! words into the frame. What is sent has neither IPv4 options nor extension headers; its VLAN tags and its PPPoE session are
+//! those of what it answers.
 
-use crate::packet::{Packet, Segment, flags, pair};
+use crate::packet::{Framing, Packet, Segment, flags, pair};
 
 /// Octets of an IPv4 header without options.
 pub const IPV4_OCTETS: usize = 20;
@@ -12,6 +12,10 @@ pub const IPV4_OCTETS: usize = 20;
 pub const IPV6_OCTETS: usize = 40;
 /// Octets of a TCP header without options.
 pub const TCP_OCTETS: usize = 20;
+
+/// How far in front of the IP header the length of PPPoE is. It counts what is behind it: the two octets that say which protocol
+/// PPP carries, and the packet.
+pub const PPPOE_LENGTH: usize = 4;
 
 const TCP: u32 = 6;
 const TIME_TO_LIVE: u32 = 64;
@@ -55,15 +59,28 @@ impl Answer {
 /// The RST for a segment, if it is one that may be answered: not a RST, no fragment, nothing that came from or went to more
 /// than one host, and with lengths that fit together.
 ///
+/// Without an Ethernet header there is none, but on a TUN device: of a frame whose first octets the program has changed the kernel
+/// believes what an Ethernet header would say there, and PPP, WireGuard and tunnels send only what the kernel says is IP. Nor is
+/// there one where the protocol of PPP has one octet: the customer may write it so, which does not say that it can read it.
+///
 /// RFC 9293, section 3.10.7.1. The length of the payload comes from the IP header: a short frame is padded, and with the
 /// padding counted the RST would acknowledge what was never sent, and be ignored.
 #[inline(always)]
 pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Answer> {
     let (group, _) = pair(frame.half(0)?);
-    if segment.hidden || segment.fragment || group & 1 != 0 {
+    let to_many = group & 1 != 0 && segment.framing != Framing::Tun;
+    if segment.hidden || segment.fragment || to_many {
         return None;
     }
     let network = segment.network;
+    let room = match segment.framing {
+        Framing::Ethernet | Framing::Tun => usize::MAX,
+        Framing::Pppoe => {
+            let length = frame.forget(network - PPPOE_LENGTH);
+            usize::from(frame.half(length)?)
+        }
+        Framing::PppoeShort | Framing::Nothing => return None,
+    };
     let packet = if segment.source.is_ipv4() {
         let [source, destination] = [frame.word(network + 12)?, frame.word(network + 16)?];
         if !is_host_ipv4(source) || !is_host_ipv4(destination) {
@@ -81,7 +98,7 @@ pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Answer>
     frame.half(segment.transport + 18)?;
     let octets = usize::from(header >> 12) * 4;
     let headers = segment.transport - network + octets;
-    if octets < 20 || header & flags::RST != 0 || packet < headers {
+    if octets < 20 || header & flags::RST != 0 || packet < headers || room < packet + 2 {
         return None;
     }
     if header & flags::ACK != 0 {
@@ -118,6 +135,14 @@ fn is_host_ipv6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<bool> {
     let middle = frame.word(offset + 4)? | frame.word(offset + 8)?;
     let last = u32::from_be(frame.word(offset + 12)?);
     Some(first >> 24 != 0xff && (first | middle != 0 || last > 1))
+}
+
+/// The word in front of the IP header of an answer in PPPoE: the length, and the protocol, which stays.
+#[inline(always)]
+#[must_use]
+pub fn pppoe(packet: usize, is_ipv4: bool) -> u32 {
+    let protocol = if is_ipv4 { 0x0021 } else { 0x0057 };
+    ((packet as u32 + 2) << 16 | protocol).to_be()
 }
 
 /// The IPv4 header of an answer, up to its addresses, of which `addresses` is the [`sum`].

@@ -2,6 +2,7 @@
 //!
 //! | the packet | verdict |
 //! |---|---|
+//! | has more VLAN tags than are read | [`Verdict::Tags`]: dropped, because no source can be permitted |
 //! | is not TCP to a filtered port | [`Verdict::Other`]: passes, always |
 //! | comes from a source on a permit list | [`Verdict::Permitted`] |
 //! | comes from a customer, to a destination on a permit list | [`Verdict::Permitted`] |
@@ -17,7 +18,7 @@
 use crate::layout::{
     InterfaceCounter, ListCounter, Mode, Reason, Role, Settings, VERDICT_GRACE_NS, VerdictKey,
 };
-use crate::packet::{self, Packet, Segment, Source};
+use crate::packet::{self, Content, Packet, Segment, Source};
 
 /// What a list does with the packets of its sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +106,8 @@ pub trait Recent {
 pub enum Verdict {
     /// It is not TCP to a filtered port.
     Other,
+    /// It has more VLAN tags than are read.
+    Tags,
     /// The list in this slot permits its source or, if a customer sent it, its destination.
     Permitted(u32),
     /// The list in this slot has its source dropped.
@@ -121,11 +124,11 @@ pub enum Verdict {
     Passed,
 }
 
-/// The verdict on a frame, of which [`packet::segment`] has made this segment.
+/// The verdict on a frame, in which [`packet::read`] has found this.
 #[inline(always)]
 pub fn judge<P, L, M>(
     frame: &P,
-    segment: Option<&Segment>,
+    content: &Content,
     role: Role,
     settings: &Settings,
     lists: &L,
@@ -136,8 +139,10 @@ where
     L: Lookup,
     M: Memory,
 {
-    let Some(segment) = segment else {
-        return Verdict::Other;
+    let segment = match content {
+        Content::Segment(segment) => segment,
+        Content::TooManyTags => return Verdict::Tags,
+        Content::Unread(_) | Content::Other => return Verdict::Other,
     };
     if !segment.hidden && !settings.filters(segment.port) {
         return Verdict::Other;
@@ -212,6 +217,7 @@ impl Verdict {
             Self::Unlisted => Some(Reason::Unlisted),
             Self::SynBudget => Some(Reason::SynBudget),
             Self::Customer => Some(Reason::Customer),
+            Self::Tags => Some(Reason::Tags),
         }
     }
 
@@ -240,6 +246,8 @@ impl Verdict {
             (Self::SynBudget, _) => InterfaceCounter::MonitoredSynBudget,
             (Self::Customer, Mode::Enforce) => InterfaceCounter::DroppedCustomer,
             (Self::Customer, _) => InterfaceCounter::MonitoredCustomer,
+            (Self::Tags, Mode::Enforce) => InterfaceCounter::DroppedTags,
+            (Self::Tags, _) => InterfaceCounter::MonitoredTags,
         }
     }
 

@@ -14,9 +14,9 @@ use aya_ebpf::helpers::{
     bpf_fib_lookup, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_gen_syncookie,
 };
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::Packet;
 use portcullis_ebpf_common::packet::flags;
 use portcullis_ebpf_common::reply::{Answer, IPV4_OCTETS, IPV6_OCTETS};
+use portcullis_ebpf_common::{Framing, Packet};
 
 use crate::frame::{Frame, Part};
 use crate::judged::Judged;
@@ -51,6 +51,10 @@ static QUESTION: PerCpuArray<Question, 1> = PerCpuArray::new();
 #[inline(always)]
 pub(crate) fn answer<const FRAGS: bool>(context: *mut xdp_md, judged: &Judged) -> bool {
     if judged.segment.hidden || judged.segment.fragment {
+        return false;
+    }
+    // The listener behind PPPoE is reached by an interface of its own, which the kernel answers on.
+    if !matches!(judged.segment.framing, Framing::Ethernet | Framing::Tun) {
         return false;
     }
     if judged.segment.source.is_ipv4() {

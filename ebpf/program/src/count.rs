@@ -2,7 +2,10 @@
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::layout::{self, InterfaceCounter, LIST_SLOTS, ListCounter};
+use portcullis_ebpf_common::Encapsulation;
+use portcullis_ebpf_common::layout::{
+    self, InterfaceCounter, LIST_SLOTS, ListCounter, unread_counter,
+};
 
 /// Slots of lists are a power of two, and no list has one beyond them.
 const LIST_MASK: u32 = LIST_SLOTS - 1;
@@ -33,6 +36,17 @@ impl Counters {
         }
         if hidden {
             counters[InterfaceCounter::Hidden as usize] += 1;
+        }
+    }
+
+    /// Counts a packet within a packet, beside what it counts as itself.
+    #[inline(always)]
+    pub(crate) fn unread(&mut self, slot: u32, encapsulation: Encapsulation) {
+        let Some(counters) = self.0.interfaces.get_mut(slot as usize) else {
+            return;
+        };
+        if let Some(count) = counters.get_mut(unread_counter(encapsulation)) {
+            *count += 1;
         }
     }
 

@@ -54,4 +54,5 @@ impl Judged {
     }
 }
 
-const NETWORK_MASK: usize = (NETWORK_MAX + 1).next_power_of_two() - 1;
+/// As many bits as the offset of a header of IPv4 or IPv6 can have.
+pub(crate) const NETWORK_MASK: usize = (NETWORK_MAX + 1).next_power_of_two() - 1;

@@ -35,8 +35,8 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
-use portcullis_ebpf_common::layout::{InterfaceCounter, Mode, Role, Settings};
-use portcullis_ebpf_common::{Verdict, judge, packet};
+use portcullis_ebpf_common::layout::{InterfaceConstant, InterfaceCounter, Mode, Settings};
+use portcullis_ebpf_common::{Content, Verdict, judge, packet};
 
 use self::control::control;
 use self::count::Counters;
@@ -45,13 +45,18 @@ use self::judged::Judged;
 use self::lists::InForce;
 use self::verdicts::Sources;
 
-/// The slot of the interface that this instance is attached to in the lower half, its [`Role`] in the upper; set before it
-/// is loaded.
+/// What this instance is told of its interface, an [`InterfaceConstant`]; set before it is loaded.
 ///
 /// Its value here is one that no other constant has: LLVM puts equal constants into one place, and what is set before
 /// loading would be set for both. With 0, the key of `SETTINGS` became the slot, too.
 #[unsafe(no_mangle)]
 static INTERFACE: Global<u32> = Global::new(0xfeed_5107);
+
+/// What this instance is told of its interface.
+#[inline(always)]
+fn interface() -> InterfaceConstant {
+    InterfaceConstant(INTERFACE.load())
+}
 
 #[btf_map]
 static SETTINGS: ArrayOfMaps<Array<Settings, 1>, 1> = ArrayOfMaps::new();
@@ -94,17 +99,13 @@ fn look_closer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
     if mode == Mode::Off {
         return XDP_PASS;
     }
-    let role = if INTERFACE.load() >> 16 == Role::Customer as u32 {
-        Role::Customer
-    } else {
-        Role::Edge
-    };
-    let slot = INTERFACE.load() & 0xffff;
+    let (role, slot) = (interface().role(), interface().slot());
     let frame = Frame::<FRAGS>::new(context);
-    let segment = packet::segment(&frame);
-    let verdict = judge(&frame, segment.as_ref(), role, settings, &InForce, &Sources);
-    let Some(segment) = segment.filter(|_| verdict != Verdict::Other) else {
-        return counted(slot, InterfaceCounter::Other, false, XDP_PASS);
+    let content = packet::read(&frame, interface().link_layer());
+    let verdict = judge(&frame, &content, role, settings, &InForce, &Sources);
+    let segment = match content {
+        Content::Segment(segment) if verdict != Verdict::Other => segment,
+        _ => return without_segment(slot, &content, verdict, mode),
     };
     if let Some((list, counter)) = verdict.list_counter(mode) {
         if let Some(mut counters) = Counters::of_this_cpu() {
@@ -139,6 +140,22 @@ fn look_closer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
         segment.hidden,
         action,
     )
+}
+
+/// What becomes of a packet in which no segment for a filtered port was found. There is no source of which anybody could be told.
+#[inline(always)]
+fn without_segment(slot: u32, content: &Content, verdict: Verdict, mode: Mode) -> u32 {
+    if let Content::Unread(encapsulation) = content {
+        if let Some(mut counters) = Counters::of_this_cpu() {
+            counters.unread(slot, *encapsulation);
+        }
+    }
+    let action = if verdict.drops(mode) {
+        XDP_DROP
+    } else {
+        XDP_PASS
+    };
+    counted(slot, verdict.interface_counter(mode), false, action)
 }
 
 /// What becomes of a packet, which is counted for its interface.

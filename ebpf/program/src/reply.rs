@@ -2,12 +2,14 @@
 
 use aya_ebpf::bindings::xdp_md;
 use portcullis_ebpf_common::layout::Rate;
-use portcullis_ebpf_common::reply::{self, Answer, IPV4_OCTETS, IPV6_OCTETS, TCP_OCTETS};
-use portcullis_ebpf_common::{Packet, Segment};
+use portcullis_ebpf_common::reply::{
+    self, Answer, IPV4_OCTETS, IPV6_OCTETS, PPPOE_LENGTH, TCP_OCTETS,
+};
+use portcullis_ebpf_common::{Framing, Packet, Segment};
 
 use crate::budget;
 use crate::frame::Frame;
-use crate::judged::Judged;
+use crate::judged::{Judged, NETWORK_MASK};
 
 /// Makes of a customer's segment the RST for it. `false`: it is none that may be answered, or there were so many in this
 /// second already, and it is to be dropped.
@@ -48,7 +50,7 @@ fn ipv6<const FRAGS: bool>(context: *mut xdp_md, segment: &Segment, answer: &Ans
     put::<FRAGS, 4, 2, { IPV6_OCTETS + TCP_OCTETS }>(context, segment, answer, start).is_some()
 }
 
-/// Writes the headers behind the VLAN tags and cuts the frame to them. `N`: words of an address, `START`: words in front
+/// Writes the headers behind VLAN tags and PPPoE, and cuts the frame to them. `N`: words of an address, `START`: words in front
 /// of the addresses, `OCTETS`: of both headers.
 #[inline(always)]
 fn put<const FRAGS: bool, const N: usize, const START: usize, const OCTETS: usize>(
@@ -61,13 +63,21 @@ fn put<const FRAGS: bool, const N: usize, const START: usize, const OCTETS: usiz
     let network = segment.network;
     let ports = frame.word(segment.transport)?.rotate_left(16);
     let option = if answer.mss == 0 { 0 } else { 4 };
-    let frame = frame.resized(network + OCTETS + option)?;
-    frame.turn()?;
+    let packet = OCTETS + option;
+    let frame = frame.resized(network + packet)?;
+    if segment.framing != Framing::Tun {
+        frame.turn()?;
+    }
     let headers = frame.part::<OCTETS>(network)?;
     let addresses = headers.exchange::<N>(START);
     headers.put(0, &start(addresses));
     let [a, b, c, d, e, option] = reply::tcp(ports, addresses, answer);
     headers.put(START + N * 2, &[a, b, c, d, e]);
+    if segment.framing == Framing::Pppoe {
+        let length = reply::pppoe(packet, segment.source.is_ipv4());
+        let place = network - PPPOE_LENGTH;
+        frame.part::<4>(place & NETWORK_MASK)?.put(0, &[length]);
+    }
     if answer.mss != 0 {
         frame.part::<4>(network + OCTETS)?.put(0, &[option]);
     }

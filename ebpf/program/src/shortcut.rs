@@ -7,13 +7,13 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::xdp_md;
-use portcullis_ebpf_common::layout::{InterfaceCounter, ListCounter, Role, VerdictKey};
+use portcullis_ebpf_common::layout::{InterfaceCounter, ListCounter, VerdictKey};
 use portcullis_ebpf_common::{Action, Class, Source};
 
 use crate::control::control;
 use crate::count::Counters;
 use crate::frame::Frame;
-use crate::{INTERFACE, events, lists};
+use crate::{events, interface, lists};
 
 /// Octets of the headers of Ethernet, IPv4 and TCP without options.
 const IPV4_HEADERS: usize = 54;
@@ -99,8 +99,9 @@ fn judged(
 ) -> Option<u32> {
     let control = control()?;
     let glance = control.glance();
-    let interface = INTERFACE.load();
-    if interface >> 16 != Role::Edge as u32 || !glance.enforces(to.port) {
+    let interface = interface();
+    // Where frames begin without an Ethernet header, what was read above may be anything.
+    if !interface.is_plain_edge() || !glance.enforces(to.port) {
         return None;
     }
     let class = class()?;
@@ -119,6 +120,6 @@ fn judged(
     if class.action().is_some() {
         counters.list(class.slot(), ListCounter::Decided);
     }
-    counters.interface(interface & 0xffff, counter, false);
+    counters.interface(interface.slot(), counter, false);
     Some(action)
 }

@@ -249,6 +249,19 @@ fn interfaces(text: &mut Text, filter: &Status) {
         }
     }
     text.counter(
+        "portcullis_filter_unread_packets_total",
+        "Packets within packets, which the filter does not read and lets through; they are among the others, too.",
+    );
+    for interface in &filter.interfaces {
+        for (encapsulation, packets) in interface.unread.each() {
+            let labels = [
+                ("interface", &*interface.name),
+                ("encapsulation", encapsulation),
+            ];
+            text.sample(&labels, packets);
+        }
+    }
+    text.counter(
         "portcullis_filter_dropped_packets_total",
         "Packets dropped, by reason.",
     );
@@ -401,12 +414,13 @@ mod tests {
     use super::super::dnsbl::Zone;
     use super::super::state::{NextHop, Transactions};
     use super::*;
-    use crate::filter::TopSourceStatus;
+    use crate::filter::{TopSourceStatus, Unread};
 
     fn state() -> State {
         let interface = InterfaceStatus {
             name: "eth0".to_owned(),
             role: "edge",
+            link: Some("ethernet"),
             xdp_mode: "driver",
             attached: true,
             present: true,
@@ -416,6 +430,7 @@ mod tests {
             passed: 10,
             permitted: 1,
             other: 2,
+            unread: Unread::new(|kind| if kind.name() == "esp" { 18 } else { 0 }),
             dropped: Reasons {
                 listed: 3,
                 unlisted: 4,
@@ -525,6 +540,9 @@ mod tests {
             "portcullis_filter_resets_total{interface=\"eth0\"} 13",
             "portcullis_filter_syn_cookies_total{interface=\"eth0\"} 14",
             "portcullis_filter_hidden_packets_total{interface=\"eth0\"} 15",
+            "portcullis_filter_unread_packets_total{interface=\"eth0\",encapsulation=\"esp\"} 18",
+            "portcullis_filter_unread_packets_total{interface=\"eth0\",encapsulation=\"mpls\"} 0",
+            "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"vlan-tags\"} 0",
             "portcullis_filter_verdicts 16",
             "portcullis_filter_verdict_changes_total{change=\"evicted\"} 17",
             "portcullis_filter_top_source_events{source=\"2001:db8::/64\",reason=\"listed\",list=\"drop\"} 18",

@@ -61,6 +61,13 @@ pub enum Error {
         /// The namespace, if it was written down.
         namespace: Option<u64>,
     },
+    /// The program could not read the frames of the interface.
+    Unreadable {
+        /// The interface.
+        interface: String,
+        /// Why, and what to do instead.
+        reason: String,
+    },
     /// The driver has no XDP of its own.
     NoDriverMode {
         /// The interface.
@@ -196,6 +203,12 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     ", and was left alone: choose another filter.pin_path, or take it off with `portcullis filter detach`"
+                )
+            }
+            Self::Unreadable { interface, reason } => {
+                write!(
+                    f,
+                    "interface {interface}: the filter cannot work there: {reason}"
                 )
             }
             Self::NoDriverMode { interface, source } => write!(

@@ -10,12 +10,13 @@ use nix::libc;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
+use portcullis_ebpf_common::layout::LinkLayer;
 
 use super::maps::Maps;
 use super::netlink::{ANSWER_MAX, Attached, Attributes, HEADER, Place, error_of, half};
 use super::pins::Pins;
 use super::settings::{role_name, xdp_mode_name};
-use super::{Error, config, interfaces, links};
+use super::{Error, config, interfaces, link_layer, links};
 use crate::config::{Interface, XdpMode};
 
 /// An interface without a foreign program on it.
@@ -27,23 +28,27 @@ pub struct InterfaceState {
     pub differences: Vec<String>,
     /// Whether its driver runs XDP programs; `None` if the kernel does not tell.
     pub driver_mode: Option<bool>,
+    /// Whether what the program refuses there can be answered. Without an Ethernet header most drivers send no answer.
+    pub answers: bool,
 }
 
 /// Looks at an interface, and changes nothing.
 ///
 /// # Errors
-/// [`Error::NoSuchInterface`], [`Error::Occupied`], and [`Error::Link`] if the kernel cannot be asked.
+/// [`Error::NoSuchInterface`], [`Error::Unreadable`], [`Error::Occupied`], and [`Error::Link`] if the kernel cannot be asked.
 pub fn interface_state(
     settings: &config::Filter,
     interface: &Interface,
 ) -> Result<InterfaceState, Error> {
     let pins = Pins::new(&settings.pin_path);
     let index = interfaces::present(&pins, &interface.name)?;
+    let layer = link_layer::of(&interface.name, index)?;
     let ours = links::ours_on(&pins, &interface.name)?;
     Ok(InterfaceState {
         is_ours: ours.is_some(),
         differences: differences(&pins, settings, interface, ours),
         driver_mode: driver_mode(index).unwrap_or_default(),
+        answers: layer != LinkLayer::RawIp,
     })
 }
 

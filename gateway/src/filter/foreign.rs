@@ -60,7 +60,7 @@ fn removal(interface: &str, index: u32, other: Attached) -> String {
 mod tests {
     use std::io::{self, Write as _};
 
-    use portcullis_ebpf_common::layout::Role;
+    use portcullis_ebpf_common::layout::InterfaceConstant;
 
     use super::super::pins::Pins;
     use super::super::{bpf, links};
@@ -76,7 +76,7 @@ mod tests {
         let (here, there) = (Namespace::create("here")?, Namespace::create("there")?);
         here.veth("up", &there, "down")?;
         let path = format!("/sys/fs/bpf/portcullis-test-pinned-{}", std::process::id());
-        let mut object = links::unpinned(Role::Edge).unwrap();
+        let mut object = links::unpinned(InterfaceConstant(0)).unwrap();
         let program = links::program(&mut object).unwrap();
         program.pin(&path).unwrap();
         let ip = |arguments: &[&str]| here.command("ip").args(arguments).status();

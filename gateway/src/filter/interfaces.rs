@@ -11,20 +11,21 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use portcullis_ebpf_common::layout::INTERFACES_MAX;
+use portcullis_ebpf_common::layout::{INTERFACES_MAX, InterfaceConstant, LinkLayer};
 
 use super::links::{self, Loaded, Put, Seat};
 use super::maps::InterfaceSlot;
 use super::pins::Pins;
 use super::settings::role_in_kernel;
 use super::status::Sight;
-use super::{Error, Filter};
+use super::{Error, Filter, link_layer};
 use crate::config::{self, FilterMode};
 
 /// An interface of the settings, as this process holds it.
 pub(super) struct HeldInterface {
     slot: u32,
-    program: Loaded,
+    /// For the link layer that it has; for each that it may have, if it was not there at the start.
+    programs: Vec<(LinkLayer, Loaded)>,
     place: Place,
     unfiltered_since: Option<SystemTime>,
 }
@@ -68,7 +69,28 @@ impl Place {
 impl HeldInterface {
     /// Where its program sits in truth.
     fn seat(&self) -> Option<Seat> {
-        links::seat_of(self.place.index()?, self.program.number)
+        self.seat_on(self.place.index()?)
+    }
+
+    /// How its program sits on the interface with this index, if it does.
+    fn seat_on(&self, index: u32) -> Option<Seat> {
+        let mut programs = self.programs.iter();
+        programs.find_map(|(_, program)| links::seat_of(index, program.number))
+    }
+
+    /// The program that reads an interface.
+    fn program_for(&self, interface: &str, index: u32) -> Result<&Loaded, Error> {
+        let layer = link_layer::of(interface, index)?;
+        let mut programs = self.programs.iter();
+        let program = programs.find(|(program_layer, _)| *program_layer == layer);
+        program
+            .map(|(_, program)| program)
+            .ok_or_else(|| Error::Unreadable {
+                interface: interface.to_owned(),
+                reason: "its frames begin otherwise than those of the interface that had this name at the start; \
+                         restart the gate, which loads another program for it"
+                    .to_owned(),
+            })
     }
 
     fn set(&mut self, place: Place) {
@@ -83,11 +105,13 @@ impl HeldInterface {
 
 /// Before anything is changed: whether the interfaces of the settings are there, unless they are waited for.
 pub(super) fn check_present(settings: &config::Filter, pins: &Pins) -> Result<(), Error> {
-    if settings.wait_for_interfaces {
-        return Ok(());
-    }
     for interface in &settings.interfaces {
-        present(pins, &interface.name)?;
+        match present(pins, &interface.name) {
+            Err(Error::NoSuchInterface { .. }) if settings.wait_for_interfaces => {}
+            index => {
+                link_layer::of(&interface.name, index?)?;
+            }
+        }
     }
     Ok(())
 }
@@ -208,11 +232,44 @@ impl Filter {
         slot: u32,
     ) -> Result<Option<Put>, Error> {
         let name = &interface.name;
-        let program = links::open(&self.pins, slot, role_in_kernel(interface.role))?;
-        let (put, place) = match links::put(&self.pins, name, &program, self.settings.xdp_mode) {
+        let index = links::index(name).ok();
+        let layers = match index {
+            Some(index) => vec![link_layer::of(name, index)?],
+            None if self.settings.wait_for_interfaces => {
+                vec![LinkLayer::Ethernet, LinkLayer::RawIp, LinkLayer::Tun]
+            }
+            None => Vec::new(),
+        };
+        let role = role_in_kernel(interface.role);
+        let open = |layer| {
+            let constant = InterfaceConstant::new(slot, role, layer);
+            Ok((layer, links::open(&self.pins, constant)?))
+        };
+        let programs: Result<Vec<_>, Error> = layers.into_iter().map(open).collect();
+        let mut held = HeldInterface {
+            slot,
+            programs: programs?,
+            place: Place::Missing,
+            unfiltered_since: None,
+        };
+        let result = match index {
+            Some(index) => {
+                let program = held.program_for(name, index)?;
+                links::put(&self.pins, name, program, self.settings.xdp_mode)
+            }
+            None => Err(Error::NoSuchInterface {
+                interface: name.clone(),
+                renamed: None,
+            }),
+        };
+        let (put, place) = match result {
             Ok((put, index)) => {
                 let taken_over = put == Put::TakenOver;
-                tracing::info!(interface = name, taken_over, "the filter is in place");
+                let link = held
+                    .programs
+                    .first()
+                    .map(|(layer, _)| link_layer::name(*layer));
+                tracing::info!(interface = name, link, taken_over, "the filter is in place");
                 let renamed = None;
                 (Some(put), Place::On { index, renamed })
             }
@@ -224,12 +281,6 @@ impl Filter {
                 (None, Place::Missing)
             }
             Err(error) => return Err(error),
-        };
-        let mut held = HeldInterface {
-            slot,
-            program,
-            place: Place::Missing,
-            unfiltered_since: None,
         };
         held.set(place);
         self.interfaces.insert(name.clone(), held);
@@ -339,7 +390,8 @@ impl Filter {
                 counted_before: self.maps.counted()?.interface(held.slot),
             })?;
         }
-        let (_, index) = links::put(&self.pins, name, &held.program, self.settings.xdp_mode)?;
+        let program = held.program_for(name, links::index(name)?)?;
+        let (_, index) = links::put(&self.pins, name, program, self.settings.xdp_mode)?;
         Ok(index)
     }
 
@@ -389,7 +441,7 @@ enum Look {
 
 fn looked_at(held: &HeldInterface, name: &str, gone: &[u32], all: bool) -> Look {
     let known = held.place.index().filter(|index| !gone.contains(index));
-    let seat = known.and_then(|index| links::seat_of(index, held.program.number));
+    let seat = known.and_then(|index| held.seat_on(index));
     let now = links::index(name).ok();
     match (seat, now) {
         (Some(seat), now) if now.is_none() || now == Some(seat.index) => Look::Is(Place::On {
@@ -397,7 +449,7 @@ fn looked_at(held: &HeldInterface, name: &str, gone: &[u32], all: bool) -> Look 
             renamed: (seat.name != name).then_some(seat.name),
         }),
         (_, None) => Look::Is(Place::Missing),
-        (_, Some(index)) => match links::seat_of(index, held.program.number) {
+        (_, Some(index)) => match held.seat_on(index) {
             // It was elsewhere meanwhile.
             Some(_) => Look::Is(Place::On {
                 index,

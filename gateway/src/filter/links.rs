@@ -11,7 +11,7 @@ use aya::programs::{ProgramError, ProgramFd, Xdp};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::libc;
 use nix::net::if_::{if_indextoname, if_nametoindex};
-use portcullis_ebpf_common::layout::Role;
+use portcullis_ebpf_common::layout::{InterfaceConstant, LinkLayer, Role};
 
 use super::Error;
 use super::bpf::{self, Link};
@@ -30,19 +30,19 @@ const PROGRAMS: [&str; 2] = ["portcullis", "portcullis_linear"];
 
 /// Creates the maps that are not pinned yet.
 pub(super) fn create_maps(pins: &Pins) -> Result<(), Error> {
-    object(OBJECT, pins, 0, Role::Edge).map(drop)
+    let constant = InterfaceConstant::new(0, Role::Edge, LinkLayer::Ethernet);
+    object(OBJECT, pins, constant).map(drop)
 }
 
-/// Loads an instance of the program for the interface in this slot and with this role, over the pinned maps.
-pub(super) fn load(pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
-    load_from(OBJECT, pins, slot, role)
+/// Loads an instance of the program for such an interface, over the pinned maps.
+pub(super) fn load(pins: &Pins, interface: InterfaceConstant) -> Result<Ebpf, Error> {
+    load_from(OBJECT, pins, interface)
 }
 
 /// The object over the pinned maps; its programs are not loaded, which is when the verifier walks them.
-fn object(octets: &[u8], pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
+fn object(octets: &[u8], pins: &Pins, interface: InterfaceConstant) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    let interface = slot | (role as u32) << 16;
-    loader.override_global("INTERFACE", &interface, true);
+    loader.override_global("INTERFACE", &interface.0, true);
     for name in PROGRAM_MAPS {
         loader.map_pin_path(name, pins.map(name));
     }
@@ -51,17 +51,16 @@ fn object(octets: &[u8], pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Err
         .map_err(kernel("loading the program's maps"))
 }
 
-/// The program for this role, loaded over maps that are pinned nowhere: nothing of it is left when it is dropped.
-pub(super) fn unpinned(role: Role) -> Result<Ebpf, Error> {
+/// The program for such an interface, loaded over maps that are pinned nowhere: nothing of it is left when it is dropped.
+pub(super) fn unpinned(interface: InterfaceConstant) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    let interface = (role as u32) << 16;
-    loader.override_global("INTERFACE", &interface, true);
+    loader.override_global("INTERFACE", &interface.0, true);
     let object = loader.load(OBJECT);
     verified(object.map_err(kernel("loading the program's maps"))?)
 }
 
-fn load_from(octets: &[u8], pins: &Pins, slot: u32, role: Role) -> Result<Ebpf, Error> {
-    verified(object(octets, pins, slot, role)?)
+fn load_from(octets: &[u8], pins: &Pins, interface: InterfaceConstant) -> Result<Ebpf, Error> {
+    verified(object(octets, pins, interface)?)
 }
 
 /// The object with its program loaded.
@@ -122,7 +121,7 @@ pub(super) fn index(interface: &str) -> Result<u32, Error> {
     })
 }
 
-/// A program that is loaded for one slot and role, and can be put on an interface for as long as this is open. That takes
+/// A program that is loaded for one slot, role and link layer, and can be put on an interface for as long as this is open. That takes
 /// no privileges any more; loading it does.
 pub(super) struct Loaded {
     descriptor: ProgramFd,
@@ -130,9 +129,9 @@ pub(super) struct Loaded {
     pub(super) number: u32,
 }
 
-/// Loads the program for the interface in this slot and with this role, and keeps it open.
-pub(super) fn open(pins: &Pins, slot: u32, role: Role) -> Result<Loaded, Error> {
-    let mut object = load(pins, slot, role)?;
+/// Loads the program for such an interface, and keeps it open.
+pub(super) fn open(pins: &Pins, interface: InterfaceConstant) -> Result<Loaded, Error> {
+    let mut object = load(pins, interface)?;
     let program = program(&mut object)?;
     let number = program
         .info()
@@ -375,7 +374,7 @@ fn fits(place: Place, mode: XdpMode) -> bool {
     }
 }
 
-fn link_error<E>(interface: &str, step: &'static str) -> impl Fn(E) -> Error
+pub(super) fn link_error<E>(interface: &str, step: &'static str) -> impl Fn(E) -> Error
 where
     E: std::error::Error + Send + Sync + 'static,
 {
@@ -400,26 +399,40 @@ mod tests {
     const VERIFIED_MAX: u32 = 600_000;
 
     #[test]
-    fn the_verifier_takes_both_programs_in_both_roles_with_room_to_spare() {
+    fn the_verifier_takes_both_programs_on_every_kind_of_interface_with_room_to_spare() {
         if !crate::netns::permitted() {
             let skipped = "SKIPPED (needs root): the verifier's work on the programs";
             let _ = writeln!(io::stderr(), "{skipped}");
             return;
         }
-        for role in [Role::Edge, Role::Customer] {
+        let kinds = [
+            (Role::Edge, LinkLayer::Ethernet),
+            (Role::Customer, LinkLayer::Ethernet),
+            (Role::Edge, LinkLayer::RawIp),
+            (Role::Customer, LinkLayer::RawIp),
+            (Role::Edge, LinkLayer::Tun),
+            (Role::Customer, LinkLayer::Tun),
+        ];
+        for (role, layer) in kinds {
             for name in PROGRAMS {
-                let interface = (role as u32) << 16;
+                let InterfaceConstant(interface) = InterfaceConstant::new(0, role, layer);
                 let mut loader = EbpfLoader::new();
                 loader.override_global("INTERFACE", &interface, true);
                 let mut object = loader.load(OBJECT).unwrap();
                 let program = named(&mut object, name).unwrap();
-                program
-                    .load()
-                    .unwrap_or_else(|error| panic!("{name}, {role:?}: {}", refused(error)));
+                program.load().unwrap_or_else(|error| {
+                    panic!("{name}, {role:?}, {layer:?}: {}", refused(error))
+                });
                 let info = program.info().unwrap();
                 let verified = info.verified_instruction_count().unwrap_or_default();
-                let _ = writeln!(io::stderr(), "{name}, {role:?}: {verified} verified");
-                assert!(verified < VERIFIED_MAX, "{name}, {role:?}: {verified}");
+                let _ = writeln!(
+                    io::stderr(),
+                    "{name}, {role:?}, {layer:?}: {verified} verified"
+                );
+                assert!(
+                    verified < VERIFIED_MAX,
+                    "{name}, {role:?}, {layer:?}: {verified}"
+                );
             }
         }
     }
@@ -444,7 +457,7 @@ mod tests {
         );
         let pins = Pins::new(&PathBuf::from(root));
         let lock = pins.prepare().unwrap();
-        let error = load_from(&broken, &pins, 0, Role::Edge).unwrap_err();
+        let error = load_from(&broken, &pins, InterfaceConstant(0)).unwrap_err();
         pins.remove_all().unwrap();
         drop(lock);
         let text = error.to_string();

@@ -8,8 +8,9 @@ use aya::Pod;
 use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray};
 use portcullis_ebpf_common::layout::{
     self, Counters, Glance, INTERFACE_NAME_MAX, INTERFACE_SLOTS, INTERFACES_MAX, InterfaceCounters,
-    InterfaceRecord, LIST_SLOTS, ListCounters, ListRecord, RecentVerdict, SNAPSHOT_BLOCKS_MAX,
-    TOP_SOURCES_MAX, TopSource, VERDICT_COUNTERS as VERDICT_COUNTERS_MAX, snapshot_slot,
+    InterfaceRecord, LIST_SLOTS, ListCounters, ListRecord, NOTHING_COUNTED, RecentVerdict,
+    SNAPSHOT_BLOCKS_MAX, TOP_SOURCES_MAX, TopSource, VERDICT_COUNTERS as VERDICT_COUNTERS_MAX,
+    snapshot_slot,
 };
 use portcullis_ebpf_common::snapshot::Line;
 
@@ -275,7 +276,7 @@ impl Maps {
             name: [0; INTERFACE_NAME_MAX],
             role: 0,
             xdp_mode: 0,
-            counted_before: InterfaceCounters::default(),
+            counted_before: NOTHING_COUNTED,
         };
         let result = self.interface_records.set(slot, Value(free), 0);
         result.map_err(kernel("clearing the name of an interface"))
@@ -291,7 +292,7 @@ pub(super) struct Counted {
 impl Default for Counted {
     fn default() -> Self {
         Self {
-            interfaces: vec![InterfaceCounters::default(); INTERFACE_SLOTS as usize],
+            interfaces: vec![NOTHING_COUNTED; INTERFACE_SLOTS as usize],
             lists: vec![ListCounters::default(); LIST_SLOTS as usize],
         }
     }
@@ -300,7 +301,7 @@ impl Default for Counted {
 impl Counted {
     pub(super) fn interface(&self, slot: u32) -> InterfaceCounters {
         let counters = self.interfaces.get(slot as usize);
-        counters.copied().unwrap_or_default()
+        counters.copied().unwrap_or(NOTHING_COUNTED)
     }
 
     pub(super) fn list(&self, slot: u32) -> ListCounters {
@@ -408,9 +409,9 @@ mod tests {
         assert_eq!(size_of::<ListRecord>(), LIST_NAME_MAX + 4 + 4 + 8 + 2 * 8);
         assert_eq!(
             size_of::<InterfaceRecord>(),
-            INTERFACE_NAME_MAX + 4 + 4 + 16 * 8
+            INTERFACE_NAME_MAX + 4 + 4 + 40 * 8
         );
-        let counters = 16 * INTERFACE_SLOTS + 2 * LIST_SLOTS;
+        let counters = 40 * INTERFACE_SLOTS + 2 * LIST_SLOTS;
         assert_eq!(size_of::<Counters>(), 8 * counters as usize);
         assert_eq!(
             size_of::<RecentVerdict>(),

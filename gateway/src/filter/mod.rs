@@ -18,6 +18,7 @@ mod features;
 mod foreign;
 mod in_place;
 mod interfaces;
+mod link_layer;
 mod links;
 mod lists;
 mod maps;
@@ -42,7 +43,7 @@ use std::sync::Arc;
 
 use nix::fcntl::Flock;
 use nix::unistd::{getegid, geteuid};
-use portcullis_ebpf_common::layout::Role;
+use portcullis_ebpf_common::layout::{LinkLayer, Role};
 
 use self::interfaces::HeldInterface;
 use self::lists::Generation;
@@ -59,7 +60,7 @@ pub use self::in_place::{InPlace, in_place, in_place_under, pins_are_private};
 pub use self::memory::{KernelMemory, memory};
 pub use self::plan::{Plan, PlannedInterface, plan};
 pub use self::status::{
-    InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, status,
+    InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, Unread, status,
 };
 pub use self::trial::{Outcome, Trial};
 pub use self::verdicts::{
@@ -229,15 +230,15 @@ impl Filter {
     /// # Errors
     /// When the program cannot be loaded once more.
     pub fn trial(&self) -> Result<Trial, Error> {
-        self.trial_as(Role::Edge)
+        self.trial_as(Role::Edge, LinkLayer::Ethernet)
     }
 
-    /// The same for an interface with this role.
+    /// The same for an interface with this role and link layer.
     ///
     /// # Errors
     /// As above.
-    pub fn trial_as(&self, role: Role) -> Result<Trial, Error> {
-        Trial::new(&self.pins, role)
+    pub fn trial_as(&self, role: Role, layer: LinkLayer) -> Result<Trial, Error> {
+        Trial::new(&self.pins, role, layer)
     }
 }
 

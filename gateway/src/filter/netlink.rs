@@ -1,4 +1,4 @@
-//! Asks the kernel which XDP program sits on an interface, and where it runs.
+//! Asks the kernel which XDP program sits on an interface, where it runs, and what kind of interface that is.
 //!
 //! aya attaches programs but cannot tell who is there already, and /sys shows the interfaces of the namespace in which it
 //! was mounted. One `RTM_GETLINK` request is answered for the namespace of the calling thread.
@@ -29,10 +29,28 @@ pub(super) enum Place {
 }
 
 // linux/if_link.h; the libc crate has none of them.
+const IFLA_BROADCAST: u16 = 2;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_TUN_PI: u16 = 4;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_DRV_PROG_ID: u16 = 5;
 const IFLA_XDP_SKB_PROG_ID: u16 = 6;
 const IFLA_XDP_HW_PROG_ID: u16 = 7;
+
+/// What an interface is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Description {
+    /// `ARPHRD_*` of linux/if_arp.h.
+    pub(super) hardware_type: u16,
+    /// What made it (`veth`, `wireguard`); empty for a device of its own.
+    pub(super) kind: String,
+    /// Whether what comes out of this TUN device begins with a word on what it is (`IFF_TUN` without `IFF_NO_PI`).
+    pub(super) tun_information: bool,
+    /// Its broadcast address; of a tunnel the remote one.
+    pub(super) broadcast: Vec<u8>,
+}
 
 /// Octets of `struct nlmsghdr`, and of `struct ifinfomsg` behind it.
 pub(super) const HEADER: usize = 16;
@@ -41,6 +59,16 @@ pub(super) const ANSWER_MAX: usize = 32 * 1024;
 
 /// The programs on the interface with this index.
 pub(super) fn attached(index: u32) -> io::Result<Vec<Attached>> {
+    parse(&answer(index)?)
+}
+
+/// What the interface with this index is.
+pub(super) fn describe(index: u32) -> io::Result<Description> {
+    parse_description(&answer(index)?)
+}
+
+/// What the kernel says of an interface.
+fn answer(index: u32) -> io::Result<Vec<u8>> {
     let socket = socket(
         AddressFamily::Netlink,
         SockType::Raw,
@@ -50,7 +78,8 @@ pub(super) fn attached(index: u32) -> io::Result<Vec<Attached>> {
     send(socket.as_raw_fd(), &request(index), MsgFlags::empty())?;
     let mut answer = vec![0; ANSWER_MAX];
     let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    parse(answer.get(..length).unwrap_or_default())
+    answer.truncate(length);
+    Ok(answer)
 }
 
 fn request(index: u32) -> [u8; 2 * HEADER] {
@@ -88,6 +117,26 @@ fn parse(answer: &[u8]) -> io::Result<Vec<Attached>> {
         Some(Attached { program, place })
     });
     Ok(programs.collect())
+}
+
+fn parse_description(answer: &[u8]) -> io::Result<Description> {
+    error_of(answer)?;
+    let hardware_type = half(answer, HEADER + 2).ok_or_else(truncated)?;
+    let attributes = answer.get(2 * HEADER..).ok_or_else(truncated)?;
+    let find = |attributes, wanted| {
+        let mut attributes = Attributes(attributes);
+        let found = attributes.find(|(kind, _)| *kind == wanted);
+        found.map(|(_, value)| value).unwrap_or_default()
+    };
+    let info = find(attributes, IFLA_LINKINFO);
+    let kind = find(info, IFLA_INFO_KIND);
+    let kind = kind.split(|octet| *octet == 0).next().unwrap_or_default();
+    Ok(Description {
+        hardware_type,
+        kind: String::from_utf8_lossy(kind).into_owned(),
+        tun_information: find(find(info, IFLA_INFO_DATA), IFLA_TUN_PI) != [0],
+        broadcast: find(attributes, IFLA_BROADCAST).to_vec(),
+    })
 }
 
 /// The error that an answer is, if it is one.
@@ -160,6 +209,24 @@ mod tests {
             place: Place::Driver,
         };
         assert_eq!(parse(&answer).unwrap(), [program]);
+    }
+
+    #[test]
+    fn the_kind_of_an_interface_is_found_beside_its_type() {
+        let mut answer = vec![0; 2 * HEADER];
+        answer[HEADER + 2..HEADER + 4].copy_from_slice(&778_u16.to_ne_bytes());
+        answer.extend(attribute(IFLA_BROADCAST, &[198, 51, 100, 7]));
+        let info = attribute(IFLA_INFO_KIND, b"gre\0");
+        answer.extend(attribute(IFLA_LINKINFO | 0x8000, &info));
+        let description = Description {
+            hardware_type: 778,
+            kind: "gre".to_owned(),
+            tun_information: true,
+            broadcast: vec![198, 51, 100, 7],
+        };
+        assert_eq!(parse_description(&answer).unwrap(), description);
+        answer.truncate(HEADER + 3);
+        assert!(parse_description(&answer).is_err());
     }
 
     #[test]

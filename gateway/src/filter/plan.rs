@@ -6,11 +6,13 @@
 use std::fs::File;
 use std::path::PathBuf;
 
+use portcullis_ebpf_common::layout::{InterfaceConstant, LinkLayer};
+
 use super::events::holder;
 use super::features::{InterfaceState, interface_state};
 use super::pins::Pins;
 use super::settings::{self, role_in_kernel};
-use super::{Error, in_place, links, pins};
+use super::{Error, in_place, link_layer, links, pins};
 use crate::config;
 
 /// What would be done.
@@ -55,7 +57,12 @@ pub fn plan(settings: &config::Filter) -> Result<Plan, Error> {
             name: interface.name.clone(),
             state,
         });
-        links::unpinned(role_in_kernel(interface.role))?;
+        let layer = match links::index(&interface.name) {
+            Ok(index) => link_layer::of(&interface.name, index)?,
+            Err(_) => LinkLayer::Ethernet,
+        };
+        let role = role_in_kernel(interface.role);
+        links::unpinned(InterfaceConstant::new(0, role, layer))?;
     }
     let mut let_go: Vec<String> = pins
         .linked()?

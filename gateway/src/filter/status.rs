@@ -2,16 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use portcullis_ebpf_common::encapsulation::ENCAPSULATIONS;
 use portcullis_ebpf_common::layout::{
-    self, InterfaceCounter, InterfaceCounters, LAYOUT_VERSION, ListCounter, Reason, TopSource,
+    self, InterfaceCounter, LAYOUT_VERSION, ListCounter, Reason, TopSource, unread_counter,
 };
-use portcullis_ebpf_common::{Action, Source};
-use serde::Serialize;
+use portcullis_ebpf_common::{Action, Encapsulation, Source};
+use serde::{Serialize, Serializer};
 
 use super::Error;
 use super::address::{of_verdict, written};
 use super::clock::now_ns;
 use super::events::{Names, reason_name};
+use super::link_layer;
 use super::links::{self, Seat};
 use super::lists::{self, Generation};
 use super::maps::{Counted, InterfaceSlot, Maps, since};
@@ -53,6 +55,8 @@ pub struct InterfaceStatus {
     pub name: String,
     /// What is behind it: `edge` or `customer`.
     pub role: &'static str,
+    /// How its frames begin: with `ethernet`, or with `ip`. `None` if it is not in this network namespace.
+    pub link: Option<&'static str>,
     /// Where the program runs: `driver` or `generic`.
     pub xdp_mode: &'static str,
     /// Whether the program sits on it now, as seen from this network namespace.
@@ -71,6 +75,8 @@ pub struct InterfaceStatus {
     pub permitted: u64,
     /// Anything but TCP to a filtered port; let through, always.
     pub other: u64,
+    /// Those of them that hold another packet, which the filter does not read.
+    pub unread: Unread,
     /// To a filtered port, and dropped.
     pub dropped: Reasons,
     /// From a customer, and answered with a RST instead of being dropped.
@@ -96,6 +102,8 @@ pub struct Reasons {
     pub syn_budget: u64,
     /// It came from a customer, and neither source nor destination is permitted.
     pub customer: u64,
+    /// It had more VLAN tags than are read.
+    pub vlan_tags: u64,
 }
 
 impl Reasons {
@@ -108,6 +116,7 @@ impl Reasons {
                 Reason::Unlisted => self.unlisted,
                 Reason::SynBudget => self.syn_budget,
                 Reason::Customer => self.customer,
+                Reason::Tags => self.vlan_tags,
             };
             (reason.name(), packets)
         })
@@ -116,6 +125,29 @@ impl Reasons {
     /// Packets for all reasons together.
     pub fn total(&self) -> u64 {
         self.each().iter().map(|(_, packets)| packets).sum()
+    }
+}
+
+/// Packets within packets, by what encloses them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unread([u64; ENCAPSULATIONS]);
+
+impl Unread {
+    /// With what each kind has counted.
+    pub fn new(count: impl Fn(Encapsulation) -> u64) -> Self {
+        Self(Encapsulation::ALL.map(count))
+    }
+
+    /// Each kind by its name, with its packets.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let names = Encapsulation::ALL.map(Encapsulation::name);
+        names.into_iter().zip(self.0)
+    }
+}
+
+impl Serialize for Unread {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.each())
     }
 }
 
@@ -267,9 +299,8 @@ fn top_sources(maps: &Maps, names: &Names) -> Result<TopSources, Error> {
 
 /// Without a record its slot was given back, and counts nothing.
 fn interface(counted: &Counted, record: Option<&InterfaceSlot>, sight: &Sight) -> InterfaceStatus {
-    let counters = record.map_or(InterfaceCounters::default(), |record| {
-        since(counted.interface(record.slot), record.counted_before)
-    });
+    let now = counted.interface(sight.slot);
+    let counters = since(now, record.map_or(now, |record| record.counted_before));
     let count =
         |counter: InterfaceCounter| counters.get(counter as usize).copied().unwrap_or_default();
     let Sight {
@@ -285,29 +316,39 @@ fn interface(counted: &Counted, record: Option<&InterfaceSlot>, sight: &Sight) -
         unlisted: count(InterfaceCounter::MonitoredUnlisted),
         syn_budget: count(InterfaceCounter::MonitoredSynBudget),
         customer: count(InterfaceCounter::MonitoredCustomer),
+        vlan_tags: count(InterfaceCounter::MonitoredTags),
     };
+    let index = seat.as_ref().map(|seat| seat.index);
+    let index = index.or_else(|| links::index(&interface.name).ok());
+    let layer = index.and_then(|index| link_layer::of(&interface.name, index).ok());
     InterfaceStatus {
         name: interface.name.clone(),
         role: role_name(interface.role),
+        link: layer.map(link_layer::name),
         xdp_mode: xdp_mode_name(match place {
             Some(Place::Generic) => XdpMode::Generic,
             Some(Place::Driver | Place::Hardware) => XdpMode::Driver,
             None => xdp_mode,
         }),
         attached: place.is_some(),
-        present: place.is_some() || links::index(&interface.name).is_ok(),
+        present: place.is_some() || index.is_some(),
         current_name: current_name.filter(|now| **now != interface.name).cloned(),
         unfiltered_since: sight.unfiltered_since,
         unfiltered_reason: sight.unfiltered_reason.clone(),
         passed: count(InterfaceCounter::Passed) + permitted + monitored.total(),
         permitted,
         other: count(InterfaceCounter::Other),
+        unread: Unread::new(|kind| {
+            let counter = counters.get(unread_counter(kind));
+            counter.copied().unwrap_or_default()
+        }),
         dropped: Reasons {
             listed: count(InterfaceCounter::DroppedListed),
             verdict: count(InterfaceCounter::DroppedVerdict),
             unlisted: count(InterfaceCounter::DroppedUnlisted),
             syn_budget: count(InterfaceCounter::DroppedSynBudget),
             customer: count(InterfaceCounter::DroppedCustomer),
+            vlan_tags: count(InterfaceCounter::DroppedTags),
         },
         resets: count(InterfaceCounter::ResetCustomer),
         syn_cookies: count(InterfaceCounter::SynCookie),

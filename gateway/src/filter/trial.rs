@@ -8,7 +8,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapError, RingBuf};
 use aya::programs::{TestRun, TestRunOptions};
 use portcullis_ebpf_common::Source;
 use portcullis_ebpf_common::layout::{
-    Event, INTERFACES_MAX, InterfaceCounters, RecentVerdict, Role, Settings, VerdictKey, hint,
+    Event, INTERFACES_MAX, InterfaceConstant, InterfaceCounters, LinkLayer, RecentVerdict, Role,
+    Settings, VerdictKey, hint,
 };
 use portcullis_ebpf_common::packet::FAMILY_BITS;
 
@@ -39,10 +40,11 @@ pub struct Outcome {
 }
 
 impl Trial {
-    pub(super) fn new(pins: &Pins, role: Role) -> Result<Self, Error> {
+    pub(super) fn new(pins: &Pins, role: Role, layer: LinkLayer) -> Result<Self, Error> {
+        // One slot past the last of an interface.
+        let interface = InterfaceConstant::new(INTERFACES_MAX, role, layer);
         Ok(Self {
-            // One slot past the last of an interface.
-            object: links::load(pins, INTERFACES_MAX, role)?,
+            object: links::load(pins, interface)?,
             maps: Maps::open(pins)?,
         })
     }

@@ -179,12 +179,12 @@ impl Packet for FirstBuffer<'_> {
 pub fn judge_on_host(file: &File, case: &Case, frame: FirstBuffer<'_>) -> Verdict {
     let settings = case.circumstances.settings(&file.ports);
     let memory = HostMemory::new(file);
-    let segment = packet::segment(&frame);
+    let content = packet::read(&frame, case.circumstances.layer);
     let mut verdict = Verdict::Other;
     for _ in 0..=case.before {
         verdict = judge(
             &frame,
-            segment.as_ref(),
+            &content,
             case.circumstances.role,
             &settings,
             &Userspace(&file.lists),
@@ -213,6 +213,7 @@ impl Expected {
             Verdict::Unlisted => Self::DropUnlisted,
             Verdict::SynBudget => Self::DropBudget,
             Verdict::Customer => Self::DropCustomer,
+            Verdict::Tags => Self::DropTags,
         }
     }
 

@@ -5,10 +5,11 @@ use std::str;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// The octets of a frame, and whether tags may be put into it.
+/// The octets of a frame, and whether tags may be put into it: it has an Ethernet header and none of its own.
 pub(super) fn frame(text: &str) -> Result<(Vec<u8>, bool)> {
     let layers: Vec<Layer<'_>> = text.split('|').map(Layer::parse).collect();
-    let taggable = layers.iter().all(|layer| layer.name != "vlan");
+    let is_ethernet = layers.first().is_some_and(|layer| layer.name == "eth");
+    let taggable = is_ethernet && layers.iter().all(|layer| !layer.name.starts_with("vlan"));
     let mut octets = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
         layer
@@ -69,6 +70,8 @@ impl<'a> Layer<'a> {
             "ipv4" => 0x0800,
             "ipv6" => 0x86dd,
             "vlan" => u16::from_str_radix(self.value("tpid").unwrap_or("8100"), 16)?,
+            "vlans" => 0x8100,
+            "pppoe" => 0x8864,
             other => bail!("{other} has no type of its own; say type="),
         })
     }
@@ -104,6 +107,15 @@ impl<'a> Layer<'a> {
                 to.extend(self.number("id", 1_u16)?.to_be_bytes());
                 to.extend(ether_type()?.to_be_bytes());
             }
+            "vlans" => {
+                let number = self.words.first().context("how many tags?")?.parse()?;
+                for tag in 1..=number {
+                    to.extend([0, tag]);
+                    let last = ether_type()?;
+                    to.extend(if tag == number { last } else { 0x8100 }.to_be_bytes());
+                }
+            }
+            "pppoe" => self.write_pppoe(behind, to)?,
             "ipv4" => self.write_ipv4(announced?, behind, to)?,
             "ipv6" => {
                 let length = self.number("length", octets(behind)?)?;
@@ -158,6 +170,25 @@ impl<'a> Layer<'a> {
             }
             other => bail!("there is no layer {other:?}"),
         }
+        Ok(())
+    }
+
+    /// RFC 2516, section 4, with the protocol of PPP behind it.
+    fn write_pppoe(&self, behind: &[Layer<'_>], to: &mut Vec<u8>) -> Result<()> {
+        let protocol = match (self.value("protocol"), behind.first()) {
+            (Some(hex), _) => u16::from_str_radix(hex, 16)?,
+            (None, Some(next)) if next.name == "ipv4" => 0x0021,
+            (None, Some(next)) if next.name == "ipv6" => 0x0057,
+            _ => bail!("what is behind it has no protocol of its own; say protocol="),
+        };
+        let protocol = protocol.to_be_bytes();
+        // RFC 1661, section 6.5: in one octet.
+        let protocol = &protocol[usize::from(self.has("short"))..];
+        let length = octets(behind)? + u16::try_from(protocol.len())?;
+        to.extend([0x11, self.number("code", 0)?]);
+        to.extend(self.number("session", 1_u16)?.to_be_bytes());
+        to.extend(self.number("length", length)?.to_be_bytes());
+        to.extend(protocol);
         Ok(())
     }
 

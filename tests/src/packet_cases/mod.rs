@@ -12,7 +12,8 @@ use std::{fs, mem};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use ipnet::IpNet;
 use portcullis::lists::{Compiled, ListAction};
-use portcullis_ebpf_common::layout::{Measures, Mode, Role, Settings};
+use portcullis_ebpf_common::Encapsulation;
+use portcullis_ebpf_common::layout::{LinkLayer, Measures, Mode, Role, Settings};
 
 pub use self::host::{FirstBuffer, HostMemory, Userspace, judge_on_host, source};
 pub use self::reply::Reply;
@@ -51,6 +52,8 @@ pub struct Circumstances {
     pub mode: Mode,
     /// Where the frame comes in.
     pub role: Role,
+    /// How frames begin there.
+    pub layer: LinkLayer,
     /// Whether a source on no list is dropped.
     pub drop_unlisted: bool,
     /// SYNs that a source may send in a second; 0: any number.
@@ -77,6 +80,8 @@ pub struct Case {
     pub expected: Expected,
     /// Whether its port is counted as hidden.
     pub hidden: bool,
+    /// What it is counted as, if it holds a packet that is not read.
+    pub unread: Option<Encapsulation>,
     /// What is sent back.
     pub reply: Option<Reply>,
 }
@@ -100,6 +105,8 @@ pub enum Expected {
     DropBudget,
     /// A customer sent it.
     DropCustomer,
+    /// It has more VLAN tags than are read.
+    DropTags,
     /// A customer sent it and is told so.
     Reset,
     /// It is answered with a SYN cookie.
@@ -169,6 +176,7 @@ impl File {
         let mut circumstances = Circumstances {
             mode: Mode::Enforce,
             role: Role::Edge,
+            layer: LinkLayer::Ethernet,
             drop_unlisted: false,
             syn_budget: 0,
             resets: None,
@@ -214,6 +222,10 @@ impl Begun {
             Some(verdict) => (verdict, true),
             None => (verdict, false),
         };
+        let (verdict, unread) = match verdict.split_once(char::is_whitespace) {
+            Some(("other", name)) => ("other", Some(encapsulation(name)?)),
+            _ => (verdict, None),
+        };
         let expected = expected(verdict)?;
         ensure!(
             self.reply.is_some() == matches!(expected, Expected::Reset | Expected::Cookie),
@@ -227,6 +239,7 @@ impl Begun {
             circumstances,
             expected,
             hidden,
+            unread,
             reply: self.reply,
         })
     }
@@ -240,6 +253,9 @@ impl Circumstances {
             ("mode", "off") => self.mode = Mode::Off,
             ("role", "edge") => self.role = Role::Edge,
             ("role", "customer") => self.role = Role::Customer,
+            ("link", "ethernet") => self.layer = LinkLayer::Ethernet,
+            ("link", "ip") => self.layer = LinkLayer::RawIp,
+            ("link", "tun") => self.layer = LinkLayer::Tun,
             ("unlisted", "pass") => self.drop_unlisted = false,
             ("unlisted", "drop") => self.drop_unlisted = true,
             ("cookies", "on") => self.cookies = true,
@@ -289,6 +305,12 @@ fn recent(text: &str) -> Result<(IpAddr, Age)> {
     Ok((address.parse()?, age))
 }
 
+fn encapsulation(name: &str) -> Result<Encapsulation> {
+    let mut kinds = Encapsulation::ALL.into_iter();
+    let found = kinds.find(|kind| kind.name() == name.trim());
+    found.with_context(|| format!("{name:?} is no encapsulation"))
+}
+
 fn expected(text: &str) -> Result<Expected> {
     Ok(match text.split_once(char::is_whitespace) {
         None if text == "other" => Expected::Other,
@@ -300,6 +322,7 @@ fn expected(text: &str) -> Result<Expected> {
         Some(("drop", "unlisted")) => Expected::DropUnlisted,
         Some(("drop", "budget")) => Expected::DropBudget,
         Some(("drop", "customer")) => Expected::DropCustomer,
+        Some(("drop", "tags")) => Expected::DropTags,
         Some(("drop", list)) => Expected::Drop(list.to_owned()),
         _ => return Err(anyhow!("{text:?} is no verdict")),
     })
@@ -329,7 +352,11 @@ pub fn write_seeds() {
 pub fn tagged(frame: &[u8], tags: usize) -> Vec<u8> {
     let mut octets = frame[..12].to_vec();
     for tag in (1..=tags).rev() {
-        octets.extend(if tag == 2 { [0x88, 0xa8] } else { [0x81, 0x00] });
+        octets.extend(if tag == tags && tags > 1 {
+            [0x88, 0xa8]
+        } else {
+            [0x81, 0x00]
+        });
         octets.extend([0, tag as u8]);
     }
     octets.extend(&frame[12..]);

@@ -35,18 +35,38 @@ impl Reply {
     }
 }
 
-/// The layers of a reply behind Ethernet addresses and tags, which are those of the frame it answers.
+/// The layers of a reply, by the first octet (the cases have no Ethernet address that begins with 4 or 6) at once or behind Ethernet addresses, tags and PPPoE, which are those of the frame it answers.
 fn layers(frame: &[u8], sent: &[u8]) -> Result<Vec<Vec<String>>> {
+    if frame[0] >> 4 == 4 {
+        return ipv4(sent);
+    }
+    if frame[0] >> 4 == 6 {
+        return ipv6(sent);
+    }
     ensure!(
         sent[..6] == frame[6..12] && sent[6..12] == frame[..6],
         "the Ethernet addresses"
     );
     let mut at = 12;
-    while sent[at] == 0x81 || sent[at] == 0x88 || sent[at] == 0x91 {
+    while matches!(sent[at..at + 2], [0x81, 0] | [0x88, 0xa8] | [0x91, 0]) {
         at += 4;
     }
+    let is_pppoe = sent[at..at + 2] == [0x88, 0x64];
     at += 2;
     ensure!(sent[12..at] == frame[12..at], "the tags");
+    if is_pppoe {
+        ensure!(sent[at..at + 4] == frame[at..at + 4], "the session");
+        let (length, behind) = (half(sent, at + 4), sent.len() - at - 6);
+        ensure!(
+            length == behind,
+            "the length of PPPoE is {length}, not {behind}"
+        );
+        ensure!(
+            sent[at + 6..at + 8] == frame[at + 6..at + 8],
+            "the protocol of PPP"
+        );
+        at += 8;
+    }
     let packet = &sent[at..];
     if packet[0] >> 4 == 4 {
         ipv4(packet)

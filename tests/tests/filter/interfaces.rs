@@ -379,6 +379,45 @@ fn a_foreign_program_on_an_interface_is_waited_out_and_told_with_the_way_to_remo
 }
 
 #[test]
+fn an_interface_that_comes_back_as_another_kind_does_not_get_a_program_that_cannot_read_it()
+-> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let mut settings = scene.settings();
+    settings.xdp_mode = portcullis::config::XdpMode::Generic;
+    settings.wait_for_interfaces = true;
+    settings.interfaces.push(Interface {
+        name: "late".to_owned(),
+        role: Role::Edge,
+    });
+    let mut owner = scene.attach(&settings)?;
+    ip(&scene.gate, &["link", "del", "wan"])?;
+    for name in ["wan", "late"] {
+        ip(&scene.gate, &["tuntap", "add", "dev", name, "mode", "tun"])?;
+    }
+    let again = scene.gate.run(|| owner.mend(&[], false))?;
+    ensure!(
+        again == ["late"],
+        "what was waited for has every program: {again:?}"
+    );
+    let status = scene.gate.run(|| owner.status())??;
+    let wan = status.interfaces.iter().find(|one| one.name == "wan");
+    let reason = wan.and_then(|wan| wan.unfiltered_reason.clone());
+    ensure!(
+        reason
+            .as_ref()
+            .is_some_and(|reason| reason.contains("begin otherwise")),
+        "{reason:?}"
+    );
+    drop(owner);
+    drop(scene.attach(&settings)?);
+    ensure!(has_program(&scene.gate, "wan")? && has_program(&scene.gate, "late")?);
+    Ok(())
+}
+
+#[test]
 fn a_gate_of_another_namespace_does_not_strip_the_first_one() -> Result<()> {
     if !root() {
         return Ok(());

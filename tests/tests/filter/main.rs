@@ -8,7 +8,9 @@ mod owners;
 mod scene;
 mod seen;
 mod swaps;
+mod tags;
 mod told;
+mod tunnel;
 mod verdicts;
 
 use std::net::{SocketAddr, TcpStream};

@@ -34,6 +34,11 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> io::Result<Self> {
+        Self::joined(Self::connect_interfaces)
+    }
+
+    /// The same with `wan` and `lan` made by `connect`.
+    pub(crate) fn joined(connect: impl FnOnce(&Self) -> io::Result<()>) -> io::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut scene = Self {
@@ -42,7 +47,7 @@ impl Scene {
             pin_path: format!("/sys/fs/bpf/portcullis-test-{}-{number}", process::id()).into(),
             listeners: Vec::new(),
         };
-        scene.connect_interfaces()?;
+        connect(&scene)?;
         for address in [GATE4, GATE6] {
             let address: IpAddr = address.parse().map_err(io::Error::other)?;
             for port in [25, 587] {
@@ -55,6 +60,10 @@ impl Scene {
 
     pub(crate) fn connect_interfaces(&self) -> io::Result<()> {
         self.gate.veth("wan", &self.outside, "lan")?;
+        self.give_addresses()
+    }
+
+    pub(crate) fn give_addresses(&self) -> io::Result<()> {
         let (gate4, gate6) = (format!("{GATE4}/24"), format!("{GATE6}/64"));
         self.gate.addresses("wan", [gate4, gate6])?;
         let four = [HONEST4, LISTED4, PERMITTED4].map(|address| format!("{address}/24"));

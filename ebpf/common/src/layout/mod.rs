@@ -24,12 +24,16 @@
 //! So the swap of the snapshot swaps the names with it, and a crash at any moment leaves one whole generation in force.
 
 mod control;
+mod interface;
+
+use crate::encapsulation::{ENCAPSULATIONS, Encapsulation};
 
 pub use self::control::{Control, Glance, VERDICT_HINTS, Word, hint};
+pub use self::interface::{InterfaceConstant, LinkLayer};
 
 /// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is part of the pin path,
 /// because a pinned map is taken over without a look at its shape.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Most ports that can be filtered.
 pub const PORTS_MAX: usize = 16;
@@ -232,16 +236,19 @@ pub enum Reason {
     SynBudget = 3,
     /// It comes from a customer, and neither source nor destination is permitted.
     Customer = 4,
+    /// It has more VLAN tags than are read, so that its source cannot be, either.
+    Tags = 5,
 }
 
 impl Reason {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Listed,
         Self::Verdict,
         Self::Unlisted,
         Self::SynBudget,
         Self::Customer,
+        Self::Tags,
     ];
 
     /// The reason's name in events, the status and the metrics.
@@ -253,6 +260,7 @@ impl Reason {
             Self::Unlisted => "unlisted",
             Self::SynBudget => "syn-budget",
             Self::Customer => "customer",
+            Self::Tags => "vlan-tags",
         }
     }
 }
@@ -270,10 +278,18 @@ pub struct Counters {
 /// The kernel takes no larger element of a per-CPU map (PCPU_MIN_UNIT_SIZE of linux/percpu.h).
 const _: () = assert!(size_of::<Counters>() <= 32 << 10);
 
-/// An interface's counters on one CPU, indexed by [`InterfaceCounter`]: two cache lines.
-pub type InterfaceCounters = [u64; 16];
+/// An interface's counters on one CPU, indexed by [`InterfaceCounter`], and from [`FIRST_UNREAD`] on by the number of an
+/// [`Encapsulation`]: five cache lines, of which most packets need the first.
+pub type InterfaceCounters = [u64; 40];
 
-/// What an interface counts; every packet counts once, and those with a hidden port twice.
+/// What is counted before anything is.
+pub const NOTHING_COUNTED: InterfaceCounters = [0; 40];
+
+/// Where packets within packets are counted, in addition to [`InterfaceCounter::Other`].
+pub const FIRST_UNREAD: usize = 24;
+const _: () = assert!(FIRST_UNREAD + ENCAPSULATIONS <= size_of::<InterfaceCounters>() / 8);
+
+/// What an interface counts; every packet counts once, and those with a hidden port or of an [`Encapsulation`] twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum InterfaceCounter {
@@ -309,6 +325,17 @@ pub enum InterfaceCounter {
     SynCookie = 14,
     /// In addition to one of the others: TCP whose port cannot be read, so that it is held to be a filtered one.
     Hidden = 15,
+    /// Dropped for [`Reason::Tags`].
+    DroppedTags = 16,
+    /// Passed because of [`Mode::Monitor`]; as [`Reason::Tags`].
+    MonitoredTags = 17,
+}
+
+/// The counter of a packet within a packet.
+#[inline(always)]
+#[must_use]
+pub const fn unread_counter(encapsulation: Encapsulation) -> usize {
+    FIRST_UNREAD + encapsulation as usize
 }
 
 /// The key of a recent verdict.

@@ -179,6 +179,7 @@ fn print_tables(look: &Look, out: &mut impl Write) -> io::Result<()> {
     if status.mode == "monitor" || status.interfaces.iter().any(monitors) {
         reasons(look, "monitored", |interface| &interface.monitored, out)?;
     }
+    unread(look, out)?;
     lists(look, out)?;
     verdicts(status, out)?;
     top_sources(status, out)
@@ -188,6 +189,7 @@ fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
     let mut table = Table::new([
         "interface",
         "role",
+        "link",
         "xdp mode",
         "passed",
         "permitted",
@@ -211,6 +213,7 @@ fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
         table.row([
             name,
             interface.role.to_owned(),
+            interface.link.unwrap_or_default().to_owned(),
             mode.to_owned(),
             count(|interface| interface.passed),
             count(|interface| interface.permitted),
@@ -231,16 +234,40 @@ fn reasons(
     of: fn(&InterfaceStatus) -> &Reasons,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    let [a, b, c, d, e] = Reasons::default().each().map(|(name, _)| name);
-    let mut table = Table::new([heading, a, b, c, d, e]);
+    let [a, b, c, d, e, f] = Reasons::default().each().map(|(name, _)| name);
+    let mut table = Table::new([heading, a, b, c, d, e, f]);
     for interface in &look.status.interfaces {
-        let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|reason| {
+        let [a, b, c, d, e, f] = [0, 1, 2, 3, 4, 5].map(|reason| {
             look.of_interface(interface, |interface| {
                 let (_, packets) = of(interface).each()[reason];
                 packets
             })
         });
-        table.row([interface.name.clone(), a, b, c, d, e]);
+        table.row([interface.name.clone(), a, b, c, d, e, f]);
+    }
+    writeln!(out)?;
+    table.write(out)
+}
+
+/// Packets within packets that passed unread, each kind that was seen.
+fn unread(look: &Look, out: &mut impl Write) -> io::Result<()> {
+    let mut table = Table::new(["unread", "encapsulation", "passed"]);
+    let mut seen = false;
+    for interface in &look.status.interfaces {
+        for (name, packets) in interface.unread.each().filter(|(_, packets)| *packets > 0) {
+            seen = true;
+            let count = |now: &InterfaceStatus| {
+                let mut kinds = now.unread.each();
+                kinds
+                    .find(|(kind, _)| *kind == name)
+                    .map_or(packets, |(_, packets)| packets)
+            };
+            let passed = look.of_interface(interface, count);
+            table.row([interface.name.clone(), name.to_owned(), passed]);
+        }
+    }
+    if !seen {
+        return Ok(());
     }
     writeln!(out)?;
     table.write(out)
@@ -327,7 +354,7 @@ fn top_sources(status: &Status, out: &mut impl Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use portcullis::config::PIN_PATH;
-    use portcullis::filter::{TopSourceStatus, TopSources, VerdictCounts};
+    use portcullis::filter::{TopSourceStatus, TopSources, Unread, VerdictCounts};
 
     use super::*;
 
@@ -342,6 +369,7 @@ mod tests {
             interfaces: vec![InterfaceStatus {
                 name: "eth0".to_owned(),
                 role: "customer",
+                link: Some("ethernet"),
                 xdp_mode: "driver",
                 attached: true,
                 present: true,
@@ -351,12 +379,14 @@ mod tests {
                 passed: 1_000_000,
                 permitted: 2,
                 other: 3,
+                unread: Unread::new(|kind| if kind.name() == "gre" { 2 } else { 0 }),
                 dropped: Reasons {
                     listed: 4,
                     verdict: 5,
                     unlisted: 6,
                     syn_budget: 7,
                     customer: 8,
+                    vlan_tags: 13,
                 },
                 resets: 9,
                 syn_cookies: 10,
@@ -410,14 +440,17 @@ mod tests {
         let expected = "\
 /sys/fs/bpf/portcullis: enforce, ports 25 587, unlisted sources pass
 
-interface  role      xdp mode   passed  permitted  dropped  resets  syn cookies  hidden  other
-eth0       customer  driver    1000000          2       30       9           10      11      3
+interface  role      link      xdp mode   passed  permitted  dropped  resets  syn cookies  hidden  other
+eth0       customer  ethernet  driver    1000000          2       43       9           10      11      3
 
-dropped  listed  verdict  unlisted  syn-budget  customer
-eth0          4        5         6           7         8
+dropped  listed  verdict  unlisted  syn-budget  customer  vlan-tags
+eth0          4        5         6           7         8         13
 
-monitored  listed  verdict  unlisted  syn-budget  customer
-eth0           12        0         0           0         0
+monitored  listed  verdict  unlisted  syn-budget  customer  vlan-tags
+eth0           12        0         0           0         0          0
+
+unread  encapsulation  passed
+eth0    gre                 2
 
 list           action  entries  dropped  permitted  monitored
 spamhaus-drop  drop          8        4          0          6
@@ -448,11 +481,11 @@ source      drops  reason  list           interface  last, s
     fn an_interface_of_another_namespace_is_not_said_to_have_lost_its_filter() {
         let mut status = status();
         status.interfaces[0].attached = false;
-        assert!(printed(&Look::alone(status.clone())).contains("customer  detached"));
+        assert!(printed(&Look::alone(status.clone())).contains("ethernet  detached"));
         status.interfaces[0].present = false;
         let text = printed(&Look::alone(status));
         assert!(
-            text.contains("customer  not here") && !text.contains("detached"),
+            text.contains("ethernet  not here") && !text.contains("detached"),
             "{text}"
         );
     }

@@ -4,7 +4,7 @@ use caps::{CapSet, Capability};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{Finding, setting};
-use crate::config::{Config, Filter, Interface, XdpMode};
+use crate::config::{Config, CustomerRefusal, Filter, Interface, Role, XdpMode};
 use crate::control::interfaces;
 use crate::filter;
 
@@ -21,7 +21,8 @@ pub(super) fn filter(settings: &Filter) -> Vec<Finding> {
         settings
             .interfaces
             .iter()
-            .map(|found| interface(settings, found)),
+            .flat_map(|found| [Some(interface(settings, found)), answers(settings, found)])
+            .flatten(),
     );
     findings
 }
@@ -95,6 +96,20 @@ fn jit() -> Finding {
         // Without the setting the kernel was built to compile always.
         _ => Finding::ok("BPF compiler", "on"),
     }
+}
+
+/// Customers are told that they may not send, if that is wanted and an answer arrives.
+fn answers(settings: &Filter, interface: &Interface) -> Option<Finding> {
+    let are_told =
+        interface.role == Role::Customer && settings.customer_refusal == CustomerRefusal::Reset;
+    let state = filter::interface_state(settings, interface).ok()?;
+    (are_told && !state.answers).then(|| {
+        Finding::warning(
+            format!("answers on {}", interface.name),
+            "its packets have no Ethernet header: what customers may not send is dropped without an answer",
+            "customers try longer until they give up; filter.customer_refusal = \"drop\" drops on all interfaces",
+        )
+    })
 }
 
 fn interface(settings: &Filter, interface: &Interface) -> Finding {

@@ -1,0 +1,83 @@
+//! VLAN tags as Linux takes them: priority tags, as many as there are, come off one after the other, and what is behind them is
+//! answered. So a listed source must not get in by adding some.
+
+use anyhow::{Context as _, Result, ensure};
+use portcullis_tests::root;
+
+use crate::scene::{GATE4, HONEST4, LISTED4, PERMITTED4, Scene};
+
+/// Sends a SYN to port 25 behind so many tags of VLAN 0, and says whether it was answered.
+const SYN: &str = r#"
+import select, socket, struct, sys, time
+gate, source, destination, tags, port = sys.argv[1], *map(socket.inet_aton, sys.argv[2:4]), *map(int, sys.argv[4:])
+def checksum(octets):
+    total = sum(struct.unpack("!%dH" % (len(octets) // 2), octets))
+    while total > 0xffff:
+        total = (total & 0xffff) + (total >> 16)
+    return total ^ 0xffff
+tcp = lambda sum: struct.pack("!HHLLBBHHH", port, 25, 1, 0, 0x50, 2, 65535, sum, 0)
+pseudo = source + destination + struct.pack("!HH", 6, 20)
+ip = lambda sum: struct.pack("!BBHHHBBH", 0x45, 0, 40, 1, 0, 64, 6, sum) + source + destination
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+link.bind(("lan", 0x0800))
+ours = link.getsockname()[4]
+frame = bytes.fromhex(gate.replace(":", "")) + ours + b"\x81\0\0\0" * tags + b"\x08\0"
+frame += ip(checksum(ip(0))) + tcp(checksum(pseudo + tcp(0)))
+link.send(frame)
+until = time.monotonic() + 0.5
+while select.select([link], [], [], max(0, until - time.monotonic()))[0]:
+    answer = link.recv(65536)
+    if answer[26:34] == destination + source and answer[36:38] == struct.pack("!H", port) and answer[47] == 0x12:
+        print("answered")
+        break
+"#;
+
+/// Whether a SYN from this source behind so many tags is answered.
+fn is_answered(scene: &Scene, gate: &str, source: &str, tags: u16) -> Result<bool> {
+    let output = scene
+        .outside
+        .command("python3")
+        .args(["-c", SYN, gate, source, GATE4])
+        .args([tags.to_string(), (40_000 + tags).to_string()])
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output.stdout.starts_with(b"answered"))
+}
+
+#[test]
+fn tags_that_linux_takes_off_bring_no_listed_source_in() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let shown = scene
+        .gate
+        .command("ip")
+        .args(["-br", "link", "show", "wan"])
+        .output()?;
+    let shown = String::from_utf8(shown.stdout)?;
+    let gate = shown.split_whitespace().nth(2).context("an address")?;
+    for tags in [3, 9] {
+        let answered = is_answered(&scene, gate, LISTED4, tags)?;
+        ensure!(answered, "Linux looks behind {tags} tags");
+    }
+    let _filter = scene.attach(&scene.settings())?;
+    for tags in [1, 3, 8, 9] {
+        let answered = is_answered(&scene, gate, LISTED4, tags)?;
+        ensure!(!answered, "a listed source behind {tags} tags");
+    }
+    for (source, tags) in [(HONEST4, 3), (HONEST4, 8), (PERMITTED4, 8)] {
+        let answered = is_answered(&scene, gate, source, tags)?;
+        ensure!(answered, "{source} behind {tags} tags");
+    }
+    let answered = is_answered(&scene, gate, PERMITTED4, 9)?;
+    ensure!(!answered, "behind nine tags no source is permitted");
+    let wan = &scene.status().interfaces[0];
+    ensure!(wan.dropped.vlan_tags >= 2, "{wan:?}");
+    ensure!(wan.dropped.listed >= 3 && wan.permitted > 0, "{wan:?}");
+    Ok(())
+}
