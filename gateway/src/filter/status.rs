@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use portcullis_ebpf_common::layout::{
-    self, InterfaceCounter, InterfaceCounters, LAYOUT_VERSION, ListCounter, Reason, TopSource,
+    self, InterfaceCounter, LAYOUT_VERSION, ListCounter, Reason, TopSource,
 };
 use portcullis_ebpf_common::{Action, Source};
 use serde::Serialize;
@@ -267,9 +267,8 @@ fn top_sources(maps: &Maps, names: &Names) -> Result<TopSources, Error> {
 
 /// Without a record its slot was given back, and counts nothing.
 fn interface(counted: &Counted, record: Option<&InterfaceSlot>, sight: &Sight) -> InterfaceStatus {
-    let counters = record.map_or(InterfaceCounters::default(), |record| {
-        since(counted.interface(record.slot), record.counted_before)
-    });
+    let now = counted.interface(sight.slot);
+    let counters = since(now, record.map_or(now, |record| record.counted_before));
     let count =
         |counter: InterfaceCounter| counters.get(counter as usize).copied().unwrap_or_default();
     let Sight {
