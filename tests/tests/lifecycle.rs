@@ -393,3 +393,25 @@ fn a_listed_source_cannot_connect_and_an_unlisted_one_can() -> Result<()> {
     gate.terminate()?;
     scene.detach(&file)
 }
+
+#[test]
+fn a_warning_is_one_line_of_the_text_log() -> Result<()> {
+    let receiver = Receiver::start(true)?;
+    let configuration = relay_to(&receiver.address().to_string(), "[dnsbl_policy]\n")?;
+    let configuration = configuration.replace("format = \"json\"", "format = \"text\"");
+    let gate = Gate::start(&configuration)?;
+    let warning = gate.wait_for_log("[dnsbl_policy] without a [[dnsbl]]", SOON)?;
+    ensure!(warning.contains("portcullis.toml:"), "no place: {warning}");
+    gate.rewrite(&configuration.replace("hostname = \"gate", "hostname = \"door"))?;
+    gate.signal(Signal::SIGHUP)?;
+    gate.wait_for_log("reloaded", SOON)?;
+    let log = gate.log();
+    ensure!(log.matches("without a [[dnsbl]]").count() == 2, "{log}");
+    for line in log.lines() {
+        ensure!(
+            line.starts_with("20") && line.contains('Z'),
+            "a line without its time: {line}"
+        );
+    }
+    Ok(())
+}

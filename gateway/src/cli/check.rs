@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use portcullis::config::Config;
+use portcullis::control::interfaces::unconfigured;
 
 use super::ConfigFile;
 
@@ -13,7 +14,8 @@ use super::ConfigFile;
 #[command(after_help = "\
 Prints every setting in force as TOML, with those by default marked, and what became of the lists.
 Reads the files that the configuration names (lists, networks, domains); changes nothing, needs no
-rights, and does not resolve names.
+rights, and does not resolve names. As root it also tells of a filter that is still in place although
+the configuration has none.
 
 Examples:
   portcullis check -c /etc/portcullis.toml
@@ -36,6 +38,14 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     for warning in &config.warnings {
         // With nobody listening on the standard error the configuration is no worse.
         let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
+    for found in unconfigured(&config, true) {
+        let _ = writeln!(
+            io::stderr(),
+            "warning: {}\n      = `{}` takes it off",
+            found.text,
+            found.removal
+        );
     }
     match io::stdout().write_all(in_force(&config).as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,

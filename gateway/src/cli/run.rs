@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     };
     let log_level = control::log::start(config.log);
     for warning in &config.warnings {
-        tracing::warn!("{warning}");
+        tracing::warn!("{}", warning.one_line());
     }
     match control::serve::serve(config, log_level) {
         Ok(()) => ExitCode::SUCCESS,

@@ -73,6 +73,20 @@ impl Error {
             advice: None,
         }
     }
+
+    /// The same in one line, for a log: the place first, as compilers write it, and the advice in parentheses.
+    #[must_use]
+    pub fn one_line(&self) -> String {
+        let file = self.file.display();
+        let place = match &self.position {
+            Some(at) => format!("{file}:{}:{}", at.line, at.column),
+            None => file.to_string(),
+        };
+        match &self.advice {
+            Some(advice) => format!("{place}: {} ({advice})", self.message),
+            None => format!("{place}: {}", self.message),
+        }
+    }
 }
 
 impl fmt::Display for Error {

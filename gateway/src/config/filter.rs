@@ -15,6 +15,8 @@ const PORTS_MAX: usize = 16;
 pub struct Filter {
     /// Where the program is attached.
     pub interfaces: Vec<Interface>,
+    /// Whether an interface that is not there at the start is waited for.
+    pub wait_for_interfaces: bool,
     /// The TCP ports whose packets are held against the lists.
     pub ports: Vec<u16>,
     /// What is done about a match.
@@ -43,6 +45,7 @@ impl Default for Filter {
     fn default() -> Filter {
         Filter {
             interfaces: Vec::new(),
+            wait_for_interfaces: false,
             ports: vec![25],
             mode: FilterMode::Enforce,
             unlisted: Unlisted::Pass,
@@ -127,6 +130,7 @@ impl Filter {
         let default = Filter::default();
         let filter = Filter {
             interfaces,
+            wait_for_interfaces: s.flag("wait_for_interfaces", default.wait_for_interfaces),
             ports: read_ports(&mut s),
             mode: s
                 .word("mode", Some("enforce"), &MODES, &[])

@@ -84,8 +84,14 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     match &config.filter {
         Some(filter) if filter.mode != FilterMode::Off => {
             findings.extend(packets::filter(filter));
+            findings.extend(packets::unconfigured(config));
         }
-        _ => findings.push(Finding::ok("filter", "none is configured, or it is off")),
+        _ => match packets::unconfigured(config) {
+            found if found.is_empty() => {
+                findings.push(Finding::ok("filter", "none is configured, or it is off"));
+            }
+            found => findings.extend(found),
+        },
     }
     findings
 }

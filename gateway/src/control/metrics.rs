@@ -212,6 +212,16 @@ fn interfaces(text: &mut Text, filter: &Status) {
         let labels = [("interface", &*interface.name)];
         text.sample(&labels, u8::from(interface.answers_lost));
     }
+    text.gauge(
+        "portcullis_filter_unfiltered_since_seconds",
+        "Unix time since which an interface of the configuration has been without the filter; 0 while it has it.",
+    );
+    for interface in &filter.interfaces {
+        text.sample(
+            &[("interface", &interface.name)],
+            interface.unfiltered_since.unwrap_or_default(),
+        );
+    }
     type Value = fn(&InterfaceStatus) -> u64;
     let counters: [(&str, &str, Value); 7] = [
         (
@@ -432,6 +442,9 @@ mod tests {
             xdp_mode: "driver",
             attached: true,
             present: true,
+            current_name: None,
+            unfiltered_since: None,
+            unfiltered_reason: None,
             passed: 10,
             permitted: 1,
             over_budget: 6,

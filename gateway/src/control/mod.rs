@@ -13,6 +13,7 @@
 //! | `admin.rs`, `state.rs`, `metrics.rs` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
 //! | `dropped.rs` | expired verdicts, lost answers and the top sources of the filter |
+//! | `interfaces.rs` | interfaces that come, go and lose their filter; filters that no configuration has |
 //! | `doctor.rs`, `doctor/` | is this machine able to run it? |
 
 mod admin;
@@ -21,6 +22,7 @@ pub mod dnsbl;
 pub mod doctor;
 mod dropped;
 mod error;
+pub mod interfaces;
 pub mod interrupt;
 pub mod lists;
 pub mod log;

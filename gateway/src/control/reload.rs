@@ -82,10 +82,23 @@ async fn reload(control: &Arc<Control>, path: &Path) -> Result<Done, Refused> {
         .map_err(Refused::Configuration)?;
     let old = control.shared.config.load_full();
     let kept = changes::keep_what_cannot_change(&old, &mut new, control.filter.is_some());
-    let changed = changes::differences(&old, &new, &kept);
+    let mut changed = changes::differences(&old, &new, &kept);
     control.names.look_up(&new.routes).await;
     put_in_force(control, old, new).await?;
+    changed.extend(attach_again(control).await?);
     Ok(Done { changed, kept })
+}
+
+/// Puts the filter back on the interfaces of the configuration that are without it, whoever took it off.
+async fn attach_again(control: &Arc<Control>) -> Result<Vec<String>, Refused> {
+    let control = Arc::clone(control);
+    let mended = spawn_blocking(move || {
+        let held = control.filter.as_ref();
+        held.map_or(Vec::new(), |held| held.lock().mend(&[], true))
+    });
+    let mended = mended.await.map_err(|_| Refused::Lost)?;
+    let told = |interface| format!("interface {interface} (the filter is attached again)");
+    Ok(mended.into_iter().map(told).collect())
 }
 
 /// Reads the lists of the configuration in force again, and puts them in force, or changes nothing.
@@ -137,7 +150,7 @@ async fn put_in_force(
     }
     control.log_level.set(new.log.level);
     for warning in &new.warnings {
-        tracing::warn!("{warning}");
+        tracing::warn!("{}", warning.one_line());
     }
     control.names.retain(&new.routes);
     lists::save(&new);
@@ -179,7 +192,10 @@ impl Done {
 impl Refused {
     pub(super) fn log(&self, what: &str, control: &Control) {
         match self {
-            Self::Configuration(Errors(errors)) => errors.iter().for_each(log_fault),
+            Self::Configuration(Errors(errors)) => {
+                let lines = errors.iter().map(config::Error::one_line);
+                lines.for_each(|line| tracing::error!("{line}"));
+            }
             Self::Lists(refusal) => {
                 let told = refusal.told(&control.shared.config.load());
                 told.iter().for_each(|line| tracing::error!("{line}"));
@@ -188,18 +204,6 @@ impl Refused {
             Self::Lost => tracing::error!("reading the configuration ended in a panic"),
         }
         tracing::error!("{what}");
-    }
-}
-
-/// A line for a fault, with its place first, as compilers do.
-fn log_fault(fault: &config::Error) {
-    let place = match &fault.position {
-        Some(at) => format!("{}:{}:{}", fault.file.display(), at.line, at.column),
-        None => fault.file.display().to_string(),
-    };
-    match &fault.advice {
-        Some(advice) => tracing::error!("{place}: {} ({advice})", fault.message),
-        None => tracing::error!("{place}: {}", fault.message),
     }
 }
 

@@ -15,7 +15,9 @@ use super::names::Names;
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
 use super::user::User;
-use super::{Control, Error, HeldFilter, admin, dnsbl, dropped, lists, log, names, notify};
+use super::{
+    Control, Error, HeldFilter, admin, dnsbl, dropped, interfaces, lists, log, names, notify,
+};
 use crate::config::{Config, FilterMode};
 use crate::filter::{self, Filter};
 use crate::worker::{Life, Shared};
@@ -49,6 +51,11 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
         admin: config.admin.map(admin::listen).transpose()?,
     };
     if let Some(user) = user {
+        if let Some(filter) = &held.filter
+            && let Err(error) = filter.give_links(user.uid(), user.gid())
+        {
+            tracing::warn!(%error, "an interface that is deleted and made again will stay unfiltered until a restart");
+        }
         user.take_on(held.filter.is_some())?;
         warn_unless_readable(&config);
     }
@@ -67,22 +74,31 @@ struct Held {
 
 /// Puts the filter in place, unless its mode is `off`. One of an earlier run, which may drop, is switched off then.
 fn attach(config: &Config) -> Result<Option<Filter>, Error> {
-    let Some(settings) = &config.filter else {
+    let settings = config.filter.as_ref();
+    // One that this start takes over is told below.
+    let taken_over = settings.map(|settings| &settings.pin_path);
+    for found in interfaces::unconfigured(config, false) {
+        if Some(&found.pin_path) != taken_over {
+            tracing::warn!("{}; `{}` takes it off", found.text, found.removal);
+        }
+    }
+    let Some(settings) = settings else {
         return Ok(None);
     };
     if settings.mode == FilterMode::Off {
-        match filter::status(&settings.pin_path) {
-            Err(filter::Error::NotAttached { .. }) => return Ok(None),
-            Err(error) => return Err(Error::Filter(error)),
-            Ok(_) => tracing::warn!(
-                "filter.mode is off: the filter of an earlier run stays in place and passes everything; \
-                 `portcullis filter detach` takes it away"
-            ),
+        if filter::in_place_under(&settings.pin_path).is_none() {
+            return Ok(None);
         }
+        tracing::warn!(
+            "filter.mode is off: the filter of an earlier run stays in place and passes everything; \
+             `portcullis filter detach` takes it away"
+        );
     }
-    Filter::attach(settings, config.policy.lists())
-        .map(Some)
-        .map_err(Error::Filter)
+    let attached = Filter::attach(settings, config.policy.lists()).map_err(Error::Filter)?;
+    if filter::pins_are_private(&settings.pin_path) == Some(true) {
+        tracing::warn!("{}", interfaces::PINS_ARE_PRIVATE);
+    }
+    Ok(Some(attached))
 }
 
 /// A reload needs the file again, as the user that the gate is by then.
@@ -132,6 +148,7 @@ async fn live(
         tokio::spawn(dropped::sweep_verdicts(Arc::clone(verdicts)));
         tokio::spawn(dropped::watch_answers(Arc::clone(&control)));
     }
+    interfaces::watch(&control)?;
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
     lists::save(&control.shared.config.load_full());

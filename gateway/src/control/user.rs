@@ -7,9 +7,10 @@
 //! | accept, connect, answer on the admin address | sockets and rings that are open already |
 //! | put other lists and settings into a filter in place | its maps are open already; `CAP_BPF` is kept for making new ones |
 //! | read the filter's counters and events, give and remove recent verdicts | its maps and links are open already |
+//! | put the filter back on an interface that was made again | its programs and the directory of its links are open already, and that directory is the user's |
 //! | read the configuration and its files again | only if that user may read them |
 //!
-//! It can no longer listen on other ports or put the filter on interfaces. Only the control plane's thread keeps
+//! It can no longer listen on other ports or load other programs. Only the control plane's thread keeps
 //! `CAP_BPF`, and only if there is a filter; the workers, which are the ones to talk to strangers, have no
 //! capability at all. (Both share their memory: it is the kernel's checks that are narrowed, not a wall inside of the process.)
 
@@ -47,6 +48,16 @@ impl User {
             uid: user.uid,
             gid: user.gid,
         })
+    }
+
+    /// Its number.
+    pub(super) fn uid(&self) -> u32 {
+        self.uid.as_raw()
+    }
+
+    /// The number of its group.
+    pub(super) fn gid(&self) -> u32 {
+        self.gid.as_raw()
     }
 
     /// Whether the process is this user's already.

@@ -40,6 +40,8 @@ pub enum Error {
     NoSuchInterface {
         /// The name that was looked for.
         interface: String,
+        /// What an interface that was called so, and has the filter, is called now.
+        renamed: Option<String>,
     },
     /// Another XDP program sits on the interface. It is left alone.
     Occupied {
@@ -47,6 +49,17 @@ pub enum Error {
         interface: String,
         /// The other program, as `name (id 17, in the driver)`.
         program: String,
+        /// How it can be taken off, which depends on how it was attached.
+        removal: String,
+    },
+    /// The filter sits on interfaces of another network namespace.
+    OtherNamespace {
+        /// The pin path.
+        path: PathBuf,
+        /// The interfaces.
+        interfaces: Vec<String>,
+        /// The namespace, if it was written down.
+        namespace: Option<u64>,
     },
     /// The program could not read the frames of the interface.
     Unreadable {
@@ -149,15 +162,49 @@ impl fmt::Display for Error {
                     "list {name:?}: a name has 1 to {max} octets, none of them NUL; rename it"
                 )
             }
-            Self::NoSuchInterface { interface } => write!(
+            Self::NoSuchInterface {
+                interface,
+                renamed: Some(now),
+            } => write!(
                 f,
-                "interface {interface}: there is none in this network namespace; `ip link` shows those that there are"
+                "interface {interface}: it was renamed to {now} and still has the filter; name it so in filter.interfaces"
             ),
-            Self::Occupied { interface, program } => write!(
+            Self::NoSuchInterface {
+                interface,
+                renamed: None,
+            } => write!(
+                f,
+                "interface {interface}: there is none in this network namespace; `ip link` shows those that there are, and \
+                 filter.wait_for_interfaces = true waits for one that comes later"
+            ),
+            Self::Occupied {
+                interface,
+                program,
+                removal,
+            } => write!(
                 f,
                 "interface {interface}: the XDP program {program} sits there already and was left alone; \
-                 remove it (`ip link set dev {interface} xdp off`, or unpin its link) or leave the interface out"
+                 remove it ({removal}) or leave the interface out"
             ),
+            Self::OtherNamespace {
+                path,
+                interfaces,
+                namespace,
+            } => {
+                write!(
+                    f,
+                    "{}: the filter that is pinned there sits on {} in another network namespace",
+                    path.display(),
+                    interfaces.join(", ")
+                )?;
+                if let Some(namespace) = namespace {
+                    write!(f, " (`lsns -t net` shows it as {namespace})")?;
+                }
+                write!(
+                    f,
+                    ", and was left alone: choose another filter.pin_path, or take it off with `portcullis filter detach`"
+                )
+            }
             Self::Unreadable { interface, reason } => {
                 write!(
                     f,
@@ -185,7 +232,8 @@ impl fmt::Display for Error {
             }
             Self::InUse { path } => write!(
                 f,
-                "{}: another process holds this filter; stop it, or choose another pin path",
+                "{}: another process holds this filter; a running gate puts it back by itself and at a reload (SIGHUP): \
+                 stop it, or choose another pin path",
                 path.display()
             ),
             Self::PinPathChanged { path } => write!(

@@ -268,7 +268,7 @@ pub(super) fn reason_name(number: u32) -> &'static str {
 }
 
 /// The process that holds the lock on a file, as far as `/proc/locks` of this process namespace tells.
-fn holder(file: &File) -> Option<Reader> {
+pub(super) fn holder(file: &File) -> Option<Reader> {
     let inode = file.metadata().ok()?.ino();
     let process = holder_in(&fs::read_to_string("/proc/locks").ok()?, inode)?;
     let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();

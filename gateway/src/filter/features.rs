@@ -13,17 +13,20 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
 
-use super::link_layer;
-use super::links;
-use super::netlink::{ANSWER_MAX, Attributes, HEADER, error_of, half, value_of};
+use super::maps::Maps;
+use super::netlink::{ANSWER_MAX, Attached, Attributes, HEADER, Place, error_of, half, value_of};
 use super::pins::Pins;
-use super::{Error, config};
+use super::settings::{role_name, xdp_mode_name};
+use super::{Error, config, interfaces, link_layer, links};
+use crate::config::{Interface, XdpMode};
 
 /// An interface without a foreign program on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceState {
     /// Whether the filter of this pin path sits on it.
     pub is_ours: bool,
+    /// What differs from the settings, in words: what the next start changes.
+    pub differences: Vec<String>,
     /// Whether its driver runs XDP programs; `None` if the kernel does not tell.
     pub driver_mode: Option<bool>,
 }
@@ -34,14 +37,58 @@ pub struct InterfaceState {
 /// [`Error::NoSuchInterface`], [`Error::Unreadable`], [`Error::Occupied`], and [`Error::Link`] if the kernel cannot be asked.
 pub fn interface_state(
     settings: &config::Filter,
-    interface: &str,
+    interface: &Interface,
 ) -> Result<InterfaceState, Error> {
-    let index = links::index(interface)?;
-    link_layer::of(interface, index)?;
+    let pins = Pins::new(&settings.pin_path);
+    let index = interfaces::present(&pins, &interface.name)?;
+    link_layer::of(&interface.name, index)?;
+    let ours = links::ours_on(&pins, &interface.name)?;
     Ok(InterfaceState {
-        is_ours: links::is_ours(&Pins::new(&settings.pin_path), index, interface)?,
+        is_ours: ours.is_some(),
+        differences: differences(&pins, settings, interface, ours),
         driver_mode: driver_mode(index).unwrap_or_default(),
     })
+}
+
+/// What is in force on an interface and not as the settings have it.
+fn differences(
+    pins: &Pins,
+    settings: &config::Filter,
+    interface: &Interface,
+    ours: Option<Attached>,
+) -> Vec<String> {
+    let taken = Maps::open(pins).and_then(|maps| maps.interfaces());
+    let taken = taken.unwrap_or_default();
+    let record = taken
+        .iter()
+        .find(|taken| taken.interface.name == interface.name);
+    let Some(ours) = ours else {
+        let lost = "it had the filter, and is without it now";
+        return record.map(|_| lost.to_owned()).into_iter().collect();
+    };
+    let mut differences = Vec::new();
+    let mode = xdp_mode_name(match ours.place {
+        Place::Generic => XdpMode::Generic,
+        Place::Driver | Place::Hardware => XdpMode::Driver,
+    });
+    let wanted = xdp_mode_name(settings.xdp_mode);
+    if mode != wanted {
+        differences.push(format!(
+            "it runs in the {mode} mode, and filter.xdp_mode is \"{wanted}\""
+        ));
+    }
+    match record {
+        None => differences.push(
+            "the interface was renamed, or another version of the gate put it there".to_owned(),
+        ),
+        Some(record) if record.interface.role != interface.role => differences.push(format!(
+            "it has the role {}, and the configuration says {}",
+            role_name(record.interface.role),
+            role_name(interface.role)
+        )),
+        Some(_) => {}
+    }
+    differences
 }
 
 // linux/genetlink.h and linux/netdev.h; the libc crate has few of them.

@@ -2,37 +2,31 @@
 //!
 //! What keeps a program on an interface is a pinned link. A link that still leads to the interface gets the new program
 //! in one step, with no packet unfiltered in between. A link that leads nowhere (the interface was deleted and made
-//! again) or to another mode is replaced.
+//! again) or to another mode is replaced. A link is known by the index of its interface and the number of its program: names
+//! change.
 
-use std::time::Duration;
-use std::{env, io, thread};
+use std::{env, io};
 
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, Xdp, XdpMode as AyaMode, loaded_programs};
+use aya::programs::{ProgramError, ProgramFd, Xdp};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::libc;
-use nix::net::if_::if_nametoindex;
+use nix::net::if_::{if_indextoname, if_nametoindex};
 use portcullis_ebpf_common::layout::{InterfaceConstant, LinkLayer, Role};
 
 use super::Error;
+use super::bpf::{self, Link};
 use super::error::{kernel, os_error};
-use super::link_layer;
+use super::foreign::occupied;
 use super::maps::PROGRAM_MAPS;
 use super::netlink::{self, Attached, Place};
 use super::pins::Pins;
-use super::settings::role_in_kernel;
 use super::verifier::VerifierLog;
-use crate::config::{Interface, XdpMode};
+use crate::config::XdpMode;
 
 /// The program, as `cargo xtask ebpf build` made it.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/prebuilt/portcullis.o");
 /// The program, and the same for kernels that know nothing of frames in several buffers.
 const PROGRAMS: [&str; 2] = ["portcullis", "portcullis_linear"];
-
-/// How long a link may take to let go, and how often that is looked at.
-const DETACH_MAX: Duration = Duration::from_secs(5);
-const DETACH_STEP: Duration = Duration::from_millis(2);
 
 /// Creates the maps that are not pinned yet.
 pub(super) fn create_maps(pins: &Pins) -> Result<(), Error> {
@@ -57,8 +51,20 @@ fn object(octets: &[u8], pins: &Pins, interface: InterfaceConstant) -> Result<Eb
         .map_err(kernel("loading the program's maps"))
 }
 
+/// The program for such an interface, loaded over maps that are pinned nowhere: nothing of it is left when it is dropped.
+pub(super) fn unpinned(interface: InterfaceConstant) -> Result<Ebpf, Error> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global("INTERFACE", &interface.0, true);
+    let object = loader.load(OBJECT);
+    verified(object.map_err(kernel("loading the program's maps"))?)
+}
+
 fn load_from(octets: &[u8], pins: &Pins, interface: InterfaceConstant) -> Result<Ebpf, Error> {
-    let mut object = object(octets, pins, interface)?;
+    verified(object(octets, pins, interface)?)
+}
+
+/// The object with its program loaded.
+fn verified(mut object: Ebpf) -> Result<Ebpf, Error> {
     let [program, linear] = PROGRAMS;
     named(&mut object, program)?
         .load()
@@ -111,7 +117,30 @@ fn named<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, Error> {
 pub(super) fn index(interface: &str) -> Result<u32, Error> {
     if_nametoindex(interface).map_err(|_| Error::NoSuchInterface {
         interface: interface.to_owned(),
+        renamed: None,
     })
+}
+
+/// A program that is loaded for one slot, role and link layer, and can be put on an interface for as long as this is open. That takes
+/// no privileges any more; loading it does.
+pub(super) struct Loaded {
+    descriptor: ProgramFd,
+    /// The kernel's number of the program.
+    pub(super) number: u32,
+}
+
+/// Loads the program for such an interface, and keeps it open.
+pub(super) fn open(pins: &Pins, interface: InterfaceConstant) -> Result<Loaded, Error> {
+    let mut object = load(pins, interface)?;
+    let program = program(&mut object)?;
+    let number = program
+        .info()
+        .map_err(kernel("asking for the program's number"))?
+        .id();
+    let step = "keeping the program open";
+    let descriptor = program.fd().map_err(kernel(step))?;
+    let descriptor = descriptor.try_clone().map_err(kernel(step))?;
+    Ok(Loaded { descriptor, number })
 }
 
 /// How the program came to an interface.
@@ -123,36 +152,22 @@ pub(super) enum Put {
     TakenOver,
 }
 
-/// Puts the program for this slot on an interface; gives the kernel's number of the program.
+/// Puts a program on the interface of this name; gives the interface's index, too.
 pub(super) fn put(
     pins: &Pins,
-    interface: &Interface,
-    slot: u32,
+    interface: &str,
+    program: &Loaded,
     mode: XdpMode,
 ) -> Result<(Put, u32), Error> {
-    let Interface {
-        name: interface,
-        role,
-    } = interface;
     let index = index(interface)?;
-    let layer = link_layer::of(interface, index)?;
     let pinned = pinned(pins, interface);
     let here = ours_alone(index, interface, pinned.as_ref())?;
-    let constant = InterfaceConstant::new(slot, role_in_kernel(*role), layer);
-    let mut object = load(pins, constant)?;
-    let program = program(&mut object)?;
-    let info = program.info();
-    let number = info
-        .map_err(kernel("asking for the program's number"))?
-        .id();
     match pinned {
-        Some(link) if here.iter().any(|attached| fits(attached.place, mode)) => {
+        Some(mut link) if here.iter().any(|attached| fits(attached.place, mode)) => {
             let step = "putting the program into its link";
-            let link = XdpLink::try_from(link).map_err(link_error(interface, step))?;
-            program
-                .attach_to_link(link)
+            link.update(&program.descriptor)
                 .map_err(link_error(interface, step))?;
-            Ok((Put::TakenOver, number))
+            Ok((Put::TakenOver, index))
         }
         stale => {
             if let Some(link) = stale {
@@ -162,82 +177,79 @@ pub(super) fn put(
                         "changing the XDP mode: packets pass unfiltered for a moment"
                     );
                 }
-                drop(link);
-                remove(pins, interface)?;
+                make_room(pins, interface, &link, !here.is_empty())?;
             }
             attach(pins, interface, index, program, mode)?;
-            Ok((Put::New, number))
+            Ok((Put::New, index))
         }
     }
 }
 
 /// Where the program of this link sits on an interface; another one there is an error.
-fn ours_alone(
-    index: u32,
-    interface: &str,
-    pinned: Option<&FdLink>,
-) -> Result<Vec<Attached>, Error> {
+fn ours_alone(index: u32, interface: &str, pinned: Option<&Link>) -> Result<Vec<Attached>, Error> {
     let here =
         netlink::attached(index).map_err(link_error(interface, "asking for its XDP program"))?;
-    let ours = pinned.and_then(program_of);
+    let ours = pinned.map(|link| link.program);
     match here.iter().find(|attached| Some(attached.program) != ours) {
-        Some(other) => Err(occupied(interface, *other)),
+        Some(other) => Err(occupied(interface, index, *other)),
         None => Ok(here),
     }
 }
 
-/// Whether the filter of these pins sits on an interface; another program there is an error.
-pub(super) fn is_ours(pins: &Pins, index: u32, interface: &str) -> Result<bool, Error> {
-    let here = ours_alone(index, interface, pinned(pins, interface).as_ref())?;
-    Ok(!here.is_empty())
+/// Where the filter of these pins sits on an interface, whatever name its pin has; another program there is an error.
+pub(super) fn ours_on(pins: &Pins, interface: &str) -> Result<Option<Attached>, Error> {
+    let index = index(interface)?;
+    let mut pinned = pinned(pins, interface).filter(|link| link.index == index);
+    if pinned.is_none() {
+        let mut others = pins.linked()?.into_iter();
+        pinned =
+            others.find_map(|name| self::pinned(pins, &name).filter(|link| link.index == index));
+    }
+    let here = ours_alone(index, interface, pinned.as_ref())?;
+    Ok(here.first().copied())
 }
 
 fn attach(
     pins: &Pins,
     interface: &str,
     index: u32,
-    program: &mut Xdp,
+    program: &Loaded,
     mode: XdpMode,
 ) -> Result<(), Error> {
-    let aya_mode = match mode {
-        XdpMode::Driver => AyaMode::Driver,
-        XdpMode::Generic => AyaMode::Skb,
+    let flags = match mode {
+        XdpMode::Driver => bpf::XDP_DRIVER,
+        XdpMode::Generic => bpf::XDP_GENERIC,
     };
-    let id = program
-        .attach_to_if_index(index, aya_mode)
+    let link = Link::create(&program.descriptor, index, flags)
         .map_err(|error| attach_error(interface, index, mode, error))?;
-    let link = program
-        .take_link(id)
-        .map_err(link_error(interface, "taking its link"))?;
-    // A kernel without links for XDP (before 5.9) would leave a netlink attachment, which cannot be pinned: dropping it
-    // here takes the program off again.
-    let link = FdLink::try_from(link).map_err(link_error(
-        interface,
-        "making its link (Linux 5.9 or newer)",
-    ))?;
-    link.pin(pins.link(interface))
-        .map_err(link_error(interface, "pinning its link"))?;
-    Ok(())
+    // Without its pin the link, and with it the program, is gone when this returns.
+    link.pin(&pins.link(interface))
+        .map_err(link_error(interface, "pinning its link"))
 }
 
-fn attach_error(interface: &str, index: u32, mode: XdpMode, error: ProgramError) -> Error {
-    match os_error(&error) {
+fn attach_error(interface: &str, index: u32, mode: XdpMode, error: io::Error) -> Error {
+    match error.raw_os_error() {
         Some(libc::EPERM) => Error::NotPermitted {
             what: "attaching an XDP program",
         },
-        // Somebody was faster.
+        // Another program was faster.
         Some(libc::EBUSY | libc::EEXIST) => {
             match netlink::attached(index).unwrap_or_default().first() {
-                Some(other) => occupied(interface, *other),
+                Some(other) => occupied(interface, index, *other),
                 None => link_error(interface, "attaching")(error),
             }
         }
-        Some(number @ (libc::EOPNOTSUPP | libc::ERANGE | libc::EINVAL | libc::ENOMEM))
+        // So the kernel says that an interface has gone meanwhile.
+        Some(libc::EINVAL | libc::ENODEV) if name_of(index).is_none() => Error::NoSuchInterface {
+            interface: interface.to_owned(),
+            renamed: None,
+        },
+        Some(libc::EOPNOTSUPP | libc::ERANGE | libc::EINVAL | libc::ENOMEM)
             if mode == XdpMode::Driver =>
         {
             Error::NoDriverMode {
                 interface: interface.to_owned(),
-                source: io::Error::from_raw_os_error(number),
+                source: error,
             }
         }
         _ => link_error(interface, "attaching")(error),
@@ -245,76 +257,120 @@ fn attach_error(interface: &str, index: u32, mode: XdpMode, error: ProgramError)
 }
 
 /// Takes the program off an interface, and returns when it is off. That there is none is no error.
-///
-/// The kernel lets a link go some time after its last pin was removed; nothing could be attached until then.
 pub(super) fn remove(pins: &Pins, interface: &str) -> Result<(), Error> {
-    let attached = attached(pins, interface);
-    Pins::remove(&pins.link(interface))?;
-    let Some((index, ours)) = attached else {
-        return Ok(());
-    };
-    let step = "waiting until its program is gone";
-    let waits = DETACH_MAX.as_millis() / DETACH_STEP.as_millis();
-    for _ in 0..waits {
-        let here = netlink::attached(index).map_err(link_error(interface, step))?;
-        if here.iter().all(|attached| attached.program != ours.program) {
-            return Ok(());
-        }
-        thread::sleep(DETACH_STEP);
+    // Without this the kernel lets a link go some time after its last pin was removed, and nothing could be attached until
+    // then.
+    if let Some(link) = pinned(pins, interface).filter(|link| link.index != 0) {
+        link.detach()
+            .map_err(link_error(interface, "taking its program off"))?;
     }
-    Err(link_error(interface, step)(io::Error::from(
-        io::ErrorKind::TimedOut,
-    )))
+    Pins::remove(&pins.link(interface))
 }
 
-/// The index of an interface and the program of its pinned link, if it is in this network namespace and the link leads
-/// to it.
-pub(super) fn attached(pins: &Pins, interface: &str) -> Option<(u32, Attached)> {
-    let ours = pinned(pins, interface).as_ref().and_then(program_of)?;
-    sits_on(interface, ours)
+/// A program on an interface of this network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seat {
+    /// The index of the interface.
+    pub(super) index: u32,
+    /// What the interface is called now.
+    pub(super) name: String,
+    /// How it sits there.
+    pub(super) attached: Attached,
 }
 
-/// The index of an interface and where this program sits on it, if it does.
-pub(super) fn sits_on(interface: &str, program: u32) -> Option<(u32, Attached)> {
-    let index = index(interface).ok()?;
+/// Where the program of the link that is pinned for an interface sits, if that is in this network namespace.
+pub(super) fn seat(pins: &Pins, interface: &str) -> Option<Seat> {
+    let link = pinned(pins, interface)?;
+    seat_of(link.index, link.program)
+}
+
+/// Where this program sits on the interface with this index, if it does.
+pub(super) fn seat_of(index: u32, program: u32) -> Option<Seat> {
+    let name = name_of(index)?;
     let mut here = netlink::attached(index).ok()?.into_iter();
     let attached = here.find(|attached| attached.program == program)?;
-    Some((index, attached))
+    Some(Seat {
+        index,
+        name,
+        attached,
+    })
 }
 
-fn pinned(pins: &Pins, interface: &str) -> Option<FdLink> {
-    PinnedLink::from_pin(pins.link(interface))
-        .ok()
-        .map(FdLink::from)
+/// Whether no program sits on an interface.
+pub(super) fn is_free(index: u32) -> bool {
+    netlink::attached(index).is_ok_and(|here| here.is_empty())
 }
 
-fn program_of(link: &FdLink) -> Option<u32> {
-    Some(link.info().ok()?.program_id())
+/// What an interface of this network namespace is called.
+fn name_of(index: u32) -> Option<String> {
+    let name = if_indextoname(index).ok()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
+/// The link that is pinned for an interface, if there is one and it may be opened.
+pub(super) fn pinned(pins: &Pins, interface: &str) -> Option<Link> {
+    Link::pinned(&pins.link(interface)).ok().flatten()
+}
+
+/// The interfaces with a pinned link that leads to an interface, but to none of this network namespace.
+pub(super) fn elsewhere(pins: &Pins) -> Result<Vec<String>, Error> {
+    let mut names = pins.linked()?;
+    names.retain(|name| {
+        pinned(pins, name)
+            .is_some_and(|link| link.index != 0 && seat_of(link.index, link.program).is_none())
+    });
+    Ok(names)
+}
+
+/// Gives every pin the name that its interface has now; returns the old and the new names. A link is known by what it leads
+/// to: the interface may have been renamed since, or two may have exchanged their names.
+pub(super) fn follow_names(pins: &Pins) -> Result<Vec<(String, String)>, Error> {
+    let mut renamed = Vec::new();
+    for name in pins.linked()? {
+        let Some(link) = pinned(pins, &name) else {
+            continue;
+        };
+        if let Some(seat) = seat_of(link.index, link.program)
+            && seat.name != name
+        {
+            renamed.push((name, seat.name, link.id));
+        }
+    }
+    // First out of each other's way. A process that ends in between leaves pins with names that no interface has.
+    for (old, _, id) in &renamed {
+        pins.rename_link(old, &aside(*id))?;
+    }
+    for (_, new, id) in &renamed {
+        if let Some(link) = pinned(pins, new) {
+            make_room(pins, new, &link, false)?;
+        }
+        pins.rename_link(&aside(*id), new)?;
+    }
+    Ok(renamed
+        .into_iter()
+        .map(|(old, new, _)| (old, new))
+        .collect())
+}
+
+/// Frees the name of a pin. A link that is not here but leads somewhere, which is in another network namespace, stays where it
+/// is under another name. (Its index says nothing: it may be that of another interface here.)
+fn make_room(pins: &Pins, interface: &str, link: &Link, is_here: bool) -> Result<(), Error> {
+    if link.index == 0 || is_here {
+        remove(pins, interface)
+    } else {
+        pins.rename_link(interface, &aside(link.id))
+    }
+}
+
+/// The name of a pin that has lost its own: longer than an interface's can be.
+fn aside(link: u32) -> String {
+    format!("being-renamed-{link:010}")
 }
 
 fn fits(place: Place, mode: XdpMode) -> bool {
     match place {
         Place::Driver | Place::Hardware => mode == XdpMode::Driver,
         Place::Generic => mode == XdpMode::Generic,
-    }
-}
-
-fn occupied(interface: &str, other: Attached) -> Error {
-    let info = loaded_programs()
-        .flatten()
-        .find(|info| info.id() == other.program);
-    let name = info
-        .as_ref()
-        .and_then(|info| info.name_as_str())
-        .unwrap_or("without a name");
-    let place = match other.place {
-        Place::Driver => "in the driver",
-        Place::Generic => "generic",
-        Place::Hardware => "in the hardware",
-    };
-    Error::Occupied {
-        interface: interface.to_owned(),
-        program: format!("{name:?} (id {}, {place})", other.program),
     }
 }
 

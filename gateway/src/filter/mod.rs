@@ -10,11 +10,15 @@
 
 mod address;
 mod answers;
+mod bpf;
 mod clock;
 mod control;
 mod error;
 mod events;
 mod features;
+mod foreign;
+mod in_place;
+mod interfaces;
 mod link_layer;
 mod links;
 mod lists;
@@ -23,12 +27,14 @@ mod memory;
 mod netlink;
 mod networks;
 mod pins;
+mod plan;
 mod settings;
 mod status;
 mod top;
 mod trial;
 mod verdicts;
 mod verifier;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -37,12 +43,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::Flock;
-use portcullis_ebpf_common::layout::{self, INTERFACES_MAX, LinkLayer, Role};
+use nix::unistd::{getegid, geteuid};
+use portcullis_ebpf_common::layout::{self, LinkLayer, Role};
 
 use self::answers::AnswerFaults;
-use self::links::Put;
+use self::interfaces::HeldInterface;
 use self::lists::Generation;
-use self::maps::{InterfaceSlot, Maps};
+use self::maps::Maps;
 use self::networks::LocalNetworks;
 use self::pins::Pins;
 use crate::config;
@@ -52,7 +59,9 @@ pub use self::answers::{AnswerFault, answer_fault};
 pub use self::error::Error;
 pub use self::events::{ANNOUNCE_EVERY, Event, Events, Names, READ_EVERY, Reader, names};
 pub use self::features::{InterfaceState, interface_state};
+pub use self::in_place::{InPlace, in_place, in_place_under, pins_are_private};
 pub use self::memory::{KernelMemory, memory};
+pub use self::plan::{Plan, PlannedInterface, plan};
 pub use self::status::{
     InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, Unread, status,
 };
@@ -61,6 +70,7 @@ pub use self::verdicts::{
     Cause, Exemption, Given, NewVerdict, VerdictCounts, VerdictStatus, Verdicts,
 };
 pub use self::verifier::VerifierLog;
+pub use self::watch::{LinkEvent, LinkEvents};
 
 /// The filter in the kernel, held by this process. Dropping it leaves the filter in place.
 pub struct Filter {
@@ -77,8 +87,10 @@ pub struct Filter {
     /// What is in force is remembered, because looking it up takes more privileges than changing it: an owner that has
     /// given up all but `CAP_BPF` can still put lists and settings in place.
     generation: Generation,
-    /// The programs that this process has put on interfaces, by interface.
-    programs: BTreeMap<String, u32>,
+    /// The interfaces of the settings, by name, with the programs that this process puts on them.
+    interfaces: BTreeMap<String, HeldInterface>,
+    /// The pins lead through it.
+    _links: File,
     /// Two owners would undo each other's lists. It is on the pins' directory, and shows when that is gone.
     lock: Flock<File>,
 }
@@ -94,12 +106,16 @@ impl Filter {
     /// what fails is the program; what the call itself attached is taken off.
     pub fn attach(settings: &config::Filter, compiled: &Compiled) -> Result<Self, Error> {
         settings::check(settings)?;
-        for interface in &settings.interfaces {
-            link_layer::of(&interface.name, links::index(&interface.name)?)?;
-        }
         let pins = Pins::new(&settings.pin_path);
+        interfaces::check_present(settings, &pins)?;
         let lock = pins.prepare()?;
         let clean_up = |_: &Error| remove_if_unused(&pins);
+        let namespace = in_place::check_namespace(&pins).inspect_err(clean_up)?;
+        pins.claim_namespace(namespace).inspect_err(clean_up)?;
+        let links = pins.open_links().inspect_err(clean_up)?;
+        // They may be those of the user that an earlier gate became.
+        pins.give_links(geteuid().as_raw(), getegid().as_raw())
+            .inspect_err(clean_up)?;
         let filled = fill(&pins, settings, compiled).inspect_err(clean_up)?;
         let mut filter = Self {
             settings: settings.clone(),
@@ -110,14 +126,15 @@ impl Filter {
             verdicts: Arc::new(Verdicts::of(&pins).inspect_err(clean_up)?),
             events: Some(Events::of(&pins).inspect_err(clean_up)?),
             generation: filled.generation,
-            pins,
-            programs: BTreeMap::new(),
+            pins: pins.through(&links),
+            interfaces: BTreeMap::new(),
+            _links: links,
             lock,
         };
         // Before a program looks at them, and so that what fails leaves nothing attached.
         let hints = filter.verdicts.set_all_hints();
         let result = hints.and_then(|()| filter.sync_interfaces());
-        result.inspect_err(|_| remove_if_unused(&filter.pins))?;
+        result.inspect_err(clean_up)?;
         // Now it is known which slot is whose, and programs are there that may be at the other end of another's interface.
         filter.answer_faults = filter.answer_faults.again(settings);
         let faults = &filter.answer_faults;
@@ -240,17 +257,13 @@ impl Filter {
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
     pub fn status(&self) -> Result<Status, Error> {
-        let attached = |interface: &str| {
-            let program = self.programs.get(interface)?;
-            links::sits_on(interface, *program).map(|(_, attached)| attached)
-        };
         status::read(
             &self.pins,
             &self.maps,
             &self.verdicts,
             Some(self.in_force),
             &self.generation,
-            attached,
+            &self.sights()?,
         )
     }
 
@@ -268,94 +281,6 @@ impl Filter {
     /// As above.
     pub fn trial_as(&self, role: Role, layer: LinkLayer) -> Result<Trial, Error> {
         Trial::new(&self.pins, role, layer)
-    }
-
-    /// Puts the program on the interfaces of the settings, and takes it off all others.
-    fn sync_interfaces(&mut self) -> Result<(), Error> {
-        let mut new = Vec::new();
-        for interface in self.settings.interfaces.clone() {
-            match self.put(&interface) {
-                Ok(Put::New) => new.push(interface.name),
-                Ok(Put::TakenOver) => {}
-                Err(error) => {
-                    for name in new {
-                        self.let_go(&name)?;
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        let kept = |name: &str| {
-            self.settings
-                .interfaces
-                .iter()
-                .any(|interface| interface.name == name)
-        };
-        let mut gone = self.pins.linked()?;
-        gone.extend(
-            self.maps
-                .interfaces()?
-                .into_iter()
-                .map(|taken| taken.interface.name),
-        );
-        gone.retain(|name| !kept(name));
-        for name in gone {
-            self.let_go(&name)?;
-        }
-        self.pins.remove_other_layouts()
-    }
-
-    fn put(&mut self, interface: &config::Interface) -> Result<Put, Error> {
-        let taken = self.maps.interfaces()?;
-        let before = taken
-            .iter()
-            .find(|taken| taken.interface.name == interface.name);
-        let is_new = before.is_none();
-        let (slot, counted_before) = match before {
-            Some(before) => (before.slot, before.counted_before),
-            None => {
-                let slot = (0..INTERFACES_MAX)
-                    .find(|slot| !taken.iter().any(|taken| taken.slot == *slot))
-                    .ok_or(Error::TooMany {
-                        what: "interfaces",
-                        number: taken.len() + 1,
-                        max: INTERFACES_MAX as usize,
-                    })?;
-                (slot, self.maps.counted()?.interface(slot))
-            }
-        };
-        // Before the program counts there: nobody else is to take the slot if this process ends.
-        self.maps.take_interface_slot(&InterfaceSlot {
-            slot,
-            interface: interface.clone(),
-            xdp_mode: self.settings.xdp_mode,
-            counted_before,
-        })?;
-        let result = links::put(&self.pins, interface, slot, self.settings.xdp_mode);
-        if result.is_err() && is_new {
-            self.maps.free_interface_slot(slot)?;
-        }
-        let (put, program) = result?;
-        self.programs.insert(interface.name.clone(), program);
-        let taken_over = put == Put::TakenOver;
-        let layer = link_layer::of(&interface.name, links::index(&interface.name)?)?;
-        tracing::info!(
-            interface = interface.name,
-            link = link_layer::name(layer),
-            taken_over,
-            "the filter is in place"
-        );
-        Ok(put)
-    }
-
-    fn let_go(&mut self, interface: &str) -> Result<(), Error> {
-        links::remove(&self.pins, interface)?;
-        self.programs.remove(interface);
-        let taken = self.maps.interfaces()?;
-        if let Some(taken) = taken.iter().find(|taken| taken.interface.name == interface) {
-            self.maps.free_interface_slot(taken.slot)?;
-        }
-        Ok(())
     }
 }
 
@@ -422,9 +347,20 @@ pub fn detach(pin_path: &Path, interfaces: &[String]) -> Result<(), Error> {
         path: pin_path.to_owned(),
         interface,
     };
-    if let Some(unknown) = interfaces.iter().find(|name| !linked.contains(name)) {
-        return Err(not_attached(Some(unknown.clone())));
-    }
+    // An interface may have another name than when it got its filter.
+    let pinned_for = |name: &String| {
+        let is_now =
+            |linked: &&String| links::seat(&pins, linked).is_some_and(|seat| seat.name == *name);
+        let found = linked.iter().find(is_now);
+        found
+            .or_else(|| linked.iter().find(|linked| *linked == name))
+            .cloned()
+            .ok_or_else(|| not_attached(Some(name.clone())))
+    };
+    let interfaces: Vec<String> = interfaces
+        .iter()
+        .map(pinned_for)
+        .collect::<Result<_, _>>()?;
     if linked.is_empty() && !pins.exist()? {
         return Err(not_attached(None));
     }
@@ -436,7 +372,7 @@ pub fn detach(pin_path: &Path, interfaces: &[String]) -> Result<(), Error> {
         return pins.remove_all();
     }
     let mut maps = Maps::open(&pins)?;
-    for name in interfaces {
+    for name in &interfaces {
         links::remove(&pins, name)?;
         for taken in maps.interfaces()? {
             if taken.interface.name == *name {

@@ -3,6 +3,7 @@
 //! ```text
 //! /sys/fs/bpf/portcullis/          held with flock(2) by the process that owns the filter
 //!     links/eth0                   one per interface: what keeps the program attached
+//!     netns-4026531840/            the network namespace that the interfaces are in, by the number of its inode
 //!     events/                      held with flock(2) by the process that reads the events
 //!     v6/SETTINGS, v6/SNAPSHOT, ... the maps, in a directory named after the version of their layout
 //! ```
@@ -13,31 +14,68 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use portcullis_ebpf_common::layout::LAYOUT_VERSION;
 
 use super::Error;
 
 /// Where the kernel expects its BPF file system.
-const BPF_FS: &str = "/sys/fs/bpf";
+pub(super) const BPF_FS: &str = "/sys/fs/bpf";
+/// How the name of the directory begins that stands for a network namespace.
+const NAMESPACE: &str = "netns-";
 
 /// The paths under one pin path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pins {
     root: PathBuf,
+    links: PathBuf,
 }
 
 impl Pins {
     pub(super) fn new(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
+            links: root.join("links"),
         }
+    }
+
+    /// The directory of the links, held open.
+    pub(super) fn open_links(&self) -> Result<File, Error> {
+        File::open(&self.links).map_err(pin_error(&self.links))
+    }
+
+    /// The same pins, with the way to their links through the open directory: the kernel keeps those who are not root out of
+    /// `/sys/fs/bpf`, and a process always reaches what it has open.
+    pub(super) fn through(&self, links: &File) -> Self {
+        let descriptor = format!("/proc/self/fd/{}", links.as_raw_fd());
+        Self {
+            root: self.root.clone(),
+            links: descriptor.into(),
+        }
+    }
+
+    /// Gives the links and their directory to a user, who can make and remove them from then on.
+    pub(super) fn give_links(&self, uid: u32, gid: u32) -> Result<(), Error> {
+        let own = |path: &Path| {
+            let owner = fs::symlink_metadata(path).map_err(pin_error(path))?;
+            if (owner.uid(), owner.gid()) == (uid, gid) {
+                return Ok(());
+            }
+            chown(path, Some(uid), Some(gid)).map_err(pin_error(path))
+        };
+        own(&self.links)?;
+        for interface in self.linked()? {
+            own(&self.link(&interface))?;
+        }
+        Ok(())
     }
 
     /// Those of a filter that is in place.
@@ -70,19 +108,15 @@ impl Pins {
         self.root.join("events")
     }
 
-    fn links(&self) -> PathBuf {
-        self.root.join("links")
-    }
-
     /// The link of an interface. A BPF file system refuses names with a dot, and VLAN interfaces have one.
     pub(super) fn link(&self, interface: &str) -> PathBuf {
-        self.links()
+        self.links
             .join(interface.replace('%', "%25").replace('.', "%2e"))
     }
 
     /// The interfaces that have a link, sorted.
     pub(super) fn linked(&self) -> Result<Vec<String>, Error> {
-        let mut interfaces: Vec<String> = names(&self.links())?
+        let mut interfaces: Vec<String> = names(&self.links)?
             .iter()
             .map(|name| name.replace("%2e", ".").replace("%25", "%"))
             .collect();
@@ -93,7 +127,12 @@ impl Pins {
     /// Makes the directories, on a BPF file system that is mounted if there is none, and takes the lock.
     pub(super) fn prepare(&self) -> Result<Flock<File>, Error> {
         self.ensure_bpf_fs()?;
-        for directory in [self.root.clone(), self.maps(), self.links(), self.events()] {
+        for directory in [
+            self.root.clone(),
+            self.maps(),
+            self.links.clone(),
+            self.events(),
+        ] {
             let result = DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -158,6 +197,34 @@ impl Pins {
         Ok(())
     }
 
+    /// Gives the pin of an interface's link another name.
+    pub(super) fn rename_link(&self, interface: &str, new: &str) -> Result<(), Error> {
+        let path = self.link(interface);
+        fs::rename(&path, self.link(new)).map_err(pin_error(&path))
+    }
+
+    /// The network namespace that the filter was put in place in, if that is known.
+    pub(super) fn namespace(&self) -> Result<Option<u64>, Error> {
+        let names = names(&self.root)?;
+        let mut numbers = names
+            .iter()
+            .filter_map(|name| name.strip_prefix(NAMESPACE)?.parse().ok());
+        Ok(numbers.next())
+    }
+
+    /// Writes down that the interfaces are those of this namespace.
+    pub(super) fn claim_namespace(&self, namespace: u64) -> Result<(), Error> {
+        let mark = format!("{NAMESPACE}{namespace}");
+        for name in names(&self.root)? {
+            if name.starts_with(NAMESPACE) && name != mark {
+                remove_directory(&self.root.join(name))?;
+            }
+        }
+        let path = self.root.join(mark);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(pin_error(&path))
+    }
+
     /// Removes one pin; that there is none is no error.
     pub(super) fn remove(path: &Path) -> Result<(), Error> {
         match fs::remove_file(path) {
@@ -168,7 +235,7 @@ impl Pins {
 
     /// Removes everything that is pinned, and the directories.
     pub(super) fn remove_all(&self) -> Result<(), Error> {
-        remove_directory(&self.links())?;
+        remove_directory(&self.links)?;
         for name in names(&self.root)? {
             remove_directory(&self.root.join(name))?;
         }
@@ -180,6 +247,39 @@ impl Pins {
         let maps = self.maps();
         maps.try_exists().map_err(pin_error(&maps))
     }
+}
+
+/// Whether a BPF file system at this path, or the one that the gate would mount there, is seen by no process outside of this
+/// one's mount namespace: then all pins are gone with its last process. `None` if that cannot be told.
+pub(super) fn is_private(path: &Path) -> Option<bool> {
+    // What the first process of the machine (or of the container) has mounted stays.
+    let lasting = fs::read_to_string("/proc/1/mountinfo").ok()?;
+    let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
+    if statfs(existing).ok()?.filesystem_type() != BPF_FS_MAGIC {
+        let own = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        // Every mount has a number, and a copy in another namespace has another.
+        return Some(root_mount(&own)? != root_mount(&lasting)?);
+    }
+    let device = fs::metadata(existing).ok()?.dev();
+    let wanted = format!("{}:{}", major(device), minor(device));
+    let mut devices = lasting.lines().filter_map(|line| line.split(' ').nth(2));
+    Some(!devices.any(|device| device == wanted))
+}
+
+/// The number of the mount at `/`, in lines such as `23 1 254:1 / / rw,relatime - ext4 /dev/vda1 rw`.
+fn root_mount(mounts: &str) -> Option<&str> {
+    let mut fields = mounts.lines().map(|line| line.split(' '));
+    fields.find_map(|mut fields| {
+        let number = fields.next()?;
+        (fields.nth(3)? == "/").then_some(number)
+    })
+}
+
+/// The network namespace of this thread, by the number of its inode: as `lsns -t net` and `/proc/PID/ns/net` show it.
+pub(super) fn own_namespace() -> Result<u64, Error> {
+    let path = Path::new("/proc/thread-self/ns/net");
+    let metadata = fs::metadata(path).map_err(pin_error(path))?;
+    Ok(metadata.ino())
 }
 
 /// Removes a directory and the pins in it; that there is none is no error.

@@ -14,14 +14,14 @@ use super::address::{of_verdict, written};
 use super::clock::now_ns;
 use super::events::{Names, reason_name};
 use super::link_layer;
-use super::links;
+use super::links::{self, Seat};
 use super::lists::{self, Generation};
 use super::maps::{Counted, InterfaceSlot, Maps, since};
-use super::netlink::{Attached, Place};
+use super::netlink::Place;
 use super::pins::Pins;
 use super::settings::{role_name, xdp_mode_name};
 use super::verdicts::{VerdictCounts, Verdicts};
-use crate::config::XdpMode;
+use crate::config::{Interface, XdpMode};
 
 /// The filter as it is in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -63,6 +63,12 @@ pub struct InterfaceStatus {
     pub attached: bool,
     /// Whether there is an interface of this name in this network namespace.
     pub present: bool,
+    /// What it is called now, if it was renamed since.
+    pub current_name: Option<String>,
+    /// Since when it has been without the filter, in seconds of the Unix epoch, as far as a running gate knows.
+    pub unfiltered_since: Option<u64>,
+    /// Why, as far as a running gate knows.
+    pub unfiltered_reason: Option<String>,
     /// To a filtered port, and let through.
     pub passed: u64,
     /// Those of them whose source a permit list names.
@@ -198,16 +204,41 @@ pub struct ListStatus {
 pub fn status(pin_path: &Path) -> Result<Status, Error> {
     let pins = Pins::attached(pin_path)?;
     let maps = Maps::open(&pins)?;
-    let attached =
-        |interface: &str| links::attached(&pins, interface).map(|(_, attached)| attached);
+    let taken = maps.interfaces()?;
+    let sights: Vec<Sight> = taken
+        .into_iter()
+        .map(|taken| Sight::of(&pins, taken))
+        .collect();
     read(
         &pins,
         &maps,
         &Verdicts::of(&pins)?,
         maps.settings()?,
         &lists::in_force(&maps)?,
-        attached,
+        &sights,
     )
+}
+
+/// What is known of an interface beside its record.
+pub(super) struct Sight {
+    pub(super) interface: Interface,
+    pub(super) slot: u32,
+    pub(super) seat: Option<Seat>,
+    pub(super) unfiltered_since: Option<u64>,
+    pub(super) unfiltered_reason: Option<String>,
+}
+
+impl Sight {
+    /// What the pins and the kernel tell of it.
+    pub(super) fn of(pins: &Pins, taken: InterfaceSlot) -> Self {
+        Self {
+            seat: links::seat(pins, &taken.interface.name),
+            slot: taken.slot,
+            interface: taken.interface,
+            unfiltered_since: None,
+            unfiltered_reason: None,
+        }
+    }
 }
 
 /// The status of open maps, with what an owner knows of them and others have to look up.
@@ -217,10 +248,16 @@ pub(super) fn read(
     verdicts: &Verdicts,
     settings: Option<layout::Settings>,
     generation: &Generation,
-    attached: impl Fn(&str) -> Option<Attached>,
+    sights: &[Sight],
 ) -> Result<Status, Error> {
-    let interfaces = maps.interfaces()?;
+    let taken = maps.interfaces()?;
     let counted = maps.counted()?;
+    let look = |sight: &Sight| {
+        let record = taken
+            .iter()
+            .find(|taken| taken.slot == sight.slot && taken.interface.name == sight.interface.name);
+        interface(&counted, record, sight)
+    };
     Ok(Status {
         pin_path: pins.root().to_owned(),
         layout: LAYOUT_VERSION,
@@ -231,11 +268,11 @@ pub(super) fn read(
         },
         ports: settings.iter().flat_map(layout::Settings::ports).collect(),
         generation: generation.number,
-        interfaces: interfaces
+        interfaces: sights
             .iter()
-            .map(|taken| InterfaceStatus {
-                answers_lost: settings.is_some_and(|settings| settings.is_silent(taken.slot)),
-                ..interface(&counted, taken, attached(&taken.interface.name))
+            .map(|sight| InterfaceStatus {
+                answers_lost: settings.is_some_and(|settings| settings.is_silent(sight.slot)),
+                ..look(sight)
             })
             .collect(),
         lists: generation
@@ -267,15 +304,18 @@ fn top_sources(maps: &Maps, names: &Names) -> Result<TopSources, Error> {
     })
 }
 
-fn interface(
-    counted: &Counted,
-    taken: &InterfaceSlot,
-    attached: Option<Attached>,
-) -> InterfaceStatus {
-    let counters = since(counted.interface(taken.slot), taken.counted_before);
+/// Without a record its slot was given back, and counts nothing.
+fn interface(counted: &Counted, record: Option<&InterfaceSlot>, sight: &Sight) -> InterfaceStatus {
+    let now = counted.interface(sight.slot);
+    let counters = since(now, record.map_or(now, |record| record.counted_before));
     let count =
         |counter: InterfaceCounter| counters.get(counter as usize).copied().unwrap_or_default();
-    let place = attached.map(|attached| attached.place);
+    let Sight {
+        interface, seat, ..
+    } = sight;
+    let place = seat.as_ref().map(|seat| seat.attached.place);
+    let current_name = seat.as_ref().map(|seat| &seat.name);
+    let xdp_mode = record.map_or(XdpMode::Driver, |record| record.xdp_mode);
     let permitted = count(InterfaceCounter::Permitted);
     let over_budget = count(InterfaceCounter::OverBudget);
     let monitored = Reasons {
@@ -285,19 +325,23 @@ fn interface(
         customer: count(InterfaceCounter::MonitoredCustomer),
         vlan_tags: count(InterfaceCounter::MonitoredTags),
     };
-    let index = links::index(&taken.interface.name).ok();
-    let layer = index.and_then(|index| link_layer::of(&taken.interface.name, index).ok());
+    let index = seat.as_ref().map(|seat| seat.index);
+    let index = index.or_else(|| links::index(&interface.name).ok());
+    let layer = index.and_then(|index| link_layer::of(&interface.name, index).ok());
     InterfaceStatus {
-        name: taken.interface.name.clone(),
-        role: role_name(taken.interface.role),
+        name: interface.name.clone(),
+        role: role_name(interface.role),
         link: layer.map(link_layer::name),
         xdp_mode: xdp_mode_name(match place {
             Some(Place::Generic) => XdpMode::Generic,
             Some(Place::Driver | Place::Hardware) => XdpMode::Driver,
-            None => taken.xdp_mode,
+            None => xdp_mode,
         }),
         attached: place.is_some(),
         present: place.is_some() || index.is_some(),
+        current_name: current_name.filter(|now| **now != interface.name).cloned(),
+        unfiltered_since: sight.unfiltered_since,
+        unfiltered_reason: sight.unfiltered_reason.clone(),
         passed: count(InterfaceCounter::Passed) + permitted + over_budget + monitored.total(),
         permitted,
         over_budget,

@@ -4,11 +4,13 @@ mod answers;
 mod budget;
 mod commands;
 mod customer;
+mod interfaces;
 mod owners;
 mod scene;
 mod seen;
 mod swaps;
 mod tags;
+mod told;
 mod tunnel;
 mod verdicts;
 
@@ -187,6 +189,11 @@ fn another_program_on_the_interface_is_named_and_left_alone() -> anyhow::Result<
         error.contains("interface wan") && error.contains("\"portcullis\" (id "),
         "{error}"
     );
+    let removal = format!(
+        "`portcullis filter detach --pin-path {}`",
+        scene.pin_path.display()
+    );
+    assert!(error.contains(&removal), "{error}");
     assert!(
         !settings.pin_path.exists(),
         "a failed start leaves nothing behind"

@@ -1,6 +1,7 @@
 //! `portcullis filter`: the in-kernel half by itself. Putting it in place and taking it away are here, looking at it and
 //! its recent verdicts have files of their own.
 
+mod attach;
 mod events;
 mod status;
 mod verdicts;
@@ -8,7 +9,8 @@ mod verdicts;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use portcullis::config::{FilterMode, PIN_PATH};
+use portcullis::config::{Config, FilterMode, PIN_PATH};
+use portcullis::control::interfaces::{PINS_ARE_PRIVATE, unconfigured};
 use portcullis::control::lists::hold_against_last;
 use portcullis::filter::{self, Filter};
 
@@ -52,14 +54,19 @@ enum Command {
 #[command(after_help = "\
 Lists and settings are in force before the first packet meets the program. A filter that is in place
 already is taken over with no packet unfiltered. While a gate runs it holds the filter: reload the
-gate instead (SIGHUP), or restart it if the filter was detached under it.
+gate instead (SIGHUP), or restart it if the filter was detached under it. Without a gate the filter
+does not come back by itself to an interface that is deleted and made again: attach it again.
 
-Example:
+Examples:
+  sudo portcullis filter attach -c /etc/portcullis.toml --dry-run
   sudo portcullis filter attach -c /etc/portcullis.toml")]
 struct AttachArgs {
     /// The configuration file
     #[arg(short, long = "config", value_name = "FILE")]
     config: PathBuf,
+    /// Say what would be done, or what is in the way, and change nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,13 +90,17 @@ struct Place {
     /// The configuration file, for its filter.pin_path; without one, the default: /sys/fs/bpf/portcullis
     #[arg(short, long = "config", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The path itself, for a filter that no configuration names any more
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    pin_path: Option<PathBuf>,
 }
 
 impl Place {
     fn pin_path(&self) -> Result<PathBuf, ExitCode> {
-        match &self.config {
-            None => Ok(PathBuf::from(PIN_PATH)),
-            Some(file) => Ok(without_lists(file)?.pin_path),
+        match (&self.config, &self.pin_path) {
+            (Some(file), _) => Ok(without_lists(file)?.pin_path),
+            (None, Some(path)) => Ok(path.clone()),
+            (None, None) => Ok(PathBuf::from(PIN_PATH)),
         }
     }
 }
@@ -111,7 +122,11 @@ fn settings(
         config: Some(file.to_owned()),
     };
     let config = config.load_for_filter()?;
-    let settings = config.filter.clone().ok_or_else(|| no_filter(file))?;
+    let settings = config.filter.clone().ok_or_else(|| {
+        let code = no_filter(file);
+        warn_of_unconfigured(&config);
+        code
+    })?;
     Ok((settings, config))
 }
 
@@ -134,13 +149,18 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 fn failed(error: &filter::Error, config: Option<&Path>) -> ExitCode {
     eprintln!("portcullis filter: {error}");
-    if matches!(
-        error,
-        filter::Error::NotAttached {
-            interface: None,
-            ..
+    if let filter::Error::NotAttached {
+        path,
+        interface: None,
+    } = error
+    {
+        if let Some(found) = filter::in_place_under(path) {
+            eprintln!(
+                "another version of it has a filter on {}: a start takes it over, and `{}` takes it off",
+                found.interfaces.join(", "),
+                found.removal()
+            );
         }
-    ) {
         let file = config.map_or("FILE".to_owned(), |file| file.display().to_string());
         eprintln!(
             "`portcullis filter attach -c {file}` puts one in place, and so does `portcullis run -c {file}`"
@@ -166,20 +186,30 @@ fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
             "portcullis filter: filter.mode is \"off\" in {}; set it to \"enforce\" or \"monitor\"",
             args.config.display()
         );
+        warn_of_unconfigured(&config);
         return Err(ExitCode::from(EXIT_USAGE));
     }
-    let filter =
-        Filter::attach(&settings, config.policy.lists()).map_err(|error| failed(&error, None))?;
+    warn_of_unconfigured(&config);
+    if args.dry_run {
+        return attach::dry_run(&settings);
+    }
+    let filter = Filter::attach(&settings, config.policy.lists());
+    let filter = filter.map_err(|error| failed(&error, None))?;
     for fault in filter.answer_faults() {
         eprintln!("warning: {fault}");
     }
-    let names: Vec<&str> = settings
-        .interfaces
-        .iter()
-        .map(|interface| &*interface.name)
-        .collect();
-    println!("the filter is in place on {}", names.join(", "));
+    if filter::pins_are_private(&settings.pin_path) == Some(true) {
+        eprintln!("warning: {PINS_ARE_PRIVATE}");
+    }
+    attach::print_result(&filter, &settings);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What still drops although the configuration does not say so.
+fn warn_of_unconfigured(config: &Config) {
+    for found in unconfigured(config, true) {
+        eprintln!("warning: {}; `{}` takes it off", found.text, found.removal);
+    }
 }
 
 fn detach(args: &DetachArgs) -> Result<ExitCode, ExitCode> {

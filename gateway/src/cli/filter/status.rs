@@ -216,8 +216,12 @@ fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
             _ => "not here",
         };
         let count = |count: fn(&InterfaceStatus) -> u64| look.of_interface(interface, count);
+        let name = match &interface.current_name {
+            Some(now) => format!("{} (now {now})", interface.name),
+            None => interface.name.clone(),
+        };
         table.row([
-            interface.name.clone(),
+            name,
             interface.role.to_owned(),
             interface.link.unwrap_or_default().to_owned(),
             mode.to_owned(),
@@ -380,6 +384,9 @@ mod tests {
                 xdp_mode: "driver",
                 attached: true,
                 present: true,
+                current_name: None,
+                unfiltered_since: None,
+                unfiltered_reason: None,
                 passed: 1_000_000,
                 permitted: 2,
                 over_budget: 7,

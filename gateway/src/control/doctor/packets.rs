@@ -4,7 +4,8 @@ use caps::{CapSet, Capability};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{Finding, setting};
-use crate::config::{Filter, Interface, XdpMode};
+use crate::config::{Config, Filter, Interface, XdpMode};
+use crate::control::interfaces;
 use crate::filter;
 
 /// Attaching takes all three; `CAP_SYS_ADMIN` stands for the first and the last.
@@ -21,6 +22,14 @@ pub(super) fn filter(settings: &Filter) -> Vec<Finding> {
         findings.extend(answers(settings, found));
     }
     findings
+}
+
+/// Filters that drop although the configuration has none, or has it off.
+pub(super) fn unconfigured(config: &Config) -> Vec<Finding> {
+    let found = interfaces::unconfigured(config, true).into_iter();
+    found
+        .map(|found| Finding::warning("filter", found.text, found.removal))
+        .collect()
 }
 
 fn capabilities() -> Finding {
@@ -53,7 +62,14 @@ fn file_system(settings: &Filter) -> Finding {
     let mounted = existing
         .and_then(|ancestor| statfs(ancestor).ok())
         .is_some_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
-    if mounted {
+    if filter::pins_are_private(path) == Some(true) {
+        let found = "only this process and its children see it: a filter would be gone with them";
+        Finding::warning(
+            subject,
+            found,
+            "enter a network namespace with `nsenter --net=/run/netns/NAME`, not with `ip netns exec`",
+        )
+    } else if mounted {
         Finding::ok(subject, format!("{} is on one", path.display()))
     } else if path.starts_with("/sys/fs/bpf") && nix::unistd::geteuid().is_root() {
         Finding::ok(subject, "not mounted yet; the gate does it at its start")
@@ -88,27 +104,45 @@ fn answers(settings: &Filter, interface: &Interface) -> Option<Finding> {
 
 fn interface(settings: &Filter, interface: &Interface) -> Finding {
     let subject = format!("interface {}", interface.name);
-    match filter::interface_state(settings, &interface.name) {
-        Err(error) => Finding::problem(subject, "the filter cannot be put there", error),
-        Ok(state) if state.is_ours => Finding::ok(subject, "the filter sits there now"),
-        Ok(state) => match (settings.xdp_mode, state.driver_mode) {
-            (XdpMode::Generic, Some(true)) => Finding::warning(
-                subject,
-                "its driver could run the filter, but xdp_mode is \"generic\"",
-                "set filter.xdp_mode = \"driver\": it drops for a fraction of the cost",
-            ),
-            (XdpMode::Generic, _) => Finding::ok(subject, "there, for the generic mode"),
-            (XdpMode::Driver, Some(true)) => Finding::ok(subject, "its driver runs XDP programs"),
-            (XdpMode::Driver, Some(false)) => Finding::problem(
-                subject,
-                "its driver runs no XDP programs",
-                "set filter.xdp_mode = \"generic\", which works everywhere and saves little",
-            ),
-            (XdpMode::Driver, None) => Finding::warning(
-                subject,
-                "the kernel does not tell whether its driver runs XDP programs (it does since Linux 6.3)",
-                "try it: portcullis filter attach",
-            ),
-        },
+    let state = match filter::interface_state(settings, interface) {
+        Err(error @ filter::Error::NoSuchInterface { .. }) if settings.wait_for_interfaces => {
+            return Finding::warning(subject, "it is not there, and is waited for", error);
+        }
+        Err(error) => return Finding::problem(subject, "the filter cannot be put there", error),
+        Ok(state) => state,
+    };
+    if !state.differences.is_empty() {
+        let found = if state.is_ours {
+            "the filter sits there now, but not as the configuration has it: "
+        } else {
+            "unfiltered: "
+        };
+        return Finding::warning(
+            subject,
+            format!("{found}{}", state.differences.join("; ")),
+            "restart the gate, or without one: portcullis filter attach (a running gate puts a lost filter back at SIGHUP)",
+        );
+    }
+    if state.is_ours {
+        return Finding::ok(subject, "the filter sits there now");
+    }
+    match (settings.xdp_mode, state.driver_mode) {
+        (XdpMode::Generic, Some(true)) => Finding::warning(
+            subject,
+            "its driver could run the filter, but xdp_mode is \"generic\"",
+            "set filter.xdp_mode = \"driver\": it drops for a fraction of the cost",
+        ),
+        (XdpMode::Generic, _) => Finding::ok(subject, "there, for the generic mode"),
+        (XdpMode::Driver, Some(true)) => Finding::ok(subject, "its driver runs XDP programs"),
+        (XdpMode::Driver, Some(false)) => Finding::problem(
+            subject,
+            "its driver runs no XDP programs",
+            "set filter.xdp_mode = \"generic\", which works everywhere and saves little",
+        ),
+        (XdpMode::Driver, None) => Finding::warning(
+            subject,
+            "the kernel does not tell whether its driver runs XDP programs (it does since Linux 6.3)",
+            "try it: portcullis filter attach",
+        ),
     }
 }

@@ -1,0 +1,82 @@
+//! What `portcullis filter attach` says: what it has done, or with `--dry-run` what it would do.
+
+use std::process::ExitCode;
+
+use portcullis::config;
+use portcullis::control::interfaces::PINS_ARE_PRIVATE;
+use portcullis::filter::{self, Filter, Plan, PlannedInterface};
+
+use super::failed;
+
+/// Says where the filter is.
+pub(super) fn print_result(filter: &Filter, settings: &config::Filter) {
+    let names = settings.interfaces.iter().map(|interface| &*interface.name);
+    let missing = filter.missing();
+    let (missing, there): (Vec<&str>, Vec<&str>) =
+        names.partition(|name| missing.iter().any(|missing| missing == name));
+    if !there.is_empty() {
+        println!("the filter is in place on {}", there.join(", "));
+    }
+    if !missing.is_empty() {
+        println!(
+            "not there yet: {}; a running gate puts the filter there when it comes",
+            missing.join(", ")
+        );
+    }
+}
+
+/// Says what would be done. The exit code is that of the real thing, as far as it can be known.
+pub(super) fn dry_run(settings: &config::Filter) -> Result<ExitCode, ExitCode> {
+    let plan = filter::plan(settings).map_err(|error| failed(&error, None))?;
+    for interface in &plan.interfaces {
+        println!("{}", about(interface, settings));
+    }
+    for interface in &plan.let_go {
+        println!("{interface}: the filter would be taken off: the configuration does not name it");
+    }
+    if plan.is_private {
+        println!("warning: {PINS_ARE_PRIVATE}");
+    }
+    Ok(end(&plan))
+}
+
+fn about(interface: &PlannedInterface, settings: &config::Filter) -> String {
+    let name = &interface.name;
+    let mode = match settings.xdp_mode {
+        config::XdpMode::Driver => "driver",
+        config::XdpMode::Generic => "generic",
+    };
+    match &interface.state {
+        None => format!("{name}: not there; a running gate would wait for it"),
+        Some(state) if state.is_ours => {
+            let mut text = format!("{name}: the filter is there and would be taken over");
+            for difference in &state.differences {
+                text += &format!("; {difference}");
+            }
+            text
+        }
+        Some(state) => {
+            let mut text = format!("{name}: the filter would be put there, in the {mode} mode");
+            if mode == "driver" && state.driver_mode == Some(false) {
+                text += ", which its driver does not have: that would fail";
+            }
+            text
+        }
+    }
+}
+
+fn end(plan: &Plan) -> ExitCode {
+    let is_held = plan.holder.is_some();
+    if let Some(holder) = &plan.holder {
+        println!(
+            "{holder} holds the filter of {}: nothing could be changed beside it; reload that gate (SIGHUP) instead",
+            plan.pin_path.display()
+        );
+    }
+    println!("nothing was changed");
+    if is_held {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}

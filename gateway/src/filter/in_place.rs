@@ -1,0 +1,148 @@
+//! Filters that sit on interfaces of this network namespace, whatever a configuration says of them.
+//!
+//! A filter outlives its gate, and the line of the configuration that it came from. So that none drops unseen, the pins
+//! of all filters are looked for where the kernel keeps them; a file of our own about them was rejected: it can be lost, and
+//! then nothing would tell of the filter.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use super::events::holder;
+use super::maps::Maps;
+use super::pins::{self, BPF_FS, Pins};
+use super::{Error, links};
+
+/// Directories of the BPF file system that are looked into, and how deep.
+const DIRECTORIES_MAX: usize = 1_000;
+const DEPTH_MAX: usize = 3;
+
+/// A filter that sits on interfaces of this network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InPlace {
+    /// Where it is pinned.
+    pub pin_path: PathBuf,
+    /// `enforce`, `monitor` or `off`; `None` if another version has put it in place.
+    pub mode: Option<&'static str>,
+    /// The interfaces, by the names that they have now.
+    pub interfaces: Vec<String>,
+    /// The process that holds it, as `process 17 (portcullis)`.
+    pub holder: Option<String>,
+}
+
+impl InPlace {
+    /// Whether it drops packets, as far as that can be told.
+    #[must_use]
+    pub fn drops(&self) -> bool {
+        !matches!(self.mode, Some("off" | "monitor"))
+    }
+
+    /// The command that takes it off.
+    #[must_use]
+    pub fn removal(&self) -> String {
+        if self.pin_path == Path::new(crate::config::PIN_PATH) {
+            "portcullis filter detach".to_owned()
+        } else {
+            let path = self.pin_path.display();
+            format!("portcullis filter detach --pin-path {path}")
+        }
+    }
+}
+
+/// All of them that this process may see: those of root are seen by root.
+#[must_use]
+pub fn in_place() -> Vec<InPlace> {
+    all_pins().iter().filter_map(look).collect()
+}
+
+/// The one under this pin path, if it sits anywhere here.
+#[must_use]
+pub fn in_place_under(pin_path: &Path) -> Option<InPlace> {
+    look(&Pins::new(pin_path))
+}
+
+fn look(pins: &Pins) -> Option<InPlace> {
+    let linked = pins.linked().ok()?;
+    let seats = linked.iter().filter_map(|name| links::seat(pins, name));
+    let interfaces: Vec<String> = seats.map(|seat| seat.name).collect();
+    if interfaces.is_empty() {
+        return None;
+    }
+    let settings = Maps::open(pins).and_then(|maps| maps.settings());
+    let mode = settings.ok().flatten();
+    let directory = File::open(pins.root()).ok();
+    let holder = directory.as_ref().and_then(holder);
+    Some(InPlace {
+        pin_path: pins.root().to_owned(),
+        mode: mode.map(|settings| settings.mode().name()),
+        interfaces,
+        holder: holder.map(|holder| format!("process {} ({})", holder.process, holder.name)),
+    })
+}
+
+/// The pin path under which a link is pinned, if it is that of a filter.
+pub(super) fn pinned_as(link: u32) -> Option<PathBuf> {
+    let is_there = |pins: &&Pins| {
+        let linked = pins.linked().unwrap_or_default();
+        let mut links = linked.iter().filter_map(|name| links::pinned(pins, name));
+        links.any(|pinned| pinned.id == link)
+    };
+    let found = all_pins();
+    let found = found.iter().find(is_there)?;
+    Some(found.root().to_owned())
+}
+
+/// The pins of every filter on the BPF file system: directories with our links and maps of some version in them.
+fn all_pins() -> Vec<Pins> {
+    let mut found = Vec::new();
+    let mut left = vec![(PathBuf::from(BPF_FS), 0)];
+    let mut seen = 0;
+    while let Some((directory, depth)) = left.pop() {
+        seen += 1;
+        if seen > DIRECTORIES_MAX {
+            break;
+        }
+        let inside = directories(&directory);
+        let is_ours = |name: &str| inside.iter().any(|path| path.ends_with(name));
+        if is_ours("links") && is_ours("events") {
+            found.push(Pins::new(&directory));
+        } else if depth < DEPTH_MAX {
+            left.extend(inside.into_iter().map(|path| (path, depth + 1)));
+        }
+    }
+    found.sort_unstable_by(|a, b| a.root().cmp(b.root()));
+    found
+}
+
+fn directories(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    entries
+        .filter(is_directory)
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Refuses to take over what sits on interfaces of another network namespace: what is not in the configuration would be let
+/// go there.
+pub(super) fn check_namespace(pins: &Pins) -> Result<u64, Error> {
+    let own = pins::own_namespace()?;
+    let recorded = pins.namespace()?;
+    if recorded != Some(own) {
+        let interfaces = links::elsewhere(pins)?;
+        if !interfaces.is_empty() {
+            return Err(Error::OtherNamespace {
+                path: pins.root().to_owned(),
+                interfaces,
+                namespace: recorded,
+            });
+        }
+    }
+    Ok(own)
+}
+
+/// Whether what is pinned there is gone with the last process of this mount namespace: so it is under `ip netns exec`, which
+/// makes a `/sys` of its own. `None` if that cannot be told.
+#[must_use]
+pub fn pins_are_private(pin_path: &Path) -> Option<bool> {
+    pins::is_private(pin_path)
+}

@@ -1,0 +1,83 @@
+//! What putting the filter in place would do, without doing it: `portcullis filter attach --dry-run`.
+//!
+//! Everything that can refuse is asked beforehand, the kernel's verifier too: it walks a program whose maps are pinned
+//! nowhere, and which is gone when the answer is there. What a driver says to a program is only known once it has one.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use portcullis_ebpf_common::layout::{InterfaceConstant, LinkLayer};
+
+use super::events::holder;
+use super::features::{InterfaceState, interface_state};
+use super::pins::Pins;
+use super::settings::{self, role_in_kernel};
+use super::{Error, in_place, link_layer, links, pins};
+use crate::config;
+
+/// What would be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The interfaces of the settings.
+    pub interfaces: Vec<PlannedInterface>,
+    /// Interfaces that have the filter and would lose it.
+    pub let_go: Vec<String>,
+    /// The process that holds the filter: nothing can be put in place beside it.
+    pub holder: Option<String>,
+    /// Where the pins would be.
+    pub pin_path: PathBuf,
+    /// Whether the pins would be gone with the last process of this mount namespace.
+    pub is_private: bool,
+}
+
+/// What would be done with an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedInterface {
+    /// Its name.
+    pub name: String,
+    /// How it is; `None`: it is not there, and would be waited for.
+    pub state: Option<InterfaceState>,
+}
+
+/// Looks at everything that [`Filter::attach`](super::Filter::attach) would change, and changes nothing.
+///
+/// # Errors
+/// What `attach` would say, as far as it can be known beforehand.
+pub fn plan(settings: &config::Filter) -> Result<Plan, Error> {
+    settings::check(settings)?;
+    let pins = Pins::new(&settings.pin_path);
+    in_place::check_namespace(&pins)?;
+    let mut interfaces = Vec::new();
+    for interface in &settings.interfaces {
+        let state = match interface_state(settings, interface) {
+            Err(Error::NoSuchInterface { .. }) if settings.wait_for_interfaces => None,
+            result => Some(result?),
+        };
+        interfaces.push(PlannedInterface {
+            name: interface.name.clone(),
+            state,
+        });
+        let layer = match links::index(&interface.name) {
+            Ok(index) => link_layer::of(&interface.name, index)?,
+            Err(_) => LinkLayer::Ethernet,
+        };
+        let role = role_in_kernel(interface.role);
+        links::unpinned(InterfaceConstant::new(0, role, layer))?;
+    }
+    let mut let_go: Vec<String> = pins
+        .linked()?
+        .iter()
+        .filter_map(|name| links::seat(&pins, name))
+        .map(|seat| seat.name)
+        .collect();
+    let_go.retain(|name| !interfaces.iter().any(|kept| kept.name == *name));
+    let directory = File::open(pins.root()).ok();
+    let holder = directory.as_ref().and_then(holder);
+    Ok(Plan {
+        interfaces,
+        let_go,
+        holder: holder.map(|holder| format!("process {} ({})", holder.process, holder.name)),
+        is_private: pins::is_private(&settings.pin_path) == Some(true),
+        pin_path: settings.pin_path.clone(),
+    })
+}
