@@ -206,7 +206,7 @@ fn interfaces(text: &mut Text, filter: &Status) {
     }
     text.gauge(
         "portcullis_filter_answers_lost",
-        "1 if the filter answers nothing on the interface, because it would be lost: a veth whose other end runs no XDP program.",
+        "1 if the filter answers nothing on the interface, because it would be lost: a veth whose other end runs no XDP program, or no Ethernet header.",
     );
     for interface in &filter.interfaces {
         let labels = [("interface", &*interface.name)];

@@ -85,7 +85,8 @@ pub struct InterfaceStatus {
     pub resets: u64,
     /// SYNs that were answered with a cookie.
     pub syn_cookies: u64,
-    /// Nothing is answered there, because it would be lost: the other end of a veth runs no XDP program.
+    /// Nothing is answered there, because it would be lost: the other end of a veth runs no XDP program, or there
+    /// is no Ethernet header.
     pub answers_lost: bool,
     /// Held to be for a filtered port because the port cannot be read; they are among the others, too.
     pub hidden: u64,

@@ -176,9 +176,13 @@ fn print_tables(look: &Look, out: &mut impl Write) -> io::Result<()> {
     }
     for interface in &status.interfaces {
         if interface.answers_lost {
+            let reason = match interface.link {
+                Some("ip") => "its packets have no Ethernet header",
+                _ => "the other end of this veth runs no XDP program",
+            };
             writeln!(
                 out,
-                "{}: nothing is answered there, because it would be lost: the other end of this veth runs no XDP program",
+                "{}: nothing is answered there, because it would be lost: {reason}",
                 interface.name
             )?;
         }
