@@ -6,6 +6,7 @@
 mod machine;
 mod network;
 mod packets;
+mod zones;
 
 use std::fmt::Display;
 
@@ -81,6 +82,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         }
         _ => findings.push(Finding::ok("filter", "none is configured, or it is off")),
     }
+    findings.extend(zones::zones(config));
     findings
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::dnsbl::Dnsbl;
+use super::dnsbl::{Dnsbl, Server, Trust};
 use super::state::State;
 use crate::filter::{InterfaceStatus, ListStatus, Reasons, Status, TopSources, VerdictCounts};
 
@@ -170,6 +170,42 @@ fn dnsbl(text: &mut Text, dnsbl: &Dnsbl) {
             text.sample(&[("zone", &zone.zone), ("result", result)], count);
         }
     }
+    text.gauge(
+        "portcullis_dnsbl_zone_in_use",
+        "1 if what the zone says counts; 0: it has not answered its test entries yet, or is switched off.",
+    );
+    for zone in &dnsbl.zones {
+        for (family, trust) in [("ipv4", zone.ipv4), ("ipv6", zone.ipv6)] {
+            let labels = [("zone", &*zone.zone), ("family", family)];
+            text.sample(&labels, u8::from(trust == Trust::InUse));
+        }
+    }
+    text.gauge(
+        "portcullis_dnsbl_zone_switched_off",
+        "1 if the zone lists the loopback address, which no list may: it is not asked.",
+    );
+    for zone in &dnsbl.zones {
+        for (family, trust) in [("ipv4", zone.ipv4), ("ipv6", zone.ipv6)] {
+            let labels = [("zone", &*zone.zone), ("family", family)];
+            text.sample(&labels, u8::from(trust == Trust::SwitchedOff));
+        }
+    }
+    text.gauge(
+        "portcullis_dnsbl_server_up",
+        "1 if the name server has answered its last question about the zone.",
+    );
+    for (zone, server) in servers(dnsbl) {
+        let labels = [("zone", zone), ("server", &*server.server.to_string())];
+        text.sample(&labels, u8::from(server.answers));
+    }
+    text.counter(
+        "portcullis_dnsbl_server_failures_total",
+        "Questions that the name server did not answer: it could not be reached, was silent, or answered with an error.",
+    );
+    for (zone, server) in servers(dnsbl) {
+        let labels = [("zone", zone), ("server", &*server.server.to_string())];
+        text.sample(&labels, server.failures);
+    }
     text.counter(
         "portcullis_dnsbl_cache_hits_total",
         "Questions to DNS lists whose answer was remembered.",
@@ -185,6 +221,12 @@ fn dnsbl(text: &mut Text, dnsbl: &Dnsbl) {
         "Sources that DNS lists are being asked about.",
     );
     text.sample(&[], dnsbl.outstanding);
+}
+
+/// Each zone with each of its name servers.
+fn servers(dnsbl: &Dnsbl) -> impl Iterator<Item = (&str, &Server)> {
+    let zones = dnsbl.zones.iter();
+    zones.flat_map(|zone| zone.servers.iter().map(|server| (&*zone.zone, server)))
 }
 
 fn interfaces(text: &mut Text, filter: &Status) {
@@ -448,6 +490,14 @@ mod tests {
                     not_listed: 14,
                     silent: 15,
                     ignored: 16,
+                    ipv4: Trust::InUse,
+                    ipv6: Trust::SwitchedOff,
+                    lists_test_entry: Some(true),
+                    servers: vec![Server {
+                        server: "192.0.2.53:53".parse().unwrap(),
+                        answers: false,
+                        failures: 17,
+                    }],
                 }],
                 cache_hits: 17,
                 ..Dnsbl::default()
@@ -509,6 +559,11 @@ mod tests {
             "portcullis_dnsbl_cache_hits_total 17",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"syn-budget\"} 0",
             "portcullis_filter_monitored_packets_total{interface=\"eth0\",reason=\"syn-budget\"} 6",
+            "portcullis_dnsbl_zone_in_use{zone=\"bl.example\",family=\"ipv4\"} 1",
+            "portcullis_dnsbl_zone_in_use{zone=\"bl.example\",family=\"ipv6\"} 0",
+            "portcullis_dnsbl_zone_switched_off{zone=\"bl.example\",family=\"ipv6\"} 1",
+            "portcullis_dnsbl_server_up{zone=\"bl.example\",server=\"192.0.2.53:53\"} 0",
+            "portcullis_dnsbl_server_failures_total{zone=\"bl.example\",server=\"192.0.2.53:53\"} 17",
             "portcullis_filter_resets_total{interface=\"eth0\"} 13",
             "portcullis_filter_syn_cookies_total{interface=\"eth0\"} 14",
             "portcullis_filter_hidden_packets_total{interface=\"eth0\"} 15",
