@@ -28,8 +28,7 @@ use self::asking::{Asking, SwitchedOff};
 #[cfg(test)]
 pub(super) use self::counts::Zone;
 pub(super) use self::counts::{Counts, Dnsbl, Server};
-use self::test_entries::Family;
-pub(super) use self::test_entries::Trust;
+pub(super) use self::test_entries::{Family, Trust};
 use super::Control;
 use crate::config::{Config, FilterMode};
 use crate::filter::{Cause, NewVerdict, Verdicts};

@@ -3,9 +3,10 @@
 //! Written by hand: the client libraries want to own the counters, and ours belong to workers that share nothing; what
 //! would be left of a library is the escaping of label values, ten lines.
 
+mod dnsbl;
+
 use std::fmt::{Display, Write as _};
 
-use super::dnsbl::{Dnsbl, Server, Trust};
 use super::state::State;
 use crate::filter::{InterfaceStatus, ListStatus, Reasons, Status, TopSources, VerdictCounts};
 
@@ -21,7 +22,7 @@ pub(super) fn render(state: &State) -> String {
     process(&mut text, state);
     sessions(&mut text, state);
     next_hops(&mut text, state);
-    dnsbl(&mut text, &state.dnsbl);
+    dnsbl::render(&mut text, &state.dnsbl);
     if let Some(filter) = &state.filter {
         interfaces(&mut text, filter);
         lists(&mut text, filter);
@@ -152,81 +153,6 @@ fn next_hops(text: &mut Text, state: &State) {
         let labels = [("next_hop", &*format!("{}:{}", name.name, name.port))];
         text.sample(&labels, u8::from(name.resolved));
     }
-}
-
-fn dnsbl(text: &mut Text, dnsbl: &Dnsbl) {
-    text.counter(
-        "portcullis_dnsbl_answers_total",
-        "Answers of DNS lists, by zone and by what they count for.",
-    );
-    for zone in &dnsbl.zones {
-        let results = [
-            ("listed", zone.listed),
-            ("not-listed", zone.not_listed),
-            ("silent", zone.silent),
-            ("ignored", zone.ignored),
-        ];
-        for (result, count) in results {
-            text.sample(&[("zone", &zone.zone), ("result", result)], count);
-        }
-    }
-    text.gauge(
-        "portcullis_dnsbl_zone_in_use",
-        "1 if what the zone says counts; 0: it has not answered its test entries yet, or is switched off.",
-    );
-    for zone in &dnsbl.zones {
-        for (family, trust) in [("ipv4", zone.ipv4), ("ipv6", zone.ipv6)] {
-            let labels = [("zone", &*zone.zone), ("family", family)];
-            text.sample(&labels, u8::from(trust == Trust::InUse));
-        }
-    }
-    text.gauge(
-        "portcullis_dnsbl_zone_switched_off",
-        "1 if the zone lists the loopback address, which no list may: it is not asked.",
-    );
-    for zone in &dnsbl.zones {
-        for (family, trust) in [("ipv4", zone.ipv4), ("ipv6", zone.ipv6)] {
-            let labels = [("zone", &*zone.zone), ("family", family)];
-            text.sample(&labels, u8::from(trust == Trust::SwitchedOff));
-        }
-    }
-    text.gauge(
-        "portcullis_dnsbl_server_up",
-        "1 if the name server has answered its last question about the zone.",
-    );
-    for (zone, server) in servers(dnsbl) {
-        let labels = [("zone", zone), ("server", &*server.server.to_string())];
-        text.sample(&labels, u8::from(server.answers));
-    }
-    text.counter(
-        "portcullis_dnsbl_server_failures_total",
-        "Questions that the name server did not answer: it could not be reached, was silent, or answered with an error.",
-    );
-    for (zone, server) in servers(dnsbl) {
-        let labels = [("zone", zone), ("server", &*server.server.to_string())];
-        text.sample(&labels, server.failures);
-    }
-    text.counter(
-        "portcullis_dnsbl_cache_hits_total",
-        "Questions to DNS lists whose answer was remembered.",
-    );
-    text.sample(&[], dnsbl.cache_hits);
-    text.counter(
-        "portcullis_dnsbl_unasked_total",
-        "Questions to DNS lists that were too many at a time, and count as not listed.",
-    );
-    text.sample(&[], dnsbl.unasked);
-    text.gauge(
-        "portcullis_dnsbl_sources_outstanding",
-        "Sources that DNS lists are being asked about.",
-    );
-    text.sample(&[], dnsbl.outstanding);
-}
-
-/// Each zone with each of its name servers.
-fn servers(dnsbl: &Dnsbl) -> impl Iterator<Item = (&str, &Server)> {
-    let zones = dnsbl.zones.iter();
-    zones.flat_map(|zone| zone.servers.iter().map(|server| (&*zone.zone, server)))
 }
 
 fn interfaces(text: &mut Text, filter: &Status) {
@@ -430,7 +356,7 @@ fn escape(value: &str, text: &mut String) {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::dnsbl::Zone;
+    use super::super::dnsbl::{Dnsbl, Server, Trust, Zone};
     use super::super::state::{NextHop, Transactions};
     use super::*;
     use crate::filter::TopSourceStatus;

@@ -10,7 +10,7 @@
 //! | `lists.rs` | lists over time: their files watched, great losses refused, what is in force kept |
 //! | `names.rs` | next hops that are given by name |
 //! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
-//! | `admin.rs`, `state.rs`, `metrics.rs` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
+//! | `admin.rs`, `state.rs`, `metrics.rs`, `metrics/` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
 //! | `dropped.rs` | expired verdicts and the top sources of the filter |
 //! | `doctor.rs`, `doctor/` | is this machine able to run it? |
