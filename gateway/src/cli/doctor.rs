@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use portcullis::control::doctor::{Finding, Level, examine};
+use portcullis::control::doctor::{Finding, Level, examine, examine_files};
 
 use super::{ConfigFile, finished};
 
@@ -35,7 +35,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    let findings = examine(&config);
+    let mut findings = examine(&config);
+    findings.extend(examine_files(&config));
     let worst = findings.iter().map(|finding| finding.level).max();
     let mut stdout = io::stdout().lock();
     let printed = if args.json {

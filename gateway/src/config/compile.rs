@@ -123,6 +123,7 @@ pub(super) fn config<'d>(
         log,
         warnings: Vec::new(),
         in_force: Vec::new(),
+        named_files: Vec::new(),
         route_index,
     }
 }

@@ -3,6 +3,7 @@
 //! Nothing is changed by looking: no program is put on an interface (some drivers drop their link for that) and no
 //! port is listened on, so that it can be asked beside a gate that serves.
 
+mod files;
 mod machine;
 mod network;
 mod packets;
@@ -84,6 +85,12 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     }
     findings.extend(zones::zones(config));
     findings
+}
+
+/// Looks at the files and directories that are needed later, as the user that the gate becomes. To be called last: this
+/// process is that user from then on.
+pub fn examine_files(config: &Config) -> Vec<Finding> {
+    files::files(config)
 }
 
 /// The number in a file of /proc/sys.

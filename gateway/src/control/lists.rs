@@ -123,17 +123,26 @@ pub(super) fn about_losses(losses: &[Loss], config: &Config) -> Vec<String> {
     losses.chain([advice]).collect()
 }
 
-/// Keeps the lists in force for the next start; whoever cannot write there goes without.
-pub(super) fn save(config: &Arc<Config>) {
+/// Keeps the lists in force for the next start.
+pub(super) fn save(control: &Arc<Control>, config: &Arc<Config>) {
     if config.lists.sources.is_empty() || config.lists.are_old {
         return;
     }
-    let config = Arc::clone(config);
+    let (control, config) = (Arc::clone(control), Arc::clone(config));
     spawn_blocking(move || {
         let path = config.saved_lists();
         match file::write(&path, config.policy.lists(), config.lists.compiled_at) {
-            Ok(()) => tracing::debug!(path = %path.display(), "the compiled lists are kept"),
-            Err(error) => tracing::debug!(%error, "the compiled lists are not kept"),
+            Ok(()) => {
+                control.files.saved(true);
+                tracing::debug!(path = %path.display(), "the compiled lists are kept");
+            }
+            Err(error) => {
+                control.files.saved(false);
+                tracing::warn!(
+                    %error,
+                    "the lists in force are not kept: the next start has nothing to compare its lists with"
+                );
+            }
         }
     });
 }

@@ -4,6 +4,7 @@
 //! would be left of a library is the escaping of label values, ten lines.
 
 mod dnsbl;
+mod files;
 
 use std::fmt::{Display, Write as _};
 
@@ -20,6 +21,7 @@ const TOP_SOURCES_TOLD: usize = 10;
 pub(super) fn render(state: &State) -> String {
     let mut text = Text::default();
     process(&mut text, state);
+    files::render(&mut text, state);
     sessions(&mut text, state);
     next_hops(&mut text, state);
     dnsbl::render(&mut text, &state.dnsbl);

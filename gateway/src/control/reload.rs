@@ -137,7 +137,7 @@ async fn put_in_force(
         tracing::warn!("{warning}");
     }
     control.names.retain(&new.routes);
-    lists::save(&new);
+    lists::save(control, &new);
     control.shared.config.store(new);
     // What was looked up while the filter was being filled.
     names::publish(control);
@@ -206,6 +206,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::control::files::Files;
     use crate::control::log;
     use crate::control::names::Names;
     use crate::worker::Shared;
@@ -225,6 +226,7 @@ mod tests {
             workers: Vec::new(),
             filter: None,
             names: Names::default(),
+            files: Files::default(),
             dnsbl: Arc::default(),
             reloads: Reloads::default(),
             since: Instant::now(),

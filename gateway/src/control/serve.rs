@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::files::{self, Files};
 use super::names::Names;
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
@@ -42,9 +43,9 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
         workers: start::prepare(&config)?,
         admin: config.admin.map(admin::listen).transpose()?,
     };
+    files::make_state_dir(&config, user.as_ref());
     if let Some(user) = user {
         user.take_on(held.filter.is_some())?;
-        warn_unless_readable(&config);
     }
     let served = runtime.block_on(live(config, held, signals, log_level));
     // A look-up that hangs in the resolver does not hold up the end.
@@ -79,15 +80,6 @@ fn attach(config: &Config) -> Result<Option<Filter>, Error> {
         .map_err(Error::Filter)
 }
 
-/// A reload needs the file again, as the user that the gate is by then.
-fn warn_unless_readable(config: &Config) {
-    if let Some(path) = &config.path
-        && let Err(error) = std::fs::File::open(path)
-    {
-        tracing::warn!(path = %path.display(), %error, "this user cannot read the configuration: a reload will fail");
-    }
-}
-
 async fn live(
     mut config: Config,
     mut held: Held,
@@ -111,6 +103,7 @@ async fn live(
         workers,
         filter: held.filter.map(HeldFilter::new),
         names,
+        files: Files::default(),
         dnsbl: counts,
         reloads: Reloads::default(),
         log_level,
@@ -127,7 +120,9 @@ async fn live(
     }
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
-    lists::save(&control.shared.config.load_full());
+    control.files.try_all(&control.shared.config.load());
+    tokio::spawn(files::watch(Arc::clone(&control)));
+    lists::save(&control, &control.shared.config.load_full());
     tokio::spawn(lists::watch(Arc::clone(&control)));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
     announce(&control);
@@ -256,6 +251,7 @@ mod tests {
             workers: (0..ends.len()).map(worker).collect(),
             filter: None,
             names: Names::default(),
+            files: Files::default(),
             dnsbl: Arc::default(),
             reloads: Reloads::default(),
             log_level: log::Level::of_no_log(),

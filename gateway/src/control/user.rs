@@ -49,6 +49,16 @@ impl User {
         })
     }
 
+    /// Its number.
+    pub(super) fn uid(&self) -> u32 {
+        self.uid.as_raw()
+    }
+
+    /// The number of its group.
+    pub(super) fn gid(&self) -> u32 {
+        self.gid.as_raw()
+    }
+
     /// Whether the process is this user's already.
     pub(super) fn is_taken_on(&self) -> bool {
         unistd::geteuid() == self.uid
