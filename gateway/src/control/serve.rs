@@ -47,6 +47,7 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
     if let Some(user) = user {
         user.take_on(held.filter.is_some())?;
     }
+    start::try_thread()?;
     let served = runtime.block_on(live(config, held, signals, log_level));
     // A look-up that hangs in the resolver does not hold up the end.
     runtime.shutdown_background();

@@ -3,26 +3,17 @@
 use super::Finding;
 use crate::config::Config;
 use crate::control::files::{self, Unusable};
-use crate::control::user::User;
 
-/// Becomes that user, and looks.
-pub(super) fn files(config: &Config) -> Vec<Finding> {
-    let may_make_it = nix::unistd::geteuid().is_root();
-    let is_missing = files::needs_state(config) && !config.state_dir.exists();
-    if let Some(name) = &config.user
-        && let Ok(user) = User::find(name)
-        && (may_make_it || user.is_taken_on())
-        && let Err(error) = user.take_on(false)
-    {
-        return vec![Finding::problem(
-            "user",
-            error,
-            "look at the capabilities of this process: it has to set its user and groups",
-        )];
-    }
+/// Whether the state directory is missing, and a start by this user, which has to be asked before it is another, would make it.
+pub(super) fn will_be_made(config: &Config) -> bool {
+    nix::unistd::geteuid().is_root() && files::needs_state(config) && !config.state_dir.exists()
+}
+
+/// Looks at them as the user that this process is.
+pub(super) fn files(config: &Config, state_dir_will_be_made: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     for unusable in files::unusable(config) {
-        if is_missing && may_make_it && unusable.what == "state_dir" {
+        if state_dir_will_be_made && unusable.what == "state_dir" {
             let found = format!(
                 "{} is missing; the gate makes it at its start",
                 unusable.path.display()
