@@ -242,3 +242,44 @@ fn doctor_finds_the_addresses_that_cannot_be_had() -> Result<()> {
         true,
     )
 }
+
+/// The filter stays when a gate ends; this is what takes it away.
+struct Pinned(std::path::PathBuf);
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = portcullis::filter::detach(&self.0, &[]);
+    }
+}
+
+#[test]
+fn doctor_finds_what_keeps_the_filter_from_its_place() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let (namespace, world) = (Namespace::create("doctor")?, Namespace::create("world")?);
+    namespace.veth("edge", &world, "far")?;
+    let place = Place::new(&namespace)?;
+    let pin_path = format!("/sys/fs/bpf/portcullis-test-{}", namespace.name());
+    let with = |interface: &str, pin_path: &str| {
+        let filter = format!(
+            "[filter]\ninterfaces = [{{ name = \"{interface}\" }}]\npin_path = \"{pin_path}\"\n"
+        );
+        configuration(WORKERS, LISTENER, ADMIN) + &filter
+    };
+    let no_bpf: &[&str] = &["setpriv", "--bounding-set=-bpf,-sys_admin"];
+    let no_net: &[&str] = &["setpriv", "--bounding-set=-net_admin,-sys_admin"];
+    let admin: &[&str] = &["setpriv", "--bounding-set=-net_admin,-bpf,-perfmon"];
+    let cases: [(&str, &[&str], &str, bool); 5] = [
+        ("no BPF", no_bpf, "edge", false),
+        ("no network administration", no_net, "edge", false),
+        ("the administration of all", admin, "edge", true),
+        ("no such interface", &[], "none0", false),
+        ("all that is needed", &[], "edge", true),
+    ];
+    for (what, around, interface, can_run) in cases {
+        let _pinned = Pinned(pin_path.clone().into());
+        place.agree(what, around, &with(interface, &pin_path), can_run)?;
+    }
+    Ok(())
+}

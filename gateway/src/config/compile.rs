@@ -2,6 +2,7 @@
 //! they are seen together.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,8 +16,8 @@ use super::limits::Limits;
 use super::list::{Files, Lists};
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, relay, route,
-    value,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Role, Service, dnsbl, relay,
+    route, value,
 };
 use crate::lists::{Compiled, ListAction, Memory};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
@@ -53,8 +54,10 @@ pub(super) fn config<'d>(
     top.finish(&LATER);
 
     let listeners = read_listeners(listener_tables);
+    let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
     let (mut lists, list_files) = Lists::read(lists_table, list_tables);
+    let are_lists_known = matches!(files, Files::Read(_));
     let compiled = match files {
         Files::Read(allocate) => {
             let is_filtered = |filter: &Filter| filter.mode != FilterMode::Off;
@@ -84,6 +87,9 @@ pub(super) fn config<'d>(
         check_routes(document, &relay_span, &local.domains, &route_index);
     }
     warn_about_lists(document, &relay_span, &local.networks, &compiled);
+    if let Some(filter) = filter.as_ref().filter(|_| are_lists_known) {
+        warn_about_customers(document, &filter_span, filter, &addresses, &compiled);
+    }
 
     let own = addresses
         .iter()
@@ -138,6 +144,42 @@ fn check_purpose(top: &Section<'_, '_>) {
     if top.has("listener") && !top.has("route") {
         let message = "there is a [[listener]] but no [[route]]: say where mail goes";
         document.error_elsewhere(Error::whole_file(document.path, message));
+    }
+}
+
+/// Customers who are to send through this gate have to reach it.
+fn warn_about_customers(
+    document: &Document<'_>,
+    span: &Range<usize>,
+    filter: &Filter,
+    listeners: &[SocketAddr],
+    lists: &Compiled,
+) {
+    let mut interfaces = filter.interfaces.iter();
+    let customers = interfaces.find(|interface| interface.role == Role::Customer);
+    let Some(customers) = customers.filter(|_| filter.mode != FilterMode::Off) else {
+        return;
+    };
+    let is_permitted = |ip| {
+        let listing = lists.filtered(ip);
+        listing.is_some_and(|listing| listing.action == ListAction::Permit)
+    };
+    for listener in listeners {
+        let ip = listener.ip().to_canonical();
+        // No customer gets to the loopback anyway.
+        if !filter.ports.contains(&listener.port()) || ip.is_loopback() || is_permitted(ip) {
+            continue;
+        }
+        let own = if ip.is_unspecified() {
+            "the address that they connect to".to_owned()
+        } else {
+            ip.to_string()
+        };
+        let message = format!(
+            "customers on {} reach the listener {listener} only if a permit list covers them or {own}: its port is filtered",
+            customers.name
+        );
+        document.warn(span, message);
     }
 }
 
