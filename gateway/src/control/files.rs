@@ -202,7 +202,7 @@ pub(super) fn unusable(config: &Config) -> Vec<Unusable> {
 fn unusable_state_dir(config: &Config) -> Option<Unusable> {
     let path = &config.state_dir;
     let lists = config.policy.lists();
-    let needed = lists.filtered.size() as u64 + lists.rejected.size() as u64;
+    let needed = lists.filtered.size() + lists.rejected.size();
     let (problem, next_step) = match try_to_write(path, needed) {
         Ok(()) => return None,
         Err(Errno::ENOSPC) => (
@@ -228,7 +228,7 @@ fn unusable_state_dir(config: &Config) -> Option<Unusable> {
 }
 
 fn try_to_write(path: &Path, needed: u64) -> Result<(), Errno> {
-    if !fs::metadata(path).map_err(errno)?.is_dir() {
+    if !fs::metadata(path).map_err(|error| errno(&error))?.is_dir() {
         return Err(Errno::ENOTDIR);
     }
     access(path, AccessFlags::W_OK | AccessFlags::X_OK)?;
@@ -270,7 +270,7 @@ fn access(path: &Path, wanted: AccessFlags) -> Result<(), Errno> {
     faccessat(AT_FDCWD, path, wanted, AtFlags::AT_EACCESS)
 }
 
-fn errno(error: io::Error) -> Errno {
+fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 

@@ -15,6 +15,8 @@
 //! keeping, which reads all of it, is paid for once in four thousand: first what has expired, then what has seen no packet
 //! for the longest time. Rejected: an LRU map of the kernel, which recycles approximately and says nothing of it.
 
+mod noted;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
@@ -313,19 +315,6 @@ impl Verdicts {
         };
         self.maps()
             .remove_where(VerdictCounter::Removed, |key, _| exempt(of_verdict(key)))
-    }
-
-    /// Takes back those on IPv4 or on IPv6 sources that were given for this cause with this note; says how many.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`] if a map cannot be written.
-    pub fn remove_noted(&self, cause: Cause, text: &str, of_ipv6: bool) -> Result<u64, Error> {
-        let noted = note(text);
-        self.maps()
-            .remove_where(VerdictCounter::Removed, |key, verdict| {
-                let is_ipv6 = of_verdict(key).addr().is_ipv6();
-                verdict.cause == cause.number() && verdict.note == noted && is_ipv6 == of_ipv6
-            })
     }
 
     /// The verdicts in force, the newest first.

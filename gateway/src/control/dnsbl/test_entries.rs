@@ -59,10 +59,13 @@ pub(in crate::control) enum Trust {
 /// Called when a zone is switched off.
 type OnSwitchedOff = Box<dyn Fn(&Arc<str>, Family) + Send + Sync>;
 
+/// By zone.
+type Halves = FxHashMap<(Arc<str>, Family), Arc<Half>>;
+
 /// The tests of all zones.
 pub(super) struct Tests {
     servers: Arc<NameServers>,
-    halves: Mutex<FxHashMap<(Arc<str>, Family), Arc<Half>>>,
+    halves: Mutex<Halves>,
     /// How often.
     every: Duration,
     counts: Arc<Counts>,
@@ -228,7 +231,7 @@ impl Tests {
         self.lock().retain(|(zone, _), _| is_kept(zone));
     }
 
-    fn lock(&self) -> MutexGuard<'_, FxHashMap<(Arc<str>, Family), Arc<Half>>> {
+    fn lock(&self) -> MutexGuard<'_, Halves> {
         self.halves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
