@@ -1,5 +1,5 @@
-//! What the control plane does for the filter while the gate runs: it removes recent verdicts whose time is over, and reads
-//! along with what is dropped, so that the top sources are known.
+//! What the control plane does for the filter while the gate runs: it removes recent verdicts whose time is over, looks
+//! whether what the filter answers still arrives, and reads along with what is dropped, so that the top sources are known.
 //!
 //! Reading costs the program something for every packet that it tells of, so it is done only where somebody may ask:
 //! with an admin endpoint. If another process reads (`portcullis filter events`), the gate waits for its turn.
@@ -10,10 +10,14 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::Control;
 use crate::filter::{ANNOUNCE_EVERY, Error, Events, READ_EVERY, Verdicts};
 
 /// Expired verdicts do nothing, but they take up room.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// The program at the other end of a veth can come and go at any time. A look costs two questions to the kernel.
+const ANSWERS_EVERY: Duration = Duration::from_secs(5);
 
 /// Removes recent verdicts that have expired, for as long as the gate runs.
 pub(super) async fn sweep_verdicts(verdicts: Arc<Verdicts>) {
@@ -27,6 +31,25 @@ pub(super) async fn sweep_verdicts(verdicts: Arc<Verdicts>) {
             Ok(Ok(number)) => tracing::debug!(number, "recent verdicts have expired"),
             Ok(Err(error)) => tracing::warn!(%error, "cannot remove expired verdicts"),
             Err(_) => tracing::warn!("removing expired verdicts ended in a panic"),
+        }
+    }
+}
+
+/// Looks whether what the filter answers arrives, for as long as the gate runs.
+pub(super) async fn watch_answers(control: Arc<Control>) {
+    let mut ticks = interval(ANSWERS_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let control = Arc::clone(&control);
+        let look = move || match &control.filter {
+            Some(held) => held.lock().sync_answers(),
+            None => Ok(()),
+        };
+        match spawn_blocking(look).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot change where the filter answers"),
+            Err(_) => tracing::warn!("looking whether answers arrive ended in a panic"),
         }
     }
 }

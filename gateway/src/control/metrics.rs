@@ -169,8 +169,16 @@ fn interfaces(text: &mut Text, filter: &Status) {
         ];
         text.sample(&labels, u8::from(interface.attached));
     }
+    text.gauge(
+        "portcullis_filter_answers_lost",
+        "1 if the filter answers nothing on the interface, because it would be lost: a veth whose other end runs no XDP program.",
+    );
+    for interface in &filter.interfaces {
+        let labels = [("interface", &*interface.name)];
+        text.sample(&labels, u8::from(interface.answers_lost));
+    }
     type Value = fn(&InterfaceStatus) -> u64;
-    let counters: [(&str, &str, Value); 6] = [
+    let counters: [(&str, &str, Value); 7] = [
         (
             "portcullis_filter_passed_packets_total",
             "Packets to a filtered port that were let through.",
@@ -180,6 +188,11 @@ fn interfaces(text: &mut Text, filter: &Status) {
             "portcullis_filter_permitted_packets_total",
             "Those of them whose source a permit list names.",
             |interface| interface.permitted,
+        ),
+        (
+            "portcullis_filter_over_budget_packets_total",
+            "Those of them that were SYNs beyond the budget of their source, for which the kernel had no cookie.",
+            |interface| interface.over_budget,
         ),
         (
             "portcullis_filter_other_packets_total",
@@ -372,6 +385,7 @@ mod tests {
             present: true,
             passed: 10,
             permitted: 1,
+            over_budget: 6,
             other: 2,
             dropped: Reasons {
                 listed: 3,
@@ -380,10 +394,10 @@ mod tests {
             },
             resets: 13,
             syn_cookies: 14,
+            answers_lost: true,
             hidden: 15,
             monitored: Reasons {
                 listed: 5,
-                syn_budget: 6,
                 ..Reasons::default()
             },
         };
@@ -485,13 +499,15 @@ mod tests {
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"unlisted\"} 4",
             "portcullis_dnsbl_answers_total{zone=\"bl.example\",result=\"silent\"} 15",
             "portcullis_dnsbl_cache_hits_total 17",
-            "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"syn-budget\"} 0",
-            "portcullis_filter_monitored_packets_total{interface=\"eth0\",reason=\"syn-budget\"} 6",
             "portcullis_dnsbl_zone_in_use{zone=\"bl.example\",family=\"ipv4\"} 1",
             "portcullis_dnsbl_zone_in_use{zone=\"bl.example\",family=\"ipv6\"} 0",
             "portcullis_dnsbl_zone_switched_off{zone=\"bl.example\",family=\"ipv6\"} 1",
             "portcullis_dnsbl_server_up{zone=\"bl.example\",server=\"192.0.2.53:53\"} 0",
             "portcullis_dnsbl_server_failures_total{zone=\"bl.example\",server=\"192.0.2.53:53\"} 17",
+            "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"verdict\"} 0",
+            "portcullis_filter_monitored_packets_total{interface=\"eth0\",reason=\"listed\"} 5",
+            "portcullis_filter_over_budget_packets_total{interface=\"eth0\"} 6",
+            "portcullis_filter_answers_lost{interface=\"eth0\"} 1",
             "portcullis_filter_resets_total{interface=\"eth0\"} 13",
             "portcullis_filter_syn_cookies_total{interface=\"eth0\"} 14",
             "portcullis_filter_hidden_packets_total{interface=\"eth0\"} 15",

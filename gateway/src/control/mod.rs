@@ -13,7 +13,7 @@
 //! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
 //! | `admin.rs`, `state.rs`, `metrics.rs`, `metrics/` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
-//! | `dropped.rs` | expired verdicts and the top sources of the filter |
+//! | `dropped.rs` | expired verdicts, lost answers and the top sources of the filter |
 //! | `doctor.rs`, `doctor/` | is this machine able to run it? |
 
 mod admin;
@@ -70,8 +70,9 @@ struct HeldFilter {
 impl HeldFilter {
     fn new(filter: Filter) -> Self {
         Self {
+            // A client of the admin endpoint may ask before the first change is done.
+            last: Mutex::new(filter.status().ok()),
             filter: Mutex::new(filter),
-            last: Mutex::default(),
         }
     }
 

@@ -174,6 +174,15 @@ fn print_tables(look: &Look, out: &mut impl Write) -> io::Result<()> {
             "not here: this network namespace has no interface of that name; look from within the filter's"
         )?;
     }
+    for interface in &status.interfaces {
+        if interface.answers_lost {
+            writeln!(
+                out,
+                "{}: nothing is answered there, because it would be lost: the other end of this veth runs no XDP program",
+                interface.name
+            )?;
+        }
+    }
     reasons(look, "dropped", |interface| &interface.dropped, out)?;
     let monitors = |interface: &InterfaceStatus| interface.monitored.total() > 0;
     if status.mode == "monitor" || status.interfaces.iter().any(monitors) {
@@ -191,6 +200,7 @@ fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
         "xdp mode",
         "passed",
         "permitted",
+        "over budget",
         "dropped",
         "resets",
         "syn cookies",
@@ -210,6 +220,7 @@ fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
             mode.to_owned(),
             count(|interface| interface.passed),
             count(|interface| interface.permitted),
+            count(|interface| interface.over_budget),
             count(|interface| interface.dropped.total()),
             count(|interface| interface.resets),
             count(|interface| interface.syn_cookies),
@@ -227,16 +238,16 @@ fn reasons(
     of: fn(&InterfaceStatus) -> &Reasons,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    let [a, b, c, d, e] = Reasons::default().each().map(|(name, _)| name);
-    let mut table = Table::new([heading, a, b, c, d, e]);
+    let [a, b, c, d] = Reasons::default().each().map(|(name, _)| name);
+    let mut table = Table::new([heading, a, b, c, d]);
     for interface in &look.status.interfaces {
-        let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|reason| {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|reason| {
             look.of_interface(interface, |interface| {
                 let (_, packets) = of(interface).each()[reason];
                 packets
             })
         });
-        table.row([interface.name.clone(), a, b, c, d, e]);
+        table.row([interface.name.clone(), a, b, c, d]);
     }
     writeln!(out)?;
     table.write(out)
@@ -343,16 +354,17 @@ mod tests {
                 present: true,
                 passed: 1_000_000,
                 permitted: 2,
+                over_budget: 7,
                 other: 3,
                 dropped: Reasons {
                     listed: 4,
                     verdict: 5,
                     unlisted: 6,
-                    syn_budget: 7,
                     customer: 8,
                 },
                 resets: 9,
                 syn_cookies: 10,
+                answers_lost: false,
                 hidden: 11,
                 monitored: Reasons {
                     listed: 12,
@@ -403,14 +415,14 @@ mod tests {
         let expected = "\
 /sys/fs/bpf/portcullis: enforce, ports 25 587, unlisted sources pass
 
-interface  role      xdp mode   passed  permitted  dropped  resets  syn cookies  hidden  other
-eth0       customer  driver    1000000          2       30       9           10      11      3
+interface  role      xdp mode   passed  permitted  over budget  dropped  resets  syn cookies  hidden  other
+eth0       customer  driver    1000000          2            7       23       9           10      11      3
 
-dropped  listed  verdict  unlisted  syn-budget  customer
-eth0          4        5         6           7         8
+dropped  listed  verdict  unlisted  customer
+eth0          4        5         6         8
 
-monitored  listed  verdict  unlisted  syn-budget  customer
-eth0           12        0         0           0         0
+monitored  listed  verdict  unlisted  customer
+eth0           12        0         0         0
 
 list           action  entries  dropped  permitted  monitored
 spamhaus-drop  drop          8        4          0          6
@@ -435,6 +447,17 @@ source      drops  reason  list           interface  last, s
         });
         assert!(text.contains("1000000 (+250/s)          2"), "{text}");
         assert!(text.contains("4 (+2/s)          0"), "{text}");
+    }
+
+    #[test]
+    fn an_interface_on_which_answers_would_be_lost_is_named() {
+        let mut status = status();
+        let told = |status: &Status| {
+            printed(&Look::alone(status.clone())).contains("eth0: nothing is answered there")
+        };
+        assert!(!told(&status));
+        status.interfaces[0].answers_lost = true;
+        assert!(told(&status));
     }
 
     #[test]
