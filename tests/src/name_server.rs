@@ -1,12 +1,12 @@
 //! Name servers for the tests: rbldnsd with zones of its own, and a tap in front of it.
 //!
 //! The tap is what the gate is told to ask. It keeps every question, so that a test can say who was *not* asked about, passes most
-//! of them on to rbldnsd and its answers back, and answers for the zones of its own moods as those do that make
-//! operators wish they had a timeout: never, or late.
+//! of them on to rbldnsd and its answers back, and does otherwise where a test says so: as those name servers do that make
+//! operators wish they had a second one ([`Mood`]).
 
 use std::fs;
-use std::io::{ErrorKind, Write as _};
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -102,12 +102,45 @@ impl Drop for Rbldnsd {
     }
 }
 
+/// What a tap does instead of passing a question on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mood {
+    /// It passes the question on after all.
+    Well,
+    /// It never answers.
+    Silent,
+    /// It answers late.
+    Late,
+    /// It answers with this code: 1 FORMERR, 2 SERVFAIL, 4 NOTIMP, 5 REFUSED.
+    Code(u8),
+    /// The same without repeating the question, as servers do that could not read it.
+    BareCode(u8),
+    /// It answers with the question's number, and then with what is no DNS message.
+    Garbage,
+    /// It sends the question back.
+    Echo,
+    /// It has no records and is no authority, but names servers that are.
+    Referral,
+    /// It lists everything, by 127.0.0.2.
+    ListsAll,
+    /// Its answers do not fit into a packet; over TCP they are passed on.
+    Truncates,
+    /// Its answers do not fit into a packet, and over TCP it does not answer.
+    TruncatesOnly,
+    /// The answer to another question comes first, with the number of this one, and then a real one.
+    Forged,
+}
+
+/// Part of a name, and what is done with questions for such names.
+type Moods = Arc<Mutex<Vec<(String, Mood)>>>;
+
 /// A name server that keeps what it is asked, and has most of it answered by another.
 #[derive(Debug)]
 pub struct Tap {
     asked: Arc<Mutex<Vec<String>>>,
+    moods: Moods,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Tap {
@@ -122,43 +155,51 @@ impl Tap {
     ) -> Result<Self> {
         let socket = namespace.run(|| UdpSocket::bind(address))??;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-        let inside = namespace.path();
+        let listener = namespace.run(|| TcpListener::bind(address))??;
+        listener.set_nonblocking(true)?;
+        let moods: Moods = Arc::new(Mutex::new(vec![
+            (SILENT.to_owned(), Mood::Silent),
+            (LATE.to_owned(), Mood::Late),
+        ]));
         let (asked, stop) = (
             Arc::<Mutex<Vec<String>>>::default(),
             Arc::<AtomicBool>::default(),
         );
-        let (kept, stopped) = (Arc::clone(&asked), Arc::clone(&stop));
-        // Sockets of its own threads belong to the namespace if they are made in a thread that is in it.
-        let handle = fs::File::open(inside)?;
-        let thread = thread::spawn(move || {
-            let entered = nix::sched::setns(&handle, nix::sched::CloneFlags::CLONE_NEWNET);
-            assert!(entered.is_ok(), "the tap enters its namespace");
-            while !stopped.load(Ordering::Relaxed) {
-                let mut question = vec![0; 1_500];
-                match socket.recv_from(&mut question) {
-                    Ok((length, from)) => {
-                        question.truncate(length);
-                        let name = name_of(&question);
-                        kept.lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .push(name.clone());
-                        if !name.contains(SILENT) {
-                            let late = name.contains(LATE);
-                            let (socket, question) = (socket.try_clone(), question);
-                            thread::spawn(move || pass_on(socket, &question, from, behind, late));
-                        }
+        let packets = {
+            let (asked, moods, stop) = (Arc::clone(&asked), Arc::clone(&moods), Arc::clone(&stop));
+            // Sockets of its own threads belong to the namespace if they are made in a thread that is in it.
+            let handle = fs::File::open(namespace.path())?;
+            thread::spawn(move || {
+                enter(&handle);
+                answer_packets(&socket, behind, &asked, &moods, &stop);
+            })
+        };
+        let streams = {
+            let (moods, stop) = (Arc::clone(&moods), Arc::clone(&stop));
+            let handle = fs::File::open(namespace.path())?;
+            thread::spawn(move || {
+                enter(&handle);
+                while !stop.load(Ordering::Relaxed) {
+                    match listener.accept() {
+                        // One that ends early has its reasons.
+                        Ok((stream, _)) => drop(answer_stream(stream, behind, &moods)),
+                        Err(_) => thread::sleep(Duration::from_millis(5)),
                     }
-                    Err(error)
-                        if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                    Err(_) => return,
                 }
-            }
-        });
+            })
+        };
         Ok(Self {
             asked,
+            moods,
             stop,
-            thread: Some(thread),
+            threads: vec![packets, streams],
         })
+    }
+
+    /// What is done from now on with questions for names that hold this; what was said last counts.
+    pub fn turn(&self, part_of_name: &str, mood: Mood) {
+        let mut moods = self.moods.lock().unwrap_or_else(PoisonError::into_inner);
+        moods.push((part_of_name.to_owned(), mood));
     }
 
     /// Every name that was asked for so far, in lower case, with its dot at the end; as often as it was asked for.
@@ -174,33 +215,144 @@ impl Tap {
 impl Drop for Tap {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-/// Threads are in the namespace of the one that started them.
-fn pass_on(
-    socket: std::io::Result<UdpSocket>,
+fn enter(namespace: &fs::File) {
+    let entered = nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET);
+    assert!(entered.is_ok(), "the tap enters its namespace");
+}
+
+fn mood_for(moods: &Moods, name: &str) -> Mood {
+    let moods = moods.lock().unwrap_or_else(PoisonError::into_inner);
+    let last = moods.iter().rev().find(|(part, _)| name.contains(part));
+    last.map_or(Mood::Well, |(_, mood)| *mood)
+}
+
+fn answer_packets(
+    socket: &UdpSocket,
+    behind: SocketAddr,
+    asked: &Mutex<Vec<String>>,
+    moods: &Moods,
+    stop: &AtomicBool,
+) {
+    while !stop.load(Ordering::Relaxed) {
+        let mut question = vec![0; 1_500];
+        match socket.recv_from(&mut question) {
+            Ok((length, from)) => {
+                question.truncate(length);
+                let name = name_of(&question);
+                let mood = mood_for(moods, &name);
+                asked
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(name);
+                let socket = socket.try_clone();
+                // Threads are in the namespace of the one that started them. Who asked notices that there is no answer.
+                thread::spawn(move || {
+                    drop(socket.and_then(|socket| answer(&socket, &question, from, behind, mood)));
+                });
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+fn answer(
+    socket: &UdpSocket,
     question: &[u8],
     from: SocketAddr,
     behind: SocketAddr,
-    late: bool,
-) {
-    let mut answer = [0; 1_500];
-    let passed = socket.and_then(|socket| {
-        let upstream = UdpSocket::bind("127.0.0.1:0")?;
-        upstream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        upstream.send_to(question, behind)?;
-        let length = upstream.recv(&mut answer)?;
-        if late {
+    mood: Mood,
+) -> std::io::Result<()> {
+    let packet = match mood {
+        Mood::Silent => return Ok(()),
+        Mood::Well => pass_on(question, behind)?,
+        Mood::Late => {
+            let packet = pass_on(question, behind)?;
             thread::sleep(LATENESS);
+            packet
         }
-        socket.send_to(&answer[..length], from)
-    });
-    // Whoever asked notices that there is no answer.
-    drop(passed);
+        Mood::Code(code) => response(question, 0, code),
+        Mood::BareCode(code) => {
+            let mut packet = response(question, 0, code);
+            packet.truncate(HEADER);
+            packet[5] = 0;
+            packet
+        }
+        Mood::Garbage => [&question[..2], &[0xff; 40]].concat(),
+        Mood::Echo => question.to_vec(),
+        Mood::Referral => {
+            let mut packet = response(question, 0, 0);
+            // One record of authority: the root's name server is the root.
+            packet[9] = 1;
+            packet.extend([0, 0, 2, 0, 1, 0, 0, 0, 60, 0, 1, 0]);
+            packet
+        }
+        Mood::ListsAll => listing(question),
+        Mood::Truncates | Mood::TruncatesOnly => response(question, TRUNCATED, 0),
+        Mood::Forged => {
+            let mut other = question.to_vec();
+            // The first letter of the name.
+            other[HEADER + 1] ^= 1;
+            socket.send_to(&listing(&other), from)?;
+            pass_on(question, behind)?
+        }
+    };
+    socket.send_to(&packet, from).map(drop)
+}
+
+/// Octets of the header (RFC 1035 section 4.1.1).
+const HEADER: usize = 12;
+/// The flag in the header's third octet.
+const TRUNCATED: u8 = 0x02;
+
+/// The question as a response with no records.
+fn response(question: &[u8], flags: u8, code: u8) -> Vec<u8> {
+    let mut packet = question.to_vec();
+    packet[2] |= 0x80 | flags;
+    packet[3] = code;
+    packet
+}
+
+/// A response with one answer: the name of the question has the address 127.0.0.2, for a minute.
+fn listing(question: &[u8]) -> Vec<u8> {
+    let mut packet = response(question, 0, 0);
+    packet[7] = 1;
+    packet.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 2]);
+    packet
+}
+
+fn pass_on(question: &[u8], behind: SocketAddr) -> std::io::Result<Vec<u8>> {
+    let mut answer = vec![0; 1_500];
+    let upstream = UdpSocket::bind("127.0.0.1:0")?;
+    upstream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    upstream.send_to(question, behind)?;
+    let length = upstream.recv(&mut answer)?;
+    answer.truncate(length);
+    Ok(answer)
+}
+
+/// One question over TCP.
+fn answer_stream(mut stream: TcpStream, behind: SocketAddr, moods: &Moods) -> std::io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut question = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut question)?;
+    if mood_for(moods, &name_of(&question)) == Mood::TruncatesOnly {
+        return Ok(());
+    }
+    let answer = pass_on(&question, behind)?;
+    let length = u16::try_from(answer.len()).unwrap_or(0);
+    stream.write_all(&length.to_be_bytes())?;
+    // In two writes, as some do.
+    stream.write_all(&answer)
 }
 
 /// The name of the first question.

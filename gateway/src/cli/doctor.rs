@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use portcullis::control::doctor::{Finding, Level, examine};
+use portcullis::control::doctor::{Finding, Level, examine, rehearse};
 
 use super::{ConfigFile, finished};
 
@@ -11,7 +11,9 @@ use super::{ConfigFile, finished};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Looks at the kernel, io_uring, limits, TCP settings and ports; with a [filter] also at BPF and at the
-interfaces. Changes nothing and listens nowhere, so it can be run beside a gate that serves.
+interfaces; asks the DNS lists for their test entries. Takes rings, threads and the user as a start
+does, and looks as that user at the files that the gate reads and writes later. Changes nothing and
+listens nowhere, so it can be run beside a gate that serves.
 Run it as the user who starts the gate, most likely root.
 
 Examples:
@@ -35,7 +37,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    let findings = examine(&config);
+    let mut findings = examine(&config);
+    findings.extend(rehearse(&config));
     let worst = findings.iter().map(|finding| finding.level).max();
     let mut stdout = io::stdout().lock();
     let printed = if args.json {

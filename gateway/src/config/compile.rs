@@ -2,6 +2,7 @@
 //! they are seen together.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,10 +15,10 @@ use super::limits::Limits;
 use super::list::{Files, Lists};
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, relay, route,
-    saved_lists, value,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Role, Service, dnsbl, relay,
+    route, saved_lists, value,
 };
-use crate::lists::{Compiled, Memory};
+use crate::lists::{Compiled, ListAction, Memory};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
 use crate::policy::{Policy, Terms};
 
@@ -52,8 +53,10 @@ pub(super) fn config<'d>(
     top.finish(&LATER);
 
     let listeners = read_listeners(listener_tables);
+    let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
     let (mut lists, list_files) = Lists::read(lists_table, list_tables);
+    let are_lists_known = !matches!(files, Files::Leave);
     let compiled = match files {
         Files::Read(allocate) | Files::ReadOrLast(allocate) => {
             let is_filtered = |filter: &Filter| filter.mode != FilterMode::Off;
@@ -86,6 +89,10 @@ pub(super) fn config<'d>(
     if document.error_count() == errors_before_routes && !routes.is_empty() {
         check_routes(document, &relay_span, &local.domains, &route_index);
     }
+    if let Some(filter) = filter.as_ref().filter(|_| are_lists_known) {
+        warn_about_customers(document, &filter_span, filter, &addresses, &compiled);
+    }
+
     let own = addresses
         .iter()
         .map(SocketAddr::ip)
@@ -124,6 +131,7 @@ pub(super) fn config<'d>(
         log,
         warnings: Vec::new(),
         in_force: Vec::new(),
+        named_files: Vec::new(),
         route_index,
     };
     for doubt in config.list_doubts(config.policy.lists()) {
@@ -142,6 +150,42 @@ fn check_purpose(top: &Section<'_, '_>) {
     if top.has("listener") && !top.has("route") {
         let message = "there is a [[listener]] but no [[route]]: say where mail goes";
         document.error_elsewhere(Error::whole_file(document.path, message));
+    }
+}
+
+/// Customers who are to send through this gate have to reach it.
+fn warn_about_customers(
+    document: &Document<'_>,
+    span: &Range<usize>,
+    filter: &Filter,
+    listeners: &[SocketAddr],
+    lists: &Compiled,
+) {
+    let mut interfaces = filter.interfaces.iter();
+    let customers = interfaces.find(|interface| interface.role == Role::Customer);
+    let Some(customers) = customers.filter(|_| filter.mode != FilterMode::Off) else {
+        return;
+    };
+    let is_permitted = |ip| {
+        let listing = lists.filtered(ip);
+        listing.is_some_and(|listing| listing.action == ListAction::Permit)
+    };
+    for listener in listeners {
+        let ip = listener.ip().to_canonical();
+        // No customer gets to the loopback anyway.
+        if !filter.ports.contains(&listener.port()) || ip.is_loopback() || is_permitted(ip) {
+            continue;
+        }
+        let own = if ip.is_unspecified() {
+            "the address that they connect to".to_owned()
+        } else {
+            ip.to_string()
+        };
+        let message = format!(
+            "customers on {} reach the listener {listener} only if a permit list covers them or {own}: its port is filtered",
+            customers.name
+        );
+        document.warn(span, message);
     }
 }
 

@@ -24,6 +24,8 @@ const REPLIES_TEXT: &str = "[\"127.0.0.2-127.0.0.255\"]";
 const SCORE_MAX: i32 = 1_000;
 /// More than this would cost each stranger more than its mail.
 const ZONES_MAX: usize = 32;
+/// More than this would leave each of them too little of the time.
+const SERVERS_MAX: usize = 8;
 
 /// `[dnsbl_policy]`, but for the score, which is a matter of the [policy](crate::policy::Policy).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct DnsblPolicy {
     pub drop_for: Duration,
     /// How long an answer may take. Then the zone counts as silent.
     pub timeout: Duration,
+    /// How often each zone is asked for its test entries.
+    pub test_every: Duration,
     /// Answers that are remembered, each for as long as its zone allows; nought: none.
     pub cache: u32,
 }
@@ -47,13 +51,10 @@ pub(super) fn read(zones: Vec<Section<'_, '_>>, mut s: Section<'_, '_>) -> (Dnsb
     let servers = s.texts("servers", server);
     let reject_at = count(&mut s, "reject_at", 1, 1..=1_000_000) as i32;
     let policy = DnsblPolicy {
-        servers: servers
-            .iter()
-            .flatten()
-            .map(|server| *server.get_ref())
-            .collect(),
+        servers: distinct(servers.iter().flatten(), &s),
         drop_for: s.duration("drop_for", HOUR, Duration::ZERO..=7 * 24 * HOUR),
         timeout: s.duration("timeout", 5 * SECOND, SECOND / 10..=30 * SECOND),
+        test_every: s.duration("test_every", 10 * 60 * SECOND, SECOND..=24 * HOUR),
         cache: count(&mut s, "cache", 100_000, 0..=10_000_000),
     };
     let document = s.document;
@@ -79,6 +80,27 @@ pub(super) fn read(zones: Vec<Section<'_, '_>>, mut s: Section<'_, '_>) -> (Dnsb
         s.finish(&[]);
     }
     (Dnsbl { zones, reject_at }, policy)
+}
+
+/// The name servers, each once.
+fn distinct<'a>(
+    given: impl Iterator<Item = &'a Spanned<SocketAddr>>,
+    s: &Section<'_, '_>,
+) -> Vec<SocketAddr> {
+    let mut servers = Vec::new();
+    for server in given {
+        if servers.contains(server.get_ref()) {
+            let message = format!("{} is asked already", server.get_ref());
+            s.document.warn(&server.span(), message);
+        } else if servers.len() == SERVERS_MAX {
+            let message = format!("more than {SERVERS_MAX} name servers");
+            s.document.error(&server.span(), message);
+            break;
+        } else {
+            servers.push(*server.get_ref());
+        }
+    }
+    servers
 }
 
 fn read_zones(tables: Vec<Section<'_, '_>>) -> Vec<Zone> {
@@ -114,12 +136,14 @@ fn read_zones(tables: Vec<Section<'_, '_>>) -> Vec<Zone> {
                 .error(&span, "`replies` is empty: no answer would ever count");
         }
         let score = read_score(&mut s);
+        let test_entries = s.flag("test_entries", true);
         if let Some(name) = name {
             let given = replies.map(|replies| replies.into_iter().map(Spanned::into_inner));
             zones.push(Zone {
                 name: name.into_inner().into(),
                 replies: given.map_or(vec![REPLIES], Iterator::collect),
                 score,
+                test_entries,
             });
         }
         s.finish(&[]);

@@ -42,6 +42,7 @@ pub(super) struct Document<'d> {
     errors: RefCell<Vec<(usize, Error)>>,
     warnings: RefCell<Vec<(usize, Error)>>,
     tables: RefCell<Vec<Table>>,
+    files: RefCell<Vec<PathBuf>>,
 }
 
 /// What is left when everything was read.
@@ -49,6 +50,8 @@ pub(super) struct Findings {
     pub(super) errors: Vec<Error>,
     pub(super) warnings: Vec<Error>,
     pub(super) tables: Vec<Table>,
+    /// Files that it names, but for those of lists.
+    pub(super) files: Vec<PathBuf>,
 }
 
 impl<'d> Document<'d> {
@@ -59,6 +62,7 @@ impl<'d> Document<'d> {
             errors: RefCell::default(),
             warnings: RefCell::default(),
             tables: RefCell::default(),
+            files: RefCell::default(),
         }
     }
 
@@ -138,6 +142,11 @@ impl<'d> Document<'d> {
         self.tables.borrow_mut().push(table);
     }
 
+    /// Notes a file that is read with this one.
+    pub(super) fn names_file(&self, path: &Path) {
+        self.files.borrow_mut().push(path.to_owned());
+    }
+
     pub(super) fn finish(self) -> Findings {
         let in_order = |found: RefCell<Vec<(usize, Error)>>| {
             let mut found = found.into_inner();
@@ -148,6 +157,7 @@ impl<'d> Document<'d> {
             errors: in_order(self.errors),
             warnings: in_order(self.warnings),
             tables: self.tables.into_inner(),
+            files: self.files.into_inner(),
         }
     }
 }

@@ -120,7 +120,6 @@ impl Filter {
     /// `None` when there is no such table.
     pub(super) fn read(mut s: Section<'_, '_>) -> Option<Filter> {
         let given = s.is_given();
-        s.missing_unless_given("interfaces");
         let mut interfaces = Vec::new();
         let mut tables = s.tables("interfaces");
         for table in &mut tables {
@@ -161,6 +160,16 @@ impl Filter {
             },
             local_networks: Vec::new(),
         };
+        // One that is off is nowhere.
+        if filter.mode != FilterMode::Off {
+            s.missing_unless_given("interfaces");
+            if s.is_empty_list("interfaces") {
+                let span = s.span_of("interfaces");
+                let message = "`interfaces` is empty: the filter would be nowhere";
+                let advice = "name one, or write mode = \"off\"";
+                s.document.error_with(&span, message, advice);
+            }
+        }
         if given {
             s.finish(&[]);
             tables.into_iter().for_each(|table| table.finish(&[]));

@@ -362,6 +362,7 @@ fn list_name(name: &str) -> Result<(), String> {
 
 /// The octets of a file that the configuration names at `span`.
 pub(super) fn read_file(s: &Section<'_, '_>, path: &Path, span: &Range<usize>) -> Option<Vec<u8>> {
+    s.document.names_file(path);
     match fs::read(path) {
         Ok(octets) => Some(octets),
         Err(error) => {

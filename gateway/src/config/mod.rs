@@ -93,6 +93,8 @@ pub struct Config {
     pub warnings: Vec<Error>,
     /// Every setting in force, with those by default marked.
     pub in_force: Vec<Table>,
+    /// The files that it was read from besides, but for those of lists: of domains, of networks.
+    pub named_files: Vec<PathBuf>,
     route_index: Domains,
 }
 
@@ -216,6 +218,7 @@ fn parse_with(path: &Path, text: &str, files: Files) -> Result<Config, Errors> {
         path: Some(path.to_owned()),
         warnings: findings.warnings,
         in_force: findings.tables,
+        named_files: findings.files,
         ..config
     })
 }

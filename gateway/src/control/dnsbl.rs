@@ -9,19 +9,26 @@
 
 mod asking;
 mod counts;
+mod query;
+pub(super) mod report;
+mod servers;
+mod test_entries;
 
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
-use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::mpsc::{self, Receiver, Sender, UnboundedSender};
 use tokio::task::{Id, JoinError, JoinSet, spawn_blocking};
+use tokio::time::{MissedTickBehavior, interval};
 
-use self::asking::Asking;
+use self::asking::{Asking, SwitchedOff};
 #[cfg(test)]
 pub(super) use self::counts::Zone;
-pub(super) use self::counts::{Counts, Dnsbl};
+pub(super) use self::counts::{Counts, Dnsbl, Server};
+pub(super) use self::test_entries::{Family, Trust};
 use super::Control;
 use crate::config::{Config, FilterMode};
 use crate::filter::{Cause, NewVerdict, Verdicts};
@@ -31,6 +38,9 @@ use crate::worker::dnsbl::{Lookups, Question, Refusal};
 /// What workers may have asked for that was not looked at yet. More than this is a control plane that is stuck, and counts as
 /// silence.
 const REQUESTS_MAX: usize = 16_384;
+
+/// How often it is looked whether a zone is to be tested.
+const TEST_TICK: Duration = Duration::from_secs(1);
 
 /// What a worker wants.
 pub(super) enum Request {
@@ -68,9 +78,13 @@ pub(super) async fn serve(
     mut requests: Receiver<Request>,
     verdicts: Option<Arc<Verdicts>>,
 ) {
+    let (to, mut switched_off) = mpsc::unbounded_channel();
+    let mut ticks = interval(TEST_TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut desk = Desk {
         control,
         asking: None,
+        switched_off: to,
         waiting: FxHashMap::default(),
         tasks: FxHashMap::default(),
         running: JoinSet::new(),
@@ -85,6 +99,10 @@ pub(super) async fn serve(
                 None => return,
             },
             Some(done) = desk.running.join_next_with_id() => desk.done(done),
+            _ = ticks.tick() => desk.test(),
+            Some((zone, family)) = switched_off.recv() => if let Some(verdicts) = &verdicts {
+                take_back(verdicts, zone, family);
+            },
         }
     }
 }
@@ -94,6 +112,8 @@ struct Desk {
     control: Arc<Control>,
     /// Made with the first question, and again when the configuration says that others are to be asked.
     asking: Option<Arc<Asking>>,
+    /// Hears of zones that list the world.
+    switched_off: UnboundedSender<SwitchedOff>,
     /// Who waits, by the address that is asked about.
     waiting: FxHashMap<IpAddr, Vec<Question>>,
     tasks: FxHashMap<Id, IpAddr>,
@@ -108,10 +128,7 @@ impl Desk {
             return;
         }
         let config = self.control.shared.config.load_full();
-        let Some(asking) = self.asking(&config) else {
-            question.inbox.put((question.conn, None));
-            return;
-        };
+        let asking = self.asking(&config);
         self.waiting.insert(client, vec![question]);
         let zones = config.policy.dnsbl().zones.clone();
         let task = self.running.spawn(asking.ask_all(zones, client));
@@ -119,21 +136,26 @@ impl Desk {
         self.control.dnsbl.outstanding(self.waiting.len());
     }
 
-    /// Who asks under this configuration. `None`: a name server in it cannot be used.
-    fn asking(&mut self, config: &Config) -> Option<Arc<Asking>> {
+    /// Who asks under this configuration.
+    fn asking(&mut self, config: &Config) -> Arc<Asking> {
         if let Some(asking) = &self.asking
             && asking.follows(&config.dnsbl)
         {
-            return Some(Arc::clone(asking));
+            return Arc::clone(asking);
         }
-        match Asking::new(&config.dnsbl, &self.control.dnsbl) {
-            Ok(asking) => self.asking.insert(Arc::new(asking)),
-            Err(error) => {
-                tracing::error!(%error, "cannot ask DNS lists: nobody is held against them");
-                return None;
-            }
-        };
-        self.asking.clone()
+        let to = self.switched_off.clone();
+        let asking = Arc::new(Asking::new(&config.dnsbl, &self.control.dnsbl, to));
+        self.asking = Some(Arc::clone(&asking));
+        asking
+    }
+
+    /// Tests the zones whose time has come.
+    fn test(&mut self) {
+        let config = self.control.shared.config.load_full();
+        let zones = &config.policy.dnsbl().zones;
+        if !zones.is_empty() || self.asking.is_some() {
+            self.asking(&config).test_what_is_due(zones);
+        }
     }
 
     fn done(&mut self, done: Result<(Id, Vec<Finding>), JoinError>) {
@@ -196,16 +218,37 @@ fn give(verdicts: &Verdicts, refusal: &Refusal, config: &Config) {
     }
 }
 
+/// Takes back the verdicts that a zone has brought about which lists the world: most of them are on honest sources, and the
+/// others come again.
+fn take_back(verdicts: &Arc<Verdicts>, zone: Arc<str>, family: Family) {
+    let verdicts = Arc::clone(verdicts);
+    spawn_blocking(move || {
+        let of_ipv6 = family == Family::Ipv6;
+        match verdicts.remove_noted(Cause::Dnsbl, &zone, of_ipv6) {
+            Ok(0) => {}
+            Ok(number) => tracing::warn!(
+                zone = &*zone,
+                number,
+                "recent verdicts for a DNS list that is switched off are taken back"
+            ),
+            Err(error) => {
+                tracing::warn!(zone = &*zone, %error, "cannot take back recent verdicts");
+            }
+        }
+    });
+}
+
 /// Asks all zones of a configuration about one address, for `explain`.
 ///
 /// # Errors
-/// When there can be no sockets or timers, or a name server cannot be used.
+/// When there can be no sockets or timers.
 pub fn look_up(config: &Config, client: IpAddr) -> io::Result<Vec<Finding>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let asking = Asking::new(&config.dnsbl, &Arc::default())?;
+        let (to, _) = mpsc::unbounded_channel();
+        let asking = Asking::new(&config.dnsbl, &Arc::default(), to);
         let zones = config.policy.dnsbl().zones.clone();
         Ok(Arc::new(asking).ask_all(zones, client).await)
     })

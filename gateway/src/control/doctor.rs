@@ -2,10 +2,16 @@
 //!
 //! Nothing is changed by looking: no program is put on an interface (some drivers drop their link for that) and no
 //! port is listened on, so that it can be asked beside a gate that serves.
+//!
+//! What can be tried without that is tried rather than judged ([`rehearse`]): rings, threads and the change of the user are
+//! taken in the order of a start, by its own code, so that `doctor` and `run` do not come to differ.
 
+mod files;
 mod machine;
 mod network;
 mod packets;
+mod rehearsal;
+mod zones;
 
 use std::fmt::Display;
 
@@ -93,7 +99,29 @@ pub fn examine(config: &Config) -> Vec<Finding> {
             found => findings.extend(found),
         },
     }
+    findings.extend(zones::zones(config));
     findings
+}
+
+/// Starts as the gate does, but listens nowhere and serves nothing; then looks at the files that are needed later. To be called
+/// last: this process is the user of the configuration from then on, for good.
+pub fn rehearse(config: &Config) -> Vec<Finding> {
+    let is_missing = files::will_be_made(config);
+    match rehearsal::start(config) {
+        Ok(()) => {
+            let mut findings = vec![Finding::ok(
+                "start",
+                "rings, threads and the user can be had",
+            )];
+            findings.extend(files::files(config, is_missing));
+            findings
+        }
+        Err(error) => vec![Finding::problem(
+            "start",
+            error,
+            "look at what is said above, and at the limits of this process (ulimit -a)",
+        )],
+    }
 }
 
 /// The number in a file of /proc/sys.

@@ -66,7 +66,7 @@ pub fn hold_against_last(config: &mut Config) -> StartNotes {
 }
 
 /// Where the lists in force are kept; nowhere if the configuration loads that very file.
-fn kept_at(config: &Config) -> Option<PathBuf> {
+pub(super) fn kept_at(config: &Config) -> Option<PathBuf> {
     let path = config.saved_lists();
     let real = |path: &Path| std::fs::canonicalize(path).ok();
     match &config.lists.snapshot {
@@ -259,15 +259,15 @@ fn says(lists: &[List], loss: &Loss) -> bool {
     same_name.any(|list| list.entries == loss.after)
 }
 
-/// Keeps the lists in force for the next start; whoever cannot write there goes without.
-pub(super) fn save(config: &Arc<Config>) {
+/// Keeps the lists in force for the next start.
+pub(super) fn save(control: &Arc<Control>, config: &Arc<Config>) {
     if config.policy.lists().lists.is_empty() || config.lists.are_old {
         return;
     }
     let Some(path) = kept_at(config) else {
         return;
     };
-    let config = Arc::clone(config);
+    let (control, config) = (Arc::clone(control), Arc::clone(config));
     spawn_blocking(move || {
         let lists = config.policy.lists();
         let about = About {
@@ -275,8 +275,17 @@ pub(super) fn save(config: &Arc<Config>) {
             ..About::of(lists, config.lists.compiled_at)
         };
         match file::write_as(&path, lists, &about) {
-            Ok(()) => tracing::debug!(path = %path.display(), "the compiled lists are kept"),
-            Err(error) => tracing::debug!(%error, "the compiled lists are not kept"),
+            Ok(()) => {
+                control.files.saved(true);
+                tracing::debug!(path = %path.display(), "the compiled lists are kept");
+            }
+            Err(error) => {
+                control.files.saved(false);
+                tracing::warn!(
+                    %error,
+                    "the lists in force are not kept: the next start has nothing to compare its lists with"
+                );
+            }
         }
     });
 }

@@ -98,9 +98,9 @@ impl<W: Write> Write for OneLine<W> {
 /// What the resolver says about single packets is for a closer look: what follows from it is told by whoever asked.
 fn filter(level: LogLevel) -> EnvFilter {
     EnvFilter::new(match level {
-        LogLevel::Error => "error,hickory_net=off,hickory_resolver=off",
-        LogLevel::Warn => "warn,hickory_net=off,hickory_resolver=off",
-        LogLevel::Info => "info,hickory_net=off,hickory_resolver=off",
+        LogLevel::Error => "error,hickory_proto=off",
+        LogLevel::Warn => "warn,hickory_proto=off",
+        LogLevel::Info => "info,hickory_proto=off",
         LogLevel::Debug => "debug",
         LogLevel::Trace => "trace",
     })

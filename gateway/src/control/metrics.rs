@@ -3,9 +3,11 @@
 //! Written by hand: the client libraries want to own the counters, and ours belong to workers that share nothing; what
 //! would be left of a library is the escaping of label values, ten lines.
 
+mod dnsbl;
+mod files;
+
 use std::fmt::{Display, Write as _};
 
-use super::dnsbl::Dnsbl;
 use super::state::State;
 use crate::filter::{InterfaceStatus, ListStatus, Reasons, Status, TopSources, VerdictCounts};
 
@@ -19,9 +21,10 @@ const TOP_SOURCES_TOLD: usize = 10;
 pub(super) fn render(state: &State) -> String {
     let mut text = Text::default();
     process(&mut text, state);
+    files::render(&mut text, state);
     sessions(&mut text, state);
     next_hops(&mut text, state);
-    dnsbl(&mut text, &state.dnsbl);
+    dnsbl::render(&mut text, &state.dnsbl);
     if let Some(filter) = &state.filter {
         interfaces(&mut text, filter);
         lists(&mut text, filter);
@@ -157,39 +160,6 @@ fn next_hops(text: &mut Text, state: &State) {
         let labels = [("next_hop", &*format!("{}:{}", name.name, name.port))];
         text.sample(&labels, u8::from(name.resolved));
     }
-}
-
-fn dnsbl(text: &mut Text, dnsbl: &Dnsbl) {
-    text.counter(
-        "portcullis_dnsbl_answers_total",
-        "Answers of DNS lists, by zone and by what they count for.",
-    );
-    for zone in &dnsbl.zones {
-        let results = [
-            ("listed", zone.listed),
-            ("not-listed", zone.not_listed),
-            ("silent", zone.silent),
-            ("ignored", zone.ignored),
-        ];
-        for (result, count) in results {
-            text.sample(&[("zone", &zone.zone), ("result", result)], count);
-        }
-    }
-    text.counter(
-        "portcullis_dnsbl_cache_hits_total",
-        "Questions to DNS lists whose answer was remembered.",
-    );
-    text.sample(&[], dnsbl.cache_hits);
-    text.counter(
-        "portcullis_dnsbl_unasked_total",
-        "Questions to DNS lists that were too many at a time, and count as not listed.",
-    );
-    text.sample(&[], dnsbl.unasked);
-    text.gauge(
-        "portcullis_dnsbl_sources_outstanding",
-        "Sources that DNS lists are being asked about.",
-    );
-    text.sample(&[], dnsbl.outstanding);
 }
 
 fn interfaces(text: &mut Text, filter: &Status) {
@@ -429,7 +399,7 @@ fn escape(value: &str, text: &mut String) {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::dnsbl::Zone;
+    use super::super::dnsbl::{Dnsbl, Server, Trust, Zone};
     use super::super::state::{NextHop, Transactions};
     use super::*;
     use crate::filter::{TopSourceStatus, Unread};
@@ -495,6 +465,14 @@ mod tests {
                     not_listed: 14,
                     silent: 15,
                     ignored: 16,
+                    ipv4: Trust::InUse,
+                    ipv6: Trust::SwitchedOff,
+                    lists_test_entry: Some(true),
+                    servers: vec![Server {
+                        server: "192.0.2.53:53".parse().unwrap(),
+                        answers: false,
+                        failures: 17,
+                    }],
                 }],
                 cache_hits: 17,
                 ..Dnsbl::default()
@@ -555,6 +533,11 @@ mod tests {
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"unlisted\"} 4",
             "portcullis_dnsbl_answers_total{zone=\"bl.example\",result=\"silent\"} 15",
             "portcullis_dnsbl_cache_hits_total 17",
+            "portcullis_dnsbl_zone_in_use{zone=\"bl.example\",family=\"ipv4\"} 1",
+            "portcullis_dnsbl_zone_in_use{zone=\"bl.example\",family=\"ipv6\"} 0",
+            "portcullis_dnsbl_zone_switched_off{zone=\"bl.example\",family=\"ipv6\"} 1",
+            "portcullis_dnsbl_server_up{zone=\"bl.example\",server=\"192.0.2.53:53\"} 0",
+            "portcullis_dnsbl_server_failures_total{zone=\"bl.example\",server=\"192.0.2.53:53\"} 17",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"verdict\"} 0",
             "portcullis_filter_monitored_packets_total{interface=\"eth0\",reason=\"listed\"} 5",
             "portcullis_filter_over_budget_packets_total{interface=\"eth0\"} 6",

@@ -8,9 +8,10 @@
 //! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what is held before it serves; who it is while it serves |
 //! | `reload.rs`, `changes.rs` | SIGHUP; what a new configuration changes and what it cannot |
 //! | `lists.rs` | lists over time: their files watched, great losses refused, what is in force kept |
+//! | `files.rs` | files and directories that are needed later, as another user |
 //! | `names.rs` | next hops that are given by name |
 //! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
-//! | `admin.rs`, `state.rs`, `metrics.rs` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
+//! | `admin.rs`, `state.rs`, `metrics.rs`, `metrics/` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
 //! | `dropped.rs` | expired verdicts, lost answers and the top sources of the filter |
 //! | `interfaces.rs` | interfaces that come, go and lose their filter; filters that no configuration has |
@@ -22,6 +23,7 @@ pub mod dnsbl;
 pub mod doctor;
 mod dropped;
 mod error;
+mod files;
 pub mod interfaces;
 pub mod interrupt;
 pub mod lists;
@@ -38,6 +40,7 @@ mod user;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
+use self::files::Files;
 use self::names::Names;
 use self::reload::Reloads;
 use self::start::RunningWorker;
@@ -52,6 +55,7 @@ struct Control {
     workers: Vec<RunningWorker>,
     filter: Option<HeldFilter>,
     names: Names,
+    files: Files,
     dnsbl: Arc<dnsbl::Counts>,
     reloads: Reloads,
     log_level: log::Level,

@@ -153,7 +153,7 @@ async fn put_in_force(
         tracing::warn!("{}", warning.one_line());
     }
     control.names.retain(&new.routes);
-    lists::save(&new);
+    lists::save(control, &new);
     control.shared.config.store(new);
     // What was looked up while the filter was being filled.
     names::publish(control);
@@ -213,6 +213,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::control::files::Files;
     use crate::control::log;
     use crate::control::names::Names;
     use crate::worker::Shared;
@@ -232,6 +233,7 @@ mod tests {
             workers: Vec::new(),
             filter: None,
             names: Names::default(),
+            files: Files::default(),
             dnsbl: Arc::default(),
             reloads: Reloads::default(),
             since: Instant::now(),

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::files::{self, Files};
 use super::names::Names;
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
@@ -50,6 +51,7 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
         workers: start::prepare(&config)?,
         admin: config.admin.map(admin::listen).transpose()?,
     };
+    files::make_state_dir(&config, user.as_ref());
     if let Some(user) = user {
         if let Some(filter) = &held.filter
             && let Err(error) = filter.give_links(user.uid(), user.gid())
@@ -57,8 +59,8 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
             tracing::warn!(%error, "an interface that is deleted and made again will stay unfiltered until a restart");
         }
         user.take_on(held.filter.is_some())?;
-        warn_unless_readable(&config);
     }
+    start::try_thread()?;
     let served = runtime.block_on(live(config, held, signals, log_level));
     // A look-up that hangs in the resolver does not hold up the end.
     runtime.shutdown_background();
@@ -101,15 +103,6 @@ fn attach(config: &Config) -> Result<Option<Filter>, Error> {
     Ok(Some(attached))
 }
 
-/// A reload needs the file again, as the user that the gate is by then.
-fn warn_unless_readable(config: &Config) {
-    if let Some(path) = &config.path
-        && let Err(error) = std::fs::File::open(path)
-    {
-        tracing::warn!(path = %path.display(), %error, "this user cannot read the configuration: a reload will fail");
-    }
-}
-
 async fn live(
     mut config: Config,
     mut held: Held,
@@ -133,6 +126,7 @@ async fn live(
         workers,
         filter: held.filter.map(HeldFilter::new),
         names,
+        files: Files::default(),
         dnsbl: counts,
         reloads: Reloads::default(),
         log_level,
@@ -151,7 +145,9 @@ async fn live(
     interfaces::watch(&control)?;
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
-    lists::save(&control.shared.config.load_full());
+    control.files.try_all(&control.shared.config.load());
+    tokio::spawn(files::watch(Arc::clone(&control)));
+    lists::save(&control, &control.shared.config.load_full());
     tokio::spawn(lists::watch(Arc::clone(&control)));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
     announce(&control);
@@ -280,6 +276,7 @@ mod tests {
             workers: (0..ends.len()).map(worker).collect(),
             filter: None,
             names: Names::default(),
+            files: Files::default(),
             dnsbl: Arc::default(),
             reloads: Reloads::default(),
             log_level: log::Level::of_no_log(),

@@ -4,10 +4,13 @@
 //! sockets, rings. Only then do threads start.
 
 use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 
 use portcullis_uring::{allowed_cores, pin_to_core, raise_descriptor_limit};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use super::{Error, user};
@@ -72,6 +75,28 @@ impl Drop for EndNotice {
 /// # Errors
 /// An address that is in use, a kernel without io_uring, limits that are too low.
 pub(super) fn prepare(config: &Config) -> Result<Vec<PreparedWorker>, Error> {
+    prepare_with(config, |address| {
+        listen(address, BACKLOG).map_err(Error::Listen)
+    })
+}
+
+/// The same on sockets that listen nowhere, for `doctor`: what a start takes is taken, and all at once.
+///
+/// # Errors
+/// As [`prepare`].
+pub(super) fn rehearse(config: &Config) -> Result<Vec<PreparedWorker>, Error> {
+    prepare_with(config, |address| {
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP));
+        let socket = socket.map_err(|error| Error::Io("make a socket", error))?;
+        Ok(socket.into())
+    })
+}
+
+fn prepare_with(
+    config: &Config,
+    open: impl Fn(SocketAddr) -> Result<OwnedFd, Error>,
+) -> Result<Vec<PreparedWorker>, Error> {
     if config.listeners.is_empty() {
         return Ok(Vec::new());
     }
@@ -87,15 +112,18 @@ pub(super) fn prepare(config: &Config) -> Result<Vec<PreparedWorker>, Error> {
             "fewer sessions than configured: the limit of open files bounds the table of each worker (ulimit -n, LimitNOFILE=)"
         );
     }
-    (0..workers).map(|_| prepare_worker(config, size)).collect()
+    (0..workers)
+        .map(|_| prepare_worker(config, size, &open))
+        .collect()
 }
 
-fn prepare_worker(config: &Config, size: Size) -> Result<PreparedWorker, Error> {
-    let listeners = config
-        .listeners
-        .iter()
-        .map(|listener| listen(listener.address, BACKLOG));
-    let listeners = listeners.collect::<Result<_, _>>().map_err(Error::Listen)?;
+fn prepare_worker(
+    config: &Config,
+    size: Size,
+    open: impl Fn(SocketAddr) -> Result<OwnedFd, Error>,
+) -> Result<PreparedWorker, Error> {
+    let addresses = config.listeners.iter().map(|listener| listener.address);
+    let listeners = addresses.map(open).collect::<Result<_, _>>()?;
     let settings = RingSettings {
         slots: size.slots(),
         listeners,
@@ -109,6 +137,12 @@ fn prepare_worker(config: &Config, size: Size) -> Result<PreparedWorker, Error> 
 pub(super) fn sessions_max(config: &Config, descriptors: u64) -> u32 {
     let all = size(config, descriptors).sessions_max * config.workers as u32;
     all.min(config.limits.sessions)
+}
+
+/// The entries of each worker's table, if they do not fit under this limit of open files.
+pub(super) fn slots_beyond(config: &Config, descriptors: u64) -> Option<u32> {
+    let slots = size(config, descriptors).slots();
+    (u64::from(slots) > descriptors).then_some(slots)
 }
 
 /// Shares the sessions out over the workers, as far as each one's table may go.
@@ -129,6 +163,57 @@ fn size(config: &Config, descriptors: u64) -> Size {
     let excess = size.slots().saturating_sub(slots_max);
     size.sessions_max = size.sessions_max.saturating_sub(excess).max(1);
     size
+}
+
+/// Whether this process may have one more thread. The control plane's runtime starts its own when it needs them, and
+/// where it gets none it panics.
+///
+/// # Errors
+/// Those of the kernel.
+pub(super) fn try_thread() -> Result<(), Error> {
+    let thread = thread::Builder::new().spawn(|| ());
+    // It does nothing that could fail.
+    let _ = thread
+        .map_err(|error| Error::Io("start a thread", error))?
+        .join();
+    Ok(())
+}
+
+/// Starts the threads with their rings, and ends them when all of them run, for `doctor`.
+///
+/// # Errors
+/// The first that cannot be started.
+pub(super) fn rehearse_threads(prepared: Vec<PreparedWorker>) -> Result<(), Error> {
+    let (started, results) = std::sync::mpsc::channel();
+    let mut threads = Vec::new();
+    for (number, worker) in prepared.into_iter().enumerate() {
+        let started = started.clone();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let thread = thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                let driver = RingDriver::start(worker.ring);
+                let (driver, result) = match driver {
+                    Ok(driver) => (Some(driver), Ok(())),
+                    Err(error) => (None, Err(error)),
+                };
+                // Who waits for it outlives it.
+                let _ = started.send(result);
+                // It ends when the other end is dropped: nothing is ever sent.
+                let _ = released.recv();
+                drop(driver);
+            })
+            .map_err(|error| Error::Io("start a worker", error))?;
+        threads.push((thread, release));
+    }
+    drop(started);
+    let first_failure = results.iter().take(threads.len()).find_map(Result::err);
+    for (thread, release) in threads {
+        drop(release);
+        // One that panicked has sent nothing, and is seen by that.
+        let _ = thread.join();
+    }
+    first_failure.map_or(Ok(()), |error| Err(Error::Io("start a ring", error)))
 }
 
 /// Starts the threads, each on a core of its own as far as there are enough. Their ends come through the receiver.

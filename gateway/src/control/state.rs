@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 
 use super::dnsbl::Dnsbl;
+use super::files::{StateDir, Unusable};
 use super::{Control, HeldFilter};
 use crate::filter::Status;
 use crate::relay::pool::HopState;
@@ -22,6 +23,9 @@ pub(super) struct State {
     pub(super) configuration: Option<PathBuf>,
     pub(super) workers: usize,
     pub(super) reloads: Reloads,
+    pub(super) state_dir: StateDir,
+    /// Files and directories that will be missed.
+    pub(super) unusable_files: Vec<Unusable>,
     pub(super) sessions: Sessions,
     pub(super) transactions: Vec<Transactions>,
     /// By rule.
@@ -111,6 +115,8 @@ impl State {
                 },
                 lists_are_old: control.shared.config.load().lists.are_old,
             },
+            state_dir: control.files.state_dir(),
+            unusable_files: control.files.unusable(),
             names: names(control),
             dnsbl: control.dnsbl.told(),
             filter: control.filter.as_ref().and_then(HeldFilter::status),

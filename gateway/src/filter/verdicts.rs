@@ -15,6 +15,8 @@
 //! keeping, which reads all of it, is paid for once in four thousand: first what has expired, then what has seen no packet
 //! for the longest time. Rejected: an LRU map of the kernel, which recycles approximately and says nothing of it.
 
+mod noted;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;

@@ -21,6 +21,10 @@ pub struct Stamp {
     born: Option<SystemTime>,
     size: u64,
     modified: (i64, i64),
+    /// Changes also with what is said of the file: its access list, a content whose time was set back.
+    changed: (i64, i64),
+    /// One that could not be read may be readable now. (The times alone have the grain of the kernel's ticks.)
+    access: (u32, u32, u32),
 }
 
 impl Stamp {
@@ -56,6 +60,8 @@ impl From<&Metadata> for Stamp {
             born: metadata.created().ok(),
             size: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            access: (metadata.mode(), metadata.uid(), metadata.gid()),
         }
     }
 }
@@ -169,6 +175,8 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     /// Of a state of a file: which file, and how large.
@@ -179,6 +187,8 @@ mod tests {
             born: None,
             size,
             modified: (3, 4),
+            changed: (5, 6),
+            access: (0o644, 0, 0),
         })
     }
 
@@ -308,6 +318,10 @@ mod tests {
         let other = directory.path().join("other");
         std::fs::copy(&path, &other).unwrap();
         std::fs::rename(&other, &path).unwrap();
+        let second = Stamp::of(&path).unwrap();
         assert!(first.is_still(&std::fs::metadata(&path).unwrap()).is_err());
+        // Read when it was not this user's to read, it may be now.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
+        assert_ne!(Stamp::of(&path), Some(second));
     }
 }

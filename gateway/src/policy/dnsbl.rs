@@ -31,6 +31,8 @@ pub struct Zone {
     pub replies: Vec<RangeInclusive<Ipv4Addr>>,
     /// What a listing adds to the client's score. Less than nothing for a welcome list, never nothing.
     pub score: i32,
+    /// Whether it is held to its test entries: see [`TestEntry`].
+    pub test_entries: bool,
 }
 
 /// What a zone answered about one address.
@@ -42,6 +44,8 @@ pub enum Answer {
     NotListed,
     /// No answer in time, or one that says only that something is broken.
     Silent,
+    /// It was not asked: it lists what no list may, and most likely everything.
+    SwitchedOff,
 }
 
 /// A zone, and what it answered.
@@ -64,6 +68,8 @@ pub enum Meaning {
     Ignored(Ipv4Addr),
     /// Nothing.
     Silent,
+    /// Nothing.
+    SwitchedOff,
 }
 
 impl Zone {
@@ -71,6 +77,7 @@ impl Zone {
     pub fn meaning(&self, answer: &Answer) -> Meaning {
         let addresses = match answer {
             Answer::Silent => return Meaning::Silent,
+            Answer::SwitchedOff => return Meaning::SwitchedOff,
             Answer::NotListed => return Meaning::NotListed,
             Answer::Addresses(addresses) => addresses,
         };
@@ -147,12 +154,44 @@ fn named(listings: &[(u16, &Zone)]) -> String {
     text
 }
 
+/// What every list has an entry for, or must not have one for (RFC 5782 section 5), by which it shows whether it is well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TestEntry {
+    /// 127.0.0.2: each list has it.
+    Listed,
+    /// 127.0.0.1: no list has it, but for one that lists everything.
+    Unlisted,
+}
+
+impl TestEntry {
+    const fn address(self) -> Ipv4Addr {
+        match self {
+            Self::Listed => Ipv4Addr::new(127, 0, 0, 2),
+            Self::Unlisted => Ipv4Addr::LOCALHOST,
+        }
+    }
+
+    /// The name that a zone has for it among its IPv4 addresses, with its dot at the end.
+    pub fn name_ipv4(self, zone: &str) -> String {
+        query_name(self.address().into(), zone)
+    }
+
+    /// The same among its IPv6 addresses: there it is the mapped one, written as IPv6.
+    pub fn name_ipv6(self, zone: &str) -> String {
+        reversed(self.address().to_ipv6_mapped().into(), zone)
+    }
+}
+
 /// The name that a zone has for an address, with its dot at the end (RFC 5782 sections 2.1 and 2.4).
 pub fn query_name(address: IpAddr, zone: &str) -> String {
+    reversed(address.to_canonical(), zone)
+}
+
+fn reversed(address: IpAddr, zone: &str) -> String {
     use core::fmt::Write as _;
     let mut name = String::with_capacity(zone.len() + 66);
     // Writing to a string does not fail.
-    match address.to_canonical() {
+    match address {
         IpAddr::V4(address) => {
             for octet in address.octets().iter().rev() {
                 let _ = write!(name, "{octet}.");
@@ -182,6 +221,7 @@ mod tests {
             name: name.into(),
             replies: vec![Ipv4Addr::new(127, 0, 0, 2)..=Ipv4Addr::new(127, 0, 0, 11)],
             score,
+            test_entries: true,
         }
     }
 
@@ -192,7 +232,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_no_listing_never_counts_as_one() {
-        use Meaning::{Ignored, Listed, NotListed, Silent};
+        use Meaning::{Ignored, Listed, NotListed, Silent, SwitchedOff};
         let ignored = |text: &str| Ignored(text.parse().expect("an address"));
         let cases = [
             (addresses(&["127.0.0.2"]), Listed),
@@ -207,6 +247,7 @@ mod tests {
             (addresses(&["192.0.2.80", "127.0.0.2"]), Listed),
             (Answer::NotListed, NotListed),
             (Answer::Silent, Silent),
+            (Answer::SwitchedOff, SwitchedOff),
         ];
         for (answer, meaning) in cases {
             assert_eq!(
@@ -312,5 +353,16 @@ mod tests {
             let address = address.parse().expect("an address");
             assert_eq!(query_name(address, "bad.example"), name);
         }
+    }
+
+    #[test]
+    fn the_test_entries_have_the_names_of_the_rfc() {
+        let (listed, unlisted) = (TestEntry::Listed, TestEntry::Unlisted);
+        assert_eq!(listed.name_ipv4("bad.example"), "2.0.0.127.bad.example.");
+        assert_eq!(unlisted.name_ipv4("bad.example"), "1.0.0.127.bad.example.");
+        // ::FFFF:7F00:2 and ::FFFF:7F00:1.
+        let rest = format!("0.0.0.0.0.f.7.f.f.f.f.{}bad.example.", "0.".repeat(20));
+        assert_eq!(listed.name_ipv6("bad.example"), format!("2.{rest}"));
+        assert_eq!(unlisted.name_ipv6("bad.example"), format!("1.{rest}"));
     }
 }

@@ -258,7 +258,9 @@ impl<'c> Rehearsal<'c> {
                     let texts: Vec<_> = addresses.iter().map(ToString::to_string).collect();
                     texts.join(" ")
                 }
-                dnsbl::Answer::NotListed | dnsbl::Answer::Silent => String::new(),
+                dnsbl::Answer::NotListed | dnsbl::Answer::Silent | dnsbl::Answer::SwitchedOff => {
+                    String::new()
+                }
             };
             let answer = match meaning {
                 Meaning::Listed => format!("{said}: listed, score {}", zone.score),
@@ -266,6 +268,9 @@ impl<'c> Rehearsal<'c> {
                 Meaning::NotListed => format!("{said}: not among its replies, not listed"),
                 Meaning::Ignored(_) => format!("{said}: never a listing"),
                 Meaning::Silent => "silent: counts as not listed".to_owned(),
+                Meaning::SwitchedOff => {
+                    "switched off: it lists the loopback address, which no list may".to_owned()
+                }
             };
             self.stages.push(Stage {
                 stage: "dnsbl",

@@ -20,7 +20,7 @@ use crate::scene::{
 const DROP_FOR: Duration = Duration::from_secs(6);
 
 /// The filter stays when a gate ends; this is what takes it away.
-struct Pinned(PathBuf);
+pub(crate) struct Pinned(pub(crate) PathBuf);
 
 impl Drop for Pinned {
     fn drop(&mut self) {

@@ -33,7 +33,7 @@ const CLIENTS: [&str; 10] = [
 ];
 
 /// What rbldnsd serves.
-const ZONES: [(&str, &str, &str); 7] = [
+const ZONES: [(&str, &str, &str); 11] = [
     (
         "bl.test",
         "ip4set",
@@ -45,7 +45,12 @@ const ZONES: [(&str, &str, &str); 7] = [
         ":127.0.0.2:Listed\n2001:db8:bad::/48\n2001:db8:10ca::66/128\n",
     ),
     ("late.test", "ip4set", ":127.0.0.2:Listed\n203.0.113.66\n"),
-    ("other.test", "ip4set", ":127.0.0.2:Listed\n203.0.113.10\n"),
+    // This one has the test entry of RFC 5782.
+    (
+        "other.test",
+        "ip4set",
+        ":127.0.0.2:Listed\n127.0.0.2\n203.0.113.10\n",
+    ),
     (
         "welcome.test",
         "ip4set",
@@ -62,11 +67,24 @@ const ZONES: [(&str, &str, &str); 7] = [
         "ip4set",
         ":192.0.2.80:Buy me\n0.0.0.0/1\n128.0.0.0/1\n",
     ),
+    // What a list says whose operator wants to be asked no more.
+    (
+        "world.test",
+        "ip4set",
+        ":127.0.0.2:Listed\n0.0.0.0/1\n128.0.0.0/1\n",
+    ),
+    ("world.test", "ip6trie", ":127.0.0.2:Listed\n::/0\n"),
+    (
+        "world6.test",
+        "ip4set",
+        ":127.0.0.2:Listed\n127.0.0.2\n192.0.2.250\n",
+    ),
+    ("world6.test", "ip6trie", ":127.0.0.2:Listed\n::/0\n"),
 ];
 
 /// Where the gate asks.
 pub(crate) const TAP: &str = "127.0.0.1:5353";
-const RBLDNSD: &str = "127.0.0.1:5354";
+pub(crate) const RBLDNSD: &str = "127.0.0.1:5354";
 
 pub(crate) struct Scene {
     pub(crate) inside: Namespace,

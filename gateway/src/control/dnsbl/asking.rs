@@ -1,39 +1,31 @@
 //! Asking the zones about an address: all at once, each with its time, and each answer remembered for as long as its zone allows.
 //!
-//! The resolver is a stub for name servers that the configuration names; its own cache is off, because it could not tell a
-//! hit from a miss, and answers are remembered here, with a bound. Silence is not remembered: the next client may find the
-//! zone well again. An answer that there is no such name is remembered only if it says for how long (RFC 2308 section 5).
+//! Answers are remembered with a bound. Silence is not remembered: the next client may find the zone well again. An answer
+//! that there is no such name is remembered only if it says for how long (RFC 2308 section 5).
+//!
+//! Which name server is asked is in `servers.rs`, what counts as an answer in `query.rs`, and whether a zone is to be believed in
+//! `test_entries.rs`.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{
-    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
-};
-use hickory_resolver::lookup::Lookup;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::proto::rr::{RData, RecordType};
 use moka::Expiry;
 use moka::sync::Cache;
 use rustc_hash::FxHashMap;
-use tokio::sync::Semaphore;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinSet;
 use tokio::time;
 
 use super::counts::Counts;
+use super::query::{QueryError, Question};
+use super::servers::{NameServers, NoAnswer, QUERIES_MAX};
+use super::test_entries::{self, Family, Tests, Trust};
 use crate::config::DnsblPolicy;
 use crate::policy::dnsbl::{Answer, Finding, Meaning, Zone, query_name};
 
-/// Questions to name servers at a time; each has a socket. One more is not asked, and its zone counts as silent.
-const QUERIES_MAX: usize = 4_096;
 /// No answer is remembered for longer than this, whatever it says.
 const REMEMBERED_MAX: Duration = Duration::from_secs(86_400);
-/// Of an answer with more addresses than any list gives, so many are looked at.
-const ADDRESSES_MAX: usize = 32;
 /// How often the log says the same about a zone.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 
@@ -68,33 +60,48 @@ impl Expiry<(Arc<str>, IpAddr), Remembered> for AsAnswered {
     }
 }
 
+/// A zone that was switched off, and for which addresses.
+pub(super) type SwitchedOff = (Arc<str>, Family);
+
 /// Who asks, and what it has learnt.
 pub(super) struct Asking {
     policy: DnsblPolicy,
-    resolver: TokioResolver,
+    servers: Arc<NameServers>,
+    tests: Tests,
     cache: Cache<(Arc<str>, IpAddr), Remembered>,
-    queries: Semaphore,
     counts: Arc<Counts>,
     complained: Mutex<FxHashMap<(Arc<str>, &'static str), Instant>>,
 }
 
 impl Asking {
-    /// Somebody who asks as this configuration wants it.
-    ///
-    /// # Errors
-    /// When the resolver does not take it.
-    pub(super) fn new(policy: &DnsblPolicy, counts: &Arc<Counts>) -> io::Result<Self> {
-        Ok(Self {
-            resolver: resolver(policy).map_err(io::Error::other)?,
-            cache: Cache::builder()
-                .max_capacity(policy.cache.into())
-                .expire_after(AsAnswered)
-                .build(),
+    /// Asks as this configuration wants it. `switched_off` hears of zones that turn out to list the world.
+    pub(super) fn new(
+        policy: &DnsblPolicy,
+        counts: &Arc<Counts>,
+        switched_off: UnboundedSender<SwitchedOff>,
+    ) -> Self {
+        let servers = Arc::new(NameServers::new(&policy.servers, policy.timeout, counts));
+        let cache: Cache<(Arc<str>, IpAddr), Remembered> = Cache::builder()
+            .max_capacity(policy.cache.into())
+            .expire_after(AsAnswered)
+            .build();
+        let forget = {
+            let cache = cache.clone();
+            move |zone: &Arc<str>, family| {
+                // Of all zones: it happens once in years.
+                cache.invalidate_all();
+                // With nobody listening there are no verdicts to take back.
+                let _ = switched_off.send((Arc::clone(zone), family));
+            }
+        };
+        Self {
+            tests: Tests::new(&servers, policy.test_every, counts, Box::new(forget)),
+            servers,
+            cache,
             policy: policy.clone(),
-            queries: Semaphore::new(QUERIES_MAX),
             counts: Arc::clone(counts),
             complained: Mutex::default(),
-        })
+        }
     }
 
     /// Whether it asks as this configuration wants it.
@@ -128,31 +135,56 @@ impl Asking {
         findings
     }
 
+    /// Tests those of these zones whose time has come; the tests go on by themselves.
+    pub(super) fn test_what_is_due(self: &Arc<Self>, zones: &[Zone]) {
+        let is_kept = |name: &str| zones.iter().any(|zone| *zone.name == *name);
+        self.tests.keep(is_kept);
+        self.counts.keep_zones(is_kept);
+        for zone in zones.iter().filter(|zone| zone.test_entries) {
+            for family in Family::BOTH {
+                if self.tests.is_due(zone, family) {
+                    let (asking, zone) = (Arc::clone(self), zone.clone());
+                    tokio::spawn(async move { asking.tests.test_now(&zone, family).await });
+                }
+            }
+        }
+    }
+
     async fn ask(&self, zone: &Zone, client: IpAddr) -> Answer {
+        let family = Family::of(client);
+        if self.tests.trust(zone, family) == Trust::SwitchedOff {
+            return Answer::SwitchedOff;
+        }
         let key = (Arc::clone(&zone.name), client);
         if let Some(remembered) = self.cache.get(&key) {
             self.counts.hit();
             return remembered.answer;
         }
-        let Ok(_query) = self.queries.try_acquire() else {
-            self.counts.unasked();
-            self.complain(zone, "bound", || {
-                tracing::warn!(
-                    zone = &*zone.name,
-                    queries = QUERIES_MAX,
-                    "too many questions to DNS lists at a time: some were not asked, and count as not listed"
-                );
-            });
+        let deadline = time::Instant::now() + self.policy.timeout;
+        let Some((mut answer, mut lasts)) = self.question(zone, client).await else {
             return Answer::Silent;
         };
-        let name = query_name(client, &zone.name);
-        let asked = self.resolver.lookup(name, RecordType::A);
-        let heard = match time::timeout(self.policy.timeout, asked).await {
-            Ok(heard) => heard,
-            Err(_) => Err(NetError::Timeout),
-        };
-        let (answer, lasts) = self.read(zone, heard);
-        let meaning = zone.meaning(&answer);
+        let mut meaning = zone.meaning(&answer);
+        if meaning == Meaning::Listed {
+            let tested = time::timeout_at(deadline, self.tests.before_a_listing(zone, family));
+            // With no answer to a test it is what it was.
+            let trust = tested
+                .await
+                .unwrap_or_else(|_| self.tests.trust(zone, family));
+            match trust {
+                Trust::InUse => {}
+                Trust::SwitchedOff => return Answer::SwitchedOff,
+                Trust::NotTested => {
+                    self.complain(zone, "untested", || {
+                        tracing::warn!(
+                            zone = &*zone.name,
+                            "a DNS list gives listings, but no answer to its test entries yet: it counts as silent"
+                        );
+                    });
+                    (answer, lasts, meaning) = (Answer::Silent, Duration::ZERO, Meaning::Silent);
+                }
+            }
+        }
         self.counts.answered(&zone.name, meaning);
         if let Meaning::Ignored(address) = meaning {
             self.complain(zone, "ignored", || {
@@ -174,20 +206,32 @@ impl Asking {
         answer
     }
 
-    /// What an answer says, and for how long.
-    fn read(&self, zone: &Zone, heard: Result<Lookup, NetError>) -> (Answer, Duration) {
-        match heard {
-            Ok(lookup) => {
-                let lasts = lookup
-                    .valid_until()
-                    .saturating_duration_since(Instant::now());
-                (addresses(&lookup), lasts)
+    /// Asks the name servers. Returns what the zone says, and for how long; `None` if it was one question too many.
+    async fn question(&self, zone: &Zone, client: IpAddr) -> Option<(Answer, Duration)> {
+        let name = query_name(client, &zone.name);
+        let asked = match Question::new(&name).map(Arc::new) {
+            Some(question) => self.servers.ask(&zone.name, &question).await,
+            None => Err(NoAnswer::Failed(QueryError::Broken(
+                "there is no such name in DNS",
+            ))),
+        };
+        match asked {
+            Ok(answered) => {
+                let lasts = answered.lasts;
+                Some((test_entries::answer(answered), lasts))
             }
-            Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
-                let lasts = none.negative_ttl.unwrap_or(0);
-                (Answer::NotListed, Duration::from_secs(lasts.into()))
+            Err(NoAnswer::Unasked) => {
+                self.counts.unasked();
+                self.complain(zone, "bound", || {
+                    tracing::warn!(
+                        zone = &*zone.name,
+                        queries = QUERIES_MAX,
+                        "too many questions to DNS lists at a time: some were not asked, and count as not listed"
+                    );
+                });
+                None
             }
-            Err(error) => {
+            Err(NoAnswer::Failed(error)) => {
                 self.complain(zone, "silent", || {
                     tracing::warn!(
                         zone = &*zone.name,
@@ -195,7 +239,7 @@ impl Asking {
                         "a DNS list gives no answer: it counts as silent, and nobody is refused for it"
                     );
                 });
-                (Answer::Silent, Duration::ZERO)
+                Some((Answer::Silent, Duration::ZERO))
             }
         }
     }
@@ -212,45 +256,5 @@ impl Asking {
             complained.insert((Arc::clone(&zone.name), what), now);
             write();
         }
-    }
-}
-
-/// A resolver that asks these servers and nobody else, for the name as it is.
-fn resolver(policy: &DnsblPolicy) -> Result<TokioResolver, NetError> {
-    let mut config = ResolverConfig::default();
-    for server in &policy.servers {
-        let mut connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
-        for connection in &mut connections {
-            connection.port = server.port();
-        }
-        let mut name_server = NameServerConfig::udp_and_tcp(server.ip());
-        name_server.connections = connections.into();
-        config.name_servers.push(name_server);
-    }
-    let mut options = ResolverOpts::default();
-    options.cache_size = 0;
-    options.use_hosts_file = ResolveHosts::Never;
-    // What is lost on the way is sent again within this time.
-    options.timeout = policy.timeout;
-    options.attempts = 1;
-    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-        .with_options(options)
-        .build()
-}
-
-fn addresses(lookup: &Lookup) -> Answer {
-    let addresses: Vec<Ipv4Addr> = lookup
-        .answers()
-        .iter()
-        .filter_map(|record| match &record.data {
-            RData::A(address) => Some(address.0),
-            _ => None,
-        })
-        .take(ADDRESSES_MAX)
-        .collect();
-    if addresses.is_empty() {
-        Answer::NotListed
-    } else {
-        Answer::Addresses(addresses)
     }
 }

@@ -65,6 +65,19 @@ pub(super) fn descriptors(config: &Config) -> Finding {
 }
 
 fn judge_descriptors(config: &Config, hard: u64) -> Finding {
+    if let Some(slots) = start::slots_beyond(config, hard) {
+        // The table grows a little with the limit: next hops have a part of it.
+        let needed = 2 * u64::from(slots);
+        return Finding::problem(
+            "open files",
+            format!(
+                "a limit of {hard} is too low: the table of each worker has {slots} entries at least"
+            ),
+            format!(
+                "raise the limit to {needed} or more (LimitNOFILE={needed}, or `ulimit -Hn {needed}`)"
+            ),
+        );
+    }
     let (sessions, wanted) = (start::sessions_max(config, hard), config.limits.sessions);
     if sessions >= wanted {
         let found = format!("a limit of {hard} is enough for {wanted} sessions");
@@ -120,6 +133,8 @@ mod tests {
     #[test]
     fn a_limit_that_bounds_the_sessions_is_found_and_the_one_to_set_is_enough() {
         let config = Config::default_gate();
+        let finding = judge_descriptors(&config, 64);
+        assert_eq!(finding.level, Level::Problem, "{finding:?}");
         let finding = judge_descriptors(&config, 20_000);
         assert_eq!(finding.level, Level::Warning, "{finding:?}");
         let next_step = finding.next_step.unwrap();

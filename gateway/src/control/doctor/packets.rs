@@ -8,7 +8,7 @@ use crate::config::{Config, Filter, Interface, XdpMode};
 use crate::control::interfaces;
 use crate::filter;
 
-/// Attaching takes all three; `CAP_SYS_ADMIN` stands for the first and the last.
+/// Attaching takes all three; `CAP_SYS_ADMIN` stands for each of them.
 const CAPABILITIES: [Capability; 3] = [
     Capability::CAP_BPF,
     Capability::CAP_NET_ADMIN,
@@ -35,10 +35,8 @@ pub(super) fn unconfigured(config: &Config) -> Vec<Finding> {
 fn capabilities() -> Finding {
     let subject = "capabilities";
     let held = caps::read(None, CapSet::Effective).unwrap_or_default();
-    let has = |wanted: &Capability| {
-        held.contains(wanted)
-            || (*wanted != Capability::CAP_NET_ADMIN && held.contains(&Capability::CAP_SYS_ADMIN))
-    };
+    let has =
+        |wanted: &Capability| held.contains(wanted) || held.contains(&Capability::CAP_SYS_ADMIN);
     let missing: Vec<String> = CAPABILITIES
         .iter()
         .filter(|wanted| !has(wanted))

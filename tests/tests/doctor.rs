@@ -1,0 +1,285 @@
+//! `doctor` and `run` side by side, in environments that lack something: they agree whether the gate can run.
+
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use portcullis::netns::Namespace;
+use portcullis_tests::gate::binary;
+use portcullis_tests::{root, watch};
+
+/// Where the gate listens, and what it answers to the monitoring. Free in a namespace of the test's own.
+const LISTENER: &str = "127.0.0.1:2525";
+const ADMIN: &str = "127.0.0.1:9925";
+
+/// An environment: what it is called, the commands around the gate, lines of the configuration, and whether a gate can run so.
+type Case = (&'static str, &'static [&'static str], &'static str, bool);
+
+const AS_NOBODY: &[&str] = &[
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+];
+const WORKERS: &str = "workers = 2\n";
+
+const CASES: &[Case] = &[
+    ("all that root may", &[], WORKERS, true),
+    ("an ordinary user", AS_NOBODY, WORKERS, true),
+    (
+        "root that becomes a user",
+        &[],
+        "workers = 2\nuser = \"nobody\"\n",
+        true,
+    ),
+    (
+        "few open files",
+        &["prlimit", "--nofile=64:64"],
+        WORKERS,
+        false,
+    ),
+    (
+        "more open files",
+        &["prlimit", "--nofile=16:400"],
+        WORKERS,
+        true,
+    ),
+    (
+        "more workers than files",
+        &["prlimit", "--nofile=220:220"],
+        "workers = 200\n",
+        false,
+    ),
+    (
+        "a user that is full up with threads",
+        &[
+            "prlimit",
+            "--nproc=1:1",
+            "setpriv",
+            "--reuid=65533",
+            "--regid=65533",
+            "--clear-groups",
+        ],
+        WORKERS,
+        false,
+    ),
+    (
+        "little memory",
+        &["prlimit", "--as=40000000"],
+        WORKERS,
+        false,
+    ),
+    (
+        "a user that does not exist",
+        &[],
+        "workers = 2\nuser = \"no-such-user-here\"\n",
+        false,
+    ),
+    (
+        "a user that only root becomes",
+        AS_NOBODY,
+        "workers = 2\nuser = \"daemon\"\n",
+        false,
+    ),
+    (
+        "root that may not become anybody",
+        &["setpriv", "--bounding-set=-setuid,-setgid"],
+        "workers = 2\nuser = \"nobody\"\n",
+        false,
+    ),
+];
+
+/// How a gate for the test's own port is written.
+fn configuration(top: &str, listener: &str, admin: &str) -> String {
+    format!(
+        "hostname = \"gate.example\"\nadmin = \"{admin}\"\nstate_dir = \"/tmp\"\n{top}\
+         [limits]\nsessions = 1000\n[[listener]]\naddress = \"{listener}\"\n\
+         [[route]]\ndomains = [\"*\"]\nnext_hop = [\"discard\"]\n"
+    )
+}
+
+struct Place<'n> {
+    namespace: &'n Namespace,
+    directory: tempfile::TempDir,
+}
+
+impl<'n> Place<'n> {
+    fn new(namespace: &'n Namespace) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        // Other users read it, and run what is in it.
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+        fs::copy(binary()?, directory.path().join("portcullis"))?;
+        Ok(Self {
+            namespace,
+            directory,
+        })
+    }
+
+    fn command(&self, around: &[&str], what: &str, configuration: &str) -> Result<Command> {
+        let file = self.directory.path().join("gate.toml");
+        fs::write(&file, configuration)?;
+        let program = self.directory.path().join("portcullis");
+        let mut command = match around.split_first() {
+            Some((first, rest)) => {
+                let mut command = self.namespace.command(first);
+                command.args(rest).arg(program);
+                command
+            }
+            None => self.namespace.command(program),
+        };
+        command.args([what, "-c"]).arg(file).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// What `doctor` says, and whether it says that the gate can run.
+    fn doctor(&self, around: &[&str], configuration: &str) -> Result<(bool, String)> {
+        let output = self.command(around, "doctor", configuration)?.output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        Ok((output.status.success(), said))
+    }
+
+    /// What the gate writes to its log, and whether it comes to serve.
+    fn run(&self, around: &[&str], configuration: &str) -> Result<(bool, String)> {
+        let path = self.directory.path().join("log");
+        let log = File::create(&path)?;
+        let mut command = self.command(around, "run", configuration)?;
+        let mut child = command.stdout(log.try_clone()?).stderr(log).spawn()?;
+        let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+        let serves = watch::until(
+            "the gate to serve or to end",
+            Duration::from_secs(20),
+            || {
+                if read(&path).contains("serving") {
+                    return Some(true);
+                }
+                child.try_wait().ok().flatten().map(|_| false)
+            },
+        );
+        let _ = child.kill();
+        let _ = child.wait();
+        Ok((serves.with_context(|| read(&path))?, read(&path)))
+    }
+
+    fn agree(&self, what: &str, around: &[&str], configuration: &str, can_run: bool) -> Result<()> {
+        let (doctor, findings) = self.doctor(around, configuration)?;
+        let (serves, log) = self.run(around, configuration)?;
+        ensure!(serves == can_run, "{what}: run {serves}:\n{log}");
+        ensure!(
+            doctor == serves,
+            "{what}: doctor {doctor}, run {serves}:\n{findings}\n{log}"
+        );
+        // Neither of them may be a crash.
+        ensure!(
+            !log.contains("panicked") && !findings.contains("panicked"),
+            "{what}: {log}\n{findings}"
+        );
+        if !can_run {
+            ensure!(findings.contains("PROBLEM"), "{what}: {findings}");
+            ensure!(log.contains("portcullis: "), "{what}: {log}");
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn doctor_says_that_the_gate_can_run_where_it_does_and_nowhere_else() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let namespace = Namespace::create("doctor")?;
+    let place = Place::new(&namespace)?;
+    for (what, around, top, can_run) in CASES {
+        place.agree(what, around, &configuration(top, LISTENER, ADMIN), *can_run)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn doctor_finds_the_addresses_that_cannot_be_had() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let namespace = Namespace::create("doctor")?;
+    let place = Place::new(&namespace)?;
+    let with = |listener: &str, admin: &str| configuration(WORKERS, listener, admin);
+    place.agree(
+        "a privileged port",
+        AS_NOBODY,
+        &with("127.0.0.1:25", ADMIN),
+        false,
+    )?;
+    place.agree(
+        "a privileged admin port",
+        AS_NOBODY,
+        &with(LISTENER, "127.0.0.1:99"),
+        false,
+    )?;
+    place.agree(
+        "an address of another",
+        &[],
+        &with("192.0.2.77:2525", ADMIN),
+        false,
+    )?;
+    let address: SocketAddr = LISTENER.parse()?;
+    let taken = namespace.run(|| TcpListener::bind(address))??;
+    place.agree("a port that is taken", &[], &with(LISTENER, ADMIN), false)?;
+    place.agree(
+        "an admin port that is taken",
+        &[],
+        &with("127.0.0.1:2526", LISTENER),
+        false,
+    )?;
+    drop(taken);
+    place.agree(
+        "a port that is free again",
+        &[],
+        &with(LISTENER, ADMIN),
+        true,
+    )
+}
+
+/// The filter stays when a gate ends; this is what takes it away.
+struct Pinned(std::path::PathBuf);
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = portcullis::filter::detach(&self.0, &[]);
+    }
+}
+
+#[test]
+fn doctor_finds_what_keeps_the_filter_from_its_place() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let (namespace, world) = (Namespace::create("doctor")?, Namespace::create("world")?);
+    namespace.veth("edge", &world, "far")?;
+    let place = Place::new(&namespace)?;
+    let pin_path = format!("/sys/fs/bpf/portcullis-test-{}", namespace.name());
+    let with = |interface: &str, pin_path: &str| {
+        let filter = format!(
+            "[filter]\ninterfaces = [{{ name = \"{interface}\" }}]\npin_path = \"{pin_path}\"\n"
+        );
+        configuration(WORKERS, LISTENER, ADMIN) + &filter
+    };
+    let no_bpf: &[&str] = &["setpriv", "--bounding-set=-bpf,-sys_admin"];
+    let no_net: &[&str] = &["setpriv", "--bounding-set=-net_admin,-sys_admin"];
+    let admin: &[&str] = &["setpriv", "--bounding-set=-net_admin,-bpf,-perfmon"];
+    let cases: [(&str, &[&str], &str, bool); 5] = [
+        ("no BPF", no_bpf, "edge", false),
+        ("no network administration", no_net, "edge", false),
+        ("the administration of all", admin, "edge", true),
+        ("no such interface", &[], "none0", false),
+        ("all that is needed", &[], "edge", true),
+    ];
+    for (what, around, interface, can_run) in cases {
+        let _pinned = Pinned(pin_path.clone().into());
+        place.agree(what, around, &with(interface, &pin_path), can_run)?;
+    }
+    Ok(())
+}
