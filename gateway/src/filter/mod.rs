@@ -9,11 +9,13 @@
 //! network namespace of the calling thread.
 
 mod address;
+mod batch;
 mod clock;
 mod control;
 mod error;
 mod events;
 mod features;
+mod gate;
 mod links;
 mod lists;
 mod maps;
@@ -30,6 +32,7 @@ mod verifier;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -45,16 +48,20 @@ use self::pins::Pins;
 use crate::config;
 use crate::lists::Compiled;
 
+pub use self::address::{verdict_network, written};
 pub use self::error::Error;
-pub use self::events::{ANNOUNCE_EVERY, Event, Events, Names, READ_EVERY, Reader, names};
+pub use self::events::{
+    ANNOUNCE_EVERY, Event, Events, Names, READ_EVERY, Reader, TimedEvent, names,
+};
 pub use self::features::{InterfaceState, interface_state};
+pub use self::gate::admin;
 pub use self::memory::{KernelMemory, memory};
 pub use self::status::{
     InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, status,
 };
 pub use self::trial::{Outcome, Trial};
 pub use self::verdicts::{
-    Cause, Exemption, Given, NewVerdict, VerdictCounts, VerdictStatus, Verdicts,
+    Cause, Exemption, Given, NewVerdict, Permits, VerdictCounts, VerdictStatus, Verdicts,
 };
 pub use self::verifier::VerifierLog;
 
@@ -110,6 +117,8 @@ impl Filter {
         let result = hints.and_then(|()| filter.sync_interfaces());
         result.inspect_err(|_| remove_if_unused(&filter.pins))?;
         filter.remove_exempt_verdicts(compiled);
+        // The owner before is gone.
+        filter.set_admin(None)?;
         Ok(filter)
     }
 
@@ -147,6 +156,22 @@ impl Filter {
     /// What the program drops, for one who will read it; `None` if it was given away before.
     pub fn take_events(&mut self) -> Option<Events> {
         self.events.take()
+    }
+
+    /// What slots are called now.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be read.
+    pub fn names(&self) -> Result<Names, Error> {
+        Names::of(&self.maps, &self.generation)
+    }
+
+    /// Writes down where the gate answers, for commands beside it; `None` if it does not.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be written.
+    pub fn set_admin(&mut self, admin: Option<SocketAddr>) -> Result<(), Error> {
+        self.maps.set_gate(gate::record(admin))
     }
 
     /// Puts other settings in force, and the program on or off interfaces if those have changed.

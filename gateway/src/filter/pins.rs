@@ -4,7 +4,7 @@
 //! /sys/fs/bpf/portcullis/          held with flock(2) by the process that owns the filter
 //!     links/eth0                   one per interface: what keeps the program attached
 //!     events/                      held with flock(2) by the process that reads the events
-//!     v5/SETTINGS, v5/SNAPSHOT, ... the maps, in a directory named after the version of their layout
+//!     v6/SETTINGS, v6/SNAPSHOT, ... the maps, in a directory named after the version of their layout
 //! ```
 //!
 //! Links lie outside of the versioned directory, because a link outlives a layout: a new version has its own maps, and

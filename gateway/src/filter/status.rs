@@ -59,9 +59,9 @@ pub struct InterfaceStatus {
     pub attached: bool,
     /// Whether there is an interface of this name in this network namespace.
     pub present: bool,
-    /// To a filtered port, and let through.
+    /// To a filtered port, and let through: all of them, those of `permitted` and `monitored` included.
     pub passed: u64,
-    /// Those of them whose source a permit list names.
+    /// Of `passed`, those whose source or, of a customer, whose destination a permit list names.
     pub permitted: u64,
     /// Anything but TCP to a filtered port; let through, always.
     pub other: u64,
@@ -73,7 +73,7 @@ pub struct InterfaceStatus {
     pub syn_cookies: u64,
     /// Held to be for a filtered port because the port cannot be read; they are among the others, too.
     pub hidden: u64,
-    /// Let through only because the mode was `monitor`; they are among `passed`.
+    /// Of `passed`, those that were let through only because the mode was `monitor`.
     pub monitored: Reasons,
 }
 

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use portcullis::config::{FilterMode, PIN_PATH};
 use portcullis::control::lists::hold_against_last;
 use portcullis::filter::{self, Filter};
+use portcullis::printable::printable;
 
 use super::{ConfigFile, EXIT_USAGE};
 
@@ -133,7 +134,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 fn failed(error: &filter::Error, config: Option<&Path>) -> ExitCode {
-    eprintln!("portcullis filter: {error}");
+    eprintln!("portcullis filter: {}", printable(&error.to_string()));
     if matches!(
         error,
         filter::Error::NotAttached {
