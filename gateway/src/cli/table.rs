@@ -100,7 +100,7 @@ mod tests {
         table.row(["\u{1b}]0;x\u{7}".to_owned(), "a\nb".to_owned()]);
         let mut written = Vec::new();
         table.write(&mut written).unwrap();
-        let expected = "name              note\n\\u{1b}]0;x\\u{7}  a\\nb\n";
+        let expected = "name             note\n\\u{1b}]0;x\\u{7}  a\\nb\n";
         assert_eq!(String::from_utf8(written).unwrap(), expected);
     }
 }

@@ -226,6 +226,8 @@ mod tests {
             filter: None,
             names: Names::default(),
             dnsbl: Arc::default(),
+            refusals: Default::default(),
+            drops: Default::default(),
             reloads: Reloads::default(),
             since: Instant::now(),
         };

@@ -412,8 +412,8 @@ mod tests {
         let expected = "\
 /sys/fs/bpf/portcullis: enforce, ports 25 587, unlisted sources pass
 
-interface  role      xdp mode   passed  permitted  dropped  resets  syn cookies  hidden  other
-eth0       customer  driver    1000000          2       30       9           10      11      3
+interface  role      xdp mode   passed  of them permitted  dropped  resets  syn cookies  hidden  other
+eth0       customer  driver    1000000                  2       30       9           10      11      3
 
 dropped  listed  verdict  unlisted  syn-budget  customer
 eth0          4        5         6           7         8
@@ -442,7 +442,10 @@ source      drops  reason  list           interface  last, s
             status: status(),
             before: Some((before, Duration::from_secs(2))),
         });
-        assert!(text.contains("1000000 (+250/s)          2"), "{text}");
+        assert!(
+            text.contains("1000000 (+250/s)                  2"),
+            "{text}"
+        );
         assert!(text.contains("4 (+2/s)          0"), "{text}");
     }
 

@@ -95,7 +95,7 @@ struct AddArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "source")]
     file: Option<PathBuf>,
     /// Print what came of the file as JSON
-    #[arg(long, requires = "file")]
+    #[arg(long, requires = "file", conflicts_with = "source")]
     json: bool,
     /// For how long: 90s, 30m, 1h, 7d
     #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = duration)]
