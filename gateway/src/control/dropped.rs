@@ -103,7 +103,7 @@ impl Drops {
             };
             // Writing to memory does not fail.
             let _ = serde_json::to_writer(&mut lines, &TimedEvent::from(event));
-            lines.push(b'\n');
+            lines.extend_from_slice(b"\n");
         }
         if !lines.is_empty() {
             // That nobody follows any more is no failure.

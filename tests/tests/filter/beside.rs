@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use portcullis_tests::gate::{Gate, binary};
 use portcullis_tests::root;
 
-use crate::scene::{LISTED4, Scene};
+use crate::scene::{LISTED4, Running, Scene};
 
 /// A gate that has become an ordinary user, with the scene's filter.
 fn start<'s>(scene: &'s Scene, spammers: &std::path::Path) -> Result<Gate<'s>> {
@@ -69,21 +69,20 @@ fn events_come_through_the_gate_that_reads_them_to_as_many_as_want_them() -> Res
         ensure!(started.elapsed() < Duration::from_secs(10), "nobody reads");
         thread::sleep(Duration::from_millis(20));
     }
-    let followers: [&[&str]; 3] = [&["--count", "2", "--json"], &["--count", "1"], &[]];
-    let mut followers = followers
-        .map(|arguments| events(arguments).and_then(|mut command| Ok(command.spawn()?)))
-        .into_iter()
-        .collect::<Result<Vec<_>>>()?;
-    // The last follows until it is told to end.
-    let mut endless = followers.pop().expect("a follower");
+    // The first follows for as long as there is a gate.
+    let mut endless = Running(events(&[])?.spawn()?);
+    let mut followers = Vec::new();
+    for arguments in [&["--count", "2", "--json"][..], &["--count", "1"]] {
+        followers.push(Running(events(arguments)?.spawn()?));
+    }
     let started = Instant::now();
     let mut ended = Vec::new();
     while !followers.is_empty() {
         ensure!(started.elapsed() < Duration::from_secs(30), "no events");
         ensure!(!scene.reaches(LISTED4, 25), "it is listed");
         for at in (0..followers.len()).rev() {
-            if followers[at].try_wait()?.is_some() {
-                ended.push(followers.remove(at).wait_with_output()?);
+            if followers[at].0.try_wait()?.is_some() {
+                ended.push(followers.remove(at).output()?);
             }
         }
     }
@@ -106,22 +105,22 @@ fn events_come_through_the_gate_that_reads_them_to_as_many_as_want_them() -> Res
             );
         }
     }
-    ensure!(endless.try_wait()?.is_none(), "it has nothing to end for");
+    ensure!(endless.0.try_wait()?.is_none(), "it has nothing to end for");
     // The gate ends: the follower says so, and the next one reads by itself.
     drop(gate);
-    let output = endless.wait_with_output()?;
+    let output = endless.output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1), "{}", output.status);
     ensure!(said.contains("127.0.0.1:9925 tells no more"), "{said}");
     // The kernel closes what the gate had open a moment after its end.
     let started = Instant::now();
     loop {
-        let mut alone = events(&["--count", "1"])?.spawn()?;
-        while alone.try_wait()?.is_none() {
+        let mut alone = Running(events(&["--count", "1"])?.spawn()?);
+        while alone.0.try_wait()?.is_none() {
             ensure!(started.elapsed() < Duration::from_secs(30), "no events");
             ensure!(!scene.reaches(LISTED4, 25), "it is listed");
         }
-        let output = alone.wait_with_output()?;
+        let output = alone.output()?;
         if output.status.success() {
             break;
         }

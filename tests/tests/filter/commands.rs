@@ -12,7 +12,7 @@ use portcullis_tests::gate::binary;
 use portcullis_tests::root;
 use tempfile::TempDir;
 
-use crate::scene::{HONEST4, LISTED4, PERMITTED4, Scene};
+use crate::scene::{HONEST4, LISTED4, PERMITTED4, Running, Scene};
 
 /// A scene with its filter in place, and the configuration that says so.
 struct Desk {
@@ -293,22 +293,18 @@ fn who_watches_takes_the_events_over_when_their_reader_ends() -> Result<()> {
         return Ok(());
     }
     let desk = Desk::new()?;
-    let wait = |watched: bool| -> Result<()> {
-        let started = Instant::now();
-        while desk.scene.status().top_sources.watched != watched {
-            ensure!(started.elapsed() < Duration::from_secs(10), "not {watched}");
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    };
-    let mut reader = desk.command(&["events"])?.stdout(Stdio::null()).spawn()?;
-    wait(true)?;
+    let mut reader = desk.command(&["events"])?;
+    let reader = Running(reader.stdout(Stdio::null()).spawn()?);
+    let started = Instant::now();
+    while !desk.scene.status().top_sources.watched {
+        ensure!(started.elapsed() < Duration::from_secs(10), "nobody reads");
+        thread::sleep(Duration::from_millis(20));
+    }
     let mut watch = desk.command(&["status", "--watch"])?;
-    let mut watch = watch.stdout(Stdio::null()).spawn()?;
+    let _watch = Running(watch.stdout(Stdio::null()).spawn()?);
     // It has looked once, and waits.
     thread::sleep(Duration::from_millis(500));
-    reader.kill()?;
-    reader.wait()?;
+    drop(reader);
     let started = Instant::now();
     let mut last = None;
     while last.is_none_or(|seen: Instant| seen.elapsed() < Duration::from_secs(3)) {
@@ -322,7 +318,5 @@ fn who_watches_takes_the_events_over_when_their_reader_ends() -> Result<()> {
         }
         thread::sleep(Duration::from_millis(50));
     }
-    watch.kill()?;
-    watch.wait()?;
     Ok(())
 }

@@ -279,8 +279,9 @@ fn a_part_of_a_64_that_is_local_or_permitted_stays_in_and_is_named() -> anyhow::
     assert_eq!(add(all)?, Given::Renewed, "its first address is local");
     assert!(scene.reaches(HONEST6, 25), "the program looks at addresses");
     let verdicts = Verdicts::open(&scene.pin_path)?;
-    assert_eq!(verdicts.list()?[0].except, [local.clone()]);
-    assert_eq!(verdicts.exceptions(elsewhere.parse()?)?, [local.clone()]);
+    let except = vec![local];
+    assert_eq!(verdicts.list()?[0].except, except);
+    assert_eq!(verdicts.exceptions(elsewhere.parse()?)?, except);
 
     // The whole /64: the part does not matter.
     settings.local_networks.push("2001:db8::/48".parse()?);

@@ -43,7 +43,7 @@ pub const LIST_SLOTS: u32 = 512;
 pub const INTERFACES_MAX: u32 = 64;
 /// Slots for interfaces: the last is that of frames which come from none, but are run through the program to try it.
 pub const INTERFACE_SLOTS: u32 = INTERFACES_MAX + 1;
-/// Most recent verdicts: some 45 MiB of kernel memory if there are so many, and 4 MiB if there are none.
+/// Most recent verdicts: some 50 MiB of kernel memory if there are so many, and 4 MiB if there are none.
 pub const VERDICTS_MAX: u32 = 262_144;
 /// Bytes of the note of a recent verdict.
 pub const VERDICT_NOTE_MAX: usize = 64;
