@@ -255,7 +255,14 @@ fn a_filter_that_monitors_learns_nothing() -> Result<()> {
     for _ in 0..2 {
         ensure!(scene.first_recipient(LISTED4)?.starts_with("554"));
     }
-    let verdicts = verdicts(&scene, &configuration(&gate))?;
+    let file = &configuration(&gate);
+    let refused = watch::until("the refusals", Duration::from_secs(3), || {
+        let told = told(&scene, file, &["verdicts", "list", "--why"]).ok()?;
+        (told["refusals"][0]["times"] == 2).then(|| told["refusals"][0].clone())
+    })?;
+    let why_not = "filter.mode is not enforce";
+    ensure!(refused["not_kept_out"] == why_not, "{refused:#}");
+    let verdicts = verdicts(&scene, file)?;
     ensure!(verdicts.is_empty(), "{verdicts:?}");
     drop(gate);
     Ok(())
