@@ -61,7 +61,7 @@ pub use self::status::{
 };
 pub use self::trial::{Outcome, Trial};
 pub use self::verdicts::{
-    Cause, Exemption, Given, NewVerdict, Permits, VerdictCounts, VerdictStatus, Verdicts,
+    Cause, Exemption, Given, NewVerdict, VerdictCounts, VerdictStatus, Verdicts,
 };
 pub use self::verifier::VerifierLog;
 

@@ -43,8 +43,8 @@ use super::maps::text;
 use super::pins::Pins;
 use crate::lists::Compiled;
 
-use self::exempt::InForce;
-pub use self::exempt::{Exemption, Permits};
+pub use self::exempt::Exemption;
+use self::exempt::{InForce, Permits};
 use self::map::{Elements, Maps};
 
 /// The recent verdicts of a filter in place. It can be used from several threads at once.

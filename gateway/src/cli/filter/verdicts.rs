@@ -1,6 +1,8 @@
 //! `portcullis filter verdicts`: sources that are kept out for a while.
 
 mod file;
+mod why;
+mod words;
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -9,15 +11,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use portcullis::config::{self, write_duration};
-use portcullis::control::ask;
-use portcullis::control::refusals::RefusedSource;
-use portcullis::filter::{
-    self, Cause, Exemption, Given, NewVerdict, VerdictStatus, Verdicts, verdict_network,
-};
+use portcullis::config;
+use portcullis::filter::{self, Cause, NewVerdict, VerdictStatus, Verdicts};
 use portcullis::printable::printable;
-use serde::Serialize;
 
+use self::why::{History, refusals};
+use self::words::{in_words, noted, whom};
 use super::super::table::Table;
 use super::super::{EXIT_USAGE, finished};
 use super::{Place, failed};
@@ -186,65 +185,6 @@ fn list(args: &ListArgs) -> Result<ExitCode, ExitCode> {
     Ok(finished(history.print(args.json, &mut stdout)))
 }
 
-/// The verdicts in force, and whom the gate remembers to have refused.
-#[derive(Serialize)]
-struct History {
-    verdicts: Vec<VerdictStatus>,
-    refusals: Vec<RefusedSource>,
-}
-
-/// Asks the gate that holds the filter.
-fn refusals(place: &Place) -> Result<Vec<RefusedSource>, ExitCode> {
-    let failed = |why: &str| {
-        eprintln!(
-            "portcullis filter verdicts: who was refused is known to the gate that holds the filter, and {why}"
-        );
-        ExitCode::FAILURE
-    };
-    let admin = filter::admin(&place.pin_path()?).map_err(|error| failure(&error, place))?;
-    let admin = admin.ok_or_else(|| {
-        failed("none with an admin endpoint does: set `admin` in its configuration")
-    })?;
-    let answer = ask::get(admin, "/api/refusals")
-        .and_then(|answer| serde_json::from_reader(answer).map_err(io::Error::from));
-    answer.map_err(|error| failed(&format!("the one at {admin} cannot be asked: {error}")))
-}
-
-impl History {
-    fn print(&self, json: bool, out: &mut impl Write) -> io::Result<()> {
-        if json {
-            serde_json::to_writer_pretty(&mut *out, self)?;
-            return writeln!(out);
-        }
-        print(false, &self.verdicts, out)?;
-        writeln!(out)?;
-        if self.refusals.is_empty() {
-            return writeln!(out, "nobody was refused since the gate was started");
-        }
-        let mut table = Table::new([
-            "refused", "times", "first", "last", "client", "by", "kept out",
-        ]);
-        for source in &self.refusals {
-            let by = source.rules.iter();
-            let by: Vec<String> = by.map(|by| format!("{} ({})", by.rule, by.times)).collect();
-            table.row([
-                source.source.clone(),
-                source.times.to_string(),
-                source.first.clone(),
-                source.last.clone(),
-                source.client.to_string(),
-                by.join(", "),
-                match (&source.kept_out_until, &source.not_kept_out) {
-                    (Some(until), _) => format!("until {until}"),
-                    (None, Some(why)) => format!("no: {why}"),
-                    (None, None) => String::new(),
-                },
-            ]);
-        }
-        table.write(out)
-    }
-}
-
 fn print(json: bool, verdicts: &[VerdictStatus], out: &mut impl Write) -> io::Result<()> {
     if json {
         serde_json::to_writer_pretty(&mut *out, verdicts)?;
@@ -275,24 +215,6 @@ fn print(json: bool, verdicts: &[VerdictStatus], out: &mut impl Write) -> io::Re
         ]);
     }
     table.write(out)
-}
-
-/// The note, and what of the source is let in all the same.
-fn noted(verdict: &VerdictStatus) -> String {
-    if verdict.except.is_empty() {
-        return verdict.note.clone();
-    }
-    let except = format!("({})", but_for(&verdict.except));
-    format!("{} {except}", verdict.note).trim_start().to_owned()
-}
-
-/// The parts of a /64 that are let in all the same.
-fn but_for(except: &[Exemption]) -> String {
-    let parts: Vec<String> = except
-        .iter()
-        .map(|part| format!("{}, which is {}", part.network(), part.reason()))
-        .collect();
-    format!("but for {}", parts.join(", and "))
 }
 
 /// A length of time in a unit that leaves at least two of it.
@@ -348,69 +270,6 @@ fn add_file(args: &AddArgs, file: &Path) -> Result<ExitCode, ExitCode> {
     })
 }
 
-/// Whom a verdict is on, in words.
-fn whom(source: IpNet) -> String {
-    let network = verdict_network(source.addr());
-    match source {
-        IpNet::V6(address) if address.prefix_len() > 64 => {
-            format!("{network} (the /64 of {})", address.addr())
-        }
-        _ => filter::written(&network),
-    }
-}
-
-/// Why there is no room, and what makes some.
-const NO_ROOM: &str = "there is no room: all verdicts that there can be were added by hand; `filter verdicts remove` and `flush` make some";
-
-fn in_words(
-    source: IpNet,
-    duration: Duration,
-    given: &Given,
-    except: &[Exemption],
-) -> (String, ExitCode) {
-    let (whom, duration) = (whom(source), write_duration(duration));
-    let except = match except {
-        [] => String::new(),
-        except => format!(", {}", but_for(except)),
-    };
-    match given {
-        Given::Added => (
-            format!("{whom} is kept out for {duration}{except}"),
-            ExitCode::SUCCESS,
-        ),
-        // What a person adds stands whatever was there before.
-        Given::Renewed | Given::Kept => (
-            format!("{whom} was kept out already, and is for {duration} from now{except}"),
-            ExitCode::SUCCESS,
-        ),
-        Given::Refused(exemption) => (refused(source, exemption), ExitCode::FAILURE),
-        Given::NoRoom => (format!("{whom}: {NO_ROOM}"), ExitCode::FAILURE),
-    }
-}
-
-fn refused(source: IpNet, exemption: &Exemption) -> String {
-    let network = exemption.network();
-    let source = match source.prefix_len() == source.max_prefix_len() {
-        true => source.addr().to_string(),
-        false => source.to_string(),
-    };
-    let mut said = match exemption {
-        Exemption::Local { .. } => format!(
-            "{source} is in the local network {network} (relay.networks), which no verdict keeps out"
-        ),
-        Exemption::Permitted { list, .. } => format!(
-            "{source} is permitted by the list \"{list}\" ({network}), which no verdict overrules"
-        ),
-    };
-    if network.addr().is_ipv6() && network.prefix_len() > 64 {
-        said += &format!(
-            "; the rest of its /64 can be kept out: add {}",
-            verdict_network(network.addr())
-        );
-    }
-    said
-}
-
 fn remove(args: &RemoveArgs) -> Result<ExitCode, ExitCode> {
     let verdicts = open(&args.place)?;
     let mut code = ExitCode::SUCCESS;
@@ -439,6 +298,8 @@ fn flush(args: &FlushArgs) -> Result<ExitCode, ExitCode> {
 
 #[cfg(test)]
 mod tests {
+    use portcullis::filter::Exemption;
+
     use super::*;
 
     #[test]
@@ -463,53 +324,6 @@ mod tests {
         assert_eq!(
             source("::ffff:192.0.2.1").unwrap().to_string(),
             "192.0.2.1/32"
-        );
-    }
-
-    fn said(source: &str, given: &Given, except: &[Exemption]) -> String {
-        let source = super::source(source).unwrap();
-        in_words(source, Duration::from_secs(3_600), given, except).0
-    }
-
-    fn local(network: &str) -> Exemption {
-        Exemption::Local {
-            network: network.parse().unwrap(),
-        }
-    }
-
-    #[test]
-    fn whoever_keeps_out_an_ipv6_address_hears_that_it_is_a_64_and_what_of_it_stays_in() {
-        assert_eq!(
-            said("2001:db8::66", &Given::Added, &[]),
-            "2001:db8::/64 (the /64 of 2001:db8::66) is kept out for 1h"
-        );
-        let friends = Exemption::Permitted {
-            list: "friends".to_owned(),
-            network: "2001:db8::7/128".parse().unwrap(),
-        };
-        assert_eq!(
-            said(
-                "2001:db8::/64",
-                &Given::Added,
-                &[local("2001:db8:0:0:1::/80"), friends]
-            ),
-            "2001:db8::/64 is kept out for 1h, but for 2001:db8:0:0:1::/80, which is local, and 2001:db8::7/128, \
-             which is permitted by friends"
-        );
-    }
-
-    #[test]
-    fn a_part_of_a_64_that_is_local_is_not_said_to_be_all_of_it() {
-        let given = Given::Refused(local("2001:db8:0:0:1::/80"));
-        assert_eq!(
-            said("2001:db8::1:0:0:9", &given, &[]),
-            "2001:db8::1:0:0:9 is in the local network 2001:db8:0:0:1::/80 (relay.networks), which no verdict keeps \
-             out; the rest of its /64 can be kept out: add 2001:db8::/64"
-        );
-        let given = Given::Refused(local("2001:db8::/32"));
-        assert_eq!(
-            said("2001:db8:1::/64", &given, &[]),
-            "2001:db8:1::/64 is in the local network 2001:db8::/32 (relay.networks), which no verdict keeps out"
         );
     }
 
@@ -540,7 +354,9 @@ source      cause  since  expires in  packets  last packet  note
 ";
         assert_eq!(printed(verdict()), expected);
         let partly = VerdictStatus {
-            except: vec![local("2001:db8:0:0:1::/80")],
+            except: vec![Exemption::Local {
+                network: "2001:db8:0:0:1::/80".parse().unwrap(),
+            }],
             ..verdict()
         };
         let told = printed(partly);

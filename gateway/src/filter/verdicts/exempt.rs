@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use portcullis_ebpf_common::Action;
 use serde::Serialize;
 
 use super::super::Error;
@@ -15,7 +16,6 @@ use super::super::memory::KernelMemory;
 use super::super::networks::LocalNetworks;
 use super::super::pins::Pins;
 use crate::lists::{Compiled, ListAction, Memory, Snapshot};
-use portcullis_ebpf_common::Action;
 
 /// While the lists are exchanged all the time the look at them is given up after so many.
 const TRIES: u32 = 5;
@@ -58,7 +58,7 @@ impl Exemption {
 }
 
 /// Lists that may permit a source.
-pub trait Permits {
+pub(super) trait Permits {
     /// Where addresses are looked up.
     fn snapshot(&self) -> &Snapshot;
     /// The name of the list with this number, if it is one that permits.

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::super::super::progress::Bar;
 use super::super::Place;
+use super::words::NO_ROOM;
 use super::{duration, failure, source};
 
 /// Octets of a file: with as many verdicts as there is room for, 256 for each.
@@ -235,8 +236,7 @@ fn tell(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()> 
     if summary.without_room > 0 {
         eprintln!(
             "portcullis filter verdicts: {} not added: {}",
-            summary.without_room,
-            super::NO_ROOM
+            summary.without_room, NO_ROOM
         );
     }
     Ok(())
