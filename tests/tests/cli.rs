@@ -30,7 +30,10 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
         &["filter", "verdicts", "add"],
         &["--for", "--note", "-c", "--file", "--json"],
     ),
-    (&["filter", "status"], &["parts of"]),
+    (
+        &["filter", "status"],
+        &["`permitted` and `monitored` are parts of"],
+    ),
     (&["filter", "verdicts", "remove"], &["IP"]),
     (&["filter", "verdicts", "flush"], &["-c"]),
     (&["filter", "attach"], &["-c"]),

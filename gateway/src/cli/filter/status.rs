@@ -20,8 +20,8 @@ const TOP_SOURCES_SHOWN: usize = 10;
 /// Arguments of `portcullis filter status`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-`passed` is all that was let through to a filtered port: `permitted` and `monitored` are parts of it.
-Packets are counted since the filter was put in place; a reload or a restart of the gate keeps the
+`passed` is all that was let through to a filtered port: `permitted` and `monitored` are parts of
+it. Packets are counted since the filter was put in place; a reload or a restart of the gate keeps the
 counts of lists that keep their name and action. Who is dropped most is known while somebody reads
 the events: a gate with an admin endpoint, or this command with --watch. It is counted from a sample.
 

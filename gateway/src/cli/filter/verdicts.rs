@@ -76,8 +76,8 @@ A source is refused if it is local or permitted by a list of the filter in place
 
 A FILE has a line for each source: an IPv4 address, an IPv6 address or its /64, and perhaps a time
 that holds for this line in place of --for; behind a # or ; its note. Empty lines are skipped. Lines
-that cannot be read are told with their numbers and the others are added; the exit code is 1 then, and
-so it is if a source is refused or there is no room.
+that cannot be read are told with their numbers and the others are added. The exit code is 1
+then, and also if a source is refused or there is no room.
   203.0.113.9
   203.0.113.10   2h    # ticket 4711
   2001:db8:7::/64 30m
