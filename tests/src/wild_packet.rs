@@ -260,8 +260,14 @@ fn verdicts_keep_their_promises(
     }
     let permitted = alike.class.action() == Some(Action::Permit);
     hold(permitted == (verdict == Verdict::Permitted(1)), "a permit")?;
-    let learned = matches!(verdict, Verdict::Recent | Verdict::SynBudget);
+    let learned = matches!(verdict, Verdict::Recent | Verdict::OverBudget);
     hold(!(learned && alike.local), "a local source")?;
+    let unbudgeted = Settings::new(Mode::Enforce, measures, &[25, 587]);
+    let without = judge(frame, segment.as_ref(), role, &unbudgeted, &alike, &alike);
+    hold(
+        without == verdict || (without, verdict) == (Verdict::Passed, Verdict::OverBudget),
+        "a budget drops nothing, because the source of a SYN may be forged",
+    )?;
     hold(
         (verdict == Verdict::Customer) == (is(0) && !permitted),
         "a customer",

@@ -30,10 +30,7 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
         &["filter", "verdicts", "add"],
         &["--for", "--note", "-c", "--file", "--json"],
     ),
-    (
-        &["filter", "status"],
-        &["`permitted` and `monitored` are parts of"],
-    ),
+    (&["filter", "status"], &["are parts of it"]),
     (&["filter", "verdicts", "remove"], &["IP"]),
     (&["filter", "verdicts", "flush"], &["-c"]),
     (&["filter", "attach"], &["-c"]),

@@ -151,6 +151,18 @@ action = "drop"
         status["top_sources"]["watched"] == true && status["verdicts"]["expired"] == 1
     })?;
 
+    // The other end of the veth gets a program: the gate sees it, and answers from then on.
+    let peer = lists.path().join("peer.toml");
+    let pins_of_peer = Pins(&outside);
+    let interface = "interfaces = [{ name = \"out\" }]\nports = [65535]";
+    let pin_path = pins_of_peer.path();
+    let text = format!("state_dir = \".\"\n[filter]\n{interface}\npin_path = {pin_path:?}\n");
+    fs::write(&peer, text)?;
+    filter_command(&outside, &["attach"], &peer)?;
+    wait_for(&inside, &file, |status| {
+        status["interfaces"][0]["answers_lost"] == false
+    })?;
+
     // Not readable: nothing changes. Readable: the new list is in the kernel.
     fs::write(&list, "192.0.2.1\n192.0.2.2\n")?;
     fs::set_permissions(gate.directory(), Permissions::from_mode(0o700))?;

@@ -1,6 +1,9 @@
 //! What must hold for sessions whatever a client says, found by trying things that real and hostile clients say.
 
+use portcullis_smtp::Settings;
+use portcullis_tests::conversation::Conversation;
 use portcullis_tests::wild_client::{self, FLUSH};
+use portcullis_tests::wild_next_hop;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -68,6 +71,33 @@ fn script() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(pattern, cut, groups)| [vec![pattern, cut], groups.join(&FLUSH)].concat())
 }
 
+/// What next hops say, in replies and pieces of them.
+const ANSWERS: &[&str] = &[
+    "220 next.example ESMTP\r\n",
+    "250 2.0.0 Ok\r\n",
+    "250-next.example\r\n250-LIMITS MAILMAX=2 RCPTMAX=1\r\n250 SIZE 1000\r\n",
+    "250-2.0.0 one\r\n",
+    "250\r\n",
+    "354 Go on\r\n",
+    "421 4.3.2 Later\r\n",
+    "550 5.1.1 No\n",
+    "250",
+    "-",
+    "\r",
+    "\n",
+    "x",
+];
+
+fn answers() -> impl Strategy<Value = Vec<u8>> {
+    let said = select(ANSWERS).prop_map(|said| said.as_bytes().to_vec());
+    let long = (0..9_000usize, select(vec!["", "\n", "\r\n"]))
+        .prop_map(|(length, end)| ["250 ", &"x".repeat(length), end].concat().into_bytes());
+    let command = any::<u8>().prop_map(|command| vec![wild_next_hop::COMMAND, command]);
+    let greeting = Just(b"220 next.example\r\n".to_vec());
+    let more = vec(prop_oneof![3 => said, 1 => long, 3 => command], 0..14);
+    (greeting, more).prop_map(|(greeting, more)| [greeting, more.concat()].concat())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
@@ -76,4 +106,38 @@ proptest! {
         wild_client::check(&script)
             .map_err(|error| TestCaseError::fail(format!("{}\n{error}", script.escape_ascii())))?;
     }
+}
+
+proptest! {
+    // Octet by octet through lines of thousands takes its time.
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn what_a_next_hop_says_does_not_depend_on_cuts(script in answers()) {
+        wild_next_hop::check(&script)
+            .map_err(|error| TestCaseError::fail(format!("{}\n{error}", script.escape_ascii())))?;
+    }
+}
+
+/// What comes of so many NOOPs in one write with something behind them: the replies, and the events.
+fn noops(count: usize) -> Result<(usize, Vec<String>), String> {
+    let settings = Settings::new("mx.example");
+    let mut conversation = Conversation::new(&settings, false, Box::new(|_| None));
+    conversation.greet()?;
+    conversation.flushed()?;
+    for _ in 0..2 {
+        conversation.take(format!("{}HELP\r\n", "NOOP\r\n".repeat(count)).as_bytes())?;
+        let replies = conversation.flushed()?;
+        if !conversation.events.is_empty() {
+            return Ok((replies.lines().count(), conversation.events));
+        }
+    }
+    Ok((0, Vec::new()))
+}
+
+#[test]
+fn noops_by_the_hundred_are_written_without_reading() {
+    assert_eq!(noops(150), Ok((0, Vec::new())), "each group by itself");
+    let abort = vec!["abort pipelining".to_owned()];
+    assert_eq!(noops(10_000), Ok((201, abort)));
 }

@@ -42,15 +42,15 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// Puts the filter on the interface, with these lists, in the driver.
+    /// Puts the filter on the interfaces, with these lists, in the driver.
     pub(crate) fn attach(
         namespace: &Namespace,
-        interface: &str,
+        interfaces: &[&str],
         lists: &Compiled,
         unlisted: Unlisted,
     ) -> Result<Self> {
         let pins = free_pin_path();
-        let settings = settings(interface, &pins, unlisted)?;
+        let settings = settings(interfaces, &pins, unlisted)?;
         let filter = namespace.run(|| Filter::attach(&settings, lists))??;
         Ok(Self {
             filter: Some(filter),
@@ -118,14 +118,19 @@ pub(crate) fn compiled(sequences: &[Sequence]) -> Compiled {
 }
 
 /// Settings as an operator would write them.
-fn settings(interface: &str, pins: &Path, unlisted: Unlisted) -> Result<config::Filter> {
+fn settings(interfaces: &[&str], pins: &Path, unlisted: Unlisted) -> Result<config::Filter> {
     let unlisted = match unlisted {
         Unlisted::Pass => "pass",
         Unlisted::Drop => "drop",
     };
+    let interfaces: Vec<String> = interfaces
+        .iter()
+        .map(|name| format!("{{ name = \"{name}\", role = \"edge\" }}"))
+        .collect();
     let text = format!(
-        "[filter]\ninterfaces = [{{ name = \"{interface}\", role = \"edge\" }}]\nunlisted = \"{unlisted}\"\n\
+        "[filter]\ninterfaces = [{}]\nunlisted = \"{unlisted}\"\n\
          pin_path = \"{}\"\n",
+        interfaces.join(", "),
         pins.display()
     );
     let config = config::parse(Path::new("(the bench's configuration)"), &text)

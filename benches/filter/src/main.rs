@@ -82,7 +82,7 @@ enum Measurement {
     Loading,
     /// Packets of a flood dropped in a second
     Flood,
-    /// Honest clients beside a flood of SYNs with made-up sources
+    /// Honest clients beside a flood of SYNs with forged sources, random ones and the clients' own
     SynFlood,
 }
 

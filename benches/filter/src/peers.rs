@@ -9,6 +9,7 @@ use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::time::ClockId;
 use std::time::Duration;
 
+use crate::syn_flood::Names;
 use crate::traffic::{Family, Flags, Sequence, frame, syn_without_source};
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/prebuilt/benches.o");
@@ -139,8 +140,8 @@ impl Peers {
         self.send("flood", &frame(self.family, Flags::Syn), interface, packets)
     }
 
-    /// The same with SYNs that a listener takes.
-    pub(crate) fn syn_flood(&mut self, interface: u32, packets: u32) -> Result<()> {
+    /// The same with SYNs that a listener takes: from every source of the sequence, or all in the name of its first.
+    pub(crate) fn syn_flood(&mut self, names: Names, interface: u32, packets: u32) -> Result<()> {
         let frame = syn_without_source();
         let mut syn = [0; 14];
         for (word, octets) in syn.iter_mut().zip(frame.as_chunks().0) {
@@ -149,7 +150,11 @@ impl Peers {
         let map = self.object.map_mut("SYN").context("no map SYN")?;
         let mut array: Array<&mut MapData, [u32; 14]> = map.try_into()?;
         array.set(0, syn, 0)?;
-        self.send("syn_flood", &frame, interface, packets)
+        let program = match names {
+            Names::Random => "syn_flood",
+            Names::Own => "syn_flood_of_one",
+        };
+        self.send(program, &frame, interface, packets)
     }
 
     fn send(&mut self, program: &str, frame: &[u8], interface: u32, packets: u32) -> Result<()> {

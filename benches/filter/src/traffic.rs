@@ -61,6 +61,15 @@ impl Sequence {
         }
     }
 
+    /// One IPv4 source.
+    pub(crate) const fn of_one(source: Ipv4Addr) -> Self {
+        Self {
+            kind: Kind::Ipv4,
+            first: source.to_bits(),
+            number: 1,
+        }
+    }
+
     /// The first ones of it.
     pub(crate) fn at_most(self, number: u32) -> Self {
         Self {

@@ -126,7 +126,7 @@ fn run_stage(options: &Options, stage: Stage) -> Result<Vec<Outcome>> {
     }
     let (inside, outside) = (Namespace::create("gate")?, Namespace::create("world")?);
     inside.veth("in", &outside, "out")?;
-    let _gate = Gate::attach(&inside, "in", &gate::compiled(&[listed]), Unlisted::Pass)?;
+    let _gate = Gate::attach(&inside, &["in"], &gate::compiled(&[listed]), Unlisted::Pass)?;
     let gate = Gate::handle(&inside, "in")?;
 
     let mut outcomes = Vec::new();

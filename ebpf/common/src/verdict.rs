@@ -9,8 +9,11 @@
 //! | comes from a source on a drop list | [`Verdict::Listed`], counted against that list |
 //! | comes from a source that has a recent verdict | [`Verdict::Recent`], if the source is not local |
 //! | comes from a source on no list, and those are dropped | [`Verdict::Unlisted`] |
-//! | opens a connection, beyond what its source may in a second | [`Verdict::SynBudget`], if the source is not local |
+//! | opens a connection, beyond what its source may in a second | [`Verdict::OverBudget`], if the source is not local: passes as the next one does |
 //! | is anything else | [`Verdict::Passed`], perhaps with the answer of a SYN cookie |
+//!
+//! The source of a SYN may be forged, so a budget drops nothing: a sender of SYNs in the name of an honest source would lock
+//! that source out.
 //!
 //! Which list speaks for a source that several cover was settled when the lists were compiled: a lookup has one answer.
 
@@ -113,8 +116,8 @@ pub enum Verdict {
     Recent,
     /// Its source is on no list, and such sources are dropped.
     Unlisted,
-    /// Its source has sent too many SYNs in this second.
-    SynBudget,
+    /// Its source has sent more SYNs in this second than it may: nothing else speaks against it.
+    OverBudget,
     /// A customer sent it, and neither source nor destination is permitted.
     Customer,
     /// Nothing speaks against it.
@@ -195,7 +198,7 @@ where
         && memory.exhausts(&key, settings.syn_budget)
         && !memory.is_local(&segment.source)
     {
-        return Verdict::SynBudget;
+        return Verdict::OverBudget;
     }
     Verdict::Passed
 }
@@ -206,11 +209,10 @@ impl Verdict {
     #[must_use]
     pub const fn reason(self) -> Option<Reason> {
         match self {
-            Self::Other | Self::Permitted(_) | Self::Passed => None,
+            Self::Other | Self::Permitted(_) | Self::OverBudget | Self::Passed => None,
             Self::Listed(_) => Some(Reason::Listed),
             Self::Recent => Some(Reason::Verdict),
             Self::Unlisted => Some(Reason::Unlisted),
-            Self::SynBudget => Some(Reason::SynBudget),
             Self::Customer => Some(Reason::Customer),
         }
     }
@@ -229,6 +231,7 @@ impl Verdict {
         match (self, mode) {
             (Self::Other, _) => InterfaceCounter::Other,
             (Self::Passed, _) => InterfaceCounter::Passed,
+            (Self::OverBudget, _) => InterfaceCounter::OverBudget,
             (Self::Permitted(_), _) => InterfaceCounter::Permitted,
             (Self::Listed(_), Mode::Enforce) => InterfaceCounter::DroppedListed,
             (Self::Listed(_), _) => InterfaceCounter::MonitoredListed,
@@ -236,8 +239,6 @@ impl Verdict {
             (Self::Recent, _) => InterfaceCounter::MonitoredVerdict,
             (Self::Unlisted, Mode::Enforce) => InterfaceCounter::DroppedUnlisted,
             (Self::Unlisted, _) => InterfaceCounter::MonitoredUnlisted,
-            (Self::SynBudget, Mode::Enforce) => InterfaceCounter::DroppedSynBudget,
-            (Self::SynBudget, _) => InterfaceCounter::MonitoredSynBudget,
             (Self::Customer, Mode::Enforce) => InterfaceCounter::DroppedCustomer,
             (Self::Customer, _) => InterfaceCounter::MonitoredCustomer,
         }

@@ -156,11 +156,14 @@ fn may_be_answered<const FRAGS: bool>(
     judged: &Judged,
     settings: &Settings,
 ) -> bool {
-    match judged.verdict {
+    let wanted = match judged.verdict {
         Verdict::Customer => settings.customer_resets(),
         Verdict::Passed => settings.syn_cookies() && packet::opens(frame, &judged.segment),
+        // It was a SYN, or there would be no budget for it.
+        Verdict::OverBudget => settings.syn_cookies(),
         _ => false,
-    }
+    };
+    wanted && !settings.is_silent(judged.interface_slot)
 }
 
 /// Makes of the frame that was judged last an answer to it, if it is to have one now. Called from the entry function: what is below
@@ -176,6 +179,7 @@ fn answer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
         }
         Verdict::Customer => (InterfaceCounter::DroppedCustomer, XDP_DROP),
         _ if cookie::answer::<FRAGS>(context, judged) => (InterfaceCounter::SynCookie, XDP_TX),
+        Verdict::OverBudget => (InterfaceCounter::OverBudget, XDP_PASS),
         _ => (InterfaceCounter::Passed, XDP_PASS),
     };
     counted(

@@ -57,7 +57,7 @@ impl Memory for Sources {
     }
 }
 
-/// Out of the way: asked only about sources that would be dropped.
+/// Out of the way: asked only about sources that would be dropped, or are over their budget.
 #[inline(never)]
 fn is_local(source: &Source) -> bool {
     let key = Key::new(SOURCE_BITS, source.0);

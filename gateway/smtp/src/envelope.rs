@@ -75,8 +75,8 @@ pub struct Rcpt<'a> {
 type Refusal = &'static Reply<'static>;
 
 impl<'a> Mail<'a> {
-    /// Parses what follows `MAIL `.
-    pub(crate) fn parse(arguments: &'a [u8]) -> Result<Self, Refusal> {
+    /// Parses what follows `MAIL `. `dsn` says whether the parameters of RFC 3461 are taken.
+    pub(crate) fn parse(arguments: &'a [u8], dsn: bool) -> Result<Self, Refusal> {
         let (raw, parameters) = split_path(arguments, "FROM:", &SENDER_SYNTAX)?;
         let mut mail = Self {
             path: None,
@@ -101,10 +101,10 @@ impl<'a> Mail<'a> {
                     once(&mut seen, value.is_none().then_some(()))?;
                     mail.smtputf8 = true;
                 }
-                _ if keyword.eq_ignore_ascii_case("RET") => {
+                _ if dsn && keyword.eq_ignore_ascii_case("RET") => {
                     once(&mut mail.ret, value.and_then(parse_ret))?;
                 }
-                _ if keyword.eq_ignore_ascii_case("ENVID") => {
+                _ if dsn && keyword.eq_ignore_ascii_case("ENVID") => {
                     let value = value.filter(|v| v.len() <= ENVELOPE_ID_LENGTH_MAX && is_xtext(v));
                     once(&mut mail.envelope_id, value)?;
                 }
@@ -120,18 +120,18 @@ impl<'a> Mail<'a> {
 }
 
 impl<'a> Rcpt<'a> {
-    /// Parses what follows `RCPT `. `smtputf8` says whether MAIL had that parameter.
-    pub(crate) fn parse(arguments: &'a [u8], smtputf8: bool) -> Result<Self, Refusal> {
+    /// Parses what follows `RCPT `. `smtputf8` says whether MAIL had that parameter, `dsn` whether those of RFC 3461 are taken.
+    pub(crate) fn parse(arguments: &'a [u8], smtputf8: bool, dsn: bool) -> Result<Self, Refusal> {
         let (raw, parameters) = split_path(arguments, "TO:", &RECIPIENT_SYNTAX)?;
         let mut notify = None;
         let mut original_recipient = None;
         for parameter in Parameters(parameters) {
             let (keyword, value) = parameter?;
             match keyword {
-                _ if keyword.eq_ignore_ascii_case("NOTIFY") => {
+                _ if dsn && keyword.eq_ignore_ascii_case("NOTIFY") => {
                     once(&mut notify, value.filter(|v| is_notify(v)))?;
                 }
-                _ if keyword.eq_ignore_ascii_case("ORCPT") => {
+                _ if dsn && keyword.eq_ignore_ascii_case("ORCPT") => {
                     let value = value.filter(|v| is_original_recipient(v, smtputf8));
                     once(&mut original_recipient, value)?;
                 }
@@ -287,9 +287,11 @@ mod tests {
 
     #[test]
     fn parameters_of_mail_are_all_understood() {
-        let mail =
-            Mail::parse(b"from: <a@b> SIZE=12 body=8BITMIME SMTPUTF8 RET=HDRS  ENVID=x+2By ")
-                .unwrap();
+        let mail = Mail::parse(
+            b"from: <a@b> SIZE=12 body=8BITMIME SMTPUTF8 RET=HDRS  ENVID=x+2By ",
+            true,
+        )
+        .unwrap();
         assert_eq!(mail.path.unwrap().raw, "a@b");
         assert_eq!(
             (mail.size, mail.body_8bit, mail.smtputf8),
@@ -299,9 +301,9 @@ mod tests {
             (mail.ret, mail.envelope_id),
             (Some(Ret::Headers), Some("x+2By"))
         );
-        assert_eq!(Mail::parse(b"FROM:<>").unwrap().path, None);
+        assert_eq!(Mail::parse(b"FROM:<>", true).unwrap().path, None);
         assert_eq!(
-            Mail::parse(b"FROM:<> SIZE=99999999999999999999")
+            Mail::parse(b"FROM:<> SIZE=99999999999999999999", true)
                 .unwrap()
                 .size,
             Some(u64::MAX)
@@ -328,16 +330,20 @@ mod tests {
             (b"FROM:<\xc3\xa4@b>", 501),
             (b"FROM:<\xff@b> SMTPUTF8", 501),
         ] {
-            let refused = Mail::parse(arguments).map_err(|reply| reply.code);
+            let refused = Mail::parse(arguments, true).map_err(|reply| reply.code);
             assert_eq!(refused, Err(code), "{}", arguments.escape_ascii());
         }
-        assert!(Mail::parse(b"FROM:<\xc3\xa4@b> SMTPUTF8").is_ok());
+        assert!(Mail::parse(b"FROM:<\xc3\xa4@b> SMTPUTF8", true).is_ok());
     }
 
     #[test]
     fn parameters_of_rcpt_are_checked_and_kept_as_written() {
-        let rcpt =
-            Rcpt::parse(b"TO:<a@b> NOTIFY=success,DELAY ORCPT=rfc822;a+2Bc@d", false).unwrap();
+        let rcpt = Rcpt::parse(
+            b"TO:<a@b> NOTIFY=success,DELAY ORCPT=rfc822;a+2Bc@d",
+            false,
+            true,
+        )
+        .unwrap();
         assert_eq!(
             (rcpt.notify, rcpt.original_recipient),
             (Some("success,DELAY"), Some("rfc822;a+2Bc@d"))
@@ -351,7 +357,7 @@ mod tests {
             (b"TO:<a@b> SIZE=1", 555),
             (b"FROM:<a@b>", 501),
         ] {
-            let refused = Rcpt::parse(arguments, false).map_err(|reply| reply.code);
+            let refused = Rcpt::parse(arguments, false, true).map_err(|reply| reply.code);
             assert_eq!(refused, Err(code), "{}", arguments.escape_ascii());
         }
     }

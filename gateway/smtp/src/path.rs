@@ -96,6 +96,14 @@ impl<'a> Path<'a> {
             mailbox: Mailbox::parse(mailbox)?,
         })
     }
+
+    /// The mailbox as written: what is passed on, because relays strip source routes (RFC 5321, 4.1.1.3 and F.2).
+    #[must_use]
+    pub fn without_route(&self) -> &'a str {
+        // The colon behind the route is one octet.
+        self.source_route
+            .map_or(self.raw, |route| &self.raw[route.len() + 1..])
+    }
 }
 
 impl<'a> Mailbox<'a> {
@@ -351,6 +359,7 @@ mod tests {
             let path = Path::parse(raw).unwrap();
             assert_eq!((path.raw, path.source_route), (raw, Some(route)));
             assert_eq!(path.mailbox, Mailbox::parse(mailbox).unwrap());
+            assert_eq!(path.without_route(), mailbox);
         }
     }
 

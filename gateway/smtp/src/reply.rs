@@ -20,6 +20,12 @@ impl fmt::Display for EnhancedCode {
 }
 
 impl EnhancedCode {
+    /// The code that says no more than the reply code does (RFC 3463, 3.1: other undefined status).
+    pub(crate) fn undefined(code: u16) -> Option<Self> {
+        let class = u8::try_from(code / 100).ok()?;
+        matches!(class, 2 | 4 | 5).then_some(Self(class, 0, 0))
+    }
+
     /// Takes an enhanced code off the front of a reply's text, and gives the text after it.
     pub(crate) fn split_from(text: &str) -> Option<(Self, &str)> {
         let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
@@ -90,6 +96,11 @@ impl<'a> Reply<'a> {
     #[must_use]
     pub const fn is_permanent(&self) -> bool {
         matches!(self.code, 500..=599)
+    }
+
+    /// The same reply with another enhanced code.
+    pub(crate) fn borrowed(&self, enhanced: Option<EnhancedCode>) -> Reply<'_> {
+        Reply::new(self.code, enhanced, &*self.text)
     }
 
     /// The same reply with a text of its own.

@@ -64,6 +64,14 @@ fn in_force(config: &Config) -> String {
             }
         }
     }
+    if !config.listeners.is_empty() {
+        let offered = if config.offers_dsn() {
+            "offered: every [[route]] says dsn = true"
+        } else {
+            "not offered: that takes dsn = true in every [[route]]"
+        };
+        writeln!(text, "\n# DSN is {offered}").ok();
+    }
     summarise_lists(config, &mut text);
     text
 }

@@ -23,7 +23,8 @@ pub struct Filter {
     pub unlisted: Unlisted,
     /// How the program is attached.
     pub xdp_mode: XdpMode,
-    /// SYNs that an IPv4 address or an IPv6 /64 may send in a second; 0: any number.
+    /// SYNs that an IPv4 address or an IPv6 /64 may send in a second before they are counted; 0: any number. It drops none:
+    /// their source may be forged.
     pub syn_budget: u32,
     /// Whether SYNs for a listener of this host are answered with cookies while its queue overflows.
     pub syn_cookies: bool,
@@ -33,7 +34,7 @@ pub struct Filter {
     pub resets_per_second: u32,
     /// Where in the BPF file system the program and its maps stay.
     pub pin_path: PathBuf,
-    /// Sources that neither a recent verdict nor the budget may drop: the `networks` of `[relay]`.
+    /// Sources that no recent verdict may drop and no budget counts: the `networks` of `[relay]`.
     pub local_networks: Vec<IpNet>,
 }
 

@@ -248,6 +248,12 @@ impl Config {
         self.state_dir.join("lists.snapshot")
     }
 
+    /// Whether clients are offered DSN (RFC 3461). What it asks for is passed on and not done here, so every next hop that a message
+    /// can get to has to know it; every listener can reach every route.
+    pub fn offers_dsn(&self) -> bool {
+        !self.routes.is_empty() && self.routes.iter().all(|route| route.dsn)
+    }
+
     /// The settings of SMTP sessions under this configuration.
     pub fn session_settings(&self) -> Settings {
         Settings {
@@ -255,6 +261,7 @@ impl Config {
             recipients_max: self.limits.recipients_per_message,
             transactions_max: self.limits.transactions_per_session,
             errors_max: self.limits.errors_per_session,
+            dsn: self.offers_dsn(),
             long_lines: match self.limits.line_length {
                 LineLength::Pass => LongLines::Pass,
                 LineLength::Refuse => LongLines::Refuse,

@@ -19,6 +19,8 @@ pub struct Route {
     pub next_hops: Vec<NextHop>,
     /// When the client is told that its message was taken.
     pub mode: RouteMode,
+    /// Its next hops offer DSN (RFC 3461).
+    pub dsn: bool,
 }
 
 /// When the client is told that its message was taken.
@@ -70,7 +72,8 @@ pub(super) fn read(
     sections: Vec<Section<'_, '_>>,
     listeners: &[SocketAddr],
 ) -> (Vec<Route>, Domains) {
-    let (mut routes, mut index) = (Vec::new(), Domains::default());
+    let (mut routes, mut index) = (Vec::<Route>::new(), Domains::default());
+    let mut without_dsn = None;
     for mut s in sections {
         if !s.has("domains_file") {
             s.missing_unless_given("domains");
@@ -105,12 +108,25 @@ pub(super) fn read(
             }
             Err(_) => s.document.error(&s.span, "too many routes"),
         }
+        let dsn = s.flag("dsn", false);
         routes.push(Route {
             domains,
             next_hops,
             mode: mode.unwrap_or(RouteMode::CutThrough),
+            dsn,
         });
+        if !dsn {
+            without_dsn.get_or_insert((s.document, s.span.clone()));
+        }
         s.finish(&["tls"]);
+    }
+    if let Some((document, span)) = without_dsn
+        && routes.iter().any(|route| route.dsn)
+    {
+        document.warn(
+            &span,
+            "DSN is not offered, because this [[route]] does not say `dsn = true` as another one does",
+        );
     }
     (routes, index)
 }

@@ -71,7 +71,13 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         findings.push(machine::ring());
         findings.push(machine::descriptors(config));
         findings.push(network::backlog());
-        findings.push(network::syn_cookies());
+    }
+    let answers =
+        |filter: &crate::config::Filter| filter.mode == FilterMode::Enforce && filter.syn_cookies;
+    let filter_answers = config.filter.as_ref().is_some_and(answers);
+    // A filter may stand before a server that is not this gate.
+    if !config.listeners.is_empty() || filter_answers {
+        findings.push(network::syn_cookies(filter_answers));
     }
     findings.extend(network::ports(config));
     findings.extend(machine::user(config));

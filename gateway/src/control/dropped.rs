@@ -1,5 +1,5 @@
-//! What the control plane does for the filter while the gate runs: it removes recent verdicts whose time is over, and reads
-//! along with what is dropped, so that the top sources are known.
+//! What the control plane does for the filter while the gate runs: it removes recent verdicts whose time is over, looks
+//! whether what the filter answers still arrives, and reads along with what is dropped, so that the top sources are known.
 //!
 //! Reading costs the program something for every packet that it tells of, so it is done only where somebody may ask:
 //! with an admin endpoint. Who wants to see them while the gate reads asks the gate (`/api/events`); if another process reads
@@ -20,6 +20,9 @@ use crate::filter::{ANNOUNCE_EVERY, Error, Events, Names, READ_EVERY, TimedEvent
 /// Expired verdicts do nothing, but they take up room.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
+/// The program at the other end of a veth can come and go at any time. A look costs two questions to the kernel.
+const ANSWERS_EVERY: Duration = Duration::from_secs(5);
+
 /// Looks at the buffer of events that are kept for one who is slow to take them.
 const LOOKS_KEPT: usize = 64;
 /// Events of one look; what comes in faster waits for the next.
@@ -37,6 +40,25 @@ pub(super) async fn sweep_verdicts(verdicts: Arc<Verdicts>) {
             Ok(Ok(number)) => tracing::debug!(number, "recent verdicts have expired"),
             Ok(Err(error)) => tracing::warn!(%error, "cannot remove expired verdicts"),
             Err(_) => tracing::warn!("removing expired verdicts ended in a panic"),
+        }
+    }
+}
+
+/// Looks whether what the filter answers arrives, for as long as the gate runs.
+pub(super) async fn watch_answers(control: Arc<Control>) {
+    let mut ticks = interval(ANSWERS_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let control = Arc::clone(&control);
+        let look = move || match &control.filter {
+            Some(held) => held.lock().sync_answers(),
+            None => Ok(()),
+        };
+        match spawn_blocking(look).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot change where the filter answers"),
+            Err(_) => tracing::warn!("looking whether answers arrive ended in a panic"),
         }
     }
 }

@@ -199,17 +199,30 @@ fn interfaces(text: &mut Text, filter: &Status) {
         ];
         text.sample(&labels, u8::from(interface.attached));
     }
+    text.gauge(
+        "portcullis_filter_answers_lost",
+        "1 if the filter answers nothing on the interface, because it would be lost: a veth whose other end runs no XDP program.",
+    );
+    for interface in &filter.interfaces {
+        let labels = [("interface", &*interface.name)];
+        text.sample(&labels, u8::from(interface.answers_lost));
+    }
     type Value = fn(&InterfaceStatus) -> u64;
-    let counters: [(&str, &str, Value); 6] = [
+    let counters: [(&str, &str, Value); 7] = [
         (
             "portcullis_filter_passed_packets_total",
-            "Packets to a filtered port that were let through: all, those of the permitted and the monitored metric included.",
+            "Packets to a filtered port that were let through: all, those of the permitted, over-budget and monitored metrics included.",
             |interface| interface.passed,
         ),
         (
             "portcullis_filter_permitted_packets_total",
             "Those of the passed packets that a permit list names; they are in the passed metric, too.",
             |interface| interface.permitted,
+        ),
+        (
+            "portcullis_filter_over_budget_packets_total",
+            "Those of them that were SYNs beyond the budget of their source, for which the kernel had no cookie.",
+            |interface| interface.over_budget,
         ),
         (
             "portcullis_filter_other_packets_total",
@@ -409,6 +422,7 @@ mod tests {
             present: true,
             passed: 10,
             permitted: 1,
+            over_budget: 6,
             other: 2,
             dropped: Reasons {
                 listed: 3,
@@ -417,10 +431,10 @@ mod tests {
             },
             resets: 13,
             syn_cookies: 14,
+            answers_lost: true,
             hidden: 15,
             monitored: Reasons {
                 listed: 5,
-                syn_budget: 6,
                 ..Reasons::default()
             },
         };
@@ -516,8 +530,10 @@ mod tests {
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"unlisted\"} 4",
             "portcullis_dnsbl_answers_total{zone=\"bl.example\",result=\"silent\"} 15",
             "portcullis_dnsbl_cache_hits_total 17",
-            "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"syn-budget\"} 0",
-            "portcullis_filter_monitored_packets_total{interface=\"eth0\",reason=\"syn-budget\"} 6",
+            "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"verdict\"} 0",
+            "portcullis_filter_monitored_packets_total{interface=\"eth0\",reason=\"listed\"} 5",
+            "portcullis_filter_over_budget_packets_total{interface=\"eth0\"} 6",
+            "portcullis_filter_answers_lost{interface=\"eth0\"} 1",
             "portcullis_filter_resets_total{interface=\"eth0\"} 13",
             "portcullis_filter_syn_cookies_total{interface=\"eth0\"} 14",
             "portcullis_filter_hidden_packets_total{interface=\"eth0\"} 15",

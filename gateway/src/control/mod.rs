@@ -12,7 +12,7 @@
 //! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
 //! | `admin.rs`, `state.rs`, `metrics.rs` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
-//! | `dropped.rs` | expired verdicts, the top sources of the filter, and what it drops while that happens |
+//! | `dropped.rs` | expired verdicts, lost answers, the top sources of the filter, and what it drops while that happens |
 //! | `refusals.rs` | who was refused of late, why and until when |
 //! | `ask.rs` | how a command asks the gate beside it |
 //! | `doctor.rs`, `doctor/` | is this machine able to run it? |
@@ -74,8 +74,9 @@ struct HeldFilter {
 impl HeldFilter {
     fn new(filter: Filter) -> Self {
         Self {
+            // A client of the admin endpoint may ask before the first change is done.
+            last: Mutex::new(filter.status().ok()),
             filter: Mutex::new(filter),
-            last: Mutex::default(),
         }
     }
 

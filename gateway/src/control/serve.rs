@@ -131,6 +131,7 @@ async fn live(
     }
     if let Some(verdicts) = &verdicts {
         tokio::spawn(dropped::sweep_verdicts(Arc::clone(verdicts)));
+        tokio::spawn(dropped::watch_answers(Arc::clone(&control)));
     }
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));

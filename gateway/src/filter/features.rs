@@ -1,8 +1,10 @@
-//! What is known of an interface before anything is put on it, for `portcullis doctor`.
+//! What is known of an interface without anything being put on it: for `portcullis doctor`, and for the answers that the
+//! program sends ([`answers`](super::answers)).
 //!
 //! Whether a driver runs XDP programs is asked of the kernel (generic netlink, family `netdev`, since Linux 6.3). Putting a
 //! program there to see was rejected: some drivers reset their queues for it, and the interface may be in use.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -12,7 +14,7 @@ use nix::sys::socket::{
 };
 
 use super::links;
-use super::netlink::{ANSWER_MAX, Attributes, HEADER, error_of, half};
+use super::netlink::{ANSWER_MAX, Attributes, HEADER, error_of, half, value_of};
 use super::pins::Pins;
 use super::{Error, config};
 
@@ -49,39 +51,83 @@ const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
 const NETDEV_XDP_ACT_BASIC: u64 = 1;
 
+// linux/ethtool_netlink.h, since Linux 5.6.
+const ETHTOOL_MSG_FEATURES_GET: u8 = 11;
+const ETHTOOL_A_FEATURES_HEADER: u16 = 1;
+const ETHTOOL_A_FEATURES_HW: u16 = 2;
+const ETHTOOL_A_FEATURES_ACTIVE: u16 = 4;
+const ETHTOOL_A_HEADER_DEV_INDEX: u16 = 1;
+const ETHTOOL_A_BITSET_NOMASK: u16 = 1;
+const ETHTOOL_A_BITSET_BITS: u16 = 3;
+const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
+const ETHTOOL_A_BITSET_BIT_VALUE: u16 = 3;
+/// The flag of an attribute that holds others.
+const NLA_F_NESTED: u16 = 1 << 15;
+
 /// Octets of `struct nlmsghdr` and `struct genlmsghdr`.
 const GENERIC_HEADER: usize = HEADER + 4;
 
 fn driver_mode(index: u32) -> io::Result<Option<bool>> {
-    let family = ask(
-        libc::GENL_ID_CTRL as u16,
-        CTRL_CMD_GETFAMILY,
-        CTRL_ATTR_FAMILY_NAME,
-        b"netdev\0",
-        CTRL_ATTR_FAMILY_ID,
-    )?;
-    let Some(family) = family.and_then(|value| half(&value, 0)) else {
+    let Some(family) = family(b"netdev\0")? else {
         return Ok(None);
     };
-    let features = ask(
-        family,
-        NETDEV_CMD_DEV_GET,
-        NETDEV_A_DEV_IFINDEX,
-        &index.to_ne_bytes(),
-        NETDEV_A_DEV_XDP_FEATURES,
-    )?;
+    let index = index.to_ne_bytes();
+    let answer = ask(family, NETDEV_CMD_DEV_GET, NETDEV_A_DEV_IFINDEX, &index)?;
+    let features = value_of(&answer, NETDEV_A_DEV_XDP_FEATURES);
     let features = features.and_then(|value| Some(u64::from_ne_bytes(*value.first_chunk()?)));
     Ok(features.map(|features| features & NETDEV_XDP_ACT_BASIC != 0))
 }
 
-/// Asks with one attribute and gives the wanted attribute of the answer.
-fn ask(
-    family: u16,
-    command: u8,
-    kind: u16,
-    value: &[u8],
-    wanted: u16,
-) -> io::Result<Option<Vec<u8>>> {
+/// The features of an interface as `ethtool -k` shows them, by the kernel's names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Features {
+    /// Those that are on.
+    pub(super) active: BTreeSet<String>,
+    /// Those that can be switched on or off.
+    pub(super) changeable: BTreeSet<String>,
+}
+
+/// The features of the interface with this index; `None` if the kernel does not tell.
+pub(super) fn features(index: u32) -> io::Result<Option<Features>> {
+    let Some(family) = family(b"ethtool\0")? else {
+        return Ok(None);
+    };
+    let header = attribute(ETHTOOL_A_HEADER_DEV_INDEX, &index.to_ne_bytes());
+    let kind = ETHTOOL_A_FEATURES_HEADER | NLA_F_NESTED;
+    let answer = ask(family, ETHTOOL_MSG_FEATURES_GET, kind, &header)?;
+    let set = |kind| value_of(&answer, kind).map(names).unwrap_or_default();
+    Ok(Some(Features {
+        active: set(ETHTOOL_A_FEATURES_ACTIVE),
+        changeable: set(ETHTOOL_A_FEATURES_HW),
+    }))
+}
+
+/// The names of the bits that are set in a bitset. Without a mask only those are in it.
+fn names(bitset: &[u8]) -> BTreeSet<String> {
+    let all = value_of(bitset, ETHTOOL_A_BITSET_NOMASK).is_some();
+    let bits = Attributes(value_of(bitset, ETHTOOL_A_BITSET_BITS).unwrap_or_default());
+    bits.filter(|(_, bit)| all || value_of(bit, ETHTOOL_A_BITSET_BIT_VALUE).is_some())
+        .filter_map(|(_, bit)| value_of(bit, ETHTOOL_A_BITSET_BIT_NAME))
+        .map(|name| String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name)).into_owned())
+        .collect()
+}
+
+/// The number of a generic netlink family; `None` if this kernel was built without it.
+fn family(name: &[u8]) -> io::Result<Option<u16>> {
+    let answer = ask(
+        libc::GENL_ID_CTRL as u16,
+        CTRL_CMD_GETFAMILY,
+        CTRL_ATTR_FAMILY_NAME,
+        name,
+    );
+    match answer {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        answer => Ok(value_of(&answer?, CTRL_ATTR_FAMILY_ID).and_then(|value| half(value, 0))),
+    }
+}
+
+/// Asks with one attribute and gives the attributes of the answer.
+fn ask(family: u16, command: u8, kind: u16, value: &[u8]) -> io::Result<Vec<u8>> {
     let socket = socket(
         AddressFamily::Netlink,
         SockType::Raw,
@@ -94,15 +140,12 @@ fn ask(
     let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
     let answer = answer.get(..length).unwrap_or_default();
     error_of(answer)?;
-    let attributes = answer.get(GENERIC_HEADER..).unwrap_or_default();
-    let found = Attributes(attributes).find(|(kind, _)| *kind == wanted);
-    Ok(found.map(|(_, value)| value.to_vec()))
+    Ok(answer.get(GENERIC_HEADER..).unwrap_or_default().to_vec())
 }
 
 fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<u8> {
-    // Both fit: the values are an index and a short name.
-    let attribute = (4 + value.len()) as u16;
-    let total = GENERIC_HEADER + usize::from(attribute).next_multiple_of(4);
+    let attribute = attribute(kind, value);
+    let total = GENERIC_HEADER + attribute.len();
     let mut message = Vec::with_capacity(total);
     message.extend((total as u32).to_ne_bytes());
     message.extend(family.to_ne_bytes());
@@ -110,11 +153,19 @@ fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<u8> {
     // No sequence number and no port are needed for one question.
     message.extend([0; 8]);
     message.extend([command, 1, 0, 0]);
-    message.extend(attribute.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(value);
-    message.resize(total, 0);
+    message.extend(attribute);
     message
+}
+
+/// A `struct nlattr` with its value, filled up to the next one.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    // It fits: the values are an index and a short name.
+    let length = (4 + value.len()) as u16;
+    let mut attribute = Vec::from(length.to_ne_bytes());
+    attribute.extend(kind.to_ne_bytes());
+    attribute.extend(value);
+    attribute.resize(attribute.len().next_multiple_of(4), 0);
+    attribute
 }
 
 #[cfg(test)]
@@ -132,10 +183,37 @@ mod tests {
     #[test]
     fn the_loopback_is_known_to_have_no_driver_for_it() {
         let index = nix::net::if_::if_nametoindex("lo").unwrap();
-        match driver_mode(index) {
-            Ok(answer) => assert_ne!(answer, Some(true)),
-            // Before Linux 6.3 there is no such family.
-            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOENT)),
-        }
+        // Before Linux 6.3 there is no such family.
+        assert_ne!(driver_mode(index).unwrap(), Some(true));
+    }
+
+    #[test]
+    fn the_features_of_the_loopback_are_those_that_ethtool_shows() {
+        let index = nix::net::if_::if_nametoindex("lo").unwrap();
+        let features = features(index).unwrap().unwrap();
+        let has = |set: &BTreeSet<String>, name: &str| set.contains(name);
+        assert!(has(&features.active, "loopback"), "{features:?}");
+        assert!(
+            !has(&features.changeable, "loopback"),
+            "it is fixed: {features:?}"
+        );
+        assert!(has(&features.changeable, "tx-tcp-segmentation"));
+        assert!(!has(&features.active, "rx-vlan-hw-parse"));
+    }
+
+    #[test]
+    fn what_is_masked_and_not_set_is_off() {
+        let bit = |name: &str, set: bool| {
+            let mut bit = attribute(ETHTOOL_A_BITSET_BIT_NAME, name.as_bytes());
+            if set {
+                bit.extend(attribute(ETHTOOL_A_BITSET_BIT_VALUE, &[]));
+            }
+            attribute(1 | NLA_F_NESTED, &bit)
+        };
+        let bits = [bit("a\0", true), bit("b\0", false)].concat();
+        let bits = attribute(ETHTOOL_A_BITSET_BITS | NLA_F_NESTED, &bits);
+        assert_eq!(names(&bits), BTreeSet::from(["a".to_owned()]));
+        let listed = [attribute(ETHTOOL_A_BITSET_NOMASK, &[]), bits].concat();
+        assert_eq!(names(&listed).len(), 2);
     }
 }

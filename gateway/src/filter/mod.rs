@@ -9,6 +9,7 @@
 //! network namespace of the calling thread.
 
 mod address;
+mod answers;
 mod batch;
 mod clock;
 mod control;
@@ -38,8 +39,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::Flock;
-use portcullis_ebpf_common::layout::{INTERFACES_MAX, Role};
+use portcullis_ebpf_common::layout::{self, INTERFACES_MAX, Role};
 
+use self::answers::AnswerFaults;
 use self::links::Put;
 use self::lists::Generation;
 use self::maps::{InterfaceSlot, Maps};
@@ -49,6 +51,7 @@ use crate::config;
 use crate::lists::Compiled;
 
 pub use self::address::{verdict_network, written};
+pub use self::answers::{AnswerFault, answer_fault};
 pub use self::error::Error;
 pub use self::events::{
     ANNOUNCE_EVERY, Event, Events, Names, READ_EVERY, Reader, TimedEvent, names,
@@ -68,6 +71,9 @@ pub use self::verifier::VerifierLog;
 /// The filter in the kernel, held by this process. Dropping it leaves the filter in place.
 pub struct Filter {
     settings: config::Filter,
+    /// What of them is in force, and where nothing is answered.
+    in_force: layout::Settings,
+    answer_faults: AnswerFaults,
     pins: Pins,
     maps: Maps,
     networks: LocalNetworks,
@@ -103,6 +109,8 @@ impl Filter {
         let filled = fill(&pins, settings, compiled).inspect_err(clean_up)?;
         let mut filter = Self {
             settings: settings.clone(),
+            in_force: filled.in_force,
+            answer_faults: filled.answer_faults,
             maps: filled.maps,
             networks: filled.networks,
             verdicts: Arc::new(Verdicts::of(&pins).inspect_err(clean_up)?),
@@ -116,6 +124,13 @@ impl Filter {
         let hints = filter.verdicts.set_all_hints();
         let result = hints.and_then(|()| filter.sync_interfaces());
         result.inspect_err(|_| remove_if_unused(&filter.pins))?;
+        // Now it is known which slot is whose, and programs are there that may be at the other end of another's interface.
+        filter.answer_faults = filter.answer_faults.again(settings);
+        let faults = &filter.answer_faults;
+        faults.log_changes(&AnswerFaults::default(), settings);
+        if let Err(error) = filter.swap_settings() {
+            tracing::warn!(%error, "the filter answers nothing on interfaces that it was not on before");
+        }
         filter.remove_exempt_verdicts(compiled);
         // The owner before is gone.
         filter.set_admin(None)?;
@@ -196,13 +211,41 @@ impl Filter {
         };
         result
             .and_then(|()| self.networks.sync(&settings.local_networks))
-            .and_then(|()| self.maps.swap_settings(settings::in_kernel(settings)))
+            .and_then(|()| self.sync_answers())
             .inspect_err(|_| {
                 if let Err(error) = self.networks.sync(&before.local_networks) {
                     tracing::warn!(%error, "the filter has the new local networks with the old settings");
                 }
                 self.settings = before;
             })
+    }
+
+    /// Looks again whether what the program answers arrives, has it answer there and nowhere else, and logs what has changed.
+    /// Every change of the settings does it, too; in between the owner calls it from time to time.
+    ///
+    /// # Errors
+    /// What is in force stays in force.
+    pub fn sync_answers(&mut self) -> Result<(), Error> {
+        let now = self.answer_faults.again(&self.settings);
+        now.log_changes(&self.answer_faults, &self.settings);
+        self.answer_faults = now;
+        self.swap_settings()
+    }
+
+    /// What is wrong with the interfaces on which the program is to answer.
+    pub fn answer_faults(&self) -> impl Iterator<Item = &AnswerFault> {
+        self.answer_faults.iter()
+    }
+
+    /// Puts the settings in force, with what is known of the interfaces.
+    fn swap_settings(&mut self) -> Result<(), Error> {
+        let in_kernel = in_kernel(&self.maps, &self.settings, &self.answer_faults)?;
+        if in_kernel == self.in_force {
+            return Ok(());
+        }
+        self.maps.swap_settings(in_kernel)?;
+        self.in_force = in_kernel;
+        Ok(())
     }
 
     /// Whether the filter is still the one in place: it can be detached under its owner, and another take its path.
@@ -221,7 +264,6 @@ impl Filter {
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
     pub fn status(&self) -> Result<Status, Error> {
-        let settings = settings::in_kernel(&self.settings);
         let attached = |interface: &str| {
             let program = self.programs.get(interface)?;
             links::sits_on(interface, *program).map(|(_, attached)| attached)
@@ -230,7 +272,7 @@ impl Filter {
             &self.pins,
             &self.maps,
             &self.verdicts,
-            Some(settings),
+            Some(self.in_force),
             &self.generation,
             attached,
         )
@@ -344,6 +386,19 @@ struct Filled {
     maps: Maps,
     networks: LocalNetworks,
     generation: Generation,
+    in_force: layout::Settings,
+    answer_faults: AnswerFaults,
+}
+
+/// The settings as they lie in the map.
+fn in_kernel(
+    maps: &Maps,
+    settings: &config::Filter,
+    faults: &AnswerFaults,
+) -> Result<layout::Settings, Error> {
+    let mut in_kernel = settings::in_kernel(settings);
+    faults.silence(&mut in_kernel, &maps.interfaces()?);
+    Ok(in_kernel)
 }
 
 /// Creates the maps unless they are pinned, and puts lists, networks and settings into them.
@@ -356,11 +411,15 @@ fn fill(pins: &Pins, settings: &config::Filter, compiled: &Compiled) -> Result<F
     let before = lists::in_force(&maps)?;
     maps.sweep_snapshot(before.number);
     let generation = lists::swap(&mut maps, &before, compiled)?;
-    maps.swap_settings(settings::in_kernel(settings))?;
+    let answer_faults = AnswerFaults::default().again(settings);
+    let in_force = in_kernel(&maps, settings, &answer_faults)?;
+    maps.swap_settings(in_force)?;
     Ok(Filled {
         maps,
         networks,
         generation,
+        in_force,
+        answer_faults,
     })
 }
 

@@ -1,4 +1,4 @@
-//! Asks the kernel which XDP program sits on an interface, and where it runs.
+//! Asks the kernel which XDP program sits on an interface, where it runs, and of what kind the interface is.
 //!
 //! aya attaches programs but cannot tell who is there already, and /sys shows the interfaces of the namespace in which it
 //! was mounted. One `RTM_GETLINK` request is answered for the namespace of the calling thread.
@@ -29,6 +29,8 @@ pub(super) enum Place {
 }
 
 // linux/if_link.h; the libc crate has none of them.
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_DRV_PROG_ID: u16 = 5;
 const IFLA_XDP_SKB_PROG_ID: u16 = 6;
@@ -41,6 +43,16 @@ pub(super) const ANSWER_MAX: usize = 32 * 1024;
 
 /// The programs on the interface with this index.
 pub(super) fn attached(index: u32) -> io::Result<Vec<Attached>> {
+    parse(&link(index)?)
+}
+
+/// Of what kind the interface with this index is, if it is a virtual one: `veth`, `bridge`.
+pub(super) fn kind(index: u32) -> io::Result<Option<String>> {
+    parse_kind(&link(index)?)
+}
+
+/// What the kernel says of an interface.
+fn link(index: u32) -> io::Result<Vec<u8>> {
     let socket = socket(
         AddressFamily::Netlink,
         SockType::Raw,
@@ -50,7 +62,8 @@ pub(super) fn attached(index: u32) -> io::Result<Vec<Attached>> {
     send(socket.as_raw_fd(), &request(index), MsgFlags::empty())?;
     let mut answer = vec![0; ANSWER_MAX];
     let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    parse(answer.get(..length).unwrap_or_default())
+    answer.truncate(length);
+    Ok(answer)
 }
 
 fn request(index: u32) -> [u8; 2 * HEADER] {
@@ -88,6 +101,23 @@ fn parse(answer: &[u8]) -> io::Result<Vec<Attached>> {
         Some(Attached { program, place })
     });
     Ok(programs.collect())
+}
+
+fn parse_kind(answer: &[u8]) -> io::Result<Option<String>> {
+    error_of(answer)?;
+    let attributes = answer.get(2 * HEADER..).ok_or_else(truncated)?;
+    let info = value_of(attributes, IFLA_LINKINFO).unwrap_or_default();
+    // It ends with a NUL.
+    let kind = value_of(info, IFLA_INFO_KIND)
+        .and_then(|value| value.split(|octet| *octet == 0).next())
+        .map(|kind| String::from_utf8_lossy(kind).into_owned());
+    Ok(kind)
+}
+
+/// The value of the first attribute of this kind.
+pub(super) fn value_of(attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    let found = Attributes(attributes).find(|(other, _)| *other == kind)?;
+    Some(found.1)
 }
 
 /// The error that an answer is, if it is one.
@@ -160,6 +190,25 @@ mod tests {
             place: Place::Driver,
         };
         assert_eq!(parse(&answer).unwrap(), [program]);
+    }
+
+    #[test]
+    fn the_kind_of_an_interface_is_found_where_it_has_one() {
+        let kinds = [
+            attribute(IFLA_INFO_KIND, b"veth\0"),
+            attribute(2, &[1, 2, 3]),
+        ]
+        .concat();
+        let answer = [
+            vec![0; 2 * HEADER],
+            attribute(3, b"eth0\0"),
+            attribute(IFLA_LINKINFO, &kinds),
+        ]
+        .concat();
+        assert_eq!(parse_kind(&answer).unwrap().as_deref(), Some("veth"));
+        assert_eq!(parse_kind(&answer[..2 * HEADER + 12]).unwrap(), None);
+        let index = nix::net::if_::if_nametoindex("lo").unwrap();
+        assert_eq!(kind(index).unwrap(), None);
     }
 
     #[test]

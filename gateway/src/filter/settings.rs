@@ -47,7 +47,7 @@ fn fits(what: &'static str, number: usize, max: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// The settings as they lie in the map.
+/// The settings as they lie in the map, for interfaces on which everything is answered.
 pub(super) fn in_kernel(settings: &Filter) -> layout::Settings {
     let mode = match settings.mode {
         FilterMode::Enforce => layout::Mode::Enforce,

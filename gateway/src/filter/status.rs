@@ -63,6 +63,8 @@ pub struct InterfaceStatus {
     pub passed: u64,
     /// Of `passed`, those whose source or, of a customer, whose destination a permit list names.
     pub permitted: u64,
+    /// Of `passed`, those that were SYNs beyond the budget of their source, for which the kernel had no cookie.
+    pub over_budget: u64,
     /// Anything but TCP to a filtered port; let through, always.
     pub other: u64,
     /// To a filtered port, and dropped.
@@ -71,6 +73,8 @@ pub struct InterfaceStatus {
     pub resets: u64,
     /// SYNs that were answered with a cookie.
     pub syn_cookies: u64,
+    /// Nothing is answered there, because it would be lost: the other end of a veth runs no XDP program.
+    pub answers_lost: bool,
     /// Held to be for a filtered port because the port cannot be read; they are among the others, too.
     pub hidden: u64,
     /// Of `passed`, those that were let through only because the mode was `monitor`.
@@ -86,8 +90,6 @@ pub struct Reasons {
     pub verdict: u64,
     /// The source is on no list, and such sources are dropped.
     pub unlisted: u64,
-    /// The source has sent too many SYNs in one second.
-    pub syn_budget: u64,
     /// It came from a customer, and neither source nor destination is permitted.
     pub customer: u64,
 }
@@ -100,7 +102,6 @@ impl Reasons {
                 Reason::Listed => self.listed,
                 Reason::Verdict => self.verdict,
                 Reason::Unlisted => self.unlisted,
-                Reason::SynBudget => self.syn_budget,
                 Reason::Customer => self.customer,
             };
             (reason.name(), packets)
@@ -200,7 +201,10 @@ pub(super) fn read(
         generation: generation.number,
         interfaces: interfaces
             .iter()
-            .map(|taken| interface(&counted, taken, attached(&taken.interface.name)))
+            .map(|taken| InterfaceStatus {
+                answers_lost: settings.is_some_and(|settings| settings.is_silent(taken.slot)),
+                ..interface(&counted, taken, attached(&taken.interface.name))
+            })
             .collect(),
         lists: generation
             .lists
@@ -241,11 +245,11 @@ fn interface(
         |counter: InterfaceCounter| counters.get(counter as usize).copied().unwrap_or_default();
     let place = attached.map(|attached| attached.place);
     let permitted = count(InterfaceCounter::Permitted);
+    let over_budget = count(InterfaceCounter::OverBudget);
     let monitored = Reasons {
         listed: count(InterfaceCounter::MonitoredListed),
         verdict: count(InterfaceCounter::MonitoredVerdict),
         unlisted: count(InterfaceCounter::MonitoredUnlisted),
-        syn_budget: count(InterfaceCounter::MonitoredSynBudget),
         customer: count(InterfaceCounter::MonitoredCustomer),
     };
     InterfaceStatus {
@@ -258,18 +262,19 @@ fn interface(
         }),
         attached: place.is_some(),
         present: place.is_some() || links::index(&taken.interface.name).is_ok(),
-        passed: count(InterfaceCounter::Passed) + permitted + monitored.total(),
+        passed: count(InterfaceCounter::Passed) + permitted + over_budget + monitored.total(),
         permitted,
+        over_budget,
         other: count(InterfaceCounter::Other),
         dropped: Reasons {
             listed: count(InterfaceCounter::DroppedListed),
             verdict: count(InterfaceCounter::DroppedVerdict),
             unlisted: count(InterfaceCounter::DroppedUnlisted),
-            syn_budget: count(InterfaceCounter::DroppedSynBudget),
             customer: count(InterfaceCounter::DroppedCustomer),
         },
         resets: count(InterfaceCounter::ResetCustomer),
         syn_cookies: count(InterfaceCounter::SynCookie),
+        answers_lost: false,
         hidden: count(InterfaceCounter::Hidden),
         monitored,
     }

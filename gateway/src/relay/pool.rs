@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use portcullis_smtp::reply::Reply;
 use rustc_hash::FxHashMap;
 
 use crate::driver::Conn;
@@ -60,6 +61,10 @@ struct Hop {
     /// It refused a connection while it had so many, and is not asked for more until then.
     full_at: u32,
     full_until: Duration,
+    /// What it said when it refused the last connection.
+    refusal: Option<Reply<'static>>,
+    /// It was told to the log that it does not offer DSN.
+    lacks_dsn: bool,
 }
 
 impl Hop {
@@ -94,6 +99,26 @@ impl Pool {
     pub fn configure(&mut self, connections_max: u32, retry_after: Duration) {
         self.connections_max = connections_max;
         self.retry_after = retry_after;
+        self.hops.values_mut().for_each(|hop| hop.lacks_dsn = false);
+    }
+
+    /// Notes what the next hop said when it refused a connection, for those who cannot have one meanwhile.
+    pub fn note_refusal(&mut self, address: SocketAddr, said: Option<Reply<'static>>) {
+        self.hops.entry(address).or_default().refusal = said;
+    }
+
+    /// What the first of these next hops that said something has said when it refused the last connection.
+    pub fn refusal(&self, addresses: &[SocketAddr]) -> Option<&Reply<'static>> {
+        let hops = addresses
+            .iter()
+            .filter_map(|address| self.hops.get(address));
+        hops.filter_map(|hop| hop.refusal.as_ref()).next()
+    }
+
+    /// Notes that the next hop does not offer DSN; whether that is news.
+    pub fn lacks_dsn(&mut self, address: SocketAddr) -> bool {
+        let hop = self.hops.entry(address).or_default();
+        !std::mem::replace(&mut hop.lacks_dsn, true)
     }
 
     /// Finds a connection for `client` to the first of `addresses` that was not `tried` and is not down.
@@ -147,6 +172,7 @@ impl Pool {
         hop.ready += 1;
         hop.failures = 0;
         hop.down_until = Duration::ZERO;
+        hop.refusal = None;
     }
 
     /// A connection could not be opened. If others work, the next hop just takes no more of them for now, and who wants one

@@ -36,6 +36,17 @@ pub struct Received<'a> {
 }
 
 impl Received<'_> {
+    /// How long the line is at most, without the recipient: the date may get a digit more until it is written.
+    pub fn length_max(&self) -> usize {
+        let mut line = Vec::with_capacity(256);
+        let plain = Received {
+            recipient: None,
+            ..*self
+        };
+        plain.write(&mut line);
+        line.len() + 1
+    }
+
     /// Appends the folded line with its CRLF.
     pub fn write(&self, out: &mut Vec<u8>) {
         let protocol = match (self.utf8, self.extended) {
@@ -63,6 +74,15 @@ impl Received<'_> {
     }
 }
 
+/// How much longer the line is when it names this recipient.
+pub fn recipient_length(path: &str) -> usize {
+    if path.len() <= FOR_MAX {
+        path.len() + "\r\n\tfor <>".len()
+    } else {
+        0
+    }
+}
+
 /// A moment in the form of RFC 5322 section 3.3, in UTC.
 pub fn date(unix_time: u64) -> String {
     i64::try_from(unix_time)
@@ -87,11 +107,12 @@ pub struct Hops {
 }
 
 impl Hops {
-    /// Takes the next piece of the message; its lines end in CRLF.
-    pub fn update(&mut self, mut piece: &[u8]) {
+    /// Takes the next piece of the message; its lines end in CRLF. Returns how many octets of it belong to the header.
+    pub fn update(&mut self, mut piece: &[u8]) -> usize {
         if self.body {
-            return;
+            return 0;
         }
+        let length = piece.len();
         if !self.begun {
             self.begun = true;
             self.matched = Some(0);
@@ -99,6 +120,7 @@ impl Hops {
         while !piece.is_empty() && !self.body {
             self.line(&mut piece);
         }
+        length - piece.len()
     }
 
     /// Whether the message has been through too many hands.
@@ -144,14 +166,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn count(message: &str, cuts: &[usize]) -> u32 {
-        let (mut hops, mut from) = (Hops::default(), 0);
+    /// The lines counted, and the octets of the header.
+    fn look(message: &str, cuts: &[usize]) -> (u32, usize) {
+        let (mut hops, mut from, mut header) = (Hops::default(), 0, 0);
         for &cut in cuts.iter().chain([&message.len()]) {
             let cut = cut.clamp(from, message.len());
-            hops.update(&message.as_bytes()[from..cut]);
+            header += hops.update(&message.as_bytes()[from..cut]);
             from = cut;
         }
-        hops.count
+        (hops.count, header)
+    }
+
+    fn count(message: &str, cuts: &[usize]) -> u32 {
+        look(message, cuts).0
     }
 
     #[test]
@@ -181,7 +208,12 @@ mod tests {
         ) {
             let message: String = lines.iter().flat_map(|line| [line.as_str(), "\r\n"]).collect();
             cuts.sort_unstable();
-            prop_assert_eq!(count(&message, &cuts), count(&message, &[]));
+            prop_assert_eq!(look(&message, &cuts), look(&message, &[]));
+            let header = message.strip_prefix("\r\n").map_or_else(
+                || message.find("\r\n\r\n").map_or(message.len(), |end| end + 4),
+                |_| 2,
+            );
+            prop_assert_eq!(look(&message, &cuts).1, header);
         }
     }
 

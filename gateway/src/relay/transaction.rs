@@ -15,7 +15,7 @@ use portcullis_smtp::data::Stuffer;
 use portcullis_smtp::envelope::{Mail, Rcpt, Ret};
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 
-use super::received::Hops;
+use super::received::{self, Hops};
 
 /// An answer that the client is owed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,11 +46,15 @@ pub enum Lost {
 pub struct Envelope {
     /// The reverse path without its brackets; empty for `<>`.
     pub sender: String,
+    /// As the client declares it, and what our own line adds besides the recipient in it.
     size: Option<u64>,
+    trace_length: u64,
     eight_bit: bool,
     utf8: bool,
     ret: Option<Ret>,
     envelope_id: Option<String>,
+    /// A parameter of RFC 3461 was given.
+    dsn: bool,
     recipients: Vec<Recipient>,
 }
 
@@ -68,12 +72,14 @@ impl Envelope {
             sender: mail
                 .path
                 .as_ref()
-                .map_or_else(String::new, |path| path.raw.to_owned()),
+                .map_or_else(String::new, |path| path.without_route().to_owned()),
             size: mail.size,
+            trace_length: 0,
             eight_bit: mail.body_8bit,
             utf8: mail.smtputf8,
             ret: mail.ret,
             envelope_id: mail.envelope_id.map(str::to_owned),
+            dsn: mail.ret.is_some() || mail.envelope_id.is_some(),
             recipients: Vec::new(),
         }
     }
@@ -88,6 +94,29 @@ impl Envelope {
     /// Whether SMTPUTF8 was asked for.
     pub fn is_utf8(&self) -> bool {
         self.utf8
+    }
+
+    /// Whether a size was declared, so that what is added to the message matters.
+    pub fn declares_size(&self) -> bool {
+        self.size.is_some()
+    }
+
+    /// How long our own line is without a recipient in it.
+    pub fn set_trace_length(&mut self, octets: usize) {
+        self.trace_length = octets as u64;
+    }
+
+    /// The size as it is passed on: the message grows by our own line. It may name the recipient, or not if there will be several.
+    fn size_with_trace(&self) -> Option<u64> {
+        let size = self.size?;
+        let first = self.recipients.first();
+        let named = first.map_or(0, |first| received::recipient_length(&first.path) as u64);
+        Some(size.saturating_add(self.trace_length + named))
+    }
+
+    /// Whether something was asked for that only a next hop with DSN can do (RFC 3461).
+    pub fn asks_for_dsn(&self) -> bool {
+        self.dsn
     }
 }
 
@@ -128,16 +157,24 @@ pub struct Transaction {
     hops: Hops,
     /// The next hop did not offer 8BITMIME.
     seven_bit_only: bool,
+    /// The client asked for SMTPUTF8 and the next hop did not offer it: it gets what needs none (RFC 6531, 3.4).
+    ascii_only: bool,
 }
 
 /// The next hop was lost, or never had, and the client may try again.
-pub const UNAVAILABLE: Reply<'static> = Reply::fixed(
+const UNAVAILABLE: Reply<'static> = Reply::fixed(
     451,
     EnhancedCode(4, 4, 1),
     "No answer from the next hop, please try again later",
 );
+/// The same when it said why.
+const REFUSES: Reply<'static> = Reply::fixed(
+    451,
+    EnhancedCode(4, 4, 1),
+    "The next hop takes no mail from this server now, please try again later",
+);
 /// The connection broke when it could no longer be replaced.
-pub const LOST: Reply<'static> = Reply::fixed(
+const LOST: Reply<'static> = Reply::fixed(
     451,
     EnhancedCode(4, 4, 2),
     "Connection to the next hop lost, please try again later",
@@ -164,6 +201,48 @@ const NO_UTF8: Reply<'static> = Reply::fixed(
     EnhancedCode(5, 6, 7),
     "The next hop does not take internationalized addresses",
 );
+const NO_UTF8_HEADER: Reply<'static> = Reply::fixed(
+    550,
+    EnhancedCode(5, 6, 9),
+    "The next hop does not take internationalized headers",
+);
+const TOO_BIG: Reply<'static> = Reply::fixed(
+    552,
+    EnhancedCode(5, 3, 4),
+    "Message is bigger than the next hop takes",
+);
+const RECIPIENTS: Reply<'static> = Reply::fixed(
+    452,
+    EnhancedCode(4, 5, 3),
+    "Too many recipients for the next hop, please send the rest in another transaction",
+);
+/// Octets of what the next hop said that the client hears of.
+const REASON_MAX: usize = 400;
+
+/// The answer when no next hop takes the transaction; `said` is how one of them refused us.
+pub fn unavailable(said: Option<&Reply<'_>>) -> Reply<'static> {
+    said.map_or(UNAVAILABLE, |said| quoting(&REFUSES, said))
+}
+
+/// A connection that broke, with what the next hop said when it did.
+fn lost(said: Option<&Reply<'_>>) -> Reply<'static> {
+    said.map_or(LOST, |said| quoting(&LOST, said))
+}
+
+/// Our own reply with the words of the next hop, in one line of printable ASCII: they come from elsewhere, and the client can only
+/// show them.
+fn quoting(reply: &Reply<'static>, said: &Reply<'_>) -> Reply<'static> {
+    let printable = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
+    let words: String = said
+        .to_string()
+        .chars()
+        .map(printable)
+        .take(REASON_MAX)
+        .collect();
+    let text = format!("{}; it said: {}", reply.text, words.trim_end());
+    Reply::new(reply.code, reply.enhanced, text)
+}
+
 const DONE: Reply<'static> = Reply::fixed(503, EnhancedCode(5, 5, 1), "The transaction is over");
 
 impl Transaction {
@@ -180,6 +259,7 @@ impl Transaction {
             stuffer: Stuffer::new(),
             hops: Hops::default(),
             seven_bit_only: false,
+            ascii_only: false,
         }
     }
 
@@ -191,8 +271,9 @@ impl Transaction {
 
     /// The client names one more recipient, which the policy has accepted.
     pub fn recipient(&mut self, rcpt: &Rcpt<'_>) {
+        let path = rcpt.path.without_route().to_owned();
         if let Stage::Settled(reply) = &self.stage {
-            let refused = Answer::RecipientRefused(rcpt.path.raw.to_owned(), reply.clone());
+            let refused = Answer::RecipientRefused(path, reply.clone());
             self.answers.push_back(refused);
             return;
         }
@@ -200,8 +281,9 @@ impl Transaction {
             self.answered += 1;
             self.answers.push_back(Answer::Recipient(RECIPIENT_OK));
         }
+        self.envelope.dsn |= rcpt.notify.is_some() || rcpt.original_recipient.is_some();
         self.envelope.recipients.push(Recipient {
-            path: rcpt.path.raw.to_owned(),
+            path,
             notify: rcpt.notify.map(str::to_owned),
             original: rcpt.original_recipient.map(str::to_owned),
         });
@@ -226,14 +308,25 @@ impl Transaction {
         }
         let begun = self.mail_told;
         if !self.mail_told && hop.may_send() && !self.envelope.recipients.is_empty() {
-            if self.envelope.utf8 && !hop.extensions().smtputf8 {
-                self.settle(&NO_UTF8);
+            if let Some(refusal) = self.sender_refusal(hop) {
+                self.settle(&refusal);
                 return false;
             }
             self.tell_sender(hop, out);
         }
         while self.mail_told && hop.may_send() && self.told < self.envelope.recipients.len() {
             let recipient = &self.envelope.recipients[self.told];
+            if let Some(refusal) = self.recipient_refusal(hop, recipient) {
+                if self.agreed < self.told {
+                    // Those before it are answered first.
+                    break;
+                }
+                self.refuse_next(&refusal);
+                if self.is_settled() {
+                    return !begun;
+                }
+                continue;
+            }
             hop.rcpt(
                 &recipient.path,
                 recipient.notify.as_deref(),
@@ -251,11 +344,40 @@ impl Transaction {
         self.mail_told && !begun
     }
 
+    /// What this next hop could not take of the transaction as a whole, by what it says of itself.
+    fn sender_refusal(&self, hop: &Client) -> Option<Reply<'static>> {
+        let (size, offered) = (self.envelope.size_with_trace(), hop.extensions());
+        let too_big = size
+            .zip(offered.size_max)
+            .is_some_and(|(size, most)| size > most);
+        if too_big {
+            Some(TOO_BIG)
+        } else if !self.envelope.sender.is_ascii() && !offered.smtputf8 {
+            Some(NO_UTF8)
+        } else {
+            None
+        }
+    }
+
+    /// What speaks against this recipient at this next hop, by what it says of itself.
+    fn recipient_refusal(&self, hop: &Client, recipient: &Recipient) -> Option<Reply<'static>> {
+        let original = recipient.original.as_deref();
+        let original_is_told = hop.extensions().dsn && original.is_some_and(|o| !o.is_ascii());
+        if self.ascii_only && (original_is_told || !recipient.path.is_ascii()) {
+            Some(NO_UTF8)
+        } else if !hop.takes_recipient(&recipient.path) {
+            Some(RECIPIENTS)
+        } else {
+            None
+        }
+    }
+
     fn tell_sender(&mut self, hop: &mut Client, out: &mut Vec<u8>) {
         self.seven_bit_only = self.envelope.eight_bit && !hop.extensions().eight_bit_mime;
+        self.ascii_only = self.envelope.utf8 && !hop.extensions().smtputf8;
         let command = MailCommand {
             path: &self.envelope.sender,
-            size: self.envelope.size,
+            size: self.envelope.size_with_trace(),
             body_8bit: self.envelope.eight_bit,
             smtputf8: self.envelope.utf8,
             ret: self.envelope.ret,
@@ -301,12 +423,19 @@ impl Transaction {
                 self.answers
                     .push_back(Answer::Recipient(reply.clone().into_owned()));
             }
-        } else if self.agreed < self.answered {
+        } else {
+            self.told -= 1;
+            self.refuse_next(reply);
+        }
+    }
+
+    /// Refuses the recipient behind those that are agreed.
+    fn refuse_next(&mut self, reply: &Reply<'_>) {
+        if self.agreed < self.answered {
             // Another next hop had accepted this one, and the client was told so.
             self.settle(&CHANGED);
         } else {
             let path = self.envelope.recipients.remove(self.agreed).path;
-            self.told -= 1;
             self.answers
                 .push_back(Answer::RecipientRefused(path, reply.clone().into_owned()));
         }
@@ -316,7 +445,7 @@ impl Transaction {
     ///
     /// # Errors
     /// The rule and the reply when the message must not be passed on: a loop, or 8-bit content for a next hop that takes
-    /// none (RFC 6152 section 3). The transaction is settled then.
+    /// none (RFC 6152 section 3), or a header beyond ASCII for one without SMTPUTF8. The transaction is settled then.
     pub fn content(
         &mut self,
         piece: &[u8],
@@ -325,11 +454,14 @@ impl Transaction {
         if !matches!(self.stage, Stage::Content | Stage::Discard) {
             return Ok(());
         }
-        self.hops.update(piece);
+        let header = self.hops.update(piece);
         let refusal = if self.hops.is_loop() {
             ("mail-loop", LOOP)
         } else if self.seven_bit_only && !piece.is_ascii() {
             ("8-bit", NOT_SEVEN_BIT)
+        } else if self.ascii_only && !piece[..header].is_ascii() {
+            // The headers within a body of several parts are not looked for: that would be to parse MIME.
+            ("utf8-header", NO_UTF8_HEADER)
         } else {
             if self.stage == Stage::Content {
                 self.stuffer.write(piece, out);
@@ -366,8 +498,8 @@ impl Transaction {
         }
     }
 
-    /// The connection to the next hop is gone.
-    pub fn lost(&mut self) -> Lost {
+    /// The connection to the next hop is gone; `last` is what it said last, if that has to do with it.
+    pub fn lost(&mut self, last: Option<&Reply<'_>>) -> Lost {
         match self.stage {
             Stage::Envelope | Stage::Asked | Stage::Invited => {
                 if self.stage == Stage::Invited {
@@ -378,9 +510,9 @@ impl Transaction {
                 self.agreed = 0;
                 return Lost::Again;
             }
-            Stage::Content => self.stage = Stage::Settled(LOST),
+            Stage::Content => self.stage = Stage::Settled(lost(last)),
             Stage::Ending => {
-                self.answers.push_back(Answer::Final(LOST));
+                self.answers.push_back(Answer::Final(lost(last)));
                 self.stage = Stage::Settled(DONE);
             }
             Stage::Discard | Stage::Settled(_) => {}

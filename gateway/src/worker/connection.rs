@@ -40,9 +40,12 @@ pub(super) enum Phase {
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// The dialogue is over. Who has said or heard QUIT usually hangs up by itself within microseconds, and taking note of that
-    /// is cheaper than cancelling the receive: so it gets a moment for it.
+    /// The dialogue is over, and nothing more is to be expected: closed as soon as our last words are out. The receive is cancelled
+    /// in the batch that sends them. What the peer sent until then was read, so the close makes a FIN and not a RST, which
+    /// could take our last words with it.
     Quiet,
+    /// Our last words ask for an answer (QUIT, or a refusal for a greeting): the peer gets a moment to give it and to hang up.
+    HangUp,
     /// The peer may still be talking: what it says is read and thrown away for a moment, because closing with unread
     /// octets makes the kernel send a RST, which can take our last reply with it.
     Linger,
@@ -82,7 +85,7 @@ pub(super) struct Connection {
     pub(super) role: Role,
 }
 
-/// How long a peer may take to hang up after QUIT.
+/// How long a peer may take to hang up when that is up to it.
 const HANG_UP_MAX: Duration = Duration::from_secs(1);
 /// How long our last output may take to be sent, and then a peer that may still be talking to hang up.
 const CLOSING_MAX: Duration = Duration::from_secs(3);
@@ -107,6 +110,14 @@ impl Connection {
     pub(super) fn finish(&mut self, ending: Ending) {
         if self.phase == Phase::Open {
             self.phase = Phase::Finishing(ending);
+            self.held = ending == Ending::Quiet;
+        }
+    }
+
+    /// Octets came from a peer that has nothing more to say: it may go on, and is let down gently.
+    pub(super) fn talks_on(&mut self) {
+        if self.phase == Phase::Finishing(Ending::Quiet) {
+            self.phase = Phase::Finishing(Ending::Linger);
         }
     }
 
@@ -150,19 +161,22 @@ impl Connection {
             }
             Phase::Finishing(ending) => {
                 self.settle_send(conn, driver);
+                if ending == Ending::Quiet {
+                    self.settle_receive(conn, driver);
+                }
                 if self.sending && ending != Ending::Now {
                     return Some(CLOSING_MAX);
                 }
                 match ending {
-                    Ending::Quiet => {}
+                    Ending::Quiet | Ending::HangUp => {}
                     Ending::Linger => driver.shutdown(conn, false),
                     Ending::Now if self.has_in_flight() => driver.shutdown(conn, true),
                     Ending::Now => {}
                 }
                 self.phase = Phase::Draining(ending);
-                self.held = false;
+                self.held = ending == Ending::Quiet;
                 self.settle_drain(ending, conn, driver);
-                Some(if ending == Ending::Quiet {
+                Some(if ending == Ending::HangUp {
                     HANG_UP_MAX
                 } else {
                     CLOSING_MAX

@@ -164,6 +164,7 @@ impl Gate {
             return;
         };
         if !connection.is_open() {
+            connection.talks_on();
             return;
         }
         match connection.role {

@@ -10,7 +10,7 @@ use super::next_hop::{Loss, Renew};
 use super::passage::Target;
 use crate::driver::Conn;
 use crate::relay::pool::Lease;
-use crate::relay::transaction::{Lost, UNAVAILABLE};
+use crate::relay::transaction::{Lost, unavailable};
 
 /// Fewer octets than this waiting for the next hop let the client's receive go on.
 const CONGESTION_LOW: usize = 64 << 10;
@@ -77,8 +77,27 @@ impl Gate {
                 passage.queue_due.get_or_insert(due);
                 self.expect_answer(conn);
             }
-            Lease::Unavailable => passage.relay.settle(&UNAVAILABLE),
+            Lease::Unavailable => self.settle_unavailable(conn),
         }
+    }
+
+    /// There is no next hop for the transaction: its client hears why, as far as that is known.
+    fn settle_unavailable(&mut self, conn: Conn) {
+        let Role::Client(session) = &mut self.table[conn].role else {
+            return;
+        };
+        let Some(passage) = session.passage.as_deref_mut() else {
+            return;
+        };
+        let addresses = match &passage.target {
+            Target::NextHops(addresses) => addresses.as_slice(),
+            _ => &[],
+        };
+        let reply = passage.deferral.take().unwrap_or_else(|| {
+            let said = passage.said.as_ref();
+            unavailable(said.or_else(|| self.pool.refusal(addresses)))
+        });
+        passage.relay.settle(&reply);
     }
 
     /// Gives a connection that is ready to a client's transaction.
@@ -109,6 +128,16 @@ impl Gate {
             && next_hop.is_ready()
         {
             passage.next_hop = Some(next_hop.address);
+            if passage.relay.envelope.asks_for_dsn()
+                && !next_hop.smtp.extensions().dsn
+                && self.pool.lacks_dsn(next_hop.address)
+            {
+                tracing::warn!(
+                    next_hop = %next_hop.address,
+                    "next hop does not offer DSN although its route says so: what NOTIFY, ORCPT, RET and ENVID ask for is lost; \
+                     set dsn = false in its [[route]]"
+                );
+            }
             next_hop.needs_reset |= passage
                 .relay
                 .advance(&mut next_hop.smtp, &mut connection.output);
@@ -124,8 +153,14 @@ impl Gate {
         }
     }
 
-    /// The connection to the next hop is gone.
-    pub(super) fn lost_next_hop(&mut self, conn: Conn, address: SocketAddr, loss: Loss) {
+    /// The connection to the next hop is gone; `said` is what it said when it went.
+    pub(super) fn lost_next_hop(
+        &mut self,
+        conn: Conn,
+        address: SocketAddr,
+        loss: Loss,
+        said: Option<Reply<'static>>,
+    ) {
         let Some(passage) = self.passage(conn) else {
             return;
         };
@@ -134,13 +169,19 @@ impl Gate {
         match loss {
             // There are other connections to it: one of those will do.
             Loss::Crowded => passage.fresh = false,
-            Loss::Broken if !passage.fresh => passage.fresh = true,
-            Loss::Broken | Loss::NoAnswer => {
+            Loss::Broken | Loss::Deferred if !passage.fresh => passage.fresh = true,
+            Loss::Broken if !passage.replaced => passage.replaced = true,
+            Loss::Broken | Loss::Deferred | Loss::NoAnswer => {
                 passage.tried.push(address);
                 passage.fresh = false;
             }
         }
-        if passage.relay.lost() == Lost::Again {
+        let again = passage.relay.lost(said.as_ref()) == Lost::Again;
+        match loss {
+            Loss::Deferred => passage.deferral = said,
+            _ => passage.said = said.or(passage.said.take()),
+        }
+        if again {
             self.lease(conn);
         }
         self.resume.push(conn);
@@ -151,10 +192,11 @@ impl Gate {
         let Some(passage) = self.passage(conn) else {
             return;
         };
-        passage.relay.settle(&UNAVAILABLE);
-        if let Some(address) = passage.queued.take() {
+        let queued = passage.queued.take();
+        if let Some(address) = queued {
             self.pool.gave_up(address, conn);
         }
+        self.settle_unavailable(conn);
         self.resume.push(conn);
     }
 
@@ -177,7 +219,7 @@ impl Gate {
     /// Lets the next hop go while the client takes its time. The envelope is told again when it goes on.
     pub(super) fn park(&mut self, conn: Conn) {
         if let Some(passage) = self.passage(conn)
-            && passage.relay.lost() == Lost::Again
+            && passage.relay.lost(None) == Lost::Again
         {
             passage.fresh = false;
             self.detach(conn);

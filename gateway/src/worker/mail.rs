@@ -33,6 +33,20 @@ impl Gate {
         session.client = policy.client(session.client.address);
         let decision = policy.mail(&session.client, mail);
         let mut passage = Box::new(Passage::new(mail, id, now));
+        if passage.relay.envelope.declares_size() {
+            let received = Received {
+                helo: &session.helo,
+                client: session.client.address,
+                hostname: &config.hostname,
+                extended: session.smtp.is_extended(),
+                utf8: mail.smtputf8,
+                id: &id.to_string(),
+                recipient: None,
+                date: self.clock.date(),
+            };
+            let length = received.length_max();
+            passage.relay.envelope.set_trace_length(length);
+        }
         if let Verdict::Refuse(reply) = &decision.verdict {
             passage.refuse(rule_name(&config, decision.rule), "", reply.clone());
         }

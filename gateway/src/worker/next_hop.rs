@@ -35,6 +35,8 @@ pub(super) struct NextHopConnection {
     pub(super) awaits_final: bool,
     /// A deadline is set for it.
     timed: bool,
+    /// What it said when it took no session, or ended it.
+    refusal: Option<Reply<'static>>,
 }
 
 impl NextHopConnection {
@@ -52,6 +54,8 @@ pub(super) enum Loss {
     NoAnswer,
     /// The next hop did not take it, but has others from us that work.
     Crowded,
+    /// It had carried other transactions and takes no more, it seems.
+    Deferred,
 }
 
 /// Whether what has just happened gives the next hop its whole time again.
@@ -66,6 +70,8 @@ pub(super) enum Renew {
 enum After {
     Goes,
     Lost,
+    /// It is to be replaced by a new one.
+    Replaced,
 }
 
 impl Gate {
@@ -80,6 +86,7 @@ impl Gate {
             idle: false,
             awaits_final: false,
             timed: false,
+            refusal: None,
         };
         let Some(hop) = self.table.open(Role::NextHop(Box::new(next_hop))) else {
             // The count that the lease has taken.
@@ -117,6 +124,7 @@ impl Gate {
                     if let Some(passage) = client.and_then(|client| self.passage(client)) {
                         passage.relay.interrupted(&reply);
                     }
+                    next_hop.refusal = Some(reply.into_owned());
                     After::Lost
                 }
                 ClientEvent::Malformed => After::Lost,
@@ -125,9 +133,10 @@ impl Gate {
         let client = next_hop.client;
         let connection = &mut self.table[hop];
         connection.role = Role::NextHop(next_hop);
-        if after == After::Lost {
-            self.drop_next_hop(hop);
-            return;
+        match after {
+            After::Goes => {}
+            After::Lost => return self.drop_next_hop(hop),
+            After::Replaced => return self.replace_next_hop(hop),
         }
         if taken < kept.len() {
             kept.drain(..taken);
@@ -152,19 +161,33 @@ impl Gate {
         reply: &Reply<'_>,
     ) -> After {
         if reply.code == 421 || !fits(to, reply) {
+            next_hop.refusal = (reply.code == 421).then(|| reply.clone().into_owned());
             return After::Lost;
+        }
+        if to == Sent::Mail && reply.is_transient() && self.may_be_the_connection(next_hop) {
+            next_hop.refusal = Some(reply.clone().into_owned());
+            return After::Replaced;
         }
         let output = &mut self.table[hop].output;
         match to {
             Sent::Greeting if reply.is_positive() => {
                 next_hop.smtp.ehlo(&self.config.hostname, output);
             }
-            Sent::Ehlo if reply.is_permanent() => next_hop.smtp.helo(&self.config.hostname, output),
+            Sent::Ehlo if reply.is_permanent() => {
+                // Either it does not know EHLO, or it hangs up on HELO as well and this was the reason.
+                next_hop.refusal = Some(reply.clone().into_owned());
+                next_hop.smtp.helo(&self.config.hostname, output);
+            }
             Sent::Ehlo | Sent::Helo if reply.is_positive() => {
                 next_hop.state = State::Ready;
+                next_hop.refusal = None;
                 self.pool.reached(next_hop.address);
             }
-            Sent::Greeting | Sent::Ehlo | Sent::Helo | Sent::Quit => return After::Lost,
+            Sent::Greeting | Sent::Ehlo | Sent::Helo => {
+                next_hop.refusal = Some(reply.clone().into_owned());
+                return After::Lost;
+            }
+            Sent::Quit => return After::Lost,
             // Whoever refuses to forget a transaction is not to get another.
             Sent::Rset if !reply.is_positive() => return After::Lost,
             Sent::Rset => {}
@@ -179,6 +202,31 @@ impl Gate {
             }
         }
         After::Goes
+    }
+
+    /// Whether a deferred sender may be about the connection, which had carried other transactions, and not about the sender. That is
+    /// found out once a transaction.
+    fn may_be_the_connection(&mut self, next_hop: &NextHopConnection) -> bool {
+        let passage = next_hop.client.and_then(|client| self.passage(client));
+        next_hop.smtp.transactions() > 1
+            && passage.is_some_and(|passage| !passage.fresh && passage.deferral.is_none())
+    }
+
+    /// Ends a connection in order, and has its transaction go on with another one.
+    fn replace_next_hop(&mut self, hop: Conn) {
+        let Role::NextHop(next_hop) = &mut self.table[hop].role else {
+            return;
+        };
+        let (address, client) = (next_hop.address, next_hop.client.take());
+        let (said, in_order) = (next_hop.refusal.take(), next_hop.smtp.may_send());
+        if in_order {
+            self.quit_next_hop(hop);
+        } else {
+            self.drop_next_hop(hop);
+        }
+        if let Some(client) = client {
+            self.lost_next_hop(client, address, Loss::Deferred, said);
+        }
     }
 
     /// A connection attempt has ended.
@@ -217,7 +265,7 @@ impl Gate {
         let address = next_hop.address;
         next_hop.smtp.quit(&mut connection.output);
         next_hop.state = State::Quitting;
-        self.forget_next_hop(hop, address, Ending::Quiet);
+        self.forget_next_hop(hop, address, Ending::HangUp);
     }
 
     /// Ends a connection to a next hop at once: it is broken, or what it was told cannot be taken back.
@@ -231,19 +279,36 @@ impl Gate {
         };
         let (address, client) = (next_hop.address, next_hop.client.take());
         let opening = next_hop.state == State::Opening;
-        let loss = match opening {
-            false => loss,
-            true if self.pool.refused(address, self.now) => Loss::Crowded,
-            true => {
-                tracing::warn!(next_hop = %address, "next hop cannot be reached");
-                Loss::NoAnswer
-            }
+        let said = next_hop.refusal.take();
+        let loss = if opening {
+            self.not_opened(address, said.as_ref())
+        } else {
+            loss
         };
         self.table[hop].abort();
         self.forget_next_hop(hop, address, Ending::Quiet);
         if let Some(client) = client {
-            self.lost_next_hop(client, address, loss);
+            self.lost_next_hop(client, address, loss, said);
         }
+    }
+
+    /// A session with a next hop did not come about. What the next hop said to that is for the log, and for all clients that cannot
+    /// have a connection to it meanwhile.
+    fn not_opened(&mut self, address: SocketAddr, said: Option<&Reply<'static>>) -> Loss {
+        if self.pool.refused(address, self.now) {
+            if let Some(reply) = said {
+                tracing::info!(next_hop = %address, %reply, "next hop takes no more connections for now");
+            }
+            return Loss::Crowded;
+        }
+        match said {
+            Some(reply) => {
+                tracing::warn!(next_hop = %address, %reply, "next hop refuses this server: its own log, or who runs it, can say why");
+            }
+            None => tracing::warn!(next_hop = %address, "next hop cannot be reached"),
+        }
+        self.pool.note_refusal(address, said.cloned());
+        Loss::NoAnswer
     }
 
     fn forget_next_hop(&mut self, hop: Conn, address: SocketAddr, ending: Ending) {
@@ -298,7 +363,7 @@ impl Gate {
         if next_hop.smtp.owed() > 0 {
             return;
         }
-        if self.draining {
+        if self.draining || !next_hop.smtp.takes_transaction() {
             self.quit_next_hop(hop);
             return;
         }

@@ -90,6 +90,12 @@ pub(super) struct Passage {
     pub(super) tried: Vec<SocketAddr>,
     /// A connection that was taken from the pool turned out to be dead: the next one is to be new.
     pub(super) fresh: bool,
+    /// A connection of its own broke, and was replaced once.
+    pub(super) replaced: bool,
+    /// What the next hop said when it ended a connection, or took none.
+    pub(super) said: Option<Reply<'static>>,
+    /// A kept connection deferred the sender: what the client hears if there is no other connection.
+    pub(super) deferral: Option<Reply<'static>>,
     /// The next hop takes the content more slowly than the client sends it.
     pub(super) congested: bool,
     /// DATA or BDAT, or the end of the message, waits for its answer.
@@ -120,6 +126,9 @@ impl Passage {
             queue_due: None,
             tried: Vec::new(),
             fresh: false,
+            replaced: false,
+            said: None,
+            deferral: None,
             congested: false,
             asked: false,
             content_due: None,

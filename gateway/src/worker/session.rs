@@ -119,7 +119,7 @@ impl Gate {
         if let Some((rule, reply)) = self.admit(conn) {
             reply.write(&mut self.table[conn].output);
             // Whoever was told to come later has said nothing yet, and is not to hold a slot for long.
-            self.end_session(conn, Ending::Quiet, Some(rule));
+            self.end_session(conn, Ending::HangUp, Some(rule));
             return;
         }
         self.ask_zones(conn);
@@ -269,7 +269,16 @@ impl Gate {
             Event::MessageFault(fault) => self.fault(conn, fault),
             Event::MessageEnd { .. } => self.message_end(conn),
             Event::Reset => self.end_passage(conn),
-            Event::Quit => self.end_session(conn, Ending::Quiet, None),
+            Event::Quit => {
+                let session = self.session(conn);
+                let talks_on = session.is_some_and(|session| session.smtp.talks_on());
+                let ending = if talks_on {
+                    Ending::Linger
+                } else {
+                    Ending::Quiet
+                };
+                self.end_session(conn, ending, None);
+            }
             Event::Abort(abuse) => {
                 self.end_session(conn, Ending::Linger, Some(abuse.rule().into()));
             }

@@ -211,16 +211,17 @@ impl Expected {
             Verdict::Listed(slot) => Self::Drop(list(slot)),
             Verdict::Recent => Self::DropRecent,
             Verdict::Unlisted => Self::DropUnlisted,
-            Verdict::SynBudget => Self::DropBudget,
+            Verdict::OverBudget => Self::OverBudget,
             Verdict::Customer => Self::DropCustomer,
         }
     }
 
-    /// The verdict that is carried out in this way: an answer is not one.
+    /// The verdict that a case carries out in this way: an answer is not one.
     #[must_use]
-    pub fn unanswered(&self) -> Self {
-        match self {
+    pub fn unanswered(case: &Case) -> Self {
+        match &case.expected {
             Self::Reset => Self::DropCustomer,
+            Self::Cookie if case.circumstances.are_over_budget(case.before) => Self::OverBudget,
             Self::Cookie => Self::Pass,
             other => other.clone(),
         }

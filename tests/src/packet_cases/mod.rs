@@ -12,7 +12,7 @@ use std::{fs, mem};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use ipnet::IpNet;
 use portcullis::lists::{Compiled, ListAction};
-use portcullis_ebpf_common::layout::{Measures, Mode, Role, Settings};
+use portcullis_ebpf_common::layout::{INTERFACES_MAX, Measures, Mode, Role, Settings};
 
 pub use self::host::{FirstBuffer, HostMemory, Userspace, judge_on_host, source};
 pub use self::reply::Reply;
@@ -59,6 +59,8 @@ pub struct Circumstances {
     pub resets: Option<u32>,
     /// Whether SYNs may be answered with cookies.
     pub cookies: bool,
+    /// Whether what is sent on the interface is lost.
+    pub answers_lost: bool,
 }
 
 /// A frame, and what is to become of it.
@@ -96,8 +98,8 @@ pub enum Expected {
     DropRecent,
     /// Its source is on no list, and dropped for that.
     DropUnlisted,
-    /// Its source has sent too many SYNs.
-    DropBudget,
+    /// Nothing speaks against its source, but that it has sent more SYNs than it may.
+    OverBudget,
     /// A customer sent it.
     DropCustomer,
     /// A customer sent it and is told so.
@@ -141,7 +143,17 @@ impl Circumstances {
         let mut settings = Settings::new(self.mode, measures, ports);
         settings.syn_budget = self.syn_budget;
         settings.resets_per_second = self.resets.unwrap_or_default();
+        if self.answers_lost {
+            // Frames of no interface have the slot behind the last.
+            settings.set_silent(INTERFACES_MAX);
+        }
         settings
+    }
+
+    /// Whether a source that has sent this SYN so often before has sent more than it may.
+    #[must_use]
+    pub fn are_over_budget(&self, before: u32) -> bool {
+        self.syn_budget != 0 && before >= self.syn_budget
     }
 }
 
@@ -173,6 +185,7 @@ impl File {
             syn_budget: 0,
             resets: None,
             cookies: false,
+            answers_lost: false,
         };
         for (number, line) in (1..).zip(text.lines()) {
             let line = line.split('#').next().unwrap_or_default().trim();
@@ -244,6 +257,8 @@ impl Circumstances {
             ("unlisted", "drop") => self.drop_unlisted = true,
             ("cookies", "on") => self.cookies = true,
             ("cookies", "off") => self.cookies = false,
+            ("answers", "lost") => self.answers_lost = true,
+            ("answers", "sent") => self.answers_lost = false,
             ("budget", number) => self.syn_budget = number.parse()?,
             ("refusal", "drop") => self.resets = None,
             ("refusal", value) => {
@@ -298,7 +313,7 @@ fn expected(text: &str) -> Result<Expected> {
         Some(("permit", list)) => Expected::Permit(list.to_owned()),
         Some(("drop", "recent")) => Expected::DropRecent,
         Some(("drop", "unlisted")) => Expected::DropUnlisted,
-        Some(("drop", "budget")) => Expected::DropBudget,
+        Some(("over", "budget")) => Expected::OverBudget,
         Some(("drop", "customer")) => Expected::DropCustomer,
         Some(("drop", list)) => Expected::Drop(list.to_owned()),
         _ => return Err(anyhow!("{text:?} is no verdict")),

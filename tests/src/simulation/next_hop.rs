@@ -24,11 +24,24 @@ pub struct Mood {
     stalls: u8,
     /// Closes a connection that is idle.
     closes_idle: u8,
+    /// MAIL and RCPT commands that it takes in a session and a transaction, and says so with LIMITS.
+    transactions_max: u32,
+    recipients_max: u32,
 }
 
 impl Mood {
     /// Mostly well.
     pub fn random(rng: &mut fastrand::Rng) -> Self {
+        // From numbers of their own, so that seeds which found something before there were limits still find it.
+        let mut own = rng.clone();
+        let mut limit = |limit_max: u32| {
+            if own.bool() {
+                1_000
+            } else {
+                own.u32(1..=limit_max)
+            }
+        };
+        let (transactions_max, recipients_max) = (limit(3), limit(4));
         let mut percent = |percent_max: u8| {
             if rng.u8(..3) > 0 {
                 0
@@ -46,6 +59,8 @@ impl Mood {
             breaks_after_message: percent(30),
             stalls: percent(5),
             closes_idle: percent(100),
+            transactions_max,
+            recipients_max,
         }
     }
 }
@@ -76,7 +91,11 @@ impl NextHop {
         Self {
             mood,
             rng,
-            settings: Settings::new("hop.example"),
+            settings: Settings {
+                transactions_max: mood.transactions_max,
+                recipients_max: mood.recipients_max,
+                ..Settings::new("hop.example")
+            },
             smtp: Session::new(),
             begun: false,
             stalled: false,
@@ -123,6 +142,16 @@ impl NextHop {
             _ => None,
         };
         let begins = matches!(step.event, Event::Mail(_));
+        if matches!(
+            step.event,
+            Event::Hello {
+                extended: false,
+                ..
+            }
+        ) {
+            // It has not said what its limits are.
+            (self.settings.transactions_max, self.settings.recipients_max) = (1_000, 1_000);
+        }
         let refusal = match step.event {
             Event::NeedInput | Event::AwaitingAnswer => return Some(Fate::Stay),
             Event::Hello { extended, .. } => {

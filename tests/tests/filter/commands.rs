@@ -146,7 +146,7 @@ fn the_status_tells_every_reason() -> Result<()> {
     desk.says(&["verdicts", "add", HONEST4], 0, &[])?;
     ensure!(!desk.scene.reaches(HONEST4, 25), "it has a verdict");
     let words = [
-        "syn-budget",
+        "over budget",
         "recent verdicts: 1 of at most 262144, 1 by hand",
         "of them permitted",
         "--watch",
@@ -160,9 +160,10 @@ fn the_status_tells_every_reason() -> Result<()> {
         "{status:#}"
     );
     ensure!(
-        dropped["syn_budget"] == 0 && dropped["customer"] == 0,
+        dropped["customer"] == 0 && dropped.get("syn_budget").is_none(),
         "{status:#}"
     );
+    ensure!(status["interfaces"][0]["over_budget"] == 0, "{status:#}");
     ensure!(status["lists"][1]["dropped_packets"] == 1, "{status:#}");
     ensure!(status["verdicts"]["added"] == 1, "{status:#}");
     Ok(())

@@ -1,36 +1,11 @@
 //! An interface with customers behind it: they hear at once that they may not send, unless they may.
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
 
-use portcullis::config::{CustomerRefusal, FilterMode, Role};
-use portcullis::filter;
+use portcullis::config::{CustomerRefusal, Role};
 use portcullis_tests::root;
 
-use crate::scene::{HONEST4, HONEST6, LISTED4, PERMITTED4, Scene, knock};
-
-/// What the program sends back out of a veth arrives only if there is a native program at its other end, too.
-struct Receiving(PathBuf);
-
-impl Receiving {
-    fn at_outside(scene: &Scene) -> anyhow::Result<Self> {
-        let mut settings = scene.settings();
-        settings.interfaces[0].name = "lan".to_owned();
-        settings.mode = FilterMode::Off;
-        settings.pin_path = format!("{}-outside", scene.pin_path.display()).into();
-        let lists = crate::scene::lists();
-        let attach = || filter::Filter::attach(&settings, &lists);
-        drop(scene.outside.run(attach)??);
-        Ok(Self(settings.pin_path))
-    }
-}
-
-impl Drop for Receiving {
-    fn drop(&mut self) {
-        // One that is left is in nobody's way.
-        let _ = filter::detach(&self.0, &[]);
-    }
-}
+use crate::scene::{HONEST4, HONEST6, LISTED4, PERMITTED4, Receiving, Scene, knock};
 
 #[test]
 fn a_customer_is_refused_at_once_unless_it_is_permitted() -> anyhow::Result<()> {

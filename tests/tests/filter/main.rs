@@ -1,5 +1,6 @@
 //! The filter on real interfaces, in namespaces: who comes through, what is counted, what is left behind.
 
+mod answers;
 mod beside;
 mod budget;
 mod commands;

@@ -7,7 +7,7 @@ use std::process::{self, Child, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use portcullis::config::{self, Interface, Role};
+use portcullis::config::{self, FilterMode, Interface, Role, XdpMode};
 use portcullis::filter::{self, Error, Filter, Status};
 use portcullis::lists::{Compiled, ListAction};
 use portcullis::netns::Namespace;
@@ -34,15 +34,7 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> io::Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut scene = Self {
-            gate: Namespace::create("gate")?,
-            outside: Namespace::create("outside")?,
-            pin_path: format!("/sys/fs/bpf/portcullis-test-{}-{number}", process::id()).into(),
-            listeners: Vec::new(),
-        };
-        scene.connect_interfaces()?;
+        let mut scene = Self::without_listeners()?;
         for address in [GATE4, GATE6] {
             let address: IpAddr = address.parse().map_err(io::Error::other)?;
             for port in [25, 587] {
@@ -50,6 +42,19 @@ impl Scene {
                 scene.listeners.push(listener);
             }
         }
+        Ok(scene)
+    }
+
+    pub(crate) fn without_listeners() -> io::Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let scene = Self {
+            gate: Namespace::create("gate")?,
+            outside: Namespace::create("outside")?,
+            pin_path: format!("/sys/fs/bpf/portcullis-test-{}-{number}", process::id()).into(),
+            listeners: Vec::new(),
+        };
+        scene.connect_interfaces()?;
         Ok(scene)
     }
 
@@ -96,6 +101,45 @@ impl Drop for Scene {
     fn drop(&mut self) {
         // Most tests end with a filter in place; one that is not is what others want.
         let _ = filter::detach(&self.pin_path, &[]);
+    }
+}
+
+/// A program at the outside that passes everything: what is sent back out of a veth arrives only if there is one in the
+/// driver at its other end.
+pub(crate) struct Receiving<'s> {
+    outside: &'s Namespace,
+    pin_path: PathBuf,
+}
+
+impl<'s> Receiving<'s> {
+    pub(crate) fn at_outside(scene: &'s Scene) -> io::Result<Self> {
+        Self::in_mode(scene, XdpMode::Driver)
+    }
+
+    pub(crate) fn in_mode(scene: &'s Scene, xdp_mode: XdpMode) -> io::Result<Self> {
+        let settings = config::Filter {
+            interfaces: vec![Interface {
+                name: "lan".to_owned(),
+                role: Role::Edge,
+            }],
+            mode: FilterMode::Off,
+            xdp_mode,
+            pin_path: format!("{}-outside", scene.pin_path.display()).into(),
+            ..config::Filter::default()
+        };
+        let attached = scene.outside.run(|| Filter::attach(&settings, &lists()))?;
+        drop(attached.map_err(io::Error::other)?);
+        Ok(Self {
+            outside: &scene.outside,
+            pin_path: settings.pin_path,
+        })
+    }
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        // From within: then it is gone on return. One that is left is in the way of no other.
+        let _ = self.outside.run(|| filter::detach(&self.pin_path, &[]));
     }
 }
 

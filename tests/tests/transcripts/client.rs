@@ -77,6 +77,13 @@ impl Player {
             "owed" if line.text == self.client.owed().to_string() => {}
             "owed" => return Err(format!("{} replies are owed", self.client.owed())),
             "maysend" if line.text == self.client.may_send().to_string() => {}
+            "takesmail" if line.text == self.client.takes_transaction().to_string() => {}
+            "takes" => {
+                let (path, expected) = line.text.split_once(' ').ok_or("takes: ADDRESS true")?;
+                if expected != self.client.takes_recipient(path).to_string() {
+                    return Err(format!("it is not so that {path} is taken: {expected}"));
+                }
+            }
             "offers" if line.text == offers(self.client.extensions()) => {}
             "offers" => return Err(format!("it offers {:?}", offers(self.client.extensions()))),
             key => return Err(format!("{key:?} is no key, or it is not so")),
@@ -183,6 +190,7 @@ fn offers(extensions: &Extensions) -> String {
         starttls,
         recipients_max,
         transactions_max,
+        recipient_domains_max,
     } = *extensions;
     let flags = [
         (pipelining, "pipelining"),
@@ -202,5 +210,6 @@ fn offers(extensions: &Extensions) -> String {
     words.extend(size_max.map(|size| format!("size={size}")));
     words.extend(recipients_max.map(|recipients| format!("rcptmax={recipients}")));
     words.extend(transactions_max.map(|transactions| format!("mailmax={transactions}")));
+    words.extend(recipient_domains_max.map(|domains| format!("rcptdomainmax={domains}")));
     words.join(" ")
 }

@@ -136,6 +136,7 @@ fn set(settings: &mut Settings, text: &str) -> Result<(), String> {
             .map_err(|error| format!("{text}: {error}"))
     };
     match name {
+        "dsn" if value == "off" => settings.dsn = false,
         "message_size_max" => settings.message_size_max = number()?.into(),
         "recipients_max" => settings.recipients_max = number()?,
         "transactions_max" => settings.transactions_max = number()?,

@@ -57,7 +57,7 @@ pub(super) fn portcullis(
     watched: bool,
 ) -> Result<Contestant> {
     let arena = Arena::new()?;
-    let gate = Gate::attach(&arena.gate, INTERFACE, lists, unlisted)?;
+    let gate = Gate::attach(&arena.gate, &[INTERFACE], lists, unlisted)?;
     if watched {
         gate.watch()?;
     }

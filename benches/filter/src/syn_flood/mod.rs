@@ -1,7 +1,9 @@
-//! Honest clients beside a flood of SYNs with made-up sources: how many connect in a second, and how long the unluckiest
+//! Honest clients beside a flood of SYNs with forged sources: how many connect in a second, and how long the unluckiest
 //! waits, behind the kernel's own SYN cookies and behind the filter's.
 //!
-//! Sources are random, so neither a list nor a budget per source helps: only an answer that costs next to nothing does.
+//! Where sources are random, neither a list nor a budget per source helps: only an answer that costs next to nothing does.
+//! Where they are the clients' own address, a thousand SYNs a second would be enough to lock the clients out of a filter
+//! that drops what is beyond a budget.
 //! The flood and the clients come over links of their own, and each has a core of its own, so that what is measured is the
 //! defence and neither the queue of a link nor the scheduler. The rate of the flood goes up until the generator has no more;
 //! what is said of it is what arrived.
@@ -9,14 +11,47 @@
 mod scene;
 
 use anyhow::{Context as _, Result};
+use portcullis_benches::figures::Spread;
 use portcullis_benches::interrupt;
 use serde::Serialize;
 
 use self::scene::Scene;
 use crate::Options;
 
-/// Packets per second that are asked for; 0: no flood; the last: as many as the generator makes.
-const RATES: [u32; 6] = [0, 100_000, 300_000, 600_000, 1_000_000, u32::MAX];
+/// A flood that costs its sender and the machine nothing. It is compared with no flood in rounds of their own, because what
+/// it may take from the clients is less than what moves between two turns.
+pub(crate) const SLOW: u32 = 1_000;
+
+/// In whose names, and packets per second that are asked for. 0: no flood; the largest: as many as the generator makes.
+const FLOODS: [(Names, u32); 9] = [
+    (Names::Random, 0),
+    (Names::Random, SLOW),
+    (Names::Random, 100_000),
+    (Names::Random, 300_000),
+    (Names::Random, 600_000),
+    (Names::Random, 1_000_000),
+    (Names::Random, u32::MAX),
+    (Names::Own, SLOW),
+    (Names::Own, u32::MAX),
+];
+
+/// Whose address the SYNs of a flood come from, as far as they say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) enum Names {
+    /// Any.
+    Random,
+    /// That of the honest clients.
+    Own,
+}
+
+impl Names {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Own => "the clients'",
+        }
+    }
+}
 
 /// Who answers the SYNs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -40,6 +75,10 @@ impl Defence {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Turn {
     pub(crate) defence: Defence,
+    /// In whose names the flood came.
+    pub(crate) names: Names,
+    /// SYNs of the flood that were asked for, per second.
+    pub(crate) rate: u32,
     /// SYNs of the flood that arrived, per second.
     pub(crate) flood: f64,
     /// Honest connections per second.
@@ -48,8 +87,8 @@ pub(crate) struct Turn {
     pub(crate) worst: f64,
     /// Those that were given up after [`scene::PATIENCE`].
     pub(crate) failed: u64,
-    /// Connections per second over those of the same defence with no flood.
-    pub(crate) over_calm: f64,
+    /// Connections per second over those of the same defence with no flood; of several rounds, if there were.
+    pub(crate) over_calm: Spread,
     /// SYN cookies that the filter sent.
     pub(crate) cookies: u64,
 }
@@ -65,15 +104,42 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Turn>> {
         scenes.push((Scene::new(defence).context(defence.name())?, None));
     }
     let mut turns = Vec::new();
-    for rate in RATES {
+    for (names, rate) in FLOODS {
         for (scene, calm) in &mut scenes {
+            if rate == SLOW {
+                turns.push(beside_calm(scene, names, options)?);
+                continue;
+            }
             interrupt::check()?;
-            let mut turn = scene.turn(rate, options.syn_flood_time())?;
-            turn.over_calm = turn.connects / *calm.get_or_insert(turn.connects);
+            let mut turn = scene.turn(names, rate, options.syn_flood_time())?;
+            let ratio = turn.connects / *calm.get_or_insert(turn.connects);
+            turn.over_calm = Spread::of([ratio]).context("one ratio")?;
             turns.push(turn);
         }
     }
     Ok(turns)
+}
+
+/// The last of some rounds of a slow flood, with the ratios of all to the calm before each.
+fn beside_calm(scene: &mut Scene, names: Names, options: &Options) -> Result<Turn> {
+    let time = options.syn_flood_time() / 3;
+    let mut rounds = Vec::new();
+    for _ in 0..options.rounds() {
+        interrupt::check()?;
+        let calm = scene.turn(names, 0, time)?;
+        rounds.push((calm, scene.turn(names, SLOW, time)?));
+    }
+    let ratios = rounds
+        .iter()
+        .map(|(calm, turn)| turn.connects / calm.connects);
+    let over_calm = Spread::of(ratios).context("no rounds")?;
+    let failed = rounds.iter().map(|(_, turn)| turn.failed).sum();
+    let (_, last) = *rounds.last().context("no rounds")?;
+    Ok(Turn {
+        over_calm,
+        failed,
+        ..last
+    })
 }
 
 #[cfg(test)]
@@ -94,19 +160,28 @@ mod tests {
             return;
         }
         let mut scene = Scene::new(Defence::Portcullis).unwrap();
-        for rate in [0, 50_000, u32::MAX] {
-            let turn = scene.turn(rate, Duration::from_millis(500)).unwrap();
+        for (names, rate) in [
+            (Names::Random, 0),
+            (Names::Random, 50_000),
+            (Names::Random, u32::MAX),
+            (Names::Own, SLOW),
+            (Names::Own, 50_000),
+        ] {
+            let turn = scene.turn(names, rate, Duration::from_millis(500)).unwrap();
             // Past the test runner's capture.
             let _ = writeln!(
                 std::io::stderr(),
-                "SYN flood {:.0}/s: {:.0} connects/s, worst {:.1} ms, {} cookies",
+                "SYN flood {:.0}/s in {} names: {:.0} connects/s, worst {:.1} ms, {} cookies",
                 turn.flood,
+                names.name(),
                 turn.connects,
                 turn.worst * 1e3,
                 turn.cookies
             );
             assert!(turn.connects > 0.0 && turn.failed == 0, "{turn:?}");
-            assert_eq!(turn.cookies > 0, rate > 0, "{turn:?}");
+            if names == Names::Random {
+                assert_eq!(turn.cookies > 0, rate > 0, "{turn:?}");
+            }
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A listener, its honest clients and a flood, in namespaces.
+//! A listener, its honest clients and a flood, in namespaces. The filter is on both links of the gate, and counts what the
+//! flood sends in the name of a client together with what the client sends.
 //!
 //! ```text
 //!   world --- in [ gate: listener on port 25 ] clients --- honest
@@ -15,9 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::net::if_::if_nametoindex;
 use portcullis::netns::Namespace;
+use portcullis_benches::figures::Spread;
 use socket2::{Domain, Socket, Type};
 
-use super::{Defence, Turn};
+use super::{Defence, Names, Turn};
 use crate::cores::{self, Core};
 use crate::flood::received_packets;
 use crate::gate::{Gate, Unlisted};
@@ -26,6 +28,12 @@ use crate::traffic::{Family, Sequence, TARGET, TARGET_INTERFACE};
 
 /// A client that has waited for so long has been kept out.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// What a turn without a flood has over itself.
+const CALM: Spread = Spread {
+    median: 1.0,
+    min: 1.0,
+    max: 1.0,
+};
 /// Clients at a time.
 const CLIENTS: usize = 4;
 /// What a paced flood is cut into.
@@ -69,7 +77,7 @@ impl Scene {
             Defence::Kernel => None,
             Defence::Portcullis => Some(Gate::attach(
                 &gate,
-                "in",
+                &["in", "clients"],
                 &Default::default(),
                 Unlisted::Pass,
             )?),
@@ -86,10 +94,12 @@ impl Scene {
         })
     }
 
-    /// Lets clients connect for a while, beside a flood of this many packets a second.
-    pub(super) fn turn(&mut self, rate: u32, time: Duration) -> Result<Turn> {
-        self.flood
-            .begin(Sequence::unlisted(Family::Ipv4, u32::MAX))?;
+    /// Lets clients connect for a while, beside a flood of this many packets a second in these names.
+    pub(super) fn turn(&mut self, names: Names, rate: u32, time: Duration) -> Result<Turn> {
+        self.flood.begin(match names {
+            Names::Random => Sequence::unlisted(Family::Ipv4, u32::MAX),
+            Names::Own => Sequence::of_one(CLIENT),
+        })?;
         let (arrived, cookies) = self.counts()?;
         let stop = AtomicBool::new(false);
         let Self {
@@ -100,8 +110,8 @@ impl Scene {
             ..
         } = self;
         let (clients, seconds) = thread::scope(|scope| -> Result<_> {
-            let flooding =
-                (rate > 0).then(|| scope.spawn(|| world.run(|| send(flood, *uplink, rate, &stop))));
+            let flooding = (rate > 0)
+                .then(|| scope.spawn(|| world.run(|| send(flood, names, *uplink, rate, &stop))));
             // The queue of the listener has to be full before it is a flood.
             thread::sleep(Duration::from_millis(200));
             let began = Instant::now();
@@ -118,11 +128,13 @@ impl Scene {
         ensure!(self.listener.is_alive(), "the listener is gone");
         Ok(Turn {
             defence: self.defence,
+            names,
+            rate,
             flood: (arrived_now - arrived) as f64 / seconds.as_secs_f64(),
             connects: clients.connected as f64 / time.as_secs_f64(),
             worst: clients.worst.as_secs_f64(),
             failed: clients.failed,
-            over_calm: 1.0,
+            over_calm: CALM,
             cookies: cookies_now - cookies,
         })
     }
@@ -189,7 +201,7 @@ fn set_up_gate(gate: &Namespace) -> Result<()> {
 }
 
 /// Sends until told to stop.
-fn send(flood: &mut Peers, uplink: u32, rate: u32, stop: &AtomicBool) -> Result<()> {
+fn send(flood: &mut Peers, names: Names, uplink: u32, rate: u32, stop: &AtomicBool) -> Result<()> {
     cores::stay_on(Core::Flood)?;
     let paced = rate < u32::MAX;
     let step = if paced {
@@ -199,7 +211,7 @@ fn send(flood: &mut Peers, uplink: u32, rate: u32, stop: &AtomicBool) -> Result<
     };
     let mut due = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        flood.syn_flood(uplink, step)?;
+        flood.syn_flood(names, uplink, step)?;
         if paced {
             due += PACE;
             thread::sleep(due.saturating_duration_since(Instant::now()));

@@ -115,12 +115,17 @@ impl Mode {
 pub struct Settings {
     mode: u32,
     flags: u32,
-    /// SYNs that one source may send in a second; 0: any number.
+    /// SYNs that one source may send in a second before they are counted; 0: any number.
     pub syn_budget: u32,
     /// RSTs in a second, on all interfaces together; 0: none.
     pub resets_per_second: u32,
     ports: [u16; PORTS_MAX],
+    /// A bit for each slot of an interface.
+    silent: [u32; SILENT_WORDS],
 }
+
+/// Words of 32 slots each.
+const SILENT_WORDS: usize = INTERFACE_SLOTS.div_ceil(32) as usize;
 
 /// What the program is to do beyond its lists: the flags of [`Settings`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -151,6 +156,7 @@ impl Settings {
             syn_budget: 0,
             resets_per_second: 0,
             ports: [0; PORTS_MAX],
+            silent: [0; SILENT_WORDS],
         };
         for (slot, port) in settings.ports.iter_mut().zip(ports) {
             *slot = *port;
@@ -195,6 +201,23 @@ impl Settings {
         self.ports.iter().copied().take_while(|port| *port != 0)
     }
 
+    /// From now on nothing is answered on the interface in this slot: what the program sends there is lost on its way.
+    pub fn set_silent(&mut self, slot: u32) {
+        if let Some(word) = self.silent.get_mut(slot as usize / 32) {
+            *word |= 1 << (slot % 32);
+        }
+    }
+
+    /// Whether nothing is to be answered on the interface in this slot.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_silent(&self, slot: u32) -> bool {
+        match self.silent.get(slot as usize / 32) {
+            Some(word) => word >> (slot % 32) & 1 != 0,
+            None => true,
+        }
+    }
+
     /// Whether packets to this TCP port are held against the lists. Port 0 ends the table and is never filtered.
     #[inline(always)]
     #[must_use]
@@ -231,21 +254,13 @@ pub enum Reason {
     Verdict = 1,
     /// Its source is on no list, and such sources are dropped.
     Unlisted = 2,
-    /// Its source has sent too many SYNs in this second.
-    SynBudget = 3,
     /// It comes from a customer, and neither source nor destination is permitted.
-    Customer = 4,
+    Customer = 3,
 }
 
 impl Reason {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 5] = [
-        Self::Listed,
-        Self::Verdict,
-        Self::Unlisted,
-        Self::SynBudget,
-        Self::Customer,
-    ];
+    pub const ALL: [Self; 4] = [Self::Listed, Self::Verdict, Self::Unlisted, Self::Customer];
 
     /// The reason's name in events, the status and the metrics.
     #[must_use]
@@ -254,7 +269,6 @@ impl Reason {
             Self::Listed => "listed",
             Self::Verdict => "verdict",
             Self::Unlisted => "unlisted",
-            Self::SynBudget => "syn-budget",
             Self::Customer => "customer",
         }
     }
@@ -292,8 +306,8 @@ pub enum InterfaceCounter {
     DroppedVerdict = 4,
     /// Dropped for [`Reason::Unlisted`].
     DroppedUnlisted = 5,
-    /// Dropped for [`Reason::SynBudget`].
-    DroppedSynBudget = 6,
+    /// A SYN beyond the budget of its source, and passed: the kernel has no cookie for it.
+    OverBudget = 6,
     /// Dropped for [`Reason::Customer`].
     DroppedCustomer = 7,
     /// Passed because of [`Mode::Monitor`]; as [`Reason::Listed`].
@@ -302,8 +316,6 @@ pub enum InterfaceCounter {
     MonitoredVerdict = 9,
     /// Passed because of [`Mode::Monitor`]; as [`Reason::Unlisted`].
     MonitoredUnlisted = 10,
-    /// Passed because of [`Mode::Monitor`]; as [`Reason::SynBudget`].
-    MonitoredSynBudget = 11,
     /// Passed because of [`Mode::Monitor`]; as [`Reason::Customer`].
     MonitoredCustomer = 12,
     /// From a customer, and answered with a RST: [`Reason::Customer`], politely.

@@ -133,6 +133,15 @@ pub fn syn_flood(context: XdpContext) -> u32 {
     }
 }
 
+/// Sends a SYN out in the name of one client, whose address is the first of the sequence, each from another port.
+#[xdp(frags)]
+pub fn syn_flood_of_one(context: XdpContext) -> u32 {
+    match put_next_port(&context) {
+        Some(()) => XDP_TX,
+        None => XDP_ABORTED,
+    }
+}
+
 /// Puts the next source into the hash map.
 #[xdp(frags)]
 pub fn fill_hash(_context: XdpContext) -> u32 {
@@ -202,23 +211,50 @@ static SYN: Array<[u32; 14], 1> = Array::new();
 /// source is one that a listener takes for an honest one.
 #[inline(always)]
 fn put_next_client(context: &XdpContext) -> Option<()> {
-    let syn = SYN.get(0)?;
-    at::<[u32; 14]>(context, 0)?;
-    for (index, word) in syn.iter().enumerate() {
-        write(context, index * 4, *word)?;
-    }
+    put_syn(context)?;
     let Source::Ipv4(address) = next()? else {
         return None;
     };
     // From anywhere but the loopback and multicast.
     let address = 0x0b00_0000 + u32::from_be(address) % 0x7400_0000;
-    let sum = (address >> 16) + (address & 0xffff);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    // RFC 1071: a number and its complement add up to nothing.
-    let complement = !(sum as u16);
+    let complement = complement(address);
     write(context, 26, address.to_be())?;
     write(context, 18, complement.to_be())?;
     write(context, 34, complement.to_be())
+}
+
+/// The same for one client. The upper half of the sequence number makes up for its address and its port.
+#[inline(always)]
+fn put_next_port(context: &XdpContext) -> Option<()> {
+    put_syn(context)?;
+    let sequence = SEQUENCE.get_ptr_mut(0)?;
+    // SAFETY: the verifier has seen that it is not null, and one CPU at a time uses it.
+    let [next, address, _, _] = unsafe { &mut *sequence };
+    *next = next.wrapping_add(1);
+    // Those that a client takes among them.
+    let port = 1024 + *next % 64_512;
+    let folded = !complement(*address);
+    write(context, 26, address.to_be())?;
+    write(context, 18, (!folded).to_be())?;
+    write(context, 34, (port as u16).to_be())?;
+    write(context, 38, complement(u32::from(folded) + port).to_be())
+}
+
+#[inline(always)]
+fn put_syn(context: &XdpContext) -> Option<()> {
+    let syn = SYN.get(0)?;
+    at::<[u32; 14]>(context, 0)?;
+    for (index, word) in syn.iter().enumerate() {
+        write(context, index * 4, *word)?;
+    }
+    Some(())
+}
+
+/// What adds up to nothing with both halves of a word (RFC 1071).
+#[inline(always)]
+fn complement(word: u32) -> u16 {
+    let sum = (word >> 16) + (word & 0xffff);
+    !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 /// The next source of the sequence.

@@ -21,10 +21,12 @@ pub struct Extensions {
     pub enhanced_status_codes: bool,
     /// RFC 3207.
     pub starttls: bool,
-    /// RFC 9422: recipients of one transaction.
+    /// RFC 9422, RCPTMAX: RCPT commands of one transaction.
     pub recipients_max: Option<u32>,
-    /// RFC 9422: transactions of one session.
+    /// RFC 9422, MAILMAX: MAIL commands of one session.
     pub transactions_max: Option<u32>,
+    /// RFC 9422, RCPTDOMAINMAX: different domains of recipients in one session.
+    pub recipient_domains_max: Option<u32>,
 }
 
 impl Extensions {
@@ -58,10 +60,20 @@ impl Extensions {
     fn limit(&mut self, word: &str) {
         if let Some((name, value)) = word.split_once('=') {
             if name.eq_ignore_ascii_case("RCPTMAX") {
-                self.recipients_max = value.parse().ok();
+                self.recipients_max = limit_value(value);
             } else if name.eq_ignore_ascii_case("MAILMAX") {
-                self.transactions_max = value.parse().ok();
+                self.transactions_max = limit_value(value);
+            } else if name.eq_ignore_ascii_case("RCPTDOMAINMAX") {
+                self.recipient_domains_max = limit_value(value);
             }
         }
     }
+}
+
+/// One to six digits that do not begin with 0 (RFC 9422, 4). What has another form says nothing and limits nothing.
+fn limit_value(value: &str) -> Option<u32> {
+    let well_formed = (1..=6).contains(&value.len())
+        && !value.starts_with('0')
+        && value.bytes().all(|b| b.is_ascii_digit());
+    well_formed.then(|| value.parse().ok()).flatten()
 }

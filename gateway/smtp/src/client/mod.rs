@@ -2,7 +2,8 @@
 //!
 //! The client keeps account of which replies are owed and what the peer offers, and uses no parameter that is not offered. What to
 //! send, when, and what a reply means for the message is for the relay to decide; [`Client::may_send`] says whether
-//! the protocol allows another command now.
+//! the protocol allows another command now, [`Client::takes_transaction`] and [`Client::takes_recipient`] whether the
+//! peer's own limits (RFC 9422) do.
 
 mod extensions;
 mod reply_reader;
@@ -18,7 +19,7 @@ use crate::envelope::{Mail, Ret};
 use crate::reply::{Reply, push_decimal};
 use reply_reader::{ReplyLine, ReplyReader};
 
-/// Octets of a line that is still taken as one; RFC 5321 allows 512.
+/// Octets of a line that are looked at; RFC 5321 allows 512.
 const LINE_LENGTH_MAX: usize = 4096;
 
 /// What a reply belongs to.
@@ -55,7 +56,8 @@ impl Sent {
         )
     }
 
-    const fn may_have_enhanced_code(self) -> bool {
+    /// The session is open: its replies may have enhanced codes, and are taken by their code however long they are.
+    const fn is_within_session(self) -> bool {
         !matches!(self, Self::Greeting | Self::Ehlo | Self::Helo)
     }
 }
@@ -98,7 +100,7 @@ pub struct MailCommand<'a> {
 impl<'a> From<&Mail<'a>> for MailCommand<'a> {
     fn from(mail: &Mail<'a>) -> Self {
         Self {
-            path: mail.path.map_or("", |path| path.raw),
+            path: mail.path.map_or("", |path| path.without_route()),
             size: mail.size,
             body_8bit: mail.body_8bit,
             smtputf8: mail.smtputf8,
@@ -115,6 +117,13 @@ pub struct Client {
     reader: ReplyReader,
     extensions: Extensions,
     malformed: bool,
+    /// The rest of a line that was too long is thrown away; whether it is the last of its reply.
+    skipping: Option<bool>,
+    /// MAIL commands so far, and RCPT commands since the latest.
+    transactions: u32,
+    recipients: u32,
+    /// The domains of those, in lower case, where the peer limits them.
+    domains: Vec<String>,
 }
 
 impl Default for Client {
@@ -132,6 +141,10 @@ impl Client {
             reader: ReplyReader::default(),
             extensions: Extensions::default(),
             malformed: false,
+            skipping: None,
+            transactions: 0,
+            recipients: 0,
+            domains: Vec::new(),
         }
     }
 
@@ -140,6 +153,17 @@ impl Client {
         let mut used = 0;
         while !self.malformed {
             let rest = &input[used..];
+            if let Some(last) = self.skipping {
+                let Some(lf) = memchr(b'\n', rest) else {
+                    return (input.len(), ClientEvent::NeedInput);
+                };
+                used += lf + 1;
+                self.skipping = None;
+                if last {
+                    return (used, self.complete());
+                }
+                continue;
+            }
             let front = &rest[..rest.len().min(LINE_LENGTH_MAX)];
             match memchr(b'\n', front) {
                 Some(lf) => {
@@ -149,20 +173,31 @@ impl Client {
                         return (used, self.complete());
                     }
                 }
-                None if rest.len() >= LINE_LENGTH_MAX => self.malformed = true,
-                None => return (used, ClientEvent::NeedInput),
+                None if rest.len() < LINE_LENGTH_MAX => return (used, ClientEvent::NeedInput),
+                None if self.is_within_session() => {
+                    used += front.len();
+                    self.skipping = Some(self.line(front));
+                }
+                None => self.malformed = true,
             }
         }
         (input.len(), ClientEvent::Malformed)
+    }
+
+    /// Whether what comes next is a reply to a command within the session.
+    fn is_within_session(&self) -> bool {
+        self.owed
+            .front()
+            .is_some_and(|sent| sent.is_within_session())
     }
 
     /// Takes a line of a reply; whether the reply is complete.
     fn line(&mut self, line: &[u8]) -> bool {
         let to = self.owed.front().copied();
         let first = self.reader.is_at_start();
-        let may_have_enhanced = to.is_none_or(Sent::may_have_enhanced_code);
+        let within_session = to.is_none_or(Sent::is_within_session);
         let taken = ReplyLine::parse(line).and_then(|line| {
-            self.reader.take(&line, may_have_enhanced)?;
+            self.reader.take(&line, within_session)?;
             Ok(line)
         });
         let Ok(line) = taken else {
@@ -209,6 +244,36 @@ impl Client {
         }
     }
 
+    /// Transactions begun so far.
+    #[must_use]
+    pub fn transactions(&self) -> u32 {
+        self.transactions
+    }
+
+    /// Whether the peer's own limits allow one more transaction in this session. A peer that limits the domains of a whole
+    /// session gets one transaction in it: what the next one needs is not known when the connection is kept for it.
+    #[must_use]
+    pub fn takes_transaction(&self) -> bool {
+        let limits = &self.extensions;
+        let has_room = limits
+            .transactions_max
+            .is_none_or(|most| self.transactions < most);
+        has_room && (limits.recipient_domains_max.is_none() || self.transactions == 0)
+    }
+
+    /// Whether the peer's own limits allow this recipient in the present transaction.
+    #[must_use]
+    pub fn takes_recipient(&self, path: &str) -> bool {
+        let limits = &self.extensions;
+        let has_room = limits
+            .recipients_max
+            .is_none_or(|most| self.recipients < most);
+        has_room
+            && limits.recipient_domains_max.is_none_or(|most| {
+                self.domains.len() < most as usize || self.domains.contains(&domain_of(path))
+            })
+    }
+
     /// EHLO with our own name.
     pub fn ehlo(&mut self, hostname: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(b"EHLO ");
@@ -243,6 +308,8 @@ impl Client {
             push_parameter(b" RET=", ret, out);
             push_parameter(b" ENVID=", mail.envelope_id, out);
         }
+        self.transactions = self.transactions.saturating_add(1);
+        self.recipients = 0;
         self.end_command(Sent::Mail, "", out);
     }
 
@@ -258,6 +325,13 @@ impl Client {
         if self.extensions.dsn {
             push_parameter(b" NOTIFY=", notify, out);
             push_parameter(b" ORCPT=", original_recipient, out);
+        }
+        self.recipients = self.recipients.saturating_add(1);
+        if self.extensions.recipient_domains_max.is_some() {
+            let domain = domain_of(path);
+            if !self.domains.contains(&domain) {
+                self.domains.push(domain);
+            }
         }
         self.end_command(Sent::Rcpt, "", out);
     }
@@ -299,6 +373,12 @@ impl Client {
         out.extend_from_slice(b"\r\n");
         self.owed.push_back(sent);
     }
+}
+
+/// What stands behind the last `@`, as it is compared. A literal or a quoted local part may hold others before it.
+fn domain_of(path: &str) -> String {
+    let domain = path.rsplit_once('@').map_or("", |(_, domain)| domain);
+    domain.to_ascii_lowercase()
 }
 
 fn push_path(begin: &[u8], path: &str, out: &mut Vec<u8>) {

@@ -1,13 +1,14 @@
 //! A reply of a next hop, line by line.
 //!
 //! The other side is trusted with mail, not with our memory: what is kept of a reply is bounded, and what could never be a reply
-//! is an error. Lines may end with LF alone; here that endangers nobody.
+//! is an error. Lines may end with LF alone; here that endangers nobody. How many lines a reply has is no reason to doubt its code
+//! once there is a transaction: the answer to a message that was accepted must not get lost because it says too much.
 
 use crate::reply::{EnhancedCode, Reply};
 
 /// Octets of text that are kept.
 const TEXT_LENGTH_MAX: usize = 1024;
-/// Lines of one reply, kept or not.
+/// Lines of a greeting or a reply to EHLO, kept or not.
 const LINES_MAX: u32 = 200;
 
 /// The line cannot be part of a reply.
@@ -45,6 +46,12 @@ impl<'a> ReplyLine<'a> {
                 last: false,
                 text,
             }),
+            // Another octet than the space that should stand here, unless it makes the code a longer number.
+            [other, ..] if !other.is_ascii_digit() => Ok(Self {
+                code,
+                last: true,
+                text: rest,
+            }),
             _ => Err(NoReply),
         }
     }
@@ -66,24 +73,25 @@ impl ReplyReader {
         self.lines == 0
     }
 
-    /// Takes a line. `may_have_enhanced` is false for those replies that never have an enhanced code (RFC 2034, 3).
+    /// Takes a line. `within_session` is false for the greeting and the replies to EHLO and HELO, which never have an enhanced
+    /// code (RFC 2034, 3) and are given up when they are longer than any honest one.
     pub(super) fn take(
         &mut self,
         line: &ReplyLine<'_>,
-        may_have_enhanced: bool,
+        within_session: bool,
     ) -> Result<(), NoReply> {
         if self.lines == 0 {
             self.code = line.code;
             self.enhanced = None;
             self.text.clear();
-        } else if line.code != self.code || self.lines >= LINES_MAX {
+        } else if line.code != self.code || (self.lines >= LINES_MAX && !within_session) {
             return Err(NoReply);
         } else {
             self.push('\n');
         }
         let text = String::from_utf8_lossy(line.text);
         let mut text = &*text;
-        if may_have_enhanced
+        if within_session
             && let Some((enhanced, rest)) = EnhancedCode::split_from(text)
             && u16::from(enhanced.0) == line.code / 100
         {
@@ -92,7 +100,11 @@ impl ReplyReader {
         }
         text.chars()
             .for_each(|c| self.push(if c.is_control() { ' ' } else { c }));
-        self.lines = if line.last { 0 } else { self.lines + 1 };
+        self.lines = if line.last {
+            0
+        } else {
+            self.lines.saturating_add(1)
+        };
         Ok(())
     }
 

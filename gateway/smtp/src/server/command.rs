@@ -23,12 +23,28 @@ struct Command {
     verb: &'static str,
     /// Where it may come. In other phases it gets a 503.
     phases: &'static [Phase],
-    /// Its reply has to be waited for even with PIPELINING (RFC 2920, 3.1).
-    ends_group: bool,
+    /// When its reply has to be waited for.
+    waits: Waits,
     /// Its arguments may be any octets at first, because its handler looks at each of them.
     any_octets: bool,
     handler: Handler,
 }
+
+/// When the reply to a command has to be waited for before more is sent. What is sent too early ends the session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    /// Even with PIPELINING: the reply decides how to go on, or what the next octets mean (RFC 2920, 3.1).
+    Always,
+    /// Unless PIPELINING was offered.
+    Alone,
+    /// Not at first. RFC 2920 has these at the end of a group too, but clients put them elsewhere, their replies change
+    /// nothing, and what comes behind them gets its answer in order. A client that sends hundreds of them at once reads
+    /// no answers.
+    Rarely,
+}
+
+/// Commands that need not be waited for, in one group: the reply to the last of them is waited for.
+const ASIDES_MAX: u8 = 200;
 
 /// The phases in which there is a command line at all and the client is welcome.
 const ANY: &[Phase] = &[Phase::Fresh, Phase::Ready, Phase::Envelope, Phase::Chunks];
@@ -43,23 +59,23 @@ const ANY_OR_REFUSED: &[Phase] = &[
 /// The frequent ones first. STARTTLS and AUTH are known, so that they are refused by name.
 #[rustfmt::skip]
 static COMMANDS: &[Command] = &[
-    Command { verb: "RCPT",     phases: &[Phase::Envelope], ends_group: false, any_octets: true,  handler: Session::rcpt },
-    Command { verb: "MAIL",     phases: &[Phase::Ready],    ends_group: false, any_octets: true,  handler: Session::mail },
-    Command { verb: "DATA",     phases: &[Phase::Envelope], ends_group: true,  any_octets: false, handler: Session::data_command },
+    Command { verb: "RCPT",     phases: &[Phase::Envelope], waits: Waits::Alone,  any_octets: true,  handler: Session::rcpt },
+    Command { verb: "MAIL",     phases: &[Phase::Ready],    waits: Waits::Alone,  any_octets: true,  handler: Session::mail },
+    Command { verb: "DATA",     phases: &[Phase::Envelope], waits: Waits::Always, any_octets: false, handler: Session::data_command },
     // BDAT looks at the phase itself: what follows it must be swallowed even when it comes at a wrong time.
-    Command { verb: "BDAT",     phases: ANY_OR_REFUSED,     ends_group: false, any_octets: true,  handler: Session::bdat },
-    Command { verb: "EHLO",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::ehlo },
-    Command { verb: "HELO",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::helo },
-    Command { verb: "QUIT",     phases: ANY_OR_REFUSED,     ends_group: true,  any_octets: false, handler: Session::quit },
-    Command { verb: "RSET",     phases: ANY,                ends_group: false, any_octets: false, handler: Session::rset },
-    Command { verb: "NOOP",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::noop },
-    Command { verb: "VRFY",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::vrfy },
-    Command { verb: "HELP",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::help },
-    Command { verb: "EXPN",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::not_implemented },
-    Command { verb: "TURN",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::not_implemented },
-    Command { verb: "ETRN",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::not_implemented },
-    Command { verb: "AUTH",     phases: ANY,                ends_group: true,  any_octets: false, handler: Session::not_implemented },
-    Command { verb: "STARTTLS", phases: ANY,                ends_group: true,  any_octets: false, handler: Session::not_implemented },
+    Command { verb: "BDAT",     phases: ANY_OR_REFUSED,     waits: Waits::Alone,  any_octets: true,  handler: Session::bdat },
+    Command { verb: "EHLO",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::ehlo },
+    Command { verb: "HELO",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::helo },
+    Command { verb: "QUIT",     phases: ANY_OR_REFUSED,     waits: Waits::Always, any_octets: false, handler: Session::quit },
+    Command { verb: "RSET",     phases: ANY,                waits: Waits::Alone,  any_octets: false, handler: Session::rset },
+    Command { verb: "NOOP",     phases: ANY,                waits: Waits::Rarely, any_octets: false, handler: Session::noop },
+    Command { verb: "VRFY",     phases: ANY,                waits: Waits::Rarely, any_octets: false, handler: Session::vrfy },
+    Command { verb: "HELP",     phases: ANY,                waits: Waits::Rarely, any_octets: false, handler: Session::help },
+    Command { verb: "EXPN",     phases: ANY,                waits: Waits::Rarely, any_octets: false, handler: Session::not_implemented },
+    Command { verb: "TURN",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::not_implemented },
+    Command { verb: "ETRN",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::not_implemented },
+    Command { verb: "AUTH",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::not_implemented },
+    Command { verb: "STARTTLS", phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::not_implemented },
 ];
 
 /// Browsers and proxies that were talked into connecting to port 25 begin with one of these.
@@ -115,6 +131,7 @@ impl Session {
             .find(|c| verb.eq_ignore_ascii_case(c.verb.as_bytes()))
         else {
             self.unknown(settings, verb, out);
+            self.exclusive |= !self.extended;
             return Taken::Answered;
         };
         let taken = if !command.phases.contains(&self.phase) {
@@ -127,7 +144,14 @@ impl Session {
             (command.handler)(self, settings, arguments, out)
         };
         if !matches!(taken, Taken::NotYet(_)) {
-            self.exclusive |= command.ends_group || !self.extended;
+            self.exclusive |= match command.waits {
+                Waits::Always => true,
+                Waits::Alone => !self.extended,
+                Waits::Rarely => {
+                    self.asides = self.asides.saturating_add(1);
+                    self.asides >= ASIDES_MAX
+                }
+            };
         }
         taken
     }
@@ -211,7 +235,7 @@ impl Session {
             return Taken::Answered;
         }
         self.doom = Some(Doom::Refused);
-        match Mail::parse(arguments) {
+        match Mail::parse(arguments, self.dsn || settings.dsn) {
             Err(reply) => self.fail(settings, reply, out),
             Ok(mail)
                 if mail
@@ -236,7 +260,7 @@ impl Session {
         arguments: &'a [u8],
         out: &mut Vec<u8>,
     ) -> Taken<'a> {
-        match Rcpt::parse(arguments, self.smtputf8) {
+        match Rcpt::parse(arguments, self.smtputf8, self.dsn || settings.dsn) {
             Err(reply) => self.fail(settings, reply, out),
             Ok(_) if self.recipients >= settings.recipients_max => RECIPIENTS.write(out),
             Ok(rcpt) => {
@@ -264,7 +288,7 @@ impl Session {
             {
                 let (verb, arguments) = split_verb(line);
                 let is_rcpt = verb.eq_ignore_ascii_case(b"RCPT");
-                match Rcpt::parse(arguments, self.smtputf8) {
+                match Rcpt::parse(arguments, self.smtputf8, self.dsn || settings.dsn) {
                     Ok(rcpt) if is_rcpt => {
                         self.recipients_owed += 1;
                         return (used, Some(Event::Rcpt(rcpt)));

@@ -88,13 +88,17 @@ pub struct Session {
     framer: Framer,
     /// EHLO, not HELO.
     extended: bool,
+    /// EHLO was answered with DSN. Should the settings change meanwhile, the session still has what it was offered.
+    dsn: bool,
     /// MAIL had SMTPUTF8.
     smtputf8: bool,
     /// The client has to wait for a reply that it cannot have read yet.
     exclusive: bool,
-    /// It did not wait.
+    /// It did not wait; once the session is over: something came behind its last command.
     premature: bool,
     chunk_last: bool,
+    /// Commands of the present group that need not be waited for.
+    asides: u8,
     errors: u32,
     transactions: u32,
     recipients: u32,
@@ -135,10 +139,12 @@ impl Session {
             doom: None,
             framer: Framer::new(),
             extended: false,
+            dsn: false,
             smtputf8: false,
             exclusive: false,
             premature: false,
             chunk_last: false,
+            asides: 0,
             errors: 0,
             transactions: 0,
             recipients: 0,
@@ -181,7 +187,10 @@ impl Session {
     pub fn accept(&mut self, settings: &Settings, out: &mut Vec<u8>) {
         match self.owed {
             Owed::Nothing | Owed::FirstChunk => {}
-            Owed::Hello { extended } => write_hello(extended, settings, out),
+            Owed::Hello { extended } => {
+                self.dsn = extended && settings.dsn;
+                write_hello(extended, settings, out);
+            }
             Owed::Mail => SENDER_OK.write(out),
             Owed::Rcpt => RECIPIENT_OK.write(out),
             Owed::Data => out.extend_from_slice(b"354 End data with <CR><LF>.<CR><LF>\r\n"),
@@ -199,13 +208,13 @@ impl Session {
             // The answer to BDAT is given when the chunk has come.
             Owed::FirstChunk if positive => {}
             // RFC 2034, 3: neither the greeting nor the reply to EHLO has an enhanced code.
-            Owed::Nothing | Owed::Hello { .. } if positive => {
-                Reply {
-                    code: reply.code,
-                    enhanced: None,
-                    text: (&*reply.text).into(),
-                }
-                .write(out);
+            Owed::Nothing | Owed::Hello { .. } if positive => reply.borrowed(None).write(out),
+            Owed::Nothing | Owed::Hello { .. } => reply.write(out),
+            // Everything else has one, since it is offered; also what a next hop said that does not offer it.
+            _ if reply.enhanced.is_none() && reply.code != 354 => {
+                reply
+                    .borrowed(EnhancedCode::undefined(reply.code))
+                    .write(out);
             }
             _ => reply.write(out),
         }
@@ -227,6 +236,7 @@ impl Session {
 
     /// Says that everything in `out` was handed to the kernel: what arrives from now on came after our replies.
     pub fn flushed(&mut self) {
+        self.asides = 0;
         if self.phase == Phase::Greeting {
             self.phase = Phase::Fresh;
         }
@@ -269,6 +279,13 @@ impl Session {
         matches!(self.phase, Phase::Ending(_) | Phase::Ended)
     }
 
+    /// Something came behind the command that ended the session, which is not read by anyone. A client that may still be talking has
+    /// to be let down gently.
+    #[must_use]
+    pub const fn talks_on(&self) -> bool {
+        matches!(self.phase, Phase::Ended) && self.premature
+    }
+
     /// Recipients accepted in this transaction.
     #[must_use]
     pub const fn recipients(&self) -> u32 {
@@ -296,6 +313,7 @@ impl Session {
         match self.phase {
             Phase::Ending(abuse) => {
                 self.phase = Phase::Ended;
+                self.premature = !input.is_empty();
                 return (input.len(), Some(abuse.map_or(Event::Quit, Event::Abort)));
             }
             Phase::Ended => return (input.len(), Some(Event::NeedInput)),
@@ -348,11 +366,9 @@ impl Session {
                 }
                 Taken::NotYet(event) => return (0, Some(event)),
             },
-            Frame::TooLong => self.fail(settings, &LINE_TOO_LONG, out),
-            Frame::BareLineFeed => self.fail(settings, &BARE_LINE_FEED, out),
+            Frame::TooLong => self.fail_line(settings, &LINE_TOO_LONG, out),
+            Frame::BareLineFeed => self.fail_line(settings, &BARE_LINE_FEED, out),
         }
-        // Without PIPELINING every reply has to be waited for.
-        self.exclusive |= !self.extended;
         (used, None)
     }
 
@@ -406,6 +422,12 @@ impl Session {
     fn fail(&mut self, settings: &Settings, reply: &Reply<'_>, out: &mut Vec<u8>) {
         reply.write(out);
         self.count_error(settings, out);
+    }
+
+    /// Answers what is no command line.
+    fn fail_line(&mut self, settings: &Settings, reply: &Reply<'_>, out: &mut Vec<u8>) {
+        self.fail(settings, reply, out);
+        self.exclusive |= !self.extended;
     }
 
     fn count_error(&mut self, settings: &Settings, out: &mut Vec<u8>) {

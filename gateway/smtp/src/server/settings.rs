@@ -3,6 +3,9 @@
 use crate::data::Bounds;
 use crate::reply::push_decimal;
 
+/// RFC 9422, 4: a limit has at most six digits. Clients that count no further lose nothing.
+const LIMIT_MAX: u32 = 999_999;
+
 /// RFC 5321, 4.5.3.1.6, without CRLF.
 const TEXT_LINE_LENGTH_MAX: u32 = 998;
 
@@ -23,6 +26,8 @@ pub struct Settings {
     pub command_length_max: usize,
     /// What becomes of lines of more than 998 octets in a message.
     pub long_lines: LongLines,
+    /// DSN is offered (RFC 3461): what its parameters ask for is passed on, or done.
+    pub dsn: bool,
 }
 
 impl Settings {
@@ -37,6 +42,7 @@ impl Settings {
             errors_max: 20,
             command_length_max: 2048,
             long_lines: LongLines::Pass,
+            dsn: true,
         }
     }
 
@@ -74,11 +80,13 @@ pub(super) fn write_hello(extended: bool, settings: &Settings, out: &mut Vec<u8>
     out.extend_from_slice(hostname);
     out.extend_from_slice(b"\r\n250-PIPELINING\r\n250-SIZE ");
     push_decimal(out, settings.message_size_max, 1);
-    out.extend_from_slice(b"\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250-DSN\r\n250-ENHANCEDSTATUSCODES\r\n");
-    // RFC 9422.
-    out.extend_from_slice(b"250-LIMITS RCPTMAX=");
-    push_decimal(out, settings.recipients_max.into(), 1);
+    out.extend_from_slice(b"\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n");
+    if settings.dsn {
+        out.extend_from_slice(b"250-DSN\r\n");
+    }
+    out.extend_from_slice(b"250-ENHANCEDSTATUSCODES\r\n250-LIMITS RCPTMAX=");
+    push_decimal(out, settings.recipients_max.min(LIMIT_MAX).into(), 1);
     out.extend_from_slice(b" MAILMAX=");
-    push_decimal(out, settings.transactions_max.into(), 1);
+    push_decimal(out, settings.transactions_max.min(LIMIT_MAX).into(), 1);
     out.extend_from_slice(b"\r\n250 HELP\r\n");
 }

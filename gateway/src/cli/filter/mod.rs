@@ -165,7 +165,11 @@ fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
         );
         return Err(ExitCode::from(EXIT_USAGE));
     }
-    Filter::attach(&settings, config.policy.lists()).map_err(|error| failed(&error, None))?;
+    let filter =
+        Filter::attach(&settings, config.policy.lists()).map_err(|error| failed(&error, None))?;
+    for fault in filter.answer_faults() {
+        eprintln!("warning: {fault}");
+    }
     let names: Vec<&str> = settings
         .interfaces
         .iter()

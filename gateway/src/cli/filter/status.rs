@@ -20,8 +20,8 @@ const TOP_SOURCES_SHOWN: usize = 10;
 /// Arguments of `portcullis filter status`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-`passed` is all that was let through to a filtered port: `permitted` and `monitored` are parts of
-it. Packets are counted since the filter was put in place; a reload or a restart of the gate keeps the
+`passed` is all that was let through to a filtered port: `permitted`, `over budget` and `monitored`
+are parts of it. Packets are counted since the filter was put in place; a reload or a restart of the gate keeps the
 counts of lists that keep their name and action. Who is dropped most is known while somebody reads
 the events: a gate with an admin endpoint, or this command with --watch. It is counted from a sample.
 
@@ -178,6 +178,15 @@ fn print_tables(look: &Look, out: &mut impl Write) -> io::Result<()> {
             "not here: this network namespace has no interface of that name; look from within the filter's"
         )?;
     }
+    for interface in &status.interfaces {
+        if interface.answers_lost {
+            writeln!(
+                out,
+                "{}: nothing is answered there, because it would be lost: the other end of this veth runs no XDP program",
+                interface.name
+            )?;
+        }
+    }
     reasons(look, "dropped", |interface| &interface.dropped, out)?;
     let monitors = |interface: &InterfaceStatus| interface.monitored.total() > 0;
     if status.mode == "monitor" || status.interfaces.iter().any(monitors) {
@@ -195,6 +204,7 @@ fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
         "xdp mode",
         "passed",
         "of them permitted",
+        "over budget",
         "dropped",
         "resets",
         "syn cookies",
@@ -214,6 +224,7 @@ fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
             mode.to_owned(),
             count(|interface| interface.passed),
             count(|interface| interface.permitted),
+            count(|interface| interface.over_budget),
             count(|interface| interface.dropped.total()),
             count(|interface| interface.resets),
             count(|interface| interface.syn_cookies),
@@ -231,16 +242,16 @@ fn reasons(
     of: fn(&InterfaceStatus) -> &Reasons,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    let [a, b, c, d, e] = Reasons::default().each().map(|(name, _)| name);
-    let mut table = Table::new([heading, a, b, c, d, e]);
+    let [a, b, c, d] = Reasons::default().each().map(|(name, _)| name);
+    let mut table = Table::new([heading, a, b, c, d]);
     for interface in &look.status.interfaces {
-        let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|reason| {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|reason| {
             look.of_interface(interface, |interface| {
                 let (_, packets) = of(interface).each()[reason];
                 packets
             })
         });
-        table.row([interface.name.clone(), a, b, c, d, e]);
+        table.row([interface.name.clone(), a, b, c, d]);
     }
     writeln!(out)?;
     table.write(out)
@@ -350,16 +361,17 @@ mod tests {
                 present: true,
                 passed: 1_000_000,
                 permitted: 2,
+                over_budget: 7,
                 other: 3,
                 dropped: Reasons {
                     listed: 4,
                     verdict: 5,
                     unlisted: 6,
-                    syn_budget: 7,
                     customer: 8,
                 },
                 resets: 9,
                 syn_cookies: 10,
+                answers_lost: false,
                 hidden: 11,
                 monitored: Reasons {
                     listed: 12,
@@ -412,14 +424,14 @@ mod tests {
         let expected = "\
 /sys/fs/bpf/portcullis: enforce, ports 25 587, unlisted sources pass
 
-interface  role      xdp mode   passed  of them permitted  dropped  resets  syn cookies  hidden  other
-eth0       customer  driver    1000000                  2       30       9           10      11      3
+interface  role      xdp mode   passed  of them permitted  over budget  dropped  resets  syn cookies  hidden  other
+eth0       customer  driver    1000000                  2            7       23       9           10      11      3
 
-dropped  listed  verdict  unlisted  syn-budget  customer
-eth0          4        5         6           7         8
+dropped  listed  verdict  unlisted  customer
+eth0          4        5         6         8
 
-monitored  listed  verdict  unlisted  syn-budget  customer
-eth0           12        0         0           0         0
+monitored  listed  verdict  unlisted  customer
+eth0           12        0         0         0
 
 list           action  entries  dropped  permitted  monitored
 spamhaus-drop  drop          8        4          0          6
@@ -447,6 +459,17 @@ source      drops  reason  list           interface  last, s
             "{text}"
         );
         assert!(text.contains("4 (+2/s)          0"), "{text}");
+    }
+
+    #[test]
+    fn an_interface_on_which_answers_would_be_lost_is_named() {
+        let mut status = status();
+        let told = |status: &Status| {
+            printed(&Look::alone(status.clone())).contains("eth0: nothing is answered there")
+        };
+        assert!(!told(&status));
+        status.interfaces[0].answers_lost = true;
+        assert!(told(&status));
     }
 
     #[test]

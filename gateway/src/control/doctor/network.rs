@@ -30,12 +30,27 @@ pub(super) fn backlog() -> Finding {
     }
 }
 
-pub(super) fn syn_cookies() -> Finding {
-    match setting("net/ipv4/tcp_syncookies") {
+pub(super) fn syn_cookies(filter_answers: bool) -> Finding {
+    judge_syn_cookies(setting("net/ipv4/tcp_syncookies"), filter_answers)
+}
+
+/// `filter_answers`: a filter is to send the kernel's cookies before the kernel has to.
+fn judge_syn_cookies(value: Option<u64>, filter_answers: bool) -> Finding {
+    match value {
         Some(0) => Finding::warning(
             "SYN cookies",
             "net.ipv4.tcp_syncookies is 0: a flood of spoofed SYNs keeps everybody out",
             "sysctl -w net.ipv4.tcp_syncookies=1",
+        ),
+        Some(2) if filter_answers => Finding::ok(
+            "SYN cookies",
+            "net.ipv4.tcp_syncookies is 2: the filter answers every SYN for a port of this host, at the price of window \
+             scaling and SACK for every client",
+        ),
+        Some(1) if filter_answers => Finding::ok(
+            "SYN cookies",
+            "net.ipv4.tcp_syncookies is 1: the filter answers SYNs while the queue of a listener is full; with 2 it answers \
+             every one, and no flood gets as far as that queue, at the price of window scaling and SACK for every client",
         ),
         Some(value) => Finding::ok("SYN cookies", format!("net.ipv4.tcp_syncookies is {value}")),
         // A kernel can be built without them.
@@ -155,6 +170,22 @@ mod tests {
                 .iter()
                 .all(|finding| finding.level == Level::Ok)
         );
+    }
+
+    #[test]
+    fn what_a_cookie_for_every_syn_brings_is_told_where_a_filter_would_send_them() {
+        for (value, filter_answers, level, words) in [
+            (Some(0), true, Level::Warning, "keeps everybody out"),
+            (None, true, Level::Warning, "keeps everybody out"),
+            (Some(1), true, Level::Ok, "with 2 it answers every one"),
+            (Some(2), true, Level::Ok, "at the price of window scaling"),
+            (Some(1), false, Level::Ok, "tcp_syncookies is 1"),
+            (Some(2), false, Level::Ok, "tcp_syncookies is 2"),
+        ] {
+            let finding = judge_syn_cookies(value, filter_answers);
+            assert_eq!(finding.level, level, "{finding:?}");
+            assert!(finding.found.contains(words), "{finding:?}");
+        }
     }
 
     #[test]

@@ -16,12 +16,10 @@ const CAPABILITIES: [Capability; 3] = [
 
 pub(super) fn filter(settings: &Filter) -> Vec<Finding> {
     let mut findings = vec![capabilities(), file_system(settings), jit()];
-    findings.extend(
-        settings
-            .interfaces
-            .iter()
-            .map(|found| interface(settings, found)),
-    );
+    for found in &settings.interfaces {
+        findings.push(interface(settings, found));
+        findings.extend(answers(settings, found));
+    }
     findings
 }
 
@@ -79,6 +77,13 @@ fn jit() -> Finding {
         // Without the setting the kernel was built to compile always.
         _ => Finding::ok("BPF compiler", "on"),
     }
+}
+
+/// Whether what the program answers there arrives; nothing is said where it does.
+fn answers(settings: &Filter, interface: &Interface) -> Option<Finding> {
+    let fault = filter::answer_fault(settings, interface)?;
+    let subject = format!("answers on {}", fault.interface());
+    Some(Finding::warning(subject, fault.found(), fault.next_step()))
 }
 
 fn interface(settings: &Filter, interface: &Interface) -> Finding {
