@@ -11,5 +11,6 @@ pub mod filter;
 pub mod lists;
 pub mod netns;
 pub mod policy;
+pub mod printable;
 pub mod relay;
 pub mod worker;

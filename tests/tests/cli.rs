@@ -25,8 +25,12 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
         &["filter", "verdicts"],
         &["list", "add", "remove", "flush", "/64"],
     ),
-    (&["filter", "verdicts", "list"], &["--json"]),
-    (&["filter", "verdicts", "add"], &["--for", "--note", "-c"]),
+    (&["filter", "verdicts", "list"], &["--json", "--why"]),
+    (
+        &["filter", "verdicts", "add"],
+        &["--for", "--note", "-c", "--file", "--json"],
+    ),
+    (&["filter", "status"], &["are parts of it"]),
     (&["filter", "verdicts", "remove"], &["IP"]),
     (&["filter", "verdicts", "flush"], &["-c"]),
     (&["filter", "attach"], &["-c"]),
@@ -86,6 +90,7 @@ fn a_wrong_command_line_is_exit_code_2() -> Result<()> {
         &["filter", "verdicts", "add"],
         &["filter", "verdicts", "add", "192.0.2.0/24"],
         &["filter", "verdicts", "add", "192.0.2.1", "--for", "1"],
+        &["filter", "verdicts", "add", "192.0.2.1", "--json"],
         &["filter", "verdicts", "remove"],
         &["filter", "events", "--count", "some"],
     ];

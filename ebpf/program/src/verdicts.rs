@@ -4,7 +4,9 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
-use portcullis_ebpf_common::layout::{LOCAL_NETWORKS_MAX, RecentVerdict, VERDICTS_MAX, VerdictKey};
+use portcullis_ebpf_common::layout::{
+    LOCAL_NETWORKS_MAX, NO_PREALLOC, RecentVerdict, VERDICTS_MAX, VerdictKey,
+};
 use portcullis_ebpf_common::packet::SOURCE_BITS;
 use portcullis_ebpf_common::{Memory, Recent, Source};
 
@@ -12,7 +14,8 @@ use crate::budget;
 use crate::control::control;
 
 #[btf_map]
-static VERDICTS: HashMap<VerdictKey, RecentVerdict, { VERDICTS_MAX as usize }> = HashMap::new();
+static VERDICTS: HashMap<VerdictKey, RecentVerdict, { VERDICTS_MAX as usize }, NO_PREALLOC> =
+    HashMap::new();
 
 #[btf_map]
 static LOCAL_NETWORKS: LpmTrie<[u32; 5], u32, { LOCAL_NETWORKS_MAX as usize }> = LpmTrie::new();

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use portcullis::control::doctor::{Finding, Level, examine, rehearse};
+use portcullis::printable::printable;
 
 use super::{ConfigFile, finished};
 
@@ -57,7 +58,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 fn print(findings: &[Finding], out: &mut impl Write) -> io::Result<()> {
     let subjects = findings
         .iter()
-        .map(|finding| finding.subject.chars().count());
+        .map(|finding| printable(&finding.subject).chars().count());
     let width = subjects.max().unwrap_or(0);
     for finding in findings {
         let level = match finding.level {
@@ -68,9 +69,11 @@ fn print(findings: &[Finding], out: &mut impl Write) -> io::Result<()> {
         writeln!(
             out,
             "{level:<7}  {:<width$}  {}",
-            finding.subject, finding.found
+            printable(&finding.subject),
+            printable(&finding.found)
         )?;
         if let Some(next_step) = &finding.next_step {
+            let next_step = printable(next_step);
             writeln!(out, "{:<7}  {:<width$}  -> {next_step}", "", "")?;
         }
     }

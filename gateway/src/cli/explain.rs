@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use portcullis::control::dnsbl;
 use portcullis::policy::explain::{Explanation, Question, depends_on_listings, explain_with};
+use portcullis::printable::printable;
 
 use super::{ConfigFile, EXIT_USAGE};
 
@@ -141,7 +142,7 @@ fn print_table(explanation: &Explanation, out: &mut impl Write) -> io::Result<()
             "{:<8} {:<subject$}  {outcome:<7} {:<rule$}  {first}{more}",
             stage.stage, stage.subject, stage.rule
         );
-        writeln!(out, "{}", line.trim_end())?;
+        writeln!(out, "{}", printable(line.trim_end()))?;
     }
     Ok(())
 }

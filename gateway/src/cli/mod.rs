@@ -6,6 +6,7 @@ mod doctor;
 mod explain;
 mod filter;
 mod lists;
+mod progress;
 mod run;
 mod table;
 

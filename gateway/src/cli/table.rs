@@ -1,6 +1,9 @@
 //! Tables for people: columns as wide as what stands in them, numbers to the right.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
+
+use portcullis::printable::printable;
 
 /// A table with its headings.
 pub(super) struct Table<const N: usize> {
@@ -15,9 +18,12 @@ impl<const N: usize> Table<N> {
         }
     }
 
-    /// Adds a row.
+    /// Adds a row. What a terminal would obey in it is shown.
     pub(super) fn row(&mut self, cells: [String; N]) {
-        self.rows.push(cells);
+        self.rows.push(cells.map(|cell| match printable(&cell) {
+            Cow::Owned(shown) => shown,
+            Cow::Borrowed(_) => cell,
+        }));
     }
 
     /// Writes it; nothing if there is no row.
@@ -85,6 +91,16 @@ mod tests {
         let expected = "name          packets  mode\n\
                         eth0                7  driver\n\
                         a-long-name  12345678  driver\n";
+        assert_eq!(String::from_utf8(written).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_a_cell_holds_moves_no_cursor_and_ends_no_line() {
+        let mut table = Table::new(["name", "note"]);
+        table.row(["\u{1b}]0;x\u{7}".to_owned(), "a\nb".to_owned()]);
+        let mut written = Vec::new();
+        table.write(&mut written).unwrap();
+        let expected = "name             note\n\\u{1b}]0;x\\u{7}  a\\nb\n";
         assert_eq!(String::from_utf8(written).unwrap(), expected);
     }
 }

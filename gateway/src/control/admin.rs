@@ -4,26 +4,30 @@
 //! |---|---|
 //! | `/metrics` | the text format of Prometheus |
 //! | `/api/status` | the same as JSON |
+//! | `/api/refusals` | who was refused of late, why and until when, as JSON |
+//! | `/api/events` | what the filter drops while it happens: a JSON object a line, until the client goes |
 //!
 //! There is nothing to change by it and nobody is asked who they are: bind it to the loopback or to a network of the
-//! operators. A connection is good for one request and for half a minute, and there are at most 32 at a time: more wait
-//! in the kernel's queue.
+//! operators. A connection is good for one request and for half a minute, unless it follows the events, and there are at most
+//! 32 at a time, of which 8 follow: more wait in the kernel's queue, or are told so.
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time;
 
@@ -32,6 +36,8 @@ use super::{Control, Error, metrics};
 
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 32;
+/// Those of them that follow the events.
+const FOLLOWERS_MAX: usize = 8;
 /// For the head of the request to be there.
 const HEADER_MAX: Duration = Duration::from_secs(10);
 /// For all of a connection.
@@ -48,21 +54,26 @@ pub(super) fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
     listener.map_err(|error| Error::Admin { address, error })
 }
 
+/// What connections share.
+struct Endpoint {
+    control: Arc<Control>,
+    followers: Arc<Semaphore>,
+}
+
 /// Answers for as long as the gate runs.
 pub(super) async fn serve(control: Arc<Control>, listener: tokio::net::TcpListener) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let endpoint = Arc::new(Endpoint {
+        control,
+        followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+    });
     // The semaphore is never closed.
     while let Ok(permit) = Arc::clone(&connections).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let control = Arc::clone(&control);
+                let endpoint = Arc::clone(&endpoint);
                 tokio::spawn(async move {
-                    if time::timeout(CONNECTION_MAX, converse(control, stream))
-                        .await
-                        .is_err()
-                    {
-                        tracing::debug!("an admin connection took too long");
-                    }
+                    converse_in_time(endpoint, stream).await;
                     drop(permit);
                 });
             }
@@ -74,8 +85,21 @@ pub(super) async fn serve(control: Arc<Control>, listener: tokio::net::TcpListen
     }
 }
 
-async fn converse(control: Arc<Control>, stream: TcpStream) {
-    let service = service_fn(move |request| answer(Arc::clone(&control), request));
+/// Serves a connection, and ends it if that takes too long, unless it follows the events.
+async fn converse_in_time(endpoint: Arc<Endpoint>, stream: TcpStream) {
+    let follows = Arc::new(AtomicBool::new(false));
+    let mut conversation = Box::pin(converse(endpoint, stream, Arc::clone(&follows)));
+    let in_time = time::timeout(CONNECTION_MAX, &mut conversation).await;
+    match in_time {
+        Ok(()) => {}
+        Err(_) if follows.load(Ordering::Relaxed) => conversation.await,
+        Err(_) => tracing::debug!("an admin connection took too long"),
+    }
+}
+
+async fn converse(endpoint: Arc<Endpoint>, stream: TcpStream, follows: Arc<AtomicBool>) {
+    let service =
+        service_fn(move |request| answer(Arc::clone(&endpoint), request, Arc::clone(&follows)));
     let conversation = http1::Builder::new()
         .keep_alive(false)
         .timer(TokioTimer::new())
@@ -91,6 +115,54 @@ async fn converse(control: Arc<Control>, stream: TcpStream) {
 enum Resource {
     Metrics,
     Status,
+    Refusals,
+    Events,
+}
+
+/// The body of an answer: all of it, or what there is to tell as it comes.
+enum Told {
+    Whole(Option<Bytes>),
+    Events {
+        lines: mpsc::Receiver<Bytes>,
+        /// One of those that may follow.
+        _follower: OwnedSemaphorePermit,
+    },
+}
+
+impl Told {
+    fn whole(text: impl Into<Bytes>) -> Self {
+        Self::Whole(Some(text.into()).filter(|text| !text.is_empty()))
+    }
+}
+
+impl Body for Told {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = match self.get_mut() {
+            Self::Whole(text) => Poll::Ready(text.take()),
+            Self::Events { lines, .. } => lines.poll_recv(context),
+        };
+        next.map(|data| data.map(|data| Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Whole(None))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(text) => {
+                let length = text.as_ref().map_or(0, Bytes::len);
+                SizeHint::with_exact(length as u64)
+            }
+            Self::Events { .. } => SizeHint::default(),
+        }
+    }
 }
 
 /// Finds what is asked for, or why it is not to be had.
@@ -98,6 +170,8 @@ fn route(method: &Method, path: &str) -> Result<Resource, StatusCode> {
     let resource = match path {
         "/metrics" => Resource::Metrics,
         "/api/status" => Resource::Status,
+        "/api/refusals" => Resource::Refusals,
+        "/api/events" => Resource::Events,
         _ => return Err(StatusCode::NOT_FOUND),
     };
     if matches!(*method, Method::GET | Method::HEAD) {
@@ -108,47 +182,73 @@ fn route(method: &Method, path: &str) -> Result<Resource, StatusCode> {
 }
 
 async fn answer(
-    control: Arc<Control>,
+    endpoint: Arc<Endpoint>,
     request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+    follows: Arc<AtomicBool>,
+) -> Result<Response<Told>, Infallible> {
     let resource = match route(request.method(), request.uri().path()) {
         Ok(resource) => resource,
-        Err(status) => return Ok(refusal(status)),
+        Err(status) => return Ok(refusal(status, "")),
     };
+    if resource == Resource::Events {
+        return Ok(match follow(&endpoint) {
+            Ok(events) => {
+                follows.store(true, Ordering::Relaxed);
+                response("application/x-ndjson", events)
+            }
+            Err(why_not) => refusal(StatusCode::SERVICE_UNAVAILABLE, &why_not),
+        });
+    }
     // Reading the filter's counters takes hundreds of system calls.
-    let told = spawn_blocking(move || tell(resource, &State::collect(&control))).await;
+    let told = spawn_blocking(move || tell(resource, &endpoint.control)).await;
     Ok(match told {
-        Ok(Some((content_type, body))) => {
-            let mut response = Response::new(Full::from(body));
-            let content_type = HeaderValue::from_static(content_type);
-            response.headers_mut().insert(CONTENT_TYPE, content_type);
-            response
-        }
-        Ok(None) | Err(_) => refusal(StatusCode::INTERNAL_SERVER_ERROR),
+        Ok(Some((content_type, body))) => response(content_type, Told::whole(body)),
+        Ok(None) | Err(_) => refusal(StatusCode::INTERNAL_SERVER_ERROR, ""),
     })
 }
 
-fn tell(resource: Resource, state: &State) -> Option<(&'static str, String)> {
-    match resource {
-        Resource::Metrics => Some((metrics::CONTENT_TYPE, metrics::render(state))),
-        Resource::Status => {
-            let json = serde_json::to_string_pretty(state).ok()?;
-            Some(("application/json", json + "\n"))
-        }
-    }
+/// What the filter drops from now on, or why that cannot be told.
+fn follow(endpoint: &Endpoint) -> Result<Told, String> {
+    let follower = Arc::clone(&endpoint.followers).try_acquire_owned();
+    let _follower =
+        follower.map_err(|_| format!("{FOLLOWERS_MAX} connections follow the events already"))?;
+    let lines = endpoint.control.drops.follow()?;
+    Ok(Told::Events { lines, _follower })
 }
 
-fn refusal(status: StatusCode) -> Response<Full<Bytes>> {
-    let reason = status.canonical_reason().unwrap_or_default();
-    let mut response = Response::new(Full::from(format!("{reason}\n")));
+fn tell(resource: Resource, control: &Control) -> Option<(&'static str, String)> {
+    let json = match resource {
+        Resource::Metrics => {
+            let text = metrics::render(&State::collect(control));
+            return Some((metrics::CONTENT_TYPE, text));
+        }
+        Resource::Status => serde_json::to_string_pretty(&State::collect(control)),
+        Resource::Refusals => serde_json::to_string_pretty(&control.refusals.told()),
+        // They are followed.
+        Resource::Events => return None,
+    };
+    Some(("application/json", json.ok()? + "\n"))
+}
+
+fn response(content_type: &'static str, told: Told) -> Response<Told> {
+    let mut response = Response::new(told);
+    let content_type = HeaderValue::from_static(content_type);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+/// An answer that is none, and why.
+fn refusal(status: StatusCode, why: &str) -> Response<Told> {
+    let reason = match why {
+        "" => status.canonical_reason().unwrap_or_default(),
+        why => why,
+    };
+    let told = Told::whole(format!("{reason}\n"));
+    let mut response = response("text/plain; charset=utf-8", told);
     *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
     if status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let allowed = HeaderValue::from_static("GET, HEAD");
+        response.headers_mut().insert(ALLOW, allowed);
     }
     response
 }
@@ -163,6 +263,8 @@ mod tests {
             (Method::GET, "/metrics", Ok(Resource::Metrics)),
             (Method::HEAD, "/metrics", Ok(Resource::Metrics)),
             (Method::GET, "/api/status", Ok(Resource::Status)),
+            (Method::GET, "/api/refusals", Ok(Resource::Refusals)),
+            (Method::GET, "/api/events", Ok(Resource::Events)),
             (
                 Method::POST,
                 "/api/status",
@@ -184,8 +286,8 @@ mod tests {
 
     #[test]
     fn both_forms_can_be_written() {
-        for resource in [Resource::Metrics, Resource::Status] {
-            assert!(tell(resource, &State::default()).is_some_and(|(_, body)| !body.is_empty()));
-        }
+        let state = State::default();
+        assert!(!metrics::render(&state).is_empty());
+        assert!(serde_json::to_string_pretty(&state).is_ok());
     }
 }

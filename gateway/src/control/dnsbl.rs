@@ -17,7 +17,7 @@ mod test_entries;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustc_hash::FxHashMap;
 use tokio::sync::mpsc::{self, Receiver, Sender, UnboundedSender};
@@ -30,6 +30,7 @@ pub(super) use self::counts::Zone;
 pub(super) use self::counts::{Counts, Dnsbl, Server};
 pub(super) use self::test_entries::{Family, Trust};
 use super::Control;
+use super::refusals::KeptOut;
 use crate::config::{Config, FilterMode};
 use crate::filter::{Cause, NewVerdict, Verdicts};
 use crate::policy::dnsbl::{Answer, Finding};
@@ -93,9 +94,7 @@ pub(super) async fn serve(
         tokio::select! {
             request = requests.recv() => match request {
                 Some(Request::Ask(question)) => desk.ask(question),
-                Some(Request::Refused(refusal)) => if let Some(verdicts) = &verdicts {
-                    learn(&desk.control, verdicts, refusal);
-                },
+                Some(Request::Refused(refusal)) => learn(&desk.control, verdicts.as_ref(), refusal),
                 None => return,
             },
             Some(done) = desk.running.join_next_with_id() => desk.done(done),
@@ -182,28 +181,40 @@ fn worth_telling(mut findings: Vec<Finding>) -> Option<Arc<[Finding]>> {
     (!findings.is_empty()).then(|| findings.into())
 }
 
-/// Has the filter drop a source that was refused, unless it must not.
-fn learn(control: &Control, verdicts: &Arc<Verdicts>, refusal: Refusal) {
+/// Has the filter drop a source that was refused, unless it must not, and remembers either.
+fn learn(control: &Arc<Control>, verdicts: Option<&Arc<Verdicts>>, refusal: Refusal) {
     let config = control.shared.config.load_full();
-    let enforces = config
-        .filter
-        .as_ref()
-        .is_some_and(|filter| filter.mode == FilterMode::Enforce);
     let client = config.policy.client(refusal.client);
-    let may_be_dropped = config.policy.asks_about(&client);
-    if !enforces || !may_be_dropped || config.dnsbl.drop_for.is_zero() {
-        return;
+    let (mode, verdicts) = match (&config.filter, verdicts) {
+        (Some(filter), Some(verdicts)) => (filter.mode, verdicts),
+        _ => return remember(control, &refusal, "there is no filter"),
+    };
+    if mode != FilterMode::Enforce {
+        return remember(control, &refusal, "filter.mode is not enforce");
     }
-    let verdicts = Arc::clone(verdicts);
+    if config.dnsbl.drop_for.is_zero() {
+        return remember(control, &refusal, "dnsbl_policy.drop_for is 0");
+    }
+    if !config.policy.asks_about(&client) {
+        return remember(control, &refusal, "the new configuration trusts it");
+    }
+    let (control, verdicts) = (Arc::clone(control), Arc::clone(verdicts));
     // Writing one is quick, but for when there is no room.
-    spawn_blocking(move || give(&verdicts, &refusal, &config));
+    spawn_blocking(move || give(&control, &verdicts, &refusal, &config));
+}
+
+/// Remembers a refusal of which the filter learns nothing.
+fn remember(control: &Control, refusal: &Refusal, why_not: &str) {
+    let kept_out = KeptOut::Not(why_not.to_owned());
+    control.refusals.add(refusal, kept_out, SystemTime::now());
 }
 
 /// Puts a source into the recent verdicts.
-fn give(verdicts: &Verdicts, refusal: &Refusal, config: &Config) {
+fn give(control: &Control, verdicts: &Verdicts, refusal: &Refusal, config: &Config) {
+    let duration = config.dnsbl.drop_for;
     let verdict = NewVerdict {
-        address: refusal.client,
-        duration: config.dnsbl.drop_for,
+        source: refusal.client.to_canonical().into(),
+        duration,
         cause: Cause::Dnsbl,
         note: refusal.rule.strip_prefix("dnsbl:").unwrap_or(&refusal.rule),
     };
@@ -211,9 +222,12 @@ fn give(verdicts: &Verdicts, refusal: &Refusal, config: &Config) {
     match verdicts.add(&verdict, Some(config.policy.lists())) {
         Ok(given) => {
             tracing::debug!(%client, rule = %refusal.rule, ?given, "a verdict for the filter");
+            let kept_out = KeptOut::by(&given, duration);
+            control.refusals.add(refusal, kept_out, SystemTime::now());
         }
         Err(error) => {
             tracing::warn!(%client, %error, "the filter takes no verdict on a refused source");
+            remember(control, refusal, "the filter took no verdict");
         }
     }
 }

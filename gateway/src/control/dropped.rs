@@ -2,22 +2,31 @@
 //! whether what the filter answers still arrives, and reads along with what is dropped, so that the top sources are known.
 //!
 //! Reading costs the program something for every packet that it tells of, so it is done only where somebody may ask:
-//! with an admin endpoint. If another process reads (`portcullis filter events`), the gate waits for its turn.
+//! with an admin endpoint. Who wants to see them while the gate reads asks the gate (`/api/events`); if another process reads
+//! (`portcullis filter events`), the gate waits for its turn.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::Control;
-use crate::filter::{ANNOUNCE_EVERY, Error, Events, READ_EVERY, Verdicts};
+use super::{Control, HeldFilter};
+use crate::filter::{ANNOUNCE_EVERY, Error, Events, Names, READ_EVERY, TimedEvent, Verdicts};
 
 /// Expired verdicts do nothing, but they take up room.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// The program at the other end of a veth can come and go at any time. A look costs two questions to the kernel.
 const ANSWERS_EVERY: Duration = Duration::from_secs(5);
+
+/// Looks at the buffer of events that are kept for one who is slow to take them.
+const LOOKS_KEPT: usize = 64;
+/// Events of one look; what comes in faster waits for the next.
+const EVENTS_OF_A_LOOK: usize = 4_096;
 
 /// Removes recent verdicts that have expired, for as long as the gate runs.
 pub(super) async fn sweep_verdicts(verdicts: Arc<Verdicts>) {
@@ -54,20 +63,102 @@ pub(super) async fn watch_answers(control: Arc<Control>) {
     }
 }
 
-/// Counts what is dropped by source, for as long as the gate runs.
-pub(super) async fn count_sources(mut events: Events) {
+/// What is dropped while it happens, for those who ask the gate: the gate reads the events, of which there is one reader.
+pub(super) struct Drops {
+    /// Lines of JSON, as many as one look at the buffer gave.
+    lines: broadcast::Sender<Bytes>,
+    /// Why there are none: another process reads, or nobody does.
+    silent: Mutex<Option<String>>,
+}
+
+impl Default for Drops {
+    fn default() -> Self {
+        let silent = "this gate reads no events: it has no filter".to_owned();
+        Self {
+            lines: broadcast::channel(LOOKS_KEPT).0,
+            silent: Mutex::new(Some(silent)),
+        }
+    }
+}
+
+impl Drops {
+    /// The lines from now on, until the receiver is dropped. One that takes them too slowly loses some.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub(super) fn follow(&self) -> Result<mpsc::Receiver<Bytes>, String> {
+        if let Some(silent) = &*self.silent() {
+            return Err(silent.clone());
+        }
+        let mut lines = self.lines.subscribe();
+        let (to, taken) = mpsc::channel(LOOKS_KEPT);
+        tokio::spawn(async move {
+            loop {
+                let looked = tokio::select! {
+                    looked = lines.recv() => looked,
+                    () = to.closed() => return,
+                };
+                match looked {
+                    Ok(looked) => {
+                        if to.send(looked).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return,
+                }
+            }
+        });
+        Ok(taken)
+    }
+
+    fn silent(&self) -> MutexGuard<'_, Option<String>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells what the buffer holds to those who follow, and counts it.
+    fn tell(&self, events: &mut Events, names: &Names) {
+        let mut lines = Vec::new();
+        for _ in 0..EVENTS_OF_A_LOOK {
+            let Some(event) = events.next(names) else {
+                break;
+            };
+            // Writing to memory does not fail.
+            let _ = serde_json::to_writer(&mut lines, &TimedEvent::from(event));
+            lines.extend_from_slice(b"\n");
+        }
+        if !lines.is_empty() {
+            // That nobody follows any more is no failure.
+            let _ = self.lines.send(lines.into());
+        }
+    }
+}
+
+/// Reads what is dropped, for as long as the gate runs: it is counted by source, and told to those who follow.
+pub(super) async fn read_drops(control: Arc<Control>, mut events: Events) {
     let mut ticks = interval(READ_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut announced: Option<Instant> = None;
     let mut waiting = false;
+    let mut names = Names::default();
+    let drops = &control.drops;
     loop {
         ticks.tick().await;
-        events.count_all();
+        if drops.lines.receiver_count() == 0 {
+            events.count_all();
+        } else {
+            drops.tell(&mut events, &names);
+        }
         if announced.is_some_and(|then| then.elapsed() < ANNOUNCE_EVERY) {
             continue;
         }
         announced = Some(Instant::now());
-        match events.take_turn().and_then(|()| events.announce()) {
+        if let Some(current) = control.filter.as_ref().and_then(HeldFilter::names) {
+            names = current;
+        }
+        let turn = events.take_turn().and_then(|()| events.announce());
+        *drops.silent() = turn.as_ref().err().map(ToString::to_string);
+        match turn {
             Ok(()) => waiting = false,
             Err(Error::EventsTaken { .. }) if waiting => {}
             Err(error @ Error::EventsTaken { .. }) => {

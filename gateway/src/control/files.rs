@@ -24,8 +24,8 @@ use serde::Serialize;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use super::{Control, lists};
 use super::user;
+use super::{Control, lists};
 use crate::config::Config;
 
 /// How often they are tried.

@@ -196,12 +196,12 @@ fn interfaces(text: &mut Text, filter: &Status) {
     let counters: [(&str, &str, Value); 7] = [
         (
             "portcullis_filter_passed_packets_total",
-            "Packets to a filtered port that were let through.",
+            "Packets to a filtered port that were let through: all, those of the permitted, over-budget and monitored metrics included.",
             |interface| interface.passed,
         ),
         (
             "portcullis_filter_permitted_packets_total",
-            "Those of them whose source a permit list names.",
+            "Those of the passed packets that a permit list names; they are in the passed metric, too.",
             |interface| interface.permitted,
         ),
         (
@@ -258,7 +258,7 @@ fn interfaces(text: &mut Text, filter: &Status) {
     }
     text.counter(
         "portcullis_filter_monitored_packets_total",
-        "Packets that would have been dropped, were the mode not monitor.",
+        "Those of the passed packets that would have been dropped, were the mode not monitor, by reason.",
     );
     for interface in &filter.interfaces {
         text.reasons(&interface.name, interface.monitored);
@@ -310,9 +310,15 @@ fn verdicts(text: &mut Text, verdicts: &VerdictCounts) {
         "Recent verdicts for which there is room.",
     );
     text.sample(&[], verdicts.capacity);
+    text.gauge(
+        "portcullis_filter_verdicts_by_operator",
+        "Those of the recent verdicts that a person added, and that are never given up for others.",
+    );
+    text.sample(&[], verdicts.by_operator);
     text.counter(
         "portcullis_filter_verdict_changes_total",
-        "Recent verdicts by what became of them; refused: the source is permitted or local.",
+        "Recent verdicts by what became of them; evicted: given up for others, because there was no more room; refused: not given, \
+         the source is permitted or local; no-room: not given, all that there is room for was added by people.",
     );
     let changes = [
         ("added", verdicts.added),
@@ -321,6 +327,7 @@ fn verdicts(text: &mut Text, verdicts: &VerdictCounts) {
         ("expired", verdicts.expired),
         ("evicted", verdicts.evicted),
         ("refused", verdicts.refused),
+        ("no-room", verdicts.no_room),
     ];
     for (change, count) in changes {
         text.sample(&[("change", change)], count);
@@ -488,6 +495,8 @@ mod tests {
                 lists: vec![list],
                 verdicts: VerdictCounts {
                     number: 16,
+                    by_operator: 19,
+                    no_room: 20,
                     evicted: 17,
                     ..VerdictCounts::default()
                 },
@@ -549,6 +558,8 @@ mod tests {
             "portcullis_filter_unread_packets_total{interface=\"eth0\",encapsulation=\"mpls\"} 0",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"vlan-tags\"} 0",
             "portcullis_filter_verdicts 16",
+            "portcullis_filter_verdicts_by_operator 19",
+            "portcullis_filter_verdict_changes_total{change=\"no-room\"} 20",
             "portcullis_filter_verdict_changes_total{change=\"evicted\"} 17",
             "portcullis_filter_top_source_events{source=\"2001:db8::/64\",reason=\"listed\",list=\"drop\"} 18",
             "portcullis_filter_list_entries{list=\"drop\",action=\"drop\"} 7",

@@ -13,11 +13,14 @@
 //! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
 //! | `admin.rs`, `state.rs`, `metrics.rs`, `metrics/` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
-//! | `dropped.rs` | expired verdicts, lost answers and the top sources of the filter |
+//! | `dropped.rs` | expired verdicts, lost answers, the top sources of the filter, and what it drops while that happens |
+//! | `refusals.rs` | who was refused of late, why and until when |
+//! | `ask.rs` | how a command asks the gate beside it |
 //! | `interfaces.rs` | interfaces that come, go and lose their filter; filters that no configuration has |
 //! | `doctor.rs`, `doctor/` | is this machine able to run it? |
 
 mod admin;
+pub mod ask;
 mod changes;
 pub mod dnsbl;
 pub mod doctor;
@@ -31,6 +34,7 @@ pub mod log;
 mod metrics;
 mod names;
 mod notify;
+pub mod refusals;
 mod reload;
 pub mod serve;
 mod start;
@@ -40,11 +44,13 @@ mod user;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
+use self::dropped::Drops;
 use self::files::Files;
 use self::names::Names;
+use self::refusals::Refusals;
 use self::reload::Reloads;
 use self::start::RunningWorker;
-use crate::filter::{Filter, Status};
+use crate::filter::{self, Filter, Status};
 use crate::worker::Shared;
 
 pub use self::error::Error;
@@ -57,6 +63,8 @@ struct Control {
     names: Names,
     files: Files,
     dnsbl: Arc<dnsbl::Counts>,
+    refusals: Refusals,
+    drops: Drops,
     reloads: Reloads,
     log_level: log::Level,
     since: Instant,
@@ -81,6 +89,11 @@ impl HeldFilter {
     /// The filter, for a change. Blocks: not for the control plane's own thread.
     fn lock(&self) -> MutexGuard<'_, Filter> {
         self.filter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What slots are called, unless the filter is being changed.
+    fn names(&self) -> Option<filter::Names> {
+        self.filter.try_lock().ok()?.names().ok()
     }
 
     /// What is in force and what was counted; of a moment ago while the filter is being changed.

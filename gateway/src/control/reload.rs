@@ -235,6 +235,8 @@ mod tests {
             names: Names::default(),
             files: Files::default(),
             dnsbl: Arc::default(),
+            refusals: Default::default(),
+            drops: Default::default(),
             reloads: Reloads::default(),
             since: Instant::now(),
         };

@@ -11,8 +11,10 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::dropped::Drops;
 use super::files::{self, Files};
 use super::names::Names;
+use super::refusals::Refusals;
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
 use super::user::User;
@@ -115,6 +117,9 @@ async fn live(
     let names = Names::default();
     names.look_up(&config.routes).await;
     names.fill(&mut config.routes);
+    if let Some(filter) = &mut held.filter {
+        tell_commands(filter, admin.as_ref());
+    }
     let events = held.filter.as_mut().and_then(Filter::take_events);
     let verdicts = held.filter.as_ref().map(Filter::verdicts);
     let counts = Arc::new(dnsbl::Counts::default());
@@ -128,6 +133,8 @@ async fn live(
         names,
         files: Files::default(),
         dnsbl: counts,
+        refusals: Refusals::default(),
+        drops: Drops::default(),
         reloads: Reloads::default(),
         log_level,
         since: Instant::now(),
@@ -135,7 +142,7 @@ async fn live(
     if let Some(listener) = admin {
         tokio::spawn(admin::serve(Arc::clone(&control), listener));
         if let Some(events) = events {
-            tokio::spawn(dropped::count_sources(events));
+            tokio::spawn(dropped::read_drops(Arc::clone(&control), events));
         }
     }
     if let Some(verdicts) = &verdicts {
@@ -152,6 +159,14 @@ async fn live(
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
     announce(&control);
     watch(&control, ends, &mut stop).await
+}
+
+/// Lets commands beside this gate find it. Without it they have to be told where it is.
+fn tell_commands(filter: &mut Filter, admin: Option<&TcpListener>) {
+    let address = admin.and_then(|listener| listener.local_addr().ok());
+    if let Err(error) = filter.set_admin(address) {
+        tracing::warn!(%error, "commands beside this gate cannot find its admin endpoint");
+    }
 }
 
 fn announce(control: &Control) {
@@ -278,6 +293,8 @@ mod tests {
             names: Names::default(),
             files: Files::default(),
             dnsbl: Arc::default(),
+            refusals: Refusals::default(),
+            drops: Drops::default(),
             reloads: Reloads::default(),
             log_level: log::Level::of_no_log(),
             since: Instant::now(),

@@ -6,7 +6,7 @@ use aya::maps::lpm_trie::Key;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portcullis_ebpf_common::Source;
 use portcullis_ebpf_common::layout::VerdictKey;
-use portcullis_ebpf_common::packet::{FAMILY_BITS, SOURCE_BITS};
+use portcullis_ebpf_common::packet::FAMILY_BITS;
 
 /// An address as the program has it. One of IPv4 that is written as IPv6 is one of IPv4.
 pub(super) fn source(address: IpAddr) -> Source {
@@ -21,6 +21,12 @@ pub(super) fn verdict_key(address: IpAddr) -> VerdictKey {
     source(address).key()
 }
 
+/// What a recent verdict on this address is on: the address, or the /64 of an IPv6 one.
+#[must_use]
+pub fn verdict_network(address: IpAddr) -> IpNet {
+    of_verdict(verdict_key(address))
+}
+
 /// The addresses that a verdict under this key is on.
 pub(super) fn of_verdict(key: VerdictKey) -> IpNet {
     let [family, first, second] = key;
@@ -32,7 +38,8 @@ pub(super) fn of_verdict(key: VerdictKey) -> IpNet {
 }
 
 /// Such a network for people: an IPv4 address has no length behind it.
-pub(super) fn written(network: &IpNet) -> String {
+#[must_use]
+pub fn written(network: &IpNet) -> String {
     match network {
         IpNet::V4(network) => network.addr().to_string(),
         IpNet::V6(network) => network.to_string(),
@@ -61,9 +68,10 @@ pub(super) fn trie_key(network: &IpNet) -> Key<[u32; 5]> {
     Key::new(length, source_of_network(network).0)
 }
 
-/// An address as a trie is asked for it.
-pub(super) fn trie_lookup(address: IpAddr) -> Key<[u32; 5]> {
-    Key::new(SOURCE_BITS, source(address).0)
+/// The network that a key of a trie is; `None` if it is none.
+pub(super) fn of_trie(length: u32, words: [u32; 5]) -> Option<IpNet> {
+    let length = u8::try_from(length.checked_sub(FAMILY_BITS)?).ok()?;
+    IpNet::new(of_source(words), length).ok()
 }
 
 /// The first address of a network, in the network's own family: `::/0` is no network of IPv4.

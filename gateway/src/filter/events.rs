@@ -4,19 +4,20 @@
 //! A ring buffer has one reader. It holds a lock on a directory beside the pins, and says every second that it is still
 //! there: the program tells nothing to nobody. The lock is the kernel's, so a reader that is killed gives it back.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aya::maps::{Array, Map, MapData, MapError, RingBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use portcullis_ebpf_common::layout::{self, Reason, TOP_SOURCES_MAX, TopSource};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::address::of_source;
@@ -27,6 +28,7 @@ use super::lists;
 use super::maps::{Maps, TOP_SOURCES, Value, open};
 use super::pins::{Pins, pin_error};
 use super::top::Ranking;
+use crate::printable::printable;
 
 /// For so long the program believes that somebody reads.
 const READER_FOR: Duration = Duration::from_secs(2);
@@ -70,10 +72,9 @@ pub struct Reader {
 }
 
 /// A packet that was dropped, or would have been.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// How long ago.
-    #[serde(skip)]
     pub age: Duration,
     /// Who sent it, as far as the packet says.
     pub source: IpAddr,
@@ -87,6 +88,41 @@ pub struct Event {
     pub port: Option<u16>,
     /// It passed because of the mode `monitor`.
     pub monitored: bool,
+}
+
+/// An event as it is told: with the time of day in place of its age.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimedEvent {
+    /// When, in UTC, to the millisecond.
+    pub time: String,
+    /// Who sent it, as far as the packet says.
+    pub source: IpAddr,
+    /// Why it was dropped.
+    pub reason: Cow<'static, str>,
+    /// The list that its source is on, if that is the reason.
+    pub list: Option<String>,
+    /// Where it came in.
+    pub interface: Option<String>,
+    /// The port it went to, if it can be read.
+    pub port: Option<u16>,
+    /// It passed because of the mode `monitor`.
+    pub monitored: bool,
+}
+
+impl From<Event> for TimedEvent {
+    fn from(event: Event) -> Self {
+        let time = SystemTime::now().checked_sub(event.age);
+        let time = time.and_then(|time| jiff::Timestamp::try_from(time).ok());
+        Self {
+            time: time.map_or_else(String::new, |time| format!("{time:.3}")),
+            source: event.source,
+            reason: Cow::Borrowed(event.reason),
+            list: event.list,
+            interface: event.interface,
+            port: event.port,
+            monitored: event.monitored,
+        }
+    }
 }
 
 /// What slots are called.
@@ -274,7 +310,8 @@ pub(super) fn holder(file: &File) -> Option<Reader> {
     let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
     Some(Reader {
         process,
-        name: name.trim_end().to_owned(),
+        // A process calls itself what it likes.
+        name: printable(name.trim_end()).into_owned(),
     })
 }
 

@@ -35,6 +35,8 @@ pub(super) struct Generation {
     pub(super) number: u32,
     /// The blocks of its snapshot.
     pub(super) blocks: u32,
+    /// And its lines.
+    pub(super) lines: usize,
     /// In the order of the configuration.
     pub(super) lists: Vec<KernelList>,
 }
@@ -61,10 +63,11 @@ pub(super) fn in_force(maps: &Maps) -> Result<Generation, Error> {
         }
     }
     lists.sort_by_key(|list| list.position);
-    let blocks = blocks_of(Field::LINES.of(&header) as usize);
+    let lines = Field::LINES.of(&header) as usize;
     Ok(Generation {
         number,
-        blocks,
+        blocks: blocks_of(lines),
+        lines,
         lists,
     })
 }
@@ -117,6 +120,7 @@ pub(super) fn swap(
     Ok(Generation {
         number,
         blocks: memory.block_count(),
+        lines: memory.as_slice().len(),
         lists,
     })
 }

@@ -7,10 +7,10 @@
 use aya::Pod;
 use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray};
 use portcullis_ebpf_common::layout::{
-    self, Counters, Glance, INTERFACE_NAME_MAX, INTERFACE_SLOTS, INTERFACES_MAX, InterfaceCounters,
-    InterfaceRecord, LIST_SLOTS, ListCounters, ListRecord, NOTHING_COUNTED, RecentVerdict,
-    SNAPSHOT_BLOCKS_MAX, TOP_SOURCES_MAX, TopSource, VERDICT_COUNTERS as VERDICT_COUNTERS_MAX,
-    snapshot_slot,
+    self, Counters, GateRecord, Glance, INTERFACE_NAME_MAX, INTERFACE_SLOTS, INTERFACES_MAX,
+    InterfaceCounters, InterfaceRecord, LIST_SLOTS, ListCounters, ListRecord, NOTHING_COUNTED,
+    RecentVerdict, SNAPSHOT_BLOCKS_MAX, TOP_SOURCES_MAX, TopSource,
+    VERDICT_COUNTERS as VERDICT_COUNTERS_MAX, snapshot_slot,
 };
 use portcullis_ebpf_common::snapshot::Line;
 
@@ -40,6 +40,7 @@ const LIST_RECORDS: &str = "LIST_RECORDS";
 const INTERFACE_RECORDS: &str = "INTERFACE_RECORDS";
 pub(super) const VERDICT_COUNTERS: &str = "VERDICT_COUNTERS";
 pub(super) const TOP_SOURCES: &str = "TOP_SOURCES";
+const GATE: &str = "GATE";
 
 /// A value of a map that is not a number.
 #[derive(Clone, Copy)]
@@ -58,6 +59,8 @@ unsafe impl Pod for Value<InterfaceRecord> {}
 unsafe impl Pod for Value<RecentVerdict> {}
 // SAFETY: as above.
 unsafe impl Pod for Value<TopSource> {}
+// SAFETY: as above.
+unsafe impl Pod for Value<GateRecord> {}
 
 /// Handles of all maps under one pin path.
 pub(super) struct Maps {
@@ -70,6 +73,7 @@ pub(super) struct Maps {
     list_records: Array<MapData, Value<ListRecord>>,
     interface_records: Array<MapData, Value<InterfaceRecord>>,
     top_sources: Array<MapData, Value<TopSource>>,
+    gate: Array<MapData, Value<GateRecord>>,
 }
 
 impl Maps {
@@ -84,6 +88,7 @@ impl Maps {
             list_records: open(pins, LIST_RECORDS)?,
             interface_records: open(pins, INTERFACE_RECORDS)?,
             top_sources: open(pins, TOP_SOURCES)?,
+            gate: open(pins, GATE)?,
         })
     }
 
@@ -92,7 +97,19 @@ impl Maps {
         create::<Value<ListRecord>>(pins, LIST_RECORDS, 2 * LIST_SLOTS)?;
         create::<Value<InterfaceRecord>>(pins, INTERFACE_RECORDS, INTERFACES_MAX)?;
         create::<u64>(pins, VERDICT_COUNTERS, VERDICT_COUNTERS_MAX)?;
-        create::<Value<TopSource>>(pins, TOP_SOURCES, TOP_SOURCES_MAX)
+        create::<Value<TopSource>>(pins, TOP_SOURCES, TOP_SOURCES_MAX)?;
+        create::<Value<GateRecord>>(pins, GATE, 1)
+    }
+
+    /// Where the gate answers.
+    pub(super) fn gate(&self) -> Result<GateRecord, Error> {
+        let record = self.gate.get(&0, 0);
+        Ok(record.map_err(kernel("reading where the gate answers"))?.0)
+    }
+
+    pub(super) fn set_gate(&mut self, record: GateRecord) -> Result<(), Error> {
+        let result = self.gate.set(0, Value(record), 0);
+        result.map_err(kernel("writing where the gate answers"))
     }
 
     /// Who is dropped most, the first in front; as the reader of the events has last written it.
@@ -140,6 +157,18 @@ impl Maps {
             return Ok(None);
         };
         memory::header(&map).map(Some)
+    }
+
+    /// The blocks of the generation in force; `None` if there is none.
+    pub(super) fn snapshot_blocks(
+        &self,
+        generation: u32,
+        blocks: u32,
+    ) -> Result<Option<Vec<BlockMap>>, Error> {
+        let block = |block| self.snapshot.get(&snapshot_slot(generation, block), 0);
+        let blocks = (0..blocks).map(block).collect::<Result<Vec<_>, _>>();
+        let blocks = found(blocks).map_err(kernel("opening the lists in force"))?;
+        Ok(blocks.filter(|blocks| !blocks.is_empty()))
     }
 
     /// Puts a snapshot in place of the generation before, which has so many blocks. When it returns, no packet is being held
@@ -420,6 +449,7 @@ mod tests {
             4 * 8 + 4 + 4 + layout::VERDICT_NOTE_MAX
         );
         assert_eq!(size_of::<TopSource>(), 3 * 8 + 5 * 4 + 3 * 4);
+        assert_eq!(size_of::<GateRecord>(), 5 * 4 + 4);
     }
 
     #[test]

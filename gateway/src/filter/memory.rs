@@ -66,8 +66,13 @@ impl KernelMemory {
         let create = |_| BlockMap::create(1, MAPPED as u32);
         let blocks: Result<Vec<_>, _> = (0..count).map(create).collect();
         let blocks = blocks.map_err(kernel("making a map for the lists"))?;
+        Self::of(blocks, lines)
+    }
+
+    /// The lines that lie in these maps.
+    pub(super) fn of(blocks: Vec<BlockMap>, lines: usize) -> Result<Self, Error> {
         let maps: Vec<_> = blocks.iter().map(descriptor).collect();
-        let mapped = Mapping::new(&maps, lines)?;
+        let mapped = Mapping::new(&maps, lines.max(FIRST_FREE))?;
         let fixed = Mapping::new(&maps, FIRST_FREE)?;
         Ok(Self {
             lines: mapped,
@@ -107,6 +112,12 @@ impl KernelMemory {
         if let Some(header) = fixed.as_mut_slice().first_mut() {
             Field::GENERATION.set(header, number.into());
         }
+    }
+
+    /// The number of the generation that it is, or was last.
+    pub(super) fn generation(&self) -> u32 {
+        let header = self.as_slice().first().copied().unwrap_or_default();
+        Field::GENERATION.of(&header) as u32
     }
 
     /// How many blocks it has.

@@ -10,6 +10,7 @@
 
 mod address;
 mod answers;
+mod batch;
 mod bpf;
 mod clock;
 mod control;
@@ -17,6 +18,7 @@ mod error;
 mod events;
 mod features;
 mod foreign;
+mod gate;
 mod in_place;
 mod interfaces;
 mod link_layer;
@@ -38,6 +40,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -55,10 +58,14 @@ use self::pins::Pins;
 use crate::config;
 use crate::lists::Compiled;
 
+pub use self::address::{verdict_network, written};
 pub use self::answers::{AnswerFault, answer_fault};
 pub use self::error::Error;
-pub use self::events::{ANNOUNCE_EVERY, Event, Events, Names, READ_EVERY, Reader, names};
+pub use self::events::{
+    ANNOUNCE_EVERY, Event, Events, Names, READ_EVERY, Reader, TimedEvent, names,
+};
 pub use self::features::{InterfaceState, interface_state};
+pub use self::gate::admin;
 pub use self::in_place::{InPlace, in_place, in_place_under, pins_are_private};
 pub use self::memory::{KernelMemory, memory};
 pub use self::plan::{Plan, PlannedInterface, plan};
@@ -143,6 +150,8 @@ impl Filter {
             tracing::warn!(%error, "the filter answers nothing on interfaces that it was not on before");
         }
         filter.remove_exempt_verdicts(compiled);
+        // The owner before is gone.
+        filter.set_admin(None)?;
         Ok(filter)
     }
 
@@ -180,6 +189,22 @@ impl Filter {
     /// What the program drops, for one who will read it; `None` if it was given away before.
     pub fn take_events(&mut self) -> Option<Events> {
         self.events.take()
+    }
+
+    /// What slots are called now.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be read.
+    pub fn names(&self) -> Result<Names, Error> {
+        Names::of(&self.maps, &self.generation)
+    }
+
+    /// Writes down where the gate answers, for commands beside it; `None` if it does not.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be written.
+    pub fn set_admin(&mut self, admin: Option<SocketAddr>) -> Result<(), Error> {
+        self.maps.set_gate(gate::record(admin))
     }
 
     /// Puts other settings in force, and the program on or off interfaces if those have changed.

@@ -4,16 +4,17 @@
 //! change adds what is new before it takes away what is gone: a network that stays is never out of the map.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use aya::maps::{LpmTrie, MapData};
 use ipnet::IpNet;
 
 use super::Error;
-use super::address::{trie_key, trie_lookup};
+use super::address::{of_trie, trie_key};
 use super::error::kernel;
 use super::maps::{found, open};
 use super::pins::Pins;
+
+const LOOKING: &str = "looking for a local network";
 
 /// The map of them.
 pub(super) struct LocalNetworks {
@@ -51,10 +52,25 @@ impl LocalNetworks {
         Ok(())
     }
 
-    /// Whether an address is in one of them.
-    pub(super) fn cover(&self, address: IpAddr) -> Result<bool, Error> {
-        let found = found(self.trie.get(&trie_lookup(address), 0));
-        let found = found.map_err(kernel("looking for a local network"))?;
-        Ok(found.is_some())
+    /// The longest of them that all of a network is in.
+    pub(super) fn covering(&self, source: IpNet) -> Result<Option<IpNet>, Error> {
+        let found = found(self.trie.get(&trie_key(&source), 0));
+        if found.map_err(kernel(LOOKING))?.is_none() {
+            return Ok(None);
+        }
+        // The trie does not say which it was.
+        let mut covering = self.all()?;
+        covering.retain(|network| network.contains(&source));
+        Ok(covering.into_iter().max_by_key(IpNet::prefix_len))
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> Result<Vec<IpNet>, Error> {
+        let keys = self.trie.keys();
+        let networks = keys.map(|key| key.map(|key| of_trie(key.prefix_len(), key.data())));
+        networks
+            .filter_map(Result::transpose)
+            .collect::<Result<_, _>>()
+            .map_err(kernel(LOOKING))
     }
 }

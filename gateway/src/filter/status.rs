@@ -69,11 +69,11 @@ pub struct InterfaceStatus {
     pub unfiltered_since: Option<u64>,
     /// Why, as far as a running gate knows.
     pub unfiltered_reason: Option<String>,
-    /// To a filtered port, and let through.
+    /// To a filtered port, and let through: all of them, those of `permitted` and `monitored` included.
     pub passed: u64,
-    /// Those of them whose source a permit list names.
+    /// Of `passed`, those whose source or, of a customer, whose destination a permit list names.
     pub permitted: u64,
-    /// Those of them that were SYNs beyond the budget of their source, for which the kernel had no cookie.
+    /// Of `passed`, those that were SYNs beyond the budget of their source, for which the kernel had no cookie.
     pub over_budget: u64,
     /// Anything but TCP to a filtered port; let through, always.
     pub other: u64,
@@ -90,7 +90,7 @@ pub struct InterfaceStatus {
     pub answers_lost: bool,
     /// Held to be for a filtered port because the port cannot be read; they are among the others, too.
     pub hidden: u64,
-    /// Let through only because the mode was `monitor`; they are among `passed`.
+    /// Of `passed`, those that were let through only because the mode was `monitor`.
     pub monitored: Reasons,
 }
 

@@ -12,37 +12,41 @@
 //! look for nothing, and no more.
 //!
 //! The map has its size. When it is full, a sixteenth of it goes at once, so that the search for what is least worth
-//! keeping, which reads all of it, is paid for once in four thousand: first what has expired, then what has seen no packet
-//! for the longest time. Rejected: an LRU map of the kernel, which recycles approximately and says nothing of it.
+//! keeping, which reads all of it, is paid for once in sixteen thousand: first what has expired, then what has seen no packet
+//! for the longest time. What a person added goes for nothing that was learned, nor for what another person adds: if there is
+//! nothing else, there is no room. Rejected: an LRU map of the kernel, which recycles approximately and says nothing of it; a
+//! second map for what a person adds, which would cost every packet of a source with a hint a second look.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `map.rs` | the map, the hints, and the room |
+//! | `exempt.rs` | what no verdict keeps out |
+//! | `noted.rs` | those that one reason brought about, when it turns out to be none |
 
+mod exempt;
+mod map;
 mod noted;
-
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, MapData, MapError};
 use ipnet::IpNet;
-use nix::libc;
 use portcullis_ebpf_common::layout::{
-    RecentVerdict, VERDICT_NOTE_MAX, VERDICTS_MAX, VerdictCounter, VerdictKey, hint,
+    RecentVerdict, VERDICT_NOTE_MAX, VERDICTS_MAX, VerdictCounter, VerdictKey,
 };
 use serde::Serialize;
 
 use super::Error;
 use super::address::{of_verdict, verdict_key, written};
 use super::clock::{in_ns, now_ns};
-use super::control::Control;
-use super::error::{kernel, os_error};
-use super::maps::{VERDICT_COUNTERS, Value, found, open, text};
-use super::networks::LocalNetworks;
+use super::maps::text;
 use super::pins::Pins;
-use crate::lists::{Compiled, ListAction};
+use crate::lists::Compiled;
 
-/// What goes at once when there is no room.
-const BATCH: usize = VERDICTS_MAX as usize / 16;
+pub use self::exempt::Exemption;
+use self::exempt::{InForce, Permits};
+use self::map::{Elements, Maps};
 
 /// The recent verdicts of a filter in place. It can be used from several threads at once.
 ///
@@ -52,19 +56,8 @@ pub struct Verdicts {
     maps: Mutex<Maps>,
     /// To look at them while another thread changes them.
     seen: Elements,
-}
-
-/// The map itself.
-struct Elements {
-    verdicts: HashMap<MapData, VerdictKey, Value<RecentVerdict>>,
-}
-
-struct Maps {
-    verdicts: Elements,
-    /// It has the hints.
-    control: Control,
-    counters: Array<MapData, u64>,
-    local: LocalNetworks,
+    /// The lists that the program looked into when they were opened, for who has none of its own.
+    in_force: Option<InForce>,
 }
 
 /// Why a source has a verdict.
@@ -109,8 +102,8 @@ impl Cause {
 /// A verdict to give.
 #[derive(Clone, Copy, Debug)]
 pub struct NewVerdict<'a> {
-    /// On whom; of IPv6 it is on the /64.
-    pub address: IpAddr,
+    /// On whom: an address, or a /64 of IPv6. Of an address of IPv6, too, it is on the /64.
+    pub source: IpNet,
     /// For how long.
     pub duration: Duration,
     /// Why.
@@ -126,20 +119,12 @@ pub enum Given {
     Added,
     /// It was kept out already, and is for the new length of time.
     Renewed,
+    /// It was kept out already by a person, whose word stays.
+    Kept,
     /// It is not kept out.
     Refused(Exemption),
-}
-
-/// What protects a source from verdicts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Exemption {
-    /// It is in a local network.
-    Local,
-    /// This list permits it.
-    Permitted {
-        /// The list's name.
-        list: String,
-    },
+    /// It is not kept out, because all that there is room for was added by people.
+    NoRoom,
 }
 
 /// A verdict in force.
@@ -159,6 +144,9 @@ pub struct VerdictStatus {
     pub packets: u64,
     /// Since the last of them.
     pub last_packet_seconds_ago: Option<u64>,
+    /// Parts of it that are let in all the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub except: Vec<Exemption>,
 }
 
 /// How many verdicts there are, and what became of others since the filter was put in place.
@@ -166,6 +154,8 @@ pub struct VerdictStatus {
 pub struct VerdictCounts {
     /// In force.
     pub number: u64,
+    /// Of them, those that a person added: they are never given up.
+    pub by_operator: u64,
     /// For how many there is room.
     pub capacity: u64,
     /// Given to sources that had none.
@@ -180,27 +170,33 @@ pub struct VerdictCounts {
     pub evicted: u64,
     /// Not given, because the source is permitted or local.
     pub refused: u64,
+    /// Not given, because there was no room but that of what a person added.
+    pub no_room: u64,
 }
 
 impl Verdicts {
-    /// The verdicts of the filter that is pinned under this path. No gate has to run.
+    /// The verdicts of the filter that is pinned under this path, and the lists that it has. No gate has to run.
     ///
     /// # Errors
     /// [`Error::NotAttached`] if there is none, [`Error::NotPermitted`] if the caller may not.
     pub fn open(pin_path: &Path) -> Result<Self, Error> {
-        Self::of(&Pins::attached(pin_path)?)
+        let pins = Pins::attached(pin_path)?;
+        let in_force = match InForce::open(&pins) {
+            // With fewer rights than root's the program alone knows them, which passes what they permit.
+            Err(Error::NotPermitted { .. }) => None,
+            opened => opened?,
+        };
+        Ok(Self {
+            in_force,
+            ..Self::of(&pins)?
+        })
     }
 
     pub(super) fn of(pins: &Pins) -> Result<Self, Error> {
-        let maps = Maps {
-            verdicts: Elements::open(pins)?,
-            control: Control::open(pins)?,
-            counters: open(pins, VERDICT_COUNTERS)?,
-            local: LocalNetworks::open(pins)?,
-        };
         Ok(Self {
-            maps: Mutex::new(maps),
+            maps: Mutex::new(Maps::open(pins)?),
             seen: Elements::open(pins)?,
+            in_force: None,
         })
     }
 
@@ -216,26 +212,38 @@ impl Verdicts {
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a source out for a while, unless it is in a local network or one of these lists permits it. For the first ten
-    /// seconds only new connections are refused, so that one that is open can end in order.
+    /// These lists, or those in force.
+    fn permits<'a>(&'a self, lists: Option<&'a Compiled>) -> Option<&'a dyn Permits> {
+        match (lists, &self.in_force) {
+            (Some(lists), _) => Some(lists),
+            (None, Some(in_force)) => Some(in_force),
+            (None, None) => None,
+        }
+    }
+
+    /// Keeps a source out for a while, unless it is in a local network or a list permits it: one of these or, where none are
+    /// given and they were [opened](Self::open), of those in force. For the first ten seconds only new connections are refused, so
+    /// that one that is open can end in order.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read or written.
     pub fn add(&self, new: &NewVerdict<'_>, lists: Option<&Compiled>) -> Result<Given, Error> {
         let mut maps = self.maps();
-        let exemption = if maps.local.cover(new.address)? {
-            Some(Exemption::Local)
-        } else {
-            lists.and_then(|lists| permit(lists, new.address))
-        };
-        if let Some(exemption) = exemption {
+        let source = canonical(new.source);
+        if let Some(exemption) = exempt::of(&maps.local, self.permits(lists), source)? {
             maps.count(VerdictCounter::Refused, 1)?;
             return Ok(Given::Refused(exemption));
         }
-        let key = verdict_key(new.address);
-        let before = maps.verdicts.get(key)?;
+        let key = verdict_key(source.addr());
         let now_ns = now_ns();
+        let before = maps.verdicts.get(key)?;
         let still = before.filter(|before| before.expires_ns > now_ns);
+        let by_person = |cause| cause == Cause::Operator;
+        if still.is_some_and(|before| by_person(Cause::of_number(before.cause)))
+            && !by_person(new.cause)
+        {
+            return Ok(Given::Kept);
+        }
         let verdict = RecentVerdict {
             expires_ns: now_ns.saturating_add(in_ns(new.duration)),
             // Who is out already gets no second time of grace.
@@ -246,20 +254,24 @@ impl Verdicts {
             reserved: 0,
             note: note(new.note),
         };
-        if let Err(error) = maps.insert(key, verdict) {
-            if os_error(&error) != Some(libc::E2BIG) {
-                return Err(kernel("writing a recent verdict")(error));
-            }
-            maps.make_room(now_ns)?;
-            maps.insert(key, verdict)
-                .map_err(kernel("writing a recent verdict"))?;
-        }
         let (given, counter) = match still {
+            _ if !maps.put(key, verdict, now_ns)? => (Given::NoRoom, VerdictCounter::NoRoom),
             Some(_) => (Given::Renewed, VerdictCounter::Renewed),
             None => (Given::Added, VerdictCounter::Added),
         };
         maps.count(counter, 1)?;
         Ok(given)
+    }
+
+    /// The parts of the /64 of an IPv6 source that a verdict on it does not keep out: what is local, and what a list in force
+    /// permits, if those were [opened](Self::open).
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be read.
+    pub fn exceptions(&self, source: IpAddr) -> Result<Vec<Exemption>, Error> {
+        let local = self.maps().local.all()?;
+        let verdict = of_verdict(verdict_key(source));
+        Ok(exempt::within(&local, self.permits(None), verdict))
     }
 
     /// Takes back the verdict on a source, or on the /64 of an IPv6 one; says whether there was one.
@@ -283,22 +295,24 @@ impl Verdicts {
     /// [`Error::Kernel`] if a map cannot be written.
     pub fn flush(&self) -> Result<u64, Error> {
         let now_ns = now_ns();
-        self.maps()
-            .remove_where(VerdictCounter::Removed, |_, verdict| {
-                verdict.expires_ns > now_ns
-            })
+        let is_in_force = |_, verdict: &RecentVerdict| verdict.expires_ns > now_ns;
+        let removed = self
+            .maps()
+            .remove_where(VerdictCounter::Removed, is_in_force);
+        removed.map(|(removed, _)| removed)
     }
 
-    /// Removes those whose time is over, which mean nothing already; says how many.
+    /// Removes those whose time is over, which mean nothing already; says how many. If the map is full, that is told.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
     pub fn sweep(&self) -> Result<u64, Error> {
         let now_ns = now_ns();
-        self.maps()
-            .remove_where(VerdictCounter::Expired, |_, verdict| {
-                verdict.expires_ns <= now_ns
-            })
+        let mut maps = self.maps();
+        let is_over = |_, verdict: &RecentVerdict| verdict.expires_ns <= now_ns;
+        let (removed, left) = maps.remove_where(VerdictCounter::Expired, is_over)?;
+        maps.tell_if_full(left);
+        Ok(removed)
     }
 
     /// Takes back those on sources that are local by now or permitted by these lists; says how many. A /64 of IPv6 of
@@ -307,14 +321,13 @@ impl Verdicts {
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
     pub fn remove_exempt(&self, local: &[IpNet], lists: &Compiled) -> Result<u64, Error> {
-        let exempt = |source: IpNet| {
-            let permitted = lists.filtered(source.network()).is_some_and(|listing| {
-                listing.action == ListAction::Permit && listing.prefix.contains(&source)
-            });
-            permitted || local.iter().any(|network| network.contains(&source))
+        let is_exempt = |key, _: &RecentVerdict| {
+            let source = of_verdict(key);
+            local.iter().any(|network| network.contains(&source))
+                || exempt::permit_of(lists, source).is_some()
         };
-        self.maps()
-            .remove_where(VerdictCounter::Removed, |key, _| exempt(of_verdict(key)))
+        let removed = self.maps().remove_where(VerdictCounter::Removed, is_exempt);
+        removed.map(|(removed, _)| removed)
     }
 
     /// The verdicts in force, the newest first.
@@ -326,6 +339,9 @@ impl Verdicts {
         let mut verdicts = self.seen.all()?;
         verdicts.retain(|(_, verdict)| verdict.expires_ns > now_ns);
         verdicts.sort_unstable_by_key(|(key, verdict)| (u64::MAX - verdict.added_ns, *key));
+        let mut local = self.maps().local.all()?;
+        local.retain(|network| network.addr().is_ipv6() && network.prefix_len() > 64);
+        let permits = self.permits(None);
         let seconds = |later: u64, earlier: u64| later.saturating_sub(earlier) / 1_000_000_000;
         let status = |(key, verdict): &(VerdictKey, RecentVerdict)| VerdictStatus {
             source: written(&of_verdict(*key)),
@@ -336,6 +352,7 @@ impl Verdicts {
             packets: verdict.packets,
             last_packet_seconds_ago: (verdict.last_ns > 0)
                 .then(|| seconds(now_ns, verdict.last_ns)),
+            except: exempt::within(&local, permits, of_verdict(*key)),
         };
         Ok(verdicts.iter().map(status).collect())
     }
@@ -346,13 +363,15 @@ impl Verdicts {
     /// [`Error::Kernel`] if a map cannot be read.
     pub fn counts(&self) -> Result<VerdictCounts, Error> {
         let now_ns = now_ns();
-        let all = self.seen.all()?;
-        let maps = self.maps();
-        let in_force = all
+        let mut all = self.seen.all()?;
+        all.retain(|(_, verdict)| verdict.expires_ns > now_ns);
+        let by_operator = all
             .iter()
-            .filter(|(_, verdict)| verdict.expires_ns > now_ns);
+            .filter(|(_, verdict)| Cause::of_number(verdict.cause) == Cause::Operator);
+        let maps = self.maps();
         Ok(VerdictCounts {
-            number: in_force.count() as u64,
+            number: all.len() as u64,
+            by_operator: by_operator.count() as u64,
             capacity: u64::from(VERDICTS_MAX),
             added: maps.counted(VerdictCounter::Added)?,
             renewed: maps.counted(VerdictCounter::Renewed)?,
@@ -360,177 +379,27 @@ impl Verdicts {
             expired: maps.counted(VerdictCounter::Expired)?,
             evicted: maps.counted(VerdictCounter::Evicted)?,
             refused: maps.counted(VerdictCounter::Refused)?,
-        })
-    }
-}
-
-impl Elements {
-    fn open(pins: &Pins) -> Result<Self, Error> {
-        Ok(Self {
-            verdicts: open(pins, "VERDICTS")?,
+            no_room: maps.counted(VerdictCounter::NoRoom)?,
         })
     }
 
-    fn get(&self, key: VerdictKey) -> Result<Option<RecentVerdict>, Error> {
-        let value =
-            found(self.verdicts.get(&key, 0)).map_err(kernel("reading a recent verdict"))?;
-        Ok(value.map(|Value(verdict)| verdict))
-    }
-
-    /// Removes an element; says whether it was there.
-    fn take(&mut self, key: VerdictKey) -> Result<bool, Error> {
-        match self.verdicts.remove(&key) {
-            Ok(()) => Ok(true),
-            Err(error) if os_error(&error) == Some(libc::ENOENT) => Ok(false),
-            Err(error) => Err(kernel("removing a recent verdict")(error)),
-        }
-    }
-
-    /// All elements, each once. If somebody else removes the element that the walk stands on, the kernel begins again
-    /// from the first: hence the set, and the bound.
-    fn all(&self) -> Result<Vec<(VerdictKey, RecentVerdict)>, Error> {
-        let (keys, _) = self.keys()?;
-        let mut all = Vec::with_capacity(keys.len());
-        for key in keys {
-            // One that went meanwhile is none.
-            all.extend(self.get(key)?.map(|verdict| (key, verdict)));
-        }
-        Ok(all)
-    }
-
-    /// The keys, and whether those are all: a walk that began again may not have come to its end within the bound.
-    fn keys(&self) -> Result<(BTreeSet<VerdictKey>, bool), Error> {
-        let steps_max = 2 * VERDICTS_MAX as usize;
-        let mut keys = BTreeSet::new();
-        for (step, key) in self.verdicts.keys().enumerate() {
-            if step >= steps_max {
-                return Ok((keys, false));
-            }
-            keys.insert(key.map_err(kernel("reading the recent verdicts"))?);
-        }
-        Ok((keys, true))
+    /// How many were given up so far to have room for others.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be read.
+    pub fn evicted(&self) -> Result<u64, Error> {
+        self.maps().counted(VerdictCounter::Evicted)
     }
 }
 
-impl Maps {
-    fn insert(&mut self, key: VerdictKey, verdict: RecentVerdict) -> Result<(), MapError> {
-        self.verdicts.verdicts.insert(key, Value(verdict), 0)?;
-        self.control.set_hint(hint(&key));
-        Ok(())
+/// An IPv4 address that is written as an IPv6 one is one of IPv4.
+fn canonical(source: IpNet) -> IpNet {
+    match source.addr().to_canonical() {
+        IpAddr::V4(address) if source.prefix_len() == source.max_prefix_len() => {
+            IpAddr::V4(address).into()
+        }
+        _ => source,
     }
-
-    /// Sets the hints of all verdicts: a process that ended between the two may have left one without.
-    fn set_all_hints(&self) -> Result<(), Error> {
-        let (keys, _) = self.verdicts.keys()?;
-        for key in &keys {
-            self.control.set_hint(hint(key));
-        }
-        Ok(())
-    }
-
-    /// Clears the hints of verdicts that have gone, unless another has the same.
-    fn clear_hints(&self, gone: &[VerdictKey]) -> Result<(), Error> {
-        let mut cleared: BTreeSet<u32> = gone.iter().map(hint).collect();
-        let (keys, are_all) = self.verdicts.keys()?;
-        if !are_all {
-            return Ok(());
-        }
-        for key in keys {
-            cleared.remove(&hint(&key));
-        }
-        if cleared.is_empty() {
-            return Ok(());
-        }
-        for hint in &cleared {
-            self.control.clear_hint(*hint);
-        }
-        // A hint that somebody set meanwhile stands behind its verdict: if it was cleared, the verdict is here by now. Who cannot
-        // see all of them sets every hint again.
-        let keys = self.verdicts.keys();
-        let needed: Option<BTreeSet<u32>> = match &keys {
-            Ok((keys, true)) => Some(keys.iter().map(hint).collect()),
-            _ => None,
-        };
-        for hint in cleared {
-            if needed.as_ref().is_none_or(|needed| needed.contains(&hint)) {
-                self.control.set_hint(hint);
-            }
-        }
-        keys.map(|_| ())
-    }
-
-    /// Removes those to which it applies, and counts them.
-    fn remove_where(
-        &mut self,
-        counter: VerdictCounter,
-        applies: impl Fn(VerdictKey, &RecentVerdict) -> bool,
-    ) -> Result<u64, Error> {
-        let mut removed = Vec::new();
-        for (key, verdict) in self.verdicts.all()? {
-            if applies(key, &verdict) && self.verdicts.take(key)? {
-                removed.push(key);
-            }
-        }
-        self.clear_hints(&removed)?;
-        self.count(counter, removed.len() as u64)?;
-        Ok(removed.len() as u64)
-    }
-
-    fn make_room(&mut self, now_ns: u64) -> Result<(), Error> {
-        let mut all = self.verdicts.all()?;
-        all.sort_unstable_by_key(|(key, verdict)| (worth(verdict, now_ns), *key));
-        let (mut expired, mut evicted) = (0, 0);
-        let mut gone = Vec::new();
-        for (key, verdict) in all {
-            let is_over = verdict.expires_ns <= now_ns;
-            if !is_over && expired + evicted >= BATCH as u64 {
-                break;
-            }
-            if self.verdicts.take(key)? {
-                *(if is_over { &mut expired } else { &mut evicted }) += 1;
-                gone.push(key);
-            }
-        }
-        self.clear_hints(&gone)?;
-        tracing::debug!(expired, evicted, "made room for recent verdicts");
-        self.count(VerdictCounter::Expired, expired)?;
-        self.count(VerdictCounter::Evicted, evicted)
-    }
-
-    fn counted(&self, counter: VerdictCounter) -> Result<u64, Error> {
-        self.counters
-            .get(&(counter as u32), 0)
-            .map_err(kernel("reading the counters of recent verdicts"))
-    }
-
-    fn count(&mut self, counter: VerdictCounter, number: u64) -> Result<(), Error> {
-        if number == 0 {
-            return Ok(());
-        }
-        let total = self.counted(counter)?.wrapping_add(number);
-        self.counters
-            .set(counter as u32, total, 0)
-            .map_err(kernel("counting recent verdicts"))
-    }
-}
-
-/// What goes first when there is no room has the least: what is over, then by the last sign of life, then by age. A
-/// verdict that was given a moment ago has had no time to be of use, so being given counts as a sign of life.
-fn worth(verdict: &RecentVerdict, now_ns: u64) -> (bool, u64, u64) {
-    (
-        verdict.expires_ns > now_ns,
-        verdict.last_ns.max(verdict.added_ns),
-        verdict.added_ns,
-    )
-}
-
-/// The list that permits an address.
-fn permit(lists: &Compiled, address: IpAddr) -> Option<Exemption> {
-    let listing = lists.filtered(address.to_canonical())?;
-    let list = lists.lists.get(usize::from(listing.list))?;
-    (listing.action == ListAction::Permit).then(|| Exemption::Permitted {
-        list: list.name.clone(),
-    })
 }
 
 /// As much of a note as fits, without half a character at its end.
@@ -546,39 +415,6 @@ fn note(text: &str) -> [u8; VERDICT_NOTE_MAX] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn verdict(expires_ns: u64, added_ns: u64, last_ns: u64) -> RecentVerdict {
-        RecentVerdict {
-            expires_ns,
-            added_ns,
-            last_ns,
-            packets: 0,
-            cause: 0,
-            reserved: 0,
-            note: note(""),
-        }
-    }
-
-    #[test]
-    fn what_is_over_goes_first_and_then_what_is_least_of_use() {
-        let now_ns = 100;
-        let in_order = [
-            ("over, though it was of use", verdict(100, 1, 99)),
-            ("no packet since it was given long ago", verdict(200, 10, 0)),
-            ("its last packet came a while ago", verdict(200, 5, 40)),
-            ("just given", verdict(200, 90, 0)),
-            ("a packet a moment ago", verdict(200, 1, 95)),
-        ];
-        for pair in in_order.windows(2) {
-            let [(first, a), (second, b)] = pair else {
-                continue;
-            };
-            assert!(
-                worth(a, now_ns) < worth(b, now_ns),
-                "{first} should go before {second}"
-            );
-        }
-    }
 
     #[test]
     fn a_long_note_is_cut_between_characters() {

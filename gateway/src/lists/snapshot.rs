@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use portcullis_ebpf_common::Source;
-use portcullis_ebpf_common::snapshot::{CLASSES, FIRST_FREE, Field, Line, Lines, mark};
+use portcullis_ebpf_common::snapshot::{
+    CLASSES, FIRST_FREE, Field, Line, Lines, mark, up_to_64, within_64,
+};
 
 use super::build;
 use crate::filter::KernelMemory;
@@ -102,6 +104,42 @@ impl Snapshot {
     #[must_use]
     pub fn lookup(&self, address: IpAddr) -> Option<(u16, IpNet)> {
         lookup(self.lines(), address)
+    }
+
+    /// The same for the longest prefix that covers all of a network: a single address, or up to /64 of IPv6. Of other networks of
+    /// IPv4 it is that of the first address.
+    #[must_use]
+    pub fn covering(&self, network: IpNet) -> Option<(u16, IpNet)> {
+        let (list, prefix) = match network {
+            IpNet::V6(network) if network.prefix_len() <= 64 => {
+                let upper = (u128::from(network.network()) >> 64) as u64;
+                let (list, length) = up_to_64(self.lines(), upper).get()?;
+                (
+                    list,
+                    IpNet::new(network.network().into(), length).ok()?.trunc(),
+                )
+            }
+            network => self.lookup(network.network())?,
+        };
+        prefix.contains(&network).then_some((list, prefix))
+    }
+
+    /// The prefixes longer than /64 in the /64 of an IPv6 address, in no order, each with its list. It reads all of such prefixes, if
+    /// there are any in that /64.
+    #[must_use]
+    pub fn within_64(&self, address: IpAddr) -> Vec<(u16, IpNet)> {
+        let IpAddr::V6(address) = address else {
+            return Vec::new();
+        };
+        let upper = (u128::from(address) >> 64) as u64;
+        within_64(self.lines(), upper)
+            .filter_map(|(lower, mark)| {
+                let (list, length) = mark.get()?;
+                let address = u128::from(upper) << 64 | u128::from(lower);
+                let prefix = IpNet::new(IpAddr::V6(address.into()), length).ok()?;
+                Some((list, prefix))
+            })
+            .collect()
     }
 
     /// The lines but for what the kernel makes of them: the header without its generation, the heads of the tables, the rest.

@@ -47,10 +47,7 @@ fn told(scene: &Scene, file: &Path, command: &[&str]) -> Result<Value> {
 fn verdicts(scene: &Scene, file: &Path) -> Result<Vec<(String, String)>> {
     let list = told(scene, file, &["verdicts", "list"])?;
     let text = |verdict: &Value, key: &str| verdict[key].as_str().unwrap_or_default().to_owned();
-    let verdicts = list
-        .as_array()
-        .or(list["verdicts"].as_array())
-        .context("verdicts")?;
+    let verdicts = list.as_array().context("verdicts")?;
     let mut verdicts: Vec<_> = verdicts
         .iter()
         .map(|verdict| {
@@ -133,6 +130,74 @@ fn the_next_syn_of_a_refused_source_is_dropped_until_its_time_is_over() -> Resul
     Ok(())
 }
 
+#[test]
+fn who_was_refused_is_told_with_the_reason_the_number_and_the_time() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let (_pinned, gate) = start(&scene, "")?;
+    let file = &configuration(&gate);
+    let told = |wanted: usize| -> Result<Vec<Value>> {
+        watch::until("the refusals", Duration::from_secs(3), || {
+            let told = told(&scene, file, &["verdicts", "list", "--why"]).ok()?;
+            let refusals = told["refusals"].as_array()?.clone();
+            (refusals.len() == wanted).then_some(refusals)
+        })
+    };
+    ensure!(told(0)?.is_empty(), "nobody was refused");
+    for client in [LISTED6, LISTED4] {
+        ensure!(scene.first_recipient(client)?.starts_with("554 5.7.1"));
+        told(if client == LISTED6 { 1 } else { 2 })?;
+    }
+    let mut remove = scene.inside.command(gate::binary()?);
+    remove
+        .args(["filter", "verdicts", "remove", LISTED4, "-c"])
+        .arg(file);
+    ensure!(remove.status()?.success());
+    ensure!(scene.first_recipient(LISTED4)?.starts_with("554 5.7.1"));
+    let refusals = watch::until("the second refusal", Duration::from_secs(3), || {
+        let refusals = told(2).ok()?;
+        (refusals[0]["times"] == 2).then_some(refusals)
+    })?;
+    let first = &refusals[0];
+    ensure!(
+        first["source"] == LISTED4
+            && first["rules"][0]["rule"] == "dnsbl:bl.test"
+            && first["rules"][0]["times"] == 2
+            && first["kept_out_until"].is_string()
+            && first["not_kept_out"].is_null(),
+        "{first:#}"
+    );
+    let second = &refusals[1];
+    ensure!(
+        second["source"] == "2001:db8:bad:1::/64" && second["client"] == LISTED6,
+        "{second:#}"
+    );
+    ensure!(
+        second["times"] == 1 && second["first"] == second["last"],
+        "{second:#}"
+    );
+    // It is there to be read, too, and outlives the verdict.
+    let mut why = scene.inside.command(gate::binary()?);
+    why.args(["filter", "verdicts", "flush", "-c"]).arg(file);
+    ensure!(why.status()?.success());
+    let mut why = scene.inside.command(gate::binary()?);
+    why.args(["filter", "verdicts", "list", "--why", "-c"])
+        .arg(file);
+    let said = String::from_utf8(why.output()?.stdout)?;
+    for word in [
+        "no recent verdicts",
+        LISTED4,
+        "dnsbl:bl.test (2)",
+        "until 20",
+    ] {
+        ensure!(said.contains(word), "no {word} in\n{said}");
+    }
+    drop(gate);
+    Ok(())
+}
+
 /// Segments whose checksum was wrong, in the gate's namespace.
 fn bad_segments(scene: &Scene) -> Result<u64> {
     // `/proc/net` would be that of the process's first thread.
@@ -190,7 +255,14 @@ fn a_filter_that_monitors_learns_nothing() -> Result<()> {
     for _ in 0..2 {
         ensure!(scene.first_recipient(LISTED4)?.starts_with("554"));
     }
-    let verdicts = verdicts(&scene, &configuration(&gate))?;
+    let file = &configuration(&gate);
+    let refused = watch::until("the refusals", Duration::from_secs(3), || {
+        let told = told(&scene, file, &["verdicts", "list", "--why"]).ok()?;
+        (told["refusals"][0]["times"] == 2).then(|| told["refusals"][0].clone())
+    })?;
+    let why_not = "filter.mode is not enforce";
+    ensure!(refused["not_kept_out"] == why_not, "{refused:#}");
+    let verdicts = verdicts(&scene, file)?;
     ensure!(verdicts.is_empty(), "{verdicts:?}");
     drop(gate);
     Ok(())

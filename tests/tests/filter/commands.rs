@@ -1,6 +1,7 @@
 //! `portcullis filter` beside a filter in place: what a person types, what is said, and the exit code.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -11,7 +12,7 @@ use portcullis_tests::gate::binary;
 use portcullis_tests::root;
 use tempfile::TempDir;
 
-use crate::scene::{HONEST4, LISTED4, PERMITTED4, Scene};
+use crate::scene::{HONEST4, LISTED4, PERMITTED4, Running, Scene};
 
 /// A scene with its filter in place, and the configuration that says so.
 struct Desk {
@@ -146,7 +147,8 @@ fn the_status_tells_every_reason() -> Result<()> {
     ensure!(!desk.scene.reaches(HONEST4, 25), "it has a verdict");
     let words = [
         "over budget",
-        "recent verdicts: 1 of at most 65536",
+        "recent verdicts: 1 of at most 262144, 1 by hand",
+        "of them permitted",
         "--watch",
     ];
     desk.says(&["status"], 0, &words)?;
@@ -202,6 +204,120 @@ fn events_are_told_as_they_happen_and_a_second_reader_hears_who_has_them() -> Re
                 && event["time"].is_string(),
             "{event:#}"
         );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_verdict_asks_the_lists_in_force_and_reads_none() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let desk = Desk::new()?;
+    // What the configuration says by now is not in force, and its lists are not even there.
+    for list in ["friends", "spammers"] {
+        fs::remove_file(desk.directory.path().join(list))?;
+    }
+    let permitted = ["verdicts", "add", PERMITTED4];
+    desk.says(&permitted, 1, &["the list \"friends\" (192.0.2.67/32)"])?;
+    desk.says(&["verdicts", "add", HONEST4], 0, &["is kept out for 1h"])?;
+    Ok(())
+}
+
+#[test]
+fn a_file_of_a_hundred_thousand_sources_is_added_and_its_invalid_lines_are_told() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let desk = Desk::new()?;
+    let mut text =
+        format!("# attackers\n{HONEST4} 2h # ticket 7\u{1b}[2J\n{PERMITTED4}\n192.0.2.0/24\n");
+    for number in 0..100_000_u32 {
+        let [_, b, c, d] = number.to_be_bytes();
+        text += &format!("10.{b}.{c}.{d}\n");
+    }
+    text += "2001:db8:9::/64\n198.51.100.7\nnonsense\n";
+    let file = desk.directory.path().join("attackers.txt");
+    fs::write(&file, &text)?;
+    let file = file.to_str().expect("a path in UTF-8");
+    let add = [
+        "verdicts", "add", "--file", file, "--for", "1d", "--note", "flood",
+    ];
+    let words = [
+        "attackers.txt:4: a verdict is on one IPv4 address",
+        "attackers.txt:100007: an IPv4 or IPv6 address is wanted: nonsense",
+        "attackers.txt:3: 192.0.2.67/32 is not kept out: 192.0.2.67/32 is permitted by friends",
+        "attackers.txt:100006: 198.51.100.7/32 is not kept out: 198.51.100.0/24 is local",
+        "100002 added, 0 renewed",
+    ];
+    let started = Instant::now();
+    desk.says(&add, 1, &words)?;
+    // A few seconds, and many more on a machine with much else to do.
+    ensure!(started.elapsed() < Duration::from_secs(60), "it is slow");
+    ensure!(!desk.scene.reaches(HONEST4, 25), "it is not kept out");
+    let list = desk.says(&["verdicts", "list"], 0, &["ticket 7\\u{1b}[2J", "flood"])?;
+    ensure!(
+        !list.contains('\u{1b}'),
+        "a note reaches the terminal as it is"
+    );
+    ensure!(list.lines().count() == 100_003, "{}", list.lines().count());
+
+    let mut add = desk.command(&["verdicts", "add", "--file", "-", "--json"])?;
+    let mut add = add.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    add.stdin
+        .take()
+        .expect("a pipe")
+        .write_all(b"10.0.0.1\n\n10.200.0.1\nx\n")?;
+    let output = add.wait_with_output()?;
+    ensure!(output.status.code() == Some(1), "{}", output.status);
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(told["added"] == 1 && told["renewed"] == 1, "{told:#}");
+    ensure!(told["invalid_lines"][0]["line"] == 4, "{told:#}");
+    desk.says(
+        &["verdicts", "flush"],
+        0,
+        &["100003 recent verdicts taken back"],
+    )?;
+    desk.says(&["verdicts", "add", "--file", "/no/such"], 1, &["/no/such"])?;
+    desk.says(
+        &["verdicts", "add", "--file", file, HONEST4],
+        2,
+        &["--file"],
+    )?;
+    desk.says(&["verdicts", "add"], 2, &["<IP>"])?;
+    Ok(())
+}
+
+#[test]
+fn who_watches_takes_the_events_over_when_their_reader_ends() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let desk = Desk::new()?;
+    let mut reader = desk.command(&["events"])?;
+    let reader = Running(reader.stdout(Stdio::null()).spawn()?);
+    let started = Instant::now();
+    while !desk.scene.status().top_sources.watched {
+        ensure!(started.elapsed() < Duration::from_secs(10), "nobody reads");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let mut watch = desk.command(&["status", "--watch"])?;
+    let _watch = Running(watch.stdout(Stdio::null()).spawn()?);
+    // It has looked once, and waits.
+    thread::sleep(Duration::from_millis(500));
+    drop(reader);
+    let started = Instant::now();
+    let mut last = None;
+    while last.is_none_or(|seen: Instant| seen.elapsed() < Duration::from_secs(3)) {
+        ensure!(started.elapsed() < Duration::from_secs(20), "nobody reads");
+        // What a reader has said holds for two seconds.
+        match desk.scene.status().top_sources.watched {
+            true => {
+                last.get_or_insert_with(Instant::now);
+            }
+            false => last = None,
+        }
+        thread::sleep(Duration::from_millis(50));
     }
     Ok(())
 }

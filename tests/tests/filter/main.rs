@@ -1,6 +1,7 @@
 //! The filter on real interfaces, in namespaces: who comes through, what is counted, what is left behind.
 
 mod answers;
+mod beside;
 mod budget;
 mod commands;
 mod customer;

@@ -1,9 +1,9 @@
 //! A gate and its outside, in namespaces, with a listed and an honest client of both address families.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process;
+use std::process::{self, Child, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -160,6 +160,36 @@ impl Drop for Receiving<'_> {
     fn drop(&mut self) {
         // From within: then it is gone on return. One that is left is in the way of no other.
         let _ = self.outside.run(|| filter::detach(&self.pin_path, &[]));
+    }
+}
+
+/// A command that is to end with its test, however that ends.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Running {
+    /// Waits until it ends by itself; gives what it has written. It writes little.
+    pub(crate) fn output(mut self) -> io::Result<Output> {
+        let status = self.0.wait()?;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        if let Some(mut pipe) = self.0.stdout.take() {
+            pipe.read_to_end(&mut stdout)?;
+        }
+        if let Some(mut pipe) = self.0.stderr.take() {
+            pipe.read_to_end(&mut stderr)?;
+        }
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that has ended cannot be killed any more.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

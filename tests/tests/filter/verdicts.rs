@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use portcullis::filter::{self, Cause, Exemption, Given, NewVerdict, Verdicts};
+use portcullis::lists::{Compiled, ListAction};
 use portcullis_ebpf_common::layout::VERDICTS_MAX;
 use portcullis_tests::root;
 
@@ -15,7 +17,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 fn verdict(address: &str, duration: Duration) -> anyhow::Result<NewVerdict<'static>> {
     Ok(NewVerdict {
-        address: address.parse()?,
+        source: address.parse::<IpAddr>()?.into(),
         duration,
         cause: Cause::Dnsbl,
         note: "bl.example",
@@ -110,12 +112,16 @@ fn permitted_and_local_sources_are_never_kept_out_by_a_verdict() -> anyhow::Resu
     let verdicts = filter.verdicts();
     let permitted = Given::Refused(Exemption::Permitted {
         list: "friends".to_owned(),
+        network: "192.0.2.67/32".parse()?,
     });
     let friend = verdict(PERMITTED4, HOUR)?;
     assert_eq!(verdicts.add(&friend, Some(&lists()))?, permitted);
     // Who does not know the lists can give one; the program knows them.
     assert_eq!(verdicts.add(&friend, None)?, Given::Added);
     assert!(scene.reaches(PERMITTED4, 25));
+    // The command line has no lists but those in force.
+    let beside = Verdicts::open(&scene.pin_path)?;
+    assert_eq!(beside.add(&friend, None)?, permitted);
 
     let (honest4, honest6) = (verdict(HONEST4, HOUR)?, verdict(HONEST6, HOUR)?);
     assert_eq!(verdicts.add(&honest4, None)?, Given::Added);
@@ -131,58 +137,194 @@ fn permitted_and_local_sources_are_never_kept_out_by_a_verdict() -> anyhow::Resu
     );
     filter.update_lists(&lists())?;
     assert!(verdicts.list()?.is_empty(), "and goes with the next reload");
-    for new in [&honest4, &honest6] {
-        assert_eq!(verdicts.add(new, None)?, Given::Refused(Exemption::Local));
-        // So does the command line, without the configuration.
-        let beside = Verdicts::open(&scene.pin_path)?;
-        assert_eq!(beside.add(new, None)?, Given::Refused(Exemption::Local));
+    for (new, network) in [(&honest4, "192.0.2.0/26"), (&honest6, "2001:db8::/32")] {
+        let network = network.parse()?;
+        let local = Given::Refused(Exemption::Local { network });
+        assert_eq!(verdicts.add(new, None)?, local);
+        assert_eq!(beside.add(new, None)?, local);
     }
 
     settings.local_networks = vec!["198.51.100.0/24".parse()?];
     filter.update_settings(&settings)?;
     assert_eq!(verdicts.add(&honest4, None)?, Given::Added);
     assert!(!scene.reaches(HONEST4, 25), "it is local no more");
-    assert_eq!(verdicts.counts()?.refused, 5);
+    assert_eq!(verdicts.counts()?.refused, 6);
     Ok(())
 }
 
+/// A verdict of a few words on one of many sources.
+fn of_number(number: u32, cause: Cause) -> NewVerdict<'static> {
+    let address: IpAddr = Ipv4Addr::from(0x0a00_0000 + number).into();
+    NewVerdict {
+        source: address.into(),
+        duration: HOUR,
+        cause,
+        note: "",
+    }
+}
+
 #[test]
-fn when_there_is_no_room_the_verdicts_of_least_use_go() -> anyhow::Result<()> {
+fn when_there_is_no_room_the_learned_verdicts_of_least_use_go_and_never_those_of_people()
+-> anyhow::Result<()> {
     if !root() {
         return Ok(());
     }
     let scene = Scene::new()?;
     let filter = scene.attach(&scene.settings())?;
     let verdicts = filter.verdicts();
-    let of_number = |number: u32| NewVerdict {
-        address: Ipv4Addr::from(0x0a00_0000 + number).into(),
-        duration: HOUR,
-        cause: Cause::Operator,
-        note: "",
-    };
+    let learned = |number| of_number(number, Cause::Dnsbl);
+    let by_hand = |number| of_number(number, Cause::Operator);
+    // What goes at once when there is no room.
+    let batch = VERDICTS_MAX / 16;
+    // The first of all, and without a packet: of the least use.
+    assert_eq!(verdicts.add(&by_hand(0), None)?, Given::Added);
     verdicts.add(&verdict(HONEST4, HOUR)?, None)?;
-    for number in 1..VERDICTS_MAX {
-        verdicts.add(&of_number(number), None)?;
+    for number in 2..batch + 2 {
+        verdicts.add(&learned(number), None)?;
     }
-    assert_eq!(verdicts.counts()?.number, u64::from(VERDICTS_MAX));
-    assert!(!scene.reaches(HONEST4, 25), "it has just been of use");
-    for number in VERDICTS_MAX..VERDICTS_MAX + 1_000 {
-        assert_eq!(verdicts.add(&of_number(number), None)?, Given::Added);
+    for number in batch + 2..VERDICTS_MAX {
+        verdicts.add(&by_hand(number), None)?;
     }
     let counts = verdicts.counts()?;
-    assert_eq!(counts.evicted, u64::from(VERDICTS_MAX / 16));
+    assert_eq!((counts.number, counts.evicted), (VERDICTS_MAX.into(), 0));
+    let by_operator = u64::from(VERDICTS_MAX - batch - 1);
     assert_eq!(
-        counts.number + counts.evicted,
-        u64::from(VERDICTS_MAX) + 1_000
+        (counts.by_operator, counts.capacity),
+        (by_operator, 262_144)
     );
-    assert!(!scene.reaches(HONEST4, 25), "the oldest, and not the least");
-    let has = |number: u32| -> anyhow::Result<bool> {
-        let address: IpAddr = of_number(number).address;
-        Ok(verdicts.remove(address)?)
-    };
-    assert!(!has(1)? && has(VERDICTS_MAX - 1)? && has(VERDICTS_MAX + 999)?);
-    assert_eq!(verdicts.flush()?, counts.number - 2);
+    assert!(!scene.reaches(HONEST4, 25), "it has just been of use");
+    for number in VERDICTS_MAX..VERDICTS_MAX + 1_000 {
+        assert_eq!(verdicts.add(&learned(number), None)?, Given::Added);
+    }
+    let counts = verdicts.counts()?;
+    assert_eq!(
+        (counts.evicted, verdicts.evicted()?),
+        (batch.into(), batch.into())
+    );
+    assert_eq!(counts.by_operator, by_operator, "those of people have gone");
+    assert!(!scene.reaches(HONEST4, 25), "old, and not of the least use");
+    let has = |number: u32| verdicts.remove(learned(number).source.addr());
+    assert!(!has(2)? && !has(batch + 1)? && has(VERDICTS_MAX + 999)?);
+
+    // People take all the room there is, and leave none.
+    for number in 1..batch + 2 {
+        assert_eq!(verdicts.add(&by_hand(number), None)?, Given::Added);
+    }
+    assert_eq!(verdicts.counts()?.by_operator, u64::from(VERDICTS_MAX));
+    let one_more = VERDICTS_MAX + 7;
+    assert_eq!(verdicts.add(&learned(one_more), None)?, Given::NoRoom);
+    assert_eq!(verdicts.add(&by_hand(one_more), None)?, Given::NoRoom);
+    assert_eq!(verdicts.add(&by_hand(7), None)?, Given::Renewed);
+    assert_eq!(verdicts.counts()?.no_room, 2);
+    assert!(has(7)?);
+    assert_eq!(verdicts.add(&by_hand(one_more), None)?, Given::Added);
+    assert_eq!(verdicts.flush()?, u64::from(VERDICTS_MAX));
     assert!(scene.reaches(HONEST4, 25));
+    Ok(())
+}
+
+#[test]
+fn what_was_learned_neither_shortens_nor_renames_what_a_person_added() -> anyhow::Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let filter = scene.attach(&scene.settings())?;
+    let verdicts = filter.verdicts();
+    let by_hand = NewVerdict {
+        cause: Cause::Operator,
+        note: "ticket 4711",
+        ..verdict(HONEST4, 24 * HOUR)?
+    };
+    let learned = verdict(HONEST4, HOUR)?;
+    assert_eq!(verdicts.add(&learned, None)?, Given::Added);
+    assert_eq!(verdicts.add(&by_hand, None)?, Given::Renewed);
+    assert_eq!(verdicts.add(&learned, None)?, Given::Kept);
+    let list = verdicts.list()?;
+    assert_eq!(
+        (list[0].cause, &*list[0].note),
+        (Cause::Operator, "ticket 4711")
+    );
+    assert!(list[0].expires_in_seconds > 23 * 3_600, "{list:?}");
+    Ok(())
+}
+
+#[test]
+fn a_part_of_a_64_that_is_local_or_permitted_stays_in_and_is_named() -> anyhow::Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let mut filter = scene.attach(&scene.settings())?;
+    let elsewhere = "2001:db8::9:0:0:1";
+    let add = |source: &str| -> anyhow::Result<Given> {
+        let new = NewVerdict {
+            source: source.parse::<IpNet>()?,
+            ..verdict(elsewhere, HOUR)?
+        };
+        Ok(Verdicts::open(&scene.pin_path)?.add(&new, None)?)
+    };
+    let all = "2001:db8::/64";
+    let mut settings = scene.settings();
+    // HONEST6 is in it.
+    let network: IpNet = "2001:db8::/80".parse()?;
+    settings.local_networks = vec![network];
+    filter.update_settings(&settings)?;
+    let local = Exemption::Local { network };
+    assert_eq!(
+        add(&format!("{HONEST6}/128"))?,
+        Given::Refused(local.clone())
+    );
+    assert_eq!(add(&format!("{elsewhere}/128"))?, Given::Added);
+    assert_eq!(add(all)?, Given::Renewed, "its first address is local");
+    assert!(scene.reaches(HONEST6, 25), "the program looks at addresses");
+    let verdicts = Verdicts::open(&scene.pin_path)?;
+    let except = vec![local];
+    assert_eq!(verdicts.list()?[0].except, except);
+    assert_eq!(verdicts.exceptions(elsewhere.parse()?)?, except);
+
+    // The whole /64: the part does not matter.
+    settings.local_networks.push("2001:db8::/48".parse()?);
+    filter.update_settings(&settings)?;
+    assert!(
+        matches!(add(all)?, Given::Refused(Exemption::Local { network }) if network.prefix_len() == 48)
+    );
+
+    settings.local_networks.clear();
+    filter.update_settings(&settings)?;
+    let network = format!("{HONEST6}/128").parse()?;
+    let permits = |more: &[&str]| -> anyhow::Result<Compiled> {
+        let nets = more.iter().map(|net| net.parse());
+        let nets = nets.chain([Ok(network)]).collect::<Result<_, _>>()?;
+        let permit = ("hosts".to_owned(), ListAction::Permit, nets);
+        let drop = (
+            "drop".to_owned(),
+            ListAction::Drop,
+            vec!["2001:db8:5::/48".parse()?],
+        );
+        Ok(Compiled::new([drop, permit]))
+    };
+    filter.update_lists(&permits(&[])?)?;
+    let hosts = Exemption::Permitted {
+        list: "hosts".to_owned(),
+        network,
+    };
+    assert_eq!(add(all)?, Given::Renewed);
+    assert_eq!(
+        add(&format!("{HONEST6}/128"))?,
+        Given::Refused(hosts.clone())
+    );
+    let list = Verdicts::open(&scene.pin_path)?.list()?;
+    assert_eq!((list.len(), &list[0].except), (1, &vec![hosts]));
+    assert!(scene.reaches(HONEST6, 25));
+    filter.update_lists(&permits(&["2001:db8::/56", "2001:db8::/90"])?)?;
+    assert!(
+        filter.verdicts().list()?.is_empty(),
+        "all of it is permitted, whatever is listed of its parts"
+    );
+    assert!(
+        matches!(add(all)?, Given::Refused(Exemption::Permitted { network, .. }) if network.prefix_len() == 56)
+    );
     Ok(())
 }
 

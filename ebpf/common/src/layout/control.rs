@@ -7,8 +7,9 @@ use super::{Mode, Settings, VerdictKey};
 use crate::hash::spread;
 
 /// Hints of recent verdicts, a bit each: where there is none under the hash of a source, no verdict needs to be looked for.
-/// 8 KiB, so that they stay in the first cache of a processor under a flood from sources that never come again.
-pub const VERDICT_HINTS: u32 = 1 << 16;
+/// As many as there can be verdicts, so that with all of them a third of the other sources still need no look, and 32 KiB, so that
+/// they stay in the nearest caches of a processor under a flood from sources that never come again.
+pub const VERDICT_HINTS: u32 = 1 << 18;
 
 /// A word that others change meanwhile. In the program it is no atomic one, because BPF's compiler knows no load of such; it is
 /// loaded whole all the same.

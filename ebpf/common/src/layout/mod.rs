@@ -17,6 +17,7 @@
 //! | `INTERFACE_RECORDS` | array | userspace, for itself | what an interface's slot means |
 //! | `VERDICT_COUNTERS` | array | userspace, for itself | what became of recent verdicts: [`VerdictCounter`] |
 //! | `TOP_SOURCES` | array | whoever reads the events | who is dropped most: [`TopSource`], the first in front |
+//! | `GATE` | array of one | the gate | where a command beside it can ask it: [`GateRecord`] |
 //!
 //! All lists of both address families are in one snapshot, whose first block has the header, so that one update of one
 //! element puts a generation of them in place. The header holds the number of the generation, whose parity says where its
@@ -46,8 +47,8 @@ pub const LIST_SLOTS: u32 = 512;
 pub const INTERFACES_MAX: u32 = 64;
 /// Slots for interfaces: the last is that of frames which come from none, but are run through the program to try it.
 pub const INTERFACE_SLOTS: u32 = INTERFACES_MAX + 1;
-/// Most recent verdicts.
-pub const VERDICTS_MAX: u32 = 65_536;
+/// Most recent verdicts: some 50 MiB of kernel memory if there are so many, and 4 MiB if there are none.
+pub const VERDICTS_MAX: u32 = 262_144;
 /// Bytes of the note of a recent verdict.
 pub const VERDICT_NOTE_MAX: usize = 64;
 /// For so long after a verdict was given only the SYNs of its source are dropped, so that a session that is open can be
@@ -66,6 +67,8 @@ pub const LIST_NAME_MAX: usize = 64;
 /// Bytes of an interface's name (the kernel's `IFNAMSIZ`).
 pub const INTERFACE_NAME_MAX: usize = 16;
 
+/// The flag of hashes whose elements take memory only while they are there: `BPF_F_NO_PREALLOC`. The program adds none.
+pub const NO_PREALLOC: usize = 1;
 /// The flag of arrays that userspace has mapped: `BPF_F_MMAPABLE`. A snapshot is written in the time that memory takes, and a
 /// bit of `CONTROL` without a call. Not `BPF_F_INNER_MAP` for the blocks of a snapshot: the kernel puts the look into an array of
 /// known size into the program, and makes a call of any other.
@@ -505,10 +508,12 @@ pub enum VerdictCounter {
     Evicted = 4,
     /// Not given: the source is permitted or local.
     Refused = 5,
+    /// Not given: there is no room, and what a person added is not given up.
+    NoRoom = 6,
 }
 
 /// How many counters recent verdicts have.
-pub const VERDICT_COUNTERS: u32 = 6;
+pub const VERDICT_COUNTERS: u32 = 7;
 
 /// Most sources in `TOP_SOURCES`.
 pub const TOP_SOURCES_MAX: u32 = 32;
@@ -531,4 +536,14 @@ pub struct TopSource {
     pub list_slot: u32,
     /// Its interface's slot.
     pub interface_slot: u32,
+}
+
+/// Where the gate that holds the filter answers, so that a command needs no configuration to find it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct GateRecord {
+    /// The address of its admin endpoint: a [`Source`](crate::Source).
+    pub admin: [u32; 5],
+    /// The port of it; 0: it has none.
+    pub port: u32,
 }

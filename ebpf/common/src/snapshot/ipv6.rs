@@ -232,6 +232,26 @@ pub fn ipv6_network<L: Lines + ?Sized>(lines: &L, upper: u64) -> Result<Mark, De
     }
 }
 
+/// The mark of the longest prefix that covers all of a /64, given by its upper half.
+pub fn up_to_64<L: Lines + ?Sized>(lines: &L, upper: u64) -> Mark {
+    ipv6_network(lines, upper).unwrap_or_else(|Deep| shorter(lines, upper))
+}
+
+/// The prefixes within a /64, each by the lower half of its bits and its mark.
+pub fn within_64<L: Lines + ?Sized>(lines: &L, upper: u64) -> impl Iterator<Item = (u64, Mark)> {
+    let slots = match ipv6_network(lines, upper) {
+        Ok(_) => 0,
+        Err(Deep) => LONG.word(lines, Table::SLOT_COUNT).unwrap_or(0),
+    };
+    let first = LONG.word(lines, Table::SLOTS).unwrap_or(0);
+    (0..slots).filter_map(move |slot| {
+        let at = first.wrapping_add(slot) as usize;
+        let [found, lower, mark, _] = lines.get::<LongSlot>(at)?;
+        let mark = Mark(mark as u32);
+        (found == upper && mark != Mark::NONE).then_some((lower, mark))
+    })
+}
+
 /// The mark of the longest of the prefixes up to /64 that cover an address, but for those of the longest length present.
 #[inline(always)]
 fn shorter<L: Lines + ?Sized>(lines: &L, upper: u64) -> Mark {

@@ -27,7 +27,7 @@ pub use self::ipv4::{
 };
 pub use self::ipv6::{
     DEEP, Deep, LONG, LongSlot, SHORT, ShortSlot, Table, halves, ipv6, ipv6_network, long_key,
-    short_key,
+    short_key, up_to_64, within_64,
 };
 
 /// A cache line: the unit of everything here.

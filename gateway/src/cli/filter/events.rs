@@ -1,12 +1,17 @@
 //! `portcullis filter events`: what is dropped, while it happens.
+//!
+//! The buffer in the kernel has one reader. Where that is a gate with an admin endpoint, it is asked for them.
 
-use std::io::{self, Write};
+use std::io::{self, BufRead as _, Write};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
-use portcullis::filter::{self, ANNOUNCE_EVERY, Event, Events, Names, READ_EVERY};
-use serde::Serialize;
+use portcullis::control::ask;
+use portcullis::filter::{self, ANNOUNCE_EVERY, Error, Events, Names, READ_EVERY, TimedEvent};
+use portcullis::printable::printable;
 
 use super::super::finished;
 use super::{Place, failed};
@@ -15,8 +20,9 @@ use super::{Place, failed};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The program tells of at most 2000 drops a second and CPU, and only while somebody reads: these lines
-are a sample, what was counted is in `filter status`. There can be one reader; a gate with an admin
-endpoint is one, and has the top sources in its /metrics.
+are a sample, what was counted is in `filter status`. A gate with an admin endpoint reads them by
+itself; then they come from there (/api/events), and as many commands as want may follow. Without
+one there can be one reader.
 
 Examples:
   portcullis filter events
@@ -32,21 +38,27 @@ pub(super) struct Args {
     count: Option<u64>,
 }
 
-/// An event with the time of day.
-#[derive(Serialize)]
-struct Timed<'a> {
-    time: String,
-    #[serde(flatten)]
-    event: &'a Event,
-}
-
 pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
     let pin_path = args.place.pin_path()?;
     let failed = |error| failed(&error, args.place.config.as_deref());
     let mut events = Events::open(&pin_path).map_err(failed)?;
-    events.take_turn().map_err(failed)?;
+    match events.take_turn() {
+        Ok(()) => read(args, &pin_path, events),
+        Err(taken @ Error::EventsTaken { .. }) => {
+            match filter::admin(&pin_path).map_err(failed)? {
+                Some(admin) => follow(args, admin, &taken),
+                None => Err(failed(taken)),
+            }
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Reads the buffer.
+fn read(args: &Args, pin_path: &Path, mut events: Events) -> Result<ExitCode, ExitCode> {
+    let failed = |error| failed(&error, args.place.config.as_deref());
     let mut stdout = io::stdout().lock();
-    let mut names = filter::names(&pin_path).map_err(failed)?;
+    let mut names = filter::names(pin_path).map_err(failed)?;
     let mut announced = Instant::now();
     let mut left = args.count;
     loop {
@@ -57,10 +69,40 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
         thread::sleep(READ_EVERY);
         if announced.elapsed() >= ANNOUNCE_EVERY {
             events.announce().map_err(failed)?;
-            names = filter::names(&pin_path).map_err(failed)?;
+            names = filter::names(pin_path).map_err(failed)?;
             announced = Instant::now();
         }
     }
+}
+
+/// Has the gate tell them, which reads the buffer.
+fn follow(args: &Args, admin: SocketAddr, taken: &Error) -> Result<ExitCode, ExitCode> {
+    let mut lines = ask::get(admin, "/api/events").map_err(|error| {
+        eprintln!("portcullis filter: {taken}");
+        eprintln!("a gate at {admin} was asked for them: {error}");
+        ExitCode::FAILURE
+    })?;
+    let mut stdout = io::stdout().lock();
+    let mut line = String::new();
+    let mut left = args.count;
+    while left != Some(0) {
+        line.clear();
+        let read = lines.read_line(&mut line);
+        if !matches!(read, Ok(1..)) {
+            eprintln!("portcullis filter: the gate at {admin} tells no more");
+            return Err(ExitCode::FAILURE);
+        }
+        let Ok(event) = serde_json::from_str(&line) else {
+            eprintln!("portcullis filter: the gate at {admin} is of another version");
+            return Err(ExitCode::FAILURE);
+        };
+        let printed = print(args, &event, &mut stdout).and_then(|()| stdout.flush());
+        if printed.is_err() {
+            return Ok(finished(printed));
+        }
+        left = left.map(|left| left - 1);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints what there is, but not more than is left.
@@ -75,31 +117,23 @@ fn print_all(
         let Some(event) = events.next(names) else {
             break;
         };
-        print(args, &event, out)?;
+        print(args, &event.into(), out)?;
         *left = left.map(|left| left - 1);
     }
     out.flush()
 }
 
-fn print(args: &Args, event: &Event, out: &mut impl Write) -> io::Result<()> {
-    let time = time_of_day(event.age);
+fn print(args: &Args, event: &TimedEvent, out: &mut impl Write) -> io::Result<()> {
     if args.json {
-        serde_json::to_writer(&mut *out, &Timed { time, event })?;
+        serde_json::to_writer(&mut *out, event)?;
         writeln!(out)
     } else {
-        writeln!(out, "{time}  {}", in_words(event))
+        writeln!(out, "{}", printable(&in_words(event)))
     }
 }
 
-/// UTC, to the millisecond.
-fn time_of_day(age: Duration) -> String {
-    let time = SystemTime::now().checked_sub(age);
-    let time = time.and_then(|time| jiff::Timestamp::try_from(time).ok());
-    time.map_or_else(String::new, |time| format!("{time:.3}"))
-}
-
-fn in_words(event: &Event) -> String {
-    let mut words = format!("{}  {}", event.source, event.reason);
+fn in_words(event: &TimedEvent) -> String {
+    let mut words = format!("{}  {}  {}", event.time, event.source, event.reason);
     if let Some(list) = &event.list {
         words += &format!(" ({list})");
     }
@@ -120,40 +154,55 @@ fn in_words(event: &Event) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_event_is_told_in_one_line() {
-        let event = Event {
-            age: Duration::ZERO,
+    fn event() -> TimedEvent {
+        TimedEvent {
+            time: "2026-01-02T03:04:05.678Z".to_owned(),
             source: "192.0.2.66".parse().unwrap(),
-            reason: "listed",
+            reason: "listed".into(),
             list: Some("spammers".to_owned()),
             interface: Some("eth0".to_owned()),
             port: Some(25),
             monitored: false,
+        }
+    }
+
+    fn printed(event: &TimedEvent) -> String {
+        let args = Args {
+            place: Place {
+                config: None,
+                pin_path: None,
+            },
+            json: false,
+            count: None,
         };
-        assert_eq!(
-            in_words(&event),
-            "192.0.2.66  listed (spammers)  on eth0  to port 25"
-        );
-        let hidden = Event {
-            list: None,
-            port: None,
-            monitored: true,
-            ..event
-        };
-        assert_eq!(
-            in_words(&hidden),
-            "192.0.2.66  listed  on eth0  to a port that cannot be read  passed: the mode is monitor"
-        );
+        let mut written = Vec::new();
+        print(&args, event, &mut written).unwrap();
+        String::from_utf8(written).unwrap()
     }
 
     #[test]
-    fn the_time_is_that_of_the_packet() {
-        let time = time_of_day(Duration::from_secs(86_400));
-        assert!(
-            time.ends_with('Z') && time.len() == "2026-01-02T03:04:05.678Z".len(),
-            "{time}"
+    fn an_event_is_told_in_one_line() {
+        assert_eq!(
+            printed(&event()),
+            "2026-01-02T03:04:05.678Z  192.0.2.66  listed (spammers)  on eth0  to port 25\n"
         );
-        assert!(time < time_of_day(Duration::ZERO));
+        let hidden = TimedEvent {
+            list: None,
+            port: None,
+            monitored: true,
+            ..event()
+        };
+        assert!(printed(&hidden).ends_with(
+            "192.0.2.66  listed  on eth0  to a port that cannot be read  passed: the mode is monitor\n"
+        ));
+    }
+
+    #[test]
+    fn the_name_of_an_interface_is_nothing_that_a_terminal_obeys() {
+        let strange = TimedEvent {
+            interface: Some("x\u{1b}[2J".to_owned()),
+            ..event()
+        };
+        assert!(printed(&strange).contains("on x\\u{1b}[2J  to"));
     }
 }

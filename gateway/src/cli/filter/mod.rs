@@ -13,6 +13,7 @@ use portcullis::config::{Config, FilterMode, PIN_PATH};
 use portcullis::control::interfaces::{PINS_ARE_PRIVATE, unconfigured};
 use portcullis::control::lists::hold_against_last;
 use portcullis::filter::{self, Filter};
+use portcullis::printable::printable;
 
 use super::{ConfigFile, EXIT_USAGE};
 
@@ -148,7 +149,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 fn failed(error: &filter::Error, config: Option<&Path>) -> ExitCode {
-    eprintln!("portcullis filter: {error}");
+    eprintln!("portcullis filter: {}", printable(&error.to_string()));
     if let filter::Error::NotAttached {
         path,
         interface: None,

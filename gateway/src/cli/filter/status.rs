@@ -20,7 +20,8 @@ const TOP_SOURCES_SHOWN: usize = 10;
 /// Arguments of `portcullis filter status`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Packets are counted since the filter was put in place; a reload or a restart of the gate keeps the
+`passed` is all that was let through to a filtered port: `permitted`, `over budget` and `monitored`
+are parts of it. Packets are counted since the filter was put in place; a reload or a restart of the gate keeps the
 counts of lists that keep their name and action. Who is dropped most is known while somebody reads
 the events: a gate with an admin endpoint, or this command with --watch. It is counted from a sample.
 
@@ -59,7 +60,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
             return Ok(finished(Err(error)));
         }
         before = Some((status, now));
-        wait(events.as_mut());
+        wait(&pin_path, &mut events);
     }
 }
 
@@ -70,8 +71,11 @@ fn reader(pin_path: &Path) -> Option<Events> {
     Some(events)
 }
 
-/// Waits for the next look, and counts the top sources meanwhile.
-fn wait(events: Option<&mut Events>) {
+/// Waits for the next look, and counts the top sources meanwhile. A reader that ends leaves that to this one.
+fn wait(pin_path: &Path, events: &mut Option<Events>) {
+    if events.is_none() {
+        *events = reader(pin_path);
+    }
     let Some(events) = events else {
         return thread::sleep(WATCH_EVERY);
     };
@@ -205,7 +209,7 @@ fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
         "link",
         "xdp mode",
         "passed",
-        "permitted",
+        "of them permitted",
         "over budget",
         "dropped",
         "resets",
@@ -318,15 +322,18 @@ fn verdicts(status: &Status, out: &mut impl Write) -> io::Result<()> {
     let verdicts = &status.verdicts;
     writeln!(
         out,
-        "\nrecent verdicts: {} of at most {}; {} added, {} renewed, {} removed, {} expired, {} evicted, {} refused",
+        "\nrecent verdicts: {} of at most {}, {} by hand; {} added, {} renewed, {} removed, {} expired, {} evicted, \
+         {} refused, {} without room",
         verdicts.number,
         verdicts.capacity,
+        verdicts.by_operator,
         verdicts.added,
         verdicts.renewed,
         verdicts.removed,
         verdicts.expired,
         verdicts.evicted,
-        verdicts.refused
+        verdicts.refused,
+        verdicts.no_room
     )
 }
 
@@ -422,13 +429,15 @@ mod tests {
             }],
             verdicts: VerdictCounts {
                 number: 1,
-                capacity: 65_536,
+                by_operator: 8,
+                capacity: 262_144,
                 added: 2,
                 renewed: 3,
                 removed: 4,
                 expired: 5,
                 evicted: 6,
                 refused: 7,
+                no_room: 9,
             },
             top_sources: TopSources {
                 watched: true,
@@ -456,8 +465,8 @@ mod tests {
         let expected = "\
 /sys/fs/bpf/portcullis: enforce, ports 25 587, unlisted sources pass
 
-interface  role      link      xdp mode   passed  permitted  over budget  dropped  resets  syn cookies  hidden  other
-eth0       customer  ethernet  driver    1000000          2            7       36       9           10      11      3
+interface  role      link      xdp mode   passed  of them permitted  over budget  dropped  resets  syn cookies  hidden  other
+eth0       customer  ethernet  driver    1000000                  2            7       36       9           10      11      3
 
 dropped  listed  verdict  unlisted  customer  vlan-tags
 eth0          4        5         6         8         13
@@ -471,7 +480,7 @@ eth0    gre                 2
 list           action  entries  dropped  permitted  monitored
 spamhaus-drop  drop          8        4          0          6
 
-recent verdicts: 1 of at most 65536; 2 added, 3 renewed, 4 removed, 5 expired, 6 evicted, 7 refused
+recent verdicts: 1 of at most 262144, 8 by hand; 2 added, 3 renewed, 4 removed, 5 expired, 6 evicted, 7 refused, 9 without room
 
 top sources by sampled drops, one a minute ago counting for a half:
 source      drops  reason  list           interface  last, s
@@ -489,7 +498,10 @@ source      drops  reason  list           interface  last, s
             status: status(),
             before: Some((before, Duration::from_secs(2))),
         });
-        assert!(text.contains("1000000 (+250/s)          2"), "{text}");
+        assert!(
+            text.contains("1000000 (+250/s)                  2"),
+            "{text}"
+        );
         assert!(text.contains("4 (+2/s)          0"), "{text}");
     }
 

@@ -1,18 +1,26 @@
 //! `portcullis filter verdicts`: sources that are kept out for a while.
 
+mod file;
+mod why;
+mod words;
+
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use portcullis::config::{self, Config, PIN_PATH, write_duration};
-use portcullis::filter::{self, Cause, Exemption, Given, NewVerdict, VerdictStatus, Verdicts};
+use portcullis::config;
+use portcullis::filter::{self, Cause, NewVerdict, VerdictStatus, Verdicts};
 use portcullis::lists::entries::{MappedTooWide, unmapped};
+use portcullis::printable::printable;
 
-use super::super::finished;
+use self::why::{History, refusals};
+use self::words::{in_words, noted, whom};
 use super::super::table::Table;
-use super::{Place, failed, settings};
+use super::super::{EXIT_USAGE, finished};
+use super::{Place, failed};
 
 /// Arguments of `portcullis filter verdicts`.
 #[derive(Debug, clap::Args)]
@@ -20,10 +28,13 @@ use super::{Place, failed, settings};
 A recent verdict has the kernel drop the packets of a source until its time is over. The relay gives
 them, and you can. For the first ten seconds only new connections are refused, so that one that is
 open can end. A source that a list permits or that is in a local network is never dropped by one.
-Of IPv6 a verdict is always on the /64.
+Of IPv6 a verdict is always on the /64; parts of it that are local or permitted stay in.
+
+There is room for 262144. When they are all in use, those that were learned and are of least use are
+given up; what was added here never is, until its time is over.
 
 Examples:
-  portcullis filter verdicts list
+  portcullis filter verdicts list --why
   portcullis filter verdicts add 192.0.2.66 --for 1h --note 'ticket 4711'
   portcullis filter verdicts remove 192.0.2.66 2001:db8:1:2::/64
   portcullis filter verdicts flush")]
@@ -45,9 +56,16 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+With --why the gate that holds the filter is asked, at its admin endpoint, whom it has refused: who,
+how often, since when, by which rules, and until when the filter drops it. It remembers the last
+16384 sources since it was started; with --json there are two arrays, `verdicts` and `refusals`.")]
 struct ListArgs {
     #[command(flatten)]
     place: Place,
+    /// And who was refused by the gate of late, why, how often, and until when
+    #[arg(long)]
+    why: bool,
     /// Print it as JSON
     #[arg(long)]
     json: bool,
@@ -55,15 +73,30 @@ struct ListArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-With -c it is refused for a source that a list of the configuration permits; without, the filter
-passes such a source nevertheless.
+A source is refused if it is local or permitted by a list of the filter in place.
 
-Example:
-  portcullis filter verdicts add 2001:db8::66 --for 30m -c /etc/portcullis.toml")]
+A FILE has a line for each source: an IPv4 address, an IPv6 address or its /64, and perhaps a time
+that holds for this line in place of --for; behind a # or ; its note. Empty lines are skipped. Lines
+that cannot be read are told with their numbers and the others are added. The exit code is 1
+then, and also if a source is refused or there is no room.
+  203.0.113.9
+  203.0.113.10   2h    # ticket 4711
+  2001:db8:7::/64 30m
+
+Examples:
+  portcullis filter verdicts add 2001:db8::66 --for 30m -c /etc/portcullis.toml
+  portcullis filter verdicts add --file attackers.txt --for 1d --note 'flood of May'
+  fail2ban-client get sshd banip | tr ' ' '\\n' | portcullis filter verdicts add --file - --for 1d")]
 struct AddArgs {
     /// The source; of IPv6 its /64 is meant
-    #[arg(value_name = "IP", value_parser = source)]
-    source: IpAddr,
+    #[arg(value_name = "IP", value_parser = source, required_unless_present = "file")]
+    source: Option<IpNet>,
+    /// Add all sources that stand in a file, a line each; - is the standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "source")]
+    file: Option<PathBuf>,
+    /// Print what came of the file as JSON
+    #[arg(long, requires = "file", conflicts_with = "source")]
+    json: bool,
     /// For how long: 90s, 30m, 1h, 7d
     #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = duration)]
     duration: Duration,
@@ -83,7 +116,7 @@ struct AddArgs {
 struct RemoveArgs {
     /// The sources; of IPv6 their /64 are meant
     #[arg(value_name = "IP", value_parser = source, required = true)]
-    sources: Vec<IpAddr>,
+    sources: Vec<IpNet>,
     #[command(flatten)]
     place: Place,
 }
@@ -95,15 +128,15 @@ struct FlushArgs {
 }
 
 /// An address, or what `list` prints for one.
-fn source(text: &str) -> Result<IpAddr, String> {
-    if let Ok(address) = text.parse() {
-        return Ok(address);
+fn source(text: &str) -> Result<IpNet, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(address.to_canonical().into());
     }
     let written: Option<IpNet> = text.parse().ok();
     // IPv4 that is written as IPv6 is IPv4, in a prefix too.
     match written.map(unmapped).transpose() {
-        Ok(Some(IpNet::V4(network))) if network.prefix_len() == 32 => Ok(network.addr().into()),
-        Ok(Some(IpNet::V6(network))) if network.prefix_len() == 64 => Ok(network.addr().into()),
+        Ok(Some(IpNet::V4(network))) if network.prefix_len() == 32 => Ok(network.into()),
+        Ok(Some(IpNet::V6(network))) if network.prefix_len() == 64 => Ok(network.trunc().into()),
         Ok(Some(_)) | Err(MappedTooWide) => Err(
             "a verdict is on one IPv4 address or on one IPv6 /64; a list is for networks"
                 .to_owned(),
@@ -145,7 +178,14 @@ fn list(args: &ListArgs) -> Result<ExitCode, ExitCode> {
     let verdicts = open(&args.place)?.list();
     let verdicts = verdicts.map_err(|error| failure(&error, &args.place))?;
     let mut stdout = io::stdout().lock();
-    Ok(finished(print(args.json, &verdicts, &mut stdout)))
+    if !args.why {
+        return Ok(finished(print(args.json, &verdicts, &mut stdout)));
+    }
+    let history = History {
+        verdicts,
+        refusals: refusals(&args.place)?,
+    };
+    Ok(finished(history.print(args.json, &mut stdout)))
 }
 
 fn print(json: bool, verdicts: &[VerdictStatus], out: &mut impl Write) -> io::Result<()> {
@@ -174,7 +214,7 @@ fn print(json: bool, verdicts: &[VerdictStatus], out: &mut impl Write) -> io::Re
             roughly(verdict.expires_in_seconds),
             verdict.packets.to_string(),
             last.map_or("never".to_owned(), |last| format!("{} ago", roughly(last))),
-            verdict.note.clone(),
+            noted(verdict),
         ]);
     }
     table.write(out)
@@ -191,66 +231,53 @@ fn roughly(seconds: u64) -> String {
 }
 
 fn add(args: &AddArgs) -> Result<ExitCode, ExitCode> {
-    let (pin_path, config): (_, Option<Config>) = match &args.place.config {
-        None => (PIN_PATH.into(), None),
-        Some(file) => settings(file).map(|(settings, config)| (settings.pin_path, Some(config)))?,
+    let source = match (args.source, &args.file) {
+        (Some(source), _) => source,
+        (None, Some(file)) => return add_file(args, file),
+        // The command line wants one of them.
+        (None, None) => return Err(ExitCode::from(EXIT_USAGE)),
     };
     let new = NewVerdict {
-        address: args.source,
+        source,
         duration: args.duration,
         cause: Cause::Operator,
         note: &args.note,
     };
-    let lists = config.as_ref().map(|config| config.policy.lists());
-    let given = Verdicts::open(&pin_path).and_then(|verdicts| verdicts.add(&new, lists));
-    let given = given.map_err(|error| failure(&error, &args.place))?;
-    let (said, code) = in_words(args.source, args.duration, &given);
+    let verdicts = open(&args.place)?;
+    let add = || {
+        let evicted = verdicts.evicted()?;
+        let given = verdicts.add(&new, None)?;
+        let given_up = verdicts.evicted()?.saturating_sub(evicted);
+        Ok((given, given_up, verdicts.exceptions(source.addr())?))
+    };
+    let (given, given_up, except) = add().map_err(|error| failure(&error, &args.place))?;
+    let (said, code) = in_words(source, args.duration, &given, &except);
     if code == ExitCode::SUCCESS {
-        println!("{said}");
+        println!("{}", printable(&said));
     } else {
-        eprintln!("portcullis filter verdicts: {said}");
+        eprintln!("portcullis filter verdicts: {}", printable(&said));
+    }
+    if given_up > 0 {
+        println!("there was no room: {given_up} learned verdicts of least use were given up");
     }
     Ok(code)
 }
 
-/// Who is meant by an address, in words.
-fn whom(address: IpAddr) -> String {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => match ipnet::Ipv6Net::new(address, 64) {
-            Ok(network) => format!("{} (the /64 of {address})", network.trunc()),
-            Err(_) => address.to_string(),
-        },
-    }
-}
-
-fn in_words(source: IpAddr, duration: Duration, given: &Given) -> (String, ExitCode) {
-    let (whom, duration) = (whom(source), write_duration(duration));
-    match given {
-        Given::Added => (
-            format!("{whom} is kept out for {duration}"),
-            ExitCode::SUCCESS,
-        ),
-        Given::Renewed => (
-            format!("{whom} was kept out already, and is for {duration} from now"),
-            ExitCode::SUCCESS,
-        ),
-        Given::Refused(Exemption::Local) => (
-            format!("{whom} is in a local network (relay.networks), which no verdict keeps out"),
-            ExitCode::FAILURE,
-        ),
-        Given::Refused(Exemption::Permitted { list }) => (
-            format!("{whom} is permitted by the list \"{list}\", which no verdict overrules"),
-            ExitCode::FAILURE,
-        ),
-    }
+fn add_file(args: &AddArgs, file: &Path) -> Result<ExitCode, ExitCode> {
+    file::add(&file::Options {
+        file,
+        duration: args.duration,
+        note: &args.note,
+        json: args.json,
+        place: &args.place,
+    })
 }
 
 fn remove(args: &RemoveArgs) -> Result<ExitCode, ExitCode> {
     let verdicts = open(&args.place)?;
     let mut code = ExitCode::SUCCESS;
     for source in &args.sources {
-        let removed = verdicts.remove(*source);
+        let removed = verdicts.remove(source.addr());
         if removed.map_err(|error| failure(&error, &args.place))? {
             println!("{} is let in again", whom(*source));
         } else {
@@ -274,6 +301,8 @@ fn flush(args: &FlushArgs) -> Result<ExitCode, ExitCode> {
 
 #[cfg(test)]
 mod tests {
+    use portcullis::filter::Exemption;
+
     use super::*;
 
     #[test]
@@ -301,21 +330,17 @@ mod tests {
     }
 
     #[test]
-    fn whoever_keeps_out_an_ipv6_address_hears_that_it_is_a_64() {
-        let (said, _) = in_words(
-            "2001:db8::66".parse().unwrap(),
-            Duration::from_secs(3_600),
-            &Given::Added,
-        );
+    fn a_64_that_holds_an_ipv4_address_is_no_verdict_on_that() {
+        let zero = source("::ffff:192.0.2.1/64").unwrap();
+        assert_eq!(zero.to_string(), "::/64");
         assert_eq!(
-            said,
-            "2001:db8::/64 (the /64 of 2001:db8::66) is kept out for 1h"
+            source("::ffff:192.0.2.1").unwrap().to_string(),
+            "192.0.2.1/32"
         );
     }
 
-    #[test]
-    fn verdicts_are_told_in_a_table() {
-        let verdict = VerdictStatus {
+    fn verdict() -> VerdictStatus {
+        VerdictStatus {
             source: "192.0.2.66".to_owned(),
             cause: Cause::Dnsbl,
             note: "bl.example".to_owned(),
@@ -323,13 +348,41 @@ mod tests {
             expires_in_seconds: 3_540,
             packets: 7,
             last_packet_seconds_ago: None,
-        };
+            except: Vec::new(),
+        }
+    }
+
+    fn printed(verdict: VerdictStatus) -> String {
         let mut written = Vec::new();
         print(false, &[verdict], &mut written).unwrap();
+        String::from_utf8(written).unwrap()
+    }
+
+    #[test]
+    fn verdicts_are_told_in_a_table() {
         let expected = "\
 source      cause  since  expires in  packets  last packet  note
 192.0.2.66  dnsbl  60s    59m               7  never        bl.example
 ";
-        assert_eq!(String::from_utf8(written).unwrap(), expected);
+        assert_eq!(printed(verdict()), expected);
+        let partly = VerdictStatus {
+            except: vec![Exemption::Local {
+                network: "2001:db8:0:0:1::/80".parse().unwrap(),
+            }],
+            ..verdict()
+        };
+        let told = printed(partly);
+        let words = "bl.example (but for 2001:db8:0:0:1::/80, which is local)\n";
+        assert!(told.ends_with(words), "{told}");
+    }
+
+    #[test]
+    fn a_note_does_not_clear_the_terminal_of_who_reads_the_list() {
+        let strange = VerdictStatus {
+            note: "\u{1b}[2J\nall is well".to_owned(),
+            ..verdict()
+        };
+        let told = printed(strange);
+        assert!(told.ends_with("\\u{1b}[2J\\nall is well\n"), "{told:?}");
     }
 }

@@ -15,9 +15,9 @@ use portcullis::lists::source::{Finding, Findings, Source};
 use portcullis::lists::{Compiled, Covered, List, ListAction, Memory};
 use serde::Serialize;
 
+use super::super::progress::Bar;
 use super::super::table::Table;
 use super::super::{EXIT_USAGE, finished};
-use super::progress::Bar;
 use super::settings;
 
 /// The most lists that a snapshot can tell apart.

@@ -2,7 +2,6 @@
 
 mod compile;
 mod lookup;
-mod progress;
 mod stat;
 
 use std::path::{Path, PathBuf};

@@ -12,10 +12,12 @@ impl Verdicts {
     /// [`Error::Kernel`] if a map cannot be written.
     pub fn remove_noted(&self, cause: Cause, text: &str, of_ipv6: bool) -> Result<u64, Error> {
         let noted = note(text);
-        self.maps()
+        let (removed, _) = self
+            .maps()
             .remove_where(VerdictCounter::Removed, |key, verdict| {
                 let is_ipv6 = of_verdict(key).addr().is_ipv6();
                 verdict.cause == cause.number() && verdict.note == noted && is_ipv6 == of_ipv6
-            })
+            })?;
+        Ok(removed)
     }
 }

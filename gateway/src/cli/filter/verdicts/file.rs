@@ -1,0 +1,316 @@
+//! `portcullis filter verdicts add --file`: many sources at once, a line each.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use portcullis::filter::{self, Cause, Exemption, Given, NewVerdict, Verdicts};
+use portcullis::printable::printable;
+use serde::Serialize;
+
+use super::super::super::progress::Bar;
+use super::super::Place;
+use super::words::NO_ROOM;
+use super::{duration, failure, source};
+
+/// Octets of a file: with as many verdicts as there is room for, 256 for each.
+const SIZE_MAX: u64 = 64 << 20;
+/// Lines that are told one by one, of each kind.
+const TOLD_MAX: usize = 20;
+/// Characters of a line that is told.
+const SHOWN_MAX: usize = 80;
+/// Between two looks at whether the progress is to be shown.
+const STEP: usize = 1_000;
+
+/// What a line asks for.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted<'a> {
+    line: usize,
+    source: IpNet,
+    duration: Option<Duration>,
+    note: Option<&'a str>,
+}
+
+/// A line that cannot be read.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Invalid {
+    line: usize,
+    text: String,
+    reason: String,
+}
+
+/// A source that is not kept out.
+#[derive(Debug, Serialize)]
+struct Refused {
+    line: usize,
+    source: IpNet,
+    #[serde(flatten)]
+    exemption: Exemption,
+}
+
+/// What became of all lines.
+#[derive(Debug, Default, Serialize)]
+struct Summary {
+    added: u64,
+    renewed: u64,
+    /// Sources that a list permits or that are local.
+    refused: u64,
+    /// For these there was no room.
+    without_room: u64,
+    /// Lines that cannot be read.
+    invalid: u64,
+    /// Learned verdicts that were given up for these.
+    given_up: u64,
+    /// The first of those that were refused.
+    refused_sources: Vec<Refused>,
+    /// The first lines that cannot be read.
+    invalid_lines: Vec<Invalid>,
+}
+
+/// How the lines are to be taken.
+pub(super) struct Options<'a> {
+    pub(super) file: &'a Path,
+    pub(super) duration: Duration,
+    pub(super) note: &'a str,
+    pub(super) json: bool,
+    pub(super) place: &'a Place,
+}
+
+/// Adds what stands in a file. Lines that cannot be read are told, and the others are added all the same.
+pub(super) fn add(options: &Options<'_>) -> Result<ExitCode, ExitCode> {
+    let name = match options.file.to_str() {
+        Some("-") => "standard input".to_owned(),
+        _ => options.file.display().to_string(),
+    };
+    let text = read(options.file).map_err(|error| {
+        eprintln!("portcullis filter verdicts: cannot read {name}: {error}");
+        ExitCode::FAILURE
+    })?;
+    let mut summary = Summary::default();
+    let wanted = parse(&text, &mut summary);
+    let verdicts = Verdicts::open(&options.place.pin_path()?);
+    let added = verdicts.and_then(|verdicts| add_all(options, &verdicts, &wanted, &mut summary));
+    added.map_err(|error| failure(&error, options.place))?;
+    tell(options, &printable(&name), &summary).map_err(|_| ExitCode::FAILURE)?;
+    let all_well = summary.refused + summary.without_room + summary.invalid == 0;
+    Ok(if all_well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn read(file: &Path) -> io::Result<String> {
+    let mut octets = Vec::new();
+    match file.to_str() {
+        Some("-") => io::stdin().take(SIZE_MAX + 1).read_to_end(&mut octets)?,
+        _ => File::open(file)?
+            .take(SIZE_MAX + 1)
+            .read_to_end(&mut octets)?,
+    };
+    if octets.len() as u64 > SIZE_MAX {
+        return Err(io::Error::other(
+            "it is longer than 64 MiB; there is room for 262144 verdicts",
+        ));
+    }
+    Ok(String::from_utf8_lossy(&octets).into_owned())
+}
+
+/// The sources of all lines; what cannot be read goes into the summary.
+fn parse<'a>(text: &'a str, summary: &mut Summary) -> Vec<Wanted<'a>> {
+    let mut wanted = Vec::new();
+    for (line, text) in (1..).zip(text.lines()) {
+        match parse_line(line, text) {
+            Ok(None) => {}
+            Ok(Some(one)) => wanted.push(one),
+            Err(reason) => {
+                summary.invalid += 1;
+                if summary.invalid_lines.len() < TOLD_MAX {
+                    let shown: String = text.trim().chars().take(SHOWN_MAX).collect();
+                    summary.invalid_lines.push(Invalid {
+                        line,
+                        text: printable(&shown).into_owned(),
+                        reason,
+                    });
+                }
+            }
+        }
+    }
+    wanted
+}
+
+/// `SOURCE [TIME] [# NOTE]`; `None` if there is nothing but a comment.
+fn parse_line(line: usize, text: &str) -> Result<Option<Wanted<'_>>, String> {
+    let (words, note) = match text.split_once(['#', ';']) {
+        Some((words, note)) => (words, Some(note.trim())),
+        None => (text, None),
+    };
+    // A byte order mark is no part of the first address.
+    let mut words = words.trim_start_matches('\u{feff}').split_whitespace();
+    let Some(first) = words.next() else {
+        return Ok(None);
+    };
+    let source = source(first)?;
+    let duration = words.next().map(duration).transpose()?;
+    if words.next().is_some() {
+        return Err("more than a source and a time; a note stands behind a #".to_owned());
+    }
+    let note = note.filter(|note| !note.is_empty());
+    Ok(Some(Wanted {
+        line,
+        source,
+        duration,
+        note,
+    }))
+}
+
+fn add_all(
+    options: &Options<'_>,
+    verdicts: &Verdicts,
+    wanted: &[Wanted<'_>],
+    summary: &mut Summary,
+) -> Result<(), filter::Error> {
+    let mut bar = Bar::new();
+    let evicted = verdicts.evicted()?;
+    for (number, one) in wanted.iter().enumerate() {
+        if number % STEP == 0 {
+            bar.say(&format!("{number} of {} verdicts", wanted.len()));
+        }
+        let new = NewVerdict {
+            source: one.source,
+            duration: one.duration.unwrap_or(options.duration),
+            cause: Cause::Operator,
+            note: one.note.unwrap_or(options.note),
+        };
+        match verdicts.add(&new, None)? {
+            Given::Added => summary.added += 1,
+            Given::Renewed | Given::Kept => summary.renewed += 1,
+            Given::NoRoom => summary.without_room += 1,
+            Given::Refused(exemption) => {
+                summary.refused += 1;
+                if summary.refused_sources.len() < TOLD_MAX {
+                    summary.refused_sources.push(Refused {
+                        line: one.line,
+                        source: one.source,
+                        exemption,
+                    });
+                }
+            }
+        }
+    }
+    bar.clear();
+    summary.given_up = verdicts.evicted()?.saturating_sub(evicted);
+    Ok(())
+}
+
+fn tell(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()> {
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(summary)?);
+        return Ok(());
+    }
+    for invalid in &summary.invalid_lines {
+        let Invalid { line, text, reason } = invalid;
+        eprintln!("{file}:{line}: {reason}: {text}");
+    }
+    more(file, "cannot be read", summary.invalid);
+    for refused in &summary.refused_sources {
+        let (network, reason) = (refused.exemption.network(), refused.exemption.reason());
+        eprintln!(
+            "{file}:{}: {} is not kept out: {network} is {}",
+            refused.line,
+            refused.source,
+            printable(&reason)
+        );
+    }
+    more(file, "are not kept out", summary.refused);
+    println!("{} added, {} renewed", summary.added, summary.renewed);
+    if summary.given_up > 0 {
+        println!(
+            "{} learned verdicts of least use were given up for them",
+            summary.given_up
+        );
+    }
+    if summary.without_room > 0 {
+        eprintln!(
+            "portcullis filter verdicts: {} not added: {}",
+            summary.without_room, NO_ROOM
+        );
+    }
+    Ok(())
+}
+
+/// Says that there were more of something than were told.
+fn more(file: &str, what: &str, number: u64) {
+    if number > TOLD_MAX as u64 {
+        let more = number - TOLD_MAX as u64;
+        eprintln!("{file}: {more} more {what}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Option<Wanted<'_>>, String> {
+        parse_line(7, text)
+    }
+
+    #[test]
+    fn a_line_has_a_source_and_perhaps_a_time_and_a_note() {
+        let wanted = |source: &str, duration: Option<u64>, note| Wanted {
+            line: 7,
+            source: source.parse().unwrap(),
+            duration: duration.map(Duration::from_secs),
+            note,
+        };
+        let cases = [
+            ("203.0.113.9", wanted("203.0.113.9/32", None, None)),
+            (
+                "\u{feff}203.0.113.9/32 30m\r",
+                wanted("203.0.113.9/32", Some(1_800), None),
+            ),
+            (
+                "  2001:db8:7::/64\t7d # ticket 12 # mail",
+                wanted("2001:db8:7::/64", Some(604_800), Some("ticket 12 # mail")),
+            ),
+            (
+                "2001:db8:7::9;SBL1",
+                wanted("2001:db8:7::9/128", None, Some("SBL1")),
+            ),
+            ("::ffff:203.0.113.9 #", wanted("203.0.113.9/32", None, None)),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parsed(text), Ok(Some(expected)), "{text}");
+        }
+        for empty in ["", "  ", "# all of them", "; and these"] {
+            assert_eq!(parsed(empty), Ok(None), "{empty:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_is_told_with_its_number_and_takes_no_other_with_it() {
+        let text = "203.0.113.9\n203.0.113.0/24\n\u{1b}[2Jx\n203.0.113.9 soon\n203.0.113.9 1h 2h\n203.0.113.8\n";
+        let mut summary = Summary::default();
+        let wanted = parse(text, &mut summary);
+        assert_eq!(
+            wanted.iter().map(|one| one.line).collect::<Vec<_>>(),
+            [1, 6]
+        );
+        let lines: Vec<_> = summary.invalid_lines.iter().map(|bad| bad.line).collect();
+        assert_eq!((summary.invalid, lines), (4, vec![2, 3, 4, 5]));
+        assert_eq!(summary.invalid_lines[1].text, "\\u{1b}[2Jx");
+    }
+
+    #[test]
+    fn of_a_file_that_is_none_a_few_lines_are_told() {
+        let mut summary = Summary::default();
+        assert!(parse(&"<html>\n".repeat(100_000), &mut summary).is_empty());
+        assert_eq!(
+            (summary.invalid, summary.invalid_lines.len()),
+            (100_000, TOLD_MAX)
+        );
+    }
+}

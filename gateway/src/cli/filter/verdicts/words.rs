@@ -1,0 +1,142 @@
+//! What came of a verdict, in words.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use portcullis::config::write_duration;
+use portcullis::filter::{self, Exemption, Given, VerdictStatus, verdict_network};
+
+/// Whom a verdict is on, in words.
+pub(super) fn whom(source: IpNet) -> String {
+    let network = verdict_network(source.addr());
+    match source {
+        IpNet::V6(address) if address.prefix_len() > 64 => {
+            format!("{network} (the /64 of {})", address.addr())
+        }
+        _ => filter::written(&network),
+    }
+}
+
+/// Why there is no room, and what makes some.
+pub(super) const NO_ROOM: &str = "there is no room: all verdicts that there can be were added by hand; `filter verdicts remove` and `flush` make some";
+
+pub(super) fn in_words(
+    source: IpNet,
+    duration: Duration,
+    given: &Given,
+    except: &[Exemption],
+) -> (String, ExitCode) {
+    let (whom, duration) = (whom(source), write_duration(duration));
+    let except = match except {
+        [] => String::new(),
+        except => format!(", {}", but_for(except)),
+    };
+    match given {
+        Given::Added => (
+            format!("{whom} is kept out for {duration}{except}"),
+            ExitCode::SUCCESS,
+        ),
+        // What a person adds stands whatever was there before.
+        Given::Renewed | Given::Kept => (
+            format!("{whom} was kept out already, and is for {duration} from now{except}"),
+            ExitCode::SUCCESS,
+        ),
+        Given::Refused(exemption) => (refused(source, exemption), ExitCode::FAILURE),
+        Given::NoRoom => (format!("{whom}: {NO_ROOM}"), ExitCode::FAILURE),
+    }
+}
+
+fn refused(source: IpNet, exemption: &Exemption) -> String {
+    let network = exemption.network();
+    let source = match source.prefix_len() == source.max_prefix_len() {
+        true => source.addr().to_string(),
+        false => source.to_string(),
+    };
+    let mut said = match exemption {
+        Exemption::Local { .. } => format!(
+            "{source} is in the local network {network} (relay.networks), which no verdict keeps out"
+        ),
+        Exemption::Permitted { list, .. } => format!(
+            "{source} is permitted by the list \"{list}\" ({network}), which no verdict overrules"
+        ),
+    };
+    if network.addr().is_ipv6() && network.prefix_len() > 64 {
+        said += &format!(
+            "; the rest of its /64 can be kept out: add {}",
+            verdict_network(network.addr())
+        );
+    }
+    said
+}
+
+/// The note, and what of the source is let in all the same.
+pub(super) fn noted(verdict: &VerdictStatus) -> String {
+    if verdict.except.is_empty() {
+        return verdict.note.clone();
+    }
+    let except = format!("({})", but_for(&verdict.except));
+    format!("{} {except}", verdict.note).trim_start().to_owned()
+}
+
+/// The parts of a /64 that are let in all the same.
+fn but_for(except: &[Exemption]) -> String {
+    let parts: Vec<String> = except
+        .iter()
+        .map(|part| format!("{}, which is {}", part.network(), part.reason()))
+        .collect();
+    format!("but for {}", parts.join(", and "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source;
+    use super::*;
+
+    fn said(text: &str, given: &Given, except: &[Exemption]) -> String {
+        let source = source(text).unwrap();
+        in_words(source, Duration::from_secs(3_600), given, except).0
+    }
+
+    fn local(network: &str) -> Exemption {
+        Exemption::Local {
+            network: network.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn whoever_keeps_out_an_ipv6_address_hears_that_it_is_a_64_and_what_of_it_stays_in() {
+        assert_eq!(
+            said("2001:db8::66", &Given::Added, &[]),
+            "2001:db8::/64 (the /64 of 2001:db8::66) is kept out for 1h"
+        );
+        let friends = Exemption::Permitted {
+            list: "friends".to_owned(),
+            network: "2001:db8::7/128".parse().unwrap(),
+        };
+        assert_eq!(
+            said(
+                "2001:db8::/64",
+                &Given::Added,
+                &[local("2001:db8:0:0:1::/80"), friends]
+            ),
+            "2001:db8::/64 is kept out for 1h, but for 2001:db8:0:0:1::/80, which is local, and 2001:db8::7/128, \
+             which is permitted by friends"
+        );
+    }
+
+    #[test]
+    fn a_part_of_a_64_that_is_local_is_not_said_to_be_all_of_it() {
+        let given = Given::Refused(local("2001:db8:0:0:1::/80"));
+        assert_eq!(
+            said("2001:db8::1:0:0:9", &given, &[]),
+            "2001:db8::1:0:0:9 is in the local network 2001:db8:0:0:1::/80 (relay.networks), which no verdict keeps \
+             out; the rest of its /64 can be kept out: add 2001:db8::/64"
+        );
+        let given = Given::Refused(local("2001:db8::/32"));
+        assert_eq!(
+            said("2001:db8:1::/64", &given, &[]),
+            "2001:db8:1::/64 is in the local network 2001:db8::/32 (relay.networks), which no verdict keeps out"
+        );
+    }
+}
