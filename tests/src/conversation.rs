@@ -5,13 +5,14 @@
 use std::collections::VecDeque;
 
 use portcullis_smtp::reply::Reply;
-use portcullis_smtp::server::{Event, Session, Settings};
+use portcullis_smtp::server::{Blame, Event, Session, Settings};
 
 /// RFC 5321, 4.5.3.1.5.
 const REPLY_LINE_LENGTH_MAX: usize = 512;
 
-/// How the policy answers an event, by its kind: `greeting`, `hello`, `mail`, `rcpt`, `message`, `end`. `None` accepts.
-pub type Policy<'a> = dyn FnMut(&'static str) -> Option<Reply<'static>> + 'a;
+/// How the policy answers an event, by its kind: `greeting`, `hello`, `mail`, `rcpt`, `message`, `end`; and what a refusal counts
+/// against. `None` accepts.
+pub type Policy<'a> = dyn FnMut(&'static str) -> Option<(Reply<'static>, Blame)> + 'a;
 
 /// A session, and all that has come of it.
 pub struct Conversation<'a> {
@@ -213,7 +214,10 @@ impl<'a> Conversation<'a> {
             return;
         };
         match (self.policy)(kind) {
-            Some(reply) => self.session.answer(self.settings, &reply, &mut self.out),
+            Some((reply, blame)) => {
+                self.session
+                    .refuse(self.settings, &reply, blame, &mut self.out);
+            }
             None if kind == "greeting" => self.session.greet(self.settings, &mut self.out),
             None => self.session.accept(self.settings, &mut self.out),
         }

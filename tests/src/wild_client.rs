@@ -4,7 +4,7 @@
 //! sends, with [`FLUSH`] between them. Each script is played several ways, and all must come out the same.
 
 use portcullis_smtp::reply::{EnhancedCode, Reply};
-use portcullis_smtp::server::Settings;
+use portcullis_smtp::server::{Blame, Settings};
 
 use crate::conversation::Conversation;
 
@@ -17,6 +17,8 @@ static REFUSALS: [Reply<'static>; 4] = [
     Reply::fixed(250, EnhancedCode(2, 1, 5), "In other words\n\r\nyes"),
     Reply::fixed(421, EnhancedCode(4, 3, 2), "Closing"),
 ];
+
+const BLAMES: [Blame; 3] = [Blame::Client, Blame::Nobody, Blame::UnknownRecipient];
 
 /// All that a session shows to the outside.
 #[derive(Debug, PartialEq)]
@@ -64,6 +66,7 @@ fn play(pattern: u8, cut: usize, late_answers: bool, groups: &[&[u8]]) -> Result
         recipients_max: 3,
         transactions_max: 4,
         errors_max: 6,
+        recipients_unknown_max: 2,
         command_length_max: 128,
         ..Settings::new("mx.example")
     };
@@ -72,7 +75,8 @@ fn play(pattern: u8, cut: usize, late_answers: bool, groups: &[&[u8]]) -> Result
         let refuse = pattern.rotate_right(answers) & 1 == 1;
         answers += 1;
         let refusal = &REFUSALS[answers as usize / 3 % REFUSALS.len()];
-        refuse.then(|| refusal.clone())
+        let blame = BLAMES[answers as usize % BLAMES.len()];
+        refuse.then(|| (refusal.clone(), blame))
     };
     let mut conversation = Conversation::new(&settings, late_answers, Box::new(policy));
     conversation.greet()?;

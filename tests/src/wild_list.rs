@@ -35,9 +35,9 @@ pub fn check(script: &[u8]) -> Result<(), String> {
         let reversed = read(1 << 16, &lines.concat())?;
         // But for a mark at the beginning.
         if !file.starts_with(b"\xef\xbb\xbf")
-            && !file.starts_with(&[0x1f, 0x8b])
             && !lines[0].starts_with(b"\xef\xbb\xbf")
-            && !lines[0].starts_with(&[0x1f, 0x8b])
+            && whole.foreign.is_none()
+            && reversed.foreign.is_none()
             && reversed.entries != whole.entries
         {
             return Err(format!("{name}: the order of lines makes a difference"));

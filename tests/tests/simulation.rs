@@ -2,7 +2,7 @@
 //!
 //! `PORTCULLIS_SEED=N` runs one seed; `PORTCULLIS_SEEDS=N` that many, from a random beginning, for a longer search.
 
-use portcullis_tests::simulation::{self, Summary};
+use portcullis_tests::simulation::{self, Summary, slow};
 
 /// Seeds that a run always holds.
 const SEEDS: u64 = 1_500;
@@ -48,4 +48,41 @@ fn whatever_breaks_no_reply_is_lost_no_message_is_lost_or_doubled_and_nothing_le
         accepted as u64 > count && arrived as u64 > count / 2,
         "hardly any message got through"
     );
+}
+
+#[test]
+fn a_next_hop_that_reads_slowly_but_steadily_is_served_for_hours() {
+    // Octets of the message, and octets a second that are read.
+    let table = [
+        (12_000_000, 8 << 10),
+        (400_000, 8 << 10),
+        (12_000_000, 2_000),
+        (1_000_000, 100),
+    ];
+    for (octets, pace) in table {
+        let (reply, after) = slow::message(octets, pace, usize::MAX).expect("a reply");
+        assert!(
+            reply.starts_with("250 "),
+            "{octets} at {pace}: {reply} after {after:?}"
+        );
+        let least = octets as f64 / f64::from(pace);
+        assert!(
+            after.as_secs_f64() >= least - 1.0,
+            "{octets} at {pace}: {after:?}"
+        );
+    }
+}
+
+#[test]
+fn a_next_hop_that_stops_reading_is_left_after_three_minutes() {
+    // At once, or after a while: the time counts from the last octet that it took.
+    for (stops_after, before) in [(100, 0), (1_000_000, 120)] {
+        let (reply, after) = slow::message(12_000_000, 8 << 10, stops_after).expect("a reply");
+        let after = after.as_secs();
+        assert!(reply.starts_with("451 4.4.2 "), "{reply}");
+        assert!(
+            (before + 170..before + 240 + 64).contains(&after),
+            "stopped after {stops_after}: left after {after} seconds"
+        );
+    }
 }

@@ -10,11 +10,10 @@ mod run;
 mod table;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use portcullis::config::{self, Config};
-use portcullis::lists::{Allocate, Memory};
 
 /// The command line was wrong, or the configuration.
 const EXIT_USAGE: u8 = 2;
@@ -90,18 +89,22 @@ struct ConfigFile {
 impl ConfigFile {
     /// The configuration, or the exit code after its errors were printed.
     fn load(&self) -> Result<Config, ExitCode> {
-        self.load_into(Memory::private)
+        self.load_by(config::load)
     }
 
-    /// The same, with the lists built where the filter wants them, if it is to be in place.
+    /// The same, with the lists built where the filter wants them, if it is to be in place. Where files of lists cannot be used,
+    /// those of the last compile stand in.
     fn load_for_filter(&self) -> Result<Config, ExitCode> {
-        self.load_into(portcullis::filter::memory)
+        self.load_by(|path| config::load_for_start(path, portcullis::filter::memory))
     }
 
-    fn load_into(&self, allocate: Allocate) -> Result<Config, ExitCode> {
+    fn load_by(
+        &self,
+        load: fn(&Path) -> Result<Config, config::Errors>,
+    ) -> Result<Config, ExitCode> {
         match &self.config {
             None => Ok(Config::default_gate()),
-            Some(path) => config::load_into(path, allocate).map_err(|errors| {
+            Some(path) => load(path).map_err(|errors| {
                 eprintln!("{errors}");
                 ExitCode::from(EXIT_USAGE)
             }),

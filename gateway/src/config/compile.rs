@@ -1,11 +1,10 @@
 //! From the tables of the file to a [`Config`]: each table by the module of its subject, then what only shows when
 //! they are seen together.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -16,9 +15,9 @@ use super::list::{Files, Lists};
 use super::section::Section;
 use super::{
     Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, relay, route,
-    value,
+    saved_lists, value,
 };
-use crate::lists::{Compiled, ListAction, Memory};
+use crate::lists::{Compiled, Memory};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
 use crate::policy::{Policy, Terms};
 
@@ -56,14 +55,18 @@ pub(super) fn config<'d>(
     let mut filter = Filter::read(filter_table);
     let (mut lists, list_files) = Lists::read(lists_table, list_tables);
     let compiled = match files {
-        Files::Read(allocate) => {
+        Files::Read(allocate) | Files::ReadOrLast(allocate) => {
             let is_filtered = |filter: &Filter| filter.mode != FilterMode::Off;
             let for_kernel = filter.as_ref().is_some_and(is_filtered) && !document.has_errors();
-            let outcome = lists.compile(if for_kernel {
+            let allocate = if for_kernel {
                 allocate
             } else {
                 Memory::private
-            });
+            };
+            let mut outcome = lists.compile(allocate);
+            if matches!(files, Files::ReadOrLast(_)) {
+                outcome = lists.fall_back(outcome, &saved_lists(&state_dir), allocate);
+            }
             outcome.tell(document, &list_files)
         }
         Files::Leave => Compiled::default(),
@@ -83,8 +86,6 @@ pub(super) fn config<'d>(
     if document.error_count() == errors_before_routes && !routes.is_empty() {
         check_routes(document, &relay_span, &local.domains, &route_index);
     }
-    warn_about_lists(document, &relay_span, &local.networks, &compiled);
-
     let own = addresses
         .iter()
         .map(SocketAddr::ip)
@@ -105,7 +106,7 @@ pub(super) fn config<'d>(
         drop_lists_refuse: !monitored,
         dnsbl: zones,
     });
-    Config {
+    let config = Config {
         path: None,
         hostname,
         state_dir,
@@ -124,7 +125,11 @@ pub(super) fn config<'d>(
         warnings: Vec::new(),
         in_force: Vec::new(),
         route_index,
+    };
+    for doubt in config.list_doubts(config.policy.lists()) {
+        document.warn(&relay_span, doubt);
     }
+    config
 }
 
 /// A gate that would do nothing, or take mail that has nowhere to go.
@@ -275,30 +280,5 @@ fn check_routes(
             span,
             format!("{} local domains in all have no route", stranded.len()),
         );
-    }
-}
-
-/// Public lists of bogons hold the private networks, so that it is easy to lock one's own people out.
-fn warn_about_lists(
-    document: &Document<'_>,
-    span: &std::ops::Range<usize>,
-    networks: &[IpNet],
-    lists: &Compiled,
-) {
-    for net in networks {
-        let address: IpAddr = net.network();
-        let listing = lists.filtered(address).or_else(|| lists.rejected(address));
-        let Some(listing) = listing else { continue };
-        if listing.action != ListAction::Permit && listing.prefix.contains(net) {
-            let name = lists
-                .lists
-                .get(usize::from(listing.list))
-                .map_or("", |list| list.name.as_str());
-            let action = listing.action.as_str();
-            document.warn(
-                span,
-                format!("the {action} list \"{name}\" holds all of the local network {net}: nobody there can connect"),
-            );
-        }
     }
 }

@@ -18,8 +18,13 @@ pub struct Limits {
     pub recipients_per_message: u32,
     /// Octets of one message as it is received; announced by SIZE. More gets `552 5.3.4`.
     pub message_size: u64,
-    /// Errors in one session; then `421 4.7.0`. At least 20 is kind to honest clients with long lists of recipients.
+    /// Errors of a client in one session since its last accepted message; then `421 4.7.0`. They are its own: syntax,
+    /// sequence, faults of a message, and what the policy refuses to a stranger. What a next hop refuses is none.
     pub errors_per_session: u32,
+    /// Recipients of one session that the next hop says do not exist; one more ends it with `421 4.7.0`. An accepted message
+    /// takes one of them back. It holds for strangers only, as `sessions_per_source` does: guessing addresses is to cost
+    /// something. Below 100 it cuts messages that RFC 5321 section 4.5.3.1.8 wants to be possible.
+    pub unknown_recipients_per_session: u32,
     /// MAIL commands in one session; then `421`, and the client comes again.
     pub transactions_per_session: u32,
     /// From the moment we wait for a command to its last octet; then `421 4.4.2`. Octets that drip in do not move it.
@@ -58,6 +63,12 @@ impl Limits {
             recipients_per_message: count(s, "recipients_per_message", 1_000, 1..=100_000),
             message_size: s.size("message_size", "50MB", 1_024..=1 << 40),
             errors_per_session: count(s, "errors_per_session", 20, 1..=100_000),
+            unknown_recipients_per_session: count(
+                s,
+                "unknown_recipients_per_session",
+                100,
+                1..=100_000,
+            ),
             transactions_per_session: count(
                 s,
                 "transactions_per_session",

@@ -3,15 +3,16 @@
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::document::Document;
 use super::error::{Error, Errors, Position};
 use super::section::Section;
+use crate::lists::file::About;
 use crate::lists::format::{Format, Reading};
 use crate::lists::source::{Finding, Findings, Source};
 use crate::lists::watch::Stamp;
-use crate::lists::{Allocate, Compiled, List, ListAction};
+use crate::lists::{Allocate, Compiled, Covered, List, ListAction};
 use crate::lists::{file, guard};
 
 /// The most lists that a configuration may have: each has its counters in the kernel.
@@ -28,12 +29,21 @@ pub struct Lists {
     snapshot_stamp: Option<Stamp>,
     /// Percent of its entries that a list may lose between two compiles; 100 switches the guard off.
     pub shrink_max: u8,
+    /// Percent of the address space that a drop or reject list may newly cover between two compiles, and whether it may newly
+    /// cover those whom the gate lives by; 100 switches the guard off.
+    pub grow_max: u8,
     /// Whether files that change are read again without being asked.
     pub watch: bool,
     /// When the files were read.
     pub compiled_at: SystemTime,
     /// Whether what is in force is of an earlier compile than what was read.
     pub are_old: bool,
+    /// Why that is so, where files could not be used at the start.
+    pub fallback: Vec<String>,
+    /// What each list covers, in the order of the configuration; unknown of lists that were compiled elsewhere.
+    pub covered: Option<Vec<Covered>>,
+    /// Whether the snapshot says that what its lists lost or gained is meant.
+    pub are_forced: bool,
 }
 
 /// What becomes of the files of lists while a configuration is read.
@@ -41,6 +51,8 @@ pub struct Lists {
 pub(super) enum Files {
     /// They are read and compiled, what the filter needs into this memory.
     Read(Allocate),
+    /// The same; those of the last compile stand in where files cannot be used.
+    ReadOrLast(Allocate),
     /// Somebody else reads them.
     Leave,
 }
@@ -69,11 +81,15 @@ impl Lists {
             snapshot_stamp: None,
             compiled_at: UNIX_EPOCH,
             are_old: false,
+            fallback: Vec::new(),
+            covered: None,
+            are_forced: false,
             shrink_max: table.count(
                 "shrink_max",
                 guard::SHRINK_MAX.into(),
                 0..=guard::OFF.into(),
             ) as u8,
+            grow_max: table.count("grow_max", guard::GROW_MAX.into(), 0..=guard::OFF.into()) as u8,
             watch: table.flag("watch", true),
         };
         table.finish(&[]);
@@ -98,19 +114,26 @@ impl Lists {
         let mut outcome = Outcome::default();
         self.compiled_at = SystemTime::now();
         self.are_old = false;
+        self.fallback.clear();
+        self.covered = None;
+        self.are_forced = false;
         if let Some(snapshot) = &self.snapshot {
             self.snapshot_stamp = Stamp::of(snapshot);
-            match file::load(snapshot, allocate) {
+            let stored = file::Stored::open(snapshot);
+            self.are_forced = stored.as_ref().is_ok_and(|stored| stored.about().forced);
+            match stored.and_then(|stored| stored.load(allocate)) {
                 Ok(compiled) => outcome.compiled = compiled,
                 Err(error) => outcome.unreadable.push((0, error.to_string())),
             }
             return outcome;
         }
         let mut lists = Vec::new();
+        let mut covered = Vec::new();
         for (number, source) in self.sources.iter_mut().enumerate() {
             match source.read(|_| {}) {
                 Ok(reading) => {
                     outcome.take(source, &reading);
+                    covered.push(Covered::of(&reading.entries));
                     lists.push((List::of(source, &reading), reading.entries));
                 }
                 Err(error) => {
@@ -121,8 +144,68 @@ impl Lists {
         }
         if outcome.is_good() {
             outcome.compiled = Compiled::build(lists, allocate);
+            self.covered = Some(covered);
         }
         outcome
+    }
+
+    /// Where files cannot be used, takes the lists of the last compile, if they are the same by name and action. What is
+    /// wrong with the files is then no error, but [why](Lists::fallback) those are in force.
+    pub(super) fn fall_back(
+        &mut self,
+        outcome: Outcome,
+        saved: &Path,
+        allocate: Allocate,
+    ) -> Outcome {
+        if outcome.is_good() {
+            return outcome;
+        }
+        let Ok(last) = file::Stored::open(saved) else {
+            return outcome;
+        };
+        if !self.are_those_of(last.about()) {
+            return outcome;
+        }
+        let (compiled_at, path) = (last.about().compiled_at, last.path().display().to_string());
+        let Ok(compiled) = last.load(allocate) else {
+            return outcome;
+        };
+        let unreadable = outcome.unreadable.into_iter();
+        let unreadable = unreadable.map(|(number, message)| match self.sources.get(number) {
+            Some(source) => format!("list {}: {message}", source.name),
+            None => format!("lists.snapshot: {message}"),
+        });
+        let faults = outcome.faults.iter().map(|fault| match &fault.position {
+            Some(at) => format!("{}:{}: {}", fault.file.display(), at.line, fault.message),
+            None => format!("{}: {}", fault.file.display(), fault.message),
+        });
+        self.fallback = unreadable.chain(faults).collect();
+        self.fallback
+            .push(of_last_compile(Path::new(&path), compiled_at));
+        self.fallback.push(
+            "put the files right, which is noticed (with lists.watch) or wants a reload; `portcullis check` shows every fault"
+                .to_owned(),
+        );
+        self.are_old = true;
+        self.compiled_at = UNIX_EPOCH + Duration::from_secs(compiled_at);
+        Outcome {
+            compiled,
+            doubts: outcome.doubts,
+            ..Outcome::default()
+        }
+    }
+
+    /// Whether a snapshot has the lists of this configuration, by their names and actions, or was loaded from its snapshot.
+    fn are_those_of(&self, about: &About) -> bool {
+        if let Some(snapshot) = &self.snapshot {
+            return about.loaded_from.as_ref() == Some(snapshot);
+        }
+        about.loaded_from.is_none()
+            && self.sources.len() == about.lists.len()
+            && self.sources.iter().all(|source| {
+                let mut lists = about.lists.iter();
+                lists.any(|list| source.name == list.name && source.action == list.action)
+            })
     }
 
     /// Reads the files again, as they are now, without the configuration.
@@ -167,6 +250,17 @@ impl Lists {
             .map(|file| (&**file, self.snapshot_stamp));
         sources.chain(snapshot)
     }
+}
+
+/// That the lists of an earlier compile are in force.
+pub fn of_last_compile(path: &Path, compiled_at: u64) -> String {
+    let age = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| now.as_secs().saturating_sub(compiled_at) / 60);
+    format!(
+        "the lists of the last compile are in force, of {age} minutes ago: {}",
+        path.display()
+    )
 }
 
 /// What became of the files of lists.

@@ -30,7 +30,7 @@ pub use filter::{
     CustomerRefusal, Filter, FilterMode, Interface, PIN_PATH, Role, Unlisted, XdpMode,
 };
 pub use limits::{Limits, LineLength};
-pub use list::Lists;
+pub use list::{Lists, of_last_compile};
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
 pub use value::{duration, write_duration};
@@ -40,7 +40,8 @@ use list::Files;
 use portcullis_smtp::path::Mailbox;
 use portcullis_smtp::server::{LongLines, Settings};
 
-use crate::lists::{Allocate, Memory};
+use crate::lists::guard::{Protected, ProtectedRole};
+use crate::lists::{Allocate, Compiled, Memory};
 use crate::policy::domain::Domains;
 use crate::policy::{Decision, Policy, no_route};
 
@@ -160,6 +161,15 @@ pub fn load_into(path: &Path, allocate: Allocate) -> Result<Config, Errors> {
     parse_with(path, &text_of(path)?, Files::Read(allocate))
 }
 
+/// As [`load_into`], for a start: where files of lists cannot be used, the lists of the last compile stand in for all of them
+/// (see [`Lists::fallback`]), if they are the same by name and action.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_for_start(path: &Path, allocate: Allocate) -> Result<Config, Errors> {
+    parse_with(path, &text_of(path)?, Files::ReadOrLast(allocate))
+}
+
 /// As [`load`], but that the files of the lists are left to whoever asks: the policy has none.
 ///
 /// # Errors
@@ -210,6 +220,10 @@ fn parse_with(path: &Path, text: &str, files: Files) -> Result<Config, Errors> {
     })
 }
 
+fn saved_lists(state_dir: &Path) -> PathBuf {
+    state_dir.join("lists.snapshot")
+}
+
 impl Config {
     /// The gate without a file: it listens on 127.0.0.1:2525 alone, has no filter, and throws away what it is sent.
     pub fn default_gate() -> Config {
@@ -234,7 +248,10 @@ impl Config {
     /// # Errors
     /// Every fault of the lists.
     pub fn with_lists_again(&self, allocate: Allocate) -> Result<Config, Errors> {
-        let (lists, compiled, warnings) = self.lists.compile_again(allocate)?;
+        let (lists, compiled, mut warnings) = self.lists.compile_again(allocate)?;
+        let file = self.path.clone().unwrap_or_default();
+        let doubts = self.list_doubts(&compiled).into_iter();
+        warnings.extend(doubts.map(|doubt| Error::whole_file(&file, doubt)));
         Ok(Config {
             lists,
             policy: Arc::new(self.policy.with_lists(compiled)),
@@ -245,7 +262,51 @@ impl Config {
 
     /// Where the lists of the last compile are kept.
     pub fn saved_lists(&self) -> PathBuf {
-        self.state_dir.join("lists.snapshot")
+        saved_lists(&self.state_dir)
+    }
+
+    /// Those whom no list may newly refuse, as far as the configuration names them.
+    pub fn protected(&self) -> Vec<Protected> {
+        let networks = self.policy.networks();
+        let networks = networks.map(|net| Protected::new(net, ProtectedRole::LocalNetwork));
+        let own = self.policy.addresses().iter();
+        let own = own.map(|address| Protected::address(*address, ProtectedRole::Gate));
+        let hops = self.routes.iter().flat_map(|route| &route.next_hops);
+        let hops = hops.flat_map(NextHop::addresses);
+        let hops = hops.map(|hop| Protected::address(hop.ip(), ProtectedRole::NextHop));
+        let servers = self.dnsbl.servers.iter();
+        let servers =
+            servers.map(|server| Protected::address(server.ip(), ProtectedRole::NameServer));
+        let all = networks.chain(own).chain(hops).chain(servers).flatten();
+        let mut distinct = Vec::new();
+        for protected in all {
+            if !distinct.contains(&protected) {
+                distinct.push(protected);
+            }
+        }
+        distinct
+    }
+
+    /// What is doubtful about compiled lists under this configuration. Public lists of bogons hold the private networks, so
+    /// that it is easy to lock one's own people out. (That they hold a next hop with a private address as well is of no harm: it
+    /// does not connect to the gate.)
+    pub fn list_doubts(&self, lists: &Compiled) -> Vec<String> {
+        let protected = self.protected().into_iter();
+        let local = protected.filter(|protected| protected.role == ProtectedRole::LocalNetwork);
+        let doubt = |protected: Protected| {
+            let (list, is_all) = protected.held_by(lists)?;
+            let (action, name) = (list.action.as_str(), &list.name);
+            Some(if is_all {
+                format!(
+                    "the {action} list \"{name}\" holds all of {protected}: nobody there can connect"
+                )
+            } else {
+                format!(
+                    "the {action} list \"{name}\" holds much of {protected}: few there can connect"
+                )
+            })
+        };
+        local.filter_map(doubt).collect()
     }
 
     /// Whether clients are offered DSN (RFC 3461). What it asks for is passed on and not done here, so every next hop that a message
@@ -261,6 +322,7 @@ impl Config {
             recipients_max: self.limits.recipients_per_message,
             transactions_max: self.limits.transactions_per_session,
             errors_max: self.limits.errors_per_session,
+            recipients_unknown_max: self.limits.unknown_recipients_per_session,
             dsn: self.offers_dsn(),
             long_lines: match self.limits.line_length {
                 LineLength::Pass => LongLines::Pass,

@@ -1,9 +1,9 @@
 //! `[relay]`: who is local, what is local, and how patient the relay is with a next hop.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::error::{Error, Position};
 use super::limits::count;
@@ -17,9 +17,12 @@ use crate::policy::domain::Pattern;
 pub struct Relay {
     /// For a connection to a next hop, up to its greeting being due.
     pub connect_timeout: Duration,
-    /// For each reply but the last, and for a write that does not go out. Less than the five minutes that our own client
-    /// waits (RFC 5321 section 4.5.3.2), so that it hears the 451 and not silence.
+    /// For each reply but the last. Less than the five minutes that our own client waits (RFC 5321 section 4.5.3.2), so that it
+    /// hears the 451 and not silence.
     pub reply_timeout: Duration,
+    /// How long a next hop may take nothing of what it is sent, however much that is: RFC 5321 section 4.5.3.2.5 gives three
+    /// minutes. Where `reply_timeout` is set and this is not, it is the same.
+    pub send_timeout: Duration,
     /// For the reply to the end of the data; less than the ten minutes of our own client.
     pub message_timeout: Duration,
     /// How long a connection is kept for the next message.
@@ -50,9 +53,17 @@ pub(super) fn read(s: &mut Section<'_, '_>) -> (Local, Relay) {
             .map(|list| list.into_iter().map(toml::Spanned::into_inner).collect())
             .unwrap_or_default(),
     };
+    let reply_timeout_given = s.has("reply_timeout");
+    let reply_timeout = s.duration("reply_timeout", 2 * MINUTE, SECOND..=DAY);
+    let send_timeout = if reply_timeout_given {
+        reply_timeout
+    } else {
+        3 * MINUTE
+    };
     let relay = Relay {
         connect_timeout: s.duration("connect_timeout", 30 * SECOND, SECOND..=5 * MINUTE),
-        reply_timeout: s.duration("reply_timeout", 2 * MINUTE, SECOND..=DAY),
+        reply_timeout,
+        send_timeout: s.duration("send_timeout", send_timeout, SECOND..=DAY),
         message_timeout: s.duration("message_timeout", 9 * MINUTE, SECOND..=DAY),
         idle_timeout: s.duration("idle_timeout", 30 * SECOND, SECOND..=DAY),
         connections: count(s, "connections", 100, 1..=1_000_000),
@@ -75,10 +86,30 @@ fn read_networks(s: &mut Section<'_, '_>) -> Vec<IpNet> {
 
 fn local_network(text: &str) -> Result<IpNet, String> {
     let net = value::network(text)?;
-    if net.prefix_len() == 0 {
+    let is_everybodys = match net {
+        IpNet::V4(net) => net.prefix_len() < 8,
+        IpNet::V6(net) => is_everybodys_ipv6(net),
+    };
+    if is_everybodys {
         return Err("this would be an open relay: everybody's network".to_owned());
     }
     Ok(net)
+}
+
+/// Nobody's own network is wider than a /16 of what is assigned, 2000::/3. In addresses that translate or tunnel IPv4 (RFC 6052
+/// and its prefix for local use, 6to4) a network is as wide as the IPv4 in it, and more than a /8 of that is everybody's, too.
+fn is_everybodys_ipv6(net: Ipv6Net) -> bool {
+    const ASSIGNED: Ipv6Addr = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0);
+    const OF_IPV4: [(Ipv6Addr, u8); 3] = [
+        (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96),
+        (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48),
+        (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
+    ];
+    let too_wide = |(first, base): (Ipv6Addr, u8), own: u8| {
+        let is_within = Ipv6Net::new(first, base).is_ok_and(|block| block.contains(&net.addr()));
+        net.contains(&first) || (is_within && net.prefix_len() < base + own)
+    };
+    too_wide((ASSIGNED, 3), 13) || OF_IPV4.into_iter().any(|block| too_wide(block, 8))
 }
 
 fn local_domain(text: &str) -> Result<Pattern, String> {
@@ -137,4 +168,50 @@ pub(super) fn texts_and_file<T>(
         .into_iter()
         .map(toml::Spanned::into_inner);
     Some(here.chain(there.unwrap_or_default()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_of_everybody_is_no_local_network_in_whatever_form() {
+        for text in [
+            "0.0.0.0/0",
+            "0.0.0.0/1",
+            "128.0.0.0/1",
+            "10.0.0.0/7",
+            "::/0",
+            "::/1",
+            "2000::/3",
+            "2000::/4",
+            "2a00::/12",
+            "::ffff:0:0/96",
+            "::ffff:0:0/97",
+            // Every IPv4 client, where it comes through a translator or a tunnel.
+            "64:ff9b::/96",
+            "64:ff9b::/32",
+            "64:ff9b::c000:0/102",
+            "64:ff9b:1::/48",
+            "2002::/16",
+            "2002:c000::/20",
+        ] {
+            assert!(local_network(text).is_err(), "{text}");
+        }
+        for text in [
+            "10.0.0.0/8",
+            "192.0.2.1",
+            "::ffff:192.0.2.0/120",
+            "2001:db8::/32",
+            "2001:db8::/29",
+            "fc00::/7",
+            "fe80::/10",
+            "::1",
+            "64:ff9b::c000:200/120",
+            "64:ff9b:1:fffe::/96",
+            "2002:c000:201::/48",
+        ] {
+            assert!(local_network(text).is_ok(), "{text}");
+        }
+    }
 }

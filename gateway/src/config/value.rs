@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::lists::entries::{MappedTooWide, unmapped};
+
 /// `"250ms"`, `"30s"`, `"5m"`, `"1h"`, `"7d"`: a whole number and its unit. A number without a unit is refused,
 /// because nobody can tell seconds from minutes when reading it.
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -82,7 +84,7 @@ pub fn write_duration(duration: Duration) -> String {
     }
 }
 
-/// An address and a port: `"192.0.2.1:25"` or `"[2001:db8::1]:25"`.
+/// An address and a port: `"192.0.2.1:25"` or `"[2001:db8::1]:25"`. IPv4 that is written as IPv6 is IPv4.
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| {
         "an IP address and a port are wanted, like \"0.0.0.0:25\" or \"[::]:25\" (names are not resolved here)"
@@ -91,7 +93,7 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     if address.port() == 0 {
         Err("port 0 is not a port to listen on".to_owned())
     } else {
-        Ok(address)
+        Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
     }
 }
 
@@ -111,16 +113,16 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let net: IpNet = text.parse().map_err(|_| {
         "a network is wanted, like \"192.0.2.0/24\" or \"2001:db8::/32\"".to_owned()
     })?;
-    match net {
-        _ if net.trunc() != net => Err(format!(
+    let net = unmapped(net).map_err(|MappedTooWide| {
+        "IPv4 clients are always seen with their IPv4 address: write the IPv4 network".to_owned()
+    })?;
+    if net.trunc() == net {
+        Ok(net)
+    } else {
+        Err(format!(
             "there are bits set beyond the prefix: did you mean {}?",
             net.trunc()
-        )),
-        IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some() => Err(
-            "IPv4 clients are always seen with their IPv4 address: write the IPv4 network"
-                .to_owned(),
-        ),
-        net => Ok(net),
+        ))
     }
 }
 
@@ -174,7 +176,18 @@ mod tests {
     #[test]
     fn a_network_with_host_bits_does_not_open_more_than_was_meant() {
         assert!(network("192.0.2.1/24").is_err());
-        assert!(network("::ffff:192.0.2.0/120").is_err());
+        for text in [
+            "::ffff:192.0.2.1/120",
+            "::ffff:0:0/96",
+            "::ffff:192.0.2.0/24",
+            "::ffff:0:0/90",
+        ] {
+            assert!(network(text).is_err(), "{text}");
+        }
+        assert_eq!(
+            network("::ffff:192.0.2.0/120").map(|net| net.to_string()),
+            Ok("192.0.2.0/24".to_owned())
+        );
         assert_eq!(
             network("192.0.2.1").map(|net| net.to_string()),
             Ok("192.0.2.1/32".to_owned())

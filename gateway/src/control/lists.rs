@@ -1,24 +1,29 @@
 //! The lists of a gate over time: what is read is held against what was in force before, kept for the next start, and read
 //! again when its files change. Mail goes on meanwhile: files are read, compiled and written on threads of their own.
 //!
-//! Lists that lost too much are refused, all of them (there is one generation in force, never parts of two): while the gate
-//! runs what is in force stays, and at a start the lists of the last compile are taken, which is kept in the state directory.
-//! `portcullis lists compile --force` writes there, too: that is how somebody says that a loss is meant.
+//! Lists that lost too much, or would newly refuse too much, are refused, all of them (there is one generation in force, never
+//! parts of two): while the gate runs what is in force stays, and at a start the lists of the last compile are taken, which is kept
+//! in the state directory. So they are where a file cannot be read at the start. `portcullis lists compile --force` writes there,
+//! too: that is how an operator says that a loss or a growth is meant. A snapshot that was compiled elsewhere says it of itself.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::{SockaddrIn6, SockaddrStorage};
 use tokio::task::spawn_blocking;
 
 use super::{Control, reload};
-use crate::config::Config;
+use crate::config::{Config, of_last_compile};
 use crate::filter;
-use crate::lists::file::{self, Fault, Stored};
-use crate::lists::guard::{self, Loss};
-use crate::lists::watch::{Stamp, Watch};
-use crate::lists::{List, Memory};
+use crate::lists::file::{self, About, Fault, Stored};
+use crate::lists::guard::{self, Growth, GrowthLimits, Loss, Protected, ProtectedRole};
+use crate::lists::watch::{Seen, Stamp, Watch};
+use crate::lists::writers::Writers;
+use crate::lists::{Compiled, List, Memory};
 
 /// Between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -26,26 +31,125 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// waits for so long: it reads all of them.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// At a start: lists that lost too much since the last compile are replaced by those of that compile. Returns what has to
-/// be told, loudly; nothing if all is well.
+/// What has to be told of the lists at a start.
+#[derive(Debug, Default)]
+pub struct StartNotes {
+    /// What is not in force as it should be.
+    pub errors: Vec<String>,
+    /// What is, and should be looked at.
+    pub warnings: Vec<String>,
+}
+
+/// At a start: lists that lost too much since the last compile, or would newly refuse too much, are replaced by those of that
+/// compile. Returns what has to be told, loudly; nothing if all is well.
 #[must_use]
-pub fn hold_against_last(config: &mut Config) -> Vec<String> {
-    if config.lists.sources.is_empty() {
-        return Vec::new();
+pub fn hold_against_last(config: &mut Config) -> StartNotes {
+    let mut notes = StartNotes::default();
+    if config.lists.are_old {
+        notes.errors.clone_from(&config.lists.fallback);
+        return notes;
     }
-    let path = config.saved_lists();
-    let Some(last) = last_compile(&path) else {
-        return Vec::new();
+    if config.policy.lists().lists.is_empty() {
+        return notes;
+    }
+    let last = kept_at(config).and_then(|path| Some((last_compile(&path)?, path)));
+    let Some((last, path)) = last else {
+        notes.warnings = first_compile(config);
+        return notes;
     };
-    let losses = guard::losses(
-        &last.about().lists,
-        &config.policy.lists().lists,
-        config.lists.shrink_max,
-    );
-    if losses.is_empty() {
-        return Vec::new();
+    let refusal = refusal_at_start(&last, config, &path);
+    if !refusal.is_empty() {
+        notes.errors = refusal.told(config);
+        notes.errors.push(take_last(last, config, &path));
     }
-    let mut told = about_losses(&losses, config);
+    notes
+}
+
+/// Where the lists in force are kept; nowhere if the configuration loads that very file.
+fn kept_at(config: &Config) -> Option<PathBuf> {
+    let path = config.saved_lists();
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    match &config.lists.snapshot {
+        Some(loaded)
+            if *loaded == path || real(loaded).is_some_and(|at| Some(at) == real(&path)) =>
+        {
+            None
+        }
+        _ => Some(path),
+    }
+}
+
+/// With nothing to compare with, lists may cover what they like: those of bogons rightly hold a good part of all addresses. It is told.
+fn first_compile(config: &Config) -> Vec<String> {
+    let protected = protected(config);
+    guard::unknown_before(config.policy.lists(), &growth_limits(config, &protected))
+}
+
+fn refusal_at_start(last: &Stored, config: &Config, path: &Path) -> Refusal {
+    let after = config.policy.lists();
+    let mut refusal = Refusal::default();
+    if !config.lists.sources.is_empty() {
+        refusal.losses = guard::losses(&last.about().lists, &after.lists, config.lists.shrink_max);
+    }
+    let protected = protected(config);
+    let limits = growth_limits(config, &protected);
+    if config.lists.are_forced || !limits.may_be_passed(after) {
+        return refusal;
+    }
+    match file::load(path, Memory::private) {
+        Ok(before) => refusal.growths = guard::growths(&before, after, &limits),
+        Err(error) => {
+            tracing::warn!("{error}; until then nothing is known of what the lists covered before");
+        }
+    }
+    refusal
+}
+
+fn growth_limits<'a>(config: &'a Config, protected: &'a [Protected]) -> GrowthLimits<'a> {
+    GrowthLimits {
+        grow_max: config.lists.grow_max,
+        protected,
+        covered: config.lists.covered.as_deref(),
+    }
+}
+
+/// Those whom no list may newly refuse: of the configuration, the addresses of this machine where the gate listens on all, and
+/// those of the filter's interfaces.
+#[must_use]
+pub fn protected(config: &Config) -> Vec<Protected> {
+    let mut protected = config.protected();
+    let listens_on_all = |v6: bool| {
+        let mut listeners = config.listeners.iter();
+        listeners.any(|listener| {
+            listener.address.ip().is_unspecified() && (listener.address.is_ipv6() || !v6)
+        })
+    };
+    let is_filtered = |name: &str| {
+        let mut filters = config.filter.iter().flat_map(|filter| &filter.interfaces);
+        filters.any(|interface| interface.name == name)
+    };
+    for interface in getifaddrs().into_iter().flatten() {
+        let Some(address) = interface.address.and_then(ip_address) else {
+            continue;
+        };
+        if is_filtered(&interface.interface_name) || listens_on_all(address.is_ipv6()) {
+            let new = Protected::address(address, ProtectedRole::Gate);
+            protected.extend(new.filter(|new| !protected.contains(new)));
+        }
+    }
+    protected
+}
+
+/// The address of an interface; none that is good on its link alone, as many machines have the same.
+fn ip_address(address: SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    let v6 = address.as_sockaddr_in6().map(SockaddrIn6::ip);
+    let v6 = v6.filter(|v6| !v6.is_unicast_link_local());
+    v4.or_else(|| v6.map(IpAddr::V6))
+}
+
+/// Puts the lists of the last compile in place of those that were read. Returns what has to be told.
+fn take_last(last: Stored, config: &mut Config, path: &Path) -> String {
     let compiled_at = last.about().compiled_at;
     let allocate = if config.policy.lists().filtered.in_kernel().is_some() {
         filter::memory
@@ -56,19 +160,12 @@ pub fn hold_against_last(config: &mut Config) -> Vec<String> {
         Ok(compiled) => {
             config.policy = Arc::new(config.policy.with_lists(compiled));
             config.lists.are_old = true;
-            let age = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |now| now.as_secs().saturating_sub(compiled_at) / 60);
-            told.push(format!(
-                "the lists of the last compile are in force, of {age} minutes ago: {}",
-                path.display()
-            ));
+            of_last_compile(path, compiled_at)
         }
-        Err(error) => told.push(format!(
-            "{error}: the lists of the last compile cannot be had, and the ones with the loss are in force"
-        )),
+        Err(error) => format!(
+            "{error}: the lists of the last compile cannot be had, and the ones that were read are in force"
+        ),
     }
-    told
 }
 
 /// What was compiled last, if that can be said.
@@ -88,19 +185,73 @@ fn last_compile(path: &Path) -> Option<Stored> {
     }
 }
 
-/// While the gate runs: the lists that lost too much against what is in force, unless somebody has compiled them so by force
-/// since.
-pub(super) fn losses(old: &Config, new: &Config) -> Vec<Loss> {
-    let (before, after) = (&old.policy.lists().lists, &new.policy.lists().lists);
-    let losses = guard::losses(before, after, new.lists.shrink_max);
-    if losses.is_empty() || new.lists.sources.is_empty() {
-        return Vec::new();
+/// Why lists are refused.
+#[derive(Debug, Default)]
+pub(super) struct Refusal {
+    losses: Vec<Loss>,
+    growths: Vec<Growth>,
+}
+
+impl Refusal {
+    pub(super) fn is_empty(&self) -> bool {
+        self.losses.is_empty() && self.growths.is_empty()
     }
-    let is_forced = last_compile(&new.saved_lists()).is_some_and(|last| {
-        last.about().compiled_at >= old.lists.compiled_at_seconds()
-            && losses.iter().all(|loss| says(&last.about().lists, loss))
-    });
-    if is_forced { Vec::new() } else { losses }
+
+    /// What is said of it, and what to do.
+    pub(super) fn told(&self, config: &Config) -> Vec<String> {
+        const GROWTHS_TOLD: usize = 10;
+        let losses = self.losses.iter().map(|loss| {
+            format!("{loss} lost more than lists.shrink_max allows; is the file whole?")
+        });
+        let growths = self.growths.iter().take(GROWTHS_TOLD);
+        let growths = growths.map(|growth| format!("{growth}; is the file right?"));
+        let more = self.growths.len().saturating_sub(GROWTHS_TOLD);
+        let more = (more > 0).then(|| format!("and {more} more of the kind"));
+        let file = config
+            .path
+            .as_deref()
+            .map_or_else(|| "FILE".into(), Path::to_string_lossy);
+        let advice = if config.lists.snapshot.is_some() {
+            "if this is meant: compile the snapshot with --force; else put it right, which is noticed".to_owned()
+        } else {
+            format!(
+                "if this is meant: portcullis lists compile -c {file} --force, and reload; else put the file right, which is noticed"
+            )
+        };
+        losses.chain(growths).chain(more).chain([advice]).collect()
+    }
+}
+
+/// While the gate runs: the lists that lost too much against what is in force, or would newly refuse too much, unless somebody has
+/// compiled them so by force since. Blocks: not for the control plane's own thread.
+pub(super) fn refusal(old: &Config, new: &Config) -> Refusal {
+    let (before, after) = (old.policy.lists(), new.policy.lists());
+    let mut refusal = Refusal::default();
+    if !new.lists.sources.is_empty() {
+        refusal.losses = guard::losses(&before.lists, &after.lists, new.lists.shrink_max);
+    }
+    let protected = protected(new);
+    let limits = growth_limits(new, &protected);
+    if !new.lists.are_forced {
+        refusal.growths = guard::growths(before, after, &limits);
+    }
+    let is_forced = !refusal.is_empty()
+        && !new.lists.sources.is_empty()
+        && last_compile(&new.saved_lists()).is_some_and(|last| {
+            last.about().compiled_at >= old.lists.compiled_at_seconds()
+                && (refusal.losses.iter()).all(|loss| says(&last.about().lists, loss))
+                && (refusal.growths.is_empty() || has_not_grown_since(last, after, &limits))
+        });
+    if is_forced {
+        Refusal::default()
+    } else {
+        refusal
+    }
+}
+
+fn has_not_grown_since(last: Stored, after: &Compiled, limits: &GrowthLimits<'_>) -> bool {
+    last.load(Memory::private)
+        .is_ok_and(|last| guard::growths(&last, after, limits).is_empty())
 }
 
 fn says(lists: &[List], loss: &Loss) -> bool {
@@ -108,30 +259,22 @@ fn says(lists: &[List], loss: &Loss) -> bool {
     same_name.any(|list| list.entries == loss.after)
 }
 
-/// What is said of losses, and what to do.
-pub(super) fn about_losses(losses: &[Loss], config: &Config) -> Vec<String> {
-    let losses = losses
-        .iter()
-        .map(|loss| format!("{loss} lost more than lists.shrink_max allows; is the file whole?"));
-    let file = config
-        .path
-        .as_deref()
-        .map_or_else(|| "FILE".into(), Path::to_string_lossy);
-    let advice = format!(
-        "if this is meant: portcullis lists compile -c {file} --force, and reload; else put the file right, which is noticed"
-    );
-    losses.chain([advice]).collect()
-}
-
 /// Keeps the lists in force for the next start; whoever cannot write there goes without.
 pub(super) fn save(config: &Arc<Config>) {
-    if config.lists.sources.is_empty() || config.lists.are_old {
+    if config.policy.lists().lists.is_empty() || config.lists.are_old {
         return;
     }
+    let Some(path) = kept_at(config) else {
+        return;
+    };
     let config = Arc::clone(config);
     spawn_blocking(move || {
-        let path = config.saved_lists();
-        match file::write(&path, config.policy.lists(), config.lists.compiled_at) {
+        let lists = config.policy.lists();
+        let about = About {
+            loaded_from: config.lists.snapshot.clone(),
+            ..About::of(lists, config.lists.compiled_at)
+        };
+        match file::write_as(&path, lists, &about) {
             Ok(()) => tracing::debug!(path = %path.display(), "the compiled lists are kept"),
             Err(error) => tracing::debug!(%error, "the compiled lists are not kept"),
         }
@@ -140,16 +283,20 @@ pub(super) fn save(config: &Arc<Config>) {
 
 /// What a look found.
 struct Look {
-    files: Vec<(PathBuf, Option<Stamp>, Option<Stamp>)>,
+    files: Vec<Seen>,
     saved: Option<Stamp>,
 }
 
 impl Look {
-    fn at(config: &Config) -> Look {
+    fn at(config: &Config, writers: &mut Writers) -> Look {
+        let is_text = config.lists.snapshot.is_none();
         let files = config.lists.files();
-        let files = files.map(|(path, read)| (path.to_owned(), read, Stamp::of(path)));
+        let mut files: Vec<Seen> = files
+            .map(|(path, read)| Seen::at(path, read, is_text))
+            .collect();
+        writers.look(&mut files);
         Look {
-            files: files.collect(),
+            files,
             saved: Stamp::of(&config.saved_lists()),
         }
     }
@@ -158,6 +305,7 @@ impl Look {
 /// Looks at the files from time to time, and reads all lists again when one has changed.
 pub(super) async fn watch(control: Arc<Control>) {
     let mut watch = Watch::default();
+    let mut writers = Writers::default();
     // The kept lists at the last look: where something is refused and they change, somebody may have forced it.
     let mut saved_last = None;
     let mut not_before = Instant::now();
@@ -168,16 +316,18 @@ pub(super) async fn watch(control: Arc<Control>) {
             continue;
         }
         let is_refused = watch.has_refused() || config.lists.are_old;
-        let Ok(look) = spawn_blocking(move || Look::at(&config)).await else {
+        let mut used = std::mem::take(&mut writers);
+        let look = spawn_blocking(move || (Look::at(&config, &mut used), used)).await;
+        let Ok((look, used)) = look else {
             continue;
         };
+        writers = used;
         let saved_before = saved_last.replace(look.saved);
         let is_forced = is_refused && saved_before.is_some_and(|before| before != look.saved);
         if is_forced {
             watch.try_again();
         }
-        let files = look.files.iter();
-        let changed = watch.look(files.map(|(path, read, now)| (path.as_path(), *read, *now)));
+        let changed = watch.look(look.files);
         if (changed.is_empty() || Instant::now() < not_before) && !is_forced {
             continue;
         }
@@ -191,7 +341,7 @@ pub(super) async fn watch(control: Arc<Control>) {
             }
             Err(refused) => {
                 let count = match refused {
-                    reload::Refused::Losses(_) => &counts.lists_refused,
+                    reload::Refused::Lists(_) => &counts.lists_refused,
                     _ => &counts.lists_bad,
                 };
                 count.fetch_add(1, Ordering::Relaxed);

@@ -52,11 +52,16 @@ fn process(text: &mut Text, state: &State) {
     text.sample(&[("result", "bad")], state.reloads.bad);
     text.counter(
         "portcullis_list_reloads_total",
-        "Reloads of the lists after a change of their files; refused: a list had lost too much, and the old ones stayed.",
+        "Reloads of the lists after a change of their files; refused: a list had lost or gained too much, and the old ones stayed.",
     );
     text.sample(&[("result", "good")], state.reloads.lists.good);
     text.sample(&[("result", "bad")], state.reloads.lists.bad);
     text.sample(&[("result", "refused")], state.reloads.lists.refused);
+    text.gauge(
+        "portcullis_lists_old",
+        "1 if those of an earlier compile are in force, because what was read at the start could not be used.",
+    );
+    text.sample(&[], u8::from(state.reloads.lists_are_old));
 }
 
 fn sessions(text: &mut Text, state: &State) {
@@ -528,6 +533,7 @@ mod tests {
         let text = render(&state());
         for line in [
             "portcullis_build_info{version=\"1.2.3\"} 1",
+            "portcullis_lists_old 0",
             "portcullis_recipients_refused_total{rule=\"closed-relay\"} 11",
             "portcullis_transactions_total{outcome=\"accepted\",rule=\"local-network\"} 12",
             "portcullis_next_hop_up{next_hop=\"[2001:db8::1]:25\"} 1",

@@ -16,7 +16,6 @@ use super::{Control, HeldFilter, changes, lists, names, notify};
 use crate::config::{self, Config, Errors};
 use crate::filter;
 use crate::lists::Memory;
-use crate::lists::guard::Loss;
 
 /// How often it went well, and how often not.
 #[derive(Debug, Default)]
@@ -26,7 +25,7 @@ pub(super) struct Reloads {
     /// The same for lists that were read again because their files had changed.
     pub(super) lists_good: AtomicU64,
     pub(super) lists_bad: AtomicU64,
-    /// Lists that had lost too much.
+    /// Lists that had lost or gained too much.
     pub(super) lists_refused: AtomicU64,
     /// Held by whoever changes what is in force.
     alone: Mutex<()>,
@@ -36,8 +35,8 @@ pub(super) struct Reloads {
 #[derive(Debug)]
 pub(super) enum Refused {
     Configuration(Errors),
-    /// Lists lost more than they may.
-    Losses(Vec<Loss>),
+    /// Lists lost more than they may, or would newly refuse more.
+    Lists(lists::Refusal),
     Filter(filter::Error),
     /// The task that read it ended.
     Lost,
@@ -116,12 +115,16 @@ async fn put_in_force(
     old: Arc<Config>,
     mut new: Config,
 ) -> Result<(), Refused> {
-    let losses = lists::losses(&old, &new);
-    if !losses.is_empty() {
-        return Err(Refused::Losses(losses));
-    }
     control.names.fill(&mut new.routes);
     let new = Arc::new(new);
+    let refusal = {
+        let (old, new) = (Arc::clone(&old), Arc::clone(&new));
+        let checked = spawn_blocking(move || lists::refusal(&old, &new)).await;
+        checked.map_err(|_| Refused::Lost)?
+    };
+    if !refusal.is_empty() {
+        return Err(Refused::Lists(refusal));
+    }
     if control.filter.is_some() {
         let (control, new) = (Arc::clone(control), Arc::clone(&new));
         spawn_blocking(move || match &control.filter {
@@ -177,8 +180,8 @@ impl Refused {
     pub(super) fn log(&self, what: &str, control: &Control) {
         match self {
             Self::Configuration(Errors(errors)) => errors.iter().for_each(log_fault),
-            Self::Losses(losses) => {
-                let told = lists::about_losses(losses, &control.shared.config.load());
+            Self::Lists(refusal) => {
+                let told = refusal.told(&control.shared.config.load());
                 told.iter().for_each(|line| tracing::error!("{line}"));
             }
             Self::Filter(error) => tracing::error!("{error}"),

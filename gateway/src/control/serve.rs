@@ -34,9 +34,15 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
         let _inside = runtime.enter();
         Signals::new()?
     };
-    for line in lists::hold_against_last(&mut config) {
-        tracing::error!("{line}");
-    }
+    let notes = lists::hold_against_last(&mut config);
+    notes
+        .errors
+        .iter()
+        .for_each(|line| tracing::error!("{line}"));
+    notes
+        .warnings
+        .iter()
+        .for_each(|line| tracing::warn!("{line}"));
     let held = Held {
         filter: attach(&config)?,
         workers: start::prepare(&config)?,

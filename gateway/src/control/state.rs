@@ -41,6 +41,8 @@ pub(super) struct Reloads {
     pub(super) bad: u64,
     /// Lists read again by themselves.
     pub(super) lists: ListReloads,
+    /// Whether the lists in force are of an earlier compile than what was read at the start.
+    pub(super) lists_are_old: bool,
 }
 
 /// Lists that were read again because their files had changed.
@@ -48,7 +50,7 @@ pub(super) struct Reloads {
 pub(super) struct ListReloads {
     pub(super) good: u64,
     pub(super) bad: u64,
-    /// They had lost too much.
+    /// They had lost or gained too much.
     pub(super) refused: u64,
 }
 
@@ -107,6 +109,7 @@ impl State {
                     bad: count(&control.reloads.lists_bad),
                     refused: count(&control.reloads.lists_refused),
                 },
+                lists_are_old: control.shared.config.load().lists.are_old,
             },
             names: names(control),
             dnsbl: control.dnsbl.told(),

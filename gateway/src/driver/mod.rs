@@ -68,6 +68,8 @@ pub enum Outcome {
         /// Octets from its beginning that the kernel took; fewer than all is no error.
         result: io::Result<usize>,
     },
+    /// [`Driver::unacknowledged`]: octets that were sent and that the peer's TCP has not taken yet.
+    Unacknowledged(io::Result<u32>),
     /// [`Driver::close`]: the slot is free.
     Closed,
     /// Somebody used the [`Waker`](ring::Waker): look at the shared state.
@@ -112,6 +114,9 @@ pub trait Driver {
     fn pause(&mut self, conn: Conn);
     /// Sends the bytes of the buffer, which must not be empty. Ends with [`Outcome::Sent`].
     fn send(&mut self, conn: Conn, buffer: Vec<u8>);
+    /// Asks how much of what was sent the peer's TCP has not taken yet: a `Sent` says only that it lies in our own kernel.
+    /// Of a send that is in flight the part that the kernel has taken counts. Ends with [`Outcome::Unacknowledged`].
+    fn unacknowledged(&mut self, conn: Conn);
     /// Ends the connection (`both`) or only our direction of it. No completion of its own.
     ///
     /// With `both`, whatever is outstanding ends soon: an armed receive as the end of the stream, a send with what was

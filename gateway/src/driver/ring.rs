@@ -98,6 +98,10 @@ impl Driver for RingDriver {
         self.ring.send(conn.into(), buffer);
     }
 
+    fn unacknowledged(&mut self, conn: Conn) {
+        self.ring.unacknowledged(conn.into());
+    }
+
     fn shutdown(&mut self, conn: Conn, both: bool) {
         self.ring.shutdown(conn.into(), both);
     }
@@ -152,6 +156,7 @@ impl From<portcullis_uring::Outcome> for Outcome {
             }),
             Ring::ReceiveEnded(end) => Self::ReceiveEnded(end.into()),
             Ring::Sent(buffer, result) => Self::Sent { buffer, result },
+            Ring::Unacknowledged(result) => Self::Unacknowledged(result),
             Ring::Closed => Self::Closed,
             Ring::Wake => Self::Wake,
         }
@@ -253,6 +258,8 @@ mod tests {
                 }
             }
         }
+
+        fn read_slowly(&mut self, _peer: &mut TcpStream) {}
 
         fn finish(&mut self, peer: &mut TcpStream) {
             peer.shutdown(Shutdown::Write).unwrap();

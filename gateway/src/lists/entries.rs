@@ -8,7 +8,7 @@
 //! filled (several times the memory, and a tree to walk for each of ten million lines).
 
 use core::fmt;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -72,6 +72,48 @@ impl fmt::Display for Ipv6Prefix {
     }
 }
 
+/// IPv4 written as IPv6 lies in `::ffff:0:0/96`.
+const MAPPED_BITS: u8 = 96;
+/// The widest IPv4 prefix that may be written so. Bogon lists of IPv6 hold `::ffff:0:0/96`, which no packet has as its
+/// source, and do not mean all of IPv4 by it; no IPv4 list has a wider prefix for a reason.
+const MAPPED_LENGTH_MIN: u8 = 8;
+
+/// An IPv4 prefix that is written as IPv6, and is too wide to be meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedTooWide;
+
+impl MappedTooWide {
+    /// In words, with what to do.
+    pub const REASON: &'static str = "IPv4 written as IPv6 (::ffff:0:0/96) that would cover more than a /8 of IPv4: if that is meant, write it as IPv4";
+}
+
+impl fmt::Display for MappedTooWide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::REASON)
+    }
+}
+
+/// A prefix as packets and clients have it: IPv4 that is written as IPv6 (`::ffff:192.0.2.0/120`) is IPv4. Host bits may be
+/// set in what is given, and stay. Prefixes that only translate IPv4 (64:ff9b::/96 of RFC 6052, 2002::/16 of 6to4) are IPv6
+/// like any other: whose packets have such a source is for the translator to say, and it need not be the IPv4 address in it.
+///
+/// # Errors
+/// [`MappedTooWide`].
+pub fn unmapped(net: IpNet) -> Result<IpNet, MappedTooWide> {
+    let IpNet::V6(v6) = net else {
+        return Ok(net);
+    };
+    let Some(address) = v6.addr().to_ipv4_mapped() else {
+        return Ok(net);
+    };
+    match v6.prefix_len().checked_sub(MAPPED_BITS) {
+        Some(length @ MAPPED_LENGTH_MIN..) => Ipv4Net::new(address, length)
+            .map(IpNet::V4)
+            .map_err(|_| MappedTooWide),
+        _ => Err(MappedTooWide),
+    }
+}
+
 /// Prefixes of both families.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
@@ -102,22 +144,22 @@ impl Entries {
         self.len() == 0
     }
 
-    /// Adds a prefix; its host bits are cleared, and IPv4 written as IPv6 (`::ffff:192.0.2.0/120`) is added as the IPv4 that
-    /// packets and clients have.
-    pub fn push(&mut self, net: IpNet) {
-        match (net.addr().to_canonical(), net) {
-            (IpAddr::V4(address), IpNet::V4(_)) => self
-                .ipv4
-                .push(Ipv4Prefix::around(address.to_bits(), net.prefix_len())),
-            (IpAddr::V4(address), IpNet::V6(_)) if net.prefix_len() >= 96 => self
-                .ipv4
-                .push(Ipv4Prefix::around(address.to_bits(), net.prefix_len() - 96)),
-            (_, IpNet::V6(net)) => self
-                .ipv6
-                .push(Ipv6Prefix::around(net.addr().to_bits(), net.prefix_len())),
-            // An IPv4 address has no other canonical form.
-            (IpAddr::V6(_), IpNet::V4(_)) => {}
+    /// Adds a prefix as packets and clients have it (see [`unmapped`]); its host bits are cleared.
+    ///
+    /// # Errors
+    /// [`MappedTooWide`]; then nothing is added.
+    pub fn push(&mut self, net: IpNet) -> Result<(), MappedTooWide> {
+        match unmapped(net)? {
+            IpNet::V4(net) => {
+                let prefix = Ipv4Prefix::around(net.addr().to_bits(), net.prefix_len());
+                self.ipv4.push(prefix);
+            }
+            IpNet::V6(net) => {
+                let prefix = Ipv6Prefix::around(net.addr().to_bits(), net.prefix_len());
+                self.ipv6.push(prefix);
+            }
         }
+        Ok(())
     }
 
     /// Adds the fewest prefixes that cover the addresses from the first to the last; nothing if there are none between.
@@ -158,10 +200,13 @@ impl Entries {
     }
 }
 
+/// What is [too wide to be meant](MappedTooWide) is left out.
 impl FromIterator<IpNet> for Entries {
     fn from_iter<I: IntoIterator<Item = IpNet>>(nets: I) -> Entries {
         let mut entries = Entries::default();
-        nets.into_iter().for_each(|net| entries.push(net));
+        for net in nets {
+            let _ = entries.push(net);
+        }
         entries
     }
 }
@@ -330,6 +375,8 @@ fn remains<P: Prefix>(prefix: P, excluded: &[P], split: &[P], left: &mut Vec<P>)
 
 #[cfg(test)]
 mod tests {
+    use core::net::IpAddr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -368,6 +415,33 @@ mod tests {
             "2001:db8::/32",
         ];
         assert_eq!(written(&list), expected);
+    }
+
+    #[test]
+    fn a_mapped_prefix_is_ipv4_and_never_more_than_an_8_of_it() {
+        let cases = [
+            ("::ffff:10.0.0.0/104", Ok("10.0.0.0/8")),
+            ("::ffff:10.9.8.7/104", Ok("10.9.8.7/8")),
+            ("::ffff:192.0.2.1/128", Ok("192.0.2.1/32")),
+            ("::ffff:10.0.0.0/103", Err(MappedTooWide)),
+            ("::ffff:0:0/96", Err(MappedTooWide)),
+            ("::ffff:192.0.2.0/24", Err(MappedTooWide)),
+            ("10.0.0.0/7", Ok("10.0.0.0/7")),
+            ("0.0.0.0/0", Ok("0.0.0.0/0")),
+            // Around the mapped ones, and no packet's source is in there.
+            ("::/90", Ok("::/90")),
+            ("::/0", Ok("::/0")),
+            // Compatible, translated and 6to4 addresses are no IPv4.
+            ("::192.0.2.0/120", Ok("::192.0.2.0/120")),
+            ("64:ff9b::192.0.2.0/120", Ok("64:ff9b::c000:200/120")),
+            ("2002:c000:0200::/40", Ok("2002:c000:200::/40")),
+        ];
+        for (text, expected) in cases {
+            let net: IpNet = text.parse().unwrap();
+            let expected = expected.map(|net| net.parse::<IpNet>().unwrap());
+            assert_eq!(unmapped(net), expected, "{text}");
+        }
+        assert!(entries(&["::ffff:0:0/96", "::ffff:0:0/97"]).is_empty());
     }
 
     #[test]

@@ -29,6 +29,8 @@ use serde::{Deserialize, Serialize};
 use super::compiled::{Compiled, List, ListAction, Listing, listing};
 use super::snapshot::{Allocate, Memory, Snapshot, lookup};
 
+mod left_over;
+
 const FILE_MAGIC: [u8; 8] = *b"PCLISTS\n";
 const FILE_VERSION: u32 = 1;
 const HEADER: usize = 64;
@@ -46,6 +48,26 @@ pub struct About {
     pub compiled_at: u64,
     /// The lists, in the order of the configuration.
     pub lists: Vec<List>,
+    /// Whether someone said, when it was compiled, that what its lists lost or gained is meant.
+    #[serde(default)]
+    pub forced: bool,
+    /// The file that it was loaded from, if it was not compiled.
+    #[serde(default)]
+    pub loaded_from: Option<PathBuf>,
+}
+
+impl About {
+    /// Of these lists, read at a time.
+    pub fn of(compiled: &Compiled, compiled_at: SystemTime) -> About {
+        About {
+            compiled_at: compiled_at
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+            lists: compiled.lists.clone(),
+            forced: false,
+            loaded_from: None,
+        }
+    }
 }
 
 /// Why a file is of no use. The text names it and says what to do.
@@ -177,21 +199,23 @@ impl Header {
 /// # Errors
 /// [`Fault::Io`]; then the file that was there is as it was.
 pub fn write(path: &Path, compiled: &Compiled, compiled_at: SystemTime) -> Result<(), Error> {
+    write_as(path, compiled, &About::of(compiled, compiled_at))
+}
+
+/// As [`write`], with what the file shall say of itself.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_as(path: &Path, compiled: &Compiled, about: &About) -> Result<(), Error> {
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    write_beside(&target, compiled, compiled_at).map_err(|error| Error {
+    write_beside(&target, compiled, about).map_err(|error| Error {
         path: path.to_owned(),
         fault: Fault::Io(error),
     })
 }
 
-fn write_beside(path: &Path, compiled: &Compiled, compiled_at: SystemTime) -> io::Result<()> {
-    let about = About {
-        compiled_at: compiled_at
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs()),
-        lists: compiled.lists.clone(),
-    };
-    let about = serde_json::to_vec(&about)?;
+fn write_beside(path: &Path, compiled: &Compiled, about: &About) -> io::Result<()> {
+    let about = serde_json::to_vec(about)?;
     let number = |count: usize| u32::try_from(count).map_err(io::Error::other);
     let mut header = Header {
         about: number(about.len())?,
@@ -204,12 +228,14 @@ fn write_beside(path: &Path, compiled: &Compiled, compiled_at: SystemTime) -> io
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
+    left_over::remove(directory);
     // Root compiles, and the gate's user reads.
     let mut temporary = tempfile::Builder::new()
-        .prefix(".lists-")
+        .prefix(&left_over::prefix())
         .permissions(Permissions::from_mode(0o644))
         .tempfile_in(directory)?;
     let file = temporary.as_file_mut();
+    left_over::hold(file);
     file.seek(SeekFrom::Start(HEADER as u64))?;
     file.write_all(&about)?;
     file.seek(SeekFrom::Start(header.lines_at()))?;

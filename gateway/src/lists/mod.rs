@@ -8,10 +8,12 @@
 //! | `build/` | how overlaps are settled and a snapshot is made |
 //! | `file.rs` | a compiled snapshot on disk |
 //! | `snapshot.rs` | a snapshot in memory, the kernel's or our own |
-//! | `guard.rs`, `watch.rs` | what is too great a loss to be true; which files have changed |
+//! | `guard.rs`, `coverage.rs` | what is too great a loss or growth to be true; how much is refused that was not before |
+//! | `watch.rs`, `writers.rs` | which files have changed and are at rest; which are being written |
 
 mod build;
 mod compiled;
+mod coverage;
 pub mod entries;
 pub mod file;
 pub mod format;
@@ -19,6 +21,8 @@ pub mod guard;
 pub mod snapshot;
 pub mod source;
 pub mod watch;
+pub mod writers;
 
 pub use self::compiled::{Compiled, List, ListAction, Listing};
+pub use self::coverage::Covered;
 pub use self::snapshot::{Allocate, Memory, Snapshot};

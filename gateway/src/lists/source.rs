@@ -86,6 +86,10 @@ impl Findings {
     pub fn of(reading: &Reading, strict: bool) -> Findings {
         let mut findings = Findings::default();
         let (bad, empty) = (reading.bad_line_count, reading.entries.is_empty());
+        if let Some(foreign) = reading.foreign {
+            findings.faults.push(Finding::of_file(foreign));
+            return findings;
+        }
         if strict {
             let lines = reading.bad_lines.iter().map(|bad| Finding {
                 line: Some((bad.line, bad.text.clone())),
@@ -164,6 +168,19 @@ mod tests {
     #[test]
     fn a_file_of_which_no_line_can_be_read_is_no_list() {
         assert_eq!(of("<html>\n</html>\n", false).faults.len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_no_text_is_one_fault_that_says_what_it_is() {
+        for strict in [false, true] {
+            let findings = of("1\0.\x002\0\n\0x\ny\n", strict);
+            assert_eq!((findings.faults.len(), findings.doubts.len()), (1, 0));
+            let fault = &findings.faults[0];
+            assert!(
+                fault.line.is_none() && fault.message.contains("UTF-16"),
+                "{fault:?}"
+            );
+        }
     }
 
     #[test]

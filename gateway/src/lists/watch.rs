@@ -1,20 +1,24 @@
 //! Whether the files of the lists are still the ones that were read.
 //!
 //! Whoever provides a list writes a new file, and the gate has to notice by itself, and not read half of a copy: a file
-//! counts as changed when two looks in a row see the same, which is not what was read. Rejected: inotify, which tells of
-//! each write of a copy and of none on a network file system, and loses the file when it is replaced by another.
+//! counts as changed when two looks in a row see the same, which is not what was read. What is written in place has to rest for
+//! longer, and until its writer closes it, where that can be [known](super::writers). Rejected: inotify alone, which tells of
+//! no write on a network file system, and loses the file when it is replaced by another.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// What tells one state of a file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     device: u64,
     inode: u64,
+    /// The number of a file that is gone is soon that of another.
+    born: Option<SystemTime>,
     size: u64,
     modified: (i64, i64),
 }
@@ -23,6 +27,11 @@ impl Stamp {
     /// Of the file at a path; `None` if there is none.
     pub fn of(path: &Path) -> Option<Stamp> {
         std::fs::metadata(path).ok().as_ref().map(Stamp::from)
+    }
+
+    /// Whether it is of the same file, in whatever state.
+    pub fn is_same_file(self, other: Stamp) -> bool {
+        (self.device, self.inode, self.born) == (other.device, other.inode, other.born)
     }
 
     /// An error if the file has changed since: half of it may be of the one, half of the other.
@@ -44,36 +53,96 @@ impl From<&Metadata> for Stamp {
         Stamp {
             device: metadata.dev(),
             inode: metadata.ino(),
+            born: metadata.created().ok(),
             size: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
         }
     }
 }
 
+/// A file of the lists, as a look finds it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its stamp when it was read; `None`: there was none.
+    pub read: Option<Stamp>,
+    /// And now.
+    pub now: Option<Stamp>,
+    /// Whether it ends with a line that is whole.
+    pub ends_whole: bool,
+    /// Whether a process is known to have it open for writing.
+    pub is_being_written: bool,
+}
+
+impl Seen {
+    /// Looks at a file of lists.
+    pub fn at(path: &Path, read: Option<Stamp>, is_text: bool) -> Seen {
+        let now = Stamp::of(path);
+        Seen {
+            path: path.to_owned(),
+            read,
+            now,
+            ends_whole: now == read || !is_text || ends_whole(path).unwrap_or(true),
+            is_being_written: false,
+        }
+    }
+
+    /// How many looks in a row have to find it as it is now. What was renamed into its place is whole. What is written in place, or
+    /// was not there, may be written slowly; if its last line has no end, more is likely to come.
+    fn rest(&self) -> u32 {
+        match (self.read, self.now) {
+            _ if self.is_being_written => LOOKS_HELD,
+            (_, None) => LOOKS,
+            (Some(read), Some(now)) if !now.is_same_file(read) => LOOKS,
+            _ if self.ends_whole => LOOKS_IN_PLACE,
+            _ => LOOKS_HALF_A_LINE,
+        }
+    }
+}
+
+/// Looks that find the same, with the first of them.
+const LOOKS: u32 = 2;
+const LOOKS_IN_PLACE: u32 = 5;
+const LOOKS_HALF_A_LINE: u32 = 30;
+/// Some programs never close a file that they have written.
+const LOOKS_HELD: u32 = 300;
+
+fn ends_whole(path: &Path) -> io::Result<bool> {
+    // A pipe that took its place would hold up the opening.
+    let metadata = std::fs::metadata(path)?;
+    let mut last = [0];
+    if !metadata.is_file() || metadata.len() == 0 {
+        return Ok(true);
+    }
+    File::open(path)?.read_exact_at(&mut last, metadata.len() - 1)?;
+    Ok(last == *b"\n")
+}
+
 /// What was seen of the files.
 #[derive(Debug, Default)]
 pub struct Watch {
-    last: HashMap<PathBuf, Option<Stamp>>,
+    /// What the last look saw, and how many in a row have seen it.
+    last: HashMap<PathBuf, (Option<Stamp>, u32)>,
     /// What was of no use: it is not tried again until it changes.
     refused: HashMap<PathBuf, Option<Stamp>>,
 }
 
 impl Watch {
-    /// Takes a look. `seen` names the files, with their stamps when they were read and now (`None`: there was none, or is
-    /// none). Returns those that changed and are at rest.
-    pub fn look<'a>(
-        &mut self,
-        seen: impl IntoIterator<Item = (&'a Path, Option<Stamp>, Option<Stamp>)>,
-    ) -> Vec<PathBuf> {
+    /// Takes a look. Returns the files that changed and are at rest.
+    pub fn look(&mut self, seen: impl IntoIterator<Item = Seen>) -> Vec<PathBuf> {
         let mut changed = Vec::new();
         let mut last = HashMap::new();
-        for (path, read, now) in seen {
-            let is_at_rest = self.last.get(path) == Some(&now);
-            let is_refused = self.refused.get(path) == Some(&now);
-            if now != read && is_at_rest && !is_refused {
-                changed.push(path.to_owned());
+        for file in seen {
+            let looks = match self.last.get(&file.path) {
+                Some((before, looks)) if *before == file.now => looks.saturating_add(1),
+                _ => 1,
+            };
+            let is_refused = self.refused.get(&file.path) == Some(&file.now);
+            if file.now != file.read && looks >= file.rest() && !is_refused {
+                changed.push(file.path.clone());
             }
-            last.insert(path.to_owned(), now);
+            last.insert(file.path, (file.now, looks));
         }
         self.last = last;
         changed
@@ -82,7 +151,7 @@ impl Watch {
     /// What was seen last could not be used.
     pub fn refuse(&mut self, paths: impl IntoIterator<Item = PathBuf>) {
         for path in paths {
-            let now = self.last.get(&path).copied().flatten();
+            let now = self.last.get(&path).and_then(|(now, _)| *now);
             self.refused.insert(path, now);
         }
     }
@@ -102,48 +171,130 @@ impl Watch {
 mod tests {
     use super::*;
 
-    fn stamp(size: u64) -> Option<Stamp> {
+    /// Of a state of a file: which file, and how large.
+    fn stamp(inode: u64, size: u64) -> Option<Stamp> {
         Some(Stamp {
             device: 1,
-            inode: 2,
+            inode,
+            born: None,
             size,
             modified: (3, 4),
         })
     }
 
-    /// What each look in turn reports, at a file that was read with size 1.
-    fn looks(watch: &mut Watch, sizes: &[Option<Stamp>]) -> Vec<bool> {
-        let path = Path::new("list");
-        let look = |&now| !watch.look([(path, stamp(1), now)]).is_empty();
-        sizes.iter().map(look).collect()
+    fn seen(now: Option<Stamp>) -> Seen {
+        Seen {
+            path: PathBuf::from("list"),
+            read: stamp(2, 1),
+            now,
+            ends_whole: true,
+            is_being_written: false,
+        }
+    }
+
+    /// What each look in turn reports, at the file 2 that was read with size 1.
+    fn looks(watch: &mut Watch, states: &[Option<Stamp>]) -> Vec<bool> {
+        let look = |now: &Option<Stamp>| !watch.look([seen(*now)]).is_empty();
+        states.iter().map(look).collect()
+    }
+
+    /// The look that reports a file which does not change any more.
+    fn rests(file: &Seen) -> Option<u32> {
+        let mut watch = Watch::default();
+        (1..=LOOKS_HELD).find(|_| !watch.look([file.clone()]).is_empty())
     }
 
     #[test]
     fn a_file_that_is_still_being_written_is_not_read() {
-        let sizes = [1, 1, 2, 3, 4, 4, 4].map(stamp);
+        let states = [(2, 1), (2, 1), (9, 2), (9, 3), (9, 4), (9, 4), (9, 4)];
+        let states = states.map(|(inode, size)| stamp(inode, size));
         let expected = [false, false, false, false, false, true, true];
-        assert_eq!(looks(&mut Watch::default(), &sizes), expected);
+        assert_eq!(looks(&mut Watch::default(), &states), expected);
+    }
+
+    #[test]
+    fn what_is_written_in_place_rests_for_longer_than_what_was_renamed_into_its_place() {
+        let renamed = seen(stamp(9, 5));
+        let in_place = seen(stamp(2, 5));
+        let absent_before = Seen {
+            read: None,
+            ..renamed.clone()
+        };
+        let half_a_line = Seen {
+            ends_whole: false,
+            ..in_place.clone()
+        };
+        let held = Seen {
+            is_being_written: true,
+            ..in_place.clone()
+        };
+        for (file, expected) in [
+            (renamed, Some(LOOKS)),
+            (seen(None), Some(LOOKS)),
+            (in_place, Some(LOOKS_IN_PLACE)),
+            (absent_before, Some(LOOKS_IN_PLACE)),
+            (half_a_line, Some(LOOKS_HALF_A_LINE)),
+            (held, Some(LOOKS_HELD)),
+            (seen(stamp(2, 1)), None),
+        ] {
+            assert_eq!(rests(&file), expected, "{file:?}");
+        }
+    }
+
+    #[test]
+    fn a_writer_that_pauses_after_whole_lines_is_waited_for_until_it_closes_the_file() {
+        let mut watch = Watch::default();
+        let mut look = |size, is_being_written| {
+            let file = Seen {
+                is_being_written,
+                ..seen(stamp(2, size))
+            };
+            !watch.look([file]).is_empty()
+        };
+        assert!((0..60).all(|_| !look(5, true)));
+        assert!((0..60).all(|_| !look(6, true)));
+        // Closed, and at rest since long.
+        assert!(look(6, false));
     }
 
     #[test]
     fn a_file_that_is_gone_for_a_moment_is_not_missed_and_one_that_stays_away_is() {
-        let sizes = [stamp(1), None, stamp(1), stamp(1), None, None];
+        let there = stamp(2, 1);
+        let states = [there, None, there, there, None, None];
         let expected = [false, false, false, false, false, true];
-        assert_eq!(looks(&mut Watch::default(), &sizes), expected);
+        assert_eq!(looks(&mut Watch::default(), &states), expected);
     }
 
     #[test]
     fn what_was_refused_is_tried_again_only_when_it_changes() {
         let mut watch = Watch::default();
-        assert_eq!(looks(&mut watch, &[stamp(2), stamp(2)]), [false, true]);
+        let [bad, good] = [stamp(8, 2), stamp(9, 3)];
+        assert_eq!(looks(&mut watch, &[bad, bad]), [false, true]);
         watch.refuse([PathBuf::from("list")]);
-        assert_eq!(
-            looks(&mut watch, &[stamp(2), stamp(3), stamp(3)]),
-            [false, false, true]
-        );
+        assert_eq!(looks(&mut watch, &[bad, good, good]), [false, false, true]);
         watch.try_again();
         assert!(!watch.has_refused());
-        assert_eq!(looks(&mut watch, &[stamp(3)]), [true]);
+        assert_eq!(looks(&mut watch, &[good]), [true]);
+    }
+
+    #[test]
+    fn half_a_line_at_the_end_is_seen_and_only_of_a_text_that_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("list");
+        std::fs::write(&path, "192.0.2.1\n").unwrap();
+        let read = Stamp::of(&path);
+        for (content, is_text, ends_whole) in [
+            ("192.0.2.1\n198.51.", true, false),
+            ("192.0.2.1\n198.51.", false, true),
+            ("192.0.2.1\n198.51.100.1\n", true, true),
+            ("", true, true),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let seen = Seen::at(&path, read, is_text);
+            assert_eq!(seen.ends_whole, ends_whole, "{content:?}");
+        }
+        assert!(Seen::at(directory.path(), read, true).ends_whole);
+        assert!(Seen::at(Path::new("/nonexistent"), read, true).ends_whole);
     }
 
     #[test]

@@ -329,6 +329,16 @@ impl Policy {
         }
     }
 
+    /// The local networks.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
+        self.networks.iter().map(|(net, _)| *net)
+    }
+
+    /// The addresses of this gate that the configuration names.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
     /// The lists, with their overlaps settled.
     pub fn lists(&self) -> &Compiled {
         &self.lists

@@ -1,8 +1,13 @@
 //! The connections of one worker to its next hops: which are idle, which clients wait for one, which hop is down.
 //!
-//! A connection is kept after its message and taken again by the next: that is most of what makes the relay cheap. A next
-//! hop that could not be reached is left alone for a moment, doubling from a second up to `retry_after`; then the next
-//! transaction tries it again, so it comes back by itself and meanwhile nobody waits for it. No system call, no clock.
+//! A connection is kept after its message and taken again by the next: that is most of what makes the relay cheap.
+//!
+//! No transaction finds out whether a next hop is well, unless it has no other. A next hop that failed is left alone for a
+//! moment, doubling from a second up to `retry_after`; then the next transaction has a connection opened in the background,
+//! a probe, and takes another next hop. An attempt for a transaction that takes longer than the transaction's patience goes
+//! on in the background as well. What becomes of these attempts is kept: a connection in the pool, or a failure. A transaction
+//! for which every next hop is down or being tried is stranded, and asks again when one of the attempts has ended.
+//! No system call, no clock.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -25,8 +30,20 @@ pub enum Lease {
     Connect(SocketAddr),
     /// All connections to this address are in use: wait for [`Pool::released`] or [`Pool::closed`] to name this client.
     Wait(SocketAddr),
+    /// Nothing is known to work, and connections to this address (and perhaps to others) are being tried in the background:
+    /// wait for [`Pool::reached`] or [`Pool::closed`] to name this client.
+    Stranded(SocketAddr),
     /// Every address was tried, or is being left alone after a failure.
     Unavailable,
+}
+
+/// What a transaction wants of a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish {
+    /// A new connection even if one is idle: the last one taken from the pool turned out to be dead.
+    pub fresh: bool,
+    /// It has waited for an attempt in vain already: whatever is not known to work is tried in the background, all at once.
+    pub hurried: bool,
 }
 
 /// What the pool knows of one next hop, for the metrics.
@@ -53,6 +70,8 @@ struct Hop {
     open: u32,
     /// Those of them on which transactions can be made.
     ready: u32,
+    /// Those that are being opened with no transaction to wait for them: probes, and attempts that took too long.
+    background: u32,
     waiting: VecDeque<Conn>,
     /// Failures since the last success.
     failures: u32,
@@ -75,11 +94,50 @@ impl Hop {
             configured
         }
     }
+
+    fn recovered(&mut self) {
+        self.failures = 0;
+        self.down_until = Duration::ZERO;
+        self.refusal = None;
+    }
+
+    fn has_room(&self, configured: u32, now: Duration) -> bool {
+        self.open < self.connections_max(configured, now)
+    }
+}
+
+/// What there is for a transaction when no next hop is known to work: of each kind, the first in its order.
+#[derive(Default)]
+struct SecondBest {
+    /// One that has failed, with a connection that is idle.
+    idle: Option<SocketAddr>,
+    /// One with connections that work, or did, and are in use.
+    busy: Option<SocketAddr>,
+    /// One that is being tried.
+    tried: Option<SocketAddr>,
+}
+
+impl SecondBest {
+    fn note(&mut self, address: SocketAddr, hop: &Hop, now: Duration) {
+        if !hop.idle.is_empty() {
+            self.idle.get_or_insert(address);
+        }
+        if hop.ready > 0 && now >= hop.down_until {
+            self.busy.get_or_insert(address);
+        }
+        if hop.background > 0 {
+            self.tried.get_or_insert(address);
+        }
+    }
 }
 
 /// The next-hop connections of one worker.
 pub struct Pool {
     hops: FxHashMap<SocketAddr, Hop>,
+    /// Clients that wait for any attempt to end, and the next hop that they are counted with.
+    stranded: Vec<(Conn, SocketAddr)>,
+    /// Probes to be begun.
+    probes: Vec<SocketAddr>,
     connections_max: u32,
     retry_after: Duration,
 }
@@ -90,6 +148,8 @@ impl Pool {
     pub fn new(connections_max: u32, retry_after: Duration) -> Self {
         Self {
             hops: FxHashMap::default(),
+            stranded: Vec::new(),
+            probes: Vec::new(),
             connections_max,
             retry_after,
         }
@@ -121,44 +181,108 @@ impl Pool {
         !std::mem::replace(&mut hop.lacks_dsn, true)
     }
 
-    /// Finds a connection for `client` to the first of `addresses` that was not `tried` and is not down.
-    /// `fresh` asks for a new connection even if one is idle: the last one taken from the pool turned out to be dead.
+    /// Finds a connection for `client` to the first of `addresses` that was not `tried` and works as far as is known.
+    /// [`take_probes`](Self::take_probes) has to be called afterwards.
     pub fn lease(
         &mut self,
         client: Conn,
         addresses: impl IntoIterator<Item = SocketAddr>,
         tried: &[SocketAddr],
-        fresh: bool,
+        wish: Wish,
         now: Duration,
     ) -> Lease {
+        let mut second_best = SecondBest::default();
         for address in addresses {
             if tried.contains(&address) {
                 continue;
             }
             let hop = self.hops.entry(address).or_default();
-            if let Some(conn) = (!fresh).then(|| hop.idle.pop()).flatten() {
+            let has_room = hop.has_room(self.connections_max, now);
+            let down = hop.failures > 0;
+            if !down
+                && !wish.fresh
+                && let Some(conn) = hop.idle.pop()
+            {
                 return Lease::Pooled(conn);
             }
-            if now < hop.down_until {
-                continue;
+            let doubtful = down || hop.background > 0 || (wish.hurried && hop.ready == 0);
+            if !doubtful {
+                if has_room {
+                    hop.open += 1;
+                    return Lease::Connect(address);
+                }
+                if let Some(conn) = hop.idle.pop() {
+                    // A new one was asked for, but there is no room for any.
+                    return Lease::Pooled(conn);
+                }
+                hop.waiting.push_back(client);
+                return Lease::Wait(address);
             }
-            if hop.open < hop.connections_max(self.connections_max, now) {
+            if now >= hop.down_until && hop.background == 0 && has_room {
                 hop.open += 1;
-                return Lease::Connect(address);
+                hop.background += 1;
+                self.probes.push(address);
             }
-            if let Some(conn) = hop.idle.pop() {
-                // A new one was asked for, but there is no room for any.
-                return Lease::Pooled(conn);
-            }
-            hop.waiting.push_back(client);
+            second_best.note(address, hop, now);
+        }
+        self.lease_second_best(client, &second_best)
+    }
+
+    /// Nothing is known to work. What is idle may, what is in use may, and what is being tried may.
+    fn lease_second_best(&mut self, client: Conn, found: &SecondBest) -> Lease {
+        if let Some(hop) = found.idle.and_then(|address| self.hops.get_mut(&address))
+            && let Some(conn) = hop.idle.pop()
+        {
+            return Lease::Pooled(conn);
+        }
+        if let Some(address) = found.busy {
+            self.hops
+                .entry(address)
+                .or_default()
+                .waiting
+                .push_back(client);
             return Lease::Wait(address);
         }
-        Lease::Unavailable
+        let Some(address) = found.tried else {
+            return Lease::Unavailable;
+        };
+        self.stranded.push((client, address));
+        Lease::Stranded(address)
+    }
+
+    /// Next hops to which a connection is to be opened with no transaction to wait for it. It is counted as open already.
+    pub fn take_probes(&mut self) -> Vec<SocketAddr> {
+        std::mem::take(&mut self.probes)
+    }
+
+    /// The transaction for which a connection is being opened waits for it no longer. Returns clients that need not
+    /// wait for this next hop either, and are to ask again.
+    pub fn overdue(&mut self, address: SocketAddr) -> Vec<Conn> {
+        let hop = self.hops.entry(address).or_default();
+        hop.background += 1;
+        hop.waiting.drain(..).collect()
+    }
+
+    /// There was no room for a probe: none is begun for a moment.
+    pub fn postpone(&mut self, address: SocketAddr, now: Duration) {
+        self.background_ended(address);
+        let hop = self.hops.entry(address).or_default();
+        hop.down_until = hop.down_until.max(now + RETRY_FIRST);
+    }
+
+    /// An attempt in the background has ended; [`reached`](Self::reached) or [`closed`](Self::closed) says how.
+    pub fn background_ended(&mut self, address: SocketAddr) {
+        let hop = self.hops.entry(address).or_default();
+        hop.background = hop.background.saturating_sub(1);
     }
 
     /// The connection has nothing more to do. Returns the client that has waited longest and has the connection now.
     pub fn released(&mut self, address: SocketAddr, conn: Conn) -> Option<Conn> {
         let hop = self.hops.entry(address).or_default();
+        if hop.failures > 0 {
+            // It answered everything on this one.
+            hop.recovered();
+        }
         let next = hop.waiting.pop_front();
         if next.is_none() {
             hop.idle.push(conn);
@@ -166,13 +290,17 @@ impl Pool {
         next
     }
 
-    /// A connection is ready: the next hop is well.
-    pub fn reached(&mut self, address: SocketAddr) {
+    /// A connection is ready: the next hop is well. Returns the clients that are to ask again.
+    pub fn reached(&mut self, address: SocketAddr) -> Vec<Conn> {
         let hop = self.hops.entry(address).or_default();
         hop.ready += 1;
-        hop.failures = 0;
-        hop.down_until = Duration::ZERO;
-        hop.refusal = None;
+        hop.recovered();
+        // Those who waited while it was in doubt may open connections of their own now.
+        let room = self.connections_max.saturating_sub(hop.open) as usize;
+        let waiting = room.min(hop.waiting.len());
+        let waiting = hop.waiting.drain(..waiting);
+        let stranded = self.stranded.drain(..).map(|(client, _)| client);
+        waiting.chain(stranded).collect()
     }
 
     /// A connection could not be opened. If others work, the next hop just takes no more of them for now, and who wants one
@@ -203,26 +331,31 @@ impl Pool {
         hop.down_until = now + pause.min(self.retry_after);
     }
 
-    /// A connection, in use or idle, is gone; `ready`: it had been [reached](Self::reached). Returns the clients that are
-    /// to ask again: there is room for one more, or the next hop is down and they need not wait for it.
+    /// A connection, in use or idle, is gone (`None`: there never was one); `ready`: it had been [reached](Self::reached). Returns the clients that are
+    /// to ask again: there is room for one more, or the next hop is down and they need not wait for it, or it was an attempt
+    /// that they may have waited for.
     pub fn closed(
         &mut self,
         address: SocketAddr,
-        conn: Conn,
+        conn: Option<Conn>,
         ready: bool,
         now: Duration,
     ) -> Vec<Conn> {
         let hop = self.hops.entry(address).or_default();
         hop.open = hop.open.saturating_sub(1);
         hop.ready = hop.ready.saturating_sub(u32::from(ready));
-        hop.idle.retain(|idle| *idle != conn);
+        hop.idle.retain(|idle| Some(*idle) != conn);
         let nobody_answers = now < hop.down_until || hop.open == 0;
         let ask_again = if nobody_answers {
             hop.waiting.len()
         } else {
             1.min(hop.waiting.len())
         };
-        hop.waiting.drain(..ask_again).collect()
+        let mut again: Vec<Conn> = hop.waiting.drain(..ask_again).collect();
+        if !ready {
+            again.extend(self.stranded.drain(..).map(|(client, _)| client));
+        }
+        again
     }
 
     /// The client that has waited longest for this next hop, and now does not any more.
@@ -235,10 +368,15 @@ impl Pool {
         if let Some(hop) = self.hops.get_mut(&address) {
             hop.waiting.retain(|waiting| *waiting != client);
         }
+        self.stranded.retain(|(stranded, _)| *stranded != client);
     }
 
     /// The state of every next hop that was used so far.
     pub fn states(&self) -> Vec<HopState> {
+        let stranded = |address: &SocketAddr| {
+            let with = self.stranded.iter().filter(|(_, with)| with == address);
+            with.count() as u32
+        };
         let mut states: Vec<HopState> = self
             .hops
             .iter()
@@ -247,7 +385,7 @@ impl Pool {
                 up: hop.failures == 0,
                 open: hop.open,
                 idle: hop.idle.len() as u32,
-                waiting: hop.waiting.len() as u32,
+                waiting: hop.waiting.len() as u32 + stranded(address),
                 failures_total: hop.failures_total,
             })
             .collect();
@@ -257,166 +395,4 @@ impl Pool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: Duration = Duration::from_secs(100);
-    const CLIENT: Conn = Conn {
-        slot: 1,
-        generation: 0,
-    };
-    const OTHER: Conn = Conn {
-        slot: 2,
-        generation: 0,
-    };
-    const HOP: Conn = Conn {
-        slot: 9,
-        generation: 0,
-    };
-
-    fn address(port: u16) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], port))
-    }
-
-    fn pool() -> Pool {
-        Pool::new(1, Duration::from_secs(10))
-    }
-
-    #[test]
-    fn a_released_connection_is_taken_again_before_a_new_one_is_opened() {
-        let mut pool = pool();
-        assert_eq!(
-            pool.lease(CLIENT, [address(1)], &[], false, NOW),
-            Lease::Connect(address(1))
-        );
-        assert_eq!(pool.released(address(1), HOP), None);
-        assert_eq!(
-            pool.lease(CLIENT, [address(1)], &[], false, NOW),
-            Lease::Pooled(HOP)
-        );
-    }
-
-    #[test]
-    fn who_waits_longest_gets_the_connection() {
-        let mut pool = pool();
-        pool.lease(HOP, [address(1)], &[], false, NOW);
-        assert_eq!(
-            pool.lease(CLIENT, [address(1)], &[], false, NOW),
-            Lease::Wait(address(1))
-        );
-        pool.lease(OTHER, [address(1)], &[], false, NOW);
-        pool.gave_up(address(1), CLIENT);
-        assert_eq!(pool.released(address(1), HOP), Some(OTHER));
-    }
-
-    #[test]
-    fn a_hop_that_is_down_is_passed_over_and_tried_again_later() {
-        let (mut pool, both) = (pool(), [address(1), address(2)]);
-        pool.lease(CLIENT, both, &[], false, NOW);
-        pool.stalled(address(1), NOW);
-        pool.closed(address(1), HOP, false, NOW);
-        assert_eq!(
-            pool.lease(CLIENT, both, &[], false, NOW),
-            Lease::Connect(address(2))
-        );
-        assert_eq!(
-            pool.lease(CLIENT, [address(1)], &[], false, NOW),
-            Lease::Unavailable
-        );
-        let later = NOW + Duration::from_secs(1);
-        assert_eq!(
-            pool.lease(CLIENT, both, &[], false, later),
-            Lease::Connect(address(1))
-        );
-    }
-
-    #[test]
-    fn the_pause_after_failures_grows_to_the_limit_and_ends_with_a_success() {
-        let (mut pool, mut now) = (pool(), NOW);
-        let lease = |pool: &mut Pool, now| pool.lease(CLIENT, [address(1)], &[], false, now);
-        for expected in [1, 2, 4, 8, 10, 10] {
-            pool.stalled(address(1), now);
-            let pause = Duration::from_secs(expected);
-            let early = now + pause - Duration::from_millis(1);
-            assert_eq!(lease(&mut pool, early), Lease::Unavailable);
-            assert_eq!(lease(&mut pool, now + pause), Lease::Connect(address(1)));
-            assert!(!pool.states()[0].up, "nobody knows yet whether it is back");
-            now += pause;
-            pool.closed(address(1), HOP, false, now);
-        }
-        pool.reached(address(1));
-        assert!(pool.states()[0].up);
-        pool.stalled(address(1), now);
-        let later = now + Duration::from_secs(1);
-        assert_eq!(lease(&mut pool, later), Lease::Connect(address(1)));
-    }
-
-    #[test]
-    fn clients_waiting_for_a_hop_that_fails_are_told_to_ask_again() {
-        let mut pool = pool();
-        pool.lease(HOP, [address(1)], &[], false, NOW);
-        pool.lease(CLIENT, [address(1)], &[], false, NOW);
-        pool.lease(OTHER, [address(1)], &[], false, NOW);
-        pool.stalled(address(1), NOW);
-        assert_eq!(pool.closed(address(1), HOP, false, NOW), [CLIENT, OTHER]);
-    }
-
-    #[test]
-    fn nobody_waits_for_a_fresh_connection_while_one_lies_idle() {
-        let mut pool = pool();
-        pool.lease(CLIENT, [address(1)], &[], false, NOW);
-        pool.released(address(1), HOP);
-        assert_eq!(
-            pool.lease(CLIENT, [address(1)], &[], true, NOW),
-            Lease::Pooled(HOP)
-        );
-    }
-
-    #[test]
-    fn a_next_hop_that_takes_no_more_connections_is_not_down() {
-        let mut pool = Pool::new(3, Duration::from_secs(10));
-        pool.lease(CLIENT, [address(1)], &[], false, NOW);
-        pool.reached(address(1));
-        pool.lease(OTHER, [address(1)], &[], false, NOW);
-        assert!(pool.refused(address(1), NOW));
-        pool.closed(address(1), HOP, false, NOW);
-        assert!(pool.states()[0].up);
-        assert_eq!(
-            pool.lease(OTHER, [address(1)], &[], false, NOW),
-            Lease::Wait(address(1))
-        );
-        let later = NOW + RETRY_FIRST;
-        assert_eq!(
-            pool.lease(OTHER, [address(1)], &[], false, later),
-            Lease::Connect(address(1))
-        );
-    }
-
-    #[test]
-    fn connections_that_fail_together_are_one_failure() {
-        let mut pool = Pool::new(8, Duration::from_secs(30));
-        for _ in 0..8 {
-            pool.stalled(address(1), NOW);
-        }
-        let later = NOW + RETRY_FIRST;
-        assert_eq!(
-            pool.lease(CLIENT, [address(1)], &[], false, later),
-            Lease::Connect(address(1))
-        );
-    }
-
-    #[test]
-    fn a_dead_pooled_connection_is_followed_by_a_fresh_one() {
-        let mut pool = Pool::new(3, Duration::from_secs(10));
-        pool.lease(CLIENT, [address(1)], &[], false, NOW);
-        pool.released(address(1), HOP);
-        assert_eq!(
-            pool.lease(CLIENT, [address(1)], &[], true, NOW),
-            Lease::Connect(address(1))
-        );
-        assert_eq!(
-            pool.lease(CLIENT, [address(1)], &[address(1)], false, NOW),
-            Lease::Unavailable
-        );
-    }
-}
+mod tests;

@@ -24,6 +24,8 @@ pub enum Answer {
     Recipient(Reply<'static>),
     /// To the oldest unanswered RCPT: this path is refused.
     RecipientRefused(String, Reply<'static>),
+    /// The same, and the next hop says that there is no such recipient.
+    RecipientUnknown(String, Reply<'static>),
     /// To DATA or the first BDAT: the next hop is ready for the message.
     Proceed,
     /// To DATA or the first BDAT: a refusal.
@@ -245,6 +247,20 @@ fn quoting(reply: &Reply<'static>, said: &Reply<'_>) -> Reply<'static> {
 
 const DONE: Reply<'static> = Reply::fixed(503, EnhancedCode(5, 5, 1), "The transaction is over");
 
+/// Whether a refusal of RCPT says that there is no such recipient, which is what guessing addresses brings in.
+///
+/// RFC 3463 section 3.2 has X.1 for addresses, of which 7 and 8 are about the sender's; X.0 says nothing, so the code does; and
+/// Exchange refuses unknown recipients with 5.4.1. Without an enhanced code 550, 551 and 553 mean it (RFC 5321 section 4.2.3).
+fn is_unknown_recipient(reply: &Reply<'_>) -> bool {
+    let by_code = matches!(reply.code, 550 | 551 | 553);
+    match reply.enhanced {
+        Some(EnhancedCode(5, 1, detail)) => !matches!(detail, 7 | 8),
+        Some(EnhancedCode(5, 4, 1)) => true,
+        None | Some(EnhancedCode(5, 0, _)) => by_code,
+        Some(_) => false,
+    }
+}
+
 impl Transaction {
     /// A transaction that has no next hop and no recipient yet.
     pub fn new(envelope: Envelope) -> Self {
@@ -436,8 +452,13 @@ impl Transaction {
             self.settle(&CHANGED);
         } else {
             let path = self.envelope.recipients.remove(self.agreed).path;
-            self.answers
-                .push_back(Answer::RecipientRefused(path, reply.clone().into_owned()));
+            let unknown = is_unknown_recipient(reply);
+            let reply = reply.clone().into_owned();
+            self.answers.push_back(if unknown {
+                Answer::RecipientUnknown(path, reply)
+            } else {
+                Answer::RecipientRefused(path, reply)
+            });
         }
     }
 

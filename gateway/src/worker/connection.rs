@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::next_hop::NextHopConnection;
+use super::progress::Progress;
 use super::session::ClientSession;
 use crate::driver::{Conn, Driver, Listener};
 
@@ -76,8 +77,14 @@ pub(super) struct Connection {
     opening: bool,
     /// Back-pressure: nothing more is to be received for now.
     pub(super) held: bool,
+    /// What the peer takes, once a deadline has passed that depends on it.
+    pub(super) progress: Option<Box<Progress>>,
+    /// The driver is to be asked about that.
+    pub(super) asks_progress: bool,
     /// It is in the worker's list of connections to be brought in line.
     pub(super) touched: bool,
+    /// What a send has left over, to be sent before the output.
+    pub(super) unsent: Vec<u8>,
     /// What is to be sent next; empty and without memory while idle.
     pub(super) output: Vec<u8>,
     /// What was received but could not be taken yet.
@@ -87,7 +94,7 @@ pub(super) struct Connection {
 
 /// How long a peer may take to hang up when that is up to it.
 const HANG_UP_MAX: Duration = Duration::from_secs(1);
-/// How long our last output may take to be sent, and then a peer that may still be talking to hang up.
+/// How long a peer may take nothing of our last output, and then one that may still be talking to hang up.
 const CLOSING_MAX: Duration = Duration::from_secs(3);
 
 impl Connection {
@@ -99,7 +106,10 @@ impl Connection {
             sending: false,
             opening: false,
             held: false,
+            progress: None,
+            asks_progress: false,
             touched: false,
+            unsent: Vec::new(),
             output: Vec::new(),
             input: Vec::new(),
             role: Role::None,
@@ -123,6 +133,7 @@ impl Connection {
 
     /// Ends the connection now; output that was not sent is dropped.
     pub(super) fn abort(&mut self) {
+        self.unsent = Vec::new();
         self.output = Vec::new();
         if !matches!(self.phase, Phase::Free | Phase::Closing) {
             self.phase = Phase::Finishing(Ending::Now);
@@ -137,9 +148,19 @@ impl Connection {
         }
     }
 
+    /// Whether something of ours has not been taken by the kernel.
+    pub(super) fn has_output(&self) -> bool {
+        self.sending || !self.unsent.is_empty() || !self.output.is_empty()
+    }
+
     /// Whether the dialogue goes on.
     pub(super) fn is_open(&self) -> bool {
         self.phase == Phase::Open
+    }
+
+    /// Whether it closes once the kernel has taken our last octets.
+    pub(super) fn is_sending_last(&self) -> bool {
+        matches!(self.phase, Phase::Finishing(ending) if ending != Ending::Now) && self.has_output()
     }
 
     /// Whether nothing more can be said.
@@ -157,6 +178,7 @@ impl Connection {
             Phase::Open => {
                 self.settle_send(conn, driver);
                 self.settle_receive(conn, driver);
+                self.settle_question(conn, driver);
                 None
             }
             Phase::Finishing(ending) => {
@@ -165,6 +187,7 @@ impl Connection {
                     self.settle_receive(conn, driver);
                 }
                 if self.sending && ending != Ending::Now {
+                    self.settle_question(conn, driver);
                     return Some(CLOSING_MAX);
                 }
                 match ending {
@@ -190,7 +213,15 @@ impl Connection {
     }
 
     fn settle_send<D: Driver>(&mut self, conn: Conn, driver: &mut D) {
-        if self.sending || self.output.is_empty() {
+        if self.sending {
+            return;
+        }
+        if !self.unsent.is_empty() {
+            self.sending = true;
+            driver.send(conn, std::mem::take(&mut self.unsent));
+            return;
+        }
+        if self.output.is_empty() {
             return;
         }
         self.sending = true;
@@ -211,6 +242,12 @@ impl Connection {
                 driver.pause(conn);
             }
             _ => {}
+        }
+    }
+
+    fn settle_question<D: Driver>(&mut self, conn: Conn, driver: &mut D) {
+        if std::mem::take(&mut self.asks_progress) {
+            driver.unacknowledged(conn);
         }
     }
 

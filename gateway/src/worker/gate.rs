@@ -78,6 +78,8 @@ pub(super) struct Gate {
     pub(super) starved: VecDeque<Conn>,
     /// Connections to be opened.
     pub(super) connects: Vec<(Conn, SocketAddr)>,
+    /// Connections that are being opened, and until when the transactions they are for wait for them; the earliest first.
+    pub(super) patience: VecDeque<(Duration, Conn)>,
 }
 
 impl Gate {
@@ -102,7 +104,10 @@ impl Gate {
         if !self.starved.is_empty() {
             return Duration::ZERO;
         }
-        let sleep = self.wheel.sleep(self.now);
+        let mut sleep = self.wheel.sleep(self.now);
+        if let Some((due, _)) = self.patience.front() {
+            sleep = sleep.min(due.saturating_sub(self.now));
+        }
         if self.draining || self.now < self.accept_after {
             sleep.min(Duration::from_millis(100))
         } else {
@@ -212,10 +217,12 @@ impl Gate {
             self.broken(conn);
             return;
         };
+        if let Some(progress) = &mut connection.progress {
+            progress.handed(sent);
+        }
         if sent < buffer.len() && !connection.is_ending() {
             buffer.drain(..sent);
-            buffer.append(&mut connection.output);
-            connection.output = buffer;
+            connection.unsent = buffer;
         }
         match connection.role {
             Role::Client(_) if connection.held || connection.receive == Receive::Ended => {
@@ -240,6 +247,7 @@ impl Gate {
 
     /// Deals with the deadlines that have come.
     pub(super) fn expire(&mut self) {
+        self.lose_patience();
         let mut due = Vec::new();
         self.wheel.expire(self.now, &mut due);
         for slot in due {
@@ -248,6 +256,7 @@ impl Gate {
             match connection.role {
                 Role::Client(_) => self.client_expired(conn),
                 Role::NextHop(_) => self.next_hop_expired(conn),
+                Role::None if connection.is_sending_last() => self.ask_progress(conn),
                 Role::None => connection.abort(),
                 Role::Accepting(_) => {}
             }
@@ -258,10 +267,11 @@ impl Gate {
     /// Goes on with everything that this batch has made possible, until nothing is left.
     pub(super) fn work_off(&mut self) {
         loop {
-            if let Some((client, address)) = self.waiting_again.pop() {
-                self.lease_again(client, address);
-            } else if let Some(hop) = self.released.pop() {
+            // What was released first: who asks again may find it idle.
+            if let Some(hop) = self.released.pop() {
                 self.pass_to_next(hop);
+            } else if let Some((client, address)) = self.waiting_again.pop() {
+                self.lease_again(client, address);
             } else if let Some(client) = self.resume.pop() {
                 self.resume(client);
                 self.dismiss_if_draining(client);
@@ -325,6 +335,9 @@ impl Gate {
                     Role::None | Role::Accepting(_) => {}
                 }
             }
+        }
+        if self.sessions == 0 {
+            self.abandon_attempts();
         }
         let empty = self.table.is_empty();
         !empty && self.now < self.drain_until.saturating_add(CLOSING_MAX)

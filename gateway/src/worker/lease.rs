@@ -1,6 +1,7 @@
 //! Finding a connection to a next hop for a transaction, keeping it, replacing it when it breaks, and letting it go.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 
@@ -9,11 +10,14 @@ use super::connection::Role;
 use super::next_hop::{Loss, Renew};
 use super::passage::Target;
 use crate::driver::Conn;
-use crate::relay::pool::Lease;
+use crate::relay::pool::{Lease, Wish};
 use crate::relay::transaction::{Lost, unavailable};
 
 /// Fewer octets than this waiting for the next hop let the client's receive go on.
 const CONGESTION_LOW: usize = 64 << 10;
+
+/// How long a transaction that has other next hops waits for one to take its connection. The attempt goes on without it.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 const NO_SLOT: Reply<'static> = Reply::fixed(
     451,
@@ -50,14 +54,19 @@ impl Gate {
         let Target::NextHops(addresses) = &passage.target else {
             return;
         };
+        let has_others = addresses.len() > 1;
         let addresses = addresses.iter().copied();
-        match self
+        let wish = Wish {
+            fresh: passage.fresh,
+            hurried: passage.hurried,
+        };
+        let lease = self
             .pool
-            .lease(conn, addresses, &passage.tried, passage.fresh, self.now)
-        {
+            .lease(conn, addresses, &passage.tried, wish, self.now);
+        match lease {
             Lease::Pooled(hop) => self.attach(conn, hop),
             Lease::Connect(address) => {
-                let opened = self.open_next_hop(address, conn);
+                let opened = self.open_next_hop(address, Some(conn));
                 let Some(passage) = self.passage(conn) else {
                     return;
                 };
@@ -66,11 +75,14 @@ impl Gate {
                         passage.hop = Some(hop);
                         // If this one is lost too, it is not for having been idle too long.
                         passage.fresh = true;
+                        if has_others {
+                            self.patience.push_back((self.now + PATIENCE, hop));
+                        }
                     }
                     None => passage.relay.settle(&NO_SLOT),
                 }
             }
-            Lease::Wait(address) => {
+            Lease::Wait(address) | Lease::Stranded(address) => {
                 passage.queued = Some(address);
                 // Asking again does not make it longer.
                 let due = self.now + self.config.relay.connect_timeout;
@@ -79,6 +91,37 @@ impl Gate {
             }
             Lease::Unavailable => self.settle_unavailable(conn),
         }
+        for address in self.pool.take_probes() {
+            self.open_next_hop(address, None);
+        }
+    }
+
+    /// Lets transactions go on to other next hops whose attempts have taken too long.
+    pub(super) fn lose_patience(&mut self) {
+        while let Some(&(due, hop)) = self.patience.front()
+            && due <= self.now
+        {
+            self.patience.pop_front();
+            if let Some((address, client)) = self.leave_in_background(hop) {
+                let again = self.pool.overdue(address);
+                self.waiting_again
+                    .extend(again.into_iter().map(|client| (client, address)));
+                if let Some(client) = client {
+                    self.move_on(client);
+                }
+            }
+        }
+    }
+
+    fn move_on(&mut self, conn: Conn) {
+        let Some(passage) = self.passage(conn) else {
+            return;
+        };
+        passage.hop = None;
+        passage.fresh = false;
+        passage.hurried = true;
+        self.lease(conn);
+        self.resume.push(conn);
     }
 
     /// There is no next hop for the transaction: its client hears why, as far as that is known.

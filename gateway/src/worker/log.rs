@@ -77,7 +77,7 @@ pub(super) struct SessionRecord<'a> {
     pub(super) helo: &'a str,
     pub(super) decision: &'static str,
     pub(super) rule: Cow<'static, str>,
-    /// Messages accepted, recipients refused, and commands answered with an error of any kind.
+    /// Messages accepted, recipients refused by us or by the next hop, and the client's own errors.
     pub(super) accepted: u32,
     pub(super) refused: u32,
     pub(super) errors: u32,

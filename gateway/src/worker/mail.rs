@@ -6,6 +6,7 @@ use std::sync::Arc;
 use portcullis_smtp::data::Fault;
 use portcullis_smtp::envelope::{Mail, Rcpt};
 use portcullis_smtp::reply::Reply;
+use portcullis_smtp::server::Blame;
 
 use super::Gate;
 use super::connection::Role;
@@ -92,8 +93,9 @@ impl Gate {
         }
         match decision.verdict {
             Verdict::Refuse(reply) => {
+                let blame = self.blame(conn, decision.rule);
                 let rule = rule_name(&config, decision.rule);
-                let flow = self.refuse_recipient(conn, rule, rcpt.path.raw, reply);
+                let flow = self.refuse_recipient(conn, rule, rcpt.path.raw, reply, blame);
                 if let Some(rule) = newly_listed {
                     self.report_refusal(client.address, rule);
                 }
@@ -115,6 +117,7 @@ impl Gate {
         rule: Cow<'static, str>,
         recipient: &str,
         reply: Reply<'static>,
+        blame: Blame,
     ) -> Flow {
         self.counters.recipient_refused(rule.clone());
         let Some(session) = self.session(conn) else {
@@ -126,10 +129,10 @@ impl Gate {
         };
         passage.refuse(rule, recipient, reply.clone());
         if passage.relay.unanswered() > 0 {
-            session.withheld = Some(reply);
+            session.withheld = Some((reply, blame));
             return Flow::Wait;
         }
-        self.answer(conn, &reply);
+        self.refuse(conn, &reply, blame);
         Flow::Next
     }
 
@@ -235,6 +238,18 @@ impl Gate {
                     self.answer(conn, &reply);
                     self.note_recipient(conn, &path, reply);
                 }
+                Answer::RecipientUnknown(path, reply) => {
+                    let exempt = self
+                        .session(conn)
+                        .is_some_and(|session| session.client.is_exempt());
+                    let blame = if exempt {
+                        Blame::Nobody
+                    } else {
+                        Blame::UnknownRecipient
+                    };
+                    self.refuse(conn, &reply, blame);
+                    self.note_recipient(conn, &path, reply);
+                }
                 Answer::Proceed => {
                     self.accept(conn);
                     self.begin_content(conn);
@@ -259,9 +274,9 @@ impl Gate {
             .as_ref()
             .map_or(0, |passage| passage.relay.unanswered());
         if unanswered == 0
-            && let Some(reply) = session.withheld.take()
+            && let Some((reply, blame)) = session.withheld.take()
         {
-            self.answer(conn, &reply);
+            self.refuse(conn, &reply, blame);
             delivered = true;
         }
         self.touch(conn);

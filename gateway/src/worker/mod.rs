@@ -14,6 +14,7 @@ mod log;
 mod mail;
 mod next_hop;
 mod passage;
+mod progress;
 mod session;
 pub mod sources;
 mod wheel;
@@ -162,6 +163,7 @@ impl<D: Driver> Worker<D> {
             released: Vec::new(),
             starved: VecDeque::new(),
             connects: Vec::new(),
+            patience: VecDeque::new(),
         };
         Self {
             driver,
@@ -238,6 +240,7 @@ impl<D: Driver> Worker<D> {
             Outcome::Connected(result) => self.gate.connected(conn, result),
             Outcome::ReceiveEnded(end) => self.gate.receive_ended(conn, &end),
             Outcome::Sent { buffer, result } => self.gate.sent(conn, buffer, &result),
+            Outcome::Unacknowledged(result) => self.gate.unacknowledged(conn, &result),
             Outcome::Closed => self.gate.closed(conn),
             Outcome::Wake => {}
         }

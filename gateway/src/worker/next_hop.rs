@@ -1,12 +1,15 @@
 //! The worker's side of a session with a next hop: opening it, its replies to the transaction it works for, and back to the pool.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use portcullis_smtp::client::{Client, ClientEvent, Sent};
 use portcullis_smtp::reply::Reply;
 
 use super::Gate;
 use super::connection::{Ending, Role};
+use super::progress::{Look, next_look};
+use crate::config::Relay;
 use crate::driver::Conn;
 
 /// How far a session with a next hop has come.
@@ -29,12 +32,14 @@ pub(super) struct NextHopConnection {
     /// A transaction was begun on it that has not been completed.
     pub(super) needs_reset: bool,
     state: State,
+    /// It is being opened with no transaction to wait for it, and the pool counts it as such.
+    background: bool,
     /// It lies in the pool.
     pub(super) idle: bool,
     /// The final reply to a message is awaited, which may take longer than others (RFC 5321 section 4.5.3.2.6).
     pub(super) awaits_final: bool,
-    /// A deadline is set for it.
-    timed: bool,
+    /// Since when it has been waited for, if a deadline is set for it.
+    since: Option<Duration>,
     /// What it said when it took no session, or ended it.
     refusal: Option<Reply<'static>>,
 }
@@ -42,6 +47,27 @@ pub(super) struct NextHopConnection {
 impl NextHopConnection {
     pub(super) fn is_ready(&self) -> bool {
         self.state == State::Ready
+    }
+
+    /// How long the next hop may be silent. `unsent`: it has not taken everything, so that it is only to take some of it.
+    fn timeout(&self, unsent: bool, limits: &Relay) -> Option<Duration> {
+        let reply = (self.smtp.owed() > 0).then_some(limits.reply_timeout);
+        if self.idle {
+            Some(limits.idle_timeout)
+        } else if unsent && self.awaits_final {
+            Some(limits.send_timeout)
+        } else if unsent {
+            // A command that is not even acknowledged is not waited for longer than its reply would be.
+            Some(
+                limits
+                    .send_timeout
+                    .min(reply.unwrap_or(limits.send_timeout)),
+            )
+        } else if self.awaits_final {
+            Some(limits.message_timeout)
+        } else {
+            reply
+        }
     }
 }
 
@@ -75,22 +101,30 @@ enum After {
 }
 
 impl Gate {
-    /// Begins a connection to a next hop on behalf of a client; `None` if every slot is taken.
-    pub(super) fn open_next_hop(&mut self, address: SocketAddr, client: Conn) -> Option<Conn> {
+    /// Begins a connection to a next hop on behalf of a client, or in the background; `None` if every slot is taken.
+    pub(super) fn open_next_hop(
+        &mut self,
+        address: SocketAddr,
+        client: Option<Conn>,
+    ) -> Option<Conn> {
         let next_hop = NextHopConnection {
             address,
             smtp: Client::new(),
-            client: Some(client),
+            client,
             needs_reset: false,
             state: State::Opening,
+            background: client.is_none(),
             idle: false,
             awaits_final: false,
-            timed: false,
+            since: None,
             refusal: None,
         };
         let Some(hop) = self.table.open(Role::NextHop(Box::new(next_hop))) else {
-            // The count that the lease has taken.
-            self.closed_in_pool(address, client, false);
+            // The counts that the lease has taken.
+            if client.is_none() {
+                self.pool.postpone(address, self.now);
+            }
+            self.closed_in_pool(address, None, false);
             return None;
         };
         self.connects.push((hop, address));
@@ -181,7 +215,13 @@ impl Gate {
             Sent::Ehlo | Sent::Helo if reply.is_positive() => {
                 next_hop.state = State::Ready;
                 next_hop.refusal = None;
-                self.pool.reached(next_hop.address);
+                let address = next_hop.address;
+                if std::mem::take(&mut next_hop.background) {
+                    self.pool.background_ended(address);
+                }
+                let again = self.pool.reached(address);
+                self.waiting_again
+                    .extend(again.into_iter().map(|client| (client, address)));
             }
             Sent::Greeting | Sent::Ehlo | Sent::Helo => {
                 next_hop.refusal = Some(reply.clone().into_owned());
@@ -246,9 +286,51 @@ impl Gate {
         };
         if next_hop.idle {
             self.quit_next_hop(hop);
-            return;
+        } else if next_hop.is_ready() {
+            self.ask_progress(hop);
+        } else {
+            self.silent_next_hop(hop, "no answer in time");
         }
-        tracing::warn!(next_hop = %next_hop.address, "no answer in time");
+    }
+
+    /// What the next hop has taken is known: `look`; whether it has not taken everything: `unsent`.
+    pub(super) fn next_hop_progress(&mut self, hop: Conn, look: Look, unsent: bool) {
+        let now = self.now;
+        let Role::NextHop(next_hop) = &mut self.table[hop].role else {
+            return;
+        };
+        let Some(since) = next_hop.since.as_mut() else {
+            return;
+        };
+        if look == Look::Moved {
+            *since = now;
+        }
+        let since = *since;
+        let Some(timeout) = next_hop.timeout(unsent, &self.config.relay) else {
+            // It has taken everything, and owes nothing.
+            self.next_hop_deadline(hop, Renew::No);
+            return;
+        };
+        let due = since + timeout;
+        if now < due {
+            let look = if unsent {
+                now + next_look(timeout)
+            } else {
+                due
+            };
+            self.wheel.set(hop.slot, due.min(look));
+        } else if unsent {
+            self.silent_next_hop(hop, "next hop takes nothing of what it is sent");
+        } else {
+            self.silent_next_hop(hop, "no answer in time");
+        }
+    }
+
+    fn silent_next_hop(&mut self, hop: Conn, what: &'static str) {
+        let Role::NextHop(next_hop) = &self.table[hop].role else {
+            return;
+        };
+        tracing::warn!(next_hop = %next_hop.address, "{what}");
         if next_hop.is_ready() && !next_hop.awaits_final {
             // The next transaction need not wait for it as long.
             self.pool.stalled(next_hop.address, self.now);
@@ -292,6 +374,36 @@ impl Gate {
         }
     }
 
+    /// Leaves a connection that is still being opened to itself. Returns its next hop and the client that waited for it.
+    pub(super) fn leave_in_background(&mut self, hop: Conn) -> Option<(SocketAddr, Option<Conn>)> {
+        let Role::NextHop(next_hop) = &mut self.table.current(hop)?.role else {
+            return None;
+        };
+        if next_hop.state != State::Opening || next_hop.background {
+            return None;
+        }
+        next_hop.background = true;
+        tracing::info!(
+            next_hop = %next_hop.address,
+            "next hop is slow to take a connection, going on to others meanwhile"
+        );
+        Some((next_hop.address, next_hop.client.take()))
+    }
+
+    /// Ends attempts that no session waits for, which would keep the gate from stopping.
+    pub(super) fn abandon_attempts(&mut self) {
+        for hop in self.table.open_conns() {
+            let connection = &mut self.table[hop];
+            if let Role::NextHop(next_hop) = &connection.role
+                && next_hop.state == State::Opening
+            {
+                let address = next_hop.address;
+                connection.abort();
+                self.forget_next_hop(hop, address, Ending::Quiet);
+            }
+        }
+    }
+
     /// A session with a next hop did not come about. What the next hop said to that is for the log, and for all clients that cannot
     /// have a connection to it meanwhile.
     fn not_opened(&mut self, address: SocketAddr, said: Option<&Reply<'static>>) -> Loss {
@@ -314,15 +426,23 @@ impl Gate {
     fn forget_next_hop(&mut self, hop: Conn, address: SocketAddr, ending: Ending) {
         let connection = &mut self.table[hop];
         let role = std::mem::replace(&mut connection.role, Role::None);
-        let ready = matches!(role, Role::NextHop(next_hop) if next_hop.state != State::Opening);
+        let (mut ready, mut background) = (false, false);
+        if let Role::NextHop(next_hop) = role {
+            ready = next_hop.state != State::Opening;
+            background = next_hop.background;
+        }
+        if background {
+            self.pool.background_ended(address);
+        }
         connection.input = Vec::new();
+        connection.progress = None;
         connection.finish(ending);
         self.wheel.clear(hop.slot);
-        self.closed_in_pool(address, hop, ready);
+        self.closed_in_pool(address, Some(hop), ready);
         self.touch(hop);
     }
 
-    fn closed_in_pool(&mut self, address: SocketAddr, hop: Conn, ready: bool) {
+    fn closed_in_pool(&mut self, address: SocketAddr, hop: Option<Conn>, ready: bool) {
         let again = self.pool.closed(address, hop, ready, self.now);
         self.waiting_again
             .extend(again.into_iter().map(|client| (client, address)));
@@ -387,7 +507,7 @@ impl Gate {
     /// reply that drips in, or recipients added one by one, are no reason to wait longer.
     pub(super) fn next_hop_deadline(&mut self, hop: Conn, renew: Renew) {
         let connection = &mut self.table[hop];
-        let has_output = connection.sending || !connection.output.is_empty();
+        let has_output = connection.has_output();
         let Role::NextHop(next_hop) = &mut connection.role else {
             return;
         };
@@ -395,19 +515,22 @@ impl Gate {
             return;
         }
         let limits = &self.config.relay;
-        let after = if next_hop.idle {
-            limits.idle_timeout
-        } else if next_hop.awaits_final {
-            limits.message_timeout
-        } else if next_hop.smtp.owed() > 0 || has_output {
-            limits.reply_timeout
-        } else {
-            next_hop.timed = false;
+        let Some(timeout) = next_hop.timeout(has_output, limits) else {
+            next_hop.since = None;
+            connection.progress = None;
             self.wheel.clear(hop.slot);
             return;
         };
-        if renew == Renew::Yes || !next_hop.timed {
-            next_hop.timed = true;
+        if renew == Renew::Yes || next_hop.since.is_none() {
+            next_hop.since = Some(self.now);
+            connection.progress = None;
+            let after = if has_output {
+                // What is sent now is as a rule taken at once, and then it is for the reply.
+                let reply = next_hop.timeout(false, limits);
+                next_look(timeout).min(reply.unwrap_or(timeout))
+            } else {
+                timeout
+            };
             self.wheel.set(hop.slot, self.now + after);
         }
     }

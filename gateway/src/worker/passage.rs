@@ -90,6 +90,8 @@ pub(super) struct Passage {
     pub(super) tried: Vec<SocketAddr>,
     /// A connection that was taken from the pool turned out to be dead: the next one is to be new.
     pub(super) fresh: bool,
+    /// It has waited for a connection in vain: no next hop that is not known to work is to cost it more time.
+    pub(super) hurried: bool,
     /// A connection of its own broke, and was replaced once.
     pub(super) replaced: bool,
     /// What the next hop said when it ended a connection, or took none.
@@ -126,6 +128,7 @@ impl Passage {
             queue_due: None,
             tried: Vec::new(),
             fresh: false,
+            hurried: false,
             replaced: false,
             said: None,
             deferral: None,

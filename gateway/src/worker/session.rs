@@ -8,16 +8,17 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use portcullis_smtp::reply::{EnhancedCode, Reply};
-use portcullis_smtp::server::{Event, Session, Step};
+use portcullis_smtp::server::{Blame, Event, Session, Step};
 
 use super::Gate;
 use super::connection::{Ending, Receive, Role};
 use super::dnsbl::{HeldRecipient, Listings};
 use super::log::SessionRecord;
 use super::passage::{Id, Passage, Told, rule_name};
+use super::progress::{Look, next_look};
 use super::sources::Source;
 use crate::driver::Conn;
-use crate::policy::{self, Decision, Verdict};
+use crate::policy::{self, Decision, Rule, Standing, Verdict};
 
 /// One client's session.
 pub(super) struct ClientSession {
@@ -37,7 +38,7 @@ pub(super) struct ClientSession {
     source: Option<Source>,
     pub(super) passage: Option<Box<Passage>>,
     /// A refusal of ours for a recipient, kept until the next hop has answered for those before it.
-    pub(super) withheld: Option<Reply<'static>>,
+    pub(super) withheld: Option<(Reply<'static>, Blame)>,
     /// What DNS lists say about the client.
     pub(super) listings: Listings,
     /// A recipient that waits for it.
@@ -303,9 +304,22 @@ impl Gate {
                 true
             }
             Verdict::Refuse(reply) => {
-                self.answer(conn, &reply);
+                let blame = self.blame(conn, decision.rule);
+                self.refuse(conn, &reply, blame);
                 false
             }
+        }
+    }
+
+    /// What a refusal of ours by this rule counts against: a stranger's errors, unless it is our configuration that makes it.
+    pub(super) fn blame(&mut self, conn: Conn, rule: Rule) -> Blame {
+        let stranger = self
+            .session(conn)
+            .is_some_and(|session| session.client.standing == Standing::Stranger);
+        match rule {
+            Rule::NoRoute | Rule::OtherNextHop => Blame::Nobody,
+            _ if stranger => Blame::Client,
+            _ => Blame::Nobody,
         }
     }
 
@@ -317,13 +331,18 @@ impl Gate {
         }
     }
 
-    /// Answers what the client waits for.
+    /// Answers what the client waits for. A refusal does not count against it.
     pub(super) fn answer(&mut self, conn: Conn, reply: &Reply<'_>) {
+        self.refuse(conn, reply, Blame::Nobody);
+    }
+
+    /// Answers what the client waits for; what a refusal counts against, `blame` says.
+    pub(super) fn refuse(&mut self, conn: Conn, reply: &Reply<'_>, blame: Blame) {
         let connection = &mut self.table[conn];
         if let Role::Client(session) = &mut connection.role {
             session
                 .smtp
-                .answer(&self.settings, reply, &mut connection.output);
+                .refuse(&self.settings, reply, blame, &mut connection.output);
         }
     }
 
@@ -370,8 +389,10 @@ impl Gate {
                 self.wheel.set(conn.slot, deadline);
             }
             _ if progress => self.expect_command(conn),
-            _ => {}
+            _ => return,
         }
+        // What was asked about the deadline before is settled.
+        self.table[conn].progress = None;
     }
 
     /// The client's deadline has passed.
@@ -397,6 +418,28 @@ impl Gate {
             // It is the next hop that is slow, and its own deadline runs.
         } else if holds_next_hop && now < due && !passage.is_some_and(Passage::in_content) {
             self.park(conn);
+            self.wheel.set(conn.slot, due);
+        } else if passage.is_some_and(Passage::in_content) {
+            self.dismiss(conn, &TIMEOUT, "timeout");
+        } else {
+            // It may be busy with reading our replies.
+            self.ask_progress(conn);
+        }
+    }
+
+    /// A client whose time for a command is over has taken of our replies what `look` says; `unsent`: not all of them.
+    pub(super) fn client_progress(&mut self, conn: Conn, look: Look, unsent: bool) {
+        let (now, timeout) = (self.now, self.config.limits.command_timeout);
+        let Some(session) = self.session(conn) else {
+            return;
+        };
+        if look == Look::Moved {
+            session.command_due = now + timeout;
+        }
+        let due = session.command_due;
+        if unsent && (look == Look::First || now < due) {
+            self.wheel.set(conn.slot, now + next_look(timeout));
+        } else if now < due {
             self.wheel.set(conn.slot, due);
         } else {
             self.dismiss(conn, &TIMEOUT, "timeout");
@@ -462,6 +505,7 @@ impl Gate {
         self.wheel.clear(conn.slot);
         let connection = &mut self.table[conn];
         connection.input = Vec::new();
+        connection.progress = None;
         connection.finish(ending);
         self.touch(conn);
     }

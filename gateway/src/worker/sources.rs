@@ -12,8 +12,11 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 use std::hash::BuildHasher as _;
 
 const SHARDS: usize = 64;
+/// The upper half of 64:ff9b::/96, in whose addresses RFC 6052 puts those of IPv4.
+const TRANSLATED: u64 = 0x0064_ff9b_0000_0000;
 
-/// What is counted as one source: an IPv4 address, or the /64 of an IPv6 address, which one host can fill at will.
+/// What is counted as one source: an IPv4 address, also one that a translator has put into 64:ff9b::/96, or the /64 of an IPv6
+/// address, which one host can fill at will.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source(u64, bool);
 
@@ -21,7 +24,13 @@ impl From<IpAddr> for Source {
     fn from(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self(u64::from(address.to_bits()), true),
-            IpAddr::V6(address) => Self((address.to_bits() >> 64) as u64, false),
+            IpAddr::V6(address) => {
+                let (upper, lower) = ((address.to_bits() >> 64) as u64, address.to_bits() as u64);
+                // All of IPv4 behind a translator is one /64. What stands for one address of it is the place of a /64 that
+                // is no one's.
+                let is_translated = upper == TRANSLATED && lower >> 32 == 0;
+                Self(if is_translated { upper | lower } else { upper }, false)
+            }
         }
     }
 }
@@ -85,6 +94,8 @@ mod tests {
         assert_ne!(source("192.0.2.1"), source("192.0.2.2"));
         assert_eq!(source("192.0.2.1"), source("::ffff:192.0.2.1"));
         assert_eq!(source("2001:db8:1:2::3"), source("2001:db8:1:2:ffff::"));
+        assert_ne!(source("64:ff9b::192.0.2.1"), source("64:ff9b::192.0.2.2"));
+        assert_eq!(source("64:ff9b:0:0:1::1"), source("64:ff9b:0:0:1::2"));
         assert_ne!(source("2001:db8:1:2::3"), source("2001:db8:1:3::3"));
         assert_ne!(source("0.0.0.1"), source("0:0:0:1::"));
     }

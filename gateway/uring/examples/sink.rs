@@ -153,7 +153,7 @@ impl Sink {
                 self.ended += 1;
                 self.free.push(conn.slot);
             }
-            Outcome::Connected(_) | Outcome::Wake => {}
+            Outcome::Connected(_) | Outcome::Unacknowledged(_) | Outcome::Wake => {}
         }
     }
 

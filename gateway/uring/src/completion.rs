@@ -47,6 +47,8 @@ pub enum Outcome {
     ReceiveEnded(ReceiveEnd),
     /// A send: the buffer, and how much of it the kernel took.
     Sent(Vec<u8>, io::Result<usize>),
+    /// Octets handed to the kernel that the peer's TCP has not acknowledged.
+    Unacknowledged(io::Result<u32>),
     /// A close: the slot is free.
     Closed,
     /// Somebody used a [`Waker`].
@@ -110,6 +112,7 @@ impl Tables {
                 };
                 Outcome::Sent(buffer, result.map(|octets| octets as usize))
             }
+            Operation::Unacknowledged => Outcome::Unacknowledged(result),
             // An error would be that the slot was empty, which is what was wanted.
             Operation::Close => Outcome::Closed,
             Operation::Wake => {

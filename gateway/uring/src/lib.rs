@@ -6,7 +6,7 @@
 //!
 //! This crate is the only place in the gateway that talks to the kernel about rings, and it keeps what that takes in
 //! unsafe code to itself: the interface is safe however it is used, including when a ring is dropped with operations
-//! in flight. Rejected: a general wrapper of io_uring (the gateway needs eight operations), and futures (a future per
+//! in flight. Rejected: a general wrapper of io_uring (the gateway needs nine operations), and futures (a future per
 //! idle session costs more than the session).
 //!
 //! | file | subject |

@@ -8,6 +8,10 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::{fmt, io};
 
+/// Octets that may lie in a socket without having been sent (`TCP_NOTSENT_LOWAT`). What a slow peer takes then shows as sends that
+/// complete, every so many octets, and not after megabytes; what is on its way to a fast one is not bounded by it.
+pub(crate) const UNSENT_MAX: libc::c_int = 256 << 10;
+
 /// Why an address cannot be listened on.
 #[derive(Debug)]
 pub struct ListenError {
@@ -43,7 +47,7 @@ impl std::error::Error for ListenError {
     }
 }
 
-/// A listening socket that accepted connections inherit `TCP_NODELAY` from. An IPv6 socket takes IPv6 only, so that
+/// A listening socket that accepted connections inherit `TCP_NODELAY` and a bound on what lies unsent from. An IPv6 socket takes IPv6 only, so that
 /// `0.0.0.0` and `::` can be listened on side by side.
 ///
 /// # Errors
@@ -62,6 +66,12 @@ fn open(address: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
     switch_on(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
     switch_on(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT)?;
     switch_on(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY)?;
+    set(
+        &socket,
+        libc::IPPROTO_TCP,
+        libc::TCP_NOTSENT_LOWAT,
+        UNSENT_MAX,
+    )?;
     if address.is_ipv6() {
         switch_on(&socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)?;
     }
@@ -75,15 +85,18 @@ fn open(address: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
 }
 
 fn switch_on(socket: &OwnedFd, level: i32, option: i32) -> io::Result<()> {
-    let on: libc::c_int = 1;
+    set(socket, level, option, 1)
+}
+
+fn set(socket: &OwnedFd, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
     // SAFETY: the pointer and the size are those of one int, which the kernel reads during the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             level,
             option,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
         )
     };
     checked(result).map(drop)

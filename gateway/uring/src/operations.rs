@@ -4,8 +4,10 @@
 //!
 //! - An accept names its slot and brings the peer's address. Outstanding accepts are the only way in, so a full table
 //!   leaves clients in the kernel's backlog. (A multishot accept brings no address and kills clients if there is no slot.)
-//! - A connect is a chain of three: socket, `TCP_NODELAY`, connect. The first two are silent unless they fail, and
-//!   then silence the rest, so that the chain completes once, as one operation.
+//! - A connect is a chain of four: socket, `TCP_NODELAY`, `TCP_NOTSENT_LOWAT`, connect. The first three are silent unless
+//!   they fail, and then silence the rest, so that the chain completes once, as one operation.
+//! - How much a peer has not taken yet (`SIOCOUTQ`) is asked with a socket command, which the kernel answers while it submits.
+//!   (`TCP_INFO` would tell more, and needs a descriptor that direct descriptors are not.)
 //! - Shutting down is the one operation here that the kernel always gives to a thread of its own, which costs more than
 //!   the rest of a session and finds its socket late: by then the slot could be another connection's. So both
 //!   directions are ended by cancelling what is in flight and closing afterwards, with the same effect on the wire;
@@ -17,13 +19,14 @@
 use crate::address::RawAddress;
 use crate::buffers::{Buffers, GROUP};
 use crate::completion::{Event, Outcome, ReceiveEnd};
+use crate::listener::UNSENT_MAX;
 use crate::ring::Ring;
 use crate::slots::Held;
 use crate::token::{self, Conn, Operation, pack};
 use io_uring::IoUring;
 use io_uring::opcode::{
     Accept, AsyncCancel, AsyncCancel2, Close, Connect, RecvMulti, Send, SetSockOpt, Shutdown,
-    Socket,
+    Socket, UringCmd16,
 };
 use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
@@ -33,6 +36,10 @@ use std::os::fd::AsRawFd;
 
 /// What `TCP_NODELAY` is set to; the kernel may read it after the chain was submitted.
 static ON: libc::c_int = 1;
+/// What `TCP_NOTSENT_LOWAT` is set to, in the same way.
+static UNSENT: libc::c_int = UNSENT_MAX;
+/// `SOCKET_URING_OP_SIOCOUTQ` of the kernel's `io_uring.h`.
+const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 
 impl Ring {
     /// Takes the next connection of a listener into a free slot. Ends with [`Outcome::Accepted`].
@@ -105,9 +112,10 @@ impl Ring {
                 let (start, length) = (buffer.as_ptr(), buffer.len());
                 slot.held = Held::Buffer(buffer);
                 let length = u32::try_from(length).unwrap_or(u32::MAX);
-                // To wait for room for everything is what makes short writes rare.
+                // It waits for room, and ends with what the room was enough for. (To wait for room for everything would hide how
+                // much a slow peer has taken.)
                 let send = Send::new(Fixed(conn.slot), start, length)
-                    .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+                    .flags(libc::MSG_NOSIGNAL)
                     .build();
                 return self.submit_counted(&[send.user_data(pack(Operation::Send, conn))]);
             }
@@ -116,6 +124,16 @@ impl Ring {
         };
         let error = io::Error::from_raw_os_error(error);
         self.ready(conn, Outcome::Sent(buffer, Err(error)));
+    }
+
+    /// Asks how much of what was sent the peer's TCP has not acknowledged. Ends with [`Outcome::Unacknowledged`].
+    pub fn unacknowledged(&mut self, conn: Conn) {
+        if self.core.tables.slots.present(conn).is_none() {
+            let error = io::Error::from_raw_os_error(libc::EBADF);
+            return self.ready(conn, Outcome::Unacknowledged(Err(error)));
+        }
+        let ask = UringCmd16::new(Fixed(conn.slot), SOCKET_URING_OP_SIOCOUTQ).build();
+        self.submit_counted(&[ask.user_data(pack(Operation::Unacknowledged, conn))]);
     }
 
     /// Ends both directions, or only the sending one (which sends a FIN); has no event of its own.
@@ -201,26 +219,32 @@ struct Place {
     size: libc::socklen_t,
 }
 
-/// Socket, `TCP_NODELAY`, connect. One of them completes, as [`Operation::Connect`]: the first that fails, or the last.
-fn connect_chain(conn: Conn, place: &Place, domain: i32) -> [Entry; 3] {
+/// Socket, `TCP_NODELAY`, `TCP_NOTSENT_LOWAT`, connect. One of them completes, as [`Operation::Connect`]: the first that
+/// fails, or the last.
+fn connect_chain(conn: Conn, place: &Place, domain: i32) -> [Entry; 4] {
     let user_data = pack(Operation::Connect, conn);
     let socket = Socket::new(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP)
         .file_index(Some(place.slot))
         .build();
-    let no_delay = SetSockOpt::new(
-        Fixed(conn.slot),
-        libc::IPPROTO_TCP as u32,
-        libc::TCP_NODELAY as u32,
-        (&raw const ON).cast(),
-        size_of_val(&ON) as u32,
-    )
-    .build();
+    let set = |option: libc::c_int, value: &'static libc::c_int| {
+        SetSockOpt::new(
+            Fixed(conn.slot),
+            libc::IPPROTO_TCP as u32,
+            option as u32,
+            (&raw const *value).cast(),
+            size_of_val(value) as u32,
+        )
+        .build()
+    };
     let address = place.address.cast_const();
     let connect = Connect::new(Fixed(conn.slot), address, place.size).build();
     let link = Flags::IO_LINK | Flags::SKIP_SUCCESS;
     [
         socket.flags(link).user_data(user_data),
-        no_delay.flags(link).user_data(user_data),
+        set(libc::TCP_NODELAY, &ON).flags(link).user_data(user_data),
+        set(libc::TCP_NOTSENT_LOWAT, &UNSENT)
+            .flags(link)
+            .user_data(user_data),
         connect.user_data(user_data),
     ]
 }

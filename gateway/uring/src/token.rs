@@ -38,6 +38,8 @@ pub(crate) enum Operation {
     Cancel = 7,
     /// A message from a [`Waker`](crate::Waker).
     Wake = 8,
+    /// A question about what lies unsent and unacknowledged in a socket.
+    Unacknowledged = 9,
 }
 
 impl Operation {
@@ -51,6 +53,7 @@ impl Operation {
             Self::Close,
             Self::Cancel,
             Self::Wake,
+            Self::Unacknowledged,
         ]
         .into_iter()
         .find(|operation| *operation as u8 == bits)
@@ -79,7 +82,11 @@ mod tests {
 
     #[test]
     fn user_data_keeps_operation_slot_and_generation_apart() {
-        for operation in [Operation::Accept, Operation::Send, Operation::Wake] {
+        for operation in [
+            Operation::Accept,
+            Operation::Send,
+            Operation::Unacknowledged,
+        ] {
             for slot in [0, 1, SLOTS_MAX - 1] {
                 for generation in [0, 1, u32::MAX] {
                     let conn = Conn { slot, generation };

@@ -121,14 +121,12 @@ fn slow_reader_gets_every_octet_of_a_large_send() {
     let mut client = desk.accepted(conn(0, 1));
     let body = numbered(24 << 20);
     let expected = body.clone();
-    desk.ring.send(conn(0, 1), body);
     // Not sent before it is read.
-    assert_eq!(desk.meanwhile().len(), 0);
+    let (_, mut octets) = desk.send_until_stuck(conn(0, 1), body);
     let reading = std::thread::spawn(move || {
         let mut text = Vec::new();
         client.read_to_end(&mut text).map(|_| text)
     });
-    let mut octets = 0;
     while octets < expected.len() {
         let (mut buffer, sent) = desk.expect_sent(conn(0, 1));
         let sent = sent.unwrap();
@@ -160,15 +158,14 @@ fn stuck_send_can_be_given_up() {
     let mut desk = Desk::new(1);
     let _client = desk.accepted(conn(0, 1));
     desk.ring.receive(conn(0, 1));
-    desk.ring.send(conn(0, 1), vec![0; 24 << 20]);
-    assert_eq!(desk.meanwhile().len(), 0);
+    let (stuck, _) = desk.send_until_stuck(conn(0, 1), vec![0; 24 << 20]);
     desk.ring.shutdown(conn(0, 1), true);
     let (mut sent, mut ended) = (false, false);
     for _ in 0..2 {
         match desk.next().outcome {
             Outcome::Sent(buffer, result) => {
-                assert_eq!(buffer.len(), 24 << 20);
-                assert!(result.is_err() || result.is_ok_and(|octets| octets < 24 << 20));
+                assert_eq!(buffer.len(), stuck);
+                assert!(result.is_err() || result.is_ok_and(|octets| octets < stuck));
                 sent = true;
             }
             Outcome::ReceiveEnded(ReceiveEnd::EndOfStream) => ended = true,
@@ -176,6 +173,30 @@ fn stuck_send_can_be_given_up() {
         }
     }
     assert!(sent && ended);
+}
+
+#[test]
+fn what_a_peer_has_not_taken_is_known_and_bounded() {
+    let mut desk = Desk::new(1);
+    let mut client = desk.accepted(conn(0, 1));
+    assert_eq!(desk.expect_unacknowledged(conn(0, 1)), 0);
+    let (stuck, taken) = desk.send_until_stuck(conn(0, 1), vec![0; 24 << 20]);
+    assert!(stuck > 0);
+    let before = desk.expect_unacknowledged(conn(0, 1));
+    // The rest lies in the client's own kernel.
+    assert!(before > 0 && before as usize <= taken);
+    assert!(before < 1 << 20, "{before} octets wait in a socket");
+    let mut piece = vec![0; taken];
+    client.read_exact(&mut piece).unwrap();
+    let (_, sent) = desk.expect_sent(conn(0, 1));
+    let acknowledged = taken + sent.unwrap() - desk.expect_unacknowledged(conn(0, 1)) as usize;
+    assert!(acknowledged > taken - before as usize);
+    // An old use of the slot has nothing to tell.
+    desk.ring.unacknowledged(conn(0, 0));
+    assert!(matches!(
+        desk.next().outcome,
+        Outcome::Unacknowledged(Err(_))
+    ));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! - every command gets one reply, in order, and no reply comes unasked;
 //! - a message that a client heard 250 for is at a next hop, once, octet for octet behind our `Received:` line, from its
 //!   sender and to exactly the recipients that were accepted;
-//! - no message arrives twice, however often connections break;
+//! - no message arrives twice, however often connections break, and however slowly next hops read;
 //! - a client that says nothing more is sent away in time;
 //! - a stranger's recipient is not answered before DNS lists have spoken or their time is over; who is on no list is never refused for
 //!   one, who is on one is, and only strangers are asked about;
@@ -13,6 +13,7 @@
 pub mod client;
 mod lists;
 pub mod next_hop;
+pub mod slow;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -133,7 +134,14 @@ pub struct Summary {
 pub fn run(seed: u64) -> Result<Summary, String> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let shelf = Shelf::default();
-    let (driver, network) = simulation(rng.u64(..), faults(&mut rng), next_hops(&mut rng, &shelf));
+    // By the seed and not by its random numbers, as below.
+    let pace = (seed % 4 == 2).then(|| 1_000 + (seed % 61) as u32 * 500);
+    let world = rng.u64(..);
+    let mut faults = faults(&mut rng);
+    if pace.is_some() {
+        faults.room = 16 << 10;
+    }
+    let (driver, network) = simulation(world, faults, next_hops(&mut rng, &shelf, pace));
     // By the seed and not by its random numbers, so that seeds which found something before there were zones still find it.
     let has_zones = seed % 2 == 1;
     let configuration = format!("{CONFIGURATION}{}", if has_zones { ZONES } else { "" });
@@ -267,11 +275,16 @@ fn faults(rng: &mut fastrand::Rng) -> Faults {
         buffer_size: if rng.bool() { 4096 } else { rng.u32(1..=64) },
         batch: often(rng, 95),
         delay_max: Duration::from_millis(rng.u64(1..=2_000)),
+        room: 1 << 30,
     }
 }
 
 /// Three next hops with their moods; nothing answers anywhere else.
-fn next_hops(rng: &mut fastrand::Rng, shelf: &Shelf) -> portcullis::driver::sim::Dial {
+fn next_hops(
+    rng: &mut fastrand::Rng,
+    shelf: &Shelf,
+    pace: Option<u32>,
+) -> portcullis::driver::sim::Dial {
     let mut rng = rng.fork();
     let shelf = Rc::clone(shelf);
     let moods: Vec<next_hop::Mood> = (0..3).map(|_| next_hop::Mood::random(&mut rng)).collect();
@@ -284,6 +297,7 @@ fn next_hops(rng: &mut fastrand::Rng, shelf: &Shelf) -> portcullis::driver::sim:
         if rng.u8(..100) < mood.refuses_connection {
             return None;
         }
-        Some(Box::new(NextHop::new(mood, rng.fork(), Rc::clone(&shelf))))
+        let next_hop = NextHop::new(mood, pace, rng.fork(), Rc::clone(&shelf));
+        Some(Box::new(next_hop))
     })
 }

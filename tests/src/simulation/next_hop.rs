@@ -68,6 +68,7 @@ impl Mood {
 /// One connection to a next hop.
 pub struct NextHop {
     mood: Mood,
+    pace: Option<u32>,
     rng: fastrand::Rng,
     settings: Settings,
     smtp: Session,
@@ -87,9 +88,10 @@ static NOT_IMPLEMENTED: Reply<'static> =
 
 impl NextHop {
     /// A connection that was just made.
-    pub fn new(mood: Mood, rng: fastrand::Rng, shelf: Shelf) -> Self {
+    pub fn new(mood: Mood, pace: Option<u32>, rng: fastrand::Rng, shelf: Shelf) -> Self {
         Self {
             mood,
+            pace,
             rng,
             settings: Settings {
                 transactions_max: mood.transactions_max,
@@ -283,4 +285,8 @@ impl Peer for NextHop {
     }
 
     fn reset(&mut self, _now: Duration) {}
+
+    fn pace(&self) -> Option<u32> {
+        self.pace
+    }
 }

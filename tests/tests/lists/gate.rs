@@ -12,23 +12,28 @@ use portcullis_tests::watch;
 use tempfile::TempDir;
 
 /// Two looks, two seconds apart, and some.
-const NOTICED: Duration = Duration::from_secs(15);
-const SHIPPED: &str = "192.0.2.1\n192.0.2.2\n192.0.2.3\n";
+pub(super) const NOTICED: Duration = Duration::from_secs(40);
+pub(super) const SHIPPED: &str = "192.0.2.1\n192.0.2.2\n192.0.2.3\n";
 
 /// A list on which the clients of the test come to be.
-struct Scene {
-    directory: TempDir,
-    configuration: String,
+pub(super) struct Scene {
+    pub(super) directory: TempDir,
+    pub(super) configuration: String,
 }
 
 impl Scene {
-    fn new(list: &str) -> Result<Scene> {
+    pub(super) fn new(list: &str) -> Result<Scene> {
+        Scene::with(list, "")
+    }
+
+    /// With more tables.
+    pub(super) fn with(list: &str, more: &str) -> Result<Scene> {
         let directory = tempfile::Builder::new()
             .prefix("portcullis-lists-")
             .tempdir()?;
         let path = directory.path().display().to_string();
         let more =
-            format!("[[list]]\nname = \"drop\"\nfile = \"{path}/drop\"\naction = \"drop\"\n");
+            format!("[[list]]\nname = \"drop\"\nfile = \"{path}/drop\"\naction = \"drop\"\n{more}");
         let configuration = relay_to("discard", &more)?;
         let scene = Scene {
             configuration: configuration.replace("@DIR@", &path),
@@ -38,22 +43,22 @@ impl Scene {
         Ok(scene)
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    pub(super) fn path(&self, name: &str) -> std::path::PathBuf {
         self.directory.path().join(name)
     }
 
     /// As it ought to be done: beside it, and renamed.
-    fn replace(&self, list: &str) -> Result<()> {
+    pub(super) fn replace(&self, list: &str) -> Result<()> {
         fs::write(self.path("new"), list)?;
         Ok(fs::rename(self.path("new"), self.path("drop"))?)
     }
 
-    fn start(&self) -> Result<Gate<'static>> {
+    pub(super) fn start(&self) -> Result<Gate<'static>> {
         fs::write(self.path("portcullis.toml"), &self.configuration)?;
         Gate::start(&self.configuration)
     }
 
-    fn compile(&self, more: &[&str]) -> Result<std::process::Output> {
+    pub(super) fn compile(&self, more: &[&str]) -> Result<std::process::Output> {
         let file = self.path("portcullis.toml").display().to_string();
         let arguments = ["lists", "compile", "-c", &file];
         portcullis(arguments.iter().chain(more))
@@ -61,7 +66,7 @@ impl Scene {
 }
 
 /// The code of the greeting.
-fn greeting(gate: &Gate<'_>) -> Result<u16> {
+pub(super) fn greeting(gate: &Gate<'_>) -> Result<u16> {
     use std::io::Read as _;
     let mut stream = gate.tcp(gate.address())?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -70,12 +75,12 @@ fn greeting(gate: &Gate<'_>) -> Result<u16> {
     Ok(std::str::from_utf8(&code)?.parse()?)
 }
 
-fn reloads(gate: &Gate<'_>, result: &str) -> Result<f64> {
+pub(super) fn reloads(gate: &Gate<'_>, result: &str) -> Result<f64> {
     let label = format!("result=\"{result}\"");
     gate.metric("portcullis_list_reloads_total", &label)
 }
 
-fn wait_for_reloads(gate: &Gate<'_>, result: &str, count: f64) -> Result<()> {
+pub(super) fn wait_for_reloads(gate: &Gate<'_>, result: &str, count: f64) -> Result<()> {
     watch::until(&format!("{count} {result}"), NOTICED, || {
         reloads(gate, result).ok().filter(|&now| now >= count)
     })?;
@@ -183,19 +188,35 @@ fn a_loss_that_is_meant_is_taken_by_a_gate_that_started_with_it() -> Result<()> 
 }
 
 #[test]
-fn a_list_that_is_gone_stays_in_force_and_stops_a_start() -> Result<()> {
+fn a_list_that_is_gone_stays_in_force() -> Result<()> {
     let scene = Scene::new(&format!("{SHIPPED}127.0.0.0/8\n"))?;
     let gate = scene.start()?;
     fs::remove_file(scene.path("drop"))?;
     wait_for_reloads(&gate, "bad", 1.0)?;
     gate.wait_for_log("cannot read", NOTICED)?;
     ensure!(greeting(&gate)? == 554, "the gate is open");
-    drop(gate);
-    let error = scene.start().expect_err("there is no list").to_string();
-    ensure!(
-        error.contains("portcullis.toml:") && error.contains("file = "),
-        "{error}"
-    );
+    Ok(())
+}
+
+/// Longer than a file that is written in place has to rest.
+const PAUSE: Duration = Duration::from_secs(12);
+
+#[test]
+fn a_download_into_the_file_itself_that_pauses_after_whole_lines_is_not_taken_half() -> Result<()> {
+    use std::io::Write as _;
+    let scene = Scene::new(SHIPPED)?;
+    let gate = scene.start()?;
+    // So that the gate has looked at the file.
+    thread::sleep(Duration::from_secs(3));
+    let mut file = fs::File::create(scene.path("drop"))?;
+    file.write_all(format!("{SHIPPED}198.51.100.1\n").as_bytes())?;
+    thread::sleep(PAUSE);
+    ensure!(reloads(&gate, "good")? == 0.0, "half of it was taken");
+    file.write_all(b"198.51.100.3\n198.51.100.5\n")?;
+    drop(file);
+    wait_for_reloads(&gate, "good", 1.0)?;
+    gate.wait_for_log("list drop (3 -> 6 entries)", NOTICED)?;
+    ensure!(reloads(&gate, "good")? == 1.0);
     Ok(())
 }
 

@@ -2,7 +2,9 @@
 
 mod commands;
 mod gate;
+mod growth;
 mod rbldnsd;
+mod start;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use portcullis_smtp::reply::{EnhancedCode, Reply};
-use portcullis_smtp::server::{LongLines, Settings};
+use portcullis_smtp::server::{Blame, LongLines, Settings};
 use portcullis_tests::conversation::Conversation;
 use portcullis_tests::transcript::{Case, Line};
 
@@ -19,10 +19,13 @@ struct Exchange {
     sent: Vec<u8>,
     replies: Vec<String>,
     events: Vec<String>,
-    answers: Vec<(String, Reply<'static>)>,
+    answers: Vec<Planned>,
     /// The replies are not handed over before the next group is taken.
     hold: bool,
 }
+
+/// The kind of event, the answer to it, and what it counts against.
+type Planned = (String, Reply<'static>, Blame);
 
 struct Script {
     settings: Settings,
@@ -104,13 +107,18 @@ fn octets(line: &Line) -> Result<Vec<u8>, String> {
     line.octets().map_err(|error| format!("{error:#}"))
 }
 
-/// `rcpt 550 5.7.1 text`.
-fn answer(text: &str) -> Result<(String, Reply<'static>), String> {
+/// `rcpt 550 5.7.1 text`, or `rcpt next-hop 450 4.2.0 text`, or `rcpt unknown 550 5.1.1 text`.
+fn answer(text: &str) -> Result<Planned, String> {
     let bad = || format!("no answer: {text:?}");
     let (kind, reply) = text.split_once(' ').ok_or_else(bad)?;
     if reply == "accept" {
-        return Ok((kind.to_owned(), Reply::new(0, None, "")));
+        return Ok((kind.to_owned(), Reply::new(0, None, ""), Blame::Nobody));
     }
+    let (blame, reply) = match reply.split_once(' ') {
+        Some(("next-hop", reply)) => (Blame::Nobody, reply),
+        Some(("unknown", reply)) => (Blame::UnknownRecipient, reply),
+        _ => (Blame::Client, reply),
+    };
     let (code, text) = reply.split_once(' ').ok_or_else(bad)?;
     let code = code.parse().map_err(|_| bad())?;
     let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
@@ -125,6 +133,7 @@ fn answer(text: &str) -> Result<(String, Reply<'static>), String> {
     Ok((
         kind.to_owned(),
         Reply::new(code, enhanced, text.replace("\\n", "\n")),
+        blame,
     ))
 }
 
@@ -141,6 +150,7 @@ fn set(settings: &mut Settings, text: &str) -> Result<(), String> {
         "recipients_max" => settings.recipients_max = number()?,
         "transactions_max" => settings.transactions_max = number()?,
         "errors_max" => settings.errors_max = number()?,
+        "recipients_unknown_max" => settings.recipients_unknown_max = number()?,
         "command_length_max" => settings.command_length_max = number()? as usize,
         "long_lines" if value == "refuse" => settings.long_lines = LongLines::Refuse,
         _ => return Err(format!("set: {name} is no setting")),
@@ -149,11 +159,12 @@ fn set(settings: &mut Settings, text: &str) -> Result<(), String> {
 }
 
 fn play(script: &Script, cut: Cut, late_answers: bool) -> Result<(), String> {
-    let answers = RefCell::new(Vec::<(String, Reply<'static>)>::new());
+    let answers = RefCell::new(Vec::<Planned>::new());
     let policy = |kind: &'static str| {
         let mut answers = answers.borrow_mut();
-        let planned = answers.iter().position(|(planned, _)| planned == kind)?;
-        Some(answers.remove(planned).1).filter(|reply| reply.code != 0)
+        let planned = answers.iter().position(|(planned, ..)| planned == kind)?;
+        let (_, reply, blame) = answers.remove(planned);
+        (reply.code != 0).then_some((reply, blame))
     };
     let mut conversation = Conversation::new(&script.settings, late_answers, Box::new(policy));
     for (index, exchange) in script.exchanges.iter().enumerate() {

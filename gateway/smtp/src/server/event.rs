@@ -54,6 +54,18 @@ pub enum Event<'a> {
     Abort(Abuse),
 }
 
+/// What a refusal counts against. The session counts what it refuses by itself as the client's errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// Nothing: the reason lies behind us, or with us.
+    Nobody,
+    /// The client's errors, of which it may make [`errors_max`](super::Settings::errors_max).
+    Client,
+    /// The recipients that do not exist, of which it may name
+    /// [`recipients_unknown_max`](super::Settings::recipients_unknown_max).
+    UnknownRecipient,
+}
+
 /// What ends a session from our side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Abuse {
@@ -63,6 +75,8 @@ pub enum Abuse {
     PipeliningViolation,
     /// `errors_max` was reached.
     TooManyErrors,
+    /// More than `recipients_unknown_max` recipients did not exist.
+    TooManyUnknownRecipients,
     /// `transactions_max` was reached.
     TooManyTransactions,
     /// A BDAT whose size cannot be read: where the next command begins is unknown.
@@ -79,6 +93,7 @@ impl Abuse {
             Self::EarlyTalker => "early-talker",
             Self::PipeliningViolation => "pipelining",
             Self::TooManyErrors => "errors",
+            Self::TooManyUnknownRecipients => "unknown-recipients",
             Self::TooManyTransactions => "transactions",
             Self::ChunkSize => "chunk-size",
             Self::Http => "http",
@@ -97,6 +112,9 @@ impl Abuse {
                 "Improper pipelining: did not wait for a reply",
             ),
             Self::TooManyErrors => Reply::fixed(421, EnhancedCode(4, 7, 0), "Too many errors"),
+            Self::TooManyUnknownRecipients => {
+                Reply::fixed(421, EnhancedCode(4, 7, 0), "Too many unknown recipients")
+            }
             Self::TooManyTransactions => Reply::fixed(
                 421,
                 EnhancedCode(4, 7, 0),
@@ -116,6 +134,7 @@ impl fmt::Display for Abuse {
             Self::EarlyTalker => "talked before the greeting",
             Self::PipeliningViolation => "did not wait for a reply",
             Self::TooManyErrors => "too many errors",
+            Self::TooManyUnknownRecipients => "too many unknown recipients",
             Self::TooManyTransactions => "too many transactions",
             Self::ChunkSize => "unreadable chunk size",
             Self::Http => "speaks HTTP",

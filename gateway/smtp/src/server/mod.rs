@@ -19,7 +19,7 @@ mod event;
 mod line;
 mod settings;
 
-pub use event::{Abuse, Event, Step};
+pub use event::{Abuse, Blame, Event, Step};
 pub use settings::{LongLines, Settings};
 
 use crate::data::{Decoder, Fault, Framing};
@@ -99,7 +99,12 @@ pub struct Session {
     chunk_last: bool,
     /// Commands of the present group that need not be waited for.
     asides: u8,
+    /// Errors of the client in the whole session.
     errors: u32,
+    /// How many of them were made up for by a message that was accepted.
+    errors_forgiven: u32,
+    /// Recipients that do not exist, less one for each message that was accepted.
+    recipients_unknown: u32,
     transactions: u32,
     recipients: u32,
     recipients_owed: u32,
@@ -146,6 +151,8 @@ impl Session {
             chunk_last: false,
             asides: 0,
             errors: 0,
+            errors_forgiven: 0,
+            recipients_unknown: 0,
             transactions: 0,
             recipients: 0,
             recipients_owed: 0,
@@ -196,12 +203,23 @@ impl Session {
             Owed::Data => out.extend_from_slice(b"354 End data with <CR><LF>.<CR><LF>\r\n"),
             Owed::MessageEnd => MESSAGE_OK.write(out),
         }
-        self.settle(settings, true, out);
+        self.settle(settings, true, Blame::Nobody, out);
     }
 
     /// Answers the oldest event that waits for it. A positive reply does what [`accept`](Self::accept) does, in other words; a reply
-    /// with the code 421 ends the session. Before the greeting, it is the greeting.
+    /// with the code 421 ends the session. Before the greeting, it is the greeting. A refusal counts against nobody.
     pub fn answer(&mut self, settings: &Settings, reply: &Reply<'_>, out: &mut Vec<u8>) {
+        self.refuse(settings, reply, Blame::Nobody, out);
+    }
+
+    /// Answers as [`answer`](Self::answer) does, and counts the reply, if it is a refusal, against what `blame` says.
+    pub fn refuse(
+        &mut self,
+        settings: &Settings,
+        reply: &Reply<'_>,
+        blame: Blame,
+        out: &mut Vec<u8>,
+    ) {
         let positive = reply.is_positive();
         match self.owed {
             Owed::Nothing if self.phase != Phase::Silent => return,
@@ -230,7 +248,7 @@ impl Session {
             self.phase = Phase::Ending(None);
             self.owed = Owed::Nothing;
         } else {
-            self.settle(settings, positive, out);
+            self.settle(settings, positive, blame, out);
         }
     }
 
@@ -298,7 +316,7 @@ impl Session {
         self.transactions
     }
 
-    /// Errors counted in this session.
+    /// Errors of the client in this session: its own, not those of the next hop that it hears of.
     #[must_use]
     pub const fn errors(&self) -> u32 {
         self.errors
@@ -373,7 +391,7 @@ impl Session {
     }
 
     /// The state after an answer was written.
-    fn settle(&mut self, settings: &Settings, positive: bool, out: &mut Vec<u8>) {
+    fn settle(&mut self, settings: &Settings, positive: bool, blame: Blame, out: &mut Vec<u8>) {
         let owed = std::mem::replace(&mut self.owed, Owed::Nothing);
         match (owed, positive) {
             (Owed::Nothing, _) => {}
@@ -381,14 +399,14 @@ impl Session {
                 self.extended = extended;
                 self.phase = Phase::Ready;
             }
-            (Owed::Hello { .. }, false) => self.count_error(settings, out),
+            (Owed::Hello { .. }, false) => self.count_refusal(settings, blame, out),
             (Owed::Mail, true) => {
                 self.phase = Phase::Envelope;
                 self.transactions = self.transactions.saturating_add(1);
             }
             (Owed::Mail, false) => {
                 self.doom = Some(Doom::Refused);
-                self.count_error(settings, out);
+                self.count_refusal(settings, blame, out);
             }
             (Owed::Rcpt, _) => {
                 self.recipients_owed -= 1;
@@ -398,7 +416,7 @@ impl Session {
                 if positive {
                     self.recipients += 1;
                 } else {
-                    self.count_error(settings, out);
+                    self.count_refusal(settings, blame, out);
                 }
             }
             (Owed::Data, true) => self.phase = Phase::Data,
@@ -407,7 +425,11 @@ impl Session {
                 self.end_transaction();
                 self.doom = (!self.chunk_last).then_some(Doom::Refused);
             }
-            (Owed::Data, false) | (Owed::MessageEnd, _) => self.end_transaction(),
+            (Owed::MessageEnd, true) => {
+                self.forgive();
+                self.end_transaction();
+            }
+            (Owed::Data | Owed::MessageEnd, false) => self.end_transaction(),
         }
     }
 
@@ -432,9 +454,30 @@ impl Session {
 
     fn count_error(&mut self, settings: &Settings, out: &mut Vec<u8>) {
         self.errors = self.errors.saturating_add(1);
-        if self.errors >= settings.errors_max {
+        if self.errors - self.errors_forgiven >= settings.errors_max {
             self.abort(Abuse::TooManyErrors, out);
         }
+    }
+
+    /// Counts a refusal that the caller has answered with.
+    fn count_refusal(&mut self, settings: &Settings, blame: Blame, out: &mut Vec<u8>) {
+        match blame {
+            Blame::Nobody => {}
+            Blame::Client => self.count_error(settings, out),
+            Blame::UnknownRecipient => {
+                self.recipients_unknown = self.recipients_unknown.saturating_add(1);
+                if self.recipients_unknown > settings.recipients_unknown_max {
+                    self.abort(Abuse::TooManyUnknownRecipients, out);
+                }
+            }
+        }
+    }
+
+    /// A message was accepted: the client sends mail, and does not only try things. That takes back all its errors, but one
+    /// guessed address only, or each accepted message would buy as many guesses as the limit allows.
+    fn forgive(&mut self) {
+        self.errors_forgiven = self.errors;
+        self.recipients_unknown = self.recipients_unknown.saturating_sub(1);
     }
 
     /// Writes the last reply; the event follows with the next step. Answers that are still owed are no longer taken.

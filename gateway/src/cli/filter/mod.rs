@@ -154,8 +154,12 @@ fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
     for warning in &config.warnings {
         eprintln!("warning: {warning}");
     }
-    for line in hold_against_last(&mut config) {
+    let notes = hold_against_last(&mut config);
+    for line in &notes.errors {
         eprintln!("portcullis filter: {line}");
+    }
+    for line in &notes.warnings {
+        eprintln!("warning: {line}");
     }
     if settings.mode == FilterMode::Off {
         eprintln!(

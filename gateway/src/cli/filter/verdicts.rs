@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use portcullis::config::{self, Config, PIN_PATH, write_duration};
 use portcullis::filter::{self, Cause, Exemption, Given, NewVerdict, VerdictStatus, Verdicts};
+use portcullis::lists::entries::{MappedTooWide, unmapped};
 
 use super::super::finished;
 use super::super::table::Table;
@@ -98,14 +99,16 @@ fn source(text: &str) -> Result<IpAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
-    match text.parse() {
-        Ok(IpNet::V4(network)) if network.prefix_len() == 32 => Ok(network.addr().into()),
-        Ok(IpNet::V6(network)) if network.prefix_len() == 64 => Ok(network.addr().into()),
-        Ok(_) => Err(
+    let written: Option<IpNet> = text.parse().ok();
+    // IPv4 that is written as IPv6 is IPv4, in a prefix too.
+    match written.map(unmapped).transpose() {
+        Ok(Some(IpNet::V4(network))) if network.prefix_len() == 32 => Ok(network.addr().into()),
+        Ok(Some(IpNet::V6(network))) if network.prefix_len() == 64 => Ok(network.addr().into()),
+        Ok(Some(_)) | Err(MappedTooWide) => Err(
             "a verdict is on one IPv4 address or on one IPv6 /64; a list is for networks"
                 .to_owned(),
         ),
-        Err(_) => Err("an IPv4 or IPv6 address is wanted".to_owned()),
+        Ok(None) => Err("an IPv4 or IPv6 address is wanted".to_owned()),
     }
 }
 
@@ -280,10 +283,19 @@ mod tests {
             "192.0.2.66/32",
             "2001:db8::66",
             "2001:db8::/64",
+            "::ffff:192.0.2.66",
+            "::ffff:192.0.2.66/128",
         ] {
             assert!(source(text).is_ok(), "{text}");
         }
-        for text in ["192.0.2.0/24", "2001:db8::/32", "2001:db8::1/128", "host"] {
+        for text in [
+            "192.0.2.0/24",
+            "2001:db8::/32",
+            "2001:db8::1/128",
+            "::ffff:192.0.2.66/64",
+            "::ffff:192.0.2.66/120",
+            "host",
+        ] {
             assert!(source(text).is_err(), "{text}");
         }
     }

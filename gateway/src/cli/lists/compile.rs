@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+use portcullis::config::Config;
+use portcullis::control::lists;
 use portcullis::lists::entries::Entries;
-use portcullis::lists::file::{self, Fault, Stored};
+use portcullis::lists::file::{self, About, Fault, Stored};
 use portcullis::lists::format::{Format, Reading};
-use portcullis::lists::guard::{self, Loss};
+use portcullis::lists::guard::{self, Growth, GrowthLimits};
 use portcullis::lists::source::{Finding, Findings, Source};
-use portcullis::lists::{Compiled, List, ListAction, Memory};
+use portcullis::lists::{Compiled, Covered, List, ListAction, Memory};
 use serde::Serialize;
 
 use super::super::table::Table;
@@ -26,14 +28,16 @@ const LISTS_MAX: usize = 256;
 #[command(after_help = "\
 A line that cannot be read is skipped and counted, and the first ten are shown. A list that came out
 empty, or lost more entries than lists.shrink_max allows since the last compile, is refused, and the
-snapshot that is there stays: the file may have been cut off on its way.
+snapshot that is there stays: the file may have been cut off on its way. So is a drop or reject list
+that would newly cover more of all addresses than lists.grow_max allows, or a local network, an
+address of the gate, a next hop or a name server of the configuration.
 
 Formats: cidr, rbldnsd-ip4set, rbldnsd-ip4trie, rbldnsd-ip4tset, rbldnsd-ip6trie, rbldnsd-ip6tset,
 spamhaus-json. Actions: drop, reject, permit.
 
 Examples:
   portcullis lists compile -c /etc/portcullis.toml
-  portcullis lists compile -c /etc/portcullis.toml --force    the loss is meant
+  portcullis lists compile -c /etc/portcullis.toml --force    the loss or the growth is meant
   portcullis lists compile --list zone=drop:rbldnsd-ip4set:/srv/bl/zone -o lists.snapshot
   portcullis lists compile -c new.toml -o /dev/null --strict  is every line good?
 
@@ -57,7 +61,7 @@ pub(super) struct Args {
     /// A line that cannot be read is an error
     #[arg(long)]
     strict: bool,
-    /// Take a list that lost more than it may
+    /// Take a list that lost more than it may, or would newly cover more
     #[arg(long)]
     force: bool,
     /// Print the summary as JSON
@@ -101,6 +105,8 @@ struct Report {
     lists: Vec<Row>,
     /// Lists that lost more than they may.
     losses: Vec<String>,
+    /// What lists would newly cover, and may not.
+    growths: Vec<String>,
 }
 
 /// A list, as it was read.
@@ -160,31 +166,50 @@ impl Row {
 /// Reads, compiles, writes.
 pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
     let begun = Instant::now();
-    let (mut sources, output, shrink_max) = what(args)?;
+    let Wanted {
+        mut sources,
+        output,
+        config,
+    } = what(args)?;
+    let shrink_max = (config.as_ref()).map_or(guard::SHRINK_MAX, |config| config.lists.shrink_max);
     let mut bar = Bar::new();
     let (rows, lists) = read_all(&mut sources, args.strict, &mut bar)?;
     let described: Vec<List> = lists.iter().map(|(list, _)| list.clone()).collect();
-    let losses = if args.force {
-        Vec::new()
-    } else {
-        losses(&output, &described, shrink_max)
+    let covered: Vec<Covered> = (lists.iter().map(|(_, entries)| Covered::of(entries))).collect();
+    let last = last_compile(&output);
+    let losses = match &last {
+        Some(last) if !args.force => guard::losses(&last.about().lists, &described, shrink_max),
+        _ => Vec::new(),
     };
     let mut report = Report {
-        written: losses.is_empty(),
+        written: false,
         output,
         octets: 0,
         seconds: 0.0,
         lists: rows,
         losses: losses.iter().map(ToString::to_string).collect(),
+        growths: Vec::new(),
     };
     if losses.is_empty() {
         bar.say("settling overlaps");
         let compiled = Compiled::build(lists, Memory::private);
-        bar.say("writing the snapshot");
-        report.octets = compiled.filtered.size() + compiled.rejected.size();
-        let written = write(&report.output, &compiled);
         bar.clear();
-        written?;
+        for doubt in config
+            .iter()
+            .flat_map(|config| config.list_doubts(&compiled))
+        {
+            eprintln!("warning: {doubt}");
+        }
+        let growths = growths(last, &compiled, &covered, config.as_ref(), args.force);
+        report.growths = growths.iter().map(ToString::to_string).collect();
+        if growths.is_empty() {
+            bar.say("writing the snapshot");
+            report.octets = compiled.filtered.size() + compiled.rejected.size();
+            let written = write(&report.output, &compiled, args.force);
+            bar.clear();
+            written?;
+            report.written = true;
+        }
     }
     report.seconds = begun.elapsed().as_secs_f64();
     let mut stdout = io::stdout().lock();
@@ -196,20 +221,28 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
         print(&report, &mut stdout)
     };
     let code = finished(printed);
-    if losses.is_empty() {
+    if report.written {
         return Ok(code);
     }
-    tell_losses(&losses, &report.output);
+    tell_refused(&report);
     Err(ExitCode::FAILURE)
 }
 
-fn what(args: &Args) -> Result<(Vec<Source>, PathBuf, u8), ExitCode> {
+/// What is to be compiled.
+struct Wanted {
+    sources: Vec<Source>,
+    output: PathBuf,
+    /// Where the lists come from, if not from the command line.
+    config: Option<Config>,
+}
+
+fn what(args: &Args) -> Result<Wanted, ExitCode> {
     let wrong = |message: String| {
         eprintln!("portcullis lists: {message}");
         ExitCode::from(EXIT_USAGE)
     };
-    let (sources, saved, shrink_max) = match &args.config {
-        None => (args.list.clone(), PathBuf::new(), guard::SHRINK_MAX),
+    let (sources, saved, config) = match &args.config {
+        None => (args.list.clone(), PathBuf::new(), None),
         Some(path) => {
             let config = settings(path)?;
             if let Some(snapshot) = &config.lists.snapshot {
@@ -219,8 +252,8 @@ fn what(args: &Args) -> Result<(Vec<Source>, PathBuf, u8), ExitCode> {
                     snapshot.display()
                 )));
             }
-            let (saved, shrink_max) = (config.saved_lists(), config.lists.shrink_max);
-            (config.lists.sources, saved, shrink_max)
+            let sources = config.lists.sources.clone();
+            (sources, config.saved_lists(), Some(config))
         }
     };
     let names: Vec<&str> = sources.iter().map(|source| &*source.name).collect();
@@ -231,7 +264,11 @@ fn what(args: &Args) -> Result<(Vec<Source>, PathBuf, u8), ExitCode> {
         _ if sources.is_empty() => Err(wrong("there is no [[list]] to compile".to_owned())),
         _ if sources.len() > LISTS_MAX => Err(wrong(format!("more than {LISTS_MAX} lists"))),
         Some((_, name)) => Err(wrong(format!("the list \"{name}\" is named twice"))),
-        None => Ok((sources, args.output.clone().unwrap_or(saved), shrink_max)),
+        None => Ok(Wanted {
+            sources,
+            output: args.output.clone().unwrap_or(saved),
+            config,
+        }),
     }
 }
 
@@ -302,42 +339,93 @@ fn tell(source: &Source, reading: &Reading, strict: bool) -> bool {
     findings.faults.is_empty()
 }
 
-/// What was lost against the snapshot that is there. One of another version has nothing to compare with.
-fn losses(output: &Path, lists: &[List], shrink_max: u8) -> Vec<Loss> {
+/// The snapshot that is there. One of another version has nothing to compare with.
+fn last_compile(output: &Path) -> Option<Stored> {
+    if is_device(output) {
+        return None;
+    }
     match Stored::open(output) {
-        Ok(last) => guard::losses(&last.about().lists, lists, shrink_max),
+        Ok(last) => Some(last),
         Err(file::Error {
             fault: Fault::Io(_),
             ..
-        }) => Vec::new(),
+        }) => None,
         Err(error) => {
             eprintln!("warning: {error}; nothing is known of the lists before");
+            None
+        }
+    }
+}
+
+/// What lists would newly cover against the snapshot that is there, and may not. Without one, what they cover is told.
+fn growths(
+    last: Option<Stored>,
+    compiled: &Compiled,
+    covered: &[Covered],
+    config: Option<&Config>,
+    force: bool,
+) -> Vec<Growth> {
+    let grow_max = config.map_or(guard::GROW_MAX, |config| config.lists.grow_max);
+    let protected = config.map(lists::protected).unwrap_or_default();
+    let limits = GrowthLimits {
+        grow_max,
+        protected: &protected,
+        covered: Some(covered),
+    };
+    let Some(last) = last else {
+        for told in guard::unknown_before(compiled, &limits) {
+            eprintln!("warning: {told}");
+        }
+        return Vec::new();
+    };
+    if force || !limits.may_be_passed(compiled) {
+        return Vec::new();
+    }
+    match last.load(Memory::private) {
+        Ok(before) => guard::growths(&before, compiled, &limits),
+        Err(error) => {
+            eprintln!("warning: {error}; nothing is known of what the lists covered before");
             Vec::new()
         }
     }
 }
 
-fn tell_losses(losses: &[Loss], output: &Path) {
-    for loss in losses {
+fn tell_refused(report: &Report) {
+    for loss in &report.losses {
         eprintln!(
             "portcullis lists: {loss} lost more than lists.shrink_max allows; is the file whole?"
         );
     }
+    for growth in &report.growths {
+        eprintln!("portcullis lists: {growth}; is the file right?");
+    }
+    let what = if report.growths.is_empty() {
+        "loss"
+    } else {
+        "growth"
+    };
     eprintln!(
-        "{} stays as it was; if the loss is meant, say --force",
-        output.display()
+        "{} stays as it was; if the {what} is meant, say --force",
+        report.output.display()
     );
 }
 
-/// Writes the snapshot; a device, such as /dev/null, is written to and not replaced.
-fn write(output: &Path, compiled: &Compiled) -> Result<(), ExitCode> {
-    let is_device = output
+fn is_device(output: &Path) -> bool {
+    output
         .metadata()
-        .is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir());
-    if is_device {
+        .is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
+}
+
+/// Writes the snapshot; a device, such as /dev/null, is written to and not replaced.
+fn write(output: &Path, compiled: &Compiled, forced: bool) -> Result<(), ExitCode> {
+    if is_device(output) {
         return Ok(());
     }
-    file::write(output, compiled, SystemTime::now()).map_err(|error| {
+    let about = About {
+        forced,
+        ..About::of(compiled, SystemTime::now())
+    };
+    file::write_as(output, compiled, &about).map_err(|error| {
         eprintln!("portcullis lists: cannot write {error}");
         if let Some(directory) = output.parent()
             && !directory.as_os_str().is_empty()

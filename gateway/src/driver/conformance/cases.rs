@@ -1,6 +1,6 @@
 //! The cases. Each is told what would be broken by its name.
 
-use super::{Desk, FIRST, Shape, WAIT, WAITS_QUIET, World};
+use super::{Desk, FIRST, Shape, WAIT, WAITS_MAX, WAITS_QUIET, World};
 use crate::driver::{Conn, Driver, Listener, Outcome, ReceiveEnd};
 use proptest::collection::vec;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -247,15 +247,40 @@ pub(crate) fn sent_buffer_comes_back_and_every_octet_arrives<W: World>() {
 
 pub(crate) fn stuck_send_ends_when_both_directions_are_shut_down<W: World>() {
     let mut desk = Desk::<W>::new(Shape::default());
-    let _peer = desk.accepted(FIRST);
-    let length = 32 << 20;
-    desk.driver().send(FIRST, vec![0; length]);
-    desk.driver().wait(Duration::ZERO, &mut Vec::new()).unwrap();
+    let mut peer = desk.accepted(FIRST);
+    desk.world.read_slowly(&mut peer);
+    let stuck = desk.send_until_stuck(FIRST);
     desk.driver().shutdown(FIRST, true);
     let (buffer, result) = desk.sent(FIRST);
-    assert_eq!(buffer.len(), length);
-    assert!(result.map_or(true, |taken| taken < length));
+    assert_eq!(buffer.len(), stuck);
+    assert!(result.map_or(true, |taken| taken < stuck));
     desk.close(FIRST);
+}
+
+pub(crate) fn unacknowledged_octets_become_fewer_as_the_peer_takes_them<W: World>() {
+    let mut desk = Desk::<W>::new(Shape::default());
+    let mut peer = desk.accepted(FIRST);
+    desk.world.read_slowly(&mut peer);
+    assert_eq!(desk.unacknowledged(FIRST), 0);
+    desk.send_until_stuck(FIRST);
+    let before = desk.unacknowledged(FIRST);
+    assert!(before > 0, "a peer that reads nothing has taken everything");
+    desk.quiet();
+    assert_eq!(desk.unacknowledged(FIRST), before);
+    let mut heard = Vec::new();
+    for _ in 0..WAITS_MAX {
+        desk.world.hear(&mut peer, &mut heard);
+        desk.wait();
+        desk.completions.clear();
+        if desk.unacknowledged(FIRST) == 0 {
+            desk.close(FIRST);
+            return;
+        }
+    }
+    panic!(
+        "{} octets are still on their way",
+        desk.unacknowledged(FIRST)
+    );
 }
 
 pub(crate) fn close_after_shutdown_ends_the_stream_of_the_peer<W: World>() {

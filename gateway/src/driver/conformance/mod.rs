@@ -49,6 +49,8 @@ pub(crate) trait World {
     fn say(&mut self, peer: &mut Self::Peer, bytes: &[u8]) -> usize;
     /// What has come to the peer, appended; true if that was the end of it.
     fn hear(&mut self, peer: &mut Self::Peer, heard: &mut Vec<u8>) -> bool;
+    /// From now on what is sent to the peer stays on its way for a while, unless that is so anyway until it [hears](Self::hear).
+    fn read_slowly(&mut self, peer: &mut Self::Peer);
     /// The peer has nothing more to send.
     fn finish(&mut self, peer: &mut Self::Peer);
 }
@@ -68,6 +70,7 @@ macro_rules! conformance {
             buffer_of_an_old_connection_can_still_be_recycled
             sent_buffer_comes_back_and_every_octet_arrives
             stuck_send_ends_when_both_directions_are_shut_down
+            unacknowledged_octets_become_fewer_as_the_peer_takes_them
             close_after_shutdown_ends_the_stream_of_the_peer
             half_close_leaves_the_other_direction_open
             slot_can_be_used_again_and_again
@@ -205,6 +208,32 @@ impl<W: World> Desk<W> {
             let taken = result.unwrap();
             assert!(taken > 0);
             buffer.drain(..taken);
+        }
+    }
+
+    /// Sends until there is no room; gives the length of the buffer whose send is then in flight.
+    fn send_until_stuck(&mut self, conn: Conn) -> usize {
+        let mut buffer = vec![0; 32 << 20];
+        loop {
+            let length = buffer.len();
+            self.driver().send(conn, buffer);
+            for _ in 0..WAITS_QUIET {
+                self.wait();
+            }
+            if self.completions.is_empty() {
+                return length;
+            }
+            let (rest, result) = self.sent(conn);
+            buffer = rest;
+            buffer.truncate(length - result.unwrap());
+        }
+    }
+
+    fn unacknowledged(&mut self, conn: Conn) -> u32 {
+        self.driver().unacknowledged(conn);
+        match self.next(conn) {
+            Outcome::Unacknowledged(result) => result.unwrap(),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -18,6 +18,9 @@ thread_local! {
 /// How often a peer looks at what it is to say.
 const LOOK: Duration = Duration::from_millis(1);
 
+/// Octets a second of a peer that reads slowly: seconds for what fits into a connection.
+const SLOW_PACE: u32 = 20_000;
+
 /// What a test and a peer have in common.
 #[derive(Default)]
 struct Wire {
@@ -27,6 +30,7 @@ struct Wire {
     heard: Vec<u8>,
     ended: bool,
     reset: bool,
+    pace: Option<u32>,
 }
 
 type Shared = Rc<RefCell<Wire>>;
@@ -63,6 +67,10 @@ impl Peer for Puppet {
     fn reset(&mut self, _: Duration) {
         self.0.borrow_mut().reset = true;
     }
+
+    fn pace(&self) -> Option<u32> {
+        self.0.borrow().pace
+    }
 }
 
 struct Simulated<const HOSTILE: bool> {
@@ -93,6 +101,7 @@ impl<const HOSTILE: bool> World for Simulated<HOSTILE> {
             buffers: shape.buffers,
             buffer_size: shape.buffer_size,
             delay_max: Duration::from_millis(if HOSTILE { 5 } else { 0 }),
+            room: 64 << 10,
         };
         let called = Rc::new(RefCell::new(VecDeque::new()));
         let calls = Rc::clone(&called);
@@ -148,6 +157,10 @@ impl<const HOSTILE: bool> World for Simulated<HOSTILE> {
         assert!(!wire.reset, "the connection was reset");
         heard.append(&mut wire.heard);
         wire.ended
+    }
+
+    fn read_slowly(&mut self, peer: &mut Shared) {
+        peer.borrow_mut().pace = Some(SLOW_PACE);
     }
 
     fn finish(&mut self, peer: &mut Shared) {

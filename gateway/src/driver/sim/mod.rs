@@ -45,6 +45,10 @@ pub trait Peer {
     fn ended(&mut self, now: Duration, send: &mut Vec<u8>) -> Fate;
     /// The connection was broken by the gate, or with octets unread.
     fn reset(&mut self, now: Duration);
+    /// Octets a second that it reads; `None` for as many as come. With 0 it has stopped reading for good.
+    fn pace(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// What answers at an address: a peer, or nobody.
@@ -69,6 +73,8 @@ pub struct Faults {
     pub buffer_size: u32,
     /// The longest that anything takes.
     pub delay_max: Duration,
+    /// Octets that fit into a connection on their way to a peer that has not read them; a send that finds no room waits.
+    pub room: usize,
 }
 
 /// A hand on the world, for the test.
@@ -243,6 +249,13 @@ impl Driver for SimDriver {
         world.schedule(at, Event::Sent(conn, buffer, taken));
     }
 
+    fn unacknowledged(&mut self, conn: Conn) {
+        let mut world = self.world.borrow_mut();
+        let unread = world.link(conn).map(|link| link.unread as u32);
+        let result = unread.ok_or_else(|| io::ErrorKind::NotConnected.into());
+        world.complete(conn, Outcome::Unacknowledged(result));
+    }
+
     fn shutdown(&mut self, conn: Conn, both: bool) {
         let mut world = self.world.borrow_mut();
         let Some(link) = world.link(conn) else { return };
@@ -262,6 +275,7 @@ impl Driver for SimDriver {
         if both && let Some(link) = world.link(conn) {
             link.shut_read = true;
             world.receive_some(conn);
+            world.send_again(conn);
         }
     }
 

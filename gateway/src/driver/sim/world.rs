@@ -36,6 +36,10 @@ pub(super) struct Link {
     pub(super) armed: bool,
     pub(super) pausing: bool,
     pub(super) sending: bool,
+    /// A send that has found no room: its buffer, and how much of that it is for.
+    pub(super) stuck: Option<(Vec<u8>, usize)>,
+    /// Octets on their way to the peer that it has not read.
+    pub(super) unread: usize,
     pub(super) closing: bool,
     pub(super) shut_read: bool,
     pub(super) shut_write: bool,
@@ -142,6 +146,10 @@ impl World {
                 self.complete(conn, Outcome::ReceiveEnded(ReceiveEnd::EndOfStream));
             }
             Event::ToPeer(conn, octets) => {
+                if let Some(link) = self.link(conn) {
+                    link.unread -= octets.len();
+                    self.send_again(conn);
+                }
                 if !octets.is_empty() && self.chance(self.faults.reset) {
                     self.cut_connection(conn);
                 } else {
@@ -182,6 +190,7 @@ impl World {
                     link.broken = true;
                     link.inbound.clear();
                     self.receive_some(conn);
+                    self.send_again(conn);
                 }
             }
         }
@@ -231,10 +240,11 @@ impl World {
         self.send_to_peer(conn, Event::ToPeer(conn, Vec::new()));
     }
 
-    pub(super) fn sent(&mut self, conn: Conn, buffer: Vec<u8>, taken: usize) {
+    pub(super) fn sent(&mut self, conn: Conn, buffer: Vec<u8>, wanted: usize) {
+        let room = self.faults.room;
         let Some(link) = self.link(conn) else { return };
-        link.sending = false;
         if link.broken || link.shut_write {
+            link.sending = false;
             self.complete(
                 conn,
                 Outcome::Sent {
@@ -244,14 +254,28 @@ impl World {
             );
             return;
         }
-        let mut rest = &buffer[..taken];
+        let taken = wanted.min(room - link.unread);
+        if taken == 0 {
+            link.stuck = Some((buffer, wanted));
+            return;
+        }
+        link.sending = false;
+        link.unread += taken;
+        let pace = link.peer.as_ref().and_then(|peer| peer.pace());
+        // With a pace of nought it is on its way for ever.
+        let mut rest = &buffer[..if pace == Some(0) { 0 } else { taken }];
         while !rest.is_empty() {
             let piece = if self.chance(self.faults.cut) {
                 self.rng.usize(1..=rest.len())
             } else {
                 rest.len()
             };
+            let piece = pace.map_or(piece, |pace| piece.min(pace as usize));
             let (octets, more) = rest.split_at(piece);
+            if let (Some(pace), Some(link)) = (pace, self.links.get_mut(&conn)) {
+                let takes = Duration::from_secs_f64(piece as f64 / f64::from(pace));
+                link.to_peer = link.to_peer.max(self.now) + takes;
+            }
             self.send_to_peer(conn, Event::ToPeer(conn, octets.to_vec()));
             rest = more;
         }
@@ -262,6 +286,13 @@ impl World {
                 result: Ok(taken),
             },
         );
+    }
+
+    /// A send that found no room may find some now, or find that there will be none.
+    pub(super) fn send_again(&mut self, conn: Conn) {
+        if let Some((buffer, wanted)) = self.link(conn).and_then(|link| link.stuck.take()) {
+            self.sent(conn, buffer, wanted);
+        }
     }
 
     pub(super) fn closed(&mut self, conn: Conn) {
@@ -285,6 +316,7 @@ impl World {
             link.broken = true;
             link.inbound.clear();
             self.receive_some(conn);
+            self.send_again(conn);
         }
     }
 

@@ -8,10 +8,14 @@ use core::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::super::entries::{MappedTooWide, unmapped};
 use super::{CUT_OFF, Dialect, Found, Meaning, Reason, before_comment};
 
 /// The format.
 pub(super) struct Cidr;
+
+/// Host bits of the widest IPv4 prefix that may be written as IPv6.
+const MAPPED_HOSTS: u32 = 0xff_ffff;
 
 const UNKNOWN: Reason = "not an address, a prefix or a range";
 
@@ -25,7 +29,7 @@ impl Dialect for Cidr {
         match memchr::memchr2(b'/', b'-', content.as_bytes()) {
             None => {
                 let address: IpAddr = content.parse().map_err(|_| UNKNOWN)?;
-                found.push(IpNet::from(address));
+                found.push(IpNet::from(address))?;
                 Ok(Meaning::Entry)
             }
             Some(at) if content.as_bytes()[at] == b'/' => {
@@ -33,7 +37,7 @@ impl Dialect for Cidr {
                 if was_masked && !ended {
                     return Err(CUT_OFF);
                 }
-                found.push(net);
+                found.push(net)?;
                 Ok(if was_masked {
                     Meaning::MaskedEntry
                 } else {
@@ -45,7 +49,7 @@ impl Dialect for Cidr {
     }
 }
 
-/// A prefix without host bits, and whether it had any.
+/// A prefix without host bits, and whether it had any. IPv4 that is written as IPv6 is IPv4.
 pub(super) fn prefix(text: &str) -> Result<(IpNet, bool), Reason> {
     let (address, length) = text.split_once('/').ok_or("not a prefix")?;
     let address: IpAddr = address.parse().map_err(|_| "not an address before the /")?;
@@ -56,17 +60,23 @@ pub(super) fn prefix(text: &str) -> Result<(IpNet, bool), Reason> {
     };
     let net = IpNet::new(address, length)
         .map_err(|_| "the prefix length is beyond that of the address")?;
+    // Before its host bits go: ::ffff:192.0.2.0/24 would become a prefix of IPv6.
+    let net = unmapped(net).map_err(|MappedTooWide| MappedTooWide::REASON)?;
     Ok((net.trunc(), net.trunc() != net))
 }
 
 fn range(first: &str, last: &str, found: &mut Found) -> Result<(), Reason> {
-    let end = |text: &str| -> Result<IpAddr, Reason> {
-        let address: IpAddr = text.trim().parse().map_err(|_| UNKNOWN)?;
-        Ok(address.to_canonical())
-    };
-    match (end(first)?, end(last)?) {
+    let end = |text: &str| -> Result<IpAddr, Reason> { text.trim().parse().map_err(|_| UNKNOWN) };
+    let (first, last) = (end(first)?, end(last)?);
+    let is_mapped = first.is_ipv6() || last.is_ipv6();
+    match (first.to_canonical(), last.to_canonical()) {
         (first, last) if first > last && first.is_ipv4() == last.is_ipv4() => {
             return Err("the range ends before it begins");
+        }
+        (IpAddr::V4(first), IpAddr::V4(last))
+            if is_mapped && last.to_bits() - first.to_bits() > MAPPED_HOSTS =>
+        {
+            return Err(MappedTooWide::REASON);
         }
         (IpAddr::V4(first), IpAddr::V4(last)) => found
             .entries

@@ -6,6 +6,7 @@
 
 mod abbreviated;
 mod cidr;
+mod foreign;
 pub mod lines;
 mod rbldnsd;
 mod spamhaus;
@@ -18,7 +19,7 @@ use ipnet::IpNet;
 use rustc_hash::FxHashSet;
 
 use self::lines::{Line, Lines};
-use super::entries::{Entries, Ipv4Prefix, Ipv6Prefix, Precedence};
+use super::entries::{Entries, Ipv4Prefix, Ipv6Prefix, MappedTooWide, Precedence};
 use super::watch::Stamp;
 
 /// How a file is written.
@@ -102,6 +103,8 @@ pub struct Reading {
     pub bad_lines: Vec<BadLine>,
     /// What says that the file is not whole, though each line may be good.
     pub incomplete: Option<&'static str>,
+    /// What the file is in place of text, if it is something else: then it was not read on, and the first line is bad.
+    pub foreign: Option<&'static str>,
     /// Which state of the file it was.
     pub stamp: Option<Stamp>,
 }
@@ -174,7 +177,6 @@ pub fn read(
 type Reason = &'static str;
 
 const TOO_LONG: Reason = "longer than any line of a list";
-const COMPRESSED: Reason = "compressed with gzip: uncompress the file first";
 const CUT_OFF: Reason =
     "the last line, without its end, and it may mean more than it should: the file looks cut off";
 
@@ -217,8 +219,16 @@ struct Found {
 }
 
 impl Found {
-    fn push(&mut self, net: IpNet) {
-        self.entries.push(net);
+    fn push(&mut self, net: IpNet) -> Result<(), Reason> {
+        self.entries
+            .push(net)
+            .map_err(|MappedTooWide| MappedTooWide::REASON)
+    }
+
+    fn exclude(&mut self, net: IpNet) -> Result<(), Reason> {
+        self.excluded
+            .push(net)
+            .map_err(|MappedTooWide| MappedTooWide::REASON)
     }
 }
 
@@ -232,10 +242,14 @@ fn read_as<D: Dialect>(
     let mut lines = Lines::new(reader);
     while let Some(line) = lines.advance()? {
         reading.lines = line.number;
+        if line.number == 1
+            && let Some(reason) = foreign::foreign(line.text)
+        {
+            reading.foreign = Some(reason);
+            reading.note_bad(&line, reason);
+            break;
+        }
         let meaning = match line {
-            Line { text, .. } if line.number == 1 && text.starts_with(&[0x1f, 0x8b]) => {
-                Err(COMPRESSED)
-            }
             Line { too_long: true, .. } => Err(TOO_LONG),
             Line { text, ended, .. } => dialect.line(text, ended, &mut found),
         };
@@ -257,7 +271,7 @@ fn read_as<D: Dialect>(
         }
     }
     reading.octets = lines.octets();
-    reading.incomplete = dialect.incomplete();
+    reading.incomplete = dialect.incomplete().filter(|_| reading.foreign.is_none());
     reading.entries = found.entries;
     reading.merged = found.void + reading.entries.finish(found.excluded, D::PRECEDENCE);
     Ok(reading)
@@ -336,7 +350,10 @@ mod tests {
 
     #[test]
     fn a_compressed_file_is_told_by_its_name() {
-        assert_eq!(bad(b"\x1f\x8b\x08\0\0").bad_lines[0].reason, COMPRESSED);
+        let reading = bad(b"\x1f\x8b\x08\0\0\nx\nx\n");
+        let reason = reading.bad_lines[0].reason;
+        assert!(reason.contains("gzip"), "{reason}");
+        assert_eq!((reading.foreign, reading.bad_line_count), (Some(reason), 1));
     }
 
     #[test]

@@ -200,15 +200,15 @@ impl Dialect for Ip6trie {
             return Err(CUT_OFF);
         }
         if is_exclusion {
+            found.exclude(net(prefix)?)?;
             found.excluded_ipv6.insert(prefix);
-            found.excluded.push(net(prefix)?);
             return Ok(Meaning::Exclusion);
         }
         check_value(rest)?;
         if !found.excluded_ipv6.is_empty() && found.excluded_ipv6.contains(&prefix) {
             found.void += 1;
         } else {
-            found.push(net(prefix)?);
+            found.push(net(prefix)?)?;
         }
         Ok(Meaning::Entry)
     }

@@ -41,7 +41,7 @@ impl Dialect for Drop {
             } => {
                 self.records += 1;
                 let (net, was_masked) = cidr::prefix(&cidr)?;
-                found.push(net);
+                found.push(net)?;
                 Ok(if was_masked {
                     Meaning::MaskedEntry
                 } else {

@@ -127,6 +127,36 @@ impl Desk {
         }
     }
 
+    /// Sends until the peer takes no more; gives the length of what is in flight then, and of what was taken before.
+    pub(crate) fn send_until_stuck(&mut self, conn: Conn, mut buffer: Vec<u8>) -> (usize, usize) {
+        let mut taken = 0;
+        loop {
+            let length = buffer.len();
+            self.ring.send(conn, buffer);
+            let Some(event) = self.meanwhile().pop() else {
+                return (length, taken);
+            };
+            let Outcome::Sent(rest, result) = event.outcome else {
+                panic!("{event:?}");
+            };
+            let sent = result.unwrap();
+            assert!(sent > 0 && sent < length);
+            taken += sent;
+            buffer = rest;
+            buffer.drain(..sent);
+        }
+    }
+
+    pub(crate) fn expect_unacknowledged(&mut self, conn: Conn) -> u32 {
+        self.ring.unacknowledged(conn);
+        let event = self.next();
+        assert_eq!(event.conn, conn);
+        match event.outcome {
+            Outcome::Unacknowledged(result) => result.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub(crate) fn expect_connected(&mut self, conn: Conn) -> io::Result<()> {
         let event = self.next();
         assert_eq!(event.conn, conn);
