@@ -259,7 +259,7 @@ fn kinds(frames: &[Vec<u8>], layer: LinkLayer) -> Result<Vec<Kind>> {
     let fronts = match layer {
         LinkLayer::RawIp | LinkLayer::Tun => vec![(String::new(), 0)],
         LinkLayer::Ethernet => {
-            tags.extend(matching(&file, &vec!["vlan"; TAGS_MAX + 1].join(" and "))?);
+            tags.extend(matching(&file, &["vlan"; TAGS_MAX + 1].join(" and "))?);
             let front = |tags| ("vlan and ".repeat(tags), 14 + 4 * tags);
             let fronts = (0..=TAGS_MAX).map(front);
             let session = |(front, start)| (format!("{front} pppoes and "), start + 8);
