@@ -113,6 +113,11 @@ impl Asking {
         self.policy == same
     }
 
+    /// Whether what a zone says about this client counts, as far as is known.
+    pub(super) fn trust(&self, zone: &Zone, client: IpAddr) -> Trust {
+        self.tests.trust(zone, Family::of(client))
+    }
+
     /// Asks all zones about an address.
     pub(super) async fn ask_all(self: Arc<Self>, zones: Vec<Zone>, client: IpAddr) -> Vec<Finding> {
         let mut answers = JoinSet::new();
