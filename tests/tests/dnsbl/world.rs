@@ -157,14 +157,14 @@ fn a_session_that_outlasts_the_zone_by_which_it_is_refused_brings_no_verdict() -
         return Ok(());
     }
     let scene = Scene::new()?;
-    let (_pinned, pin_path, gate) = start(&scene, BL, "test_every = \"5s\"")?;
+    let (_pinned, pin_path, gate) = start(&scene, BL, "test_every = \"9s\"")?;
     gate.wait_for_log("does not list 127.0.0.2", SOON)?;
     scene.tap.turn("bl.test.", Mood::ListsAll);
     let honest = &scene.crowd(1)?[0];
     let mut session = scene.session(honest)?;
     session.expect("EHLO client.example", "250")?;
     session.expect("MAIL FROM:<a@client.example>", "250")?;
-    watch::until("the zone to be off", SOON, || {
+    watch::until("the zone to be off", 3 * SOON, || {
         is_off(&gate, "bl.test", "ipv4").ok()?.then_some(())
     })?;
     // What the zone said when the session began.
