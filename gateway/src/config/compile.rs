@@ -2,7 +2,6 @@
 //! they are seen together.
 
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,10 +14,10 @@ use super::limits::Limits;
 use super::list::{Files, Lists};
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Role, Service, dnsbl, relay,
-    route, saved_lists, value,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, relay, route,
+    saved_lists, value,
 };
-use crate::lists::{Compiled, ListAction, Memory};
+use crate::lists::{Compiled, Memory};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
 use crate::policy::{Policy, Terms};
 
@@ -89,9 +88,6 @@ pub(super) fn config<'d>(
     if document.error_count() == errors_before_routes && !routes.is_empty() {
         check_routes(document, &relay_span, &local.domains, &route_index);
     }
-    if let Some(filter) = filter.as_ref().filter(|_| are_lists_known) {
-        warn_about_customers(document, &filter_span, filter, &addresses, &compiled);
-    }
 
     let own = addresses
         .iter()
@@ -134,6 +130,11 @@ pub(super) fn config<'d>(
         named_files: Vec::new(),
         route_index,
     };
+    if are_lists_known {
+        for doubt in config.customer_doubts(config.policy.lists()) {
+            document.warn(&filter_span, doubt);
+        }
+    }
     for doubt in config.list_doubts(config.policy.lists()) {
         document.warn(&relay_span, doubt);
     }
@@ -150,42 +151,6 @@ fn check_purpose(top: &Section<'_, '_>) {
     if top.has("listener") && !top.has("route") {
         let message = "there is a [[listener]] but no [[route]]: say where mail goes";
         document.error_elsewhere(Error::whole_file(document.path, message));
-    }
-}
-
-/// Customers who are to send through this gate have to reach it.
-fn warn_about_customers(
-    document: &Document<'_>,
-    span: &Range<usize>,
-    filter: &Filter,
-    listeners: &[SocketAddr],
-    lists: &Compiled,
-) {
-    let mut interfaces = filter.interfaces.iter();
-    let customers = interfaces.find(|interface| interface.role == Role::Customer);
-    let Some(customers) = customers.filter(|_| filter.mode != FilterMode::Off) else {
-        return;
-    };
-    let is_permitted = |ip| {
-        let listing = lists.filtered(ip);
-        listing.is_some_and(|listing| listing.action == ListAction::Permit)
-    };
-    for listener in listeners {
-        let ip = listener.ip().to_canonical();
-        // No customer gets to the loopback anyway.
-        if !filter.ports.contains(&listener.port()) || ip.is_loopback() || is_permitted(ip) {
-            continue;
-        }
-        let own = if ip.is_unspecified() {
-            "the address that they connect to".to_owned()
-        } else {
-            ip.to_string()
-        };
-        let message = format!(
-            "customers on {} reach the listener {listener} only if a permit list covers them or {own}: its port is filtered",
-            customers.name
-        );
-        document.warn(span, message);
     }
 }
 

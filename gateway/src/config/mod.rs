@@ -41,7 +41,7 @@ use portcullis_smtp::path::Mailbox;
 use portcullis_smtp::server::{LongLines, Settings};
 
 use crate::lists::guard::{Protected, ProtectedRole};
-use crate::lists::{Allocate, Compiled, Memory};
+use crate::lists::{Allocate, Compiled, ListAction, Memory};
 use crate::policy::domain::Domains;
 use crate::policy::{Decision, Policy, no_route};
 
@@ -253,7 +253,8 @@ impl Config {
     pub fn with_lists_again(&self, allocate: Allocate) -> Result<Config, Errors> {
         let (lists, compiled, mut warnings) = self.lists.compile_again(allocate)?;
         let file = self.path.clone().unwrap_or_default();
-        let doubts = self.list_doubts(&compiled).into_iter();
+        let doubts = self.customer_doubts(&compiled).into_iter();
+        let doubts = doubts.chain(self.list_doubts(&compiled));
         warnings.extend(doubts.map(|doubt| Error::whole_file(&file, doubt)));
         Ok(Config {
             lists,
@@ -310,6 +311,40 @@ impl Config {
             })
         };
         local.filter_map(doubt).collect()
+    }
+
+    /// What keeps customers from the listeners under compiled lists: those who are to send through this gate have to reach it.
+    pub fn customer_doubts(&self, lists: &Compiled) -> Vec<String> {
+        let filter = self.filter.as_ref();
+        let Some(filter) = filter.filter(|filter| filter.mode != FilterMode::Off) else {
+            return Vec::new();
+        };
+        let mut interfaces = filter.interfaces.iter();
+        let Some(customers) = interfaces.find(|interface| interface.role == Role::Customer) else {
+            return Vec::new();
+        };
+        let is_permitted = |ip| {
+            let listing = lists.filtered(ip);
+            listing.is_some_and(|listing| listing.action == ListAction::Permit)
+        };
+        let doubt = |listener: &Listener| {
+            let address = listener.address;
+            let ip = address.ip().to_canonical();
+            // No customer gets to the loopback anyway.
+            if !filter.ports.contains(&address.port()) || ip.is_loopback() || is_permitted(ip) {
+                return None;
+            }
+            let own = if ip.is_unspecified() {
+                "the address that they connect to".to_owned()
+            } else {
+                ip.to_string()
+            };
+            let interface = &customers.name;
+            Some(format!(
+                "customers on {interface} reach the listener {address} only if a permit list covers them or {own}: its port is filtered"
+            ))
+        };
+        self.listeners.iter().filter_map(doubt).collect()
     }
 
     /// Whether clients are offered DSN (RFC 3461). What it asks for is passed on and not done here, so every next hop that a message

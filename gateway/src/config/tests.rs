@@ -5,7 +5,8 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{Config, parse};
+use super::{Config, load, parse};
+use crate::lists::Memory;
 
 /// Every table and every kind of value, inline and not.
 const GOOD: &str = r#"hostname = "mx1.isp.example"
@@ -68,6 +69,36 @@ fn the_same_is_read_from_inline_tables_and_dotted_keys() {
         config.filter.map(|filter| filter.ports),
         Some(vec![25, 587])
     );
+}
+
+#[test]
+fn lists_that_are_read_again_bring_every_doubt_that_a_check_tells() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let text = "hostname = \"mx.isp.example\"\nstate_dir = \"/tmp\"\nrelay.networks = [\"192.0.2.0/24\"]\n\
+        [filter]\ninterfaces = [{ name = \"eth0\" }, { name = \"eth1\", role = \"customer\" }]\n\
+        [[list]]\nname = \"gate\"\nfile = \"gate\"\naction = \"permit\"\n\
+        [[list]]\nname = \"feed\"\nfile = \"feed\"\naction = \"drop\"\n\
+        [[listener]]\naddress = \"198.51.100.25:25\"\n\
+        [[route]]\ndomains = [\"*\"]\nnext_hop = [\"203.0.113.1:25\"]\n";
+    std::fs::write(file("gate.toml"), text).unwrap();
+    std::fs::write(file("gate"), "198.51.100.25\n").unwrap();
+    std::fs::write(file("feed"), "203.0.113.9\n").unwrap();
+    let loaded = || load(&file("gate.toml")).unwrap_or_else(|errors| panic!("{errors}"));
+    let told = |config: &Config| -> Vec<String> {
+        let warnings = config.warnings.iter();
+        let mut told: Vec<String> = warnings.map(|warning| warning.message.clone()).collect();
+        told.sort();
+        told
+    };
+    let config = loaded();
+    assert_eq!(told(&config), [""; 0]);
+    std::fs::write(file("gate"), "198.51.100.26\n").unwrap();
+    std::fs::write(file("feed"), "192.0.2.0/24\n").unwrap();
+    let again = config.with_lists_again(Memory::private);
+    let again = told(&again.unwrap_or_else(|errors| panic!("{errors}")));
+    assert_eq!(again.len(), 2, "{again:?}");
+    assert_eq!(again, told(&loaded()));
 }
 
 proptest! {

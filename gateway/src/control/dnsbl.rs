@@ -94,7 +94,7 @@ pub(super) async fn serve(
         tokio::select! {
             request = requests.recv() => match request {
                 Some(Request::Ask(question)) => desk.ask(question),
-                Some(Request::Refused(refusal)) => learn(&desk.control, verdicts.as_ref(), refusal),
+                Some(Request::Refused(refusal)) => desk.learn(verdicts.as_ref(), refusal),
                 None => return,
             },
             Some(done) = desk.running.join_next_with_id() => desk.done(done),
@@ -146,6 +146,22 @@ impl Desk {
         let asking = Arc::new(Asking::new(&config.dnsbl, &self.control.dnsbl, to));
         self.asking = Some(Arc::clone(&asking));
         asking
+    }
+
+    /// Has the filter drop a source that was refused, but for a zone that is switched off by now: a session keeps for as long as it lasts
+    /// what the zone said before, and the verdicts that came of that are taken back only once.
+    fn learn(&self, verdicts: Option<&Arc<Verdicts>>, refusal: Refusal) {
+        let config = self.control.shared.config.load_full();
+        let mut zones = config.policy.dnsbl().zones.iter();
+        let zone = zones.find(|zone| *zone.name == *zone_of(&refusal));
+        let is_off = zone
+            .zip(self.asking.as_ref())
+            .is_some_and(|(zone, asking)| asking.trust(zone, refusal.client) == Trust::SwitchedOff);
+        if is_off {
+            remember(&self.control, &refusal, "the DNS list is switched off");
+        } else {
+            learn(&self.control, verdicts, refusal);
+        }
     }
 
     /// Tests the zones whose time has come.
@@ -203,6 +219,11 @@ fn learn(control: &Arc<Control>, verdicts: Option<&Arc<Verdicts>>, refusal: Refu
     spawn_blocking(move || give(&control, &verdicts, &refusal, &config));
 }
 
+/// The zone that refused a source.
+fn zone_of(refusal: &Refusal) -> &str {
+    refusal.rule.strip_prefix("dnsbl:").unwrap_or(&refusal.rule)
+}
+
 /// Remembers a refusal of which the filter learns nothing.
 fn remember(control: &Control, refusal: &Refusal, why_not: &str) {
     let kept_out = KeptOut::Not(why_not.to_owned());
@@ -216,7 +237,7 @@ fn give(control: &Control, verdicts: &Verdicts, refusal: &Refusal, config: &Conf
         source: refusal.client.to_canonical().into(),
         duration,
         cause: Cause::Dnsbl,
-        note: refusal.rule.strip_prefix("dnsbl:").unwrap_or(&refusal.rule),
+        note: zone_of(refusal),
     };
     let client = refusal.client;
     match verdicts.add(&verdict, Some(config.policy.lists())) {

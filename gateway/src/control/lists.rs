@@ -315,8 +315,9 @@ impl Look {
 pub(super) async fn watch(control: Arc<Control>) {
     let mut watch = Watch::default();
     let mut writers = Writers::default();
-    // The kept lists at the last look: where something is refused and they change, somebody may have forced it.
-    let mut saved_last = None;
+    // The kept lists at the last look: where something is refused and they change, somebody may have forced it. What was refused at
+    // the start may be forced before the first look.
+    let mut saved_last = Stamp::of(&control.shared.config.load().saved_lists());
     let mut not_before = Instant::now();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -331,8 +332,8 @@ pub(super) async fn watch(control: Arc<Control>) {
             continue;
         };
         writers = used;
-        let saved_before = saved_last.replace(look.saved);
-        let is_forced = is_refused && saved_before.is_some_and(|before| before != look.saved);
+        let saved_before = std::mem::replace(&mut saved_last, look.saved);
+        let is_forced = is_refused && saved_before != look.saved;
         if is_forced {
             watch.try_again();
         }

@@ -22,6 +22,31 @@ const IPV6_FIRST: u128 = 0x2000 << 112;
 const IPV6_LAST: u128 = (0x4000 << 112) - 1;
 const IPV6_ALL: u128 = IPV6_LAST - IPV6_FIRST + 1;
 
+/// Either family, both, or none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Families {
+    pub(super) ipv4: bool,
+    pub(super) ipv6: bool,
+}
+
+impl Families {
+    pub(super) const BOTH: Self = Self {
+        ipv4: true,
+        ipv6: true,
+    };
+
+    pub(super) const fn any(self) -> bool {
+        self.ipv4 || self.ipv6
+    }
+
+    pub(super) const fn or(self, other: Self) -> Self {
+        Self {
+            ipv4: self.ipv4 || other.ipv4,
+            ipv6: self.ipv6 || other.ipv6,
+        }
+    }
+}
+
 /// How many addresses there are: of IPv4, and of IPv6 in 2000::/3.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Covered {
@@ -58,14 +83,22 @@ impl Covered {
 
     /// Whether either is more than so many percent.
     pub fn is_more_than(&self, percent: u8) -> bool {
-        self.ipv4_is_more_than(percent) || self.ipv6_is_more_than(percent)
+        self.families_of_more_than(percent).any()
     }
 
-    pub(super) fn ipv4_is_more_than(&self, percent: u8) -> bool {
+    /// Which of the two is more than so many percent.
+    pub(super) fn families_of_more_than(&self, percent: u8) -> Families {
+        Families {
+            ipv4: self.ipv4_is_more_than(percent),
+            ipv6: self.ipv6_is_more_than(percent),
+        }
+    }
+
+    fn ipv4_is_more_than(&self, percent: u8) -> bool {
         u128::from(self.ipv4) * 100 > IPV4_ALL * u128::from(percent)
     }
 
-    pub(super) fn ipv6_is_more_than(&self, percent: u8) -> bool {
+    fn ipv6_is_more_than(&self, percent: u8) -> bool {
         // In /120s, or a hundred times as many would be too many for the type.
         (self.ipv6 >> 8) * 100 > (IPV6_ALL >> 8) * u128::from(percent)
     }
@@ -91,12 +124,17 @@ fn assigned(first: u128, last: u128) -> u128 {
     if first <= last { last - first + 1 } else { 0 }
 }
 
-/// For each list of `after`: how many of the addresses that it has refused were not refused before.
-pub(super) fn newly(before: &Compiled, after: &Compiled) -> Vec<Covered> {
+/// For each list of `after`: how many of the addresses that it has refused were not refused before. A family that is not asked for
+/// is left at nought: ten million prefixes of IPv6 side by side are a gigabyte, for nothing if all that is wide is IPv4.
+pub(super) fn newly(before: &Compiled, after: &Compiled, families: Families) -> Vec<Covered> {
     let mut newly = vec![Covered::default(); after.lists.len()];
     let (before, after) = (Lists(before), Lists(after));
-    ipv4::count(&before, &after, &mut newly);
-    ipv6::count(&before, &after, &mut newly);
+    if families.ipv4 {
+        ipv4::count(&before, &after, &mut newly);
+    }
+    if families.ipv6 {
+        ipv6::count(&before, &after, &mut newly);
+    }
     newly
 }
 

@@ -13,7 +13,7 @@ use core::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::coverage::{self, Covered};
+use super::coverage::{self, Covered, Families};
 use super::{Compiled, List, ListAction};
 
 /// Percent of its entries that a list may lose, unless the configuration says otherwise.
@@ -271,18 +271,20 @@ impl GrowthLimits<'_> {
     /// Whether these lists may have grown too much, whatever they were before. If not, nobody has to know.
     pub fn may_be_passed(&self, after: &Compiled) -> bool {
         self.grow_max < OFF
-            && (self.may_exceed(after)
+            && (self.may_exceed(after).any()
                 || (self.protected.iter()).any(|protected| protected.held_by(after).is_some()))
     }
 
-    /// Whether a list covers enough to have grown by too much.
-    fn may_exceed(&self, after: &Compiled) -> bool {
+    /// Of which family a list covers enough to have grown by too much.
+    fn may_exceed(&self, after: &Compiled) -> Families {
         let Some(covered) = self.covered else {
-            return true;
+            return Families::BOTH;
         };
-        after.lists.iter().zip(covered).any(|(list, covered)| {
-            list.action != ListAction::Permit && covered.is_more_than(self.grow_max)
-        })
+        let refusing = after.lists.iter().zip(covered);
+        refusing
+            .filter(|(list, _)| list.action != ListAction::Permit)
+            .map(|(_, covered)| covered.families_of_more_than(self.grow_max))
+            .fold(Families::default(), Families::or)
     }
 }
 
@@ -300,8 +302,9 @@ pub fn growths(before: &Compiled, after: &Compiled, limits: &GrowthLimits<'_>) -
         })
     };
     let mut growths = Vec::new();
-    let newly = if limits.may_exceed(after) {
-        coverage::newly(before, after)
+    let families = limits.may_exceed(after);
+    let newly = if families.any() {
+        coverage::newly(before, after, families)
     } else {
         Vec::new()
     };
@@ -442,6 +445,34 @@ mod tests {
             // The next compile has nothing new.
             assert_eq!(told(&after, &after, grow_max, &[]), [""; 0], "{gained}");
         }
+    }
+
+    #[test]
+    fn only_the_family_of_which_a_list_covers_enough_is_measured() {
+        use ListAction::{Drop, Permit};
+        let after = compiled(&[("feed", Drop, &[]), ("friends", Permit, &[])]);
+        let families = |feed: Covered, friends: Covered| {
+            let limits = GrowthLimits {
+                grow_max: 1,
+                protected: &[],
+                covered: Some(&[feed, friends]),
+            };
+            let Families { ipv4, ipv6 } = limits.may_exceed(&after);
+            (ipv4, ipv6)
+        };
+        let nothing = Covered::default();
+        let ipv4 = Covered {
+            ipv4: 1 << 31,
+            ..nothing
+        };
+        let ipv6 = Covered {
+            ipv6: 1 << 124,
+            ..nothing
+        };
+        assert_eq!(families(nothing, nothing), (false, false));
+        assert_eq!(families(ipv4, nothing), (true, false));
+        assert_eq!(families(ipv6, nothing), (false, true));
+        assert_eq!(families(nothing, ipv4), (false, false));
     }
 
     #[test]

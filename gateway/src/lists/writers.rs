@@ -12,6 +12,9 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
 use super::watch::{Seen, Stamp};
 
+/// At one look; each takes some hundred events.
+const READS_MAX: usize = 1_000;
+
 /// The files that are watched, and those with a writer.
 #[derive(Debug, Default)]
 pub struct Writers {
@@ -39,15 +42,13 @@ impl Writers {
         let Some(inotify) = &self.inotify else {
             return;
         };
-        // Until there are no more.
-        while let Ok(events) = inotify.read_events() {
+        // Until there are no more, or a writer is as fast as we are.
+        for _ in 0..READS_MAX {
+            let Ok(events) = inotify.read_events() else {
+                return;
+            };
             for event in events {
-                if event.mask.contains(AddWatchFlags::IN_MODIFY) {
-                    self.written.insert(event.wd);
-                } else {
-                    // Closed, or gone, or more events than there was room for.
-                    self.written.remove(&event.wd);
-                }
+                note(&mut self.written, event.wd, event.mask);
             }
         }
     }
@@ -72,6 +73,18 @@ impl Writers {
             self.watched.insert(path.to_owned(), (now, watch));
         }
         false
+    }
+}
+
+fn note(written: &mut HashSet<WatchDescriptor>, watch: WatchDescriptor, mask: AddWatchFlags) {
+    if mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+        // Closes may be among what there was no room for, and a writer that goes on is seen again.
+        written.clear();
+    } else if mask.contains(AddWatchFlags::IN_MODIFY) {
+        written.insert(watch);
+    } else {
+        // Closed, or gone.
+        written.remove(&watch);
     }
 }
 
@@ -113,5 +126,17 @@ mod tests {
         assert!(!is_written());
         fs::remove_file(&path).unwrap();
         assert!(!is_written());
+    }
+    #[test]
+    fn where_events_were_lost_no_file_is_waited_for_whose_close_may_be_among_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+        let events = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE_WRITE;
+        let watch = inotify.add_watch(directory.path(), events).unwrap();
+        let mut written = HashSet::new();
+        note(&mut written, watch, AddWatchFlags::IN_MODIFY);
+        assert!(written.contains(&watch));
+        note(&mut written, watch, AddWatchFlags::IN_Q_OVERFLOW);
+        assert!(written.is_empty());
     }
 }

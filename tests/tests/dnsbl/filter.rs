@@ -29,7 +29,7 @@ impl Drop for Pinned {
 }
 
 /// What a `portcullis filter` command prints as JSON.
-fn told(scene: &Scene, file: &Path, command: &[&str]) -> Result<Value> {
+pub(crate) fn told(scene: &Scene, file: &Path, command: &[&str]) -> Result<Value> {
     let output = scene
         .inside
         .command(gate::binary()?)
@@ -67,7 +67,7 @@ fn dropped(scene: &Scene, file: &Path) -> Result<u64> {
 }
 
 /// Where the gate's configuration says where its filter is.
-fn configuration(gate: &Gate<'_>) -> PathBuf {
+pub(crate) fn configuration(gate: &Gate<'_>) -> PathBuf {
     gate.directory().join("portcullis.toml")
 }
 

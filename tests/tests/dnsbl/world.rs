@@ -13,7 +13,7 @@ use portcullis_tests::{root, watch};
 use serde_json::Value;
 
 use crate::BL;
-use crate::filter::Pinned;
+use crate::filter::{Pinned, configuration, told};
 use crate::scene::{HONEST4, HONEST6, LISTED4, LISTED6, Scene, policy};
 
 const WORLD: &str = "[[dnsbl]]\nzone = \"world.test\"\n";
@@ -148,6 +148,42 @@ fn a_zone_that_goes_bad_is_switched_off_with_its_verdicts_and_on_when_it_is_well
     gate.wait_for_log("a DNS list is well again", SOON)?;
     ensure!(scene.first_recipient(LISTED4)?.starts_with("554"));
     scene.is_served(HONEST4)?;
+    Ok(())
+}
+
+#[test]
+fn a_session_that_outlasts_the_zone_by_which_it_is_refused_brings_no_verdict() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let (_pinned, pin_path, gate) = start(&scene, BL, "test_every = \"9s\"")?;
+    gate.wait_for_log("does not list 127.0.0.2", SOON)?;
+    scene.tap.turn("bl.test.", Mood::ListsAll);
+    let honest = &scene.crowd(1)?[0];
+    let mut session = scene.session(honest)?;
+    session.expect("EHLO client.example", "250")?;
+    session.expect("MAIL FROM:<a@client.example>", "250")?;
+    watch::until("the zone to be off", 3 * SOON, || {
+        is_off(&gate, "bl.test", "ipv4").ok()?.then_some(())
+    })?;
+    // What the zone said when the session began.
+    session.expect("RCPT TO:<user@isp.example>", "554")?;
+    let refusals = watch::until("the refusal", SOON, || {
+        let told = told(
+            &scene,
+            &configuration(&gate),
+            &["verdicts", "list", "--why"],
+        )
+        .ok()?;
+        let refusals = told["refusals"].as_array()?.clone();
+        (!refusals.is_empty()).then_some(refusals)
+    })?;
+    ensure!(
+        refusals[0]["not_kept_out"] == "the DNS list is switched off",
+        "{refusals:#?}"
+    );
+    ensure!(sources(&pin_path)?.is_empty());
     Ok(())
 }
 

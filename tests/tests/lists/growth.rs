@@ -47,8 +47,7 @@ fn a_feed_that_gains_half_of_the_internet_changes_nothing_until_somebody_says_th
         told.contains("25.0% of IPv4") && told.contains("--force"),
         "{told}"
     );
-    // So that its first look is before.
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    // However soon after the start.
     ensure!(scene.compile(&["--force"])?.status.success());
     wait_for_reloads(&gate, "good", 1.0)?;
     ensure!(greeting(&gate)? == 554);

@@ -19,7 +19,7 @@ use tokio::time;
 
 use super::counts::Counts;
 use super::query::{QueryError, Question};
-use super::servers::{NameServers, NoAnswer, QUERIES_MAX};
+use super::servers::{NameServers, NoAnswer};
 use super::test_entries::{self, Family, Tests, Trust};
 use crate::config::DnsblPolicy;
 use crate::policy::dnsbl::{Answer, Finding, Meaning, Zone, query_name};
@@ -111,6 +111,11 @@ impl Asking {
             ..policy.clone()
         };
         self.policy == same
+    }
+
+    /// Whether what a zone says about this client counts, as far as is known.
+    pub(super) fn trust(&self, zone: &Zone, client: IpAddr) -> Trust {
+        self.tests.trust(zone, Family::of(client))
     }
 
     /// Asks all zones about an address.
@@ -225,7 +230,7 @@ impl Asking {
                 self.complain(zone, "bound", || {
                     tracing::warn!(
                         zone = &*zone.name,
-                        queries = QUERIES_MAX,
+                        queries = self.servers.queries_max(),
                         "too many questions to DNS lists at a time: some were not asked, and count as not listed"
                     );
                 });

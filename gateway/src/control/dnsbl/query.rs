@@ -12,6 +12,7 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
@@ -174,6 +175,7 @@ impl Question {
             return Ok(None);
         }
         let message = Message::from_vec(octets)
+            .or_else(|error| cut_off(octets).ok_or(error))
             .map_err(|_| QueryError::Broken("what it sends is no DNS message"))?;
         if message.metadata.message_type != MessageType::Response {
             return Err(QueryError::Broken("it sends the question back"));
@@ -186,6 +188,22 @@ impl Question {
             _ => Ok(None),
         }
     }
+}
+
+/// The message without its records, if it says that it is cut off: some servers (tinydns is one) cut where the packet is full, and
+/// leave the numbers of records as they were.
+fn cut_off(octets: &[u8]) -> Option<Message> {
+    /// The first octet of the flags, and in it TC.
+    const FLAGS: usize = 2;
+    const TRUNCATION: u8 = 1 << 1;
+    /// The numbers of answers, authorities and additional records.
+    const RECORD_COUNTS: Range<usize> = 6..12;
+    if octets.get(FLAGS)? & TRUNCATION == 0 {
+        return None;
+    }
+    let mut head = octets.to_vec();
+    head.get_mut(RECORD_COUNTS)?.fill(0);
+    Message::from_vec(&head).ok()
 }
 
 /// Whether a code says something about the name, and not about the server.
@@ -307,6 +325,32 @@ mod tests {
                 matches!(read(&refusal), Err(QueryError::Code(found)) if found == code),
                 "{code}"
             );
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_within_a_record_is_asked_for_again_over_tcp() {
+        let question = Question::new(NAME).unwrap();
+        let mut listed = response(&question, ResponseCode::NoError);
+        listed.add_answer(listing(300, [127, 0, 0, 2]));
+        let whole = listed.to_vec().unwrap();
+        for (length, is_told) in [
+            (whole.len() - 3, true),
+            (question.octets.len(), true),
+            (question.octets.len() - 1, true),
+            (whole.len() - 3, false),
+        ] {
+            let mut cut = whole[..length].to_vec();
+            if is_told {
+                cut[2] |= 2;
+            }
+            let found = question.response_in(&cut);
+            if is_told && length >= question.octets.len() {
+                let message = found.unwrap().expect("a response");
+                assert!(message.metadata.truncation && message.answers.is_empty());
+            } else {
+                assert!(matches!(found, Err(QueryError::Broken(_))), "{length}");
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use rustc_hash::FxHashMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -21,8 +22,8 @@ use tokio::time::{self, Instant};
 use super::counts::Counts;
 use super::query::{Answered, QueryError, Question};
 
-/// Questions to name servers at a time; each has a socket. One more is not asked.
-pub(super) const QUERIES_MAX: usize = 4_096;
+/// Questions to name servers at a time; each has a socket. One more is not asked. Fewer where the limit of open files is low.
+const QUERIES_MAX: usize = 4_096;
 /// A server that leaves so many questions in a row without an answer for its share of the time has failed.
 const MISSES_MAX: u32 = 3;
 /// How often a server that has failed is asked whether it is well again.
@@ -39,6 +40,7 @@ pub(super) struct NameServers {
     /// In the order of the configuration.
     servers: Vec<SocketAddr>,
     timeout: Duration,
+    queries_max: usize,
     queries: Arc<Semaphore>,
     known: Mutex<FxHashMap<Pair, Known>>,
     counts: Arc<Counts>,
@@ -74,13 +76,21 @@ impl NameServers {
     /// These servers; a question to all of them together may take so long.
     pub(super) fn new(servers: &[SocketAddr], timeout: Duration, counts: &Arc<Counts>) -> Self {
         counts.forget_servers();
+        let open_files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(now, _)| now);
+        let queries_max = queries_max(open_files);
         Self {
             servers: servers.to_vec(),
             timeout,
-            queries: Arc::new(Semaphore::new(QUERIES_MAX)),
+            queries_max,
+            queries: Arc::new(Semaphore::new(queries_max)),
             known: Mutex::default(),
             counts: Arc::clone(counts),
         }
+    }
+
+    /// Questions that may be under way at a time.
+    pub(super) fn queries_max(&self) -> usize {
+        self.queries_max
     }
 
     /// Asks about a name of a zone.
@@ -280,6 +290,13 @@ impl NameServers {
     }
 }
 
+/// Half of the open files are for the rest of the gate. Without this a crowd of strangers would use up all of them; and a server that
+/// gets no question for want of a socket would count as one that fails.
+fn queries_max(open_files: u64) -> usize {
+    let half = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
+    half.clamp(1, QUERIES_MAX)
+}
+
 async fn attempt(
     question: Arc<Question>,
     server: SocketAddr,
@@ -297,4 +314,23 @@ async fn within(
 ) -> Result<Answered, QueryError> {
     let asked = time::timeout(timeout, question.ask(server)).await;
     asked.unwrap_or(Err(QueryError::Silent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_leave_half_of_the_open_files_to_the_rest_of_the_gate() {
+        for (open_files, expected) in [
+            (0, 1),
+            (256, 128),
+            (1_024, 512),
+            (8_192, 4_096),
+            (524_288, 4_096),
+            (u64::MAX, 4_096),
+        ] {
+            assert_eq!(queries_max(open_files), expected, "{open_files}");
+        }
+    }
 }

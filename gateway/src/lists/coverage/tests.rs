@@ -58,6 +58,7 @@ fn a_part_of_the_internet_for_another_is_new() {
     let newly = newly(
         &with(&["48.0.0.0/5", "2000::/4"]),
         &with(&["56.0.0.0/5", "3000::/4"]),
+        Families::BOTH,
     );
     let half = Covered {
         ipv4: 1 << 27,
@@ -88,7 +89,7 @@ fn what_another_list_had_refused_or_a_permit_takes_out_is_not_new() {
             ),
         ])
     };
-    let newly = newly(&lists("192.0.2.1/32"), &lists("10.0.0.0/8"));
+    let newly = newly(&lists("192.0.2.1/32"), &lists("10.0.0.0/8"), Families::BOTH);
     let expected = (1 << 24) - (1 << 16) - (1 << 16) - 1;
     assert_eq!(
         newly[2],
@@ -165,6 +166,6 @@ proptest! {
             let address = 0x2001_0db8_u128 << 96 | step << 59;
             ask(IpAddr::V6(address.into()), 1 << 59);
         }
-        prop_assert_eq!(newly(&before, &after), expected);
+        prop_assert_eq!(newly(&before, &after, Families::BOTH), expected);
     }
 }
