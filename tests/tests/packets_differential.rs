@@ -397,6 +397,10 @@ fn by_the_rfcs(packet: (u32, &[u8])) -> Option<Kind> {
     if header[0] >> 4 != 6 || !is_extension(next) {
         return None;
     }
+    let (mut at, end) = (
+        40,
+        40 + usize::from(u16::from_be_bytes([header[4], header[5]])),
+    );
     // Only the first fragment has what is behind its header, and RFC 7112 wants all headers in it.
     let mut first_of_several = false;
     let cut = |first_of_several| {
@@ -428,7 +432,14 @@ fn by_the_rfcs(packet: (u32, &[u8])) -> Option<Kind> {
         }
         next = following;
         match rest.get(octets..) {
-            Some(behind) => rest = behind,
+            Some(behind) => {
+                at += octets;
+                rest = match first_of_several {
+                    // What is behind the packet is not put together.
+                    true => &behind[..behind.len().min(end.saturating_sub(at))],
+                    false => behind,
+                };
+            }
             // It leads beyond the end.
             None if next == 6 || is_extension(next) => return cut(first_of_several),
             None => rest = &[],

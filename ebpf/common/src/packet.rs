@@ -5,9 +5,9 @@
 //! it is, is [`Content::Other`], and passes: the filter must never be the reason why something that is not mail does not
 //! arrive. The same holds for what only the end of a tunnel opens ([`Content::Unread`]).
 //!
-//! What is TCP, but hides its ports (a first fragment that ends before them, more extension headers than
-//! [`EXTENSION_HEADERS_MAX`], a header in a part of the frame that cannot be read) is judged as if it went to a filtered
-//! port: nobody writes honest mail in such packets, and a listed source must not slip through by a trick.
+//! What is TCP, but hides its ports (a first fragment that ends before them, whatever the frame has behind it, more extension
+//! headers than [`EXTENSION_HEADERS_MAX`], a header in a part of the frame that cannot be read) is judged as if it went to a
+//! filtered port: nobody writes honest mail in such packets, and a listed source must not slip through by a trick.
 //!
 //! Linux takes any number of VLAN tags off, and answers what is behind them. Behind more than [`VLAN_TAGS_MAX`] no source is
 //! read, and so there is none that could be permitted: [`Content::TooManyTags`].
@@ -262,6 +262,8 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, start: Start) -> Content {
         return Content::Other;
     }
     let mut header = (u32::from_be(second) >> 8) as u8;
+    // What a frame has behind its packet is cut off before fragments are put together.
+    let end = network + IPV6_HEADER + (u32::from_be(second) >> 16) as usize;
     let mut segment = Segment {
         source: Source([Source::FAMILY_IPV6, a, b, c, d]),
         port: 0,
@@ -272,6 +274,17 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, start: Start) -> Content {
         transport: network + IPV6_HEADER,
     };
     for _ in 0..=EXTENSION_HEADERS_MAX {
+        let is_extension = matches!(
+            header,
+            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS
+        );
+        // RFC 7112: a first fragment holds all headers. One that does not has something to hide.
+        if segment.fragment
+            && segment.transport + 4 > end
+            && (is_extension || header == TCP || header == UDP)
+        {
+            return hidden_if(header != UDP, segment);
+        }
         if header == TCP {
             let Some(port) = port(frame, segment.transport) else {
                 return hidden_if(segment.fragment, segment);
@@ -279,17 +292,13 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, start: Start) -> Content {
             (segment.port, segment.hidden) = port;
             return Content::Segment(segment);
         }
-        if !matches!(
-            header,
-            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS
-        ) {
+        if !is_extension {
             return unread(not_tcp(frame, header, segment.transport));
         }
         let (Some(start), Some(fragment)) = (
             frame.half(segment.transport),
             frame.half(segment.transport + 2),
         ) else {
-            // RFC 7112: a first fragment holds all headers. One that does not has something to hide.
             return hidden_if(segment.fragment || frame.continues(), segment);
         };
         let (next, length) = pair(start);

@@ -342,7 +342,9 @@ impl Filter {
                 },
             };
             if let Some(held) = self.interfaces.get_mut(&name) {
-                if !held.place.is_on() && place.is_on() {
+                // One that was made again between two looks is another interface.
+                let is_another = held.place.index() != place.index();
+                if place.is_on() && (is_another || !held.place.is_on()) {
                     again.push(name.clone());
                 }
                 log_change(&name, held, &place);

@@ -11,6 +11,7 @@ use portcullis::netns::Namespace;
 use portcullis_tests::gate::{Gate, binary};
 use portcullis_tests::{root, watch};
 
+use crate::interfaces::ip;
 use crate::scene::{GATE4, HONEST4, HONEST6, Receiving, Scene, knock};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -198,6 +199,26 @@ fn a_filter_that_is_taken_over_knows_at_once_where_its_answers_are_lost() -> Res
     let faults: Vec<_> = filter.answer_faults().map(ToString::to_string).collect();
     ensure!(faults.len() == 1 && faults[0].contains("wan"), "{faults:?}");
     ensure!(scene.reaches(HONEST4, 25) && cookies(&scene)? == (1, 1));
+    Ok(())
+}
+
+#[test]
+fn an_interface_made_again_between_two_looks_is_looked_at_anew() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let receiving = Receiving::at_outside(&scene)?;
+    let mut filter = scene.attach(&scene.settings())?;
+    ensure!(!scene.status().interfaces[0].answers_lost);
+    let before = scene.gate.run(|| nix::net::if_::if_nametoindex("wan"))??;
+    ip(&scene.gate, &["link", "del", "wan"])?;
+    drop(receiving);
+    scene.connect_interfaces()?;
+    let again = scene.gate.run(|| filter.mend(&[before], false))?;
+    ensure!(again == ["wan"], "{again:?}");
+    let wan = scene.status().interfaces.remove(0);
+    ensure!(wan.attached && wan.answers_lost, "{wan:?}");
     Ok(())
 }
 

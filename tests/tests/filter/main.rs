@@ -5,6 +5,7 @@ mod beside;
 mod budget;
 mod commands;
 mod customer;
+mod fragments;
 mod interfaces;
 mod owners;
 mod scene;
