@@ -162,7 +162,23 @@ impl<'n> Place<'n> {
         );
         let _ = child.kill();
         let _ = child.wait();
-        Ok((serves.with_context(|| read(&path))?, read(&path)))
+        let serves = serves.with_context(|| read(&path))?;
+        if serves {
+            self.wait_for_the_port()?;
+        }
+        Ok((serves, read(&path)))
+    }
+
+    /// The sockets of a ring are closed some time after its process has ended, and belong to that process's user until then.
+    fn wait_for_the_port(&self) -> Result<()> {
+        watch::until(
+            "the port of a gate that has ended",
+            Duration::from_secs(20),
+            || {
+                let bound = self.namespace.run(|| TcpListener::bind(LISTENER).is_ok());
+                bound.is_ok_and(|bound| bound).then_some(())
+            },
+        )
     }
 
     fn agree(&self, what: &str, around: &[&str], configuration: &str, can_run: bool) -> Result<()> {

@@ -330,13 +330,11 @@ mod tests {
     }
 
     #[test]
-    fn a_64_that_holds_an_ipv4_address_is_no_verdict_on_that() {
-        let zero = source("::ffff:192.0.2.1/64").unwrap();
-        assert_eq!(zero.to_string(), "::/64");
-        assert_eq!(
-            source("::ffff:192.0.2.1").unwrap().to_string(),
-            "192.0.2.1/32"
-        );
+    fn ipv4_that_is_written_as_ipv6_is_that_address_and_no_64() {
+        for text in ["::ffff:192.0.2.1", "::ffff:192.0.2.1/128"] {
+            assert_eq!(source(text).unwrap().to_string(), "192.0.2.1/32", "{text}");
+        }
+        assert!(source("::ffff:192.0.2.1/64").is_err());
     }
 
     fn verdict() -> VerdictStatus {
