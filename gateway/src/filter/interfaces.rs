@@ -311,7 +311,8 @@ impl Filter {
     /// # Errors
     /// [`Error::Pin`] and [`Error::NotPermitted`].
     pub fn give_links(&self, uid: u32, gid: u32) -> Result<(), Error> {
-        self.pins.give_links(uid, gid)
+        // By their path, which is root's: what leads through the open directory is a link in itself.
+        Pins::new(self.pins.root()).give_links(uid, gid)
     }
 
     /// Compares the kernel's state with the settings, logs what has changed, and puts the program back on interfaces that were

@@ -46,7 +46,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::Flock;
-use nix::unistd::{getegid, geteuid};
 use portcullis_ebpf_common::layout::{self, LinkLayer, Role};
 
 use self::answers::AnswerFaults;
@@ -121,8 +120,7 @@ impl Filter {
         pins.claim_namespace(namespace).inspect_err(clean_up)?;
         let links = pins.open_links().inspect_err(clean_up)?;
         // They may be those of the user that an earlier gate became.
-        pins.give_links(geteuid().as_raw(), getegid().as_raw())
-            .inspect_err(clean_up)?;
+        pins.take_links().inspect_err(clean_up)?;
         let filled = fill(&pins, settings, compiled).inspect_err(clean_up)?;
         let mut filter = Self {
             settings: settings.clone(),
