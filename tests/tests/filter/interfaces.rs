@@ -98,6 +98,16 @@ fn a_gate_without_privileges_puts_its_filter_back_on_an_interface_that_was_made_
     }
     gate.wait_for_log("the interface is gone", SOON)?;
     gate.wait_for_log("the filter is attached again", SOON)?;
+    // A reload does not pass over in silence what is still so.
+    ip(&scene.gate, &["link", "del", "wan"])?;
+    let told = || gate.log().matches("the interface is gone").count();
+    let told_again =
+        |wanted| watch::until("it to be told", SOON, || (told() == wanted).then_some(()));
+    told_again(3)?;
+    gate.signal(Signal::SIGHUP)?;
+    told_again(4).with_context(|| gate.log())?;
+    scene.connect_interfaces()?;
+    wait_for_status(&gate, "wan", |wan| wan["attached"] == true)?;
     // Slot and counters are those of before: a listed SYN was dropped each time.
     ensure!(dropped(&scene.status(), "spammers") == 3);
     ensure!(scene.status().interfaces[0].dropped.listed == 3);
