@@ -14,7 +14,8 @@ use portcullis_tests::{root, watch};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const SOON: Duration = Duration::from_secs(10);
+/// A file that changed in its place is at rest after five looks, ten seconds.
+const SOON: Duration = Duration::from_secs(30);
 const NOBODY: u32 = 65534;
 
 /// A directory that everybody may look into, with a list and a file of domains in it.

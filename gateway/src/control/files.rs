@@ -234,7 +234,8 @@ fn try_to_write(path: &Path, needed: u64) -> Result<(), Errno> {
     }
     access(path, AccessFlags::W_OK | AccessFlags::X_OK)?;
     let room = statvfs(path)?;
-    let free = room.blocks_available() as u64 * room.fragment_size() as u64;
+    // Some network file systems say that they have more than there can be.
+    let free = (room.blocks_available() as u64).saturating_mul(room.fragment_size() as u64);
     if free <= needed {
         return Err(Errno::ENOSPC);
     }

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use aya::maps::{Array, Map, MapData, MapError, RingBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{major, minor};
 use portcullis_ebpf_common::layout::{self, Reason, TOP_SOURCES_MAX, TopSource};
 use serde::{Deserialize, Serialize};
 
@@ -305,8 +306,10 @@ pub(super) fn reason_name(number: u32) -> &'static str {
 
 /// The process that holds the lock on a file, as far as `/proc/locks` of this process namespace tells.
 pub(super) fn holder(file: &File) -> Option<Reader> {
-    let inode = file.metadata().ok()?.ino();
-    let process = holder_in(&fs::read_to_string("/proc/locks").ok()?, inode)?;
+    let found = file.metadata().ok()?;
+    let (device, inode) = (found.dev(), found.ino());
+    let place = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    let process = holder_in(&fs::read_to_string("/proc/locks").ok()?, &place)?;
     let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
     Some(Reader {
         process,
@@ -316,11 +319,10 @@ pub(super) fn holder(file: &File) -> Option<Reader> {
 }
 
 /// Lines are `1: FLOCK  ADVISORY  WRITE 1234 00:1f:5678 0 EOF`; who waits has an arrow behind the number.
-fn holder_in(locks: &str, inode: u64) -> Option<u32> {
-    let end = format!(":{inode}");
+fn holder_in(locks: &str, wanted: &str) -> Option<u32> {
     locks.lines().find_map(
         |line| match line.split_whitespace().collect::<Vec<_>>()[..] {
-            [_, "FLOCK", _, _, process, place, ..] if place.ends_with(&end) => process.parse().ok(),
+            [_, "FLOCK", _, _, process, place, ..] if place == wanted => process.parse().ok(),
             _ => None,
         },
     )
@@ -332,12 +334,14 @@ mod tests {
 
     #[test]
     fn the_holder_of_the_lock_is_found_and_nobody_who_waits_for_it() {
+        // The same inode of another file system is another file.
         let locks = "1: POSIX  ADVISORY  WRITE 11 00:1f:5678 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 12 fe:01:5678 0 EOF\n\
                      2: FLOCK  ADVISORY  WRITE 22 00:1f:15678 0 EOF\n\
                      3: FLOCK  ADVISORY  WRITE 33 00:1f:5678 0 EOF\n\
                      3: -> FLOCK  ADVISORY  WRITE 44 00:1f:5678 0 EOF\n";
-        assert_eq!(holder_in(locks, 5678), Some(33));
-        assert_eq!(holder_in(locks, 1), None);
+        assert_eq!(holder_in(locks, "00:1f:5678"), Some(33));
+        assert_eq!(holder_in(locks, "00:1f:1"), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::maps::Maps;
 use super::netlink::{ANSWER_MAX, Attached, Attributes, HEADER, Place, error_of, half, value_of};
 use super::pins::Pins;
 use super::settings::{role_name, xdp_mode_name};
-use super::{Error, config, interfaces, link_layer, links};
+use super::{Error, config, in_place, interfaces, link_layer, links};
 use crate::config::{Interface, XdpMode};
 
 /// An interface without a foreign program on it.
@@ -63,8 +63,13 @@ fn differences(
         .iter()
         .find(|taken| taken.interface.name == interface.name);
     let Some(ours) = ours else {
-        let lost = "it had the filter, and is without it now";
-        return record.map(|_| lost.to_owned()).into_iter().collect();
+        let lost = match record {
+            Some(_) => Some("it had the filter, and is without it now".to_owned()),
+            // One that was taken off has no record, and another process may start with this configuration.
+            None => in_place::holder(pins)
+                .map(|holder| format!("{holder} holds the filter, and does not have it here")),
+        };
+        return lost.into_iter().collect();
     };
     let mut differences = Vec::new();
     let mode = xdp_mode_name(match ours.place {

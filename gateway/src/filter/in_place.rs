@@ -7,10 +7,9 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::events::holder;
 use super::maps::Maps;
 use super::pins::{self, BPF_FS, Pins};
-use super::{Error, links};
+use super::{Error, events, links};
 
 /// Directories of the BPF file system that are looked into, and how deep.
 const DIRECTORIES_MAX: usize = 1_000;
@@ -69,14 +68,19 @@ fn look(pins: &Pins) -> Option<InPlace> {
     }
     let settings = Maps::open(pins).and_then(|maps| maps.settings());
     let mode = settings.ok().flatten();
-    let directory = File::open(pins.root()).ok();
-    let holder = directory.as_ref().and_then(holder);
     Some(InPlace {
         pin_path: pins.root().to_owned(),
         mode: mode.map(|settings| settings.mode().name()),
         interfaces,
-        holder: holder.map(|holder| format!("process {} ({})", holder.process, holder.name)),
+        holder: holder(pins),
     })
+}
+
+/// The process that holds the filter of these pins, in words.
+pub(super) fn holder(pins: &Pins) -> Option<String> {
+    let directory = File::open(pins.root()).ok()?;
+    let holder = events::holder(&directory)?;
+    Some(format!("process {} ({})", holder.process, holder.name))
 }
 
 /// The pin path under which a link is pinned, if it is that of a filter.

@@ -56,6 +56,11 @@ impl Place {
         matches!(self, Self::On { .. })
     }
 
+    /// Whether it is not as the settings have it.
+    fn is_odd(&self) -> bool {
+        !matches!(self, Self::On { renamed: None, .. })
+    }
+
     fn reason(&self) -> Option<String> {
         match self {
             Self::On { .. } => None,
@@ -311,12 +316,14 @@ impl Filter {
     /// # Errors
     /// [`Error::Pin`] and [`Error::NotPermitted`].
     pub fn give_links(&self, uid: u32, gid: u32) -> Result<(), Error> {
-        self.pins.give_links(uid, gid)
+        // By their path, which is root's: what leads through the open directory is a link in itself.
+        Pins::new(self.pins.root()).give_links(uid, gid)
     }
 
     /// Compares the kernel's state with the settings, logs what has changed, and puts the program back on interfaces that were
     /// made again. `gone` are the indexes of interfaces that were deleted since the last call. What another process took off
-    /// is put back only if `all` says so. Returns the interfaces that have the filter again.
+    /// is put back only if `all` says so; what is not as the settings have it is then told again. Returns the interfaces that
+    /// have the filter again.
     pub fn mend(&mut self, gone: &[u32], all: bool) -> Vec<String> {
         if let Err(error) = self.check_pinned() {
             self.all_detached(&error);
@@ -347,7 +354,10 @@ impl Filter {
                 if place.is_on() && (is_another || !held.place.is_on()) {
                     again.push(name.clone());
                 }
-                log_change(&name, held, &place);
+                let is_news = held.place != place;
+                if is_news || (all && place.is_odd()) {
+                    log_change(&name, held, &place);
+                }
                 held.set(place);
             }
         }
@@ -473,9 +483,6 @@ fn looked_at(held: &HeldInterface, name: &str, gone: &[u32], all: bool) -> Look 
 
 /// Tells what is new about an interface.
 fn log_change(interface: &str, held: &HeldInterface, place: &Place) {
-    if held.place == *place {
-        return;
-    }
     match place {
         Place::On {
             renamed: Some(now), ..

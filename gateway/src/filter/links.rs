@@ -19,7 +19,7 @@ use super::error::{kernel, os_error};
 use super::foreign::occupied;
 use super::maps::PROGRAM_MAPS;
 use super::netlink::{self, Attached, Place};
-use super::pins::Pins;
+use super::pins::{Pins, is_pin};
 use super::verifier::VerifierLog;
 use crate::config::XdpMode;
 
@@ -309,7 +309,11 @@ fn name_of(index: u32) -> Option<String> {
 
 /// The link that is pinned for an interface, if there is one and it may be opened.
 pub(super) fn pinned(pins: &Pins, interface: &str) -> Option<Link> {
-    Link::pinned(&pins.link(interface)).ok().flatten()
+    let path = pins.link(interface);
+    if !is_pin(&path) {
+        return None;
+    }
+    Link::pinned(&path).ok().flatten()
 }
 
 /// The interfaces with a pinned link that leads to an interface, but to none of this network namespace.

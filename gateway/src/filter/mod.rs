@@ -46,7 +46,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::Flock;
-use nix::unistd::{getegid, geteuid};
 use portcullis_ebpf_common::layout::{self, LinkLayer, Role};
 
 use self::answers::AnswerFaults;
@@ -68,7 +67,7 @@ pub use self::features::{InterfaceState, interface_state};
 pub use self::gate::admin;
 pub use self::in_place::{InPlace, in_place, in_place_under, pins_are_private};
 pub use self::memory::{KernelMemory, memory};
-pub use self::plan::{Plan, PlannedInterface, plan};
+pub use self::plan::{Plan, PlannedInterface, plan, superfluous};
 pub use self::status::{
     InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, Unread, status,
 };
@@ -121,8 +120,7 @@ impl Filter {
         pins.claim_namespace(namespace).inspect_err(clean_up)?;
         let links = pins.open_links().inspect_err(clean_up)?;
         // They may be those of the user that an earlier gate became.
-        pins.give_links(geteuid().as_raw(), getegid().as_raw())
-            .inspect_err(clean_up)?;
+        pins.take_links().inspect_err(clean_up)?;
         let filled = fill(&pins, settings, compiled).inspect_err(clean_up)?;
         let mut filter = Self {
             settings: settings.clone(),

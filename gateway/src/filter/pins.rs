@@ -15,7 +15,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt as _, lchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -23,6 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::unistd::{getegid, geteuid};
 use portcullis_ebpf_common::layout::LAYOUT_VERSION;
 
 use super::Error;
@@ -64,16 +65,26 @@ impl Pins {
 
     /// Gives the links and their directory to a user, who can make and remove them from then on.
     pub(super) fn give_links(&self, uid: u32, gid: u32) -> Result<(), Error> {
-        let own = |path: &Path| {
-            let owner = fs::symlink_metadata(path).map_err(pin_error(path))?;
-            if (owner.uid(), owner.gid()) == (uid, gid) {
-                return Ok(());
-            }
-            chown(path, Some(uid), Some(gid)).map_err(pin_error(path))
-        };
-        own(&self.links)?;
         for interface in self.linked()? {
-            own(&self.link(&interface))?;
+            own(&self.link(&interface), uid, gid)?;
+        }
+        // Last: from then on its processes change what is in there.
+        own(&self.links, uid, gid)
+    }
+
+    /// Takes the links back from the user that they were given to. That user may have put there what it liked: what is no
+    /// pin is removed, so that nothing that is done by name reaches something else.
+    pub(super) fn take_links(&self) -> Result<(), Error> {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        own(&self.links, uid, gid)?;
+        for name in names(&self.links)? {
+            let path = self.links.join(name);
+            if is_pin(&path) {
+                own(&path, uid, gid)?;
+            } else {
+                tracing::warn!(path = %path.display(), "removed what is no link of a filter");
+                remove_tree(&path)?;
+            }
         }
         Ok(())
     }
@@ -116,7 +127,9 @@ impl Pins {
 
     /// The interfaces that have a link, sorted.
     pub(super) fn linked(&self) -> Result<Vec<String>, Error> {
-        let mut interfaces: Vec<String> = names(&self.links)?
+        let mut names = names(&self.links)?;
+        names.retain(|name| is_pin(&self.links.join(name)));
+        let mut interfaces: Vec<String> = names
             .iter()
             .map(|name| name.replace("%2e", ".").replace("%25", "%"))
             .collect();
@@ -148,7 +161,19 @@ impl Pins {
         })
     }
 
+    /// Refuses a pin path that lies on no BPF file system, and where none would be mounted.
+    pub(super) fn check_bpf_fs(&self) -> Result<(), Error> {
+        if self.is_on_bpf_fs() || self.root.starts_with(BPF_FS) {
+            return Ok(());
+        }
+        Err(Error::NoBpfFs {
+            path: self.root.clone(),
+            source: None,
+        })
+    }
+
     fn ensure_bpf_fs(&self) -> Result<(), Error> {
+        self.check_bpf_fs()?;
         if self.is_on_bpf_fs() {
             return Ok(());
         }
@@ -156,9 +181,6 @@ impl Pins {
             path: self.root.clone(),
             source,
         };
-        if !self.root.starts_with(BPF_FS) {
-            return Err(failed(None));
-        }
         // Two processes that start at once must not mount one over the other's pins.
         let turn = File::open(BPF_FS).map_err(|source| failed(Some(source)))?;
         let _turn = Flock::lock(turn, FlockArg::LockExclusive)
@@ -191,7 +213,7 @@ impl Pins {
         for name in names(&self.root)? {
             let path = self.root.join(&name);
             if name.starts_with('v') && path != self.maps() {
-                remove_directory(&path)?;
+                remove_tree(&path)?;
             }
         }
         Ok(())
@@ -217,7 +239,7 @@ impl Pins {
         let mark = format!("{NAMESPACE}{namespace}");
         for name in names(&self.root)? {
             if name.starts_with(NAMESPACE) && name != mark {
-                remove_directory(&self.root.join(name))?;
+                remove_tree(&self.root.join(name))?;
             }
         }
         let path = self.root.join(mark);
@@ -235,11 +257,9 @@ impl Pins {
 
     /// Removes everything that is pinned, and the directories.
     pub(super) fn remove_all(&self) -> Result<(), Error> {
-        remove_directory(&self.links)?;
-        for name in names(&self.root)? {
-            remove_directory(&self.root.join(name))?;
-        }
-        remove_directory(&self.root)
+        // The links first: with them the programs that use the rest.
+        remove_tree(&self.links)?;
+        remove_tree(&self.root)
     }
 
     /// Whether anything is pinned here.
@@ -282,12 +302,27 @@ pub(super) fn own_namespace() -> Result<u64, Error> {
     Ok(metadata.ino())
 }
 
-/// Removes a directory and the pins in it; that there is none is no error.
-fn remove_directory(path: &Path) -> Result<(), Error> {
-    for name in names(path)? {
-        Pins::remove(&path.join(name))?;
+/// Whether there is a pin. What else a user has made there (a symbolic link, a directory) is none.
+pub(super) fn is_pin(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
+}
+
+/// Gives a file or a directory an owner; of a symbolic link the link itself.
+fn own(path: &Path, uid: u32, gid: u32) -> Result<(), Error> {
+    let owner = fs::symlink_metadata(path).map_err(pin_error(path))?;
+    if (owner.uid(), owner.gid()) == (uid, gid) {
+        return Ok(());
     }
-    match fs::remove_dir(path) {
+    lchown(path, Some(uid), Some(gid)).map_err(pin_error(path))
+}
+
+/// Removes a pin, or a directory and all that is in it, without following symbolic links; that there is none is no error.
+fn remove_tree(path: &Path) -> Result<(), Error> {
+    let is_directory = fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
+    if !is_directory {
+        return Pins::remove(path);
+    }
+    match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error(path)(error)),
         _ => Ok(()),
     }
@@ -332,6 +367,40 @@ mod tests {
             pins.link("a%2e"),
             Path::new("/sys/fs/bpf/portcullis/links/a%252e")
         );
+    }
+
+    #[test]
+    fn what_the_user_of_the_links_put_there_reaches_nothing_outside() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let pins = Pins::new(&directory.path().join("pins"));
+        let (inside, victim) = (pins.links.join("a/b"), directory.path().join("victim"));
+        fs::create_dir_all(&inside).unwrap();
+        fs::write(inside.join("file"), "").unwrap();
+        fs::write(&victim, "").unwrap();
+        fs::write(pins.link("eth0"), "").unwrap();
+        std::os::unix::fs::symlink(&victim, pins.link("eth1")).unwrap();
+        lchown(pins.link("eth1"), Some(65534), Some(65534)).unwrap();
+        let owner = |path: &Path| fs::symlink_metadata(path).unwrap().uid();
+
+        assert_eq!(pins.linked().unwrap(), ["eth0"]);
+        pins.give_links(65533, 65533).unwrap();
+        assert_eq!(
+            (owner(&pins.links), owner(&pins.link("eth0"))),
+            (65533, 65533)
+        );
+        assert_eq!(owner(&victim), 0, "a link was followed");
+        pins.take_links().unwrap();
+        assert_eq!((owner(&pins.links), owner(&pins.link("eth0"))), (0, 0));
+        assert_eq!(names(&pins.links).unwrap(), ["eth0"]);
+        assert_eq!(owner(&victim), 0, "a link was followed");
+
+        fs::create_dir_all(&inside).unwrap();
+        std::os::unix::fs::symlink(&victim, inside.join("link")).unwrap();
+        pins.remove_all().unwrap();
+        assert!(!pins.root.exists() && victim.exists());
     }
 
     #[test]

@@ -3,12 +3,10 @@
 //! Everything that can refuse is asked beforehand, the kernel's verifier too: it walks a program whose maps are pinned
 //! nowhere, and which is gone when the answer is there. What a driver says to a program is only known once it has one.
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use portcullis_ebpf_common::layout::{InterfaceConstant, LinkLayer};
 
-use super::events::holder;
 use super::features::{InterfaceState, interface_state};
 use super::pins::Pins;
 use super::settings::{self, role_in_kernel};
@@ -46,6 +44,7 @@ pub struct PlannedInterface {
 pub fn plan(settings: &config::Filter) -> Result<Plan, Error> {
     settings::check(settings)?;
     let pins = Pins::new(&settings.pin_path);
+    pins.check_bpf_fs()?;
     in_place::check_namespace(&pins)?;
     let mut interfaces = Vec::new();
     for interface in &settings.interfaces {
@@ -64,20 +63,24 @@ pub fn plan(settings: &config::Filter) -> Result<Plan, Error> {
         let role = role_in_kernel(interface.role);
         links::unpinned(InterfaceConstant::new(0, role, layer))?;
     }
-    let mut let_go: Vec<String> = pins
-        .linked()?
-        .iter()
-        .filter_map(|name| links::seat(&pins, name))
-        .map(|seat| seat.name)
-        .collect();
-    let_go.retain(|name| !interfaces.iter().any(|kept| kept.name == *name));
-    let directory = File::open(pins.root()).ok();
-    let holder = directory.as_ref().and_then(holder);
     Ok(Plan {
         interfaces,
-        let_go,
-        holder: holder.map(|holder| format!("process {} ({})", holder.process, holder.name)),
+        let_go: superfluous(settings)?,
+        holder: in_place::holder(&pins),
         is_private: pins::is_private(&settings.pin_path) == Some(true),
         pin_path: settings.pin_path.clone(),
     })
+}
+
+/// The interfaces that the filter of these settings sits on and that they do not name: the next start takes it off.
+///
+/// # Errors
+/// [`Error::NotPermitted`] and [`Error::Pin`] if the pins cannot be looked at.
+pub fn superfluous(settings: &config::Filter) -> Result<Vec<String>, Error> {
+    let pins = Pins::new(&settings.pin_path);
+    let linked = pins.linked()?;
+    let seats = linked.iter().filter_map(|name| links::seat(&pins, name));
+    let mut names: Vec<String> = seats.map(|seat| seat.name).collect();
+    names.retain(|name| !settings.interfaces.iter().any(|kept| kept.name == *name));
+    Ok(names)
 }

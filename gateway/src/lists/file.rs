@@ -12,15 +12,17 @@
 
 use core::cell::Cell;
 use core::fmt;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytemuck::Pod;
 use crc32fast::Hasher;
+use nix::libc;
+use nix::unistd::geteuid;
 use portcullis_ebpf_common::snapshot::{
     CLASSES, FIRST_FREE, Field, LISTS_MAX, Line, Lines, MAGIC, VERSION,
 };
@@ -207,10 +209,20 @@ pub fn write(path: &Path, compiled: &Compiled, compiled_at: SystemTime) -> Resul
 /// # Errors
 /// As [`write`].
 pub fn write_as(path: &Path, compiled: &Compiled, about: &About) -> Result<(), Error> {
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let target = match fs::canonicalize(path) {
+        Ok(target) if may_be_followed(path) => target,
+        _ => path.to_owned(),
+    };
     write_beside(&target, compiled, about).map_err(|error| Error {
         path: path.to_owned(),
         fault: Fault::Io(error),
+    })
+}
+
+/// A link of another user than root and this one is replaced, not followed: root writes to the directory of the gate's user.
+fn may_be_followed(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| {
+        !found.is_symlink() || found.uid() == 0 || found.uid() == geteuid().as_raw()
     })
 }
 
@@ -285,7 +297,11 @@ impl Stored {
     /// Every [`Fault`].
     pub fn open(path: &Path) -> Result<Self, Error> {
         let checked = || -> Result<(File, Header, About), Fault> {
-            let mut file = File::open(path)?;
+            // A FIFO there does not hold up a start.
+            let mut file = OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(path)?;
             let found = file.metadata()?.len();
             let mut octets = [0; HEADER];
             file.read_exact(&mut octets)

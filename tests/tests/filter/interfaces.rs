@@ -1,7 +1,7 @@
 //! Interfaces that come, go and change their names under a filter, and filters that are somewhere else than thought.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, lchown, symlink};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -98,6 +98,16 @@ fn a_gate_without_privileges_puts_its_filter_back_on_an_interface_that_was_made_
     }
     gate.wait_for_log("the interface is gone", SOON)?;
     gate.wait_for_log("the filter is attached again", SOON)?;
+    // A reload does not pass over in silence what is still so.
+    ip(&scene.gate, &["link", "del", "wan"])?;
+    let told = || gate.log().matches("the interface is gone").count();
+    let told_again =
+        |wanted| watch::until("it to be told", SOON, || (told() == wanted).then_some(()));
+    told_again(3)?;
+    gate.signal(Signal::SIGHUP)?;
+    told_again(4).with_context(|| gate.log())?;
+    scene.connect_interfaces()?;
+    wait_for_status(&gate, "wan", |wan| wan["attached"] == true)?;
     // Slot and counters are those of before: a listed SYN was dropped each time.
     ensure!(dropped(&scene.status(), "spammers") == 3);
     ensure!(scene.status().interfaces[0].dropped.listed == 3);
@@ -467,5 +477,41 @@ fn an_interface_that_the_configuration_does_not_name_any_more_is_let_go_with_a_w
     let line = gate.wait_for_log("does not name this interface any more", SOON)?;
     ensure!(line.contains("WARN") && line.contains("wan"), "{line}");
     ensure!(!has_program(&scene.gate, "wan")? && has_program(&scene.gate, "second")?);
+    Ok(())
+}
+
+#[test]
+fn what_the_user_of_a_gate_left_among_the_links_neither_stops_a_start_nor_leads_it_astray()
+-> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    drop(scene.attach(&scene.settings())?);
+    let files = tempfile::tempdir()?;
+    let victim = files.path().join("victim");
+    fs::write(&victim, "")?;
+    fs::set_permissions(&victim, Permissions::from_mode(0o600))?;
+    chown(&victim, Some(1), Some(1))?;
+    let links = scene.pin_path.join("links");
+    let plant = || -> Result<()> {
+        for name in ["second", "victim"] {
+            symlink(&victim, links.join(name))?;
+            lchown(links.join(name), Some(65534), Some(65534))?;
+        }
+        Ok(fs::create_dir_all(links.join("a/b"))?)
+    };
+    plant()?;
+    scene.gate.veth("second", &scene.outside, "lan2")?;
+    let both = "interfaces = [{ name = \"wan\" }, { name = \"second\" }]";
+    let (gate, _files) = start(&scene, &configuration(&scene, both))?;
+    ensure!(has_program(&scene.gate, "second")?, "{}", gate.log());
+    ensure!(fs::metadata(&victim)?.uid() == 1);
+    ensure!(!links.join("victim").is_symlink() && !links.join("a").exists());
+    gate.terminate()?;
+    fs::remove_file(links.join("second"))?;
+    plant()?;
+    scene.gate.run(|| filter::detach(&scene.pin_path, &[]))??;
+    ensure!(!scene.pin_path.exists() && fs::metadata(&victim)?.uid() == 1);
     Ok(())
 }

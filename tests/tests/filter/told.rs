@@ -7,7 +7,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use portcullis::config::{Filter as Settings, Role};
+use portcullis::config::{Filter as Settings, Interface, Role};
 use portcullis::filter;
 use portcullis::netns::Namespace;
 use portcullis_ebpf_common::layout::LAYOUT_VERSION;
@@ -162,7 +162,32 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() -> Result<()> {
         code == Some(1) && text.contains("interface nowhere"),
         "{text}"
     );
+    // No driver, and no BPF file system.
+    write("{ name = \"lo\" }")?;
+    let (code, text) = said(&scene.gate, &dry)?;
+    ensure!(code == Some(1) && text.contains("would fail"), "{text}");
+    let nowhere = directory.path().join("pins").display().to_string();
+    fs::write(
+        &file,
+        format!("[filter]\npin_path = \"{nowhere}\"\n{WAN}\n"),
+    )?;
+    let (code, text) = said(&scene.gate, &dry)?;
+    ensure!(code == Some(1) && text.contains("mount -t bpf"), "{text}");
     ensure!(scene.status().interfaces[0].attached && !has_program(&scene.gate, "second")?);
+
+    // What a dry run said that it would take off is told when it is.
+    write("{ name = \"second\" }")?;
+    let (_, text) = said(&scene.gate, &["doctor", "-c", &path])?;
+    ensure!(
+        text.contains("the configuration does not name it"),
+        "{text}"
+    );
+    let (code, text) = said(&scene.gate, &["filter", "attach", "-c", &path])?;
+    ensure!(
+        code == Some(0) && text.contains("wan: the filter is taken off"),
+        "{text}"
+    );
+    ensure!(!has_program(&scene.gate, "wan")? && has_program(&scene.gate, "second")?);
     Ok(())
 }
 
@@ -190,6 +215,32 @@ fn a_doctor_does_not_call_well_what_is_not_as_the_configuration_has_it() -> Resu
     scene.connect_interfaces()?;
     let lost = state_of(|_| {})?;
     ensure!(lost.contains("without it now"), "{lost}");
+
+    // Taken off beside the process that holds it.
+    let mut settings = scene.settings();
+    scene.gate.veth("second", &scene.outside, "lan2")?;
+    settings.interfaces.push(Interface {
+        name: "second".to_owned(),
+        role: Role::Edge,
+    });
+    let owner = scene.attach(&settings)?;
+    let second = ["second".to_owned()];
+    scene
+        .gate
+        .run(|| filter::detach(&scene.pin_path, &second))??;
+    let state = || {
+        scene
+            .gate
+            .run(|| filter::interface_state(&settings, &settings.interfaces[1]))
+    };
+    let differences = state()??.differences.join("; ");
+    ensure!(
+        differences.contains("does not have it here"),
+        "{differences}"
+    );
+    drop(owner);
+    // Nothing holds it: the next start puts it there.
+    ensure!(state()??.differences.is_empty());
     Ok(())
 }
 

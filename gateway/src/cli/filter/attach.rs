@@ -8,8 +8,11 @@ use portcullis::filter::{self, Filter, Plan, PlannedInterface};
 
 use super::failed;
 
-/// Says where the filter is.
-pub(super) fn print_result(filter: &Filter, settings: &config::Filter) {
+/// Says where the filter is, and where it was taken off.
+pub(super) fn print_result(filter: &Filter, settings: &config::Filter, let_go: &[String]) {
+    for interface in let_go {
+        println!("{interface}: the filter is taken off: the configuration does not name it");
+    }
     let names = settings.interfaces.iter().map(|interface| &*interface.name);
     let missing = filter.missing();
     let (missing, there): (Vec<&str>, Vec<&str>) =
@@ -34,10 +37,15 @@ pub(super) fn dry_run(settings: &config::Filter) -> Result<ExitCode, ExitCode> {
     for interface in &plan.let_go {
         println!("{interface}: the filter would be taken off: the configuration does not name it");
     }
+    for interface in &settings.interfaces {
+        if let Some(fault) = filter::answer_fault(settings, interface) {
+            println!("warning: {fault}");
+        }
+    }
     if plan.is_private {
         println!("warning: {PINS_ARE_PRIVATE}");
     }
-    Ok(end(&plan))
+    Ok(end(&plan, settings))
 }
 
 fn about(interface: &PlannedInterface, settings: &config::Filter) -> String {
@@ -55,9 +63,9 @@ fn about(interface: &PlannedInterface, settings: &config::Filter) -> String {
             }
             text
         }
-        Some(state) => {
+        Some(_) => {
             let mut text = format!("{name}: the filter would be put there, in the {mode} mode");
-            if mode == "driver" && state.driver_mode == Some(false) {
+            if would_fail(interface, settings) {
                 text += ", which its driver does not have: that would fail";
             }
             text
@@ -65,8 +73,16 @@ fn about(interface: &PlannedInterface, settings: &config::Filter) -> String {
     }
 }
 
-fn end(plan: &Plan) -> ExitCode {
-    let is_held = plan.holder.is_some();
+/// Whether its driver is known to take no program.
+fn would_fail(interface: &PlannedInterface, settings: &config::Filter) -> bool {
+    let wants_driver = settings.xdp_mode == config::XdpMode::Driver;
+    let state = interface.state.as_ref();
+    wants_driver && state.is_some_and(|state| !state.is_ours && state.driver_mode == Some(false))
+}
+
+fn end(plan: &Plan, settings: &config::Filter) -> ExitCode {
+    let mut interfaces = plan.interfaces.iter();
+    let would_fail = interfaces.any(|interface| would_fail(interface, settings));
     if let Some(holder) = &plan.holder {
         println!(
             "{holder} holds the filter of {}: nothing could be changed beside it; reload that gate (SIGHUP) instead",
@@ -74,7 +90,7 @@ fn end(plan: &Plan) -> ExitCode {
         );
     }
     println!("nothing was changed");
-    if is_held {
+    if would_fail || plan.holder.is_some() {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS

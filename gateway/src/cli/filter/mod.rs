@@ -194,6 +194,8 @@ fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
     if args.dry_run {
         return attach::dry_run(&settings);
     }
+    // The names are lost with the links.
+    let let_go = filter::superfluous(&settings).unwrap_or_default();
     let filter = Filter::attach(&settings, config.policy.lists());
     let filter = filter.map_err(|error| failed(&error, None))?;
     for fault in filter.answer_faults() {
@@ -202,7 +204,7 @@ fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
     if filter::pins_are_private(&settings.pin_path) == Some(true) {
         eprintln!("warning: {PINS_ARE_PRIVATE}");
     }
-    attach::print_result(&filter, &settings);
+    attach::print_result(&filter, &settings, &let_go);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -21,6 +21,14 @@ pub(super) fn filter(settings: &Filter) -> Vec<Finding> {
         findings.push(interface(settings, found));
         findings.extend(answers(settings, found));
     }
+    let superfluous = filter::superfluous(settings).unwrap_or_default();
+    findings.extend(superfluous.into_iter().map(|name| {
+        Finding::warning(
+            format!("interface {name}"),
+            "the filter sits there now, and the configuration does not name it",
+            "a start takes it off; if it is to stay, name the interface in filter.interfaces",
+        )
+    }));
     findings
 }
 

@@ -242,3 +242,31 @@ proptest! {
         let _ = lookup(&lines[..], IpAddr::from((address as u32).to_be_bytes()));
     }
 }
+
+#[test]
+fn a_link_of_another_user_is_replaced_and_leads_root_nowhere() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (victim, link) = (
+        directory.path().join("victim"),
+        directory.path().join("lists"),
+    );
+    fs::write(&victim, "as it was").unwrap();
+    std::os::unix::fs::symlink(&victim, &link).unwrap();
+    std::os::unix::fs::lchown(&link, Some(65534), Some(65534)).unwrap();
+    write(&link, &Compiled::default(), UNIX_EPOCH).unwrap();
+    assert_eq!(fs::read(&victim).unwrap(), b"as it was");
+    assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(Stored::open(&link).is_ok());
+}
+
+#[test]
+fn a_fifo_in_place_of_a_snapshot_does_not_hold_up_a_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lists");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = Stored::open(&path).unwrap_err();
+    assert!(matches!(error.fault, Fault::NoSnapshot), "{error}");
+}
