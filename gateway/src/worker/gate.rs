@@ -223,7 +223,9 @@ impl Gate {
         if sent < buffer.len() && !connection.is_ending() {
             buffer.drain(..sent);
             connection.unsent = buffer;
+            self.sent_in_part(conn);
         }
+        let connection = &self.table[conn];
         match connection.role {
             Role::Client(_) if connection.held || connection.receive == Receive::Ended => {
                 self.resume.push(conn);
@@ -300,7 +302,8 @@ impl Gate {
             let connection: &mut Connection = &mut self.table[conn];
             connection.touched = false;
             if let Some(closing_max) = connection.settle(conn, driver) {
-                self.wheel.set(slot, self.now + closing_max);
+                let due = self.closing_due(conn, closing_max);
+                self.wheel.set(slot, due);
             }
         }
     }
