@@ -230,7 +230,8 @@ fn one_that_was_down_is_tried_again_while_another_swallows_connections() -> Resu
     std::thread::scope(|scope| -> Result<()> {
         // Finds out that the first one is down, and waits for the other.
         scope.spawn(|| offer(&gate));
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(1_400));
+        // It is still down, by a probe for this one.
         let waiting = scope.spawn(|| offer(&gate));
         std::thread::sleep(Duration::from_millis(300));
         let _first = Receiver::start_on(TcpListener::bind(first)?, true, |_| Act::Usual)?;
