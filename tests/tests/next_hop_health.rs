@@ -222,6 +222,26 @@ fn an_only_next_hop_is_waited_for() -> Result<()> {
 }
 
 #[test]
+fn one_that_was_down_is_tried_again_while_another_swallows_connections() -> Result<()> {
+    let (reserved, swallower) = (TcpListener::bind("127.0.0.1:0")?, Swallower::new()?);
+    let first = reserved.local_addr()?;
+    drop(reserved);
+    let gate = gate_to(&[first, swallower.address])?;
+    std::thread::scope(|scope| -> Result<()> {
+        // Finds out that the first one is down, and waits for the other.
+        scope.spawn(|| offer(&gate));
+        std::thread::sleep(Duration::from_millis(1_400));
+        // It is still down, by a probe for this one.
+        let waiting = scope.spawn(|| offer(&gate));
+        std::thread::sleep(Duration::from_millis(300));
+        let _first = Receiver::start_on(TcpListener::bind(first)?, true, |_| Act::Usual)?;
+        let (code, took) = waiting.join().expect("no panic")?;
+        ensure!(code == 250 && took < LONGEST, "{code} after {took:?}");
+        Ok(())
+    })
+}
+
+#[test]
 fn an_attempt_that_nobody_waits_for_does_not_keep_the_gate_from_stopping() -> Result<()> {
     let (swallower, second) = (Swallower::new()?, Receiver::start(true)?);
     let gate = gate_to(&[swallower.address, second.address()])?;

@@ -2,14 +2,18 @@
 //!
 //! `PORTCULLIS_SEED=N` runs one seed; `PORTCULLIS_SEEDS=N` that many, from a random beginning, for a longer search.
 
+use std::time::Duration;
+
 use portcullis_tests::simulation::{self, Summary, slow};
 
 /// Seeds that a run always holds.
 const SEEDS: u64 = 1_500;
 /// Seeds that once showed a fault; each stays for good.
-const FOUND: [u64; 1] = [
+const FOUND: [u64; 2] = [
     // RSET to a next hop without PIPELINING, before it had answered MAIL.
     3_434_956_627_783_802_442,
+    // A client that took its last reply slowly when the gate stopped.
+    7_018_507_497_011_792_898,
 ];
 
 fn variable(name: &str) -> Option<u64> {
@@ -85,4 +89,17 @@ fn a_next_hop_that_stops_reading_is_left_after_three_minutes() {
             "stopped after {stops_after}: left after {after} seconds"
         );
     }
+}
+
+#[test]
+fn a_client_that_reads_slowly_after_quit_is_held_for_half_a_minute_at_most() {
+    // It counts as a session no more, so that its source can have others.
+    let took = slow::farewell(20_000, 500).unwrap();
+    assert!(
+        took >= Duration::from_secs(30) && took < Duration::from_secs(90),
+        "{took:?}"
+    );
+    // One that is done with it in that time hears everything.
+    let took = slow::farewell(20_000, 20_000).unwrap();
+    assert!(took < Duration::from_secs(30), "{took:?}");
 }

@@ -6,7 +6,8 @@
 //! moment, doubling from a second up to `retry_after`; then the next transaction has a connection opened in the background,
 //! a probe, and takes another next hop. An attempt for a transaction that takes longer than the transaction's patience goes
 //! on in the background as well. What becomes of these attempts is kept: a connection in the pool, or a failure. A transaction
-//! for which every next hop is down or being tried is stranded, and asks again when one of the attempts has ended.
+//! for which every next hop is down or being tried is stranded, and asks again when one of the attempts has ended, or when a
+//! next hop that was left alone may be tried.
 //! No system call, no clock.
 
 use std::collections::VecDeque;
@@ -31,7 +32,7 @@ pub enum Lease {
     /// All connections to this address are in use: wait for [`Pool::released`] or [`Pool::closed`] to name this client.
     Wait(SocketAddr),
     /// Nothing is known to work, and connections to this address (and perhaps to others) are being tried in the background:
-    /// wait for [`Pool::reached`] or [`Pool::closed`] to name this client.
+    /// wait for [`Pool::reached`], [`Pool::closed`] or [`Pool::take_stranded`] to name this client.
     Stranded(SocketAddr),
     /// Every address was tried, or is being left alone after a failure.
     Unavailable,
@@ -125,7 +126,8 @@ impl SecondBest {
         if hop.ready > 0 && now >= hop.down_until {
             self.busy.get_or_insert(address);
         }
-        if hop.background > 0 {
+        let others_try = hop.failures == 0 && hop.open > hop.ready;
+        if hop.background > 0 || others_try {
             self.tried.get_or_insert(address);
         }
     }
@@ -136,6 +138,9 @@ pub struct Pool {
     hops: FxHashMap<SocketAddr, Hop>,
     /// Clients that wait for any attempt to end, and the next hop that they are counted with.
     stranded: Vec<(Conn, SocketAddr)>,
+    /// When [`take_stranded`](Pool::take_stranded) looked last, and whether a next hop that had failed works again since.
+    looked_at: Duration,
+    recovered: bool,
     /// Probes to be begun.
     probes: Vec<SocketAddr>,
     connections_max: u32,
@@ -149,6 +154,8 @@ impl Pool {
         Self {
             hops: FxHashMap::default(),
             stranded: Vec::new(),
+            looked_at: Duration::ZERO,
+            recovered: false,
             probes: Vec::new(),
             connections_max,
             retry_after,
@@ -255,6 +262,23 @@ impl Pool {
         std::mem::take(&mut self.probes)
     }
 
+    /// Whether clients wait for attempts, so that [`take_stranded`](Self::take_stranded) has to be called now and then.
+    pub fn has_stranded(&self) -> bool {
+        !self.stranded.is_empty()
+    }
+
+    /// The stranded clients, if since the last call a next hop has become one that they can ask for: it was left alone long
+    /// enough, or works again on a connection that it had. An attempt at another one is no reason to wait for that.
+    pub fn take_stranded(&mut self, now: Duration) -> Vec<(Conn, SocketAddr)> {
+        let before = std::mem::replace(&mut self.looked_at, now);
+        let recovered = std::mem::take(&mut self.recovered);
+        let is_due = |hop: &Hop| before < hop.down_until && hop.down_until <= now;
+        if self.stranded.is_empty() || !(recovered || self.hops.values().any(is_due)) {
+            return Vec::new();
+        }
+        std::mem::take(&mut self.stranded)
+    }
+
     /// The transaction for which a connection is being opened waits for it no longer. Returns clients that need not
     /// wait for this next hop either, and are to ask again.
     pub fn overdue(&mut self, address: SocketAddr) -> Vec<Conn> {
@@ -282,6 +306,7 @@ impl Pool {
         if hop.failures > 0 {
             // It answered everything on this one.
             hop.recovered();
+            self.recovered = true;
         }
         let next = hop.waiting.pop_front();
         if next.is_none() {
@@ -331,9 +356,9 @@ impl Pool {
         hop.down_until = now + pause.min(self.retry_after);
     }
 
-    /// A connection, in use or idle, is gone (`None`: there never was one); `ready`: it had been [reached](Self::reached). Returns the clients that are
-    /// to ask again: there is room for one more, or the next hop is down and they need not wait for it, or it was an attempt
-    /// that they may have waited for.
+    /// A connection, in use or idle, is gone (`None`: there never was one); `ready`: it had been [reached](Self::reached).
+    /// Returns the clients that are to ask again: there is room for one more, or the next hop is down and they need not
+    /// wait for it, or it was an attempt that they may have waited for.
     pub fn closed(
         &mut self,
         address: SocketAddr,

@@ -96,6 +96,8 @@ impl Gate {
         if now >= self.publish_after {
             self.publish_after = now + Duration::from_secs(1);
             self.counters.publish_hops(self.pool.states());
+            let again = self.pool.take_stranded(now);
+            self.waiting_again.extend(again);
         }
     }
 
@@ -107,6 +109,9 @@ impl Gate {
         let mut sleep = self.wheel.sleep(self.now);
         if let Some((due, _)) = self.patience.front() {
             sleep = sleep.min(due.saturating_sub(self.now));
+        }
+        if self.pool.has_stranded() {
+            sleep = sleep.min(self.publish_after.saturating_sub(self.now));
         }
         if self.draining || self.now < self.accept_after {
             sleep.min(Duration::from_millis(100))
@@ -223,7 +228,9 @@ impl Gate {
         if sent < buffer.len() && !connection.is_ending() {
             buffer.drain(..sent);
             connection.unsent = buffer;
+            self.sent_in_part(conn);
         }
+        let connection = &self.table[conn];
         match connection.role {
             Role::Client(_) if connection.held || connection.receive == Receive::Ended => {
                 self.resume.push(conn);
@@ -300,7 +307,8 @@ impl Gate {
             let connection: &mut Connection = &mut self.table[conn];
             connection.touched = false;
             if let Some(closing_max) = connection.settle(conn, driver) {
-                self.wheel.set(slot, self.now + closing_max);
+                let due = self.closing_due(conn, closing_max);
+                self.wheel.set(slot, due);
             }
         }
     }

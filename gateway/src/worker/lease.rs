@@ -171,6 +171,8 @@ impl Gate {
             && next_hop.is_ready()
         {
             passage.next_hop = Some(next_hop.address);
+            // Should it have to wait for another one later, that is a wait of its own.
+            passage.queue_due = None;
             if passage.relay.envelope.asks_for_dsn()
                 && !next_hop.smtp.extensions().dsn
                 && self.pool.lacks_dsn(next_hop.address)

@@ -409,13 +409,13 @@ impl Gate {
     fn not_opened(&mut self, address: SocketAddr, said: Option<&Reply<'static>>) -> Loss {
         if self.pool.refused(address, self.now) {
             if let Some(reply) = said {
-                tracing::info!(next_hop = %address, %reply, "next hop takes no more connections for now");
+                tracing::info!(next_hop = %address, reply = reply.to_string(), "next hop takes no more connections for now");
             }
             return Loss::Crowded;
         }
         match said {
             Some(reply) => {
-                tracing::warn!(next_hop = %address, %reply, "next hop refuses this server: its own log, or who runs it, can say why");
+                tracing::warn!(next_hop = %address, reply = reply.to_string(), "next hop refuses this server: its own log, or who runs it, can say why");
             }
             None => tracing::warn!(next_hop = %address, "next hop cannot be reached"),
         }

@@ -14,6 +14,10 @@ use crate::driver::Conn;
 /// How often a peer is looked at within the time that it may take nothing.
 const LOOKS: u32 = 4;
 
+/// How long a peer that does take them may be about our last words. It counts as a session no more, neither of the worker nor
+/// of its source, so that this bounds what a source can hold beyond its sessions.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(30);
+
 /// What is known of a connection whose deadline has passed.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
@@ -35,6 +39,14 @@ impl Progress {
             Some(before) if taken > before => Look::Moved,
             Some(_) => Look::Still,
         }
+    }
+
+    /// From now on, with nothing known yet.
+    fn new(since: Duration) -> Box<Self> {
+        Box::new(Self {
+            since,
+            ..Self::default()
+        })
     }
 
     /// The kernel has taken octets.
@@ -64,18 +76,44 @@ impl Gate {
     pub(super) fn ask_progress(&mut self, conn: Conn) {
         let since = self.now;
         let connection = &mut self.table[conn];
-        connection.progress.get_or_insert_with(|| {
-            Box::new(Progress {
-                since,
-                ..Progress::default()
-            })
-        });
+        connection
+            .progress
+            .get_or_insert_with(|| Progress::new(since));
         connection.asks_progress = true;
         self.touch(conn);
     }
 
+    /// A peer has taken some of what it was sent and not all. If those are our last words, its time for all of them runs from now.
+    pub(super) fn sent_in_part(&mut self, conn: Conn) {
+        let since = self.now;
+        let connection = &mut self.table[conn];
+        if matches!(connection.role, Role::None) && connection.is_sending_last() {
+            connection
+                .progress
+                .get_or_insert_with(|| Progress::new(since));
+        }
+    }
+
+    /// When a connection that stays in its phase for `longest` at most is to be looked at.
+    pub(super) fn closing_due(&self, conn: Conn, longest: Duration) -> Duration {
+        // When the gate stops its time is over as well.
+        let due = (self.now + longest).min(self.drain_until.saturating_add(longest));
+        let connection = &self.table[conn];
+        match &connection.progress {
+            Some(progress) if connection.is_sending_last() => {
+                due.min(progress.since + self.last_words_max())
+            }
+            _ => due,
+        }
+    }
+
+    fn last_words_max(&self) -> Duration {
+        LAST_WORDS_MAX.min(self.config.limits.command_timeout)
+    }
+
     /// The kernel says how much the peer has not taken.
     pub(super) fn unacknowledged(&mut self, conn: Conn, result: &std::io::Result<u32>) {
+        let last_words_max = self.last_words_max();
         let Some(connection) = self.table.current(conn) else {
             return;
         };
@@ -93,8 +131,7 @@ impl Gate {
             Role::Client(_) => self.client_progress(conn, look, waits),
             Role::NextHop(_) => self.next_hop_progress(conn, look, waits),
             Role::None if connection.is_sending_last() => {
-                // One that takes its last replies may go on for a while, but it counts as a session no more.
-                let enough = self.now >= since + self.config.limits.command_timeout;
+                let enough = self.now >= (since + last_words_max).min(self.drain_until);
                 if look == Look::Still || enough {
                     connection.abort();
                 }

@@ -1,15 +1,16 @@
-//! One client, one message, one next hop that reads at its own pace: hours of it, on virtual time.
+//! A client or a next hop that reads at its own pace: hours of it, on virtual time.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use portcullis::config;
 use portcullis::driver::Listener;
-use portcullis::driver::sim::{Fate, Faults, Peer, simulation};
+use portcullis::driver::sim::{Fate, Faults, Peer, SimDriver, simulation};
 use portcullis::worker::counters::Counters;
 use portcullis::worker::dnsbl::Inbox;
 use portcullis::worker::{Shared, Size, Worker};
@@ -75,6 +76,33 @@ impl Peer for Actor {
     }
 }
 
+fn faults(room: usize) -> Faults {
+    Faults {
+        cut: 0,
+        rearm: 0,
+        stale: 0,
+        reset: 0,
+        batch: 0,
+        buffers: 64,
+        buffer_size: 16 << 10,
+        delay_max: Duration::ZERO,
+        room,
+    }
+}
+
+fn worker(driver: SimDriver, counters: Arc<Counters>) -> Result<Worker<SimDriver>, String> {
+    let config = config::parse(Path::new("simulation.toml"), CONFIGURATION)
+        .map_err(|errors| errors.to_string())?;
+    let size = Size {
+        listeners: 1,
+        sessions_max: 4,
+        next_hops_max: 4,
+    };
+    let shared = Arc::new(Shared::new(Arc::new(config)));
+    let inbox = Arc::new(Inbox::new(|| ()));
+    Ok(Worker::new(driver, 0, size, shared, counters, inbox))
+}
+
 /// The reply that a client heard to its message of so many octets, and how long after the message, when the next hop
 /// reads `pace` octets a second and stops after `stops_after`.
 ///
@@ -119,35 +147,8 @@ pub fn message(octets: usize, pace: u32, stops_after: usize) -> Result<(String, 
             last: Rc::default(),
         }))
     };
-    let faults = Faults {
-        cut: 0,
-        rearm: 0,
-        stale: 0,
-        reset: 0,
-        batch: 0,
-        buffers: 64,
-        buffer_size: 16 << 10,
-        delay_max: Duration::ZERO,
-        room: ROOM,
-    };
-    let (driver, network) = simulation(1, faults, Box::new(dial));
-    let config = config::parse(Path::new("simulation.toml"), CONFIGURATION)
-        .map_err(|errors| errors.to_string())?;
-    let size = Size {
-        listeners: 1,
-        sessions_max: 4,
-        next_hops_max: 4,
-    };
-    let shared = Arc::new(Shared::new(Arc::new(config)));
-    let inbox = Arc::new(Inbox::new(|| ()));
-    let mut worker = Worker::new(
-        driver,
-        0,
-        size,
-        shared,
-        Arc::new(Counters::default()),
-        inbox,
-    );
+    let (driver, network) = simulation(1, faults(ROOM), Box::new(dial));
+    let mut worker = worker(driver, Arc::default())?;
     let from = SocketAddr::from(([10, 0, 0, 9], 40_000));
     network.arrive(Duration::ZERO, Listener(0), from, Box::new(client));
     let mut begun = Duration::ZERO;
@@ -162,4 +163,39 @@ pub fn message(octets: usize, pace: u32, stops_after: usize) -> Result<(String, 
         }
     }
     Err("no reply for a day".to_owned())
+}
+
+/// How long the gate holds on to a client that has said QUIT, and reads `pace` octets a second of so many replies.
+///
+/// # Errors
+/// What went wrong besides.
+pub fn farewell(replies: usize, pace: u32) -> Result<Duration, String> {
+    let commands = ["RSET\r\n".repeat(replies).as_bytes(), b"QUIT\r\n"].concat();
+    let client = Actor {
+        says: vec![b"EHLO client.example\r\n".to_vec(), commands],
+        awaits: vec![b"\r\n", b"HELP\r\n"],
+        heard: Vec::new(),
+        octets: 0,
+        pace: Some(pace),
+        stops_after: usize::MAX,
+        last: Rc::default(),
+    };
+    let (driver, network) = simulation(1, faults(16 << 10), Box::new(|_| None));
+    let counters = Arc::new(Counters::default());
+    let mut worker = worker(driver, Arc::clone(&counters))?;
+    let from = SocketAddr::from(([10, 0, 0, 9], 40_000));
+    network.arrive(Duration::ZERO, Listener(0), from, Box::new(client));
+    let (mut begun, mut ended) = (false, None);
+    while network.now() < Duration::from_hours(24) {
+        worker.turn().map_err(|error| error.to_string())?;
+        let is_open = counters.sessions_open.load(Ordering::Relaxed) > 0;
+        begun |= is_open;
+        if begun && !is_open {
+            let ended = *ended.get_or_insert(network.now());
+            if network.connections() == 0 {
+                return Ok(network.now() - ended);
+            }
+        }
+    }
+    Err("it is held for a day".to_owned())
 }

@@ -287,3 +287,59 @@ fn a_dead_pooled_connection_is_followed_by_a_fresh_one() {
         Lease::Unavailable
     );
 }
+
+#[test]
+fn who_is_stranded_asks_again_when_a_hop_that_was_left_alone_may_be_tried() {
+    let (mut pool, both) = (pool(), [address(1), address(2)]);
+    // The first one refuses, the second swallows.
+    pool.lease(OTHER, both, &[], WISH, NOW);
+    pool.refused(address(1), NOW);
+    pool.closed(address(1), None, false, NOW);
+    pool.lease(OTHER, both, &[address(1)], WISH, NOW);
+    pool.overdue(address(2));
+    let stranded = Lease::Stranded(address(2));
+    assert_eq!(pool.lease(CLIENT, both, &[], WISH, NOW), stranded);
+    assert!(pool.has_stranded());
+    assert_eq!(pool.take_stranded(NOW), []);
+    let later = NOW + Duration::from_secs(1);
+    assert_eq!(pool.take_stranded(later), [(CLIENT, address(2))]);
+    assert!(!pool.has_stranded());
+    assert_eq!(
+        pool.lease(CLIENT, both, &[], WISH, later),
+        Lease::Stranded(address(1))
+    );
+    assert_eq!(pool.take_probes(), [address(1)]);
+    // It is being tried: there is no more to be done.
+    assert_eq!(pool.take_stranded(later), []);
+}
+
+#[test]
+fn who_is_stranded_asks_again_when_a_hop_that_was_silent_answers_on_another_connection() {
+    let (mut pool, both) = (
+        Pool::new(2, Duration::from_secs(10)),
+        [address(1), address(2)],
+    );
+    pool.lease(OTHER, both, &[], WISH, NOW);
+    pool.reached(address(1));
+    pool.stalled(address(1), NOW);
+    pool.lease(OTHER, both, &[address(1)], WISH, NOW);
+    pool.overdue(address(2));
+    let stranded = Lease::Stranded(address(2));
+    assert_eq!(pool.lease(CLIENT, both, &[], WISH, NOW), stranded);
+    assert_eq!(pool.take_stranded(NOW), []);
+    assert_eq!(pool.released(address(1), HOP), None);
+    assert_eq!(pool.take_stranded(NOW), [(CLIENT, address(2))]);
+    assert_eq!(pool.lease(CLIENT, both, &[], WISH, NOW), Lease::Pooled(HOP));
+}
+
+#[test]
+fn who_has_waited_in_vain_is_not_refused_while_others_open_all_connections_to_a_hop() {
+    let mut pool = pool();
+    pool.lease(OTHER, [address(1)], &[], WISH, NOW);
+    let stranded = Lease::Stranded(address(1));
+    assert_eq!(
+        pool.lease(CLIENT, [address(1)], &[], HURRIED, NOW),
+        stranded
+    );
+    assert_eq!(pool.reached(address(1)), [CLIENT]);
+}
