@@ -216,6 +216,43 @@ fn doctor_says_that_the_gate_can_run_where_it_does_and_nowhere_else() -> Result<
 }
 
 #[test]
+fn doctor_says_what_a_start_does_where_the_file_of_a_list_is_gone() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let namespace = Namespace::create("doctor")?;
+    let place = Place::new(&namespace)?;
+    let list = place.directory.path().join("drop.netset");
+    let text = configuration(WORKERS, LISTENER, ADMIN).replace(
+        "state_dir = \"/tmp\"",
+        &format!("state_dir = \"{}\"", place.directory.path().display()),
+    ) + &format!(
+        "[[list]]\nname = \"drop\"\naction = \"reject\"\nfile = \"{}\"\n",
+        list.display()
+    );
+    let (doctor, _) = place.doctor(&[], &text)?;
+    let (serves, _) = place.run(&[], &text)?;
+    ensure!(
+        !doctor && !serves,
+        "nothing can stand in for the list: {doctor} {serves}"
+    );
+    fs::write(&list, "192.0.2.1\n")?;
+    let file = place.directory.path().join("gate.toml");
+    let program = place.directory.path().join("portcullis");
+    let compiled = namespace
+        .command(program)
+        .args(["lists", "compile", "-c"])
+        .arg(&file)
+        .output()?;
+    ensure!(compiled.status.success(), "{compiled:?}");
+    fs::remove_file(&list)?;
+    place.agree("no list, but a last compile", &[], &text, true)?;
+    let (_, findings) = place.doctor(&[], &text)?;
+    ensure!(findings.contains("warning  lists"), "{findings}");
+    Ok(())
+}
+
+#[test]
 fn doctor_finds_the_addresses_that_cannot_be_had() -> Result<()> {
     if !root() {
         return Ok(());

@@ -34,7 +34,7 @@ pub(crate) struct Args {
 
 /// Prints a line for each finding, and below it what to do.
 pub(crate) fn run(args: &Args) -> ExitCode {
-    let config = match args.config.load() {
+    let config = match args.config.load_as_a_start() {
         Ok(config) => config,
         Err(code) => return code,
     };

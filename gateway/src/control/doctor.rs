@@ -100,7 +100,19 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         },
     }
     findings.extend(zones::zones(config));
+    findings.extend(lists(config));
     findings
+}
+
+/// A start with files of lists that cannot be used takes the lists of the last compile.
+fn lists(config: &Config) -> Option<Finding> {
+    config.lists.are_old.then(|| {
+        Finding::warning(
+            "lists",
+            config.lists.fallback.join("; "),
+            "put the files right: a gate that runs notices it, a start before that takes the old lists",
+        )
+    })
 }
 
 /// Starts as the gate does, but listens nowhere and serves nothing; then looks at the files that are needed later. To be called
