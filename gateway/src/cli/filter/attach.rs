@@ -37,7 +37,14 @@ pub(super) fn dry_run(settings: &config::Filter) -> Result<ExitCode, ExitCode> {
     if plan.is_private {
         println!("warning: {PINS_ARE_PRIVATE}");
     }
-    Ok(end(&plan))
+    Ok(end(&plan, settings))
+}
+
+/// Whether the kernel would refuse the mode on this interface.
+fn has_no_driver_mode(interface: &PlannedInterface, settings: &config::Filter) -> bool {
+    let state = interface.state.as_ref();
+    settings.xdp_mode == config::XdpMode::Driver
+        && state.is_some_and(|state| !state.is_ours && state.driver_mode == Some(false))
 }
 
 fn about(interface: &PlannedInterface, settings: &config::Filter) -> String {
@@ -55,18 +62,19 @@ fn about(interface: &PlannedInterface, settings: &config::Filter) -> String {
             }
             text
         }
-        Some(state) => {
+        Some(_) => {
             let mut text = format!("{name}: the filter would be put there, in the {mode} mode");
-            if mode == "driver" && state.driver_mode == Some(false) {
-                text += ", which its driver does not have: that would fail";
+            if has_no_driver_mode(interface, settings) {
+                text += ", which its driver does not have: that would fail (filter.xdp_mode = \"generic\" works)";
             }
             text
         }
     }
 }
 
-fn end(plan: &Plan) -> ExitCode {
-    let is_held = plan.holder.is_some();
+fn end(plan: &Plan, settings: &config::Filter) -> ExitCode {
+    let mut interfaces = plan.interfaces.iter();
+    let would_fail = interfaces.any(|interface| has_no_driver_mode(interface, settings));
     if let Some(holder) = &plan.holder {
         println!(
             "{holder} holds the filter of {}: nothing could be changed beside it; reload that gate (SIGHUP) instead",
@@ -74,7 +82,7 @@ fn end(plan: &Plan) -> ExitCode {
         );
     }
     println!("nothing was changed");
-    if is_held {
+    if would_fail || plan.holder.is_some() {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
