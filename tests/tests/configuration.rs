@@ -94,3 +94,27 @@ fn the_gate_without_a_file_listens_on_the_loopback_alone_and_sends_nothing_on() 
     );
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }
+
+/// So that a new key is in the example that is said to have them all, and in what `check` prints.
+#[test]
+fn the_complete_configuration_has_every_key_that_check_prints() {
+    // [lists] snapshot and [[list]] exclude one another.
+    const ELSEWHERE: [(&str, &str); 1] = [("[lists]", "snapshot")];
+    let config = config::load(Path::new("config/good/complete.toml")).expect("it is good");
+    let given = |header: &str, key: &str| {
+        config.in_force.iter().any(|table| {
+            let mut settings = table.settings.iter();
+            table.header == header && settings.any(|setting| setting.key == key && setting.given)
+        })
+    };
+    let mut missing = Vec::new();
+    for table in &config.in_force {
+        for setting in table.settings.iter().filter(|setting| !setting.given) {
+            let (header, key) = (table.header.as_str(), setting.key.as_str());
+            if !given(header, key) && !ELSEWHERE.contains(&(header, key)) {
+                missing.push(format!("{header} {key} = {}", setting.value));
+            }
+        }
+    }
+    fail_with(&missing);
+}

@@ -14,8 +14,8 @@ use super::ConfigFile;
 #[command(after_help = "\
 Prints every setting in force as TOML, with those by default marked, and what became of the lists.
 Reads the files that the configuration names (lists, networks, domains); changes nothing, needs no
-rights, and does not resolve names. As root it also tells of a filter that is still in place although
-the configuration has none.
+rights, and does not resolve names. As root it also tells of a filter that is still in place
+although the configuration has none.
 
 Examples:
   portcullis check -c /etc/portcullis.toml

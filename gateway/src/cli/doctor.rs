@@ -11,11 +11,11 @@ use super::{ConfigFile, finished};
 /// Arguments of `portcullis doctor`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Looks at the kernel, io_uring, limits, TCP settings and ports; with a [filter] also at BPF and at the
-interfaces; asks the DNS lists for their test entries. Takes rings, threads and the user as a start
-does, and looks as that user at the files that the gate reads and writes later. Changes nothing and
-listens nowhere, so it can be run beside a gate that serves.
-Run it as the user who starts the gate, most likely root.
+Looks at the kernel, io_uring, limits, TCP settings and ports; with a [filter] also at BPF and at
+the interfaces; asks the DNS lists for their test entries. Takes rings, threads and the user as a
+start does, and looks as that user at the files that the gate reads and writes later. Changes
+nothing and listens nowhere, so it can be run beside a gate that serves. Run it as the user who
+starts the gate, most likely root.
 
 Examples:
   portcullis doctor

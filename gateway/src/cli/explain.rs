@@ -24,7 +24,8 @@ Examples:
   portcullis explain -c gate.toml --client 2001:db8::25 --helo mail.example --json
   portcullis explain -c gate.toml --client 198.51.100.7 --rcpt user@isp.example --offline
 
-Exit code: 0 if there is an answer, whatever it is; 2 if the question or the configuration is wrong.")]
+Exit code: 0 if there is an answer, whatever it is; 2 if the question or the configuration is
+wrong.")]
 pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigFile,

@@ -118,3 +118,27 @@ impl ConfigFile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// A longer line is broken where nobody would break it.
+    #[test]
+    fn no_line_of_a_help_text_is_wider_than_the_help() {
+        let mut left = vec![Cli::command()];
+        while let Some(command) = left.pop() {
+            let help = command.get_after_help().map(ToString::to_string);
+            for line in help.iter().flat_map(|help| help.lines()) {
+                assert!(
+                    line.chars().count() <= 100,
+                    "{}: {line}",
+                    command.get_name()
+                );
+            }
+            left.extend(command.get_subcommands().cloned());
+        }
+    }
+}

@@ -40,6 +40,7 @@ use list::Files;
 use portcullis_smtp::path::Mailbox;
 use portcullis_smtp::server::{LongLines, Settings};
 
+use crate::lists::format::foreign::foreign;
 use crate::lists::guard::{Protected, ProtectedRole};
 use crate::lists::{Allocate, Compiled, ListAction, Memory};
 use crate::policy::domain::Domains;
@@ -185,6 +186,9 @@ fn text_of(path: &Path) -> Result<String, Errors> {
     let octets = std::fs::read(path)
         .map_err(|error| only(format!("cannot read the configuration: {error}")))?;
     String::from_utf8(octets).map_err(|error| {
+        if let Some(foreign) = foreign(error.as_bytes()) {
+            return only(format!("the file is {foreign}"));
+        }
         let sane = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..sane]
             .iter()

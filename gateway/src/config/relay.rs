@@ -10,6 +10,7 @@ use super::limits::count;
 use super::list::read_file;
 use super::section::Section;
 use super::value;
+use crate::lists::format::foreign::foreign;
 use crate::policy::domain::Pattern;
 
 /// How the relay treats its next hops.
@@ -130,7 +131,12 @@ pub(super) fn texts_and_file<T>(
     let here = s.texts(key, parse);
     let there = s.text(file_key, |path| Ok(path.to_owned())).map(|path| {
         let resolved = s.document.resolve(path.get_ref());
-        let octets = read_file(s, &resolved, &path.span()).unwrap_or_default();
+        let mut octets = read_file(s, &resolved, &path.span()).unwrap_or_default();
+        if let Some(foreign) = foreign(&octets) {
+            let message = format!("{} is {foreign}", resolved.display());
+            s.document.error(&path.span(), message);
+            octets.clear();
+        }
         let mut entries = Vec::new();
         for (number, line) in (1..).zip(String::from_utf8_lossy(&octets).lines()) {
             let entry = line.split('#').next().unwrap_or(line).trim();

@@ -17,7 +17,9 @@ const HEAD_MAX: u64 = 16_384;
 /// # Errors
 /// When no gate answers, or it has no such thing to tell: then with what it says.
 pub fn get(admin: SocketAddr, path: &str) -> io::Result<impl BufRead + use<>> {
-    let stream = TcpStream::connect_timeout(&reachable(admin), ANSWER_MAX)?;
+    let admin = reachable(admin);
+    let stream = TcpStream::connect_timeout(&admin, ANSWER_MAX)
+        .map_err(|error| with_next_step(admin, &error))?;
     stream.set_read_timeout(Some(ANSWER_MAX))?;
     write!(&stream, "GET {path} HTTP/1.0\r\n\r\n")?;
     let mut answer = BufReader::new(stream);
@@ -29,6 +31,16 @@ pub fn get(admin: SocketAddr, path: &str) -> io::Result<impl BufRead + use<>> {
     }
     answer.get_ref().set_read_timeout(None)?;
     Ok(answer)
+}
+
+/// The loopback of another network namespace is the usual reason.
+fn with_next_step(admin: SocketAddr, error: &io::Error) -> io::Error {
+    let next_step = if admin.ip().is_loopback() {
+        "; it is on the loopback: run this in the gate's network namespace (`nsenter --net=/proc/PID/ns/net ...`)"
+    } else {
+        ""
+    };
+    io::Error::new(error.kind(), format!("{error}{next_step}"))
 }
 
 /// One that listens everywhere listens here.
@@ -65,6 +77,15 @@ fn head(answer: &mut impl BufRead) -> io::Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gate_on_the_loopback_of_another_namespace_is_not_looked_for_in_vain() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let admin = port.local_addr().unwrap();
+        drop(port);
+        let error = get(admin, "/api/events").err().unwrap().to_string();
+        assert!(error.contains("nsenter --net="), "{error}");
+    }
 
     #[test]
     fn what_is_no_answer_of_a_gate_is_an_error_and_no_answer() {

@@ -99,7 +99,7 @@ fn refusal_at_start(last: &Stored, config: &Config, path: &Path) -> Refusal {
     match file::load(path, Memory::private) {
         Ok(before) => refusal.growths = guard::growths(&before, after, &limits),
         Err(error) => {
-            tracing::warn!("{error}; until then nothing is known of what the lists covered before");
+            tracing::warn!("{error}; what the lists cover is compared with nothing");
         }
     }
     refusal
@@ -177,9 +177,7 @@ fn last_compile(path: &Path) -> Option<Stored> {
             ..
         }) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => {
-            tracing::warn!(
-                "{error}; until then nothing is known of the lists that were in force before"
-            );
+            tracing::warn!("{error}; the lists are compared with nothing");
             None
         }
     }

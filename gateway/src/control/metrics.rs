@@ -206,7 +206,7 @@ fn interfaces(text: &mut Text, filter: &Status) {
         ),
         (
             "portcullis_filter_over_budget_packets_total",
-            "Those of them that were SYNs beyond the budget of their source, for which the kernel had no cookie.",
+            "Those of the passed packets that were SYNs beyond the budget of their source, for which the kernel had no cookie.",
             |interface| interface.over_budget,
         ),
         (
@@ -226,7 +226,7 @@ fn interfaces(text: &mut Text, filter: &Status) {
         ),
         (
             "portcullis_filter_hidden_packets_total",
-            "Packets whose port cannot be read; they are among the others, too.",
+            "Packets whose port cannot be read: judged as if it were a filtered one, and counted as passed or dropped, too.",
             |interface| interface.hidden,
         ),
     ];

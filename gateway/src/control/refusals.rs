@@ -40,6 +40,8 @@ struct History {
 pub(super) enum KeptOut {
     /// The filter drops it.
     For(Duration),
+    /// It does already, because a person has added a verdict, which stands.
+    ByPerson,
     /// It does not, for this reason.
     Not(String),
 }
@@ -49,7 +51,7 @@ impl KeptOut {
     pub(super) fn by(given: &Given, duration: Duration) -> Self {
         match given {
             Given::Added | Given::Renewed => Self::For(duration),
-            Given::Kept => Self::Not("a person has added a verdict already".to_owned()),
+            Given::Kept => Self::ByPerson,
             Given::Refused(Exemption::Local { network }) => {
                 Self::Not(format!("{network} is local"))
             }
@@ -78,7 +80,7 @@ pub struct RefusedSource {
     pub rules: Vec<RefusedBy>,
     /// Until when the filter drops what comes from it, in UTC, as the last refusal has it.
     pub kept_out_until: Option<String>,
-    /// Why it does not.
+    /// Why it does not. Neither this nor a time: a person has added a verdict before, which says for how long.
     pub not_kept_out: Option<String>,
 }
 
@@ -153,6 +155,7 @@ impl History {
     fn told(&self, source: &IpNet) -> RefusedSource {
         let (until, why_not) = match &self.kept_out {
             KeptOut::For(duration) => (self.last.checked_add(*duration).map(utc), None),
+            KeptOut::ByPerson => (None, None),
             KeptOut::Not(why) => (None, Some(why.clone())),
         };
         let rules = self.rules.iter().map(|(rule, times)| RefusedBy {

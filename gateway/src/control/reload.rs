@@ -182,7 +182,8 @@ impl Done {
             );
         }
         if self.changed.is_empty() {
-            tracing::info!("{what}; nothing has changed");
+            let else_ = if self.kept.is_empty() { "" } else { " else" };
+            tracing::info!("{what}; nothing{else_} has changed");
         } else {
             tracing::info!(changed = self.changed.join(", "), "{what}");
         }

@@ -95,7 +95,8 @@ fn attach(config: &Config) -> Result<Option<Filter>, Error> {
         }
         tracing::warn!(
             "filter.mode is off: the filter of an earlier run stays in place and passes everything; \
-             `portcullis filter detach` takes it away"
+             `{}` takes it away",
+            filter::removal(&settings.pin_path)
         );
     }
     let attached = Filter::attach(settings, config.policy.lists()).map_err(Error::Filter)?;

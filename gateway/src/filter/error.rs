@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::events::Reader;
+use super::in_place::removal;
 use super::verifier::VerifierLog;
 
 /// What aya reports, kept as a source: nothing outside of the filter decides on it.
@@ -202,7 +203,8 @@ impl fmt::Display for Error {
                 }
                 write!(
                     f,
-                    ", and was left alone: choose another filter.pin_path, or take it off with `portcullis filter detach`"
+                    ", and was left alone: choose another filter.pin_path, or take it off with `{}`",
+                    removal(path)
                 )
             }
             Self::Unreadable { interface, reason } => {
@@ -238,8 +240,9 @@ impl fmt::Display for Error {
             ),
             Self::PinPathChanged { path } => write!(
                 f,
-                "the filter is pinned under {}; another pin path needs a restart (and `portcullis filter detach` for the old one)",
-                path.display()
+                "the filter is pinned under {}; another pin path needs a restart (and `{}` for the old one)",
+                path.display(),
+                removal(path)
             ),
             Self::Detached { path } => write!(
                 f,

@@ -38,12 +38,17 @@ impl InPlace {
     /// The command that takes it off.
     #[must_use]
     pub fn removal(&self) -> String {
-        if self.pin_path == Path::new(crate::config::PIN_PATH) {
-            "portcullis filter detach".to_owned()
-        } else {
-            let path = self.pin_path.display();
-            format!("portcullis filter detach --pin-path {path}")
-        }
+        removal(&self.pin_path)
+    }
+}
+
+/// The command that takes off what is pinned under a path.
+#[must_use]
+pub fn removal(pin_path: &Path) -> String {
+    if pin_path == Path::new(crate::config::PIN_PATH) {
+        "portcullis filter detach".to_owned()
+    } else {
+        format!("portcullis filter detach --pin-path {}", pin_path.display())
     }
 }
 

@@ -65,7 +65,7 @@ pub use self::events::{
 };
 pub use self::features::{InterfaceState, interface_state};
 pub use self::gate::admin;
-pub use self::in_place::{InPlace, in_place, in_place_under, pins_are_private};
+pub use self::in_place::{InPlace, in_place, in_place_under, pins_are_private, removal};
 pub use self::memory::{KernelMemory, memory};
 pub use self::plan::{Plan, PlannedInterface, plan, superfluous};
 pub use self::status::{

@@ -156,6 +156,13 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() -> Result<()> {
         code == Some(0) && text.contains("wan: the filter would be taken off"),
         "{text}"
     );
+    ip(&scene.gate, &["tuntap", "add", "dev", "tun", "mode", "tun"])?;
+    write("{ name = \"tun\" }")?;
+    let (code, text) = said(&scene.gate, &dry)?;
+    ensure!(
+        code == Some(1) && text.contains("its driver does not have: that would fail"),
+        "{text}"
+    );
     write("{ name = \"nowhere\" }")?;
     let (code, text) = said(&scene.gate, &dry)?;
     ensure!(

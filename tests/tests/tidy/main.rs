@@ -54,6 +54,22 @@ fn every_file_keeps_the_house_rules() {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
+/// Metrics and log messages that the operator's document names are still in the code: a rule of an alert system or a
+/// search in a log is written from there.
+#[test]
+fn operations_names_no_metric_and_no_log_message_that_is_not_in_the_code() {
+    let document = top().join("gateway/docs/operations.md");
+    let document = fs::read_to_string(document).expect("the document is UTF-8");
+    let mut files = Vec::new();
+    rust_files(&top().join("gateway/src"), &mut files).expect("the repository can be read");
+    let code: String = files
+        .iter()
+        .map(|file| fs::read_to_string(file).expect("source is UTF-8"))
+        .collect();
+    let faults = rules::operations(&document, &code);
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
 #[test]
 fn crates_depend_on_nothing_that_they_may_not_know() {
     for path in rules::manifests() {

@@ -249,6 +249,32 @@ pub(crate) fn top_level<'a>(
         .collect()
 }
 
+/// Metrics (`portcullis_...`) and log messages (WARN `...`, ERROR `...`, INFO `...`) of a document that the code does not have.
+pub(crate) fn operations(document: &str, code: &str) -> Vec<String> {
+    // A message may go over several lines.
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (document, code) = (one_line(document), one_line(code));
+    let code = code.replace("\\ ", "");
+    let quoted = |text: &str| text.split('`').nth(1).map(str::to_owned);
+    let mut missing = Vec::new();
+    let metrics = document.match_indices("portcullis_").map(|(at, _)| {
+        let name = document[at..].chars();
+        name.take_while(|c| c.is_ascii_lowercase() || *c == '_')
+            .collect::<String>()
+    });
+    missing.extend(metrics.filter(|name| !code.contains(&format!("\"{name}\""))));
+    for level in ["WARN `", "ERROR `", "INFO `"] {
+        for (at, _) in document.match_indices(level) {
+            let message = quoted(&document[at..]).unwrap_or_default();
+            let mut parts = message.split("...").map(str::trim);
+            if !parts.all(|part| code.contains(part.trim_end_matches(':'))) {
+                missing.push(message);
+            }
+        }
+    }
+    missing
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -381,5 +407,14 @@ mod tests {
     fn a_new_thing_at_the_top_is_found() {
         let names = ["Cargo.toml", "gateway", "target", "docs"];
         assert_eq!(top_level(names, "/target\n").len(), 1);
+    }
+
+    #[test]
+    fn a_metric_or_a_message_that_the_code_lacks_is_a_fault() {
+        let code = "text.family(\"portcullis_up\"); warn!(\"it is down: \\\n    look\");";
+        let good = "`portcullis_up{x}`: WARN `it is down: look`, WARN `it ... look`";
+        assert_eq!(operations(good, code), Vec::<String>::new());
+        let bad = "`portcullis_down`: WARN `it is up`";
+        assert_eq!(operations(bad, code), ["portcullis_down", "it is up"]);
     }
 }

@@ -66,7 +66,7 @@ fn about(interface: &PlannedInterface, settings: &config::Filter) -> String {
         Some(_) => {
             let mut text = format!("{name}: the filter would be put there, in the {mode} mode");
             if would_fail(interface, settings) {
-                text += ", which its driver does not have: that would fail";
+                text += ", which its driver does not have: that would fail (filter.xdp_mode = \"generic\" works)";
             }
             text
         }

@@ -222,6 +222,18 @@ fn detach(args: &DetachArgs) -> Result<ExitCode, ExitCode> {
         eprintln!("portcullis filter: {error}");
         ExitCode::FAILURE
     })?;
-    println!("the filter of {} is taken off", pin_path.display());
+    if args.interface.is_empty() {
+        println!("the filter of {} is taken off", pin_path.display());
+    } else {
+        let rest = match filter::in_place_under(&pin_path) {
+            Some(_) => "",
+            None => "; it was on no other, so its maps and counters are gone, too",
+        };
+        println!(
+            "the filter of {} is taken off {}{rest}",
+            pin_path.display(),
+            args.interface.join(", ")
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }

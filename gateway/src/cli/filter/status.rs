@@ -20,10 +20,11 @@ const TOP_SOURCES_SHOWN: usize = 10;
 /// Arguments of `portcullis filter status`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-`passed` is all that was let through to a filtered port: `permitted`, `over budget` and `monitored`
-are parts of it. Packets are counted since the filter was put in place; a reload or a restart of the gate keeps the
-counts of lists that keep their name and action. Who is dropped most is known while somebody reads
-the events: a gate with an admin endpoint, or this command with --watch. It is counted from a sample.
+`passed` is all that was let through to a filtered port: `permitted`, `over budget` and
+`monitored` are parts of it. Packets are counted since the filter was put in place; a reload or a
+restart of the gate keeps the counts of lists that keep their name and action. Who is dropped most
+is known while somebody reads the events: a gate with an admin endpoint, or this command with
+--watch. It is counted from a sample.
 
 Examples:
   portcullis filter status -c /etc/portcullis.toml
@@ -175,11 +176,11 @@ fn print_tables(look: &Look, out: &mut impl Write) -> io::Result<()> {
     if status.interfaces.iter().any(|interface| !interface.present) {
         writeln!(
             out,
-            "not here: this network namespace has no interface of that name; look from within the filter's"
+            "not here: there is no interface of that name: it is gone, or the filter is in another network namespace"
         )?;
     }
     for interface in &status.interfaces {
-        if interface.answers_lost {
+        if interface.answers_lost && interface.present {
             let reason = match interface.link {
                 Some("ip") => "its packets have no Ethernet header",
                 _ => "the other end of this veth runs no XDP program",

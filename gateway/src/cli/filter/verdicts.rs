@@ -57,13 +57,14 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-With --why the gate that holds the filter is asked, at its admin endpoint, whom it has refused: who,
-how often, since when, by which rules, and until when the filter drops it. It remembers the last
-16384 sources since it was started; with --json there are two arrays, `verdicts` and `refusals`.")]
+With --why the gate that holds the filter is asked, at its admin endpoint, which sources it has
+refused for a DNS list: how often, since when, for which lists, and until when the filter drops
+them. It remembers the last 16384 since it was started; with --json there are two arrays,
+`verdicts` and `refusals`. Other refusals are in its log alone.")]
 struct ListArgs {
     #[command(flatten)]
     place: Place,
-    /// And who was refused by the gate of late, why, how often, and until when
+    /// Also the sources that the gate has refused of late, why, how often, and until when
     #[arg(long)]
     why: bool,
     /// Print it as JSON
@@ -330,11 +331,16 @@ mod tests {
     }
 
     #[test]
-    fn ipv4_that_is_written_as_ipv6_is_that_address_and_no_64() {
-        for text in ["::ffff:192.0.2.1", "::ffff:192.0.2.1/128"] {
-            assert_eq!(source(text).unwrap().to_string(), "192.0.2.1/32", "{text}");
-        }
-        assert!(source("::ffff:192.0.2.1/64").is_err());
+    fn the_64_that_holds_all_of_ipv4_is_no_verdict_on_an_ipv4_address() {
+        assert_eq!(source("::/64").unwrap().to_string(), "::/64");
+        assert!(
+            source("::ffff:192.0.2.1/64").is_err(),
+            "most likely one address is meant"
+        );
+        assert_eq!(
+            source("::ffff:192.0.2.1").unwrap().to_string(),
+            "192.0.2.1/32"
+        );
     }
 
     fn verdict() -> VerdictStatus {

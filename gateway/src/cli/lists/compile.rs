@@ -432,7 +432,8 @@ fn write(output: &Path, compiled: &Compiled, forced: bool) -> Result<(), ExitCod
             && !directory.exists()
         {
             eprintln!(
-                "there is no directory {}; -o names another file",
+                "there is no directory {0}: `install -d -m 750 -o USER {0}` makes it, with the user of the gate, and so \
+                 does a start of the gate that has it as its state_dir; -o names another file",
                 directory.display()
             );
         }

@@ -16,8 +16,9 @@ use super::open;
 /// Arguments of `portcullis lists lookup`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Answers from the snapshot, as a gate with it would: a permit list first, then drop lists, then reject
-lists; where prefixes overlap, the longest. The time does not depend on the size of the lists.
+Answers from the snapshot, as a gate with it would: a permit list first, then drop lists, then
+reject lists; where prefixes overlap, the longest. The time does not depend on the size of the
+lists.
 
 Examples:
   portcullis lists lookup -c /etc/portcullis.toml 192.0.2.1

@@ -15,16 +15,18 @@ use super::EXIT_USAGE;
 /// Arguments of `portcullis lists`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A snapshot holds all lists as the filter and the policy read them, with their overlaps settled. A gate
-compiles its lists by itself, at the start, on SIGHUP and when a file changes, and keeps the result in
-STATE_DIR/lists.snapshot; these commands are for looking before, and for machines that only load.
+A snapshot holds all lists as the filter and the policy read them, with their overlaps settled. A
+gate compiles its lists by itself, at the start, on SIGHUP and when a file changes, and keeps the
+result in STATE_DIR/lists.snapshot; these commands are for looking before, and for machines that
+only load.
 
 Examples:
   portcullis lists compile -c /etc/portcullis.toml
   portcullis lists lookup -c /etc/portcullis.toml 192.0.2.1 2001:db8::1
   portcullis lists stat /var/lib/portcullis/lists.snapshot
 
-Exit codes: 0 good, 1 it failed or a list was refused, 2 the command line or the configuration is wrong.")]
+Exit codes: 0 good, 1 it failed or a list was refused, 2 the command line or the configuration is
+wrong.")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

@@ -52,7 +52,8 @@ const UTF_16: Reason =
 const PAIRS: usize = 8;
 
 /// What a file is, by its first line; `None` for text.
-pub(super) fn foreign(first_line: &[u8]) -> Option<Reason> {
+#[must_use]
+pub fn foreign(first_line: &[u8]) -> Option<Reason> {
     let mut marks = MARKS.iter();
     let marked = marks.find(|(mark, _)| first_line.starts_with(mark));
     marked

@@ -6,7 +6,7 @@
 
 mod abbreviated;
 mod cidr;
-mod foreign;
+pub mod foreign;
 pub mod lines;
 mod rbldnsd;
 mod spamhaus;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portcullis::filter::{self, Cause, Exemption, Given, NewVerdict, Verdicts};
+use portcullis::lists::format::foreign::foreign;
 use portcullis::printable::printable;
 use serde::Serialize;
 
@@ -115,6 +116,9 @@ fn read(file: &Path) -> io::Result<String> {
         return Err(io::Error::other(
             "it is longer than 64 MiB; there is room for 262144 verdicts",
         ));
+    }
+    if let Some(foreign) = foreign(&octets) {
+        return Err(io::Error::other(format!("it is {foreign}")));
     }
     Ok(String::from_utf8_lossy(&octets).into_owned())
 }
@@ -256,6 +260,20 @@ mod tests {
 
     fn parsed(text: &str) -> Result<Option<Wanted<'_>>, String> {
         parse_line(7, text)
+    }
+
+    #[test]
+    fn a_file_that_is_no_text_is_told_by_what_it_is_and_not_line_by_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("sources");
+        for (octets, what) in [
+            (&b"\x1f\x8b\x08\0"[..], "gzip"),
+            (b"1\x001\0.\x001\0", "UTF-16"),
+        ] {
+            std::fs::write(&file, octets).unwrap();
+            let error = read(&file).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
     }
 
     #[test]

@@ -45,7 +45,10 @@ impl History {
         print(false, &self.verdicts, out)?;
         writeln!(out)?;
         if self.refusals.is_empty() {
-            return writeln!(out, "nobody was refused since the gate was started");
+            return writeln!(
+                out,
+                "no source was refused for a DNS list since the gate was started"
+            );
         }
         let mut table = Table::new([
             "refused", "times", "first", "last", "client", "by", "kept out",
@@ -60,13 +63,89 @@ impl History {
                 source.last.clone(),
                 source.client.to_string(),
                 by.join(", "),
-                match (&source.kept_out_until, &source.not_kept_out) {
-                    (Some(until), _) => format!("until {until}"),
-                    (None, Some(why)) => format!("no: {why}"),
-                    (None, None) => String::new(),
-                },
+                self.kept_out(source),
             ]);
         }
         table.write(out)
+    }
+
+    /// Whether the filter drops a source now. The gate remembers what it did; a verdict can have been removed or given up since.
+    fn kept_out(&self, source: &RefusedSource) -> String {
+        let mut verdicts = self.verdicts.iter();
+        let is_in_force = verdicts.any(|verdict| verdict.source == source.source);
+        match (&source.kept_out_until, &source.not_kept_out) {
+            (Some(until), _) if is_in_force => format!("until {until}"),
+            (Some(_), _) => "no: its verdict is over, or was removed".to_owned(),
+            (None, Some(why)) => format!("no: {why}"),
+            (None, None) if is_in_force => "by a verdict that a person added".to_owned(),
+            (None, None) => "no: the verdict that a person added is over".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis::filter::Cause;
+
+    use super::*;
+
+    fn refused(until: Option<&str>, why_not: Option<&str>) -> RefusedSource {
+        RefusedSource {
+            source: "192.0.2.66".to_owned(),
+            client: "192.0.2.66".parse().unwrap(),
+            times: 1,
+            first: "2026-01-02T03:04:05Z".to_owned(),
+            last: "2026-01-02T03:04:05Z".to_owned(),
+            rules: Vec::new(),
+            kept_out_until: until.map(str::to_owned),
+            not_kept_out: why_not.map(str::to_owned),
+        }
+    }
+
+    fn verdict() -> VerdictStatus {
+        VerdictStatus {
+            source: "192.0.2.66".to_owned(),
+            cause: Cause::Dnsbl,
+            note: String::new(),
+            age_seconds: 0,
+            expires_in_seconds: 60,
+            packets: 0,
+            last_packet_seconds_ago: None,
+            except: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_source_whose_verdict_was_removed_is_not_said_to_be_kept_out() {
+        let until = Some("2026-01-02T04:04:05Z");
+        let cases = [
+            (true, until, None, "until 2026-01-02T04:04:05Z"),
+            (
+                false,
+                until,
+                None,
+                "no: its verdict is over, or was removed",
+            ),
+            (true, None, None, "by a verdict that a person added"),
+            (
+                false,
+                None,
+                None,
+                "no: the verdict that a person added is over",
+            ),
+            (
+                false,
+                None,
+                Some("there is no filter"),
+                "no: there is no filter",
+            ),
+        ];
+        for (has_verdict, until, why_not, told) in cases {
+            let history = History {
+                verdicts: has_verdict.then(verdict).into_iter().collect(),
+                refusals: Vec::new(),
+            };
+            assert_eq!(history.kept_out(&refused(until, why_not)), told);
+        }
     }
 }
