@@ -239,7 +239,12 @@ fn answer_packets(
     moods: &Moods,
     stop: &AtomicBool,
 ) {
+    let mut answering: Vec<JoinHandle<()>> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
+        // Joined and not let go: glibc's pthread_detach reads a thread that may have ended and freed itself (its bug 19951).
+        for ended in answering.extract_if(.., |thread| thread.is_finished()) {
+            let _ = ended.join();
+        }
         let mut question = vec![0; 1_500];
         match socket.recv_from(&mut question) {
             Ok((length, from)) => {
@@ -250,15 +255,21 @@ fn answer_packets(
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .push(name);
+                if mood == Mood::Silent {
+                    continue;
+                }
                 let socket = socket.try_clone();
                 // Threads are in the namespace of the one that started them. Who asked notices that there is no answer.
-                thread::spawn(move || {
+                answering.push(thread::spawn(move || {
                     drop(socket.and_then(|socket| answer(&socket, &question, from, behind, mood)));
-                });
+                }));
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(_) => return,
+            Err(_) => break,
         }
+    }
+    for thread in answering {
+        let _ = thread.join();
     }
 }
 

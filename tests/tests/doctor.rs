@@ -69,7 +69,7 @@ const CASES: &[Case] = &[
     ),
     (
         "little memory",
-        &["prlimit", "--as=40000000"],
+        &["prlimit", "--as=24000000"],
         WORKERS,
         false,
     ),

@@ -43,7 +43,7 @@ pub(super) fn elements<K: Pod, V: Pod>(map: &MapData) -> io::Result<Vec<(K, V)>>
     loop {
         let mut attributes = Attributes {
             in_batch: if begun {
-                from.as_ptr().addr() as u64
+                from.as_ptr().expose_provenance() as u64
             } else {
                 0
             },

@@ -101,19 +101,14 @@ impl Gate {
         let connection = &self.table[conn];
         match &connection.progress {
             Some(progress) if connection.is_sending_last() => {
-                due.min(progress.since + self.last_words_max())
+                due.min(progress.since + LAST_WORDS_MAX)
             }
             _ => due,
         }
     }
 
-    fn last_words_max(&self) -> Duration {
-        LAST_WORDS_MAX.min(self.config.limits.command_timeout)
-    }
-
     /// The kernel says how much the peer has not taken.
     pub(super) fn unacknowledged(&mut self, conn: Conn, result: &std::io::Result<u32>) {
-        let last_words_max = self.last_words_max();
         let Some(connection) = self.table.current(conn) else {
             return;
         };
@@ -131,7 +126,7 @@ impl Gate {
             Role::Client(_) => self.client_progress(conn, look, waits),
             Role::NextHop(_) => self.next_hop_progress(conn, look, waits),
             Role::None if connection.is_sending_last() => {
-                let enough = self.now >= (since + last_words_max).min(self.drain_until);
+                let enough = self.now >= (since + LAST_WORDS_MAX).min(self.drain_until);
                 if look == Look::Still || enough {
                     connection.abort();
                 }

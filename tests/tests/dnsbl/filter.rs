@@ -190,7 +190,7 @@ fn who_was_refused_is_told_with_the_reason_the_number_and_the_time() -> Result<(
         "no recent verdicts",
         LISTED4,
         "dnsbl:bl.test (2)",
-        "until 20",
+        "no: its verdict is over, or was removed",
     ] {
         ensure!(said.contains(word), "no {word} in\n{said}");
     }
