@@ -204,10 +204,10 @@ pub fn write(path: &Path, compiled: &Compiled, compiled_at: SystemTime) -> Resul
     write_as(path, compiled, &About::of(compiled, compiled_at))
 }
 
-/// As [`write`], with what the file shall say of itself.
+/// As [`write()`], with what the file shall say of itself.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_as(path: &Path, compiled: &Compiled, about: &About) -> Result<(), Error> {
     let target = match fs::canonicalize(path) {
         Ok(target) if may_be_followed(path) => target,
