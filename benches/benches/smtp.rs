@@ -1,7 +1,8 @@
-//! What the SMTP crate costs by itself: paths, a whole session with no network, message content both ways.
+//! What the SMTP crate costs by itself: paths, a whole session with no network, message content
+//! both ways.
 //!
-//! At 80 us of CPU for a session on the wire, the session alone should be nothing that one sees. `cargo bench -p
-//! portcullis-benches`.
+//! At 80 us of CPU for a session on the wire, the session alone should be nothing that one sees.
+//! `cargo bench -p portcullis-benches`.
 
 use std::hint::black_box;
 
@@ -25,7 +26,8 @@ fn paths(c: &mut Criterion) {
     group.finish();
 }
 
-/// Commands as they arrive, one piece each: of a client that waits for each reply, and of one that pipelines.
+/// Commands as they arrive, one piece each: of a client that waits for each reply, and of one that
+/// pipelines.
 fn sessions(c: &mut Criterion) {
     let content = text(
         1024,

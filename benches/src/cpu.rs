@@ -1,8 +1,10 @@
-//! The CPU time of a server: all of its processes, all of their threads, those that have ended included.
+//! The CPU time of a server: all of its processes, all of their threads, those that have ended
+//! included.
 //!
-//! The sum comes from the processes' CPU clocks (nanoseconds; `clock_getcpuclockid(3)`), because `utime` and `stime` in
-//! `/proc/PID/stat` count in hundredths of a second, which is several percent of a short turn. Those two are read only
-//! for how the sum divides. Kernel threads that io_uring makes for a process are threads of that process and are counted.
+//! The sum comes from the processes' CPU clocks (nanoseconds; `clock_getcpuclockid(3)`), because
+//! `utime` and `stime` in `/proc/PID/stat` count in hundredths of a second, which is several
+//! percent of a short turn. Those two are read only for how the sum divides. Kernel threads that
+//! io_uring makes for a process are threads of that process and are counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -42,8 +44,8 @@ impl Sub for CpuTime {
 /// The CPU time of a process and all of its descendants.
 ///
 /// # Errors
-/// If one of them ended meanwhile, or `/proc` cannot be read. A server whose processes come and go cannot be measured
-/// this way; none of the contestants is one.
+/// If one of them ended meanwhile, or `/proc` cannot be read. A server whose processes come and go
+/// cannot be measured this way; none of the contestants is one.
 pub fn of_tree(root: Pid) -> io::Result<CpuTime> {
     let mut sum = CpuTime::default();
     for pid in tree(root)? {
@@ -102,7 +104,8 @@ impl Stat {
             .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat cannot be read: {line:?}")))
     }
 
-    /// The second field is the command's name in brackets, which may itself hold blanks and brackets.
+    /// The second field is the command's name in brackets, which may itself hold blanks and
+    /// brackets.
     fn parse(line: &str) -> Option<Self> {
         let (_, after_name) = line.rsplit_once(") ")?;
         // Counted as proc_pid_stat(5) does: what follows the name begins with field 3.
@@ -156,7 +159,8 @@ mod tests {
     #[test]
     fn work_done_by_a_thread_that_has_ended_is_counted() {
         let this = Pid::this();
-        // Another test's processes are children of this one as well, and may end while they are looked at.
+        // Another test's processes are children of this one as well, and may end while they are
+        // looked at.
         let of_tree = |root| (0..100).find_map(|_| of_tree(root).ok());
         let before = of_tree(this).unwrap();
         let (enough, thread_clock) = (Duration::from_millis(20), ClockId::CLOCK_THREAD_CPUTIME_ID);

@@ -1,7 +1,7 @@
 //! Medians and spreads of a few repeated measurements.
 //!
-//! The median and the extremes, not mean and deviation: rounds are few, and what disturbs one (another process on the
-//! core) disturbs it a lot and in one direction.
+//! The median and the extremes, not mean and deviation: rounds are few, and what disturbs one
+//! (another process on the core) disturbs it a lot and in one direction.
 
 use serde::Serialize;
 

@@ -1,8 +1,9 @@
-//! Ctrl-C during a run: servers are stopped and temporary files removed, as at any other end of a run.
+//! Ctrl-C during a run: servers are stopped and temporary files removed, as at any other end of a
+//! run.
 //!
-//! The signals are blocked and a thread waits for them; whoever waits for anything asks [`check`] now and then. So the
-//! end comes as an ordinary error up the stack, and destructors do the clearing up. Rejected: a signal handler, which
-//! may do next to nothing and needs unsafe code.
+//! The signals are blocked and a thread waits for them; whoever waits for anything asks [`check`]
+//! now and then. So the end comes as an ordinary error up the stack, and destructors do the
+//! clearing up. Rejected: a signal handler, which may do next to nothing and needs unsafe code.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -42,8 +43,8 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// Runs something that starts a process, with the signals unblocked: a child inherits what is blocked, and one that
-/// cannot hear SIGTERM cannot be stopped politely.
+/// Runs something that starts a process, with the signals unblocked: a child inherits what is
+/// blocked, and one that cannot hear SIGTERM cannot be stopped politely.
 ///
 /// # Errors
 /// If the kernel refuses to change the mask.

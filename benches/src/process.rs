@@ -1,7 +1,8 @@
-//! Processes that a run starts: each has a log, is found to be listening before it is used, and is stopped by its id.
+//! Processes that a run starts: each has a log, is found to be listening before it is used, and is
+//! stopped by its id.
 //!
-//! They are started under `setpriv --pdeathsig`, so that they end with the run even when the run is killed outright,
-//! and, where they need no privileges, as `nobody` (smtp-sink refuses to be root).
+//! They are started under `setpriv --pdeathsig`, so that they end with the run even when the run is
+//! killed outright, and, where they need no privileges, as `nobody` (smtp-sink refuses to be root).
 
 use std::fs::{self, File};
 use std::io;
@@ -22,7 +23,8 @@ use crate::interrupt;
 const START_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a server may take to stop after SIGTERM before it is killed.
 const STOP_TIME_MAX: Duration = Duration::from_secs(3);
-/// How often a wait looks again: short against a turn of some seconds, long enough to take no CPU from it.
+/// How often a wait looks again: short against a turn of some seconds, long enough to take no CPU
+/// from it.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Whose privileges a process has.
@@ -43,8 +45,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a process; what it prints goes to `NAME.log` in `directory`, which is appended to, so that whoever
-    /// reads it may empty it at any time.
+    /// Starts a process; what it prints goes to `NAME.log` in `directory`, which is appended to, so
+    /// that whoever reads it may empty it at any time.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -112,8 +114,9 @@ impl Running {
         self.wait_looking(limit, |_| {})
     }
 
-    /// As [`wait`](Self::wait), and the most octets of memory that were resident in the process, what it has mapped of
-    /// the kernel's included: the kernel keeps count, and is asked every millisecond.
+    /// As [`wait`](Self::wait), and the most octets of memory that were resident in the process,
+    /// what it has mapped of the kernel's included: the kernel keeps count, and is asked every
+    /// millisecond.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).

@@ -1,13 +1,14 @@
 //! Network namespaces for the demo, the whole-system tests and the benches.
 //!
-//! A namespace is where a client can have an outside address, where an interface can carry the XDP program and where
-//! a flood can run, without the machine noticing. Only the *network* namespace changes: mounts stay shared, so that
-//! `/sys/fs/bpf` and the temporary files mean the same thing inside. (`ip netns exec` was rejected for that reason: it
-//! makes a mount namespace with another `/sys`. Mind that `/sys/class/net` therefore still shows the interfaces of
-//! the outside; `ip` and `if_nametoindex` show those of the inside.)
+//! A namespace is where a client can have an outside address, where an interface can carry the XDP
+//! program and where a flood can run, without the machine noticing. Only the *network* namespace
+//! changes: mounts stay shared, so that `/sys/fs/bpf` and the temporary files mean the same thing
+//! inside. (`ip netns exec` was rejected for that reason: it makes a mount namespace with another
+//! `/sys`. Mind that `/sys/class/net` therefore still shows the interfaces of the outside; `ip` and
+//! `if_nametoindex` show those of the inside.)
 //!
-//! Links and addresses are made by the `ip` tool: its lines can be repeated by hand when something looks wrong.
-//! All of this needs root (`CAP_SYS_ADMIN` and `CAP_NET_ADMIN`).
+//! Links and addresses are made by the `ip` tool: its lines can be repeated by hand when something
+//! looks wrong. All of this needs root (`CAP_SYS_ADMIN` and `CAP_NET_ADMIN`).
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -51,12 +52,14 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a namespace with its loopback up and IPv6 addresses usable at once (no duplicate address detection).
+    /// Makes a namespace with its loopback up and IPv6 addresses usable at once (no duplicate
+    /// address detection).
     ///
     /// It is called `pc-PID-PREFIX-N`, so that namespaces of concurrent test processes never meet.
     ///
     /// # Errors
-    /// When the `ip` tool is missing or refuses; not being root is the usual reason ([`permitted`] asks beforehand).
+    /// When the `ip` tool is missing or refuses; not being root is the usual reason ([`permitted`]
+    /// asks beforehand).
     pub fn create(prefix: &str) -> io::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -93,9 +96,9 @@ impl Namespace {
 
     /// Runs `work` on a thread of its own that has entered the namespace, and waits for it.
     ///
-    /// Sockets opened and processes started by `work` stay in the namespace for good, wherever they are used later:
-    /// `namespace.run(|| TcpListener::bind(..))` gives a listener that any thread may accept on. A panic in `work`
-    /// goes on in the caller.
+    /// Sockets opened and processes started by `work` stay in the namespace for good, wherever they
+    /// are used later: `namespace.run(|| TcpListener::bind(..))` gives a listener that any thread
+    /// may accept on. A panic in `work` goes on in the caller.
     ///
     /// # Errors
     /// When the thread cannot be started or may not enter the namespace.
@@ -113,7 +116,8 @@ impl Namespace {
         })
     }
 
-    /// A command that will run inside. Its process id is that of `program`: `nsenter` becomes it, without a fork.
+    /// A command that will run inside. Its process id is that of `program`: `nsenter` becomes it,
+    /// without a fork.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
@@ -211,7 +215,8 @@ impl Namespace {
             .spawn()
             .map_err(no_tool)?;
         if let Some(mut input) = child.stdin.take() {
-            // A tool that stopped reading has said why on its standard error, which is the better message.
+            // A tool that stopped reading has said why on its standard error, which is the better
+            // message.
             let _ = input.write_all(batch.as_bytes());
         }
         let done = child.wait_with_output()?;
@@ -241,7 +246,8 @@ pub fn permitted() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Deletes namespaces whose makers are gone (killed before they could clean up), and says how many those were.
+/// Deletes namespaces whose makers are gone (killed before they could clean up), and says how many
+/// those were.
 ///
 /// # Errors
 /// When the directory of the names cannot be read. That it does not exist is no error.
@@ -272,8 +278,8 @@ fn path_of(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
 }
 
-/// Deletes the name; the namespace itself ends with its last process and socket. A failure has no one to tell: the
-/// next [`sweep`] tries again.
+/// Deletes the name; the namespace itself ends with its last process and socket. A failure has no
+/// one to tell: the next [`sweep`] tries again.
 fn delete(name: &str) {
     let _ = Command::new("ip")
         .args(["netns", "del", name])

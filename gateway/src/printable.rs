@@ -1,11 +1,14 @@
-//! Text from outside on its way to a terminal or into a line of a log: what either would obey is shown instead.
+//! Text from outside on its way to a terminal or into a line of a log: what either would obey is
+//! shown instead.
 //!
-//! Notes, names of lists, interfaces and processes, and what servers say are written by others. The JSON forms need none of this.
+//! Notes, names of lists, interfaces and processes, and what servers say are written by others. The
+//! JSON forms need none of this.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// The text with control characters, and those that change the direction of what follows or are not seen, written as escapes.
+/// The text with control characters, and those that change the direction of what follows or are not
+/// seen, written as escapes.
 #[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_obeyed) {

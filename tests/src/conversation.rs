@@ -1,4 +1,5 @@
-//! A session of `portcullis-smtp` driven as a worker drives it, with everything checked that must hold whatever a client sends.
+//! A session of `portcullis-smtp` driven as a worker drives it, with everything checked that must
+//! hold whatever a client sends.
 //!
 //! Transcripts, properties and fuzz targets all talk through this.
 
@@ -10,8 +11,8 @@ use portcullis_smtp::server::{Blame, Event, Session, Settings};
 /// RFC 5321, 4.5.3.1.5.
 const REPLY_LINE_LENGTH_MAX: usize = 512;
 
-/// How the policy answers an event, by its kind: `greeting`, `hello`, `mail`, `rcpt`, `message`, `end`; and what a refusal counts
-/// against. `None` accepts.
+/// How the policy answers an event, by its kind: `greeting`, `hello`, `mail`, `rcpt`, `message`,
+/// `end`; and what a refusal counts against. `None` accepts.
 pub type Policy<'a> = dyn FnMut(&'static str) -> Option<(Reply<'static>, Blame)> + 'a;
 
 /// A session, and all that has come of it.
@@ -79,7 +80,8 @@ impl<'a> Conversation<'a> {
         self.steps(b"", true)
     }
 
-    /// Takes the replies that were written, checked for their form, and says to the session that they are on their way.
+    /// Takes the replies that were written, checked for their form, and says to the session that
+    /// they are on their way.
     ///
     /// # Errors
     /// They are no well-formed replies.

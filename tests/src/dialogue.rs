@@ -33,7 +33,8 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The reply in one line: `550 5.7.1 Relaying denied`; lines of a longer reply are joined by ` / `.
+    /// The reply in one line: `550 5.7.1 Relaying denied`; lines of a longer reply are joined by
+    /// ` / `.
     #[must_use]
     pub fn text(&self) -> String {
         format!("{} {}", self.code, self.lines.join(" / "))
@@ -51,7 +52,8 @@ impl Reply {
     }
 }
 
-/// A session, from the client's side. Every read has a limit of time ([`patience`](Self::patience)).
+/// A session, from the client's side. Every read has a limit of time
+/// ([`patience`](Self::patience)).
 #[derive(Debug)]
 pub struct Dialogue {
     stream: BufReader<TcpStream>,
@@ -191,7 +193,8 @@ impl Dialogue {
         }
     }
 
-    /// A whole message from EHLO to the final reply, which is given whatever it is. Earlier replies must be positive.
+    /// A whole message from EHLO to the final reply, which is given whatever it is. Earlier replies
+    /// must be positive.
     ///
     /// # Errors
     /// When an earlier reply is not positive.

@@ -1,4 +1,5 @@
-//! The gate as a process: the real binary with a configuration of its own, in a directory of its own.
+//! The gate as a process: the real binary with a configuration of its own, in a directory of its
+//! own.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -19,7 +20,8 @@ use crate::watch;
 /// How long a gate may take to listen; it takes milliseconds, unless the machine is very busy.
 const START_MAX: Duration = Duration::from_secs(20);
 
-/// The binary under test: `PORTCULLIS_BIN`, else what was built last in this checkout's target directory.
+/// The binary under test: `PORTCULLIS_BIN`, else what was built last in this checkout's target
+/// directory.
 ///
 /// # Errors
 /// When there is none.
@@ -71,8 +73,8 @@ pub struct Gate<'n> {
 }
 
 impl<'n> Gate<'n> {
-    /// Starts the gate with this configuration and waits until it listens. `@DIR@` in the text stands for the
-    /// gate's own directory, which is deleted with it.
+    /// Starts the gate with this configuration and waits until it listens. `@DIR@` in the text
+    /// stands for the gate's own directory, which is deleted with it.
     ///
     /// # Errors
     /// When it does not come up; the error holds its log.
@@ -137,7 +139,8 @@ impl<'n> Gate<'n> {
         }
     }
 
-    /// Whether a worker is there and speaks: a socket that listens is not enough, connections wait in its backlog.
+    /// Whether a worker is there and speaks: a socket that listens is not enough, connections wait
+    /// in its backlog.
     fn says_something(&self, address: SocketAddr) -> bool {
         let Ok(mut stream) = self.tcp(address) else {
             return false;
@@ -146,7 +149,8 @@ impl<'n> Gate<'n> {
         waits.is_ok() && stream.read(&mut [0]).is_ok_and(|octets| octets > 0)
     }
 
-    /// The first listener's address, for a client: an unspecified address (`0.0.0.0`) becomes the loopback.
+    /// The first listener's address, for a client: an unspecified address (`0.0.0.0`) becomes the
+    /// loopback.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.listeners[0]
@@ -245,7 +249,8 @@ impl<'n> Gate<'n> {
         Ok((code, body.to_owned()))
     }
 
-    /// The sum of all samples of a metric whose labels hold `label` (`""`: all), 0 when there is none.
+    /// The sum of all samples of a metric whose labels hold `label` (`""`: all), 0 when there is
+    /// none.
     ///
     /// # Errors
     /// When the metrics cannot be read.
@@ -315,8 +320,8 @@ impl Drop for Gate<'_> {
     }
 }
 
-/// A configuration that relays everything to one next hop from a free loopback port: what most tests start from.
-/// `more` is appended.
+/// A configuration that relays everything to one next hop from a free loopback port: what most
+/// tests start from. `more` is appended.
 ///
 /// # Errors
 /// When there are no free ports.

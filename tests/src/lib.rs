@@ -1,7 +1,9 @@
-//! What the whole-system tests share: the gate as a process, peers for it to talk to, and data tables to run.
+//! What the whole-system tests share: the gate as a process, peers for it to talk to, and data
+//! tables to run.
 //!
-//! The tests start the real binary with a real configuration and look at it from outside only: sockets, logs,
-//! metrics, `/proc`. What needs root says so in one visible line where it cannot run ([`root`]).
+//! The tests start the real binary with a real configuration and look at it from outside only:
+//! sockets, logs, metrics, `/proc`. What needs root says so in one visible line where it cannot run
+//! ([`root`]).
 
 pub mod conversation;
 pub mod dialogue;
@@ -26,7 +28,8 @@ use std::io::Write as _;
 
 /// Whether this process may make namespaces and load programs; if not, says which test is left out.
 ///
-/// The line goes past the test runner's capture on purpose: a test that did not run must not look like one that did.
+/// The line goes past the test runner's capture on purpose: a test that did not run must not look
+/// like one that did.
 #[must_use]
 pub fn root() -> bool {
     let permitted = portcullis::netns::permitted();

@@ -1,8 +1,9 @@
 //! Name servers for the tests: rbldnsd with zones of its own, and a tap in front of it.
 //!
-//! The tap is what the gate is told to ask. It keeps every question, so that a test can say who was *not* asked about, passes most
-//! of them on to rbldnsd and its answers back, and does otherwise where a test says so: as those name servers do that make
-//! operators wish they had a second one ([`Mood`]).
+//! The tap is what the gate is told to ask. It keeps every question, so that a test can say who was
+//! *not* asked about, passes most of them on to rbldnsd and its answers back, and does otherwise
+//! where a test says so: as those name servers do that make operators wish they had a second one
+//! ([`Mood`]).
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -35,7 +36,8 @@ pub struct Rbldnsd {
     _directory: TempDir,
 }
 
-/// A dataset of a zone: the zone, the type that rbldnsd has for it (`ip4set`, `ip6trie`), and the lines of its file.
+/// A dataset of a zone: the zone, the type that rbldnsd has for it (`ip4set`, `ip6trie`), and the
+/// lines of its file.
 pub type Dataset<'a> = (&'a str, &'a str, &'a str);
 
 impl Rbldnsd {
@@ -127,7 +129,8 @@ pub enum Mood {
     Truncates,
     /// Its answers do not fit into a packet, and over TCP it does not answer.
     TruncatesOnly,
-    /// The answer to another question comes first, with the number of this one, and then a real one.
+    /// The answer to another question comes first, with the number of this one, and then a real
+    /// one.
     Forged,
 }
 
@@ -167,7 +170,8 @@ impl Tap {
         );
         let packets = {
             let (asked, moods, stop) = (Arc::clone(&asked), Arc::clone(&moods), Arc::clone(&stop));
-            // Sockets of its own threads belong to the namespace if they are made in a thread that is in it.
+            // Sockets of its own threads belong to the namespace if they are made in a thread that
+            // is in it.
             let handle = fs::File::open(namespace.path())?;
             thread::spawn(move || {
                 enter(&handle);
@@ -202,7 +206,8 @@ impl Tap {
         moods.push((part_of_name.to_owned(), mood));
     }
 
-    /// Every name that was asked for so far, in lower case, with its dot at the end; as often as it was asked for.
+    /// Every name that was asked for so far, in lower case, with its dot at the end; as often as it
+    /// was asked for.
     #[must_use]
     pub fn asked(&self) -> Vec<String> {
         self.asked
@@ -241,7 +246,8 @@ fn answer_packets(
 ) {
     let mut answering: Vec<JoinHandle<()>> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        // Joined and not let go: glibc's pthread_detach reads a thread that may have ended and freed itself (its bug 19951).
+        // Joined and not let go: glibc's pthread_detach reads a thread that may have ended and
+        // freed itself (its bug 19951).
         for ended in answering.extract_if(.., |thread| thread.is_finished()) {
             let _ = ended.join();
         }
@@ -259,7 +265,8 @@ fn answer_packets(
                     continue;
                 }
                 let socket = socket.try_clone();
-                // Threads are in the namespace of the one that started them. Who asked notices that there is no answer.
+                // Threads are in the namespace of the one that started them. Who asked notices that
+                // there is no answer.
                 answering.push(thread::spawn(move || {
                     drop(socket.and_then(|socket| answer(&socket, &question, from, behind, mood)));
                 }));

@@ -1,5 +1,5 @@
-//! Postfix's load tools as peers: `smtp-source` sends, `smtp-sink` takes and, when told to, writes every message to
-//! a file of its own. Both are what mail engineers reproduce a problem with.
+//! Postfix's load tools as peers: `smtp-source` sends, `smtp-sink` takes and, when told to, writes
+//! every message to a file of its own. Both are what mail engineers reproduce a problem with.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -133,7 +133,8 @@ impl Drop for Sink {
 }
 
 impl Dumped {
-    /// Reads one file: `X-` lines, the tool's own `Received:` of three lines, the message, an empty line.
+    /// Reads one file: `X-` lines, the tool's own `Received:` of three lines, the message, an empty
+    /// line.
     fn read(file: &Path) -> Result<Self> {
         let bytes = fs::read(file)?;
         let mut dumped = Self {
@@ -161,7 +162,8 @@ impl Dumped {
         Ok(dumped)
     }
 
-    /// The content without its first header field, with the field (the gate's `Received:`) by itself.
+    /// The content without its first header field, with the field (the gate's `Received:`) by
+    /// itself.
     #[must_use]
     pub fn split_received(&self) -> (String, &[u8]) {
         let mut rest = split_line(&self.content).1;
@@ -183,7 +185,8 @@ fn split_line(bytes: &[u8]) -> (&[u8], &[u8]) {
 /// Runs `smtp-source` with these arguments against `to`, to its end.
 ///
 /// # Errors
-/// When the tool is missing, or ends with an error: it does at the first reply that it did not expect.
+/// When the tool is missing, or ends with an error: it does at the first reply that it did not
+/// expect.
 pub fn source(arguments: &[&str], to: SocketAddr) -> Result<Output> {
     source_from(None, arguments, to)
 }

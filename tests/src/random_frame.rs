@@ -1,5 +1,6 @@
-//! Frames at random that are nearly what they should be, for the comparison with tcpdump: in most of them TCP to one port,
-//! behind tags, in sessions and behind extension headers, and in many of them something is wrong.
+//! Frames at random that are nearly what they should be, for the comparison with tcpdump: in most
+//! of them TCP to one port, behind tags, in sessions and behind extension headers, and in many of
+//! them something is wrong.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -1,5 +1,5 @@
-//! A next hop whose every reply a test can script: it can be slow, talk rubbish, hang up, or lose the final reply.
-//! What it accepted it keeps, exactly as it came after the dots were taken out.
+//! A next hop whose every reply a test can script: it can be slow, talk rubbish, hang up, or lose
+//! the final reply. What it accepted it keeps, exactly as it came after the dots were taken out.
 //!
 //! `smtp-sink` is the peer for volume; this one is for the cases that it cannot play.
 
@@ -21,7 +21,8 @@ pub struct Arrived {
     pub sender: String,
     /// What stood between the angle brackets of each accepted RCPT.
     pub recipients: Vec<String>,
-    /// Header and body with CRLF, dots unstuffed; empty if the receiver was told not to [keep](Receiver::start) it.
+    /// Header and body with CRLF, dots unstuffed; empty if the receiver was told not to
+    /// [keep](Receiver::start) it.
     pub content: Vec<u8>,
     /// Octets of the content, kept or not.
     pub size: usize,
@@ -44,7 +45,8 @@ pub enum Act {
     Stall(Duration),
 }
 
-/// The point at which an [`Act`] is asked for: `CONNECT`, a command line as received, or `.` for the end of a message.
+/// The point at which an [`Act`] is asked for: `CONNECT`, a command line as received, or `.` for
+/// the end of a message.
 pub type Script = dyn Fn(&str) -> Act + Send + Sync;
 
 /// A scripted next hop on the loopback; it ends when dropped.
@@ -80,7 +82,8 @@ impl Receiver {
         Self::start_on(TcpListener::bind("127.0.0.1:0")?, true, script)
     }
 
-    /// A next hop on a listening socket, which may have been made in a namespace or on a given port.
+    /// A next hop on a listening socket, which may have been made in a namespace or on a given
+    /// port.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -179,7 +182,8 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         let Ok(copy) = ready else { continue };
         lock(&shared.streams).push(copy);
         let shared = Arc::clone(shared);
-        // The thread ends when its connection does; an error there is the end of that session and no more.
+        // The thread ends when its connection does; an error there is the end of that session and
+        // no more.
         thread::spawn(move || {
             Session {
                 shared: &shared,
@@ -241,7 +245,8 @@ impl Session<'_> {
         }
     }
 
-    /// Does what the script says at this point. Whether it was an acceptance; `None` to end the session.
+    /// Does what the script says at this point. Whether it was an acceptance; `None` to end the
+    /// session.
     fn act(&mut self, point: &str, usual: &'static str) -> Option<bool> {
         let script = Arc::clone(&lock(&self.shared.script));
         let said = match script(point) {
@@ -296,7 +301,8 @@ impl Session<'_> {
         }
     }
 
-    /// A message counts as arrived even when the reply to it is lost: that is the case that makes duplicates.
+    /// A message counts as arrived even when the reply to it is lost: that is the case that makes
+    /// duplicates.
     fn end_of_data(&mut self, envelope: &mut Arrived) -> Option<()> {
         let script = Arc::clone(&lock(&self.shared.script));
         let refused = matches!(script("."), Act::Say(reply) if !reply.starts_with('2'));

@@ -31,7 +31,8 @@ pub struct Line {
 }
 
 impl Line {
-    /// The octets that the text stands for: `\r`, `\n`, `\0`, `\\`, `\{`, `\xHH` and `{600*text}` resolved.
+    /// The octets that the text stands for: `\r`, `\n`, `\0`, `\\`, `\{`, `\xHH` and `{600*text}`
+    /// resolved.
     ///
     /// # Errors
     /// An escape that is none.
@@ -109,8 +110,9 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// Writes what one side says in each transcript into the directory that `PORTCULLIS_FUZZ_SEEDS` names, if it does: the
-/// beginning of a fuzzer's corpus. `key` is the side; `separator` goes where the other side spoke.
+/// Writes what one side says in each transcript into the directory that `PORTCULLIS_FUZZ_SEEDS`
+/// names, if it does: the beginning of a fuzzer's corpus. `key` is the side; `separator` goes where
+/// the other side spoke.
 pub fn write_seeds(kind: &str, key: &str, begin: &[u8], separator: &[u8]) {
     let Some(directory) = std::env::var_os("PORTCULLIS_FUZZ_SEEDS") else {
         return;

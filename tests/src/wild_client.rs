@@ -1,14 +1,16 @@
 //! Clients that may say anything, for fuzzing and for properties.
 //!
-//! A script is octets: the first says how the policy answers, the second how the rest is cut; then come groups of what the client
-//! sends, with [`FLUSH`] between them. Each script is played several ways, and all must come out the same.
+//! A script is octets: the first says how the policy answers, the second how the rest is cut; then
+//! come groups of what the client sends, with [`FLUSH`] between them. Each script is played several
+//! ways, and all must come out the same.
 
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 use portcullis_smtp::server::{Blame, Settings};
 
 use crate::conversation::Conversation;
 
-/// Ends a group: what follows is sent after the replies have gone out. (No UTF-8 text has this octet.)
+/// Ends a group: what follows is sent after the replies have gone out. (No UTF-8 text has this
+/// octet.)
 pub const FLUSH: u8 = 0xfe;
 
 static REFUSALS: [Reply<'static>; 4] = [

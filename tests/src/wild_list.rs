@@ -1,4 +1,5 @@
-//! Files of lists that may hold anything, for fuzzing: the first octet says the format, the rest is the file.
+//! Files of lists that may hold anything, for fuzzing: the first octet says the format, the rest is
+//! the file.
 
 use std::io::BufReader;
 use std::path::PathBuf;

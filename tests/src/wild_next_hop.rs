@@ -1,6 +1,7 @@
 //! Next hops that may answer anything, for fuzzing.
 //!
-//! A script is groups of octets with [`COMMAND`] between them; the octet after it says which command the relay sends then.
+//! A script is groups of octets with [`COMMAND`] between them; the octet after it says which
+//! command the relay sends then.
 
 use portcullis_smtp::client::{Client, ClientEvent, MailCommand, Sent};
 use portcullis_smtp::data::Stuffer;

@@ -110,7 +110,8 @@ impl Packet for Begun<'_> {
     }
 }
 
-/// Wherever the first buffer ends behind the addresses, the frame is seen as what it is, or as hiding it.
+/// Wherever the first buffer ends behind the addresses, the frame is seen as what it is, or as
+/// hiding it.
 fn nothing_hides_in_a_later_buffer(
     frame: &[u8],
     segment: Option<Segment>,

@@ -27,7 +27,8 @@ impl SynSender {
             .with_context(|| format!("from {source}"))?;
         // Fewer under way than a link's ring has room for: a packet that was sent has arrived.
         socket.set_send_buffer_size(64 << 10)?;
-        // The port of a raw socket's address means nothing; the kernel wants it to be zero for IPv6.
+        // The port of a raw socket's address means nothing; the kernel wants it to be zero for
+        // IPv6.
         Ok(Self {
             socket,
             to: SocketAddr::new(to.ip(), 0).into(),
@@ -96,7 +97,8 @@ impl Spoofer {
     }
 }
 
-/// The checksum of the TCP header of such a packet (RFC 9293 section 3.1), whose addresses stand before it as they do in the pseudo-header.
+/// The checksum of the TCP header of such a packet (RFC 9293 section 3.1), whose addresses stand
+/// before it as they do in the pseudo-header.
 fn checksum(packet: &[u8; 40]) -> u16 {
     let words = packet[12..].chunks_exact(2);
     let sum: u32 = words

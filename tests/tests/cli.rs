@@ -1,5 +1,5 @@
-//! The commands as a person meets them: help that teaches, exit codes that scripts can trust, errors that name the
-//! file, the line and the way out.
+//! The commands as a person meets them: help that teaches, exit codes that scripts can trust,
+//! errors that name the file, the line and the way out.
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,9 @@
-//! Clients of every sort get the same answers: swaks, curl, Python's smtplib, and hands on a keyboard.
+//! Clients of every sort get the same answers: swaks, curl, Python's smtplib, and hands on a
+//! keyboard.
 //!
-//! Each sends the same two messages, one to a recipient that is accepted and one to a recipient that the next hop
-//! refuses. The reply lines that it saw are compared, word by word, with those of a client that sends one line at a time.
+//! Each sends the same two messages, one to a recipient that is accepted and one to a recipient
+//! that the next hop refuses. The reply lines that it saw are compared, word by word, with those of
+//! a client that sends one line at a time.
 
 use std::process::Command;
 use std::time::Duration;
@@ -146,7 +148,8 @@ fn compare(client: impl Fn(&Gate<'_>, &str) -> Result<Vec<String>>) -> Result<()
             session.raw(text.as_bytes())
         })?;
         let seen = client(&gate, recipient)?;
-        // After a refusal a client may say RSET or not, and curl does not show the answer to its QUIT.
+        // After a refusal a client may say RSET or not, and curl does not show the answer to its
+        // QUIT.
         let asked = |line: &&String| {
             !line.contains(" 2.0.0 ") || line.starts_with("250") && recipient == ACCEPTED
         };

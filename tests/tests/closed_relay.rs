@@ -1,8 +1,8 @@
-//! The relay is closed: from an outside address every known form of asking for a relay is refused, nothing arrives,
-//! and mail for the gate's own domain still does.
+//! The relay is closed: from an outside address every known form of asking for a relay is refused,
+//! nothing arrives, and mail for the gate's own domain still does.
 //!
-//! The client sits in a namespace with an address outside of the gate's networks; from the loopback such a test
-//! would prove nothing, since loopback clients are trusted.
+//! The client sits in a namespace with an address outside of the gate's networks; from the loopback
+//! such a test would prove nothing, since loopback clients are trusted.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,8 @@ use portcullis_tests::gate::Gate;
 use portcullis_tests::postfix::Sink;
 use portcullis_tests::root;
 
-/// The recipients that relay testers try. `IP` is the gate's address, `SERVER` its name, `LOCAL` its own domain.
+/// The recipients that relay testers try. `IP` is the gate's address, `SERVER` its name, `LOCAL`
+/// its own domain.
 const RECIPIENTS: &[&str] = &[
     "user@foreign.example",
     "user@foreign.example.",
@@ -45,7 +46,8 @@ const RECIPIENTS: &[&str] = &[
     "IMCEASMTP-user+40foreign.example@SERVER",
 ];
 
-/// The senders that they try them with: a stranger, the gate's own domain, its name, its address, nobody.
+/// The senders that they try them with: a stranger, the gate's own domain, its name, its address,
+/// nobody.
 const SENDERS: &[&str] = &[
     "tester@stranger.example",
     "user@LOCAL",
@@ -55,7 +57,8 @@ const SENDERS: &[&str] = &[
     "",
 ];
 
-/// Fewer than `errors_per_session`, so that a session is never cut and each recipient gets its own answer.
+/// Fewer than `errors_per_session`, so that a session is never cut and each recipient gets its own
+/// answer.
 const RECIPIENTS_PER_SESSION: usize = 12;
 
 const CONFIGURATION: &str = r#"
@@ -204,7 +207,8 @@ fn a_local_client_may_relay_anywhere() -> Result<()> {
     Ok(())
 }
 
-/// Offers these recipients in one session; gives those that were answered with anything but a refusal.
+/// Offers these recipients in one session; gives those that were answered with anything but a
+/// refusal.
 fn refused(
     outside: &Namespace,
     to: &str,

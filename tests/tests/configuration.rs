@@ -1,8 +1,9 @@
-//! What people are told about their configuration, as data: `config/bad/NAME.toml` with `NAME.errors` beside it (what
-//! is printed for it, word for word), and `config/good/NAME.toml` with `NAME.warnings` where there are any.
+//! What people are told about their configuration, as data: `config/bad/NAME.toml` with
+//! `NAME.errors` beside it (what is printed for it, word for word), and `config/good/NAME.toml`
+//! with `NAME.warnings` where there are any.
 //!
-//! To add a case, write the `.toml`, run with `PORTCULLIS_BLESS=1`, and read what was written beside it: it is what
-//! an operator will read.
+//! To add a case, write the `.toml`, run with `PORTCULLIS_BLESS=1`, and read what was written
+//! beside it: it is what an operator will read.
 
 use std::fs;
 use std::path::{Path, PathBuf};

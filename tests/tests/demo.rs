@@ -1,5 +1,5 @@
-//! `portcullis demo` keeps its promise: its figures are what they must be, in less than half a minute, and nothing of it
-//! stays behind, also when it is interrupted or may not do everything.
+//! `portcullis demo` keeps its promise: its figures are what they must be, in less than half a
+//! minute, and nothing of it stays behind, also when it is interrupted or may not do everything.
 
 use std::fs;
 use std::path::Path;

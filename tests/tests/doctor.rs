@@ -1,4 +1,5 @@
-//! `doctor` and `run` side by side, in environments that lack something: they agree whether the gate can run.
+//! `doctor` and `run` side by side, in environments that lack something: they agree whether the
+//! gate can run.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
@@ -12,11 +13,13 @@ use portcullis::netns::Namespace;
 use portcullis_tests::gate::binary;
 use portcullis_tests::{root, watch};
 
-/// Where the gate listens, and what it answers to the monitoring. Free in a namespace of the test's own.
+/// Where the gate listens, and what it answers to the monitoring. Free in a namespace of the test's
+/// own.
 const LISTENER: &str = "127.0.0.1:2525";
 const ADMIN: &str = "127.0.0.1:9925";
 
-/// An environment: what it is called, the commands around the gate, lines of the configuration, and whether a gate can run so.
+/// An environment: what it is called, the commands around the gate, lines of the configuration, and
+/// whether a gate can run so.
 type Case = (&'static str, &'static [&'static str], &'static str, bool);
 
 const AS_NOBODY: &[&str] = &[
@@ -169,7 +172,8 @@ impl<'n> Place<'n> {
         Ok((serves, read(&path)))
     }
 
-    /// The sockets of a ring are closed some time after its process has ended, and belong to that process's user until then.
+    /// The sockets of a ring are closed some time after its process has ended, and belong to that
+    /// process's user until then.
     fn wait_for_the_port(&self) -> Result<()> {
         watch::until(
             "the port of a gate that has ended",

@@ -1,5 +1,5 @@
-//! What counts as an error of the client, and what does not: refusals of a next hop end nobody's session, but guessing addresses
-//! is not free.
+//! What counts as an error of the client, and what does not: refusals of a next hop end nobody's
+//! session, but guessing addresses is not free.
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::dialogue::Dialogue;

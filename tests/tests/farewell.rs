@@ -1,4 +1,5 @@
-//! How sessions end: a connection with nothing more to say is closed at once, and no last reply gets lost for it.
+//! How sessions end: a connection with nothing more to say is closed at once, and no last reply
+//! gets lost for it.
 
 use std::io::{Read as _, Write as _};
 use std::thread;
@@ -7,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::gate::{Gate, relay_to};
 
-/// Far less than the second for which a client that does not hang up was once waited for, and time enough on a busy machine.
+/// Far less than the second for which a client that does not hang up was once waited for, and time
+/// enough on a busy machine.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 #[test]

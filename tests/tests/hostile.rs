@@ -1,5 +1,6 @@
-//! Clients that mean harm, or behave as if: silent ones by the thousand, dripping ones, endless lines, and each limit
-//! run into on purpose. Honest mail goes on meanwhile, the gate's memory stays bounded, and every limit has its code.
+//! Clients that mean harm, or behave as if: silent ones by the thousand, dripping ones, endless
+//! lines, and each limit run into on purpose. Honest mail goes on meanwhile, the gate's memory
+//! stays bounded, and every limit has its code.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
@@ -85,8 +86,8 @@ fn dripping_does_not_extend_the_time_for_a_message() -> Result<()> {
     })
 }
 
-/// 500 clients, each brought to a point by `open`, then one octet a second: every one is ended with 421 4.4.2 within
-/// `limit`, and honest mail goes on meanwhile.
+/// 500 clients, each brought to a point by `open`, then one octet a second: every one is ended with
+/// 421 4.4.2 within `limit`, and honest mail goes on meanwhile.
 fn drip(limit: Duration, open: impl Fn(&mut Dialogue) -> Result<()>) -> Result<()> {
     let _turn = TURN.lock();
     watch::allow_open_files(OPEN_FILES)?;
@@ -414,7 +415,8 @@ fn a_client_that_never_reads_its_replies_is_ended() -> Result<()> {
     stream.set_write_timeout(Some(Duration::from_millis(500)))?;
     let noops = b"NOOP\r\n".repeat(10_000);
     let begun = Instant::now();
-    // The gate stops reading once its replies do not leave: our writes then stall, and at last fail.
+    // The gate stops reading once its replies do not leave: our writes then stall, and at last
+    // fail.
     let ended = loop {
         match stream.write(&noops) {
             Ok(_) => {}

@@ -1,5 +1,6 @@
-//! Starting, reloading and stopping: nothing is lost by a reload, a bad configuration changes nothing, a stop finishes
-//! what is in flight, and the filter outlives the gate without missing a packet.
+//! Starting, reloading and stopping: nothing is lost by a reload, a bad configuration changes
+//! nothing, a stop finishes what is in flight, and the filter outlives the gate without missing a
+//! packet.
 
 use std::fs;
 use std::net::IpAddr;

@@ -1,5 +1,6 @@
-//! The next hop misbehaves and the client gets an honest answer: a 250 only for what arrived, the next hop's own
-//! refusals word for word, a 451 for everything that may be better later, and all within the time that was set.
+//! The next hop misbehaves and the client gets an honest answer: a 250 only for what arrived, the
+//! next hop's own refusals word for word, a 451 for everything that may be better later, and all
+//! within the time that was set.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -29,7 +30,8 @@ fn gate_to(receiver: &Receiver) -> Result<Gate<'static>> {
     Gate::start(&relay_to(&receiver.address().to_string(), RELAY)?)
 }
 
-/// A message in a session of its own. The reply is the first one that is not positive, or the final one.
+/// A message in a session of its own. The reply is the first one that is not positive, or the final
+/// one.
 fn offer(gate: &Gate<'_>) -> Result<Reply> {
     let mut session = gate.dialogue()?;
     session.expect("EHLO client.example", "250")?;
@@ -357,7 +359,8 @@ fn fifty_megabytes_do_not_cost_fifty_megabytes() -> Result<()> {
     let configuration = relay_to(&receiver.address().to_string(), size)?;
     // One worker, so that the second message meets the buffers of the first.
     let gate = Gate::start(&configuration.replace("workers = 2", "workers = 1"))?;
-    // Touches the buffers that every message goes through, so that what grows from here on is the message's.
+    // Touches the buffers that every message goes through, so that what grows from here on is the
+    // message's.
     send_megabytes(&gate, 50)?;
     let before = watch::resident_most_kib(gate.pid())?;
 

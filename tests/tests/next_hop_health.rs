@@ -1,4 +1,5 @@
-//! Next hops that swallow what they are sent, where another one works: finding that out is not at the cost of honest mail.
+//! Next hops that swallow what they are sent, where another one works: finding that out is not at
+//! the cost of honest mail.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! What a next hop says of itself is used: its limits, what it offers and what it does not, and why it refuses us. The
-//! client hears the truth of it, and a message goes through wherever it can.
+//! What a next hop says of itself is used: its limits, what it offers and what it does not, and why
+//! it refuses us. The client hears the truth of it, and a message goes through wherever it can.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -68,7 +68,8 @@ fn session(gate: &Gate<'_>) -> Result<Dialogue> {
     Ok(session)
 }
 
-/// Sends these lines one by one, up to the first that is refused, and the content after DATA. The last reply.
+/// Sends these lines one by one, up to the first that is refused, and the content after DATA. The
+/// last reply.
 fn transaction(session: &mut Dialogue, lines: &[&str], content: &[u8]) -> Result<Reply> {
     for line in lines.iter().chain(&["DATA"]) {
         let reply = session.say(line)?;
@@ -135,7 +136,8 @@ fn recipients_beyond_the_limit_of_the_next_hop_are_put_off_in_their_order() -> R
     Ok(())
 }
 
-/// A next hop that takes one message on a connection and then defers; `connections`: with how many it does so.
+/// A next hop that takes one message on a connection and then defers; `connections`: with how many
+/// it does so.
 fn one_message_each(connections: usize) -> Result<Listening> {
     let (connected, mails) = (AtomicUsize::new(0), AtomicUsize::new(0));
     Listening::new(move |at| {

@@ -1,4 +1,5 @@
-//! Connections to a next hop are few, and shared: what one client, or one odd reply, does to the others.
+//! Connections to a next hop are few, and shared: what one client, or one odd reply, does to the
+//! others.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +14,8 @@ use portcullis_tests::receiver::{Act, Receiver};
 const CONTENT: &[u8] = b"Subject: onward\r\n\r\ntext\r\n";
 const ADDRESSES: (&str, [&str; 1]) = ("a@b.example", ["c@d.example"]);
 
-/// Times in seconds: for a connection, for a reply, and for a client's command; and connections to the next hop.
+/// Times in seconds: for a connection, for a reply, and for a client's command; and connections to
+/// the next hop.
 fn gate_to(
     next_hop: SocketAddr,
     connect: u32,
@@ -110,7 +112,8 @@ fn a_next_hop_that_takes_only_so_many_connections_costs_nobody_a_message() -> Re
         }
     })?;
     let gate = gate_to(receiver.address(), 10, 10, 60, 10)?;
-    // One connection has to work before others are refused; until then a refusal is a next hop that is down.
+    // One connection has to work before others are refused; until then a refusal is a next hop that
+    // is down.
     ensure!(offer(&gate)? == 250);
     let codes = thread::scope(|scope| {
         let clients: Vec<_> = (0..6).map(|_| scope.spawn(|| offer(&gate))).collect();

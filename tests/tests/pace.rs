@@ -1,4 +1,5 @@
-//! Peers that read slowly: steady ones are served to the end, however long that takes; those that have stopped are left in time.
+//! Peers that read slowly: steady ones are served to the end, however long that takes; those that
+//! have stopped are left in time.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -44,7 +45,8 @@ fn small_window() -> Result<Socket> {
     Ok(socket)
 }
 
-/// A next hop for one message, of which it reads `piece` octets every 100 ms. Gives the octets of the message.
+/// A next hop for one message, of which it reads `piece` octets every 100 ms. Gives the octets of
+/// the message.
 fn slow_next_hop(piece: usize) -> Result<(SocketAddr, JoinHandle<Result<usize>>)> {
     let listener = small_window()?;
     listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;

@@ -1,8 +1,8 @@
-//! The packet cases of `tests/packets`, on the host and through the program in the kernel; and both against each other
-//! with frames that nobody wrote.
+//! The packet cases of `tests/packets`, on the host and through the program in the kernel; and both
+//! against each other with frames that nobody wrote.
 //!
-//! A trial has the namespace of the thread that runs it, so each test makes one of its own, in which the addresses that
-//! the cases are sent to listen.
+//! A trial has the namespace of the thread that runs it, so each test makes one of its own, in
+//! which the addresses that the cases are sent to listen.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -30,7 +30,8 @@ struct InKernel {
     filter: Filter,
     /// On each kind of interface that a case has asked for: the verifier takes its time for each.
     trials: Vec<((Role, LinkLayer), Trial)>,
-    /// A change of settings waits until no packet sees the old ones any more, and most cases change nothing.
+    /// A change of settings waits until no packet sees the old ones any more, and most cases change
+    /// nothing.
     settings: Option<Settings>,
     pin_path: PathBuf,
 }
@@ -127,7 +128,8 @@ fn now_ns() -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// A namespace for this thread in which what the cases are sent to listens, and wants cookies for all SYNs.
+/// A namespace for this thread in which what the cases are sent to listens, and wants cookies for
+/// all SYNs.
 fn listening() -> Result<TcpListener> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     let ip = |arguments: &str| -> Result<()> {

@@ -1,8 +1,8 @@
-//! The program in the kernel against somebody else's idea of what a packet is: 100,000 generated frames, malformed ones
-//! included, and the same verdict for each.
+//! The program in the kernel against somebody else's idea of what a packet is: 100,000 generated
+//! frames, malformed ones included, and the same verdict for each.
 //!
-//! The oracle is tcpdump, that is libpcap's filter, asked once for all frames and each number of tags (0 to 8), without PPPoE
-//! and in it, and for packets without an Ethernet header, with
+//! The oracle is tcpdump, that is libpcap's filter, asked once for all frames and each number of
+//! tags (0 to 8), without PPPoE and in it, and for packets without an Ethernet header, with
 //!
 //! ```text
 //! known   FRONT tcp dst port 25 and (ip and VALID or ip6 and ip6[0] & 0xf0 = 0x60)
@@ -15,10 +15,10 @@
 //! START   14 + 4 * tags [+ 8]; 0 without an Ethernet header
 //! ```
 //!
-//! What libpcap cannot say are chains of IPv6 extension headers, and which packets enclose others: those are taken apart by a
-//! small reader below, written from RFC 8200 and RFC 7112 and sharing nothing with `ebpf/common`. Nor does it know a protocol
-//! of PPP in one octet: it is shown such a frame with both. The source is then looked for in the lists one prefix after the
-//! other.
+//! What libpcap cannot say are chains of IPv6 extension headers, and which packets enclose others:
+//! those are taken apart by a small reader below, written from RFC 8200 and RFC 7112 and sharing
+//! nothing with `ebpf/common`. Nor does it know a protocol of PPP in one octet: it is shown such a
+//! frame with both. The source is then looked for in the lists one prefix after the other.
 
 use std::collections::HashSet;
 use std::fs;
@@ -41,7 +41,8 @@ use portcullis_tests::{full, root};
 /// More than that is not looked past.
 const EXTENSIONS_MAX: usize = 8;
 const TAGS_MAX: usize = 8;
-/// In the place of an EtherType: PPP that is neither IPv4 nor IPv6 nor control. None has so many bits.
+/// In the place of an EtherType: PPP that is neither IPv4 nor IPv6 nor control. None has so many
+/// bits.
 const PPP_DATA: u32 = 1 << 16;
 
 /// What a frame is.

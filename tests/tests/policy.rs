@@ -1,4 +1,5 @@
-//! The policy cases of `tests/policy` against `explain`: the policy and the SMTP parser, without a connection.
+//! The policy cases of `tests/policy` against `explain`: the policy and the SMTP parser, without a
+//! connection.
 
 use std::path::Path;
 

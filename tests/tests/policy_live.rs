@@ -1,5 +1,6 @@
-//! The policy cases against a live gate: each client connects from its own address, and the gate's replies and its log
-//! say what `portcullis explain` says (`policy.rs` holds explain against the same table).
+//! The policy cases against a live gate: each client connects from its own address, and the gate's
+//! replies and its log say what `portcullis explain` says (`policy.rs` holds explain against the
+//! same table).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -110,8 +111,9 @@ fn play(outside: &Namespace, gate: &Gate<'_>, case: &Case) -> Result<(u16, Strin
     Ok((reply.code, rule(&lines)))
 }
 
-/// The rule of the transaction, if there was one, else that of a session that was refused. What the SMTP session answers by
-/// itself is no decision of the policy's: the transaction, if one was begun, then ends by the client's leaving.
+/// The rule of the transaction, if there was one, else that of a session that was refused. What the
+/// SMTP session answers by itself is no decision of the policy's: the transaction, if one was
+/// begun, then ends by the client's leaving.
 fn rule(lines: &[Value]) -> String {
     let of = |target: &str| lines.iter().find(|line| line["target"] == target);
     let refused = || of("session").filter(|line| line["decision"] == "refused");

@@ -1,4 +1,5 @@
-//! A gate that became an ordinary user: it has given up what it does not need, and can still do what it must.
+//! A gate that became an ordinary user: it has given up what it does not need, and can still do
+//! what it must.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,8 +1,9 @@
-//! What goes in comes out: every message once, byte for byte, whatever the sessions, sizes and recipients, and
-//! without the gate growing.
+//! What goes in comes out: every message once, byte for byte, whatever the sessions, sizes and
+//! recipients, and without the gate growing.
 //!
-//! The load is `smtp-source`'s. What must arrive is learnt by sending one message of each kind straight to a sink of
-//! the same sort: the gate may add its `Received:` field in front, and nothing else.
+//! The load is `smtp-source`'s. What must arrive is learnt by sending one message of each kind
+//! straight to a sink of the same sort: the gate may add its `Received:` field in front, and
+//! nothing else.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -15,7 +16,8 @@ use portcullis_tests::postfix::{Dumped, Sink, source};
 use portcullis_tests::receiver::Receiver;
 use portcullis_tests::{full, watch};
 
-/// One way of sending: what it is, the options of `smtp-source`, messages (short run, full run), recipients of each.
+/// One way of sending: what it is, the options of `smtp-source`, messages (short run, full run),
+/// recipients of each.
 type Load = (&'static str, &'static [&'static str], [usize; 2], usize);
 
 const LOADS: &[Load] = &[
@@ -94,7 +96,8 @@ fn memory_does_not_grow_from_run_to_run() -> Result<()> {
     let mut resident = Vec::new();
     for _ in 0..3 {
         source(&["-s", "20", "-l", "2000000", "-m", "60"], gate.address())?;
-        // Small messages last: the allocator gives what large ones have had back only as it goes on working.
+        // Small messages last: the allocator gives what large ones have had back only as it goes on
+        // working.
         for kept in [&[][..], &["-d"]] {
             let load = [&["-s", "100", "-l", "4096", "-m", messages], kept].concat();
             source(&load, gate.address())?;
@@ -294,7 +297,8 @@ fn reference(options: &[&str]) -> Result<(Vec<u8>, Dumped)> {
     Ok((anonymous(&message.content).0, message))
 }
 
-/// The content without the values of Date and Message-Id, which differ from message to message, and the latter.
+/// The content without the values of Date and Message-Id, which differ from message to message, and
+/// the latter.
 fn anonymous(content: &[u8]) -> (Vec<u8>, Option<Vec<u8>>) {
     let mut identity = None;
     let mut anonymous = Vec::with_capacity(content.len());

@@ -1,10 +1,12 @@
-//! An ISP's router in small: customers on one side, the world on the other, the filter on both interfaces with the role of each.
+//! An ISP's router in small: customers on one side, the world on the other, the filter on both
+//! interfaces with the role of each.
 //!
 //! ```text
 //!   customer --- inside [ router ] wan --- world
 //! ```
 //!
-//! Everything is forwarded, nothing ends on the router, and the filter is put there by the command, as an operator would.
+//! Everything is forwarded, nothing ends on the router, and the filter is put there by the command,
+//! as an operator would.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -27,7 +29,8 @@ const WORLD: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
 const SMART_HOST: [&str; 2] = ["203.0.113.25", "2001:db8:113::25"];
 const SPAMMER: [&str; 2] = ["203.0.113.66", "2001:db8:113::66"];
 
-/// A connection that is refused is refused within this time; one that is dropped is not heard of for longer.
+/// A connection that is refused is refused within this time; one that is dropped is not heard of
+/// for longer.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 struct Router {
@@ -49,8 +52,8 @@ impl Router {
         };
         router.join()?;
         router.write(filter)?;
-        // A RST leaves by the way the packet came in, and a veth takes such a frame only if its other end has a program. The
-        // filter looks for it when it is put in place.
+        // A RST leaves by the way the packet came in, and a veth takes such a frame only if its
+        // other end has a program. The filter looks for it when it is put in place.
         router.attach(&router.customer, "peer.toml")?;
         router.attach(&router.router, "gate.toml")?;
         router.listen()
@@ -335,7 +338,8 @@ fn every_syn_of_trafgen_from_a_listed_source_is_dropped_and_counted_and_no_other
     if !root() {
         return Ok(());
     }
-    // More than any budget, through a router that has no cookie for them: what may be forged is not dropped for its number.
+    // More than any budget, through a router that has no cookie for them: what may be forged is not
+    // dropped for its number.
     let router = Router::new("syn_budget = 1")?;
     for family in 0..2 {
         let [customer, world, spammer] =
@@ -418,7 +422,8 @@ fn with_unlisted_sources_dropped_only_mail_is_dropped() -> Result<()> {
     if !root() {
         return Ok(());
     }
-    // Neighbours are found, datagrams delivered and other ports reached, over both families: only TCP to port 25 is dropped.
+    // Neighbours are found, datagrams delivered and other ports reached, over both families: only
+    // TCP to port 25 is dropped.
     let router = Router::new("unlisted = \"drop\"")?;
     for family in 0..2 {
         let [customer, world, smart_host] =

@@ -1,4 +1,5 @@
-//! What must hold for sessions whatever a client says, found by trying things that real and hostile clients say.
+//! What must hold for sessions whatever a client says, found by trying things that real and hostile
+//! clients say.
 
 use portcullis_smtp::Settings;
 use portcullis_tests::conversation::Conversation;
@@ -119,7 +120,8 @@ proptest! {
     }
 }
 
-/// What comes of so many NOOPs in one write with something behind them: the replies, and the events.
+/// What comes of so many NOOPs in one write with something behind them: the replies, and the
+/// events.
 fn noops(count: usize) -> Result<(usize, Vec<String>), String> {
     let settings = Settings::new("mx.example");
     let mut conversation = Conversation::new(&settings, false, Box::new(|_| None));

@@ -1,6 +1,7 @@
 //! The worker under a thousand seeds of a hostile network, and those that found something once.
 //!
-//! `PORTCULLIS_SEED=N` runs one seed; `PORTCULLIS_SEEDS=N` that many, from a random beginning, for a longer search.
+//! `PORTCULLIS_SEED=N` runs one seed; `PORTCULLIS_SEEDS=N` that many, from a random beginning, for
+//! a longer search.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The snapshot of the lists, at size: against a search that knows nothing of it, and the kernel's look-up against ours.
+//! The snapshot of the lists, at size: against a search that knows nothing of it, and the kernel's
+//! look-up against ours.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,7 +23,8 @@ const ACTIONS: [ListAction; 7] = [
     ListAction::Reject,
 ];
 
-/// The lengths of longer IPv4 prefixes: few enough for the search to ask for each. All others are for the property tests.
+/// The lengths of longer IPv4 prefixes: few enough for the search to ask for each. All others are
+/// for the property tests.
 const LENGTHS4: [u8; 5] = [25, 27, 28, 30, 31];
 
 /// The lengths of IPv6 prefixes, as above.

@@ -1,5 +1,6 @@
-//! What the gate needs of the file system once it is an ordinary user: the state directory, its configuration, its lists.
-//! Each of them is told of when it cannot be used, at the start, by `doctor`, and in the metrics; none of them stops the mail.
+//! What the gate needs of the file system once it is an ordinary user: the state directory, its
+//! configuration, its lists. Each of them is told of when it cannot be used, at the start, by
+//! `doctor`, and in the metrics; none of them stops the mail.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};

@@ -14,10 +14,11 @@ use crate::workspace;
 pub(crate) enum Bench {
     /// CPU per message beside smtp-sink (accept and discard) and nginx's mail proxy (cut-through)
     ///
-    /// The contestants take turns under the same load, smtp-source's. Exit code 0 unless something broke, so that the
-    /// figures are seen where they are bad; --enforce makes a missed bar exit 1.
+    /// The contestants take turns under the same load, smtp-source's. Exit code 0 unless something
+    /// broke, so that the figures are seen where they are bad; --enforce makes a missed bar exit 1.
     Relay(Box<relay::Options>),
-    /// The XDP filter beside a bare program, hash maps, LPM tries, nftables and xdp-filter: verdicts, lists, floods
+    /// The XDP filter beside a bare program, hash maps, LPM tries, nftables and xdp-filter:
+    /// verdicts, lists, floods
     #[command(disable_help_flag = true)]
     Filter {
         /// Given to the bench, which knows --help, too

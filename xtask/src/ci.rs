@@ -1,7 +1,8 @@
-//! `cargo xtask ci`: everything that has to be good before a change is taken, step by step, with times.
+//! `cargo xtask ci`: everything that has to be good before a change is taken, step by step, with
+//! times.
 //!
-//! `.ci/run` calls the README's test command by itself first and the rest from here (`--after-tests`), so that what the
-//! README tells a reader to type is what is checked.
+//! `.ci/run` calls the README's test command by itself first and the rest from here
+//! (`--after-tests`), so that what the README tells a reader to type is what is checked.
 
 use std::env;
 use std::process::{Command, ExitCode};

@@ -1,8 +1,10 @@
-//! `cargo xtask ebpf`: builds the XDP program, and proves that the committed object is what the source builds.
+//! `cargo xtask ebpf`: builds the XDP program, and proves that the committed object is what the
+//! source builds.
 //!
-//! The object is committed because its compiler is not everybody's: a plain stable `cargo build` of the gateway is
-//! enough. What is committed has to be checked, so `verify` builds it again and compares everything that reaches the
-//! kernel. Paths are remapped, so that two checkouts build the same.
+//! The object is committed because its compiler is not everybody's: a plain stable `cargo build` of
+//! the gateway is enough. What is committed has to be checked, so `verify` builds it again and
+//! compares everything that reaches the kernel. Paths are remapped, so that two checkouts build the
+//! same.
 
 mod object;
 mod toolchain;
@@ -28,7 +30,8 @@ pub(crate) enum Ebpf {
     /// Builds the program and puts the object, and what built it, into ebpf/prebuilt
     #[command(after_help = toolchain::HELP)]
     Build(Options),
-    /// Builds the program and compares it with the committed object; as root it installs what is missing
+    /// Builds the program and compares it with the committed object; as root it installs what is
+    /// missing
     #[command(after_help = toolchain::HELP)]
     Verify(Options),
 }
@@ -137,7 +140,8 @@ fn compile(toolchain: &Toolchain) -> Result<Vec<(&'static str, Vec<u8>)>> {
         .collect()
 }
 
-/// Full debug information, from which the linker makes the BTF that the maps are defined by; and no path of this machine.
+/// Full debug information, from which the linker makes the BTF that the maps are defined by; and no
+/// path of this machine.
 fn rust_flags(toolchain: &Toolchain) -> Result<Vec<String>> {
     let mut flags = vec!["-Cdebuginfo=2".to_owned(), "-Clink-arg=--btf".to_owned()];
     let mut remap =

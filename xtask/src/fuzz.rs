@@ -1,7 +1,9 @@
-//! `cargo xtask fuzz`: libFuzzer on the targets in `tests/fuzz`, guided by coverage, on the stable compiler.
+//! `cargo xtask fuzz`: libFuzzer on the targets in `tests/fuzz`, guided by coverage, on the stable
+//! compiler.
 //!
-//! A target is a binary of the `tests` package that links libFuzzer. The flags below are what `cargo fuzz` sets,
-//! without the address sanitizer, which is what would need a nightly compiler; the fuzzed code is safe Rust.
+//! A target is a binary of the `tests` package that links libFuzzer. The flags below are what
+//! `cargo fuzz` sets, without the address sanitizer, which is what would need a nightly compiler;
+//! the fuzzed code is safe Rust.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -14,7 +16,8 @@ use clap::Args;
 use crate::step::Steps;
 use crate::workspace;
 
-/// Coverage counters at every edge, and comparisons reported, so that the fuzzer finds what a branch waits for.
+/// Coverage counters at every edge, and comparisons reported, so that the fuzzer finds what a
+/// branch waits for.
 const RUSTFLAGS: &str = "-Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -36,7 +39,8 @@ pub(crate) struct Options {
     target: Option<String>,
 }
 
-/// Builds the targets and runs them one after the other. A crash is a failure, and its input is named.
+/// Builds the targets and runs them one after the other. A crash is a failure, and its input is
+/// named.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut targets = targets()?;
     if let Some(name) = &options.target {

@@ -1,6 +1,7 @@
 //! The project's chores, one file each: `cargo xtask --help`.
 //!
-//! They are Rust and not shell so that they run wherever the project builds, and say by `--help` what they do.
+//! They are Rust and not shell so that they run wherever the project builds, and say by `--help`
+//! what they do.
 
 mod bench;
 mod ci;
@@ -17,8 +18,8 @@ use clap::{Parser, Subcommand};
 
 /// The project's chores: what a developer and the CI run.
 ///
-/// A change is ready when `cargo xtask ci` is. On a fresh Debian machine, as root, everything that is missing is
-/// installed by the chore that needs it.
+/// A change is ready when `cargo xtask ci` is. On a fresh Debian machine, as root, everything that
+/// is missing is installed by the chore that needs it.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct CommandLine {
@@ -30,7 +31,8 @@ struct CommandLine {
 enum Chore {
     /// Runs all tests: sets the machine up, builds the gateway for release, then `cargo test`
     Test(test::Options),
-    /// Everything a change has to pass: tests, format, clippy, documentation, the BPF object, a little fuzzing
+    /// Everything a change has to pass: tests, format, clippy, documentation, the BPF object, a
+    /// little fuzzing
     Ci(ci::Options),
     /// Puts the gateway beside its peers, in one run, and prints ratios
     #[command(subcommand)]

@@ -1,8 +1,10 @@
-//! `cargo xtask setup`: the Debian packages that tests and benches use: names what is missing, and installs it as root.
+//! `cargo xtask setup`: the Debian packages that tests and benches use: names what is missing, and
+//! installs it as root.
 //!
-//! A package is there if the file that is used of it is there, which is quicker than asking dpkg and also right where
-//! it was put by other means. Servers are installed for their programs, not as services: none is left running, and none
-//! will be started at the next boot. Rejected: a container image, which would hide from an operator what is needed.
+//! A package is there if the file that is used of it is there, which is quicker than asking dpkg
+//! and also right where it was put by other means. Servers are installed for their programs, not as
+//! services: none is left running, and none will be started at the next boot. Rejected: a container
+//! image, which would hide from an operator what is needed.
 
 use std::fs;
 use std::io::Write as _;
@@ -14,7 +16,8 @@ use std::{env, io};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
-/// A Debian package, the file in it that is used, and for what. A name without a slash is looked for in the PATH.
+/// A Debian package, the file in it that is used, and for what. A name without a slash is looked
+/// for in the PATH.
 struct Package {
     name: &'static str,
     file: &'static str,
@@ -131,7 +134,8 @@ fn missing() -> Vec<&'static Package> {
         .collect()
 }
 
-/// Where a program or file is. Root's PATH may lack the sbin directories, in which most of these programs are.
+/// Where a program or file is. Root's PATH may lack the sbin directories, in which most of these
+/// programs are.
 fn find(file: &str) -> Option<PathBuf> {
     if file.starts_with('/') {
         return Path::new(file).exists().then(|| PathBuf::from(file));
@@ -159,7 +163,8 @@ fn install(packages: &[&Package]) -> Result<()> {
     answer_postfix_question()?;
     let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
     println!("setup: installing {}", names.join(" "));
-    // The package lists of a fresh machine are empty, those of an old one name versions that are gone.
+    // The package lists of a fresh machine are empty, those of an old one name versions that are
+    // gone.
     if apt_get(&["install", "-y", "--no-install-recommends"], &names).is_err() {
         println!("setup: fetching the package lists");
         apt_get(&["update"], &[])?;
@@ -183,7 +188,8 @@ fn apt_get(arguments: &[&str], packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Without an answer Postfix's installation writes a configuration for this machine's mail, which is none of ours.
+/// Without an answer Postfix's installation writes a configuration for this machine's mail, which
+/// is none of ours.
 fn answer_postfix_question() -> Result<()> {
     if Path::new("/etc/postfix/main.cf").exists() {
         return Ok(());
@@ -217,8 +223,9 @@ fn disable(service: &str) -> Result<()> {
     Ok(())
 }
 
-/// While it lives, packages that are installed start no services: invoke-rc.d(8) asks `policy-rc.d`, and 101 forbids.
-/// A policy that the machine has already is the administrator's, and stays as it is.
+/// While it lives, packages that are installed start no services: invoke-rc.d(8) asks
+/// `policy-rc.d`, and 101 forbids. A policy that the machine has already is the administrator's,
+/// and stays as it is.
 struct NoServices {
     ours: bool,
 }

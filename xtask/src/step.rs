@@ -1,6 +1,8 @@
-//! Steps of a long chore: each is announced with its command, timed, and named in the summary at the end.
+//! Steps of a long chore: each is announced with its command, timed, and named in the summary at
+//! the end.
 //!
-//! A step that fails does not end the run: whoever waited twenty minutes wants to know everything that is wrong.
+//! A step that fails does not end the run: whoever waited twenty minutes wants to know everything
+//! that is wrong.
 
 use std::fmt;
 use std::process::{Command, ExitCode};

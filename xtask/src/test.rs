@@ -1,8 +1,9 @@
-//! `cargo xtask test`: all tests of the workspace, whole-system tests included; the README's test command.
+//! `cargo xtask test`: all tests of the workspace, whole-system tests included; the README's test
+//! command.
 //!
-//! Unit tests run as debug builds, with overflow checks and debug assertions. Whole-system tests start the real binary,
-//! which is a release build, because what it may cost in time and memory is part of what they check. `cargo test`
-//! and not nextest: what a fresh machine has is enough.
+//! Unit tests run as debug builds, with overflow checks and debug assertions. Whole-system tests
+//! start the real binary, which is a release build, because what it may cost in time and memory is
+//! part of what they check. `cargo test` and not nextest: what a fresh machine has is enough.
 
 use std::process::ExitCode;
 
@@ -16,7 +17,8 @@ use crate::workspace;
 /// What `cargo xtask test` is told.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// Whole-system tests at full size, as before a release (by default they are sized for every change)
+    /// Whole-system tests at full size, as before a release (by default they are sized for every
+    /// change)
     #[arg(long)]
     full: bool,
     /// Goes to `cargo test` as it is, e.g. `--package portcullis-smtp`, or `-- --ignored`

@@ -1,4 +1,5 @@
-//! The filter as a contestant: put on an interface of a namespace as the gateway does it, pinned under a path of its own.
+//! The filter as a contestant: put on an interface of a namespace as the gateway does it, pinned
+//! under a path of its own.
 
 use std::fs;
 use std::mem::offset_of;
@@ -64,8 +65,9 @@ impl Gate {
         Ok(filter.update_lists(lists)?)
     }
 
-    /// Has the program think that somebody reads its events, for good. Nobody does: once the buffer is full, those of the
-    /// sample are lost. All of the element is written, because nobody else writes to it now.
+    /// Has the program think that somebody reads its events, for good. Nobody does: once the buffer
+    /// is full, those of the sample are lost. All of the element is written, because nobody else
+    /// writes to it now.
     pub(crate) fn watch(&self) -> Result<()> {
         const WORDS: usize = size_of::<Control>() / size_of::<u64>();
         let mut control: Array<MapData, [u64; WORDS]> =

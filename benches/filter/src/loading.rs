@@ -1,9 +1,10 @@
-//! How long the largest list takes to be in force, from its text and from a compiled snapshot; what that weighs; and the
-//! system call that puts a snapshot in place of another.
+//! How long the largest list takes to be in force, from its text and from a compiled snapshot; what
+//! that weighs; and the system call that puts a snapshot in place of another.
 //!
-//! It is the gateway's own commands that are measured, as processes, from their start to their end: reading the
-//! configuration and loading the program is part of it. The files are in the page cache. The memory is all that was ever
-//! resident in the process, the kernel's maps, which the process fills through a mapping, included.
+//! It is the gateway's own commands that are measured, as processes, from their start to their end:
+//! reading the configuration and loading the program is part of it. The files are in the page
+//! cache. The memory is all that was ever resident in the process, the kernel's maps, which the
+//! process fills through a mapping, included.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -212,8 +213,8 @@ impl Scene {
         Ok(filter::detach(&self.pins, &[])?)
     }
 
-    /// The size of the maps in force, and how long each of some swaps takes, in microseconds: the very call, on the very
-    /// map, which is put in place of itself.
+    /// The size of the maps in force, and how long each of some swaps takes, in microseconds: the
+    /// very call, on the very map, which is put in place of itself.
     fn swap(&self) -> Result<(u64, Vec<f64>)> {
         let pinned = gate::pinned(&self.pins, SNAPSHOT)?;
         let mut outer: ArrayOfMaps<MapData, Array<MapData, Octets>> =

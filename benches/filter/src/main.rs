@@ -1,11 +1,13 @@
 //! `cargo xtask bench filter`: the filter beside its peers, in one run, on one machine.
 //!
-//! Four questions: what a verdict costs, packet by packet ([`verdicts`]); how long ten million entries take to be in
-//! force, and what they weigh ([`loading`]); how many packets of a flood a core drops ([`flood`]); and whether honest clients
-//! connect beside a flood of SYNs ([`syn_flood`]). Every figure that
-//! has a bar is a ratio to something measured in the same round, or a bound that was agreed (design.md, "Figures to reach").
+//! Four questions: what a verdict costs, packet by packet ([`verdicts`]); how long ten million
+//! entries take to be in force, and what they weigh ([`loading`]); how many packets of a flood a
+//! core drops ([`flood`]); and whether honest clients connect beside a flood of SYNs
+//! ([`syn_flood`]). Every figure that has a bar is a ratio to something measured in the same round,
+//! or a bound that was agreed (design.md, "Figures to reach").
 //!
-//! A program of its own and not a part of the chores, because it has to be optimised like the gateway: it compiles lists.
+//! A program of its own and not a part of the chores, because it has to be optimised like the
+//! gateway: it compiles lists.
 
 mod cores;
 mod flood;
@@ -33,9 +35,9 @@ use crate::report::Report;
 
 /// The filter beside a bare XDP program, hash maps, LPM tries, nftables and xdp-filter
 ///
-/// Everything happens in network namespaces that the run makes and removes. Needs root, about 8 GB of memory and some
-/// minutes; the machine should be quiet. Exit code 0 unless something broke, so that the figures are seen where they are
-/// bad; --enforce makes a missed bar exit 1.
+/// Everything happens in network namespaces that the run makes and removes. Needs root, about 8 GB
+/// of memory and some minutes; the machine should be quiet. Exit code 0 unless something broke, so
+/// that the figures are seen where they are bad; --enforce makes a missed bar exit 1.
 #[derive(Clone, Debug, Parser)]
 #[command(bin_name = "cargo xtask bench filter")]
 pub(crate) struct Options {
@@ -51,7 +53,8 @@ pub(crate) struct Options {
     /// Entries of the largest list [default: 10,000,000; 100,000 with --quick]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1_000..=50_000_000))]
     entries: Option<u32>,
-    /// Fills the LPM trie with all entries as well, which takes a minute; without it has at most 1,000,000
+    /// Fills the LPM trie with all entries as well, which takes a minute; without it has at most
+    /// 1,000,000
     #[arg(long)]
     full: bool,
     /// Few entries, few packets, 2 rounds: does it work? Such figures are not to be quoted

@@ -1,4 +1,5 @@
-//! The peers and generators of `ebpf/prebuilt/benches.o`, loaded: see `ebpf/program/src/bin/benches.rs`.
+//! The peers and generators of `ebpf/prebuilt/benches.o`, loaded: see
+//! `ebpf/program/src/bin/benches.rs`.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData, ProgramArray};
@@ -35,7 +36,8 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// Creates the maps. With `drop_unlisted` the hash map's program drops what it does not find as well.
+    /// Creates the maps. With `drop_unlisted` the hash map's program drops what it does not find as
+    /// well.
     pub(crate) fn load(family: Family, room: Room, drop_unlisted: bool) -> Result<Self> {
         let (hash, trie) = match family {
             Family::Ipv4 => ("HASH_IPV4", "TRIE_IPV4"),
@@ -69,7 +71,8 @@ impl Peers {
         Ok(self.program(name)?.fd()?.try_clone()?)
     }
 
-    /// Puts a program on an interface of this thread's network namespace, in the driver, for as long as `self` lives.
+    /// Puts a program on an interface of this thread's network namespace, in the driver, for as
+    /// long as `self` lives.
     pub(crate) fn attach(&mut self, name: &str, interface: &str) -> Result<()> {
         self.program(name)?
             .attach(interface, XdpMode::Driver)
@@ -99,7 +102,8 @@ impl Peers {
         Ok(array.set(0, contestant, 0)?)
     }
 
-    /// Puts the sources of a sequence into the hash map (`fill_hash`) or into the trie (`fill_trie`).
+    /// Puts the sources of a sequence into the hash map (`fill_hash`) or into the trie
+    /// (`fill_trie`).
     pub(crate) fn fill(&mut self, program: &str, sequence: Sequence) -> Result<()> {
         self.begin(sequence)?;
         let mut left = sequence.number;
@@ -117,7 +121,8 @@ impl Peers {
         Ok(())
     }
 
-    /// Runs a program so many times in the kernel; gives the last verdict and this thread's CPU time.
+    /// Runs a program so many times in the kernel; gives the last verdict and this thread's CPU
+    /// time.
     ///
     /// The kernel's own figure is in whole nanoseconds, which are 4 % of a cheap program's.
     pub(crate) fn run(&mut self, program: &str, repeat: u32) -> Result<(TestRunResult, Duration)> {
@@ -134,13 +139,15 @@ impl Peers {
         Ok((result, clock()?.saturating_sub(before)))
     }
 
-    /// Sends so many packets of the sequence out of the interface with this index, which has to have a native XDP
-    /// program, like its peer; the calling thread has to be in the interface's network namespace.
+    /// Sends so many packets of the sequence out of the interface with this index, which has to
+    /// have a native XDP program, like its peer; the calling thread has to be in the interface's
+    /// network namespace.
     pub(crate) fn flood(&mut self, interface: u32, packets: u32) -> Result<()> {
         self.send("flood", &frame(self.family, Flags::Syn), interface, packets)
     }
 
-    /// The same with SYNs that a listener takes: from every source of the sequence, or all in the name of its first.
+    /// The same with SYNs that a listener takes: from every source of the sequence, or all in the
+    /// name of its first.
     pub(crate) fn syn_flood(&mut self, names: Names, interface: u32, packets: u32) -> Result<()> {
         let frame = syn_without_source();
         let mut syn = [0; 14];
@@ -158,7 +165,8 @@ impl Peers {
     }
 
     fn send(&mut self, program: &str, frame: &[u8], interface: u32, packets: u32) -> Result<()> {
-        // struct xdp_md of linux/bpf.h: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        // struct xdp_md of linux/bpf.h: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+        // egress_ifindex.
         let frame_end = u32::try_from(frame.len())?;
         let context = [0, frame_end, 0, interface, 0, 0].map(u32::to_ne_bytes);
         let options = TestRunOptions {
@@ -175,5 +183,6 @@ impl Peers {
     }
 }
 
-/// Packets that are sent at a time: the kernel's own choice, and less than the 256 that a veth's ring has room for.
+/// Packets that are sent at a time: the kernel's own choice, and less than the 256 that a veth's
+/// ring has room for.
 const BATCH: u32 = 64;

@@ -233,7 +233,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// How much more a warm verdict costs with the most entries than with the fewest, contestant by contestant.
+/// How much more a warm verdict costs with the most entries than with the fewest, contestant by
+/// contestant.
 fn growth(verdicts: &[verdicts::Outcome]) -> Option<String> {
     let mut warm = verdicts
         .iter()

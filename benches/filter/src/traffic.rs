@@ -1,4 +1,5 @@
-//! The made-up traffic as userspace sees it: the frame, parts of the sequence of sources, and the list of such a part.
+//! The made-up traffic as userspace sees it: the frame, parts of the sequence of sources, and the
+//! list of such a part.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -110,7 +111,8 @@ pub(crate) enum Flags {
     Ack = 0x10,
 }
 
-/// A TCP segment (RFC 9293) to port 25 in an Ethernet frame. Its checksums are wrong: nobody is to read it.
+/// A TCP segment (RFC 9293) to port 25 in an Ethernet frame. Its checksums are wrong: nobody is to
+/// read it.
 pub(crate) fn frame(family: Family, flags: Flags) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     match family {
@@ -157,8 +159,8 @@ pub(crate) const TARGET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The address of the Ethernet interface that they are sent to.
 pub(crate) const TARGET_INTERFACE: &str = "02:00:00:00:00:01";
 
-/// A SYN whose checksums are right for a source, an identification and a source port that add up to nothing: those are
-/// for the generator to fill in.
+/// A SYN whose checksums are right for a source, an identification and a source port that add up to
+/// nothing: those are for the generator to fill in.
 pub(crate) fn syn_without_source() -> Vec<u8> {
     let mut frame = frame(Family::Ipv4, Flags::Syn);
     frame.truncate(54);

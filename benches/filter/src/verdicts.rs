@@ -1,13 +1,15 @@
 //! What a verdict costs, in the kernel, packet by packet: `BPF_PROG_TEST_RUN`.
 //!
-//! That call repeats one frame, and one source repeated flatters every cache. So a program of the bench puts the next
-//! source of a sequence into the frame and hands it on by a tail call, the same for every contestant; what that costs is
-//! measured with a contestant that does nothing, in the same round, and taken off. What is left is what the kernel would
-//! say of the contestant alone, the price of the call itself included, which the line "empty" shows.
+//! That call repeats one frame, and one source repeated flatters every cache. So a program of the
+//! bench puts the next source of a sequence into the frame and hands it on by a tail call, the same
+//! for every contestant; what that costs is measured with a contestant that does nothing, in the
+//! same round, and taken off. What is left is what the kernel would say of the contestant alone,
+//! the price of the call itself included, which the line "empty" shows.
 //!
-//! From 250 sources in turn, what a lookup reads stays in the core's caches, those of its address translation included (each
-//! source has its own page or two in tables that are spread over all of IPv4); from 100,000 it does not. Where there are 1,000
-//! entries only, there are no more sources that hit.
+//! From 250 sources in turn, what a lookup reads stays in the core's caches, those of its address
+//! translation included (each source has its own page or two in tables that are spread over all of
+//! IPv4); from 100,000 it does not. Where there are 1,000 entries only, there are no more sources
+//! that hit.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
@@ -26,7 +28,8 @@ const WARM: u32 = 250;
 /// Sources of which it does not.
 const MANY: u32 = 100_000;
 
-/// Who is measured, by the name in the report and that of the program; the filter has no program in benches.o.
+/// Who is measured, by the name in the report and that of the program; the filter has no program in
+/// benches.o.
 pub(crate) const CONTESTANTS: [(&str, Option<&str>); 5] = [
     (GATE, None),
     (BARE, Some("bare")),
@@ -113,7 +116,8 @@ fn run_stage(options: &Options, stage: Stage) -> Result<Vec<Outcome>> {
     let Stage { family, entries } = stage;
     println!("verdicts, {entries} entries, {family:?}: filling");
     let listed = Sequence::listed(family, entries);
-    // A trie of ten million takes a minute to fill, and says nothing that one of a million has not said.
+    // A trie of ten million takes a minute to fill, and says nothing that one of a million has not
+    // said.
     let with_trie = entries <= 1_000_000 || options.full;
     let room = Room {
         hash: entries,

@@ -9,7 +9,8 @@ use super::load::Load;
 use super::servers::{self, NextHop, Server};
 use super::{Comparison, Options};
 
-/// Messages to each contestant before anything is measured: pages are touched, tables grown, code is in the cache.
+/// Messages to each contestant before anything is measured: pages are touched, tables grown, code
+/// is in the cache.
 const WARM_UP_MESSAGES: u32 = 2_000;
 
 /// A contestant's turn.

@@ -25,8 +25,8 @@ pub(crate) struct Load {
 impl Load {
     /// Sends it all and returns how long that took.
     ///
-    /// `smtp-source` ends with an error at the first reply that is not the one it expects, so success means that every
-    /// message was answered with a 250.
+    /// `smtp-source` ends with an error at the first reply that is not the one it expects, so
+    /// success means that every message was answered with a 250.
     pub(crate) fn run(self, to: SocketAddrV4, directory: &Path) -> Result<Duration> {
         let sessions = self.sessions.min(self.messages).to_string();
         let messages = self.messages.to_string();

@@ -1,10 +1,11 @@
-//! `cargo xtask bench relay`: CPU per message of the gateway beside smtp-sink (accept and discard) and nginx's mail
-//! proxy (cut-through), with one message per connection and with connections kept.
+//! `cargo xtask bench relay`: CPU per message of the gateway beside smtp-sink (accept and discard)
+//! and nginx's mail proxy (cut-through), with one message per connection and with connections kept.
 //!
-//! The load is Postfix's `smtp-source`, in the open: anybody can repeat it. It saturates a core long before any of the
-//! contestants does, so messages per second measure mostly the load; CPU per message, of the contestant's processes
-//! alone, measures the contestant. Contestants take turns (ABAB...), so that what disturbs the machine disturbs both.
-//! The spool beside Postfix is not here: a queue has a figure of its own, with a disk in it.
+//! The load is Postfix's `smtp-source`, in the open: anybody can repeat it. It saturates a core
+//! long before any of the contestants does, so messages per second measure mostly the load; CPU per
+//! message, of the contestant's processes alone, measures the contestant. Contestants take turns
+//! (ABAB...), so that what disturbs the machine disturbs both. The spool beside Postfix is not
+//! here: a queue has a figure of its own, with a disk in it.
 
 mod contest;
 mod load;
@@ -26,7 +27,8 @@ use report::Report;
 /// What `cargo xtask bench relay` is told.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Messages in one contestant's turn [default: sized so that a turn takes 2 to 4 s, at least 10,000]
+    /// Messages in one contestant's turn [default: sized so that a turn takes 2 to 4 s, at least
+    /// 10,000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub messages: Option<u32>,
     /// Sessions that smtp-source holds at a time
@@ -35,7 +37,8 @@ pub struct Options {
     /// Turns of each contestant [default: 5; 2 with --quick]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: Option<u32>,
-    /// Workers of the gateway, and worker processes of nginx (smtp-sink has one thread and cannot have more)
+    /// Workers of the gateway, and worker processes of nginx (smtp-sink has one thread and cannot
+    /// have more)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub workers: u32,
     /// Only some of the comparisons
@@ -80,13 +83,15 @@ impl Comparison {
         matches!(self, Self::DiscardKept | Self::ThroughKept)
     }
 
-    /// CPU per message, as a part of the peer's, that is not to be exceeded (design.md, "Figures to reach").
+    /// CPU per message, as a part of the peer's, that is not to be exceeded (design.md, "Figures to
+    /// reach").
     fn bar(self) -> f64 {
         if self.is_through() { 0.45 } else { 0.75 }
     }
 
-    /// Whether design.md has this bar. For kept connections through nginx it has none: once nginx has found the next hop
-    /// it copies octets both ways without looking at them, while the gateway holds each transaction to its policy.
+    /// Whether design.md has this bar. For kept connections through nginx it has none: once nginx
+    /// has found the next hop it copies octets both ways without looking at them, while the gateway
+    /// holds each transaction to its policy.
     fn bar_is_agreed(self) -> bool {
         self != Self::ThroughKept
     }
@@ -134,11 +139,12 @@ impl Options {
     }
 }
 
-/// Runs the comparisons, prints the table, writes the JSON. To be called before any other thread is started.
+/// Runs the comparisons, prints the table, writes the JSON. To be called before any other thread is
+/// started.
 ///
 /// # Errors
-/// If something is not installed, does not start, or a message was lost; a missed bar is not an error, but gives exit
-/// code 1 if the options say so.
+/// If something is not installed, does not start, or a message was lost; a missed bar is not an
+/// error, but gives exit code 1 if the options say so.
 pub fn run(options: &Options) -> Result<ExitCode> {
     interrupt::watch()?;
     let machine = Machine::describe();

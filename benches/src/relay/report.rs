@@ -66,7 +66,8 @@ impl From<Turns> for Figures {
 impl From<Outcome> for Line {
     fn from(outcome: Outcome) -> Self {
         let comparison: Comparison = outcome.comparison;
-        // The turns of one round are neighbours in time: their ratio is steadier than that of two medians.
+        // The turns of one round are neighbours in time: their ratio is steadier than that of two
+        // medians.
         let ratio = outcome.gateway.as_ref().and_then(|gateway| {
             let rounds = gateway.turns.iter().zip(&outcome.peer.turns);
             Spread::of(

@@ -1,7 +1,8 @@
-//! The servers of a run: smtp-sink, nginx and the gateway, each on a free port of the loopback interface.
+//! The servers of a run: smtp-sink, nginx and the gateway, each on a free port of the loopback
+//! interface.
 //!
-//! None of them writes a log line per message, so that nobody pays for one. All of them get the same number of workers,
-//! except smtp-sink, which has one thread.
+//! None of them writes a log line per message, so that nobody pays for one. All of them get the
+//! same number of workers, except smtp-sink, which has one thread.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -75,7 +76,8 @@ impl NextHop {
     pub(crate) fn messages(&self) -> Result<u64> {
         let mut log = File::open(self.0.process.log())?;
         let len = log.metadata()?.len();
-        // The counters are written again and again, with a carriage return after each; the last ones are wanted.
+        // The counters are written again and again, with a carriage return after each; the last
+        // ones are wanted.
         log.seek(SeekFrom::Start(len.saturating_sub(512)))?;
         let mut text = String::new();
         log.read_to_string(&mut text)?;

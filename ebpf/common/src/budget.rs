@@ -1,13 +1,16 @@
-//! How much of something there may be in a second: the SYNs of one source, the RSTs and the events of all.
+//! How much of something there may be in a second: the SYNs of one source, the RSTs and the events
+//! of all.
 //!
-//! A budget is a cell that holds a second and what was used up in it, so a new second needs no clearing. SYNs are counted
-//! in a count-min sketch with conservative update (Cormode and Muthukrishnan 2005; Estan and Varghese 2002): four cells
-//! of a line for each source, each of which it shares with others, and the lowest of which is nearest the truth. The four are in one cache
-//! line, so that a SYN costs one access to memory. A sketch has its size whatever the number of sources, so a flood of
-//! forged ones can neither fill nor empty it; what it can do is to raise the counts of others a little. Rejected: an LRU map,
-//! which such a flood keeps recycling.
+//! A budget is a cell that holds a second and what was used up in it, so a new second needs no
+//! clearing. SYNs are counted in a count-min sketch with conservative update (Cormode and
+//! Muthukrishnan 2005; Estan and Varghese 2002): four cells of a line for each source, each of
+//! which it shares with others, and the lowest of which is nearest the truth. The four are in one
+//! cache line, so that a SYN costs one access to memory. A sketch has its size whatever the number
+//! of sources, so a flood of forged ones can neither fill nor empty it; what it can do is to raise
+//! the counts of others a little. Rejected: an LRU map, which such a flood keeps recycling.
 //!
-//! CPUs read and write cells without locks: a count can come out too low by what two of them did at the same moment.
+//! CPUs read and write cells without locks: a count can come out too low by what two of them did at
+//! the same moment.
 
 use crate::hash::mix;
 use crate::layout::{RateUse, SKETCH_LINES, SketchLine, VerdictKey};
@@ -48,7 +51,8 @@ pub const fn take(cell: RateUse, second: u32, budget: u32) -> Option<RateUse> {
     Some((second as u64) << 32 | (used + 1) as u64)
 }
 
-/// Takes one from the budget of the source with this hash in its line and this second; whether there was nothing left.
+/// Takes one from the budget of the source with this hash in its line and this second; whether
+/// there was nothing left.
 #[inline(always)]
 pub fn exhausts(line: &mut SketchLine, hash: u64, second: u32, budget: u32) -> bool {
     // Of two neighbours one, four times.

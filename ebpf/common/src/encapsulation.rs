@@ -1,8 +1,10 @@
-//! Packets within packets that the filter does not look into: they pass, and are counted by their names.
+//! Packets within packets that the filter does not look into: they pass, and are counted by their
+//! names.
 //!
-//! What Linux would still find TCP in (VLAN tags, PPPoE, IPv6 extension headers) is read in [`packet`](crate::packet). Here is
-//! what only the end of a tunnel opens, and that end has an interface for it on which a filter can sit: to drop what might be mail
-//! in a tunnel would cut VPNs off.
+//! What Linux would still find TCP in (VLAN tags, PPPoE, IPv6 extension headers) is read in
+//! [`packet`](crate::packet). Here is what only the end of a tunnel opens, and that end has an
+//! interface for it on which a filter can sit: to drop what might be mail in a tunnel would cut
+//! VPNs off.
 
 /// A packet within a packet, by the name of what encloses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +16,8 @@ pub enum Encapsulation {
     MacInMac = 1,
     /// Encrypted Ethernet (802.1AE).
     Macsec = 2,
-    /// PPP in PPPoE that is neither IPv4 nor IPv6 nor control: compressed (RFC 1144, RFC 1962), or multilink (RFC 1990).
+    /// PPP in PPPoE that is neither IPv4 nor IPv6 nor control: compressed (RFC 1144, RFC 1962), or
+    /// multilink (RFC 1990).
     Ppp = 3,
     /// IPv4 or IPv6 in either of them (RFC 2003, RFC 2473, RFC 4213): 6in4, 6rd, DS-Lite.
     IpInIp = 4,
@@ -39,7 +42,8 @@ pub enum Encapsulation {
 /// How many kinds have a name.
 pub const ENCAPSULATIONS: usize = 13;
 
-/// PPP without PPPoE; here also what PPP carries in PPPoE, if that is neither IPv4 nor IPv6 nor control.
+/// PPP without PPPoE; here also what PPP carries in PPPoE, if that is neither IPv4 nor IPv6 nor
+/// control.
 pub(crate) const ETHERTYPE_PPP: u16 = 0x880b;
 
 impl Encapsulation {
@@ -108,7 +112,8 @@ impl Encapsulation {
         })
     }
 
-    /// What a UDP port usually takes. 4500 takes the key exchange of ESP, too; 8472 is what Linux took before VXLAN had a port.
+    /// What a UDP port usually takes. 4500 takes the key exchange of ESP, too; 8472 is what Linux
+    /// took before VXLAN had a port.
     #[inline(always)]
     #[must_use]
     pub const fn of_udp_port(port: u16) -> Option<Self> {

@@ -1,9 +1,9 @@
-//! What the XDP program and userspace share: how a packet is read, how its source is looked up, the order of
-//! verdicts, and the layout of the maps.
+//! What the XDP program and userspace share: how a packet is read, how its source is looked up, the
+//! order of verdicts, and the layout of the maps.
 //!
-//! The program in the kernel and the tests on the host run the same [`judge`]; only the reader of the packet and the
-//! lookup of a source differ. Nothing here allocates, and everything on a packet's way is inlined: the verifier has to
-//! see each bounds check beside the read it protects.
+//! The program in the kernel and the tests on the host run the same [`judge`]; only the reader of
+//! the packet and the lookup of a source differ. Nothing here allocates, and everything on a
+//! packet's way is inlined: the verifier has to see each bounds check beside the read it protects.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -1,16 +1,19 @@
-//! Reads the source address and the destination port out of a frame that carries TCP: an Ethernet frame, perhaps with VLAN
-//! tags and PPPoE, or IP with nothing in front of it.
+//! Reads the source address and the destination port out of a frame that carries TCP: an Ethernet
+//! frame, perhaps with VLAN tags and PPPoE, or IP with nothing in front of it.
 //!
-//! What is another protocol, a later fragment (it is of no use to anybody without the first) or cut off before it says what
-//! it is, is [`Content::Other`], and passes: the filter must never be the reason why something that is not mail does not
-//! arrive. The same holds for what only the end of a tunnel opens ([`Content::Unread`]).
+//! What is another protocol, a later fragment (it is of no use to anybody without the first) or cut
+//! off before it says what it is, is [`Content::Other`], and passes: the filter must never be the
+//! reason why something that is not mail does not arrive. The same holds for what only the end of a
+//! tunnel opens ([`Content::Unread`]).
 //!
-//! What is TCP, but hides its ports (a first fragment that ends before them, whatever the frame has behind it, more extension
-//! headers than [`EXTENSION_HEADERS_MAX`], a header in a part of the frame that cannot be read) is judged as if it went to a
-//! filtered port: nobody writes honest mail in such packets, and a listed source must not slip through by a trick.
+//! What is TCP, but hides its ports (a first fragment that ends before them, whatever the frame has
+//! behind it, more extension headers than [`EXTENSION_HEADERS_MAX`], a header in a part of the
+//! frame that cannot be read) is judged as if it went to a filtered port: nobody writes honest mail
+//! in such packets, and a listed source must not slip through by a trick.
 //!
-//! Linux takes any number of VLAN tags off, and answers what is behind them. Behind more than [`VLAN_TAGS_MAX`] no source is
-//! read, and so there is none that could be permitted: [`Content::TooManyTags`].
+//! Linux takes any number of VLAN tags off, and answers what is behind them. Behind more than
+//! [`VLAN_TAGS_MAX`] no source is read, and so there is none that could be permitted:
+//! [`Content::TooManyTags`].
 
 mod link;
 
@@ -38,8 +41,8 @@ const DESTINATION_OPTIONS: u8 = 60;
 
 /// The bytes of a frame. Every read is checked against the end of the packet.
 ///
-/// There is no read of one octet: its check, `offset >= end` after optimisation, proves nothing to the verifier when the
-/// offset is not a constant. Headers are read in pairs of octets instead.
+/// There is no read of one octet: its check, `offset >= end` after optimisation, proves nothing to
+/// the verifier when the offset is not a constant. Headers are read in pairs of octets instead.
 pub trait Packet {
     /// The two octets at this offset, in network byte order.
     fn half(&self, offset: usize) -> Option<u16>;
@@ -54,11 +57,12 @@ pub trait Packet {
         }
         Some(words)
     }
-    /// Whether there is more of the packet than can be read: a frame in several buffers, of which the program sees the
-    /// first.
+    /// Whether there is more of the packet than can be read: a frame in several buffers, of which
+    /// the program sees the first.
     fn continues(&self) -> bool;
-    /// The same offset. In the kernel the verifier learns nothing of it but that it is not beyond [`TRANSPORT_MAX`] by much,
-    /// so that it walks what follows once, and not once for every way that leads to an offset.
+    /// The same offset. In the kernel the verifier learns nothing of it but that it is not beyond
+    /// [`TRANSPORT_MAX`] by much, so that it walks what follows once, and not once for every way
+    /// that leads to an offset.
     #[inline(always)]
     fn forget(&self, offset: usize) -> usize {
         offset
@@ -79,8 +83,8 @@ impl Packet for [u8] {
     }
 }
 
-/// Where a packet comes from, as the key of the lists: the family (4 or 6), then the address, each word as it lies in
-/// memory. An IPv4 address is followed by zeros.
+/// Where a packet comes from, as the key of the lists: the family (4 or 6), then the address, each
+/// word as it lies in memory. An IPv4 address is followed by zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Source(pub [u32; 5]);
@@ -125,8 +129,8 @@ impl Source {
         ])
     }
 
-    /// The key under which its recent verdict is kept and its SYNs are counted: the address, or of IPv6 the /64, which is
-    /// what one host may choose its addresses from.
+    /// The key under which its recent verdict is kept and its SYNs are counted: the address, or of
+    /// IPv6 the /64, which is what one host may choose its addresses from.
     #[inline(always)]
     #[must_use]
     pub const fn key(&self) -> VerdictKey {
@@ -327,7 +331,8 @@ const fn hidden_if(condition: bool, segment: Segment) -> Content {
     }
 }
 
-/// The port that a TCP header names, and whether it is hidden. `None`: the packet is cut off in front of the header.
+/// The port that a TCP header names, and whether it is hidden. `None`: the packet is cut off in
+/// front of the header.
 #[inline(always)]
 fn port<P: Packet + ?Sized>(frame: &P, transport: usize) -> Option<(u16, bool)> {
     if let Some(port) = frame.half(transport + 2) {
@@ -368,7 +373,8 @@ pub mod flags {
     pub const ACK: u16 = 0x10;
 }
 
-/// Whether a segment may open a connection: a SYN without an ACK, or one whose flags cannot be read.
+/// Whether a segment may open a connection: a SYN without an ACK, or one whose flags cannot be
+/// read.
 #[inline(always)]
 pub fn opens<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> bool {
     if segment.hidden {

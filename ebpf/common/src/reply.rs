@@ -1,8 +1,9 @@
-//! The headers of what the program sends by itself: a RST to a customer, a SYN-ACK with a cookie to a client.
+//! The headers of what the program sends by itself: a RST to a customer, a SYN-ACK with a cookie to
+//! a client.
 //!
-//! Everything here is arithmetic on words as they lie in memory, so that the host can test it; the program only puts the
-//! words into the frame. What is sent has neither IPv4 options nor extension headers; its VLAN tags and its PPPoE session are
-//! those of what it answers.
+//! Everything here is arithmetic on words as they lie in memory, so that the host can test it; the
+//! program only puts the words into the frame. What is sent has neither IPv4 options nor extension
+//! headers; its VLAN tags and its PPPoE session are those of what it answers.
 
 use crate::packet::{Framing, Packet, Segment, flags, pair};
 
@@ -13,8 +14,8 @@ pub const IPV6_OCTETS: usize = 40;
 /// Octets of a TCP header without options.
 pub const TCP_OCTETS: usize = 20;
 
-/// How far in front of the IP header the length of PPPoE is. It counts what is behind it: the two octets that say which protocol
-/// PPP carries, and the packet.
+/// How far in front of the IP header the length of PPPoE is. It counts what is behind it: the two
+/// octets that say which protocol PPP carries, and the packet.
 pub const PPPOE_LENGTH: usize = 4;
 
 const TCP: u32 = 6;
@@ -56,15 +57,17 @@ impl Answer {
     }
 }
 
-/// The RST for a segment, if it is one that may be answered: not a RST, no fragment, nothing that came from or went to more
-/// than one host, and with lengths that fit together.
+/// The RST for a segment, if it is one that may be answered: not a RST, no fragment, nothing that
+/// came from or went to more than one host, and with lengths that fit together.
 ///
-/// Without an Ethernet header there is none, but on a TUN device: of a frame whose first octets the program has changed the kernel
-/// believes what an Ethernet header would say there, and PPP, WireGuard and tunnels send only what the kernel says is IP. Nor is
-/// there one where the protocol of PPP has one octet: the customer may write it so, which does not say that it can read it.
+/// Without an Ethernet header there is none, but on a TUN device: of a frame whose first octets the
+/// program has changed the kernel believes what an Ethernet header would say there, and PPP,
+/// WireGuard and tunnels send only what the kernel says is IP. Nor is there one where the protocol
+/// of PPP has one octet: the customer may write it so, which does not say that it can read it.
 ///
-/// RFC 9293, section 3.10.7.1. The length of the payload comes from the IP header: a short frame is padded, and with the
-/// padding counted the RST would acknowledge what was never sent, and be ignored.
+/// RFC 9293, section 3.10.7.1. The length of the payload comes from the IP header: a short frame is
+/// padded, and with the padding counted the RST would acknowledge what was never sent, and be
+/// ignored.
 #[inline(always)]
 pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Answer> {
     let (group, _) = pair(frame.half(0)?);
@@ -121,7 +124,8 @@ pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Answer>
     })
 }
 
-/// Whether an address, as it lies in memory, can be one host's: not 0/8, not 127/8, not from 224/4 on.
+/// Whether an address, as it lies in memory, can be one host's: not 0/8, not 127/8, not from 224/4
+/// on.
 #[inline(always)]
 const fn is_host_ipv4(address: u32) -> bool {
     let first = u32::from_be(address) >> 24;
@@ -137,7 +141,8 @@ fn is_host_ipv6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<bool> {
     Some(first >> 24 != 0xff && (first | middle != 0 || last > 1))
 }
 
-/// The word in front of the IP header of an answer in PPPoE: the length, and the protocol, which stays.
+/// The word in front of the IP header of an answer in PPPoE: the length, and the protocol, which
+/// stays.
 #[inline(always)]
 #[must_use]
 pub fn pppoe(packet: usize, is_ipv4: bool) -> u32 {
@@ -171,8 +176,8 @@ pub fn ipv6(answer: &Answer) -> [u32; 2] {
     ]
 }
 
-/// The TCP header of an answer, the last word of which is its option, if it has one. `ports` are those of the answer as
-/// they lie in memory, `addresses` the [`sum`] of both addresses.
+/// The TCP header of an answer, the last word of which is its option, if it has one. `ports` are
+/// those of the answer as they lie in memory, `addresses` the [`sum`] of both addresses.
 #[inline(always)]
 #[must_use]
 pub fn tcp(ports: u32, addresses: u64, answer: &Answer) -> [u32; 6] {
@@ -238,7 +243,8 @@ mod tests {
 
     #[test]
     fn checksums_are_those_of_known_headers() {
-        // The example of RFC 1071, section 3, and an IPv4 header that is quoted everywhere; the checksums taken out.
+        // The example of RFC 1071, section 3, and an IPv4 header that is quoted everywhere; the
+        // checksums taken out.
         let cases: [(&[u8], [u8; 2]); 3] = [
             (
                 &[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7],

@@ -1,10 +1,11 @@
-//! The sources of made-up traffic: a sequence of distinct addresses that look random, the same in the kernel, where
-//! packets are made of them, and in userspace, where lists are.
+//! The sources of made-up traffic: a sequence of distinct addresses that look random, the same in
+//! the kernel, where packets are made of them, and in userspace, where lists are.
 //!
-//! An address follows from its place in the sequence alone, so a list of the first ten million, a flood from a hundred
-//! thousand of them, one from addresses that are certainly not among them, and the same flood once more need no memory
-//! and no agreement but the numbers. Rejected: `bpf_get_prandom_u32`, which cannot be repeated, and consecutive addresses,
-//! which are kind to every cache.
+//! An address follows from its place in the sequence alone, so a list of the first ten million, a
+//! flood from a hundred thousand of them, one from addresses that are certainly not among them, and
+//! the same flood once more need no memory and no agreement but the numbers. Rejected:
+//! `bpf_get_prandom_u32`, which cannot be repeated, and consecutive addresses, which are kind to
+//! every cache.
 
 /// Which addresses a sequence has, as the bench's programs are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,8 @@ const IPV6_PREFIX: u64 = 0x2001_0db8 << 32;
 #[inline(always)]
 #[must_use]
 pub const fn ipv4(place: u32) -> u32 {
-    // The finalizer "lowbias32" (Wellons 2018): a bijection whose every input bit decides over every output bit.
+    // The finalizer "lowbias32" (Wellons 2018): a bijection whose every input bit decides over
+    // every output bit.
     let word = (place ^ place >> 16).wrapping_mul(0x7feb_352d);
     let word = (word ^ word >> 15).wrapping_mul(0x846c_a68b);
     word ^ word >> 16
@@ -34,7 +36,8 @@ pub const fn ipv4(place: u32) -> u32 {
 /// The /15 of [`ipv4_near`]: one for benchmarks (RFC 2544).
 const NEAR: u32 = 198 << 24 | 18 << 16;
 
-/// The address within one /15 at a place of the sequence; the place counts modulo the size of a /15.
+/// The address within one /15 at a place of the sequence; the place counts modulo the size of a
+/// /15.
 #[inline(always)]
 #[must_use]
 pub const fn ipv4_near(place: u32) -> u32 {

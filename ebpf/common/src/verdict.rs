@@ -13,10 +13,11 @@
 //! | opens a connection, beyond what its source may in a second | [`Verdict::OverBudget`], if the source is not local: passes as the next one does |
 //! | is anything else | [`Verdict::Passed`], perhaps with the answer of a SYN cookie |
 //!
-//! The source of a SYN may be forged, so a budget drops nothing: a sender of SYNs in the name of an honest source would lock
-//! that source out.
+//! The source of a SYN may be forged, so a budget drops nothing: a sender of SYNs in the name of an
+//! honest source would lock that source out.
 //!
-//! Which list speaks for a source that several cover was settled when the lists were compiled: a lookup has one answer.
+//! Which list speaks for a source that several cover was settled when the lists were compiled: a
+//! lookup has one answer.
 
 use crate::layout::{
     InterfaceCounter, ListCounter, Mode, Reason, Role, Settings, VERDICT_GRACE_NS, VerdictKey,
@@ -32,7 +33,8 @@ pub enum Action {
     Drop,
 }
 
-/// What the lists say of a source: an action in the upper half, the slot of the list in the lower. Zero: nothing.
+/// What the lists say of a source: an action in the upper half, the slot of the list in the lower.
+/// Zero: nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Class(pub u32);

@@ -1,4 +1,5 @@
-//! What there is so much of in a second and no more: SYNs of one source, RSTs of all interfaces together.
+//! What there is so much of in a second and no more: SYNs of one source, RSTs of all interfaces
+//! together.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
@@ -21,7 +22,8 @@ pub(crate) fn second(time_ns: u64) -> u32 {
     (time_ns / NS_PER_SECOND) as u32
 }
 
-/// Takes a SYN from the budget of a source; whether there was nothing left. Out of the way of what is not a SYN.
+/// Takes a SYN from the budget of a source; whether there was nothing left. Out of the way of what
+/// is not a SYN.
 #[inline(never)]
 pub(crate) fn exhausts(key: &VerdictKey, budget: u32) -> bool {
     let hash = budget::hash(key);

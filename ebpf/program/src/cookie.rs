@@ -1,9 +1,10 @@
 //! SYN cookies for the listeners of this host, without a socket buffer being made for the SYN.
 //!
-//! The kernel makes the cookie (`bpf_tcp_gen_syncookie`), and only if it would send one itself: the queue of the listener
-//! overflows, or `net.ipv4.tcp_syncookies` is 2. Making one marks the listener, so that the kernel accepts the ACK that
-//! brings it back. So this switches itself on and off. The answer has no option but the MSS: the timestamp, in which the kernel's own
-//! cookies keep window scaling and SACK, would be misread.
+//! The kernel makes the cookie (`bpf_tcp_gen_syncookie`), and only if it would send one itself: the
+//! queue of the listener overflows, or `net.ipv4.tcp_syncookies` is 2. Making one marks the
+//! listener, so that the kernel accepts the ACK that brings it back. So this switches itself on and
+//! off. The answer has no option but the MSS: the timestamp, in which the kernel's own cookies keep
+//! window scaling and SACK, would be misread.
 
 use core::hint::black_box;
 use core::ptr::from_mut;
@@ -47,7 +48,8 @@ struct Question {
 #[btf_map]
 static QUESTION: PerCpuArray<Question, 1> = PerCpuArray::new();
 
-/// Makes of a SYN the answer to it, if the kernel wants it answered with a cookie. `false`: the SYN is untouched.
+/// Makes of a SYN the answer to it, if the kernel wants it answered with a cookie. `false`: the SYN
+/// is untouched.
 #[inline(always)]
 pub(crate) fn answer<const FRAGS: bool>(context: *mut xdp_md, judged: &Judged) -> bool {
     if judged.segment.hidden || judged.segment.fragment {
@@ -88,7 +90,8 @@ fn made<const FRAGS: bool, const WORDS: usize, const OCTETS: usize>(
         return None;
     }
     let octets = usize::from(half >> 12) * 4;
-    // SAFETY: the verifier sees that the pointer is not null, and nothing else runs here on this CPU.
+    // SAFETY: the verifier sees that the pointer is not null, and nothing else runs here on this
+    // CPU.
     let question = unsafe { &mut *QUESTION.get_ptr_mut(0)? };
     for (index, word) in question.tcp.iter_mut().enumerate() {
         if index * 4 < octets {
@@ -144,7 +147,8 @@ fn cookie<const WORDS: usize, const OCTETS: usize>(
     (made >= 0).then_some((made as u32, (made >> 32) as u16))
 }
 
-/// Whether a packet is for this host: a listener on all addresses is found for one that is only passing through, too.
+/// Whether a packet is for this host: a listener on all addresses is found for one that is only
+/// passing through, too.
 #[inline(always)]
 fn is_ours<const WORDS: usize>(context: *mut xdp_md, question: &mut Question) -> bool {
     let route = &mut question.route;

@@ -1,4 +1,5 @@
-//! What is counted: every packet once for its interface, and once for the list that decided. Per CPU, so nobody waits.
+//! What is counted: every packet once for its interface, and once for the list that decided. Per
+//! CPU, so nobody waits.
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
@@ -21,7 +22,8 @@ impl Counters {
     #[inline(always)]
     pub(crate) fn of_this_cpu() -> Option<Self> {
         let counters = COUNTERS.get_ptr_mut(0)?;
-        // SAFETY: the verifier has seen that the pointer is not null, and nothing else runs here on this CPU.
+        // SAFETY: the verifier has seen that the pointer is not null, and nothing else runs here on
+        // this CPU.
         Some(Self(unsafe { &mut *counters }))
     }
 
@@ -50,8 +52,8 @@ impl Counters {
         }
     }
 
-    /// Counts a packet for a list. A mask, not a comparison: the compiler compares one copy of a value and uses another, and the
-    /// verifier does not follow it there.
+    /// Counts a packet for a list. A mask, not a comparison: the compiler compares one copy of a
+    /// value and uses another, and the verifier does not follow it there.
     #[inline(always)]
     pub(crate) fn list(&mut self, slot: u32, counter: ListCounter) {
         self.0.lists[(slot & LIST_MASK) as usize][counter as usize] += 1;

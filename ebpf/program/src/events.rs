@@ -1,5 +1,5 @@
-//! What was dropped, for somebody who watches: at the cost of one look while nobody does, and of a look at the clock for what
-//! is beyond the sample that is told.
+//! What was dropped, for somebody who watches: at the cost of one look while nobody does, and of a
+//! look at the clock for what is beyond the sample that is told.
 
 use aya_ebpf::btf_maps::{PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
@@ -18,8 +18,8 @@ static EVENTS: RingBuf<Event, { EVENTS_SIZE as usize }> = RingBuf::new();
 #[btf_map]
 static EVENT_RATES: PerCpuArray<RateUse, 1> = PerCpuArray::new();
 
-/// Whether somebody is to be told of a packet that is dropped now: no longer, once the sample of this second is used up. So a
-/// flood costs little more because it is watched.
+/// Whether somebody is to be told of a packet that is dropped now: no longer, once the sample of
+/// this second is used up. So a flood costs little more because it is watched.
 #[inline(always)]
 pub(crate) fn are_wanted(control: &Control) -> bool {
     let until_ns = control.reader_until_ns.get();
@@ -40,7 +40,8 @@ fn rate_left(time_ns: u64) -> Option<(*mut RateUse, RateUse)> {
     Some((rate, used))
 }
 
-/// Tells whoever reads that a packet was dropped, answered with a RST or, in monitor mode, would have been.
+/// Tells whoever reads that a packet was dropped, answered with a RST or, in monitor mode, would
+/// have been.
 #[inline(never)]
 pub(crate) fn tell(judged: &Judged) {
     let Some(reason) = judged.verdict.reason() else {

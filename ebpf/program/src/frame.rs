@@ -1,7 +1,9 @@
-//! A frame as the kernel hands it over: between two pointers, of which the verifier wants every access checked.
+//! A frame as the kernel hands it over: between two pointers, of which the verifier wants every
+//! access checked.
 //!
-//! Headers lie at odd multiples of two, so the language wants them read octet by octet. The machines that this runs on read
-//! them whole, and the verifier refuses the program on one that cannot: hence the instructions by name.
+//! Headers lie at odd multiples of two, so the language wants them read octet by octet. The
+//! machines that this runs on read them whole, and the verifier refuses the program on one that
+//! cannot: hence the instructions by name.
 
 use core::arch::asm;
 
@@ -10,8 +12,8 @@ use aya_ebpf::helpers::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use portcullis_ebpf_common::Packet;
 use portcullis_ebpf_common::packet::TRANSPORT_MAX;
 
-/// A frame, the first buffer of which lies between the pointers. `FRAGS`: there may be more buffers, which only a kernel
-/// from 5.18 on can have, and tell.
+/// A frame, the first buffer of which lies between the pointers. `FRAGS`: there may be more
+/// buffers, which only a kernel from 5.18 on can have, and tell.
 pub(crate) struct Frame<const FRAGS: bool> {
     context: *mut xdp_md,
     start: usize,
@@ -34,8 +36,9 @@ impl<const FRAGS: bool> Frame<FRAGS> {
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<usize> {
         let mut place = self.start + offset;
-        // SAFETY: it changes nothing. But the compiler, not knowing that, neither reaches this place from
-        // another, of which the verifier has seen less, nor takes out the check below because of one further on.
+        // SAFETY: it changes nothing. But the compiler, not knowing that, neither reaches this
+        // place from another, of which the verifier has seen less, nor takes out the check below
+        // because of one further on.
         unsafe {
             asm!("{0} = {0}", inout(reg) place, options(pure, nomem, nostack, preserves_flags))
         };
@@ -56,7 +59,8 @@ impl<const FRAGS: bool> Frame<FRAGS> {
         }
     }
 
-    /// The frame with so many octets, cut or lengthened at its end. What was read before is not to be relied on.
+    /// The frame with so many octets, cut or lengthened at its end. What was read before is not to
+    /// be relied on.
     #[inline(always)]
     pub(crate) fn resized(self, octets: usize) -> Option<Self> {
         let change = octets as i32 - self.octets() as i32;
@@ -67,8 +71,8 @@ impl<const FRAGS: bool> Frame<FRAGS> {
         Some(Self::new(self.context))
     }
 
-    /// A part of it, checked once, because the compiler takes out a second check that it can work out
-    /// from the first, and the verifier cannot.
+    /// A part of it, checked once, because the compiler takes out a second check that it can work
+    /// out from the first, and the verifier cannot.
     #[inline(always)]
     pub(crate) fn part<const OCTETS: usize>(&self, offset: usize) -> Option<Part<OCTETS>> {
         self.at::<[u8; OCTETS]>(offset).map(Part)
@@ -88,7 +92,8 @@ impl<const FRAGS: bool> Frame<FRAGS> {
     }
 }
 
-/// So many octets of a frame. Places in it are constants, counted in words but where octets are told; none is beyond the end.
+/// So many octets of a frame. Places in it are constants, counted in words but where octets are
+/// told; none is beyond the end.
 pub(crate) struct Part<const OCTETS: usize>(usize);
 
 impl<const OCTETS: usize> Part<OCTETS> {
@@ -140,7 +145,8 @@ impl<const OCTETS: usize> Part<OCTETS> {
         }
     }
 
-    /// Exchanges two addresses of `N` words that stand one behind the other; gives the sum of their words.
+    /// Exchanges two addresses of `N` words that stand one behind the other; gives the sum of their
+    /// words.
     #[inline(always)]
     pub(crate) fn exchange<const N: usize>(&self, at: usize) -> u64 {
         let mut sum = 0;
@@ -183,7 +189,8 @@ impl<const FRAGS: bool> Packet for Frame<FRAGS> {
     #[inline(always)]
     fn forget(&self, offset: usize) -> usize {
         let mut offset = offset;
-        // SAFETY: twice the same changes nothing; the verifier does not know that, and the compiler does not see it.
+        // SAFETY: twice the same changes nothing; the verifier does not know that, and the compiler
+        // does not see it.
         unsafe {
             asm!("{offset} ^= {unknown}", "{offset} ^= {unknown}",
                 offset = inout(reg) offset, unknown = in(reg) self.end - self.start,

@@ -1,7 +1,8 @@
 //! A judged packet on its way to what is rarely done with one.
 //!
-//! It lies in a map and not on the stack, because the verifier knows nothing of what comes out of a map: it walks through the
-//! subprogram once, and not once for every way through parser and verdicts that leads to it.
+//! It lies in a map and not on the stack, because the verifier knows nothing of what comes out of a
+//! map: it walks through the subprogram once, and not once for every way through parser and
+//! verdicts that leads to it.
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
@@ -28,7 +29,8 @@ impl Judged {
     #[inline(always)]
     pub(crate) fn put(self) -> Option<&'static Self> {
         let place = JUDGED.get_ptr_mut(0)?;
-        // SAFETY: the verifier has seen that the pointer is not null, and nothing else runs here on this CPU.
+        // SAFETY: the verifier has seen that the pointer is not null, and nothing else runs here on
+        // this CPU.
         unsafe { place.write(self) };
         // SAFETY: as above; what is written there again before the next packet is the same.
         Some(unsafe { &*place })
@@ -42,8 +44,8 @@ impl Judged {
         Some(unsafe { &*place })
     }
 
-    /// The segment, with offsets of which the verifier can see that they lead nowhere else. A mask, not a comparison: the
-    /// compiler compares one copy of a value and uses another.
+    /// The segment, with offsets of which the verifier can see that they lead nowhere else. A mask,
+    /// not a comparison: the compiler compares one copy of a value and uses another.
     #[inline(always)]
     pub(crate) fn segment(&self) -> Segment {
         Segment {

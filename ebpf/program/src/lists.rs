@@ -13,8 +13,9 @@ use portcullis_ebpf_common::{Class, Lookup, Source};
 static SNAPSHOT: ArrayOfMaps<Array<Block, 1, MAPPED>, { SNAPSHOT_SLOTS as usize }> =
     ArrayOfMaps::new();
 
-/// The lines of the snapshot that was in force when they were asked for: one packet sees one generation, because its blocks
-/// stay where they are until the packets that met its header are done.
+/// The lines of the snapshot that was in force when they were asked for: one packet sees one
+/// generation, because its blocks stay where they are until the packets that met its header are
+/// done.
 struct InMap {
     /// It has the header, the classes, presence and most of the directory.
     first: *const Block,
@@ -53,15 +54,16 @@ impl Lines for InMap {
             }
             block(snapshot_slot(self.generation(), number as u32))?
         };
-        // The mask is an instruction of its own, because the compiler would take out one that a comparison before it makes
-        // superfluous, and the verifier does not follow it there.
+        // The mask is an instruction of its own, because the compiler would take out one that a
+        // comparison before it makes superfluous, and the verifier does not follow it there.
         let mut at = at;
         // SAFETY: it changes the one register.
         unsafe {
             asm!("{at} &= {mask}", at = inout(reg) at, mask = const in_block::<T>() - 1,
                 options(pure, nomem, nostack, preserves_flags));
         }
-        // SAFETY: the verifier has seen that the block is there, and by the mask it is within the block.
+        // SAFETY: the verifier has seen that the block is there, and by the mask it is within the
+        // block.
         Some(unsafe { block.cast::<T>().add(at).read() })
     }
 
@@ -102,7 +104,8 @@ pub(crate) fn ipv4(address: u32) -> Class {
     }
 }
 
-/// The class of an IPv6 address by the upper half of it; `None` if there are prefixes within its /64.
+/// The class of an IPv6 address by the upper half of it; `None` if there are prefixes within its
+/// /64.
 #[inline(always)]
 pub(crate) fn ipv6(upper: u64) -> Option<Class> {
     let Some(lines) = InMap::in_force() else {
@@ -112,7 +115,8 @@ pub(crate) fn ipv6(upper: u64) -> Option<Class> {
     Some(snapshot::class_of(&lines, mark))
 }
 
-/// A global function, which the verifier follows once for all callers: the ways to it through the extension headers are many.
+/// A global function, which the verifier follows once for all callers: the ways to it through the
+/// extension headers are many.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn class_of_ipv4(address: u32) -> u32 {

@@ -1,17 +1,19 @@
-//! The XDP program: reads a frame, asks [`judge`] for the verdict, counts it, and passes, drops or answers.
+//! The XDP program: reads a frame, asks [`judge`] for the verdict, counts it, and passes, drops or
+//! answers.
 //!
-//! It is loaded once per interface, with the interface's slot and role as a constant, so that nothing has to be looked up to
-//! know whose counters to use, and the verifier takes out what the other role would do. All instances share the pinned maps.
-//! What cannot be found (no settings yet, no lists yet) passes: the filter drops only on the word of a list or of the
-//! settings.
+//! It is loaded once per interface, with the interface's slot and role as a constant, so that
+//! nothing has to be looked up to know whose counters to use, and the verifier takes out what the
+//! other role would do. All instances share the pinned maps. What cannot be found (no settings yet,
+//! no lists yet) passes: the filter drops only on the word of a list or of the settings.
 //!
-//! What is rare (answers, events, budgets, frames with tags or options) is in subprograms, out of the way of the packets
-//! of a flood.
+//! What is rare (answers, events, budgets, frames with tags or options) is in subprograms, out of
+//! the way of the packets of a flood.
 //!
-//! The verifier walks some 200,000 instructions of it (140,000 for a customer's interface), of the million that it takes;
-//! `verified_insns` in the fdinfo of a loaded program says how many. Most of that is the lookup of an address, where each line
-//! may be in the first block or in another. What keeps it from following each way to an offset by itself (`Frame::forget`,
-//! `Judged`) has to stay. The stack is 512 octets for all calls together; large things lie in per-CPU maps.
+//! The verifier walks some 200,000 instructions of it (140,000 for a customer's interface), of the
+//! million that it takes; `verified_insns` in the fdinfo of a loaded program says how many. Most of
+//! that is the lookup of an address, where each line may be in the first block or in another. What
+//! keeps it from following each way to an offset by itself (`Frame::forget`, `Judged`) has to stay.
+//! The stack is 512 octets for all calls together; large things lie in per-CPU maps.
 
 #![no_std]
 #![no_main]
@@ -47,8 +49,9 @@ use self::verdicts::Sources;
 
 /// What this instance is told of its interface, an [`InterfaceConstant`]; set before it is loaded.
 ///
-/// Its value here is one that no other constant has: LLVM puts equal constants into one place, and what is set before
-/// loading would be set for both. With 0, the key of `SETTINGS` became the slot, too.
+/// Its value here is one that no other constant has: LLVM puts equal constants into one place, and
+/// what is set before loading would be set for both. With 0, the key of `SETTINGS` became the slot,
+/// too.
 #[unsafe(no_mangle)]
 static INTERFACE: Global<u32> = Global::new(0xfeed_5107);
 
@@ -61,7 +64,8 @@ fn interface() -> InterfaceConstant {
 #[btf_map]
 static SETTINGS: ArrayOfMaps<Array<Settings, 1>, 1> = ArrayOfMaps::new();
 
-/// Filters one frame, which may lie in several buffers: devices with jumbo frames want that of a program.
+/// Filters one frame, which may lie in several buffers: devices with jumbo frames want that of a
+/// program.
 #[xdp(frags)]
 pub fn portcullis(context: XdpContext) -> u32 {
     filter::<true>(context.ctx)
@@ -142,7 +146,8 @@ fn look_closer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
     )
 }
 
-/// What becomes of a packet in which no segment for a filtered port was found. There is no source of which anybody could be told.
+/// What becomes of a packet in which no segment for a filtered port was found. There is no source
+/// of which anybody could be told.
 #[inline(always)]
 fn without_segment(slot: u32, content: &Content, verdict: Verdict, mode: Mode) -> u32 {
     if let Content::Unread(encapsulation) = content {
@@ -183,8 +188,8 @@ fn may_be_answered<const FRAGS: bool>(
     wanted && !settings.is_silent(judged.interface_slot)
 }
 
-/// Makes of the frame that was judged last an answer to it, if it is to have one now. Called from the entry function: what is below
-/// [`look_closer`] on the stack leaves no room for it.
+/// Makes of the frame that was judged last an answer to it, if it is to have one now. Called from
+/// the entry function: what is below [`look_closer`] on the stack leaves no room for it.
 #[inline(never)]
 fn answer<const FRAGS: bool>(context: *mut xdp_md) -> u32 {
     let Some(judged) = Judged::last() else {

@@ -1,4 +1,5 @@
-//! What the program sends by itself: a RST to a customer. The headers are worked out in `ebpf/common`.
+//! What the program sends by itself: a RST to a customer. The headers are worked out in
+//! `ebpf/common`.
 
 use aya_ebpf::bindings::xdp_md;
 use portcullis_ebpf_common::layout::Rate;
@@ -11,8 +12,8 @@ use crate::budget;
 use crate::frame::Frame;
 use crate::judged::{Judged, NETWORK_MASK};
 
-/// Makes of a customer's segment the RST for it. `false`: it is none that may be answered, or there were so many in this
-/// second already, and it is to be dropped.
+/// Makes of a customer's segment the RST for it. `false`: it is none that may be answered, or there
+/// were so many in this second already, and it is to be dropped.
 #[inline(never)]
 pub(crate) fn reset<const FRAGS: bool>(context: *mut xdp_md, judged: &Judged) -> bool {
     let segment = judged.segment();
@@ -50,8 +51,8 @@ fn ipv6<const FRAGS: bool>(context: *mut xdp_md, segment: &Segment, answer: &Ans
     put::<FRAGS, 4, 2, { IPV6_OCTETS + TCP_OCTETS }>(context, segment, answer, start).is_some()
 }
 
-/// Writes the headers behind VLAN tags and PPPoE, and cuts the frame to them. `N`: words of an address, `START`: words in front
-/// of the addresses, `OCTETS`: of both headers.
+/// Writes the headers behind VLAN tags and PPPoE, and cuts the frame to them. `N`: words of an
+/// address, `START`: words in front of the addresses, `OCTETS`: of both headers.
 #[inline(always)]
 fn put<const FRAGS: bool, const N: usize, const START: usize, const OCTETS: usize>(
     context: *mut xdp_md,

@@ -1,9 +1,11 @@
-//! The shortest way for what a flood is made of: a TCP segment to the first filtered port, in an Ethernet frame with neither
-//! tags nor options nor fragments, on an edge that enforces, and about which the lists alone decide.
+//! The shortest way for what a flood is made of: a TCP segment to the first filtered port, in an
+//! Ethernet frame with neither tags nor options nor fragments, on an edge that enforces, and about
+//! which the lists alone decide.
 //!
-//! It comes to what [`judge`](portcullis_ebpf_common::judge) comes to, in a third of the instructions, because every offset is a
-//! constant and nothing has to be kept. Whatever is not quite so (a SYN that may pass, a recent verdict, a drop that
-//! somebody is to be told of) is left to the whole way; the packet cases and the comparison with tcpdump go through both.
+//! It comes to what [`judge`](portcullis_ebpf_common::judge) comes to, in a third of the
+//! instructions, because every offset is a constant and nothing has to be kept. Whatever is not
+//! quite so (a SYN that may pass, a recent verdict, a drop that somebody is to be told of) is left
+//! to the whole way; the packet cases and the comparison with tcpdump go through both.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::xdp_md;
@@ -22,7 +24,8 @@ const IPV6_HEADERS: usize = 74;
 
 /// EtherType, version and length of the header; the octet behind them is of no interest.
 const IPV4: Pattern = Pattern::new([0x08, 0x00, 0x45, 0], [0xff, 0xff, 0xff, 0]);
-/// No more fragments and no offset, a time to live of no interest, TCP. "Don't fragment" does not matter.
+/// No more fragments and no offset, a time to live of no interest, TCP. "Don't fragment" does not
+/// matter.
 const IPV4_TCP: Pattern = Pattern::new([0, 0, 0, 6], [0x3f, 0xff, 0, 0xff]);
 /// EtherType and version.
 const IPV6: Pattern = Pattern::new([0x86, 0xdd, 0x60, 0], [0xff, 0xff, 0xf0, 0]);

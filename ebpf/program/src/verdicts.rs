@@ -1,4 +1,5 @@
-//! What is remembered of a source: its recent verdict, whether it is local, and how many SYNs it has sent.
+//! What is remembered of a source: its recent verdict, whether it is local, and how many SYNs it
+//! has sent.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie};
@@ -20,7 +21,8 @@ static VERDICTS: HashMap<VerdictKey, RecentVerdict, { VERDICTS_MAX as usize }, N
 #[btf_map]
 static LOCAL_NETWORKS: LpmTrie<[u32; 5], u32, { LOCAL_NETWORKS_MAX as usize }> = LpmTrie::new();
 
-/// Nanoseconds of CLOCK_MONOTONIC at the last tick: cheaper than the exact time, and exact enough for seconds.
+/// Nanoseconds of CLOCK_MONOTONIC at the last tick: cheaper than the exact time, and exact enough
+/// for seconds.
 #[inline(always)]
 pub(crate) fn now_ns() -> u64 {
     // SAFETY: the helper takes nothing.
@@ -64,14 +66,15 @@ fn is_local(source: &Source) -> bool {
     LOCAL_NETWORKS.get(&key).is_some()
 }
 
-/// A recent verdict in its map. If userspace removes it meanwhile, what is written meets another entry or none, and is
-/// wrong by one packet.
+/// A recent verdict in its map. If userspace removes it meanwhile, what is written meets another
+/// entry or none, and is wrong by one packet.
 pub(crate) struct Entry(*mut RecentVerdict);
 
 impl Recent for Entry {
     #[inline(always)]
     fn added_ns(&self) -> u64 {
-        // SAFETY: the verifier has seen that the pointer is not null; entries are never unmapped while the program runs.
+        // SAFETY: the verifier has seen that the pointer is not null; entries are never unmapped
+        // while the program runs.
         unsafe { (*self.0).added_ns }
     }
 
@@ -83,7 +86,8 @@ impl Recent for Entry {
 
     #[inline(always)]
     fn count(&self, now_ns: u64) {
-        // SAFETY: as above. Two CPUs at the same moment count as one: an atomic addition costs more than that is worth.
+        // SAFETY: as above. Two CPUs at the same moment count as one: an atomic addition costs more
+        // than that is worth.
         unsafe { (*self.0).packets += 1 };
         // SAFETY: as above; whoever writes last is near enough.
         unsafe { (*self.0).last_ns = now_ns };

@@ -1,12 +1,14 @@
-//! Message content on the wire: dot-stuffing both ways, and the rule that line ends are CRLF and nothing else.
+//! Message content on the wire: dot-stuffing both ways, and the rule that line ends are CRLF and
+//! nothing else.
 //!
-//! The decoder takes the content of DATA (ended by CRLF . CRLF) and of BDAT (counted). It remembers the one or two octets
-//! that may still turn out either way when a piece of input ends, so that it never asks the caller to keep any, and what
-//! it gives out does not depend on how the input was split. It gives out the longest runs it can: one search
-//! per line, no copy.
+//! The decoder takes the content of DATA (ended by CRLF . CRLF) and of BDAT (counted). It remembers
+//! the one or two octets that may still turn out either way when a piece of input ends, so that it
+//! never asks the caller to keep any, and what it gives out does not depend on how the input was
+//! split. It gives out the longest runs it can: one search per line, no copy.
 //!
-//! A bare CR or LF is never passed on and never ends a line here. Servers that disagree on what ends a message are how
-//! one message is smuggled inside another; a message on which they could disagree is given up as a whole.
+//! A bare CR or LF is never passed on and never ends a line here. Servers that disagree on what
+//! ends a message are how one message is smuggled inside another; a message on which they could
+//! disagree is given up as a whole.
 
 use std::fmt;
 
@@ -207,7 +209,8 @@ impl Decoder {
         (used, Decoded::NeedInput)
     }
 
-    /// Says that there is no more input ([`Framing::Chunks`]): a CR that still waits for its LF is a bare one.
+    /// Says that there is no more input ([`Framing::Chunks`]): a CR that still waits for its LF is
+    /// a bare one.
     #[must_use]
     pub fn finish(&mut self) -> Option<Fault> {
         let bare = self.at == At::Cr && !self.discarding;
@@ -220,7 +223,8 @@ impl Decoder {
         Decoded::Fault(fault)
     }
 
-    /// The longest run of content at the front of the input, from within a line or a start of line with no dot.
+    /// The longest run of content at the front of the input, from within a line or a start of line
+    /// with no dot.
     fn run(&self, bounds: &Bounds, input: &[u8]) -> Run {
         let run = self.run_of_any_size(bounds, input);
         let room = usize::try_from(bounds.size_max.saturating_sub(self.size)).unwrap_or(usize::MAX);
@@ -290,7 +294,8 @@ impl Decoder {
                 (Some(_), _) => Fault::BareLineFeed,
             };
             if !self.discarding {
-                // Found first thing, the octet at fault is used up with the fault; else it is met again.
+                // Found first thing, the octet at fault is used up with the fault; else it is met
+                // again.
                 let used = found + usize::from(found == 0);
                 return stop(found, used, At::WithinLine, Some(fault));
             }
@@ -367,7 +372,8 @@ impl Stuffer {
         };
     }
 
-    /// Appends the end of the message, completing its last line first. Ready for another message afterwards.
+    /// Appends the end of the message, completing its last line first. Ready for another message
+    /// afterwards.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         out.extend_from_slice(match self.last {
             Last::LineEnd => b".\r\n",

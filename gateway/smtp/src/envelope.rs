@@ -1,7 +1,8 @@
-//! MAIL and RCPT: the arguments of the two commands that build an envelope, with their ESMTP parameters.
+//! MAIL and RCPT: the arguments of the two commands that build an envelope, with their ESMTP
+//! parameters.
 //!
-//! Everything points into the command line, and is checked here, once: whoever gets a [`Mail`] or a [`Rcpt`] may pass its
-//! parts on as they are.
+//! Everything points into the command line, and is checked here, once: whoever gets a [`Mail`] or a
+//! [`Rcpt`] may pass its parts on as they are.
 
 use crate::path::{Path, split_brackets};
 use crate::reply::{EnhancedCode, Reply};
@@ -120,7 +121,8 @@ impl<'a> Mail<'a> {
 }
 
 impl<'a> Rcpt<'a> {
-    /// Parses what follows `RCPT `. `smtputf8` says whether MAIL had that parameter, `dsn` whether those of RFC 3461 are taken.
+    /// Parses what follows `RCPT `. `smtputf8` says whether MAIL had that parameter, `dsn` whether
+    /// those of RFC 3461 are taken.
     pub(crate) fn parse(arguments: &'a [u8], smtputf8: bool, dsn: bool) -> Result<Self, Refusal> {
         let (raw, parameters) = split_path(arguments, "TO:", &RECIPIENT_SYNTAX)?;
         let mut notify = None;
@@ -147,7 +149,8 @@ impl<'a> Rcpt<'a> {
     }
 }
 
-/// Splits `FROM:<path> parameters`. Spaces before the path are let through: many clients put one there.
+/// Splits `FROM:<path> parameters`. Spaces before the path are let through: many clients put one
+/// there.
 fn split_path<'a>(
     arguments: &'a [u8],
     keyword: &str,
@@ -201,7 +204,8 @@ impl<'a> Iterator for Parameters<'a> {
     }
 }
 
-/// Puts a value where there was none. A value that could not be parsed, and a second one, are refused.
+/// Puts a value where there was none. A value that could not be parsed, and a second one, are
+/// refused.
 fn once<T>(place: &mut Option<T>, value: Option<T>) -> Result<(), Refusal> {
     if place.is_some() {
         return Err(&PARAMETER_TWICE);
@@ -264,7 +268,8 @@ fn is_original_recipient(value: &str, smtputf8: bool) -> bool {
     value.len() <= ORIGINAL_RECIPIENT_LENGTH_MAX && is_kind && is_address
 }
 
-/// RFC 3461, 4: printable ASCII in which `+` begins two hexadecimal digits in upper case, and `=` does not stand.
+/// RFC 3461, 4: printable ASCII in which `+` begins two hexadecimal digits in upper case, and `=`
+/// does not stand.
 fn is_xtext(text: &str) -> bool {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

@@ -1,8 +1,8 @@
 //! SMTP with no I/O, no clock and no allocation per accepted command.
 //!
-//! Octets go in, events and replies come out; who reads and writes, and when, is somebody else's business. This is what
-//! makes a session a few dozen octets of state, and what lets the same code run on io_uring, in a simulation and
-//! under a fuzzer.
+//! Octets go in, events and replies come out; who reads and writes, and when, is somebody else's
+//! business. This is what makes a session a few dozen octets of state, and what lets the same code
+//! run on io_uring, in a simulation and under a fuzzer.
 //!
 //! | module | what it holds |
 //! |---|---|

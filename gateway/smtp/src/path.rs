@@ -1,9 +1,10 @@
 //! The addresses of RFC 5321, 4.1.2: paths, mailboxes, domains, address literals.
 //!
-//! Nothing is rewritten and nothing is guessed: the parts point into the text as it was written, and what the grammar
-//! does not allow is an error. Characters above ASCII are taken (RFC 6531); whether the session may use them is for the
-//! caller to say. Parts are not held to the lengths of 4.5.3.1 except the domain: those are least sizes, and
-//! forwarders do make local parts of more than 64 octets; the length of the command line bounds them all.
+//! Nothing is rewritten and nothing is guessed: the parts point into the text as it was written,
+//! and what the grammar does not allow is an error. Characters above ASCII are taken (RFC 6531);
+//! whether the session may use them is for the caller to say. Parts are not held to the lengths of
+//! 4.5.3.1 except the domain: those are least sizes, and forwarders do make local parts of more
+//! than 64 octets; the length of the command line bounds them all.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -97,7 +98,8 @@ impl<'a> Path<'a> {
         })
     }
 
-    /// The mailbox as written: what is passed on, because relays strip source routes (RFC 5321, 4.1.1.3 and F.2).
+    /// The mailbox as written: what is passed on, because relays strip source routes (RFC 5321,
+    /// 4.1.1.3 and F.2).
     #[must_use]
     pub fn without_route(&self) -> &'a str {
         // The colon behind the route is one octet.
@@ -145,7 +147,8 @@ impl<'a> Domain<'a> {
     }
 }
 
-/// Whether EHLO or HELO may give this name: letters, digits, hyphens, dots and underscores, or an address literal.
+/// Whether EHLO or HELO may give this name: letters, digits, hyphens, dots and underscores, or an
+/// address literal.
 ///
 /// A dot at the end is let through, since it changes nothing and real clients send it.
 pub(crate) fn is_client_name(text: &str) -> bool {
@@ -157,8 +160,8 @@ pub(crate) fn is_client_name(text: &str) -> bool {
     text.is_ascii() && Domain::parse(text).is_ok()
 }
 
-/// Splits `<path> rest` into the text between the brackets and what follows the closing one. A bracket
-/// within quotes is none.
+/// Splits `<path> rest` into the text between the brackets and what follows the closing one. A
+/// bracket within quotes is none.
 pub(crate) fn split_brackets(text: &str) -> Result<(&str, &str), PathError> {
     let inner = text.strip_prefix('<').ok_or(PathError::Brackets)?;
     let mut quoted = false;
@@ -241,7 +244,8 @@ fn is_name(text: &str) -> bool {
     text.len() <= DOMAIN_LENGTH_MAX && text.split('.').all(is_label)
 }
 
-/// What stands between square brackets (RFC 5321, 4.1.3). Addresses that no host can have are errors.
+/// What stands between square brackets (RFC 5321, 4.1.3). Addresses that no host can have are
+/// errors.
 fn parse_literal(text: &str) -> Result<Domain<'_>, PathError> {
     let Some((tag, content)) = text.split_once(':') else {
         let address: Ipv4Addr = text.parse().map_err(|_| PathError::Literal)?;

@@ -1,7 +1,8 @@
 //! Replies: a code, perhaps an enhanced code, and text.
 //!
-//! The text of a reply may come from another server or hold what a client sent, so writing a reply is also where it is made
-//! safe: nothing in the text can end a line, and no line is longer than RFC 5321 allows.
+//! The text of a reply may come from another server or hold what a client sent, so writing a reply
+//! is also where it is made safe: nothing in the text can end a line, and no line is longer than
+//! RFC 5321 allows.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -115,7 +116,8 @@ impl<'a> Reply<'a> {
 
     /// Appends the reply as it goes over the wire.
     ///
-    /// Control characters become spaces and lines are cut at 512 octets, so that a text from anywhere is safe to pass on.
+    /// Control characters become spaces and lines are cut at 512 octets, so that a text from
+    /// anywhere is safe to pass on.
     pub fn write(&self, out: &mut Vec<u8>) {
         let text = self.text.trim_end_matches(['\r', '\n']);
         let mut lines = text.split('\n').peekable();

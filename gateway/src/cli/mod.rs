@@ -1,4 +1,5 @@
-//! The commands. Each has a file of its own with its arguments and its help; what it does is in the library.
+//! The commands. Each has a file of its own with its arguments and its help; what it does is in the
+//! library.
 
 mod check;
 mod demo;
@@ -19,7 +20,8 @@ use portcullis::config::{self, Config};
 /// The command line was wrong, or the configuration.
 const EXIT_USAGE: u8 = 2;
 
-/// The gate in front of TCP port 25: drops listed sources in the kernel, relays what is allowed, and nothing else.
+/// The gate in front of TCP port 25: drops listed sources in the kernel, relays what is allowed,
+/// and nothing else.
 #[derive(Debug, clap::Parser)]
 #[command(
     version,
@@ -71,7 +73,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// The exit code of a command that had nothing more to do than to print. That nobody reads on is no failure.
+/// The exit code of a command that had nothing more to do than to print. That nobody reads on is no
+/// failure.
 fn finished(printed: io::Result<()>) -> ExitCode {
     match printed {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
@@ -82,7 +85,8 @@ fn finished(printed: io::Result<()>) -> ExitCode {
 /// The option of all commands that need the configuration.
 #[derive(Debug, clap::Args)]
 struct ConfigFile {
-    /// The configuration file; without one, a harmless default: 127.0.0.1:2525, no filter, mail is thrown away
+    /// The configuration file; without one, a harmless default: 127.0.0.1:2525, no filter, mail is
+    /// thrown away
     #[arg(short, long = "config", value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -93,14 +97,14 @@ impl ConfigFile {
         self.load_by(config::load)
     }
 
-    /// The same, with the lists built where the filter wants them, if it is to be in place. Where files of lists cannot be used,
-    /// those of the last compile stand in.
+    /// The same, with the lists built where the filter wants them, if it is to be in place. Where
+    /// files of lists cannot be used, those of the last compile stand in.
     fn load_for_filter(&self) -> Result<Config, ExitCode> {
         self.load_by(|path| config::load_for_start(path, portcullis::filter::memory))
     }
 
-    /// The configuration as a start takes it: where files of lists cannot be used, those of the last compile stand in. No memory of
-    /// the kernel is taken.
+    /// The configuration as a start takes it: where files of lists cannot be used, those of the
+    /// last compile stand in. No memory of the kernel is taken.
     fn load_as_a_start(&self) -> Result<Config, ExitCode> {
         self.load_by(|path| config::load_for_start(path, portcullis::lists::Memory::private))
     }

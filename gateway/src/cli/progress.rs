@@ -1,4 +1,5 @@
-//! How far the reading of a list, or other work, has come, on a terminal, for work that takes longer than a second.
+//! How far the reading of a list, or other work, has come, on a terminal, for work that takes
+//! longer than a second.
 
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::time::{Duration, Instant};

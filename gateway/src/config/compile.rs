@@ -1,5 +1,5 @@
-//! From the tables of the file to a [`Config`]: each table by the module of its subject, then what only shows when
-//! they are seen together.
+//! From the tables of the file to a [`Config`]: each table by the module of its subject, then what
+//! only shows when they are seen together.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,7 +24,8 @@ use crate::policy::{Policy, Terms};
 /// Tables that are described but not built yet.
 const LATER: [&str; 3] = ["tls", "auth", "spool"];
 
-/// Reads all tables. Faults are noted in the document; with faults, what comes back is not to be used.
+/// Reads all tables. Faults are noted in the document; with faults, what comes back is not to be
+/// used.
 pub(super) fn config<'d>(
     document: &Document<'d>,
     root: &Spanned<DeTable<'d>>,
@@ -191,7 +192,8 @@ fn read_state_dir(top: &mut Section<'_, '_>) -> PathBuf {
     }
 }
 
-/// More workers than cores is doubtful but works; a configuration is often looked at on another machine.
+/// More workers than cores is doubtful but works; a configuration is often looked at on another
+/// machine.
 fn read_workers(top: &mut Section<'_, '_>) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = top.count("workers", cores as u64, 1..=1_024);
@@ -262,8 +264,8 @@ fn read_log(s: &mut Section<'_, '_>) -> Log {
     }
 }
 
-/// Mail that anybody may send here needs a way on: else it would be accepted by the policy and refused for want of a
-/// route.
+/// Mail that anybody may send here needs a way on: else it would be accepted by the policy and
+/// refused for want of a route.
 fn check_routes(
     document: &Document<'_>,
     span: &std::ops::Range<usize>,

@@ -1,7 +1,9 @@
-//! `[[dnsbl]]` and `[dnsbl_policy]`: which DNS lists are asked about strangers, what their answers count for, and how they are asked.
+//! `[[dnsbl]]` and `[dnsbl_policy]`: which DNS lists are asked about strangers, what their answers
+//! count for, and how they are asked.
 //!
-//! The name servers have no default. The system's are often a public resolver, which the operators of lists refuse (with
-//! answers in 127.255.255.0/24), so that a default would look like a list that never lists anybody.
+//! The name servers have no default. The system's are often a public resolver, which the operators
+//! of lists refuse (with answers in 127.255.255.0/24), so that a default would look like a list
+//! that never lists anybody.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -14,8 +16,8 @@ use super::section::Section;
 use crate::policy::dnsbl::{Dnsbl, OPERATOR_ERRORS, Zone};
 use crate::policy::domain::{self, normal_form};
 
-/// What counts as a listing where `replies` is not given: 127.0.0.1 is what RFC 5782 section 5 forbids to list, and lists with
-/// meanings beyond the last octet have to be read up on anyway.
+/// What counts as a listing where `replies` is not given: 127.0.0.1 is what RFC 5782 section 5
+/// forbids to list, and lists with meanings beyond the last octet have to be read up on anyway.
 const REPLIES: RangeInclusive<Ipv4Addr> =
     Ipv4Addr::new(127, 0, 0, 2)..=Ipv4Addr::new(127, 0, 0, 255);
 const REPLIES_TEXT: &str = "[\"127.0.0.2-127.0.0.255\"]";
@@ -32,7 +34,8 @@ const SERVERS_MAX: usize = 8;
 pub struct DnsblPolicy {
     /// The name servers that are asked. Never empty where there are zones.
     pub servers: Vec<SocketAddr>,
-    /// How long a refused source stays in the filter's recent verdicts; nought: it never gets there.
+    /// How long a refused source stays in the filter's recent verdicts; nought: it never gets
+    /// there.
     pub drop_for: Duration,
     /// How long an answer may take. Then the zone counts as silent.
     pub timeout: Duration,

@@ -1,10 +1,11 @@
 //! The configuration file while it is read: its text, and what was found in it so far.
 //!
-//! It is read key by key (see [`section`](super::section)), so that every fault is found with its place, no key is
-//! passed over in silence, and what is in force (given or by default) can be shown afterwards from the same calls.
+//! It is read key by key (see [`section`](super::section)), so that every fault is found with its
+//! place, no key is passed over in silence, and what is in force (given or by default) can be shown
+//! afterwards from the same calls.
 //!
-//! Rejected: serde's derive. It stops at the first fault, has no word for "belongs to a later version", and leaves
-//! the defaults where `check` cannot see them.
+//! Rejected: serde's derive. It stops at the first fault, has no word for "belongs to a later
+//! version", and leaves the defaults where `check` cannot see them.
 
 use std::cell::RefCell;
 use std::ops::Range;

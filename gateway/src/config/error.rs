@@ -1,6 +1,7 @@
-//! What is wrong with a configuration, told so that it can be put right: every fault at once, each with its file,
-//! line and column, the line itself, and what to do. Rejected: stopping at the first fault (an edit, a reload and a
-//! disappointment per fault), and serde's errors (one at a time, and without the advice).
+//! What is wrong with a configuration, told so that it can be put right: every fault at once, each
+//! with its file, line and column, the line itself, and what to do. Rejected: stopping at the first
+//! fault (an edit, a reload and a disappointment per fault), and serde's errors (one at a time, and
+//! without the advice).
 
 use std::fmt;
 use std::ops::Range;
@@ -20,7 +21,8 @@ pub struct Position {
 }
 
 impl Position {
-    /// The place that a range of octets of `source` stands for; a range beyond the end is cut to it.
+    /// The place that a range of octets of `source` stands for; a range beyond the end is cut to
+    /// it.
     pub(super) fn of(source: &str, span: Range<usize>) -> Position {
         let start = floor_boundary(source, span.start);
         let line_start = source[..start].rfind('\n').map_or(0, |at| at + 1);
@@ -74,7 +76,8 @@ impl Error {
         }
     }
 
-    /// The same in one line, for a log: the place first, as compilers write it, and the advice in parentheses.
+    /// The same in one line, for a log: the place first, as compilers write it, and the advice in
+    /// parentheses.
     #[must_use]
     pub fn one_line(&self) -> String {
         let file = self.file.display();

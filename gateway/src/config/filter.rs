@@ -25,10 +25,11 @@ pub struct Filter {
     pub unlisted: Unlisted,
     /// How the program is attached.
     pub xdp_mode: XdpMode,
-    /// SYNs that an IPv4 address or an IPv6 /64 may send in a second before they are counted; 0: any number. It drops none:
-    /// their source may be forged.
+    /// SYNs that an IPv4 address or an IPv6 /64 may send in a second before they are counted; 0:
+    /// any number. It drops none: their source may be forged.
     pub syn_budget: u32,
-    /// Whether SYNs for a listener of this host are answered with cookies while its queue overflows.
+    /// Whether SYNs for a listener of this host are answered with cookies while its queue
+    /// overflows.
     pub syn_cookies: bool,
     /// How a customer hears that it may not send.
     pub customer_refusal: CustomerRefusal,
@@ -92,7 +93,8 @@ pub enum CustomerRefusal {
 pub enum FilterMode {
     /// Drops.
     Enforce,
-    /// Counts and passes. Drop lists then do not refuse in SMTP either: a rehearsal changes nothing.
+    /// Counts and passes. Drop lists then do not refuse in SMTP either: a rehearsal changes
+    /// nothing.
     Monitor,
     /// The filter is not attached. Drop lists refuse in SMTP.
     Off,
@@ -112,7 +114,8 @@ pub enum Unlisted {
 pub enum XdpMode {
     /// In the driver, before the kernel allocates anything.
     Driver,
-    /// After the kernel has allocated a buffer: works everywhere and saves little, so it is never a silent fallback.
+    /// After the kernel has allocated a buffer: works everywhere and saves little, so it is never a
+    /// silent fallback.
     Generic,
 }
 

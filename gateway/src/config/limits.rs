@@ -1,5 +1,6 @@
-//! The limits, in one table. Every bound of the relay that an operator can move is here, with its default and the
-//! range that makes sense; a value outside of it is an error, not a surprise at night.
+//! The limits, in one table. Every bound of the relay that an operator can move is here, with its
+//! default and the range that makes sense; a value outside of it is an error, not a surprise at
+//! night.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -11,32 +12,39 @@ use super::section::Section;
 pub struct Limits {
     /// Sessions at once, of the whole gate. One more gets `421 4.3.2`.
     pub sessions: u32,
-    /// Sessions at once from one source: an IPv4 address or an IPv6 /64. One more gets `421 4.7.0`. It holds for
-    /// strangers only: the local networks and permit-listed sources are [exempt](crate::policy::Client::is_exempt).
+    /// Sessions at once from one source: an IPv4 address or an IPv6 /64. One more gets `421 4.7.0`.
+    /// It holds for strangers only: the local networks and permit-listed sources are
+    /// [exempt](crate::policy::Client::is_exempt).
     pub sessions_per_source: u32,
-    /// Recipients of one message. One more gets `452 4.5.3`. RFC 5321 section 4.5.3.1.8 asks for at least 100.
+    /// Recipients of one message. One more gets `452 4.5.3`. RFC 5321 section 4.5.3.1.8 asks for at
+    /// least 100.
     pub recipients_per_message: u32,
     /// Octets of one message as it is received; announced by SIZE. More gets `552 5.3.4`.
     pub message_size: u64,
-    /// Errors of a client in one session since its last accepted message; then `421 4.7.0`. They are its own: syntax,
-    /// sequence, faults of a message, and what the policy refuses to a stranger. What a next hop refuses is none.
+    /// Errors of a client in one session since its last accepted message; then `421 4.7.0`. They
+    /// are its own: syntax, sequence, faults of a message, and what the policy refuses to a
+    /// stranger. What a next hop refuses is none.
     pub errors_per_session: u32,
-    /// Recipients of one session that the next hop says do not exist; one more ends it with `421 4.7.0`. An accepted message
-    /// takes one of them back. It holds for strangers only, as `sessions_per_source` does: guessing addresses is to cost
-    /// something. Below 100 it cuts messages that RFC 5321 section 4.5.3.1.8 wants to be possible.
+    /// Recipients of one session that the next hop says do not exist; one more ends it with
+    /// `421 4.7.0`. An accepted message takes one of them back. It holds for strangers only, as
+    /// `sessions_per_source` does: guessing addresses is to cost something. Below 100 it cuts
+    /// messages that RFC 5321 section 4.5.3.1.8 wants to be possible.
     pub unknown_recipients_per_session: u32,
     /// MAIL commands in one session; then `421`, and the client comes again.
     pub transactions_per_session: u32,
-    /// From the moment we wait for a command to its last octet; then `421 4.4.2`. Octets that drip in do not move it.
+    /// From the moment we wait for a command to its last octet; then `421 4.4.2`. Octets that drip
+    /// in do not move it.
     pub command_timeout: Duration,
-    /// How far ahead the deadline for message data is: that much after the 354, moved on by what arrives at the rate
-    /// of `data_rate_min`, and never further ahead than this. Then `421 4.4.2`.
+    /// How far ahead the deadline for message data is: that much after the 354, moved on by what
+    /// arrives at the rate of `data_rate_min`, and never further ahead than this. Then `421 4.4.2`.
     pub data_timeout: Duration,
     /// Octets of message data a second that a client has to keep up over time.
     pub data_rate_min: u64,
-    /// How long a stranger waits for the greeting. Whoever talks before it is not honest; nought asks no patience.
+    /// How long a stranger waits for the greeting. Whoever talks before it is not honest; nought
+    /// asks no patience.
     pub greeting_delay: Duration,
-    /// How long sessions may go on with a transaction once the gate was told to stop; then `421 4.3.2`.
+    /// How long sessions may go on with a transaction once the gate was told to stop; then
+    /// `421 4.3.2`.
     pub shutdown_timeout: Duration,
     /// What happens to lines of message data over the 998 octets of RFC 5322 section 2.1.1.
     pub line_length: LineLength,

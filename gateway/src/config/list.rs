@@ -1,4 +1,5 @@
-//! `[lists]`, `[[list]]` and the files they name: the addresses that the filter and the SMTP side are given.
+//! `[lists]`, `[[list]]` and the files they name: the addresses that the filter and the SMTP side
+//! are given.
 
 use std::fs;
 use std::ops::Range;
@@ -27,10 +28,12 @@ pub struct Lists {
     pub snapshot: Option<PathBuf>,
     /// Which state of it was loaded.
     snapshot_stamp: Option<Stamp>,
-    /// Percent of its entries that a list may lose between two compiles; 100 switches the guard off.
+    /// Percent of its entries that a list may lose between two compiles; 100 switches the guard
+    /// off.
     pub shrink_max: u8,
-    /// Percent of the address space that a drop or reject list may newly cover between two compiles, and whether it may newly
-    /// cover those whom the gate lives by; 100 switches the guard off.
+    /// Percent of the address space that a drop or reject list may newly cover between two
+    /// compiles, and whether it may newly cover those whom the gate lives by; 100 switches the
+    /// guard off.
     pub grow_max: u8,
     /// Whether files that change are read again without being asked.
     pub watch: bool,
@@ -40,7 +43,8 @@ pub struct Lists {
     pub are_old: bool,
     /// Why that is so, where files could not be used at the start.
     pub fallback: Vec<String>,
-    /// What each list covers, in the order of the configuration; unknown of lists that were compiled elsewhere.
+    /// What each list covers, in the order of the configuration; unknown of lists that were
+    /// compiled elsewhere.
     pub covered: Option<Vec<Covered>>,
     /// Whether the snapshot says that what its lists lost or gained is meant.
     pub are_forced: bool,
@@ -109,7 +113,8 @@ impl Lists {
         (lists, spans)
     }
 
-    /// Reads the files and settles their overlaps; what the filter needs goes into the memory that is asked for.
+    /// Reads the files and settles their overlaps; what the filter needs goes into the memory that
+    /// is asked for.
     pub(super) fn compile(&mut self, allocate: Allocate) -> Outcome {
         let mut outcome = Outcome::default();
         self.compiled_at = SystemTime::now();
@@ -149,8 +154,9 @@ impl Lists {
         outcome
     }
 
-    /// Where files cannot be used, takes the lists of the last compile, if they are the same by name and action. What is
-    /// wrong with the files is then no error, but [why](Lists::fallback) those are in force.
+    /// Where files cannot be used, takes the lists of the last compile, if they are the same by
+    /// name and action. What is wrong with the files is then no error, but [why](Lists::fallback)
+    /// those are in force.
     pub(super) fn fall_back(
         &mut self,
         outcome: Outcome,
@@ -195,7 +201,8 @@ impl Lists {
         }
     }
 
-    /// Whether a snapshot has the lists of this configuration, by their names and actions, or was loaded from its snapshot.
+    /// Whether a snapshot has the lists of this configuration, by their names and actions, or was
+    /// loaded from its snapshot.
     fn are_those_of(&self, about: &About) -> bool {
         if let Some(snapshot) = &self.snapshot {
             return about.loaded_from.as_ref() == Some(snapshot);

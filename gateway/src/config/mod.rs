@@ -1,9 +1,10 @@
-//! The configuration: TOML in, one compiled and immutable [`Config`] out, or every fault at once with its line.
+//! The configuration: TOML in, one compiled and immutable [`Config`] out, or every fault at once
+//! with its line.
 //!
-//! Parsed, not validated: what comes out has only values that make sense (networks without host bits, ports that are
-//! not 0, routes for all local domains), so that nothing behind it has to check again. A key that is not known is an
-//! error, and so is one that is described but not built yet: a gate that passes over `[tls]` in silence is worse than
-//! one that does not start.
+//! Parsed, not validated: what comes out has only values that make sense (networks without host
+//! bits, ports that are not 0, routes for all local domains), so that nothing behind it has to
+//! check again. A key that is not known is an error, and so is one that is described but not built
+//! yet: a gate that passes over `[tls]` in silence is worse than one that does not start.
 
 mod compile;
 mod dnsbl;
@@ -77,8 +78,8 @@ pub struct Config {
     pub filter: Option<Filter>,
     /// Where the lists come from.
     pub lists: Lists,
-    /// Who may do what. Shared, because it holds the lists: a configuration that differs in an address of a next hop
-    /// only is no second copy of them.
+    /// Who may do what. Shared, because it holds the lists: a configuration that differs in an
+    /// address of a next hop only is no second copy of them.
     pub policy: Arc<Policy>,
     /// Where mail goes; [`Config::route`] finds the one for a recipient.
     pub routes: Vec<Route>,
@@ -164,8 +165,9 @@ pub fn load_into(path: &Path, allocate: Allocate) -> Result<Config, Errors> {
     parse_with(path, &text_of(path)?, Files::Read(allocate))
 }
 
-/// As [`load_into`], for a start: where files of lists cannot be used, the lists of the last compile stand in for all of them
-/// (see [`Lists::fallback`]), if they are the same by name and action.
+/// As [`load_into`], for a start: where files of lists cannot be used, the lists of the last
+/// compile stand in for all of them (see [`Lists::fallback`]), if they are the same by name and
+/// action.
 ///
 /// # Errors
 /// As [`load`].
@@ -199,7 +201,8 @@ fn text_of(path: &Path) -> Result<String, Errors> {
     })
 }
 
-/// Compiles a configuration from its text; `path` is what faults are reported under and what relative paths start at.
+/// Compiles a configuration from its text; `path` is what faults are reported under and what
+/// relative paths start at.
 ///
 /// # Errors
 /// As [`load`].
@@ -232,7 +235,8 @@ fn saved_lists(state_dir: &Path) -> PathBuf {
 }
 
 impl Config {
-    /// The gate without a file: it listens on 127.0.0.1:2525 alone, has no filter, and throws away what it is sent.
+    /// The gate without a file: it listens on 127.0.0.1:2525 alone, has no filter, and throws away
+    /// what it is sent.
     pub fn default_gate() -> Config {
         let built_in = parse(Path::new("(built in)"), DEFAULT_GATE);
         Config {
@@ -250,7 +254,8 @@ impl Config {
         number.map(usize::from).ok_or_else(no_route)
     }
 
-    /// The same configuration with its lists read anew, and what is doubtful about them as its only warnings.
+    /// The same configuration with its lists read anew, and what is doubtful about them as its only
+    /// warnings.
     ///
     /// # Errors
     /// Every fault of the lists.
@@ -295,9 +300,9 @@ impl Config {
         distinct
     }
 
-    /// What is doubtful about compiled lists under this configuration. Public lists of bogons hold the private networks, so
-    /// that it is easy to lock one's own people out. (That they hold a next hop with a private address as well is of no harm: it
-    /// does not connect to the gate.)
+    /// What is doubtful about compiled lists under this configuration. Public lists of bogons hold
+    /// the private networks, so that it is easy to lock one's own people out. (That they hold a
+    /// next hop with a private address as well is of no harm: it does not connect to the gate.)
     pub fn list_doubts(&self, lists: &Compiled) -> Vec<String> {
         let protected = self.protected().into_iter();
         let local = protected.filter(|protected| protected.role == ProtectedRole::LocalNetwork);
@@ -317,7 +322,8 @@ impl Config {
         local.filter_map(doubt).collect()
     }
 
-    /// What keeps customers from the listeners under compiled lists: those who are to send through this gate have to reach it.
+    /// What keeps customers from the listeners under compiled lists: those who are to send through
+    /// this gate have to reach it.
     pub fn customer_doubts(&self, lists: &Compiled) -> Vec<String> {
         let filter = self.filter.as_ref();
         let Some(filter) = filter.filter(|filter| filter.mode != FilterMode::Off) else {
@@ -351,8 +357,9 @@ impl Config {
         self.listeners.iter().filter_map(doubt).collect()
     }
 
-    /// Whether clients are offered DSN (RFC 3461). What it asks for is passed on and not done here, so every next hop that a message
-    /// can get to has to know it; every listener can reach every route.
+    /// Whether clients are offered DSN (RFC 3461). What it asks for is passed on and not done here,
+    /// so every next hop that a message can get to has to know it; every listener can reach every
+    /// route.
     pub fn offers_dsn(&self) -> bool {
         !self.routes.is_empty() && self.routes.iter().all(|route| route.dsn)
     }

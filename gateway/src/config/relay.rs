@@ -18,11 +18,12 @@ use crate::policy::domain::Pattern;
 pub struct Relay {
     /// For a connection to a next hop, up to its greeting being due.
     pub connect_timeout: Duration,
-    /// For each reply but the last. Less than the five minutes that our own client waits (RFC 5321 section 4.5.3.2), so that it
-    /// hears the 451 and not silence.
+    /// For each reply but the last. Less than the five minutes that our own client waits (RFC 5321
+    /// section 4.5.3.2), so that it hears the 451 and not silence.
     pub reply_timeout: Duration,
-    /// How long a next hop may take nothing of what it is sent, however much that is: RFC 5321 section 4.5.3.2.5 gives three
-    /// minutes. Where `reply_timeout` is set and this is not, it is the same.
+    /// How long a next hop may take nothing of what it is sent, however much that is: RFC 5321
+    /// section 4.5.3.2.5 gives three minutes. Where `reply_timeout` is set and this is not, it is
+    /// the same.
     pub send_timeout: Duration,
     /// For the reply to the end of the data; less than the ten minutes of our own client.
     pub message_timeout: Duration,
@@ -97,8 +98,9 @@ fn local_network(text: &str) -> Result<IpNet, String> {
     Ok(net)
 }
 
-/// Nobody's own network is wider than a /16 of what is assigned, 2000::/3. In addresses that translate or tunnel IPv4 (RFC 6052
-/// and its prefix for local use, 6to4) a network is as wide as the IPv4 in it, and more than a /8 of that is everybody's, too.
+/// Nobody's own network is wider than a /16 of what is assigned, 2000::/3. In addresses that
+/// translate or tunnel IPv4 (RFC 6052 and its prefix for local use, 6to4) a network is as wide as
+/// the IPv4 in it, and more than a /8 of that is everybody's, too.
 fn is_everybodys_ipv6(net: Ipv6Net) -> bool {
     const ASSIGNED: Ipv6Addr = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0);
     const OF_IPV4: [(Ipv6Addr, u8); 3] = [
@@ -120,8 +122,8 @@ fn local_domain(text: &str) -> Result<Pattern, String> {
     }
 }
 
-/// The entries of a list in the configuration and of the file that another key names; `None` when both keys are
-/// absent.
+/// The entries of a list in the configuration and of the file that another key names; `None` when
+/// both keys are absent.
 pub(super) fn texts_and_file<T>(
     s: &mut Section<'_, '_>,
     key: &'static str,

@@ -9,8 +9,9 @@ use crate::policy::domain::{self, Domains, Pattern, normal_form};
 
 /// A route: for recipients in these domains, these next hops in their order.
 ///
-/// The most specific pattern of all routes decides: the domain itself, then the closest `.parent` (all that is
-/// beneath it), then `*`. Where two routes have the same pattern, the first in the file gets the mail.
+/// The most specific pattern of all routes decides: the domain itself, then the closest `.parent`
+/// (all that is beneath it), then `*`. Where two routes have the same pattern, the first in the
+/// file gets the mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// As they are compared: in lower case.
@@ -39,7 +40,8 @@ pub enum NextHop {
         name: String,
         /// Its port.
         port: u16,
-        /// Filled in for an address; names are resolved while the gate runs, because what they stand for changes.
+        /// Filled in for an address; names are resolved while the gate runs, because what they
+        /// stand for changes.
         addresses: Vec<SocketAddr>,
     },
     /// Nowhere: accepted, counted and thrown away. For load tests.
@@ -163,8 +165,8 @@ fn is_own(hop: &SocketAddr, listeners: &[SocketAddr]) -> bool {
         .any(|listener| listener.port() == hop.port() && same_address(listener))
 }
 
-/// `"10.0.0.5:25"`, `"[2001:db8::5]:25"`, `"smarthost.isp.example:25"`, each also without the port (then 25);
-/// `"discard"`.
+/// `"10.0.0.5:25"`, `"[2001:db8::5]:25"`, `"smarthost.isp.example:25"`, each also without the port
+/// (then 25); `"discard"`.
 fn next_hop(text: &str) -> Result<NextHop, String> {
     match text {
         "discard" => return Ok(NextHop::Discard),

@@ -1,5 +1,5 @@
-//! One table of the configuration, read key by key: each method names a key, what its value has to be, and what is in
-//! force without it.
+//! One table of the configuration, read key by key: each method names a key, what its value has to
+//! be, and what is in force without it.
 
 use std::fmt::Display;
 use std::ops::{Range, RangeInclusive};
@@ -17,8 +17,8 @@ pub(super) type Value<'d> = Spanned<DeValue<'d>>;
 /// The words for something that is described but not built yet: a clear error, never a silence.
 const LATER: &str = "not in this version of Portcullis";
 
-/// One table while it is read. Every method that reads a key notes it as known; [`finish`](Section::finish) then
-/// finds the keys that nobody asked for.
+/// One table while it is read. Every method that reads a key notes it as known;
+/// [`finish`](Section::finish) then finds the keys that nobody asked for.
 pub(super) struct Section<'a, 'd> {
     pub(super) document: &'a Document<'d>,
     header: String,
@@ -184,7 +184,8 @@ impl<'a, 'd> Section<'a, 'd> {
         }
     }
 
-    /// A list of texts, each through `parse`; every bad one is a fault of its own. `None` when the key is absent.
+    /// A list of texts, each through `parse`; every bad one is a fault of its own. `None` when the
+    /// key is absent.
     pub(super) fn texts<T>(
         &mut self,
         key: &'static str,
@@ -381,8 +382,8 @@ impl<'a, 'd> Section<'a, 'd> {
         }
     }
 
-    /// Keys that nobody asked for are errors: those of `later` versions with these words, the rest with the key that
-    /// may have been meant.
+    /// Keys that nobody asked for are errors: those of `later` versions with these words, the rest
+    /// with the key that may have been meant.
     pub(super) fn finish(self, later: &[&'static str]) {
         for (key, _) in self.table.into_iter().flatten() {
             let name: &str = key.get_ref();

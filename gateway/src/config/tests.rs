@@ -1,5 +1,5 @@
-//! That no text can break the reading of the configuration. What people are told about theirs is data, in
-//! `tests/config`.
+//! That no text can break the reading of the configuration. What people are told about theirs is
+//! data, in `tests/config`.
 
 use std::path::Path;
 

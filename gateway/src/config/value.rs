@@ -1,5 +1,5 @@
-//! How single values are written: durations, sizes, prefixes, addresses with a port. Each function takes the text
-//! and gives the value, or says in a few words what is wrong with it.
+//! How single values are written: durations, sizes, prefixes, addresses with a port. Each function
+//! takes the text and gives the value, or says in a few words what is wrong with it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,8 +8,8 @@ use ipnet::IpNet;
 
 use crate::lists::entries::{MappedTooWide, unmapped};
 
-/// `"250ms"`, `"30s"`, `"5m"`, `"1h"`, `"7d"`: a whole number and its unit. A number without a unit is refused,
-/// because nobody can tell seconds from minutes when reading it.
+/// `"250ms"`, `"30s"`, `"5m"`, `"1h"`, `"7d"`: a whole number and its unit. A number without a unit
+/// is refused, because nobody can tell seconds from minutes when reading it.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = number_and_unit(text)?;
     let milliseconds = match unit {
@@ -84,7 +84,8 @@ pub fn write_duration(duration: Duration) -> String {
     }
 }
 
-/// An address and a port: `"192.0.2.1:25"` or `"[2001:db8::1]:25"`. IPv4 that is written as IPv6 is IPv4.
+/// An address and a port: `"192.0.2.1:25"` or `"[2001:db8::1]:25"`. IPv4 that is written as IPv6 is
+/// IPv4.
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| {
         "an IP address and a port are wanted, like \"0.0.0.0:25\" or \"[::]:25\" (names are not resolved here)"
@@ -104,8 +105,8 @@ pub(super) fn address(text: &str) -> Result<IpAddr, String> {
         .map_err(|_| "an IP address is wanted".to_owned())
 }
 
-/// A network: a prefix, or a single address. Bits beyond the prefix length are refused: in the list of networks that
-/// may relay, what was meant must be beyond doubt.
+/// A network: a prefix, or a single address. Bits beyond the prefix length are refused: in the list
+/// of networks that may relay, what was meant must be beyond doubt.
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = address(text) {
         return Ok(IpNet::from(address));

@@ -7,9 +7,10 @@
 //! | `/api/refusals` | who was refused of late, why and until when, as JSON |
 //! | `/api/events` | what the filter drops while it happens: a JSON object a line, until the client goes |
 //!
-//! There is nothing to change by it and nobody is asked who they are: bind it to the loopback or to a network of the
-//! operators. A connection is good for one request and for half a minute, unless it follows the events, and there are at most
-//! 32 at a time, of which 8 follow: more wait in the kernel's queue, or are told so.
+//! There is nothing to change by it and nobody is asked who they are: bind it to the loopback or to
+//! a network of the operators. A connection is good for one request and for half a minute, unless
+//! it follows the events, and there are at most 32 at a time, of which 8 follow: more wait in the
+//! kernel's queue, or are told so.
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};

@@ -1,7 +1,7 @@
 //! What a command asks the gate that runs beside it, at its admin endpoint.
 //!
-//! A request of HTTP/1.0, whose answer ends with its connection: there is nothing to parse but a status line, so no client
-//! library is needed. It blocks, as commands may.
+//! A request of HTTP/1.0, whose answer ends with its connection: there is nothing to parse but a
+//! status line, so no client library is needed. It blocks, as commands may.
 
 use std::io::{self, BufRead, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};

@@ -1,11 +1,13 @@
-//! What a new configuration changes, in the words of its file; and what it cannot change while the gate runs.
+//! What a new configuration changes, in the words of its file; and what it cannot change while the
+//! gate runs.
 
 use std::collections::BTreeMap;
 
 use crate::config::{Config, Filter, Table};
 
-/// Puts the old values back into a new configuration where the running gate cannot follow it. Returns what that
-/// concerns, as it is called in the file. `holds_filter`: whether the gate has put a filter in place.
+/// Puts the old values back into a new configuration where the running gate cannot follow it.
+/// Returns what that concerns, as it is called in the file. `holds_filter`: whether the gate has
+/// put a filter in place.
 pub(super) fn keep_what_cannot_change(
     old: &Config,
     new: &mut Config,
@@ -44,7 +46,8 @@ pub(super) fn keep_what_cannot_change(
     kept
 }
 
-/// Ports, mode and what becomes of the unlisted can change; whether and where the program sits cannot.
+/// Ports, mode and what becomes of the unlisted can change; whether and where the program sits
+/// cannot.
 fn keep_attachment(
     old: Option<&Filter>,
     new: &mut Option<Filter>,
@@ -79,9 +82,9 @@ fn keep_attachment(
     kept
 }
 
-/// What differs between the files of two configurations and in the lists that they name: `limits.sessions`,
-/// `route[2].next_hop`, `list drop (3 -> 5 entries)`. Defaults count: a key that is removed has changed if its default
-/// differs. What was kept is left out.
+/// What differs between the files of two configurations and in the lists that they name:
+/// `limits.sessions`, `route[2].next_hop`, `list drop (3 -> 5 entries)`. Defaults count: a key that
+/// is removed has changed if its default differs. What was kept is left out.
 pub(super) fn differences(old: &Config, new: &Config, kept: &[&str]) -> Vec<String> {
     let (before, after) = (settings(&old.in_force), settings(&new.in_force));
     let mut differences: Vec<String> = Vec::new();

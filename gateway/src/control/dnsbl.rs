@@ -1,9 +1,10 @@
 //! DNS lists: the questions of the workers, and what becomes of those who were refused.
 //!
-//! A worker's question comes through a bounded channel and never waits; its answer goes into the worker's inbox, and
-//! a worker that gets none goes on without. A source is asked about once at a time, however many sessions it opens meanwhile.
-//! A source that was refused a recipient goes into the filter's recent verdicts, so that its next packet costs
-//! nanoseconds; whether it may get there is held against the configuration that is in force by then.
+//! A worker's question comes through a bounded channel and never waits; its answer goes into the
+//! worker's inbox, and a worker that gets none goes on without. A source is asked about once at a
+//! time, however many sessions it opens meanwhile. A source that was refused a recipient goes into
+//! the filter's recent verdicts, so that its next packet costs nanoseconds; whether it may get
+//! there is held against the configuration that is in force by then.
 //!
 //! Asking itself, the cache and the bound on it are in `dnsbl/asking.rs`.
 
@@ -36,8 +37,8 @@ use crate::filter::{Cause, NewVerdict, Verdicts};
 use crate::policy::dnsbl::{Answer, Finding};
 use crate::worker::dnsbl::{Lookups, Question, Refusal};
 
-/// What workers may have asked for that was not looked at yet. More than this is a control plane that is stuck, and counts as
-/// silence.
+/// What workers may have asked for that was not looked at yet. More than this is a control plane
+/// that is stuck, and counts as silence.
 const REQUESTS_MAX: usize = 16_384;
 
 /// How often it is looked whether a zone is to be tested.
@@ -73,7 +74,8 @@ pub(super) fn requests(counts: &Arc<Counts>) -> (Arc<dyn Lookups>, Receiver<Requ
     (Arc::new(Requests(to, Arc::clone(counts))), from)
 }
 
-/// Answers the workers for as long as the gate lives. `verdicts` are those of the filter, if there is one.
+/// Answers the workers for as long as the gate lives. `verdicts` are those of the filter, if there
+/// is one.
 pub(super) async fn serve(
     control: Arc<Control>,
     mut requests: Receiver<Request>,
@@ -109,7 +111,8 @@ pub(super) async fn serve(
 /// What is being asked, and for whom.
 struct Desk {
     control: Arc<Control>,
-    /// Made with the first question, and again when the configuration says that others are to be asked.
+    /// Made with the first question, and again when the configuration says that others are to be
+    /// asked.
     asking: Option<Arc<Asking>>,
     /// Hears of zones that list the world.
     switched_off: UnboundedSender<SwitchedOff>,
@@ -148,8 +151,9 @@ impl Desk {
         asking
     }
 
-    /// Has the filter drop a source that was refused, but for a zone that is switched off by now: a session keeps for as long as it lasts
-    /// what the zone said before, and the verdicts that came of that are taken back only once.
+    /// Has the filter drop a source that was refused, but for a zone that is switched off by now: a
+    /// session keeps for as long as it lasts what the zone said before, and the verdicts that came
+    /// of that are taken back only once.
     fn learn(&self, verdicts: Option<&Arc<Verdicts>>, refusal: Refusal) {
         let config = self.control.shared.config.load_full();
         let mut zones = config.policy.dnsbl().zones.iter();
@@ -191,7 +195,8 @@ impl Desk {
     }
 }
 
-/// A worker keeps what it is told for a whole session: most clients are on no list, and then that is nothing.
+/// A worker keeps what it is told for a whole session: most clients are on no list, and then that
+/// is nothing.
 fn worth_telling(mut findings: Vec<Finding>) -> Option<Arc<[Finding]>> {
     findings.retain(|finding| matches!(finding.answer, Answer::Addresses(_)));
     (!findings.is_empty()).then(|| findings.into())
@@ -253,8 +258,8 @@ fn give(control: &Control, verdicts: &Verdicts, refusal: &Refusal, config: &Conf
     }
 }
 
-/// Takes back the verdicts that a zone has brought about which lists the world: most of them are on honest sources, and the
-/// others come again.
+/// Takes back the verdicts that a zone has brought about which lists the world: most of them are on
+/// honest sources, and the others come again.
 fn take_back(verdicts: &Arc<Verdicts>, zone: Arc<str>, family: Family) {
     let verdicts = Arc::clone(verdicts);
     spawn_blocking(move || {

@@ -1,10 +1,12 @@
-//! Is this machine able to run the gate? What `portcullis doctor` looks at, before an error at the start says it.
+//! Is this machine able to run the gate? What `portcullis doctor` looks at, before an error at the
+//! start says it.
 //!
-//! Nothing is changed by looking: no program is put on an interface (some drivers drop their link for that) and no
-//! port is listened on, so that it can be asked beside a gate that serves.
+//! Nothing is changed by looking: no program is put on an interface (some drivers drop their link
+//! for that) and no port is listened on, so that it can be asked beside a gate that serves.
 //!
-//! What can be tried without that is tried rather than judged ([`rehearse`]): rings, threads and the change of the user are
-//! taken in the order of a start, by its own code, so that `doctor` and `run` do not come to differ.
+//! What can be tried without that is tried rather than judged ([`rehearse`]): rings, threads and
+//! the change of the user are taken in the order of a start, by its own code, so that `doctor` and
+//! `run` do not come to differ.
 
 mod files;
 mod machine;
@@ -115,8 +117,9 @@ fn lists(config: &Config) -> Option<Finding> {
     })
 }
 
-/// Starts as the gate does, but listens nowhere and serves nothing; then looks at the files that are needed later. To be called
-/// last: this process is the user of the configuration from then on, for good.
+/// Starts as the gate does, but listens nowhere and serves nothing; then looks at the files that
+/// are needed later. To be called last: this process is the user of the configuration from then on,
+/// for good.
 pub fn rehearse(config: &Config) -> Vec<Finding> {
     let is_missing = files::will_be_made(config);
     match rehearsal::start(config) {

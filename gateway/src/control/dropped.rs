@@ -1,9 +1,11 @@
-//! What the control plane does for the filter while the gate runs: it removes recent verdicts whose time is over, looks
-//! whether what the filter answers still arrives, and reads along with what is dropped, so that the top sources are known.
+//! What the control plane does for the filter while the gate runs: it removes recent verdicts whose
+//! time is over, looks whether what the filter answers still arrives, and reads along with what is
+//! dropped, so that the top sources are known.
 //!
-//! Reading costs the program something for every packet that it tells of, so it is done only where somebody may ask:
-//! with an admin endpoint. Who wants to see them while the gate reads asks the gate (`/api/events`); if another process reads
-//! (`portcullis filter events`), the gate waits for its turn.
+//! Reading costs the program something for every packet that it tells of, so it is done only where
+//! somebody may ask: with an admin endpoint. Who wants to see them while the gate reads asks the
+//! gate (`/api/events`); if another process reads (`portcullis filter events`), the gate waits for
+//! its turn.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +22,8 @@ use crate::filter::{ANNOUNCE_EVERY, Error, Events, Names, READ_EVERY, TimedEvent
 /// Expired verdicts do nothing, but they take up room.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
-/// The program at the other end of a veth can come and go at any time. A look costs two questions to the kernel.
+/// The program at the other end of a veth can come and go at any time. A look costs two questions
+/// to the kernel.
 const ANSWERS_EVERY: Duration = Duration::from_secs(5);
 
 /// Looks at the buffer of events that are kept for one who is slow to take them.
@@ -63,7 +66,8 @@ pub(super) async fn watch_answers(control: Arc<Control>) {
     }
 }
 
-/// What is dropped while it happens, for those who ask the gate: the gate reads the events, of which there is one reader.
+/// What is dropped while it happens, for those who ask the gate: the gate reads the events, of
+/// which there is one reader.
 pub(super) struct Drops {
     /// Lines of JSON, as many as one look at the buffer gave.
     lines: broadcast::Sender<Bytes>,
@@ -82,7 +86,8 @@ impl Default for Drops {
 }
 
 impl Drops {
-    /// The lines from now on, until the receiver is dropped. One that takes them too slowly loses some.
+    /// The lines from now on, until the receiver is dropped. One that takes them too slowly loses
+    /// some.
     ///
     /// # Errors
     /// Why there are none.
@@ -134,7 +139,8 @@ impl Drops {
     }
 }
 
-/// Reads what is dropped, for as long as the gate runs: it is counted by source, and told to those who follow.
+/// Reads what is dropped, for as long as the gate runs: it is counted by source, and told to those
+/// who follow.
 pub(super) async fn read_drops(control: Arc<Control>, mut events: Events) {
     let mut ticks = interval(READ_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

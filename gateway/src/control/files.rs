@@ -1,11 +1,13 @@
 //! The files and directories that the gate needs later, as the user that it is by then.
 //!
-//! At the start root reads all of them. What only root can read is missed at the first reload, weeks later; and a `state_dir` that
-//! cannot be written leaves the guard over lists without what it compares with, at a start when it is needed. So they are tried
-//! as that user once it is taken on, from time to time while the gate runs, and by `doctor`. The state directory is made if it
-//! is missing. What is there already keeps its owner and its mode: it is somebody's.
+//! At the start root reads all of them. What only root can read is missed at the first reload,
+//! weeks later; and a `state_dir` that cannot be written leaves the guard over lists without what
+//! it compares with, at a start when it is needed. So they are tried as that user once it is taken
+//! on, from time to time while the gate runs, and by `doctor`. The state directory is made if it is
+//! missing. What is there already keeps its owner and its mode: it is somebody's.
 //!
-//! Tried with `faccessat(2)` rather than opened: a FIFO would hang, and a file need not be writable to be replaced.
+//! Tried with `faccessat(2)` rather than opened: a FIFO would hang, and a file need not be writable
+//! to be replaced.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -125,7 +127,8 @@ pub(super) async fn watch(control: Arc<Control>) {
     }
 }
 
-/// Makes the state directory if it is missing, for the user that the gate becomes. Whether it can be used is tried later.
+/// Makes the state directory if it is missing, for the user that the gate becomes. Whether it can
+/// be used is tried later.
 pub(super) fn make_state_dir(config: &Config, user: Option<&user::User>) {
     let path = &config.state_dir;
     if !needs_state(config) || path.exists() {

@@ -1,7 +1,8 @@
-//! Interfaces under a running gate: when one comes, goes or loses its filter, the filter is put back, and the log tells it.
+//! Interfaces under a running gate: when one comes, goes or loses its filter, the filter is put
+//! back, and the log tells it.
 //!
-//! The kernel tells of interfaces that come and go. It tells of no program that was taken off, so the gate looks from
-//! time to time as well.
+//! The kernel tells of interfaces that come and go. It tells of no program that was taken off, so
+//! the gate looks from time to time as well.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -15,8 +16,8 @@ use crate::filter::{self, InPlace, LinkEvent, LinkEvents};
 /// Between two looks without an event.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Watches for as long as the gate runs; without a filter there is nothing to watch. On a thread of its own: it waits in the
-/// kernel, and for lists that are being put in place.
+/// Watches for as long as the gate runs; without a filter there is nothing to watch. On a thread of
+/// its own: it waits in the kernel, and for lists that are being put in place.
 ///
 /// # Errors
 /// When there is no thread for it.
@@ -51,7 +52,8 @@ fn deaf(error: &std::io::Error) {
     tracing::warn!(%error, "cannot hear of interfaces that come and go: looking at them every 5 s");
 }
 
-/// Waits until there is a reason to look; returns the indexes of the interfaces that were deleted meanwhile.
+/// Waits until there is a reason to look; returns the indexes of the interfaces that were deleted
+/// meanwhile.
 fn until_something(config: &Config, events: &mut Option<LinkEvents>) -> Vec<u32> {
     let end = Instant::now() + LOOK_EVERY;
     let mut gone = Vec::new();
@@ -101,8 +103,9 @@ pub struct Unconfigured {
     pub removal: String,
 }
 
-/// Filters that sit on interfaces of this network namespace and drop, although the configuration has none, has it off, or has
-/// it elsewhere. `with_held`: also those that a process holds, which may be another gate's.
+/// Filters that sit on interfaces of this network namespace and drop, although the configuration
+/// has none, has it off, or has it elsewhere. `with_held`: also those that a process holds, which
+/// may be another gate's.
 #[must_use]
 pub fn unconfigured(config: &Config, with_held: bool) -> Vec<Unconfigured> {
     let (reason, active) = match &config.filter {

@@ -1,7 +1,7 @@
 //! Being asked to stop, for commands that have something to clean up.
 //!
-//! A handler, not a blocked signal: a process inherits the signals that its parent blocks, and a gate that the demo
-//! starts would then never see its SIGTERM.
+//! A handler, not a blocked signal: a process inherits the signals that its parent blocks, and a
+//! gate that the demo starts would then never see its SIGTERM.
 
 use std::io;
 use std::sync::Arc;

@@ -1,10 +1,13 @@
-//! The lists of a gate over time: what is read is held against what was in force before, kept for the next start, and read
-//! again when its files change. Mail goes on meanwhile: files are read, compiled and written on threads of their own.
+//! The lists of a gate over time: what is read is held against what was in force before, kept for
+//! the next start, and read again when its files change. Mail goes on meanwhile: files are read,
+//! compiled and written on threads of their own.
 //!
-//! Lists that lost too much, or would newly refuse too much, are refused, all of them (there is one generation in force, never
-//! parts of two): while the gate runs what is in force stays, and at a start the lists of the last compile are taken, which is kept
-//! in the state directory. So they are where a file cannot be read at the start. `portcullis lists compile --force` writes there,
-//! too: that is how an operator says that a loss or a growth is meant. A snapshot that was compiled elsewhere says it of itself.
+//! Lists that lost too much, or would newly refuse too much, are refused, all of them (there is one
+//! generation in force, never parts of two): while the gate runs what is in force stays, and at a
+//! start the lists of the last compile are taken, which is kept in the state directory. So they are
+//! where a file cannot be read at the start. `portcullis lists compile --force` writes there, too:
+//! that is how an operator says that a loss or a growth is meant. A snapshot that was compiled
+//! elsewhere says it of itself.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -27,8 +30,8 @@ use crate::lists::{Compiled, List, Memory};
 
 /// Between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// When lists could not be put in force for a reason that is not in them (the kernel had no memory for them), the next attempt
-/// waits for so long: it reads all of them.
+/// When lists could not be put in force for a reason that is not in them (the kernel had no memory
+/// for them), the next attempt waits for so long: it reads all of them.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// What has to be told of the lists at a start.
@@ -40,8 +43,8 @@ pub struct StartNotes {
     pub warnings: Vec<String>,
 }
 
-/// At a start: lists that lost too much since the last compile, or would newly refuse too much, are replaced by those of that
-/// compile. Returns what has to be told, loudly; nothing if all is well.
+/// At a start: lists that lost too much since the last compile, or would newly refuse too much, are
+/// replaced by those of that compile. Returns what has to be told, loudly; nothing if all is well.
 #[must_use]
 pub fn hold_against_last(config: &mut Config) -> StartNotes {
     let mut notes = StartNotes::default();
@@ -79,7 +82,8 @@ pub(super) fn kept_at(config: &Config) -> Option<PathBuf> {
     }
 }
 
-/// With nothing to compare with, lists may cover what they like: those of bogons rightly hold a good part of all addresses. It is told.
+/// With nothing to compare with, lists may cover what they like: those of bogons rightly hold a
+/// good part of all addresses. It is told.
 fn first_compile(config: &Config) -> Vec<String> {
     let protected = protected(config);
     guard::unknown_before(config.policy.lists(), &growth_limits(config, &protected))
@@ -113,8 +117,8 @@ fn growth_limits<'a>(config: &'a Config, protected: &'a [Protected]) -> GrowthLi
     }
 }
 
-/// Those whom no list may newly refuse: of the configuration, the addresses of this machine where the gate listens on all, and
-/// those of the filter's interfaces.
+/// Those whom no list may newly refuse: of the configuration, the addresses of this machine where
+/// the gate listens on all, and those of the filter's interfaces.
 #[must_use]
 pub fn protected(config: &Config) -> Vec<Protected> {
     let mut protected = config.protected();
@@ -140,7 +144,8 @@ pub fn protected(config: &Config) -> Vec<Protected> {
     protected
 }
 
-/// The address of an interface; none that is good on its link alone, as many machines have the same.
+/// The address of an interface; none that is good on its link alone, as many machines have the
+/// same.
 fn ip_address(address: SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
     let v6 = address.as_sockaddr_in6().map(SockaddrIn6::ip);
@@ -148,7 +153,8 @@ fn ip_address(address: SockaddrStorage) -> Option<IpAddr> {
     v4.or_else(|| v6.map(IpAddr::V6))
 }
 
-/// Puts the lists of the last compile in place of those that were read. Returns what has to be told.
+/// Puts the lists of the last compile in place of those that were read. Returns what has to be
+/// told.
 fn take_last(last: Stored, config: &mut Config, path: &Path) -> String {
     let compiled_at = last.about().compiled_at;
     let allocate = if config.policy.lists().filtered.in_kernel().is_some() {
@@ -220,8 +226,9 @@ impl Refusal {
     }
 }
 
-/// While the gate runs: the lists that lost too much against what is in force, or would newly refuse too much, unless somebody has
-/// compiled them so by force since. Blocks: not for the control plane's own thread.
+/// While the gate runs: the lists that lost too much against what is in force, or would newly
+/// refuse too much, unless somebody has compiled them so by force since. Blocks: not for the
+/// control plane's own thread.
 pub(super) fn refusal(old: &Config, new: &Config) -> Refusal {
     let (before, after) = (old.policy.lists(), new.policy.lists());
     let mut refusal = Refusal::default();
@@ -313,8 +320,8 @@ impl Look {
 pub(super) async fn watch(control: Arc<Control>) {
     let mut watch = Watch::default();
     let mut writers = Writers::default();
-    // The kept lists at the last look: where something is refused and they change, somebody may have forced it. What was refused at
-    // the start may be forced before the first look.
+    // The kept lists at the last look: where something is refused and they change, somebody may
+    // have forced it. What was refused at the start may be forced before the first look.
     let mut saved_last = Stamp::of(&control.shared.config.load().saved_lists());
     let mut not_before = Instant::now();
     loop {

@@ -1,5 +1,6 @@
-//! Where the log goes: to the standard error, as text or JSON, a line for each event. What has several lines of its own (what
-//! the kernel's verifier says, for one) is put into one: a log is read by the line, by people and by programs.
+//! Where the log goes: to the standard error, as text or JSON, a line for each event. What has
+//! several lines of its own (what the kernel's verifier says, for one) is put into one: a log is
+//! read by the line, by people and by programs.
 
 use std::env;
 use std::fmt;
@@ -34,7 +35,8 @@ impl fmt::Debug for Level {
     }
 }
 
-/// Starts the log. `RUST_LOG` overrides the level of the configuration, for a closer look at one part.
+/// Starts the log. `RUST_LOG` overrides the level of the configuration, for a closer look at one
+/// part.
 pub fn start(log: Log) -> Level {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| filter(log.level));
     let lines = tracing_subscriber::fmt()
@@ -95,7 +97,8 @@ impl<W: Write> Write for OneLine<W> {
     }
 }
 
-/// What the resolver says about single packets is for a closer look: what follows from it is told by whoever asked.
+/// What the resolver says about single packets is for a closer look: what follows from it is told
+/// by whoever asked.
 fn filter(level: LogLevel) -> EnvFilter {
     EnvFilter::new(match level {
         LogLevel::Error => "error,hickory_proto=off",

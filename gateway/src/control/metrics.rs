@@ -1,7 +1,7 @@
 //! The state of the gate in the text format of Prometheus (version 0.0.4).
 //!
-//! Written by hand: the client libraries want to own the counters, and ours belong to workers that share nothing; what
-//! would be left of a library is the escaping of label values, ten lines.
+//! Written by hand: the client libraries want to own the counters, and ours belong to workers that
+//! share nothing; what would be left of a library is the escaping of label values, ten lines.
 
 mod dnsbl;
 mod files;

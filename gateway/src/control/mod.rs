@@ -1,4 +1,5 @@
-//! The control plane: starts the workers, watches over them, and talks to the people and programs around the gate.
+//! The control plane: starts the workers, watches over them, and talks to the people and programs
+//! around the gate.
 //!
 //! One thread with a tokio runtime, a task for each subject. It shares with the workers what
 //! [`Shared`] holds, and nothing waits for it: mail goes on while it reloads, resolves or answers.
@@ -70,8 +71,8 @@ struct Control {
     since: Instant,
 }
 
-/// The filter, and what was last seen of it: putting lists in place may take seconds, and whoever asks for the counters
-/// meanwhile is not to wait for it.
+/// The filter, and what was last seen of it: putting lists in place may take seconds, and whoever
+/// asks for the counters meanwhile is not to wait for it.
 struct HeldFilter {
     filter: Mutex<Filter>,
     last: Mutex<Option<Status>>,

@@ -1,9 +1,10 @@
 //! Next hops that are given by name.
 //!
-//! Names are looked up at the start, with every reload and once a minute, by the system's resolver (so `/etc/hosts` counts
-//! too). What they stand for is filled into the routes; a worker sees addresses only, and never waits for DNS. A name that
-//! cannot be resolved keeps the addresses that it had: a name server that is down must not stop the mail. A name that
-//! never had any is passed over, which with no other next hop means `451 4.4.1`.
+//! Names are looked up at the start, with every reload and once a minute, by the system's resolver
+//! (so `/etc/hosts` counts too). What they stand for is filled into the routes; a worker sees
+//! addresses only, and never waits for DNS. A name that cannot be resolved keeps the addresses that
+//! it had: a name server that is down must not stop the mail. A name that never had any is passed
+//! over, which with no other next hop means `451 4.4.1`.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -143,7 +144,8 @@ pub(super) async fn keep_fresh(control: Arc<Control>) {
     }
 }
 
-/// Has the workers use what is known. Nothing else runs on the control plane's thread meanwhile, so that a reload is not undone.
+/// Has the workers use what is known. Nothing else runs on the control plane's thread meanwhile, so
+/// that a reload is not undone.
 pub(super) fn publish(control: &Control) {
     let config = control.shared.config.load_full();
     let mut routes = config.routes.clone();

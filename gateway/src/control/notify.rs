@@ -1,7 +1,8 @@
-//! Tells the service manager how the gate is: the datagrams of sd_notify(3), where `NOTIFY_SOCKET` asks for them.
+//! Tells the service manager how the gate is: the datagrams of sd_notify(3), where `NOTIFY_SOCKET`
+//! asks for them.
 //!
-//! Three messages and no answer are less than a dependency. Nothing depends on their arriving: a gate without a service
-//! manager is the usual case while one tries it out.
+//! Three messages and no answer are less than a dependency. Nothing depends on their arriving: a
+//! gate without a service manager is the usual case while one tries it out.
 
 use std::env;
 use std::io;
@@ -17,7 +18,8 @@ pub(super) fn ready() {
     tell("READY=1");
 }
 
-/// A reload has begun. Type=notify-reload wants to know when, so that it can tell it from the one before.
+/// A reload has begun. Type=notify-reload wants to know when, so that it can tell it from the one
+/// before.
 pub(super) fn reloading() {
     let since_boot = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     let microseconds = since_boot.as_micros();

@@ -1,7 +1,8 @@
-//! Who was refused of late, why, how often, and until when it is kept out: for people who are asked "why can I not send?".
+//! Who was refused of late, why, how often, and until when it is kept out: for people who are asked
+//! "why can I not send?".
 //!
-//! It is the gate's memory and goes with it: verdicts outlive the gate, and say themselves why and until when. It has a bound,
-//! and what is gone first is what was refused the longest time ago.
+//! It is the gate's memory and goes with it: verdicts outlive the gate, and say themselves why and
+//! until when. It has a bound, and what is gone first is what was refused the longest time ago.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -80,7 +81,8 @@ pub struct RefusedSource {
     pub rules: Vec<RefusedBy>,
     /// Until when the filter drops what comes from it, in UTC, as the last refusal has it.
     pub kept_out_until: Option<String>,
-    /// Why it does not. Neither this nor a time: a person has added a verdict before, which says for how long.
+    /// Why it does not. Neither this nor a time: a person has added a verdict before, which says
+    /// for how long.
     pub not_kept_out: Option<String>,
 }
 

@@ -1,8 +1,10 @@
-//! SIGHUP: the configuration and its lists are read again. A change of their files: the lists alone.
+//! SIGHUP: the configuration and its lists are read again. A change of their files: the lists
+//! alone.
 //!
-//! All or nothing: what cannot be read changes nothing, and neither does what the kernel does not take. Reading and
-//! filling the filter happen off this thread and off the workers; what reaches the workers is one pointer. Sessions that
-//! are open go on under the new configuration from their next command.
+//! All or nothing: what cannot be read changes nothing, and neither does what the kernel does not
+//! take. Reading and filling the filter happen off this thread and off the workers; what reaches
+//! the workers is one pointer. Sessions that are open go on under the new configuration from their
+//! next command.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -89,7 +91,8 @@ async fn reload(control: &Arc<Control>, path: &Path) -> Result<Done, Refused> {
     Ok(Done { changed, kept })
 }
 
-/// Puts the filter back on the interfaces of the configuration that are without it, whoever took it off.
+/// Puts the filter back on the interfaces of the configuration that are without it, whoever took it
+/// off.
 async fn attach_again(control: &Arc<Control>) -> Result<Vec<String>, Refused> {
     let control = Arc::clone(control);
     let mended = spawn_blocking(move || {

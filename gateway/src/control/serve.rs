@@ -1,8 +1,9 @@
 //! The life of a gate: start, serve, stop.
 //!
-//! Signals are taken over first, so that one that comes early is not the end. Then comes what can fail, before anything is
-//! served: the filter, so that no listed source gets as far as a handshake, then sockets and rings, then the user. The filter
-//! stays in place when the gate ends, however that happens; `portcullis filter detach` takes it away.
+//! Signals are taken over first, so that one that comes early is not the end. Then comes what can
+//! fail, before anything is served: the filter, so that no listed source gets as far as a
+//! handshake, then sockets and rings, then the user. The filter stays in place when the gate ends,
+//! however that happens; `portcullis filter detach` takes it away.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,7 +26,8 @@ use crate::config::{Config, FilterMode};
 use crate::filter::{self, Filter};
 use crate::worker::{Life, Shared};
 
-/// Serves until SIGTERM or SIGINT: the first lets what is in flight finish, the second stops at once. SIGHUP reloads.
+/// Serves until SIGTERM or SIGINT: the first lets what is in flight finish, the second stops at
+/// once. SIGHUP reloads.
 ///
 /// # Errors
 /// When the gate cannot start, or a worker failed.
@@ -76,7 +78,8 @@ struct Held {
     admin: Option<std::net::TcpListener>,
 }
 
-/// Puts the filter in place, unless its mode is `off`. One of an earlier run, which may drop, is switched off then.
+/// Puts the filter in place, unless its mode is `off`. One of an earlier run, which may drop, is
+/// switched off then.
 fn attach(config: &Config) -> Result<Option<Filter>, Error> {
     let settings = config.filter.as_ref();
     // One that this start takes over is told below.
@@ -185,8 +188,9 @@ fn announce(control: &Control) {
     notify::ready();
 }
 
-/// Waits for the end of all workers, and passes on what they are told meanwhile. A worker that ends by itself takes the
-/// gate with it: half a gate would turn away clients for no reason that they or their operator could see.
+/// Waits for the end of all workers, and passes on what they are told meanwhile. A worker that ends
+/// by itself takes the gate with it: half a gate would turn away clients for no reason that they or
+/// their operator could see.
 async fn watch(
     control: &Control,
     mut ends: UnboundedReceiver<WorkerEnd>,

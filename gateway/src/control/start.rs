@@ -1,7 +1,7 @@
 //! From a configuration to running workers.
 //!
-//! All that needs privileges or can fail for reasons outside is done first, on the main thread: limits, listening
-//! sockets, rings. Only then do threads start.
+//! All that needs privileges or can fail for reasons outside is done first, on the main thread:
+//! limits, listening sockets, rings. Only then do threads start.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,7 +20,8 @@ use crate::worker::counters::Counters;
 use crate::worker::dnsbl::Inbox;
 use crate::worker::{Shared, Size, Worker};
 
-/// Connections that may wait to be accepted, per listening socket; the kernel caps it at `net.core.somaxconn`.
+/// Connections that may wait to be accepted, per listening socket; the kernel caps it at
+/// `net.core.somaxconn`.
 pub(super) const BACKLOG: i32 = 4096;
 
 /// A worker that is ready to run on a thread of its own.
@@ -70,7 +71,8 @@ impl Drop for EndNotice {
     }
 }
 
-/// Opens the listening sockets and the rings. Without a listener there is nothing to work on, and nobody to do it.
+/// Opens the listening sockets and the rings. Without a listener there is nothing to work on, and
+/// nobody to do it.
 ///
 /// # Errors
 /// An address that is in use, a kernel without io_uring, limits that are too low.
@@ -80,7 +82,8 @@ pub(super) fn prepare(config: &Config) -> Result<Vec<PreparedWorker>, Error> {
     })
 }
 
-/// The same on sockets that listen nowhere, for `doctor`: what a start takes is taken, and all at once.
+/// The same on sockets that listen nowhere, for `doctor`: what a start takes is taken, and all at
+/// once.
 ///
 /// # Errors
 /// As [`prepare`].
@@ -165,8 +168,8 @@ fn size(config: &Config, descriptors: u64) -> Size {
     size
 }
 
-/// Whether this process may have one more thread. The control plane's runtime starts its own when it needs them, and
-/// where it gets none it panics.
+/// Whether this process may have one more thread. The control plane's runtime starts its own when
+/// it needs them, and where it gets none it panics.
 ///
 /// # Errors
 /// Those of the kernel.
@@ -216,7 +219,8 @@ pub(super) fn rehearse_threads(prepared: Vec<PreparedWorker>) -> Result<(), Erro
     first_failure.map_or(Ok(()), |error| Err(Error::Io("start a ring", error)))
 }
 
-/// Starts the threads, each on a core of its own as far as there are enough. Their ends come through the receiver.
+/// Starts the threads, each on a core of its own as far as there are enough. Their ends come
+/// through the receiver.
 ///
 /// # Errors
 /// When a thread cannot be started.

@@ -1,5 +1,5 @@
-//! What the gate tells about itself: collected from the workers, the filter and the control plane, and then either
-//! written as it is (`/api/status`) or in the words of Prometheus (`/metrics`).
+//! What the gate tells about itself: collected from the workers, the filter and the control plane,
+//! and then either written as it is (`/api/status`) or in the words of Prometheus (`/metrics`).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

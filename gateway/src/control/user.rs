@@ -10,9 +10,10 @@
 //! | put the filter back on an interface that was made again | its programs and the directory of its links are open already, and that directory is the user's |
 //! | read the configuration and its files again | only if that user may read them |
 //!
-//! It can no longer listen on other ports or load other programs. Only the control plane's thread keeps
-//! `CAP_BPF`, and only if there is a filter; the workers, which are the ones to talk to strangers, have no
-//! capability at all. (Both share their memory: it is the kernel's checks that are narrowed, not a wall inside of the process.)
+//! It can no longer listen on other ports or load other programs. Only the control plane's thread
+//! keeps `CAP_BPF`, and only if there is a filter; the workers, which are the ones to talk to
+//! strangers, have no capability at all. (Both share their memory: it is the kernel's checks that
+//! are narrowed, not a wall inside of the process.)
 
 use std::ffi::CString;
 use std::io;
@@ -65,8 +66,9 @@ impl User {
         unistd::geteuid() == self.uid
     }
 
-    /// Makes the process this user's, for good. To be called while it has a single thread: capabilities are each
-    /// thread's own, and threads start with those of the thread that makes them.
+    /// Makes the process this user's, for good. To be called while it has a single thread:
+    /// capabilities are each thread's own, and threads start with those of the thread that makes
+    /// them.
     ///
     /// `keep_bpf` keeps what updates of the filter need.
     pub(super) fn take_on(&self, keep_bpf: bool) -> Result<(), Error> {
@@ -90,7 +92,8 @@ impl User {
         unistd::setuid(self.uid).map_err(self.failed("become it"))
     }
 
-    /// Gives up all capabilities but these (as far as they are there: an ordinary user's gate never had them).
+    /// Gives up all capabilities but these (as far as they are there: an ordinary user's gate never
+    /// had them).
     fn restrict(&self, kept: &CapsHashSet) -> Result<(), Error> {
         let restricted = || {
             let permitted = caps::read(None, CapSet::Permitted)?;

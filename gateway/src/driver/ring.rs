@@ -1,7 +1,9 @@
-//! The driver on io_uring: names of one side for names of the other, and a clock that is read once per wait.
+//! The driver on io_uring: names of one side for names of the other, and a clock that is read once
+//! per wait.
 //!
-//! What there is to know about rings is in `portcullis-uring`. A ring is prepared on the main thread, while there are
-//! the privileges to listen, and started on the thread of its worker, which it never leaves:
+//! What there is to know about rings is in `portcullis-uring`. A ring is prepared on the main
+//! thread, while there are the privileges to listen, and started on the thread of its worker, which
+//! it never leaves:
 //!
 //! ```no_run
 //! use portcullis::driver::ring::{PreparedRing, RingDriver, RingSettings, listen};

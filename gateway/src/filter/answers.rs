@@ -1,16 +1,19 @@
-//! Whether what the program sends back out of an interface (a SYN cookie, a RST to a customer) arrives, and as it should.
+//! Whether what the program sends back out of an interface (a SYN cookie, a RST to a customer)
+//! arrives, and as it should.
 //!
-//! Three kinds of interfaces have a fault there. A veth gives what a program in the driver sends (`XDP_TX`) to its other end
-//! only if a program runs in the driver there, too: without one the frame is thrown away or, where NAPI or GRO is on, lies
-//! in a ring until other traffic comes by. A driver that keeps VLAN tags beside the frames has the answer to a tagged
-//! one leave without its tag. And without an Ethernet header the kernel believes of a packet that the program has turned round what
-//! an Ethernet header would say there, and PPP, WireGuard and tunnels send only what the kernel holds to be IP; a TUN device does not
-//! look.
+//! Three kinds of interfaces have a fault there. A veth gives what a program in the driver sends
+//! (`XDP_TX`) to its other end only if a program runs in the driver there, too: without one the
+//! frame is thrown away or, where NAPI or GRO is on, lies in a ring until other traffic comes by. A
+//! driver that keeps VLAN tags beside the frames has the answer to a tagged one leave without its
+//! tag. And without an Ethernet header the kernel believes of a packet that the program has turned
+//! round what an Ethernet header would say there, and PPP, WireGuard and tunnels send only what the
+//! kernel holds to be IP; a TUN device does not look.
 //!
-//! The other end of a veth may be in any namespace, so it is not asked. Its program shows at this end: for as long as it
-//! runs, the kernel takes segmentation offload out of what can be switched on here (`veth_xdp_set`). Rejected: a frame
-//! sent to see whether it arrives. The counters of a veth do not tell it from the traffic of others, the other end would
-//! have to bear it, and it takes rights that a gate has given up by the time of a reload.
+//! The other end of a veth may be in any namespace, so it is not asked. Its program shows at this
+//! end: for as long as it runs, the kernel takes segmentation offload out of what can be switched
+//! on here (`veth_xdp_set`). Rejected: a frame sent to see whether it arrives. The counters of a
+//! veth do not tell it from the traffic of others, the other end would have to bear it, and it
+//! takes rights that a gate has given up by the time of a reload.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +25,8 @@ use super::maps::InterfaceSlot;
 use super::{link_layer, links, netlink};
 use crate::config::{CustomerRefusal, Filter, FilterMode, Interface, Role, XdpMode};
 
-/// What can be switched on at an end of a veth for as long as the other end runs no program in its driver.
+/// What can be switched on at an end of a veth for as long as the other end runs no program in its
+/// driver.
 const SEGMENTATION: &str = "tx-tcp-segmentation";
 /// The driver keeps the tags of 802.1Q beside the frames.
 const STRIPS_TAGS: &str = "rx-vlan-hw-parse";
@@ -137,8 +141,8 @@ impl fmt::Display for AnswerFault {
     }
 }
 
-/// The fault of an interface on which the program would answer under these settings. Nothing is changed by looking; of an
-/// interface that cannot be looked at no fault is known.
+/// The fault of an interface on which the program would answer under these settings. Nothing is
+/// changed by looking; of an interface that cannot be looked at no fault is known.
 pub fn answer_fault(settings: &Filter, interface: &Interface) -> Option<AnswerFault> {
     look(settings, interface).flatten()
 }
@@ -180,7 +184,8 @@ fn judge(mode: XdpMode, facts: &Facts) -> Option<Fault> {
         return Some(Fault::Headerless);
     }
     if facts.is_veth {
-        // A veth has the flags of tags, too, but they mean nothing: what counts is how the other end sends.
+        // A veth has the flags of tags, too, but they mean nothing: what counts is how the other
+        // end sends.
         let answered = features.is_some_and(|features| !features.changeable.contains(SEGMENTATION));
         // What a generic program sends goes the way of every other frame.
         return (mode == XdpMode::Driver && !answered).then_some(Fault::Lost);
@@ -195,8 +200,8 @@ fn judge(mode: XdpMode, facts: &Facts) -> Option<Fault> {
 pub(super) struct AnswerFaults(BTreeMap<String, AnswerFault>);
 
 impl AnswerFaults {
-    /// Looks at the interfaces of these settings. Of one that cannot be looked at (it is gone for now, or in another
-    /// namespace) what was found before still holds.
+    /// Looks at the interfaces of these settings. Of one that cannot be looked at (it is gone for
+    /// now, or in another namespace) what was found before still holds.
     pub(super) fn again(&self, settings: &Filter) -> Self {
         let mut now = BTreeMap::new();
         for interface in &settings.interfaces {
@@ -228,7 +233,8 @@ impl AnswerFaults {
         self.0.values()
     }
 
-    /// Has the program answer nothing where that would be lost, and nothing in slots whose interface is not known yet.
+    /// Has the program answer nothing where that would be lost, and nothing in slots whose
+    /// interface is not known yet.
     pub(super) fn silence(&self, in_kernel: &mut layout::Settings, taken: &[InterfaceSlot]) {
         for slot in 0..INTERFACES_MAX {
             let mut interfaces = taken.iter().filter(|taken| taken.slot == slot);

@@ -1,5 +1,5 @@
-//! All elements of a hash, thousands with each system call: aya 0.14 reads one at a time, and where an element goes meanwhile
-//! the kernel begins again from the first.
+//! All elements of a hash, thousands with each system call: aya 0.14 reads one at a time, and where
+//! an element goes meanwhile the kernel begins again from the first.
 #![allow(
     unsafe_code,
     reason = "aya has no batch operations, so the call of the kernel is made here"
@@ -55,8 +55,9 @@ pub(super) fn elements<K: Pod, V: Pod>(map: &MapData) -> io::Result<Vec<(K, V)>>
             element_flags: 0,
             flags: 0,
         };
-        // SAFETY: the descriptor is open. Keys and values have room for as many elements as the count says, of the map's own
-        // sizes; the places of the batch are as large as the kernel's word for one and more; all live until the call returns.
+        // SAFETY: the descriptor is open. Keys and values have room for as many elements as the
+        // count says, of the map's own sizes; the places of the batch are as large as the kernel's
+        // word for one and more; all live until the call returns.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_bpf,

@@ -1,8 +1,9 @@
 //! The calls of bpf(2) about links: what keeps a program on an interface.
 //!
-//! aya makes links and pins them, but does not tell to which interface one leads, cannot end one, and falls back to an
-//! attachment that cannot be pinned where the kernel says no. These calls need no more than open descriptors and a
-//! directory that may be written: a gate that has given up its privileges still makes them.
+//! aya makes links and pins them, but does not tell to which interface one leads, cannot end one,
+//! and falls back to an attachment that cannot be pinned where the kernel says no. These calls need
+//! no more than open descriptors and a directory that may be written: a gate that has given up its
+//! privileges still makes them.
 #![allow(
     unsafe_code,
     reason = "bpf(2) is a system call that takes a pointer to its arguments"
@@ -29,7 +30,8 @@ const LINK_DETACH: libc::c_long = 34;
 
 const LINK_TYPE_XDP: u32 = 6;
 const ATTACH_TYPE_XDP: u32 = 37;
-/// linux/if_link.h: where the program is to run. Never left to the kernel, which may choose the slow way.
+/// linux/if_link.h: where the program is to run. Never left to the kernel, which may choose the
+/// slow way.
 pub(super) const XDP_GENERIC: u32 = 1 << 1;
 pub(super) const XDP_DRIVER: u32 = 1 << 2;
 
@@ -44,12 +46,14 @@ pub(super) struct Link {
     pub(super) id: u32,
     /// The kernel's number of the program.
     pub(super) program: u32,
-    /// The index of the interface, in whatever network namespace that is; 0 if the link leads nowhere any more.
+    /// The index of the interface, in whatever network namespace that is; 0 if the link leads
+    /// nowhere any more.
     pub(super) index: u32,
 }
 
 impl Link {
-    /// Puts a program on an interface of this thread's network namespace. It needs no capability, only the descriptor.
+    /// Puts a program on an interface of this thread's network namespace. It needs no capability,
+    /// only the descriptor.
     pub(super) fn create(program: impl AsFd, index: u32, flags: u32) -> io::Result<Self> {
         let mut attributes = [number_of(&program), index, ATTACH_TYPE_XDP, flags];
         Self::of(owned(call(LINK_CREATE, &mut attributes)?)?)
@@ -68,8 +72,8 @@ impl Link {
         }
     }
 
-    /// The XDP link that leads to an interface with this index and carries this program; `None` if there is none, and the
-    /// program was attached without a link. It takes `CAP_SYS_ADMIN`.
+    /// The XDP link that leads to an interface with this index and carries this program; `None` if
+    /// there is none, and the program was attached without a link. It takes `CAP_SYS_ADMIN`.
     pub(super) fn find(index: u32, program: u32) -> io::Result<Option<Self>> {
         let mut id = 0;
         for _ in 0..LINKS_MAX {
@@ -118,7 +122,8 @@ impl Link {
         call(LINK_UPDATE, &mut attributes).map(drop)
     }
 
-    /// Takes the program off at once; the link itself stays for as long as it is pinned, and leads nowhere.
+    /// Takes the program off at once; the link itself stays for as long as it is pinned, and leads
+    /// nowhere.
     pub(super) fn detach(&self) -> io::Result<()> {
         call(LINK_DETACH, &mut [number_of(&self.descriptor)]).map(drop)
     }
@@ -161,10 +166,11 @@ struct InfoAttributes {
     info: u64,
 }
 
-/// One call, with its arguments as the kernel's `union bpf_attr` has them in front; what it leaves out is zero.
+/// One call, with its arguments as the kernel's `union bpf_attr` has them in front; what it leaves
+/// out is zero.
 fn call<A: ?Sized>(command: libc::c_long, attributes: &mut A) -> io::Result<RawFd> {
-    // SAFETY: the kernel reads and writes no more than the size that it is told. The callers are above, and their
-    // arguments point to what lives until the call returns.
+    // SAFETY: the kernel reads and writes no more than the size that it is told. The callers are
+    // above, and their arguments point to what lives until the call returns.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -184,7 +190,8 @@ fn owned(descriptor: RawFd) -> io::Result<OwnedFd> {
     if descriptor < 0 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: the kernel has just returned it for a command that makes a descriptor, and nothing else knows of it.
+    // SAFETY: the kernel has just returned it for a command that makes a descriptor, and nothing
+    // else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 

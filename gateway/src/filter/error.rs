@@ -11,7 +11,8 @@ use super::verifier::VerifierLog;
 /// What aya reports, kept as a source: nothing outside of the filter decides on it.
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why an operation on the filter failed. The text names the interface or the path, and the next step.
+/// Why an operation on the filter failed. The text names the interface or the path, and the next
+/// step.
 #[derive(Debug)]
 pub enum Error {
     /// An interface stands in the configuration twice.

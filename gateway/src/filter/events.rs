@@ -1,8 +1,9 @@
-//! Packets that were dropped, as the program tells them to whoever reads along: a sample, because there is a bound to how
-//! many it tells in a second.
+//! Packets that were dropped, as the program tells them to whoever reads along: a sample, because
+//! there is a bound to how many it tells in a second.
 //!
-//! A ring buffer has one reader. It holds a lock on a directory beside the pins, and says every second that it is still
-//! there: the program tells nothing to nobody. The lock is the kernel's, so a reader that is killed gives it back.
+//! A ring buffer has one reader. It holds a lock on a directory beside the pins, and says every
+//! second that it is still there: the program tells nothing to nobody. The lock is the kernel's, so
+//! a reader that is killed gives it back.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -157,7 +158,8 @@ impl Events {
         })
     }
 
-    /// Makes this process the reader, unless another is. What the buffer held before is thrown away.
+    /// Makes this process the reader, unless another is. What the buffer held before is thrown
+    /// away.
     ///
     /// # Errors
     /// [`Error::EventsTaken`] while another process reads.
@@ -197,8 +199,8 @@ impl Events {
         RingBuf::try_from(Map::from_map_data(data)?)
     }
 
-    /// Tells the program that somebody reads, and everybody who looks who is dropped most. To be called every
-    /// [`ANNOUNCE_EVERY`].
+    /// Tells the program that somebody reads, and everybody who looks who is dropped most. To be
+    /// called every [`ANNOUNCE_EVERY`].
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
@@ -304,7 +306,8 @@ pub(super) fn reason_name(number: u32) -> &'static str {
     known.map_or("unknown", |reason| reason.name())
 }
 
-/// The process that holds the lock on a file, as far as `/proc/locks` of this process namespace tells.
+/// The process that holds the lock on a file, as far as `/proc/locks` of this process namespace
+/// tells.
 pub(super) fn holder(file: &File) -> Option<Reader> {
     let found = file.metadata().ok()?;
     let (device, inode) = (found.dev(), found.ino());

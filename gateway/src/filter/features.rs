@@ -1,8 +1,9 @@
-//! What is known of an interface without anything being put on it: for `portcullis doctor`, and for the answers that the
-//! program sends ([`answers`](super::answers)).
+//! What is known of an interface without anything being put on it: for `portcullis doctor`, and for
+//! the answers that the program sends ([`answers`](super::answers)).
 //!
-//! Whether a driver runs XDP programs is asked of the kernel (generic netlink, family `netdev`, since Linux 6.3). Putting a
-//! program there to see was rejected: some drivers reset their queues for it, and the interface may be in use.
+//! Whether a driver runs XDP programs is asked of the kernel (generic netlink, family `netdev`,
+//! since Linux 6.3). Putting a program there to see was rejected: some drivers reset their queues
+//! for it, and the interface may be in use.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -34,7 +35,8 @@ pub struct InterfaceState {
 /// Looks at an interface, and changes nothing.
 ///
 /// # Errors
-/// [`Error::NoSuchInterface`], [`Error::Unreadable`], [`Error::Occupied`], and [`Error::Link`] if the kernel cannot be asked.
+/// [`Error::NoSuchInterface`], [`Error::Unreadable`], [`Error::Occupied`], and [`Error::Link`] if
+/// the kernel cannot be asked.
 pub fn interface_state(
     settings: &config::Filter,
     interface: &Interface,
@@ -65,7 +67,8 @@ fn differences(
     let Some(ours) = ours else {
         let lost = match record {
             Some(_) => Some("it had the filter, and is without it now".to_owned()),
-            // One that was taken off has no record, and another process may start with this configuration.
+            // One that was taken off has no record, and another process may start with this
+            // configuration.
             None => in_place::holder(pins)
                 .map(|holder| format!("{holder} holds the filter, and does not have it here")),
         };

@@ -1,7 +1,7 @@
 //! A program on an interface that is none of ours: what it is, and how it is taken off.
 //!
-//! That depends on how it was attached. The kernel refuses `ip link` for what a link holds, and a program that was attached
-//! without a link has none to be ended.
+//! That depends on how it was attached. The kernel refuses `ip link` for what a link holds, and a
+//! program that was attached without a link has none to be ended.
 
 use aya::programs::loaded_programs;
 
@@ -30,7 +30,8 @@ pub(super) fn occupied(interface: &str, index: u32, other: Attached) -> Error {
     }
 }
 
-/// How a program is taken off an interface. The kernel refuses `ip link` for what a link holds, and the other way round.
+/// How a program is taken off an interface. The kernel refuses `ip link` for what a link holds, and
+/// the other way round.
 fn removal(interface: &str, index: u32, other: Attached) -> String {
     let flag = match other.place {
         Place::Driver => "xdpdrv",

@@ -1,8 +1,8 @@
 //! Filters that sit on interfaces of this network namespace, whatever a configuration says of them.
 //!
-//! A filter outlives its gate, and the line of the configuration that it came from. So that none drops unseen, the pins
-//! of all filters are looked for where the kernel keeps them; a file of our own about them was rejected: it can be lost, and
-//! then nothing would tell of the filter.
+//! A filter outlives its gate, and the line of the configuration that it came from. So that none
+//! drops unseen, the pins of all filters are looked for where the kernel keeps them; a file of our
+//! own about them was rejected: it can be lost, and then nothing would tell of the filter.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -100,7 +100,8 @@ pub(super) fn pinned_as(link: u32) -> Option<PathBuf> {
     Some(found.root().to_owned())
 }
 
-/// The pins of every filter on the BPF file system: directories with our links and maps of some version in them.
+/// The pins of every filter on the BPF file system: directories with our links and maps of some
+/// version in them.
 fn all_pins() -> Vec<Pins> {
     let mut found = Vec::new();
     let mut left = vec![(PathBuf::from(BPF_FS), 0)];
@@ -131,8 +132,8 @@ fn directories(path: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Refuses to take over what sits on interfaces of another network namespace: what is not in the configuration would be let
-/// go there.
+/// Refuses to take over what sits on interfaces of another network namespace: what is not in the
+/// configuration would be let go there.
 pub(super) fn check_namespace(pins: &Pins) -> Result<u64, Error> {
     let own = pins::own_namespace()?;
     let recorded = pins.namespace()?;
@@ -149,8 +150,8 @@ pub(super) fn check_namespace(pins: &Pins) -> Result<u64, Error> {
     Ok(own)
 }
 
-/// Whether what is pinned there is gone with the last process of this mount namespace: so it is under `ip netns exec`, which
-/// makes a `/sys` of its own. `None` if that cannot be told.
+/// Whether what is pinned there is gone with the last process of this mount namespace: so it is
+/// under `ip netns exec`, which makes a `/sys` of its own. `None` if that cannot be told.
 #[must_use]
 pub fn pins_are_private(pin_path: &Path) -> Option<bool> {
     pins::is_private(pin_path)

@@ -1,13 +1,13 @@
-//! The interfaces of a filter over time: put on at the start, let go when the configuration does not name them any more, and
-//! put on again when an interface was deleted and made again.
+//! The interfaces of a filter over time: put on at the start, let go when the configuration does
+//! not name them any more, and put on again when an interface was deleted and made again.
 //!
-//! A program is loaded once for each interface and kept open. Putting it on an interface takes only its descriptor and the
-//! directory of the links, so that a gate which has given up its privileges can do it. The rejected way is a helper process
-//! with privileges: it is not needed.
+//! A program is loaded once for each interface and kept open. Putting it on an interface takes only
+//! its descriptor and the directory of the links, so that a gate which has given up its privileges
+//! can do it. The rejected way is a helper process with privileges: it is not needed.
 //!
-//! An interface of the configuration is the one that bears the name. One that is renamed keeps its filter, until another with
-//! that name comes and gets it. What an operator took off stays off until the configuration is read again, or the interface
-//! is made again.
+//! An interface of the configuration is the one that bears the name. One that is renamed keeps its
+//! filter, until another with that name comes and gets it. What an operator took off stays off
+//! until the configuration is read again, or the interface is made again.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -108,7 +108,8 @@ impl HeldInterface {
     }
 }
 
-/// Before anything is changed: whether the interfaces of the settings are there, unless they are waited for.
+/// Before anything is changed: whether the interfaces of the settings are there, unless they are
+/// waited for.
 pub(super) fn check_present(settings: &config::Filter, pins: &Pins) -> Result<(), Error> {
     for interface in &settings.interfaces {
         match present(pins, &interface.name) {
@@ -311,19 +312,22 @@ impl Filter {
             .collect()
     }
 
-    /// Lets a user keep the filter on its interfaces: what [`Filter::mend`] needs once this process is that user's.
+    /// Lets a user keep the filter on its interfaces: what [`Filter::mend`] needs once this process
+    /// is that user's.
     ///
     /// # Errors
     /// [`Error::Pin`] and [`Error::NotPermitted`].
     pub fn give_links(&self, uid: u32, gid: u32) -> Result<(), Error> {
-        // By their path, which is root's: what leads through the open directory is a link in itself.
+        // By their path, which is root's: what leads through the open directory is a link in
+        // itself.
         Pins::new(self.pins.root()).give_links(uid, gid)
     }
 
-    /// Compares the kernel's state with the settings, logs what has changed, and puts the program back on interfaces that were
-    /// made again. `gone` are the indexes of interfaces that were deleted since the last call. What another process took off
-    /// is put back only if `all` says so; what is not as the settings have it is then told again. Returns the interfaces that
-    /// have the filter again.
+    /// Compares the kernel's state with the settings, logs what has changed, and puts the program
+    /// back on interfaces that were made again. `gone` are the indexes of interfaces that were
+    /// deleted since the last call. What another process took off is put back only if `all` says
+    /// so; what is not as the settings have it is then told again. Returns the interfaces that have
+    /// the filter again.
     pub fn mend(&mut self, gone: &[u32], all: bool) -> Vec<String> {
         if let Err(error) = self.check_pinned() {
             self.all_detached(&error);
@@ -395,7 +399,8 @@ impl Filter {
                 renamed: None,
             });
         };
-        // Two interfaces may have exchanged their names: the pins follow, the slots stay with the names.
+        // Two interfaces may have exchanged their names: the pins follow, the slots stay with the
+        // names.
         links::follow_names(&self.pins)?;
         let taken = self.maps.interfaces()?;
         if !taken.iter().any(|taken| taken.slot == held.slot) {

@@ -1,9 +1,10 @@
 //! How the frames of an interface begin, as the program will see them; or why it cannot read them.
 //!
-//! The kernel hands a generic program what it has from its "MAC header" on. That is the Ethernet header where there is one, and
-//! the IP header on PPP, WireGuard, TUN and most tunnels; some leave the header of another interface there, or the outer one.
-//! A program on those would look healthy and filter nothing, so they are refused. What an interface is says its hardware type
-//! (`ARPHRD_*` of linux/if_arp.h), and where that is not enough, which driver made it.
+//! The kernel hands a generic program what it has from its "MAC header" on. That is the Ethernet
+//! header where there is one, and the IP header on PPP, WireGuard, TUN and most tunnels; some leave
+//! the header of another interface there, or the outer one. A program on those would look healthy
+//! and filter nothing, so they are refused. What an interface is says its hardware type (`ARPHRD_*`
+//! of linux/if_arp.h), and where that is not enough, which driver made it.
 
 use std::io;
 
@@ -28,7 +29,8 @@ const NONE: u16 = 0xfffe;
 /// How the frames of this interface begin.
 ///
 /// # Errors
-/// [`Error::Unreadable`] for one that the program cannot read, and [`Error::Link`] if the kernel cannot be asked.
+/// [`Error::Unreadable`] for one that the program cannot read, and [`Error::Link`] if the kernel
+/// cannot be asked.
 pub(super) fn of(interface: &str, index: u32) -> Result<LinkLayer, Error> {
     let step = "asking what kind of interface it is";
     let description =
@@ -82,8 +84,8 @@ pub(super) fn judge(description: &Description) -> Result<LinkLayer, String> {
     }
 }
 
-/// Whether an IPv4 address, as the kernel gives it, is that of one host. Of a GRE interface the "broadcast address" is the remote
-/// one.
+/// Whether an IPv4 address, as the kernel gives it, is that of one host. Of a GRE interface the
+/// "broadcast address" is the remote one.
 fn is_one_host(address: &[u8]) -> bool {
     matches!(address, [first @ 1..224, _, _, _] if *first != 127)
 }

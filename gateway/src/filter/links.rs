@@ -1,9 +1,9 @@
 //! Puts the program on an interface, and takes it off.
 //!
-//! What keeps a program on an interface is a pinned link. A link that still leads to the interface gets the new program
-//! in one step, with no packet unfiltered in between. A link that leads nowhere (the interface was deleted and made
-//! again) or to another mode is replaced. A link is known by the index of its interface and the number of its program: names
-//! change.
+//! What keeps a program on an interface is a pinned link. A link that still leads to the interface
+//! gets the new program in one step, with no packet unfiltered in between. A link that leads
+//! nowhere (the interface was deleted and made again) or to another mode is replaced. A link is
+//! known by the index of its interface and the number of its program: names change.
 
 use std::{env, io};
 
@@ -39,7 +39,8 @@ pub(super) fn load(pins: &Pins, interface: InterfaceConstant) -> Result<Ebpf, Er
     load_from(OBJECT, pins, interface)
 }
 
-/// The object over the pinned maps; its programs are not loaded, which is when the verifier walks them.
+/// The object over the pinned maps; its programs are not loaded, which is when the verifier walks
+/// them.
 fn object(octets: &[u8], pins: &Pins, interface: InterfaceConstant) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     loader.override_global("INTERFACE", &interface.0, true);
@@ -51,7 +52,8 @@ fn object(octets: &[u8], pins: &Pins, interface: InterfaceConstant) -> Result<Eb
         .map_err(kernel("loading the program's maps"))
 }
 
-/// The program for such an interface, loaded over maps that are pinned nowhere: nothing of it is left when it is dropped.
+/// The program for such an interface, loaded over maps that are pinned nowhere: nothing of it is
+/// left when it is dropped.
 pub(super) fn unpinned(interface: InterfaceConstant) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     loader.override_global("INTERFACE", &interface.0, true);
@@ -121,8 +123,8 @@ pub(super) fn index(interface: &str) -> Result<u32, Error> {
     })
 }
 
-/// A program that is loaded for one slot, role and link layer, and can be put on an interface for as long as this is open. That takes
-/// no privileges any more; loading it does.
+/// A program that is loaded for one slot, role and link layer, and can be put on an interface for
+/// as long as this is open. That takes no privileges any more; loading it does.
 pub(super) struct Loaded {
     descriptor: ProgramFd,
     /// The kernel's number of the program.
@@ -196,7 +198,8 @@ fn ours_alone(index: u32, interface: &str, pinned: Option<&Link>) -> Result<Vec<
     }
 }
 
-/// Where the filter of these pins sits on an interface, whatever name its pin has; another program there is an error.
+/// Where the filter of these pins sits on an interface, whatever name its pin has; another program
+/// there is an error.
 pub(super) fn ours_on(pins: &Pins, interface: &str) -> Result<Option<Attached>, Error> {
     let index = index(interface)?;
     let mut pinned = pinned(pins, interface).filter(|link| link.index == index);
@@ -258,8 +261,8 @@ fn attach_error(interface: &str, index: u32, mode: XdpMode, error: io::Error) ->
 
 /// Takes the program off an interface, and returns when it is off. That there is none is no error.
 pub(super) fn remove(pins: &Pins, interface: &str) -> Result<(), Error> {
-    // Without this the kernel lets a link go some time after its last pin was removed, and nothing could be attached until
-    // then.
+    // Without this the kernel lets a link go some time after its last pin was removed, and nothing
+    // could be attached until then.
     if let Some(link) = pinned(pins, interface).filter(|link| link.index != 0) {
         link.detach()
             .map_err(link_error(interface, "taking its program off"))?;
@@ -278,7 +281,8 @@ pub(super) struct Seat {
     pub(super) attached: Attached,
 }
 
-/// Where the program of the link that is pinned for an interface sits, if that is in this network namespace.
+/// Where the program of the link that is pinned for an interface sits, if that is in this network
+/// namespace.
 pub(super) fn seat(pins: &Pins, interface: &str) -> Option<Seat> {
     let link = pinned(pins, interface)?;
     seat_of(link.index, link.program)
@@ -316,7 +320,8 @@ pub(super) fn pinned(pins: &Pins, interface: &str) -> Option<Link> {
     Link::pinned(&path).ok().flatten()
 }
 
-/// The interfaces with a pinned link that leads to an interface, but to none of this network namespace.
+/// The interfaces with a pinned link that leads to an interface, but to none of this network
+/// namespace.
 pub(super) fn elsewhere(pins: &Pins) -> Result<Vec<String>, Error> {
     let mut names = pins.linked()?;
     names.retain(|name| {
@@ -326,8 +331,9 @@ pub(super) fn elsewhere(pins: &Pins) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Gives every pin the name that its interface has now; returns the old and the new names. A link is known by what it leads
-/// to: the interface may have been renamed since, or two may have exchanged their names.
+/// Gives every pin the name that its interface has now; returns the old and the new names. A link
+/// is known by what it leads to: the interface may have been renamed since, or two may have
+/// exchanged their names.
 pub(super) fn follow_names(pins: &Pins) -> Result<Vec<(String, String)>, Error> {
     let mut renamed = Vec::new();
     for name in pins.linked()? {
@@ -340,7 +346,8 @@ pub(super) fn follow_names(pins: &Pins) -> Result<Vec<(String, String)>, Error> 
             renamed.push((name, seat.name, link.id));
         }
     }
-    // First out of each other's way. A process that ends in between leaves pins with names that no interface has.
+    // First out of each other's way. A process that ends in between leaves pins with names that no
+    // interface has.
     for (old, _, id) in &renamed {
         pins.rename_link(old, &aside(*id))?;
     }
@@ -356,8 +363,9 @@ pub(super) fn follow_names(pins: &Pins) -> Result<Vec<(String, String)>, Error> 
         .collect())
 }
 
-/// Frees the name of a pin. A link that is not here but leads somewhere, which is in another network namespace, stays where it
-/// is under another name. (Its index says nothing: it may be that of another interface here.)
+/// Frees the name of a pin. A link that is not here but leads somewhere, which is in another
+/// network namespace, stays where it is under another name. (Its index says nothing: it may be that
+/// of another interface here.)
 fn make_room(pins: &Pins, interface: &str, link: &Link, is_here: bool) -> Result<(), Error> {
     if link.index == 0 || is_here {
         remove(pins, interface)
@@ -399,7 +407,8 @@ mod tests {
     use super::*;
     use std::io::Write as _;
 
-    /// The kernel gives up after a million instructions, and older kernels see fewer ways that are alike.
+    /// The kernel gives up after a million instructions, and older kernels see fewer ways that are
+    /// alike.
     const VERIFIED_MAX: u32 = 600_000;
 
     #[test]
@@ -443,7 +452,8 @@ mod tests {
 
     #[test]
     fn a_program_that_the_verifier_refuses_is_told_by_the_reason() {
-        // Instructions of the kind `call bpf_map_lookup_elem`, whose result is then nothing that was ever written.
+        // Instructions of the kind `call bpf_map_lookup_elem`, whose result is then nothing that
+        // was ever written.
         const CALL: [u8; 8] = [0x85, 0, 0, 0, 1, 0, 0, 0];
         const NOTHING: [u8; 8] = [0xbf, 0, 0, 0, 0, 0, 0, 0];
         if !nix::unistd::geteuid().is_root() {

@@ -1,9 +1,9 @@
 //! From compiled lists to a generation in force.
 //!
-//! A list keeps its slot, and with it its counters, for as long as a list of its name and action is in force, whatever
-//! its place in the configuration. A new generation is built beside the old one: slots and names first, then what the lists
-//! are in the snapshot, then the one update that puts it in place. A process that dies in between leaves the old generation
-//! with its names.
+//! A list keeps its slot, and with it its counters, for as long as a list of its name and action is
+//! in force, whatever its place in the configuration. A new generation is built beside the old one:
+//! slots and names first, then what the lists are in the snapshot, then the one update that puts it
+//! in place. A process that dies in between leaves the old generation with its names.
 
 use portcullis_ebpf_common::layout::{LIST_NAME_MAX, LIST_SLOTS, ListCounters, ListRecord};
 use portcullis_ebpf_common::snapshot::{CLASSES, FIRST_FREE, Field, Line};
@@ -72,8 +72,8 @@ pub(super) fn in_force(maps: &Maps) -> Result<Generation, Error> {
     })
 }
 
-/// Puts compiled lists in place of the generation in force, and gives the new one. Lists that only SMTP acts on are left
-/// out.
+/// Puts compiled lists in place of the generation in force, and gives the new one. Lists that only
+/// SMTP acts on are left out.
 pub(super) fn swap(
     maps: &mut Maps,
     old: &Generation,
@@ -134,8 +134,8 @@ const FREE: ListRecord = ListRecord {
     counted_before: [0; 2],
 };
 
-/// What each of the compiled lists is in the kernel; `None` for one that does not go there. A slot that is taken anew has counted
-/// so many by now.
+/// What each of the compiled lists is in the kernel; `None` for one that does not go there. A slot
+/// that is taken anew has counted so many by now.
 fn assign(
     old: &[KernelList],
     compiled: &Compiled,
@@ -147,7 +147,8 @@ fn assign(
         ListAction::Reject => None,
     });
     check_list_count(actions.clone().flatten().count())?;
-    // A slot of the old generation is not free even if its list is gone: packets still count on it until the swap.
+    // A slot of the old generation is not free even if its list is gone: packets still count on it
+    // until the swap.
     let slots = 0..u16::try_from(LIST_SLOTS).unwrap_or(u16::MAX);
     let mut free =
         slots.filter(|slot| !old.iter().any(|list| list.class.slot() == u32::from(*slot)));
@@ -185,7 +186,8 @@ fn assign(
     Ok(assigned)
 }
 
-/// There are two slots for each list, so this is said only of a configuration that was never checked.
+/// There are two slots for each list, so this is said only of a configuration that was never
+/// checked.
 fn too_many(compiled: &Compiled) -> Error {
     Error::TooMany {
         what: "lists",
@@ -197,7 +199,8 @@ fn too_many(compiled: &Compiled) -> Error {
 /// A snapshot of our own memory in a map.
 fn copied(lines: &[Line]) -> Result<KernelMemory, Error> {
     let mut memory = KernelMemory::new(lines.len())?;
-    // What is zero is so already, and most of a small snapshot is: a page that is not touched is not mapped.
+    // What is zero is so already, and most of a small snapshot is: a page that is not touched is
+    // not mapped.
     for (to, from) in memory.as_mut_slice().iter_mut().zip(lines) {
         if *from != Line::default() {
             *to = *from;

@@ -47,7 +47,8 @@ const GATE: &str = "GATE";
 #[repr(transparent)]
 pub(super) struct Value<T>(pub(super) T);
 
-// SAFETY: all of them are `repr(C)` structs of integers without padding, for which every pattern of bits is a value.
+// SAFETY: all of them are `repr(C)` structs of integers without padding, for which every pattern of
+// bits is a value.
 unsafe impl Pod for Value<layout::Settings> {}
 // SAFETY: as above.
 unsafe impl Pod for Value<Counters> {}
@@ -135,8 +136,8 @@ impl Maps {
         Ok(Some(inner.get(&0, 0).map_err(kernel(failed))?.0))
     }
 
-    /// Puts settings in place whole: they are written beside the old ones, and one update swaps them. Meanwhile no packet
-    /// takes the way that needs only a glance at them.
+    /// Puts settings in place whole: they are written beside the old ones, and one update swaps
+    /// them. Meanwhile no packet takes the way that needs only a glance at them.
     pub(super) fn swap_settings(&mut self, settings: layout::Settings) -> Result<(), Error> {
         let failed = "writing the settings";
         let mut inner = Array::create(1, 0).map_err(kernel(failed))?;
@@ -171,11 +172,13 @@ impl Maps {
         Ok(blocks.filter(|blocks| !blocks.is_empty()))
     }
 
-    /// Puts a snapshot in place of the generation before, which has so many blocks. When it returns, no packet is being held
-    /// against that one, and its memory is no longer held here. After an error that one is in force as it was.
+    /// Puts a snapshot in place of the generation before, which has so many blocks. When it
+    /// returns, no packet is being held against that one, and its memory is no longer held here.
+    /// After an error that one is in force as it was.
     ///
-    /// The blocks but the first are put where no packet looks yet; the first one, whose header says where they are, exchanges
-    /// the generations. The memory may be in force already: then the header does.
+    /// The blocks but the first are put where no packet looks yet; the first one, whose header says
+    /// where they are, exchanges the generations. The memory may be in force already: then the
+    /// header does.
     pub(super) fn swap_snapshot(
         &mut self,
         memory: &KernelMemory,
@@ -201,7 +204,8 @@ impl Maps {
         self.snapshot.set(0, &memory.blocks()[0], 0)
     }
 
-    /// Gives up the blocks of a generation that is not in force. If that fails they stay until others take their places.
+    /// Gives up the blocks of a generation that is not in force. If that fails they stay until
+    /// others take their places.
     fn empty(&self, generation: u32, blocks: u32) {
         for slot in (1..blocks).map(|block| snapshot_slot(generation, block)) {
             if let Err(error) = memory::remove(&self.snapshot_elements, slot) {
@@ -210,8 +214,9 @@ impl Maps {
         }
     }
 
-    /// Gives up what a process has left where the next generation belongs, because it ended before it could exchange them.
-    /// A look at each element takes rights that a gate gives up: it is only for whoever puts the filter in place.
+    /// Gives up what a process has left where the next generation belongs, because it ended before
+    /// it could exchange them. A look at each element takes rights that a gate gives up: it is only
+    /// for whoever puts the filter in place.
     pub(super) fn sweep_snapshot(&self, generation: u32) {
         let next = generation.wrapping_add(1);
         let left = (1..SNAPSHOT_BLOCKS_MAX)

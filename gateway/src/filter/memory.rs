@@ -1,8 +1,9 @@
 //! Memory of a map that the program looks into, mapped into this process.
 //!
-//! A snapshot of ten million entries is written in the time that memory takes, not in ten million system calls, and the
-//! policy reads the lines that the program reads. They lie in maps of a [`Block`] of 64 MiB each; what is mapped here, one
-//! behind the other, are the lines that there are.
+//! A snapshot of ten million entries is written in the time that memory takes, not in ten million
+//! system calls, and the policy reads the lines that the program reads. They lie in maps of a
+//! [`Block`] of 64 MiB each; what is mapped here, one behind the other, are the lines that there
+//! are.
 #![allow(
     unsafe_code,
     reason = "a mapping is a pointer and a length, and nobody else makes one of a BPF map, or empties an element of one"
@@ -44,7 +45,8 @@ pub(super) type BlockMap = Array<MapData, Value>;
 pub struct KernelMemory {
     blocks: Vec<BlockMap>,
     lines: Mapping,
-    /// The same lines as the first ones of `lines`, mapped once more: what is written there after others hold this value.
+    /// The same lines as the first ones of `lines`, mapped once more: what is written there after
+    /// others hold this value.
     fixed: Mutex<Mapping>,
 }
 
@@ -52,7 +54,8 @@ impl KernelMemory {
     /// Maps with room for this many lines, all zero.
     ///
     /// # Errors
-    /// [`Error::NotPermitted`], [`Error::TooMany`], and [`Error::Kernel`] where the kernel has not so much memory.
+    /// [`Error::NotPermitted`], [`Error::TooMany`], and [`Error::Kernel`] where the kernel has not
+    /// so much memory.
     pub fn new(lines: usize) -> Result<Self, Error> {
         let lines = lines.max(FIRST_FREE);
         let count = lines.div_ceil(BLOCK_LINES);
@@ -97,8 +100,9 @@ impl KernelMemory {
         &self.blocks
     }
 
-    /// Writes one of the fixed lines: a snapshot is told its generation and the classes of its lists when it is put in
-    /// place, and by then others hold it, too. They go by another mapping, and look at neither.
+    /// Writes one of the fixed lines: a snapshot is told its generation and the classes of its
+    /// lists when it is put in place, and by then others hold it, too. They go by another mapping,
+    /// and look at neither.
     pub(super) fn set_line(&self, index: usize, line: Line) {
         let mut fixed = self.fixed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = fixed.as_mut_slice().get_mut(index) {
@@ -156,7 +160,8 @@ pub(super) fn remove(array: &MapData, slot: u32) -> io::Result<()> {
         padding: 0,
         key: (&raw const slot).addr() as u64,
     };
-    // SAFETY: the descriptor is open, and the key and what points to it live until the call returns; it writes to neither.
+    // SAFETY: the descriptor is open, and the key and what points to it live until the call
+    // returns; it writes to neither.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -174,7 +179,8 @@ pub(super) fn remove(array: &MapData, slot: u32) -> io::Result<()> {
     }
 }
 
-/// The first lines of some maps, of which all but the last have those of a block, mapped one behind the other.
+/// The first lines of some maps, of which all but the last have those of a block, mapped one behind
+/// the other.
 struct Mapping {
     lines: NonNull<Line>,
     count: usize,
@@ -206,8 +212,9 @@ impl Mapping {
         for (map, first) in maps.iter().zip(firsts) {
             // SAFETY: within what is reserved.
             let place = unsafe { mapping.lines.add(first) };
-            // SAFETY: it takes the place of a part of what is reserved, to which nobody has a reference yet. Where it fails, what
-            // was reserved there stays, as far as the kernel says: it looks at everything before it unmaps.
+            // SAFETY: it takes the place of a part of what is reserved, to which nobody has a
+            // reference yet. Where it fails, what was reserved there stays, as far as the kernel
+            // says: it looks at everything before it unmaps.
             let mapped = unsafe {
                 mmap(
                     Some(place.addr()),
@@ -224,8 +231,8 @@ impl Mapping {
     }
 
     fn as_slice(&self) -> &[Line] {
-        // SAFETY: the mapping has this many lines, aligned to a page, for as long as this value lives; they are changed
-        // through it only by `&mut self`.
+        // SAFETY: the mapping has this many lines, aligned to a page, for as long as this value
+        // lives; they are changed through it only by `&mut self`.
         unsafe { slice::from_raw_parts(self.lines.as_ptr(), self.count) }
     }
 
@@ -245,14 +252,14 @@ impl ControlMemory {
     }
 
     pub(super) fn get(&self) -> &Control {
-        // SAFETY: the mapping is as large, aligned to a page, and lives as long as this value; what of it changes is atomic, and
-        // nobody has its lines.
+        // SAFETY: the mapping is as large, aligned to a page, and lives as long as this value; what
+        // of it changes is atomic, and nobody has its lines.
         unsafe { self.0.lines.cast::<Control>().as_ref() }
     }
 }
 
-/// Memory for a snapshot that the filter is going to be given: that of a map, or our own where the kernel does not give us
-/// one, from which the filter will make a copy.
+/// Memory for a snapshot that the filter is going to be given: that of a map, or our own where the
+/// kernel does not give us one, from which the filter will make a copy.
 #[must_use]
 pub fn memory(lines: usize) -> Memory {
     match KernelMemory::new(lines) {

@@ -1,12 +1,13 @@
-//! The userspace side of the XDP program: puts it on the interfaces, fills its lists, and reads what it counted.
+//! The userspace side of the XDP program: puts it on the interfaces, fills its lists, and reads
+//! what it counted.
 //!
 //! Everything is pinned, so the filter stays when its owner ends, by whatever end, and the next
-//! [`Filter::attach`] takes it over: the program is replaced inside its link and the lists inside their map, each in one
-//! step, so that there is no packet unfiltered, no moment with no list and none with half of one. [`detach`] is the
-//! only way to take the filter away.
+//! [`Filter::attach`] takes it over: the program is replaced inside its link and the lists inside
+//! their map, each in one step, so that there is no packet unfiltered, no moment with no list and
+//! none with half of one. [`detach`] is the only way to take the filter away.
 //!
-//! aya is used here and nowhere else, and does not appear in the interface. Everything that names an interface means the
-//! network namespace of the calling thread.
+//! aya is used here and nowhere else, and does not appear in the interface. Everything that names
+//! an interface means the network namespace of the calling thread.
 
 mod address;
 mod answers;
@@ -90,26 +91,29 @@ pub struct Filter {
     verdicts: Arc<Verdicts>,
     /// Until somebody wants to read them.
     events: Option<Events>,
-    /// What is in force is remembered, because looking it up takes more privileges than changing it: an owner that has
-    /// given up all but `CAP_BPF` can still put lists and settings in place.
+    /// What is in force is remembered, because looking it up takes more privileges than changing
+    /// it: an owner that has given up all but `CAP_BPF` can still put lists and settings in place.
     generation: Generation,
     /// The interfaces of the settings, by name, with the programs that this process puts on them.
     interfaces: BTreeMap<String, HeldInterface>,
     /// The pins lead through it.
     _links: File,
-    /// Two owners would undo each other's lists. It is on the pins' directory, and shows when that is gone.
+    /// Two owners would undo each other's lists. It is on the pins' directory, and shows when that
+    /// is gone.
     lock: Flock<File>,
 }
 
 impl Filter {
-    /// Puts the filter in place, or takes over the one that is pinned under the same path, with its counters.
+    /// Puts the filter in place, or takes over the one that is pinned under the same path, with its
+    /// counters.
     ///
-    /// Lists and settings are in force before the first packet meets the program. An interface that is pinned but not in
-    /// the settings any more is let go.
+    /// Lists and settings are in force before the first packet meets the program. An interface that
+    /// is pinned but not in the settings any more is let go.
     ///
     /// # Errors
-    /// Every [`Error`]. What was attached before the call stays attached, but holds packets against the new lists already if
-    /// what fails is the program; what the call itself attached is taken off.
+    /// Every [`Error`]. What was attached before the call stays attached, but holds packets against
+    /// the new lists already if what fails is the program; what the call itself attached is taken
+    /// off.
     pub fn attach(settings: &config::Filter, compiled: &Compiled) -> Result<Self, Error> {
         settings::check(settings)?;
         let pins = Pins::new(&settings.pin_path);
@@ -140,7 +144,8 @@ impl Filter {
         let hints = filter.verdicts.set_all_hints();
         let result = hints.and_then(|()| filter.sync_interfaces());
         result.inspect_err(clean_up)?;
-        // Now it is known which slot is whose, and programs are there that may be at the other end of another's interface.
+        // Now it is known which slot is whose, and programs are there that may be at the other end
+        // of another's interface.
         filter.answer_faults = filter.answer_faults.again(settings);
         let faults = &filter.answer_faults;
         faults.log_changes(&AnswerFaults::default(), settings);
@@ -153,7 +158,8 @@ impl Filter {
         Ok(filter)
     }
 
-    /// Puts other lists in place of those in force. A list that has its name and action in both keeps its counters.
+    /// Puts other lists in place of those in force. A list that has its name and action in both
+    /// keeps its counters.
     ///
     /// # Errors
     /// The lists in force stay in force.
@@ -236,8 +242,9 @@ impl Filter {
             })
     }
 
-    /// Looks again whether what the program answers arrives, has it answer there and nowhere else, and logs what has changed.
-    /// Every change of the settings does it, too; in between the owner calls it from time to time.
+    /// Looks again whether what the program answers arrives, has it answer there and nowhere else,
+    /// and logs what has changed. Every change of the settings does it, too; in between the owner
+    /// calls it from time to time.
     ///
     /// # Errors
     /// What is in force stays in force.
@@ -264,7 +271,8 @@ impl Filter {
         Ok(())
     }
 
-    /// Whether the filter is still the one in place: it can be detached under its owner, and another take its path.
+    /// Whether the filter is still the one in place: it can be detached under its owner, and
+    /// another take its path.
     fn check_pinned(&self) -> Result<(), Error> {
         // A removed directory has no links left.
         match self.lock.metadata() {
@@ -357,12 +365,15 @@ fn remove_if_unused(pins: &Pins) {
     }
 }
 
-/// Takes the filter off these interfaces, or off all if none is named, and removes all that was pinned once it is on none.
+/// Takes the filter off these interfaces, or off all if none is named, and removes all that was
+/// pinned once it is on none.
 ///
-/// It works while another process holds the filter: it is also the way out when that process is the trouble.
+/// It works while another process holds the filter: it is also the way out when that process is the
+/// trouble.
 ///
 /// # Errors
-/// [`Error::NotAttached`] if there is nothing to take off; [`Error::NotPermitted`] and [`Error::Pin`] if it is not possible.
+/// [`Error::NotAttached`] if there is nothing to take off; [`Error::NotPermitted`] and
+/// [`Error::Pin`] if it is not possible.
 pub fn detach(pin_path: &Path, interfaces: &[String]) -> Result<(), Error> {
     let pins = Pins::new(pin_path);
     let linked = pins.linked()?;

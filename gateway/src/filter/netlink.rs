@@ -1,7 +1,9 @@
-//! Asks the kernel which XDP program sits on an interface, where it runs, and what kind of interface that is.
+//! Asks the kernel which XDP program sits on an interface, where it runs, and what kind of
+//! interface that is.
 //!
-//! aya attaches programs but cannot tell who is there already, and /sys shows the interfaces of the namespace in which it
-//! was mounted. One `RTM_GETLINK` request is answered for the namespace of the calling thread.
+//! aya attaches programs but cannot tell who is there already, and /sys shows the interfaces of the
+//! namespace in which it was mounted. One `RTM_GETLINK` request is answered for the namespace of
+//! the calling thread.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -46,7 +48,8 @@ pub(super) struct Description {
     pub(super) hardware_type: u16,
     /// What made it (`veth`, `wireguard`); empty for a device of its own.
     pub(super) kind: String,
-    /// Whether what comes out of this TUN device begins with a word on what it is (`IFF_TUN` without `IFF_NO_PI`).
+    /// Whether what comes out of this TUN device begins with a word on what it is (`IFF_TUN`
+    /// without `IFF_NO_PI`).
     pub(super) tun_information: bool,
     /// Its broadcast address; of a tunnel the remote one.
     pub(super) broadcast: Vec<u8>,

@@ -1,7 +1,8 @@
 //! The local networks in the kernel: whose sources no recent verdict drops and no budget counts.
 //!
-//! The program looks a source up here only when it is about to drop it for one of these, so nothing has to be fast. A
-//! change adds what is new before it takes away what is gone: a network that stays is never out of the map.
+//! The program looks a source up here only when it is about to drop it for one of these, so nothing
+//! has to be fast. A change adds what is new before it takes away what is gone: a network that
+//! stays is never out of the map.
 
 use std::collections::BTreeSet;
 

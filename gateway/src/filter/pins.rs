@@ -8,9 +8,9 @@
 //!     v6/SETTINGS, v6/SNAPSHOT, ... the maps, in a directory named after the version of their layout
 //! ```
 //!
-//! Links lie outside of the versioned directory, because a link outlives a layout: a new version has its own maps, and
-//! takes the interface over by putting its program into the link that is there. Programs have no pin of their own; the
-//! links hold them.
+//! Links lie outside of the versioned directory, because a link outlives a layout: a new version
+//! has its own maps, and takes the interface over by putting its program into the link that is
+//! there. Programs have no pin of their own; the links hold them.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -53,8 +53,8 @@ impl Pins {
         File::open(&self.links).map_err(pin_error(&self.links))
     }
 
-    /// The same pins, with the way to their links through the open directory: the kernel keeps those who are not root out of
-    /// `/sys/fs/bpf`, and a process always reaches what it has open.
+    /// The same pins, with the way to their links through the open directory: the kernel keeps
+    /// those who are not root out of `/sys/fs/bpf`, and a process always reaches what it has open.
     pub(super) fn through(&self, links: &File) -> Self {
         let descriptor = format!("/proc/self/fd/{}", links.as_raw_fd());
         Self {
@@ -72,8 +72,9 @@ impl Pins {
         own(&self.links, uid, gid)
     }
 
-    /// Takes the links back from the user that they were given to. That user may have put there what it liked: what is no
-    /// pin is removed, so that nothing that is done by name reaches something else.
+    /// Takes the links back from the user that they were given to. That user may have put there
+    /// what it liked: what is no pin is removed, so that nothing that is done by name reaches
+    /// something else.
     pub(super) fn take_links(&self) -> Result<(), Error> {
         let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
         own(&self.links, uid, gid)?;
@@ -119,7 +120,8 @@ impl Pins {
         self.root.join("events")
     }
 
-    /// The link of an interface. A BPF file system refuses names with a dot, and VLAN interfaces have one.
+    /// The link of an interface. A BPF file system refuses names with a dot, and VLAN interfaces
+    /// have one.
     pub(super) fn link(&self, interface: &str) -> PathBuf {
         self.links
             .join(interface.replace('%', "%25").replace('.', "%2e"))
@@ -137,7 +139,8 @@ impl Pins {
         Ok(interfaces)
     }
 
-    /// Makes the directories, on a BPF file system that is mounted if there is none, and takes the lock.
+    /// Makes the directories, on a BPF file system that is mounted if there is none, and takes the
+    /// lock.
     pub(super) fn prepare(&self) -> Result<Flock<File>, Error> {
         self.ensure_bpf_fs()?;
         for directory in [
@@ -269,8 +272,9 @@ impl Pins {
     }
 }
 
-/// Whether a BPF file system at this path, or the one that the gate would mount there, is seen by no process outside of this
-/// one's mount namespace: then all pins are gone with its last process. `None` if that cannot be told.
+/// Whether a BPF file system at this path, or the one that the gate would mount there, is seen by
+/// no process outside of this one's mount namespace: then all pins are gone with its last process.
+/// `None` if that cannot be told.
 pub(super) fn is_private(path: &Path) -> Option<bool> {
     // What the first process of the machine (or of the container) has mounted stays.
     let lasting = fs::read_to_string("/proc/1/mountinfo").ok()?;
@@ -286,7 +290,8 @@ pub(super) fn is_private(path: &Path) -> Option<bool> {
     Some(!devices.any(|device| device == wanted))
 }
 
-/// The number of the mount at `/`, in lines such as `23 1 254:1 / / rw,relatime - ext4 /dev/vda1 rw`.
+/// The number of the mount at `/`, in lines such as
+/// `23 1 254:1 / / rw,relatime - ext4 /dev/vda1 rw`.
 fn root_mount(mounts: &str) -> Option<&str> {
     let mut fields = mounts.lines().map(|line| line.split(' '));
     fields.find_map(|mut fields| {
@@ -295,7 +300,8 @@ fn root_mount(mounts: &str) -> Option<&str> {
     })
 }
 
-/// The network namespace of this thread, by the number of its inode: as `lsns -t net` and `/proc/PID/ns/net` show it.
+/// The network namespace of this thread, by the number of its inode: as `lsns -t net` and
+/// `/proc/PID/ns/net` show it.
 pub(super) fn own_namespace() -> Result<u64, Error> {
     let path = Path::new("/proc/thread-self/ns/net");
     let metadata = fs::metadata(path).map_err(pin_error(path))?;
@@ -316,7 +322,8 @@ fn own(path: &Path, uid: u32, gid: u32) -> Result<(), Error> {
     lchown(path, Some(uid), Some(gid)).map_err(pin_error(path))
 }
 
-/// Removes a pin, or a directory and all that is in it, without following symbolic links; that there is none is no error.
+/// Removes a pin, or a directory and all that is in it, without following symbolic links; that
+/// there is none is no error.
 fn remove_tree(path: &Path) -> Result<(), Error> {
     let is_directory = fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
     if !is_directory {

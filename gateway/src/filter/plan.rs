@@ -1,7 +1,9 @@
-//! What putting the filter in place would do, without doing it: `portcullis filter attach --dry-run`.
+//! What putting the filter in place would do, without doing it:
+//! `portcullis filter attach --dry-run`.
 //!
-//! Everything that can refuse is asked beforehand, the kernel's verifier too: it walks a program whose maps are pinned
-//! nowhere, and which is gone when the answer is there. What a driver says to a program is only known once it has one.
+//! Everything that can refuse is asked beforehand, the kernel's verifier too: it walks a program
+//! whose maps are pinned nowhere, and which is gone when the answer is there. What a driver says to
+//! a program is only known once it has one.
 
 use std::path::PathBuf;
 
@@ -37,7 +39,8 @@ pub struct PlannedInterface {
     pub state: Option<InterfaceState>,
 }
 
-/// Looks at everything that [`Filter::attach`](super::Filter::attach) would change, and changes nothing.
+/// Looks at everything that [`Filter::attach`](super::Filter::attach) would change, and changes
+/// nothing.
 ///
 /// # Errors
 /// What `attach` would say, as far as it can be known beforehand.
@@ -72,7 +75,8 @@ pub fn plan(settings: &config::Filter) -> Result<Plan, Error> {
     })
 }
 
-/// The interfaces that the filter of these settings sits on and that they do not name: the next start takes it off.
+/// The interfaces that the filter of these settings sits on and that they do not name: the next
+/// start takes it off.
 ///
 /// # Errors
 /// [`Error::NotPermitted`] and [`Error::Pin`] if the pins cannot be looked at.

@@ -1,4 +1,5 @@
-//! From the configuration to what lies in the maps. The configuration has checked its own limits; these are the kernel's.
+//! From the configuration to what lies in the maps. The configuration has checked its own limits;
+//! these are the kernel's.
 
 use portcullis_ebpf_common::layout::{
     self, INTERFACES_MAX, LISTS_MAX, LOCAL_NETWORKS_MAX, PORTS_MAX,

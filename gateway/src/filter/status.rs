@@ -55,7 +55,8 @@ pub struct InterfaceStatus {
     pub name: String,
     /// What is behind it: `edge` or `customer`.
     pub role: &'static str,
-    /// How its frames begin: with `ethernet`, or with `ip`. `None` if it is not in this network namespace.
+    /// How its frames begin: with `ethernet`, or with `ip`. `None` if it is not in this network
+    /// namespace.
     pub link: Option<&'static str>,
     /// Where the program runs: `driver` or `generic`.
     pub xdp_mode: &'static str,
@@ -65,15 +66,18 @@ pub struct InterfaceStatus {
     pub present: bool,
     /// What it is called now, if it was renamed since.
     pub current_name: Option<String>,
-    /// Since when it has been without the filter, in seconds of the Unix epoch, as far as a running gate knows.
+    /// Since when it has been without the filter, in seconds of the Unix epoch, as far as a running
+    /// gate knows.
     pub unfiltered_since: Option<u64>,
     /// Why, as far as a running gate knows.
     pub unfiltered_reason: Option<String>,
-    /// To a filtered port, and let through: all of them, those of `permitted` and `monitored` included.
+    /// To a filtered port, and let through: all of them, those of `permitted` and `monitored`
+    /// included.
     pub passed: u64,
     /// Of `passed`, those whose source or, of a customer, whose destination a permit list names.
     pub permitted: u64,
-    /// Of `passed`, those that were SYNs beyond the budget of their source, for which the kernel had no cookie.
+    /// Of `passed`, those that were SYNs beyond the budget of their source, for which the kernel
+    /// had no cookie.
     pub over_budget: u64,
     /// Anything but TCP to a filtered port; let through, always.
     pub other: u64,
@@ -85,10 +89,11 @@ pub struct InterfaceStatus {
     pub resets: u64,
     /// SYNs that were answered with a cookie.
     pub syn_cookies: u64,
-    /// Nothing is answered there, because it would be lost: the other end of a veth runs no XDP program, or there
-    /// is no Ethernet header.
+    /// Nothing is answered there, because it would be lost: the other end of a veth runs no XDP
+    /// program, or there is no Ethernet header.
     pub answers_lost: bool,
-    /// Held to be for a filtered port because the port cannot be read; they are among the others, too.
+    /// Held to be for a filtered port because the port cannot be read; they are among the others,
+    /// too.
     pub hidden: u64,
     /// Of `passed`, those that were let through only because the mode was `monitor`.
     pub monitored: Reasons,
@@ -153,7 +158,8 @@ impl Serialize for Unread {
     }
 }
 
-/// The sources of which the most was dropped of late, by the sampled events that a reader has counted.
+/// The sources of which the most was dropped of late, by the sampled events that a reader has
+/// counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TopSources {
     /// Whether somebody reads the events now. Else this is what the last reader has left.

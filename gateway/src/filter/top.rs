@@ -1,9 +1,11 @@
-//! Who is dropped most, by what the events tell: counts that halve every minute, for a bounded number of sources.
+//! Who is dropped most, by what the events tell: counts that halve every minute, for a bounded
+//! number of sources.
 //!
-//! Instead of halving all counts all the time, an event counts for more the later it comes (forward decay: Cormode and
-//! others, 2009), and a count is seen in the light of the moment when it is asked for. When there is no room for another
-//! source, the half with the lowest counts goes: under a flood of forged sources, which come once each, those that come again
-//! stay. Rejected: space-saving, which gives a newcomer the count of whom it displaces, so that such a flood has
+//! Instead of halving all counts all the time, an event counts for more the later it comes (forward
+//! decay: Cormode and others, 2009), and a count is seen in the light of the moment when it is
+//! asked for. When there is no room for another source, the half with the lowest counts goes: under
+//! a flood of forged sources, which come once each, those that come again stay. Rejected:
+//! space-saving, which gives a newcomer the count of whom it displaces, so that such a flood has
 //! everybody look busy.
 
 use portcullis_ebpf_common::Source;
@@ -77,7 +79,8 @@ impl Ranking {
     }
 
     fn doublings(&self, time_ns: u64) -> f64 {
-        // Events of several CPUs come a little out of order, so it may be a little less than nothing.
+        // Events of several CPUs come a little out of order, so it may be a little less than
+        // nothing.
         let since = time_ns
             .cast_signed()
             .wrapping_sub(self.epoch_ns.cast_signed());

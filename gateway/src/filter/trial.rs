@@ -18,11 +18,13 @@ use super::maps::{Maps, Value};
 use super::pins::Pins;
 use super::{Error, links};
 
-/// An instance of the program that sits on no interface and holds frames against the lists and settings in force.
+/// An instance of the program that sits on no interface and holds frames against the lists and
+/// settings in force.
 ///
-/// It counts what the lists decide, and beside it in a slot for interfaces that belongs to none. What the relay learns
-/// can be put into its maps as it is, so that it can be seen what the program makes of it. It is for a
-/// [`Filter`](super::Filter) without interfaces, so that nothing of a real one is touched.
+/// It counts what the lists decide, and beside it in a slot for interfaces that belongs to none.
+/// What the relay learns can be put into its maps as it is, so that it can be seen what the program
+/// makes of it. It is for a [`Filter`](super::Filter) without interfaces, so that nothing of a real
+/// one is touched.
 pub struct Trial {
     object: Ebpf,
     maps: Maps,
@@ -49,7 +51,8 @@ impl Trial {
         })
     }
 
-    /// Runs a frame through the program as often as told. The kernel wants at least the 14 octets of an Ethernet header.
+    /// Runs a frame through the program as often as told. The kernel wants at least the 14 octets
+    /// of an Ethernet header.
     ///
     /// # Errors
     /// [`Error::Kernel`], for a frame that the kernel does not take; [`Error::NotPermitted`].

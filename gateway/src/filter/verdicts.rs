@@ -1,21 +1,25 @@
-//! Recent verdicts: sources that are kept out for a while, because the relay has learned something or an operator says so.
+//! Recent verdicts: sources that are kept out for a while, because the relay has learned something
+//! or an operator says so.
 //!
-//! The map belongs to nobody: the gate writes it while it runs, the command line does with and without a gate, and each
-//! change is one element, so no lock is needed between them. (What both count in the same instant may be counted once.)
+//! The map belongs to nobody: the gate writes it while it runs, the command line does with and
+//! without a gate, and each change is one element, so no lock is needed between them. (What both
+//! count in the same instant may be counted once.)
 //!
-//! A verdict is never given to a permitted source or a local network. The program looks again for every packet that it
-//! would drop, so that one that was given before a list or the networks changed does no harm until
-//! [`remove_exempt`](Verdicts::remove_exempt) has taken it back.
+//! A verdict is never given to a permitted source or a local network. The program looks again for
+//! every packet that it would drop, so that one that was given before a list or the networks
+//! changed does no harm until [`remove_exempt`](Verdicts::remove_exempt) has taken it back.
 //!
-//! Beside the map lie hints, so that the program looks for a verdict only where there may be one: whoever gives one writes
-//! its hint behind it. Whoever takes one away clears its hint, unless another verdict has the same; a hint that stays costs a
-//! look for nothing, and no more.
+//! Beside the map lie hints, so that the program looks for a verdict only where there may be one:
+//! whoever gives one writes its hint behind it. Whoever takes one away clears its hint, unless
+//! another verdict has the same; a hint that stays costs a look for nothing, and no more.
 //!
-//! The map has its size. When it is full, a sixteenth of it goes at once, so that the search for what is least worth
-//! keeping, which reads all of it, is paid for once in sixteen thousand: first what has expired, then what has seen no packet
-//! for the longest time. What a person added goes for nothing that was learned, nor for what another person adds: if there is
-//! nothing else, there is no room. Rejected: an LRU map of the kernel, which recycles approximately and says nothing of it; a
-//! second map for what a person adds, which would cost every packet of a source with a hint a second look.
+//! The map has its size. When it is full, a sixteenth of it goes at once, so that the search for
+//! what is least worth keeping, which reads all of it, is paid for once in sixteen thousand: first
+//! what has expired, then what has seen no packet for the longest time. What a person added goes
+//! for nothing that was learned, nor for what another person adds: if there is nothing else, there
+//! is no room. Rejected: an LRU map of the kernel, which recycles approximately and says nothing of
+//! it; a second map for what a person adds, which would cost every packet of a source with a hint a
+//! second look.
 //!
 //! | file | subject |
 //! |---|---|
@@ -50,8 +54,8 @@ use self::map::{Elements, Maps};
 
 /// The recent verdicts of a filter in place. It can be used from several threads at once.
 ///
-/// Whatever walks over all of them, as giving one does when there is no room, takes some tenth of a second with a full map: it is
-/// not for a thread that must not wait.
+/// Whatever walks over all of them, as giving one does when there is no room, takes some tenth of a
+/// second with a full map: it is not for a thread that must not wait.
 pub struct Verdicts {
     maps: Mutex<Maps>,
     /// To look at them while another thread changes them.
@@ -175,14 +179,16 @@ pub struct VerdictCounts {
 }
 
 impl Verdicts {
-    /// The verdicts of the filter that is pinned under this path, and the lists that it has. No gate has to run.
+    /// The verdicts of the filter that is pinned under this path, and the lists that it has. No
+    /// gate has to run.
     ///
     /// # Errors
     /// [`Error::NotAttached`] if there is none, [`Error::NotPermitted`] if the caller may not.
     pub fn open(pin_path: &Path) -> Result<Self, Error> {
         let pins = Pins::attached(pin_path)?;
         let in_force = match InForce::open(&pins) {
-            // With fewer rights than root's the program alone knows them, which passes what they permit.
+            // With fewer rights than root's the program alone knows them, which passes what they
+            // permit.
             Err(Error::NotPermitted { .. }) => None,
             opened => opened?,
         };
@@ -221,9 +227,10 @@ impl Verdicts {
         }
     }
 
-    /// Keeps a source out for a while, unless it is in a local network or a list permits it: one of these or, where none are
-    /// given and they were [opened](Self::open), of those in force. For the first ten seconds only new connections are refused, so
-    /// that one that is open can end in order.
+    /// Keeps a source out for a while, unless it is in a local network or a list permits it: one of
+    /// these or, where none are given and they were [opened](Self::open), of those in force. For
+    /// the first ten seconds only new connections are refused, so that one that is open can end in
+    /// order.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read or written.
@@ -263,8 +270,8 @@ impl Verdicts {
         Ok(given)
     }
 
-    /// The parts of the /64 of an IPv6 source that a verdict on it does not keep out: what is local, and what a list in force
-    /// permits, if those were [opened](Self::open).
+    /// The parts of the /64 of an IPv6 source that a verdict on it does not keep out: what is
+    /// local, and what a list in force permits, if those were [opened](Self::open).
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
@@ -274,7 +281,8 @@ impl Verdicts {
         Ok(exempt::within(&local, self.permits(None), verdict))
     }
 
-    /// Takes back the verdict on a source, or on the /64 of an IPv6 one; says whether there was one.
+    /// Takes back the verdict on a source, or on the /64 of an IPv6 one; says whether there was
+    /// one.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
@@ -302,7 +310,8 @@ impl Verdicts {
         removed.map(|(removed, _)| removed)
     }
 
-    /// Removes those whose time is over, which mean nothing already; says how many. If the map is full, that is told.
+    /// Removes those whose time is over, which mean nothing already; says how many. If the map is
+    /// full, that is told.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
@@ -315,8 +324,8 @@ impl Verdicts {
         Ok(removed)
     }
 
-    /// Takes back those on sources that are local by now or permitted by these lists; says how many. A /64 of IPv6 of
-    /// which only a part is permitted stays: the program passes that part.
+    /// Takes back those on sources that are local by now or permitted by these lists; says how
+    /// many. A /64 of IPv6 of which only a part is permitted stays: the program passes that part.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.

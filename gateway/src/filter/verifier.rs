@@ -1,8 +1,9 @@
 //! What the kernel's verifier writes about a program that it refuses, made readable.
 //!
-//! The log goes instruction by instruction through every branch that was tried, tens of thousands of lines, and the reason is one
-//! line at its end, in front of the statistics. An operator is shown that line, the source that it is about, and the last
-//! steps; whoever is to mend the program needs all of it, so all of it is kept in a file.
+//! The log goes instruction by instruction through every branch that was tried, tens of thousands
+//! of lines, and the reason is one line at its end, in front of the statistics. An operator is
+//! shown that line, the source that it is about, and the last steps; whoever is to mend the program
+//! needs all of it, so all of it is kept in a file.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -82,7 +83,8 @@ fn write(text: &str, directory: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// The reason first, then where it was found and where the rest is; indented lines, without an end of the last.
+/// The reason first, then where it was found and where the rest is; indented lines, without an end
+/// of the last.
 impl fmt::Display for VerifierLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines = self.lines();

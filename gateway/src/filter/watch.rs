@@ -1,7 +1,8 @@
 //! What happens to interfaces: they come, go and change their names.
 //!
-//! The kernel tells it on a netlink socket, which any process may open; it belongs to the network namespace of the thread that
-//! opened it. What is told is only a reason to look: what is so now is asked for.
+//! The kernel tells it on a netlink socket, which any process may open; it belongs to the network
+//! namespace of the thread that opened it. What is told is only a reason to look: what is so now is
+//! asked for.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -57,8 +58,8 @@ impl LinkEvents {
         Ok(Self { socket })
     }
 
-    /// Waits until something is told, or for so long, and takes all of it; `None` if some of it was lost, and all has to be
-    /// looked at.
+    /// Waits until something is told, or for so long, and takes all of it; `None` if some of it was
+    /// lost, and all has to be looked at.
     ///
     /// # Errors
     /// When the socket fails.

@@ -4,10 +4,11 @@
 //!
 //! 1. A permit wins over every drop and every reject, whatever the prefix lengths.
 //! 2. A drop wins over a reject: where the filter runs, the packet never arrives to be rejected.
-//! 3. Among lists of the same action the longest prefix answers, then the list that comes first in the configuration.
+//! 3. Among lists of the same action the longest prefix answers, then the list that comes first in
+//!    the configuration.
 //!
-//! What only SMTP acts on, the reject lists, is in a snapshot of its own, which the kernel never sees: where drops are only
-//! monitored, a source can be on both.
+//! What only SMTP acts on, the reject lists, is in a snapshot of its own, which the kernel never
+//! sees: where drops are only monitored, a source can be on both.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -23,7 +24,8 @@ use super::snapshot::{Allocate, Memory, Snapshot};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ListAction {
-    /// Passes the filter and is never refused by another list or by a limit. It does not make a client local.
+    /// Passes the filter and is never refused by another list or by a limit. It does not make a
+    /// client local.
     Permit,
     /// Dropped by the filter; where a connection arrives nevertheless, refused like a reject.
     Drop,
@@ -81,7 +83,8 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// Settles the overlaps of these lists, given in the order of the configuration, in memory of this process.
+    /// Settles the overlaps of these lists, given in the order of the configuration, in memory of
+    /// this process.
     ///
     /// # Panics
     /// As [`Compiled::build`].
@@ -99,11 +102,12 @@ impl Compiled {
         Compiled::build(lists.collect(), Memory::private)
     }
 
-    /// Settles the overlaps of these lists, given in the order of the configuration. What the filter needs is built into
-    /// the memory that is asked for.
+    /// Settles the overlaps of these lists, given in the order of the configuration. What the
+    /// filter needs is built into the memory that is asked for.
     ///
     /// # Panics
-    /// With more lists than a snapshot has classes for (256): whoever reads a configuration refuses those.
+    /// With more lists than a snapshot has classes for (256): whoever reads a configuration refuses
+    /// those.
     pub fn build(lists: Vec<(List, Entries)>, allocate: Allocate) -> Compiled {
         let (mut filtered, mut rejected) = (Vec::new(), Vec::new());
         let mut kept = Vec::with_capacity(lists.len());
@@ -186,7 +190,8 @@ mod tests {
             })
     }
 
-    /// What one /24 of a few addresses can come to, each in a form of its own in the snapshot; every address of it is asked for.
+    /// What one /24 of a few addresses can come to, each in a form of its own in the snapshot;
+    /// every address of it is asked for.
     #[test]
     fn every_address_of_a_small_network_answers_for_itself() {
         use ListAction::{Drop, Permit};
@@ -255,8 +260,9 @@ mod tests {
         }
     }
 
-    /// The lower half of each is the upper one times a number that hashes are made with: when the halves met without a seed
-    /// between them, all four had one hash under every seed, and no table had room for them.
+    /// The lower half of each is the upper one times a number that hashes are made with: when the
+    /// halves met without a seed between them, all four had one hash under every seed, and no table
+    /// had room for them.
     #[test]
     fn addresses_that_were_chosen_to_collide_find_room() {
         let nets = [

@@ -1,11 +1,12 @@
 //! How much of the address space lists refuse, and how much of it they did not refuse before.
 //!
-//! What is compared are the settled snapshots, so that the answer is exact: an address counts for the list that speaks for it
-//! now, if no list had it refused before. It needs both snapshots in memory and one pass over them, of which nearly all is
-//! passed over: stretches without presence, and entries that are the same in both. [`Covered`] is the bound that says,
-//! while the entries are at hand, that no pass is needed: what a list covers at all is no less than what it covers newly.
-//! Rejected: to keep the prefixes of the last compile (80 MB for ten million), and to compare the numbers of addresses (a list
-//! may lose one half of the Internet and gain the other).
+//! What is compared are the settled snapshots, so that the answer is exact: an address counts for
+//! the list that speaks for it now, if no list had it refused before. It needs both snapshots in
+//! memory and one pass over them, of which nearly all is passed over: stretches without presence,
+//! and entries that are the same in both. [`Covered`] is the bound that says, while the entries are
+//! at hand, that no pass is needed: what a list covers at all is no less than what it covers newly.
+//! Rejected: to keep the prefixes of the last compile (80 MB for ten million), and to compare the
+//! numbers of addresses (a list may lose one half of the Internet and gain the other).
 
 mod ipv4;
 mod ipv6;
@@ -124,8 +125,9 @@ fn assigned(first: u128, last: u128) -> u128 {
     if first <= last { last - first + 1 } else { 0 }
 }
 
-/// For each list of `after`: how many of the addresses that it has refused were not refused before. A family that is not asked for
-/// is left at nought: ten million prefixes of IPv6 side by side are a gigabyte, for nothing if all that is wide is IPv4.
+/// For each list of `after`: how many of the addresses that it has refused were not refused before.
+/// A family that is not asked for is left at nought: ten million prefixes of IPv6 side by side are
+/// a gigabyte, for nothing if all that is wide is IPv4.
 pub(super) fn newly(before: &Compiled, after: &Compiled, families: Families) -> Vec<Covered> {
     let mut newly = vec![Covered::default(); after.lists.len()];
     let (before, after) = (Lists(before), Lists(after));

@@ -1,11 +1,14 @@
-//! The prefixes of one list, as its file gave them: collected in any order, then put in order, with exclusions taken out.
+//! The prefixes of one list, as its file gave them: collected in any order, then put in order, with
+//! exclusions taken out.
 //!
-//! Eight octets an IPv4 prefix and no structure but the order: ten million are 80 MB while they are read, and are sorted in
-//! well under a second. Prefixes that another one covers stay, because the longest is the one that is named to whoever asks
-//! why an address is listed. An exclusion that lies within a prefix splits it into the largest prefixes that are left.
+//! Eight octets an IPv4 prefix and no structure but the order: ten million are 80 MB while they are
+//! read, and are sorted in well under a second. Prefixes that another one covers stay, because the
+//! longest is the one that is named to whoever asks why an address is listed. An exclusion that
+//! lies within a prefix splits it into the largest prefixes that are left.
 //!
-//! Rejected: `ipnet::IpNet` as the element (20 octets, and a comparison through an enum), and a set that merges while it is
-//! filled (several times the memory, and a tree to walk for each of ten million lines).
+//! Rejected: `ipnet::IpNet` as the element (20 octets, and a comparison through an enum), and a set
+//! that merges while it is filled (several times the memory, and a tree to walk for each of ten
+//! million lines).
 
 use core::fmt;
 use core::net::{Ipv4Addr, Ipv6Addr};
@@ -74,8 +77,9 @@ impl fmt::Display for Ipv6Prefix {
 
 /// IPv4 written as IPv6 lies in `::ffff:0:0/96`.
 const MAPPED_BITS: u8 = 96;
-/// The widest IPv4 prefix that may be written so. Bogon lists of IPv6 hold `::ffff:0:0/96`, which no packet has as its
-/// source, and do not mean all of IPv4 by it; no IPv4 list has a wider prefix for a reason.
+/// The widest IPv4 prefix that may be written so. Bogon lists of IPv6 hold `::ffff:0:0/96`, which
+/// no packet has as its source, and do not mean all of IPv4 by it; no IPv4 list has a wider prefix
+/// for a reason.
 const MAPPED_LENGTH_MIN: u8 = 8;
 
 /// An IPv4 prefix that is written as IPv6, and is too wide to be meant.
@@ -93,9 +97,10 @@ impl fmt::Display for MappedTooWide {
     }
 }
 
-/// A prefix as packets and clients have it: IPv4 that is written as IPv6 (`::ffff:192.0.2.0/120`) is IPv4. Host bits may be
-/// set in what is given, and stay. Prefixes that only translate IPv4 (64:ff9b::/96 of RFC 6052, 2002::/16 of 6to4) are IPv6
-/// like any other: whose packets have such a source is for the translator to say, and it need not be the IPv4 address in it.
+/// A prefix as packets and clients have it: IPv4 that is written as IPv6 (`::ffff:192.0.2.0/120`)
+/// is IPv4. Host bits may be set in what is given, and stay. Prefixes that only translate IPv4
+/// (64:ff9b::/96 of RFC 6052, 2002::/16 of 6to4) are IPv6 like any other: whose packets have such a
+/// source is for the translator to say, and it need not be the IPv4 address in it.
 ///
 /// # Errors
 /// [`MappedTooWide`].
@@ -128,8 +133,9 @@ pub struct Entries {
 pub enum Precedence {
     /// The longer prefix decides, and the entry if both have the same length.
     Length,
-    /// The same, with all lengths rounded up to whole octets, and the exclusion if they are then the same: as rbldnsd's
-    /// ip4set answers, which keeps an array of addresses for each of /32, /24, /16 and /8.
+    /// The same, with all lengths rounded up to whole octets, and the exclusion if they are then
+    /// the same: as rbldnsd's ip4set answers, which keeps an array of addresses for each of /32,
+    /// /24, /16 and /8.
     Octets,
 }
 
@@ -162,7 +168,8 @@ impl Entries {
         Ok(())
     }
 
-    /// Adds the fewest prefixes that cover the addresses from the first to the last; nothing if there are none between.
+    /// Adds the fewest prefixes that cover the addresses from the first to the last; nothing if
+    /// there are none between.
     pub fn push_ipv4_range(&mut self, first: u32, last: u32) {
         cover(first, last, |prefix| self.ipv4.push(prefix));
     }
@@ -172,8 +179,9 @@ impl Entries {
         cover(first, last, |prefix| self.ipv6.push(prefix));
     }
 
-    /// Sorts, leaves out duplicates, and takes out what is excluded. Returns how many of the prefixes were not needed to say
-    /// which addresses are listed: duplicates, and those that another one covers (which stay).
+    /// Sorts, leaves out duplicates, and takes out what is excluded. Returns how many of the
+    /// prefixes were not needed to say which addresses are listed: duplicates, and those that
+    /// another one covers (which stay).
     pub fn finish(&mut self, excluded: Entries, precedence: Precedence) -> u64 {
         let whole_octets = precedence == Precedence::Octets;
         let ipv4 = finish(&mut self.ipv4, excluded.ipv4, whole_octets);
@@ -269,8 +277,8 @@ macro_rules! prefix {
 prefix!(Ipv4Prefix, u32, 32);
 prefix!(Ipv6Prefix, u128, 128);
 
-/// The fewest prefixes from the first address to the last: at each step the largest that begins there and does not reach
-/// beyond.
+/// The fewest prefixes from the first address to the last: at each step the largest that begins
+/// there and does not reach beyond.
 fn cover<P: Prefix>(first: P::Address, last: P::Address, mut each: impl FnMut(P)) {
     let mut next = Some(first);
     while let Some(at) = next.filter(|&at| at <= last) {
@@ -352,9 +360,9 @@ fn take_out<P: Prefix>(listed: &mut Vec<P>, excluded: &[P], whole_octets: bool) 
     }
 }
 
-/// What is left of a prefix without the exclusions within it, in the fewest prefixes. Where another prefix that is split
-/// begins, it speaks for itself: so each exclusion makes at most as many prefixes as an address has bits, however deep it
-/// lies in prefixes within prefixes.
+/// What is left of a prefix without the exclusions within it, in the fewest prefixes. Where another
+/// prefix that is split begins, it speaks for itself: so each exclusion makes at most as many
+/// prefixes as an address has bits, however deep it lies in prefixes within prefixes.
 fn remains<P: Prefix>(prefix: P, excluded: &[P], split: &[P], left: &mut Vec<P>) {
     let (Some(&first), Some([lower, upper])) = (excluded.first(), prefix.halves()) else {
         if excluded.is_empty() {

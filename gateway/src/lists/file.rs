@@ -1,4 +1,5 @@
-//! A compiled snapshot as a file: what took seconds to read and settle is in force again in the time of one copy.
+//! A compiled snapshot as a file: what took seconds to read and settle is in force again in the
+//! time of one copy.
 //!
 //! ```text
 //! octets 0-63    magic, version of this format and of the lines, sizes, check sums (little-endian)
@@ -6,9 +7,10 @@
 //! then           the lines of permit and drop lists, then those of reject lists, as they lie in memory
 //! ```
 //!
-//! It is written beside its place and renamed, so that nobody reads half of one. It is read, never mapped: a mapped file
-//! could be truncated under the look-ups. Stretches of zeros are not written, and on reading not touched, so that a sparse
-//! directory costs neither disk nor memory. Generation and classes, which belong to a kernel, are left out.
+//! It is written beside its place and renamed, so that nobody reads half of one. It is read, never
+//! mapped: a mapped file could be truncated under the look-ups. Stretches of zeros are not written,
+//! and on reading not touched, so that a sparse directory costs neither disk nor memory. Generation
+//! and classes, which belong to a kernel, are left out.
 
 use core::cell::Cell;
 use core::fmt;
@@ -37,7 +39,8 @@ const FILE_MAGIC: [u8; 8] = *b"PCLISTS\n";
 const FILE_VERSION: u32 = 1;
 const HEADER: usize = 64;
 const LINE: usize = size_of::<Line>();
-/// Lines that are read or written at once: what fits into a core's cache between the check sum and the copy.
+/// Lines that are read or written at once: what fits into a core's cache between the check sum and
+/// the copy.
 const CHUNK: usize = 1024;
 static ZEROS: [Line; CHUNK] = [[0; 8]; CHUNK];
 /// Octets of a description; a list has some hundred.
@@ -196,7 +199,8 @@ impl Header {
     }
 }
 
-/// Writes compiled lists to a file, in place of the one that is there, or of the one that a link leads to.
+/// Writes compiled lists to a file, in place of the one that is there, or of the one that a link
+/// leads to.
 ///
 /// # Errors
 /// [`Fault::Io`]; then the file that was there is as it was.
@@ -219,7 +223,8 @@ pub fn write_as(path: &Path, compiled: &Compiled, about: &About) -> Result<(), E
     })
 }
 
-/// A link of another user than root and this one is replaced, not followed: root writes to the directory of the gate's user.
+/// A link of another user than root and this one is replaced, not followed: root writes to the
+/// directory of the gate's user.
 fn may_be_followed(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| {
         !found.is_symlink() || found.uid() == 0 || found.uid() == geteuid().as_raw()
@@ -356,8 +361,8 @@ impl Stored {
         (octets(self.header.filtered), octets(self.header.rejected))
     }
 
-    /// What the permit and drop lists say about an address. A few lines are read, however many there are; the check sum of
-    /// all of them is not looked at.
+    /// What the permit and drop lists say about an address. A few lines are read, however many
+    /// there are; the check sum of all of them is not looked at.
     ///
     /// # Errors
     /// [`Fault::Io`].
@@ -365,8 +370,8 @@ impl Stored {
         self.lookup(address, 0, self.header.filtered)
     }
 
-    /// What the reject lists say about an address, as [`filtered`](Stored::filtered). One that a permit covers is not
-    /// rejected.
+    /// What the reject lists say about an address, as [`filtered`](Stored::filtered). One that a
+    /// permit covers is not rejected.
     ///
     /// # Errors
     /// [`Fault::Io`].

@@ -1,12 +1,13 @@
-//! The guard: a list that lost much at once has probably lost it on the way, and a gate that takes it opens itself. One
-//! that refuses much more than before, or those whom the gate lives by, has probably been fed a mistake, and a gate that takes
-//! it shuts everybody out.
+//! The guard: a list that lost much at once has probably lost it on the way, and a gate that takes
+//! it opens itself. One that refuses much more than before, or those whom the gate lives by, has
+//! probably been fed a mistake, and a gate that takes it shuts everybody out.
 //!
-//! Downloads end early, disks fill up, a provider puts an error page where the list was, a feed gains 0.0.0.0/0. What was
-//! in force before is then better than what is there now, however old it is; whether it was meant, only a person can say. For
-//! losses the measure is the number of entries, which costs nothing to keep. For growth it is the addresses that were not refused
-//! before, because one line can be half of the Internet. Rejected: to compare the entries themselves (a list that is replaced
-//! by as many others is the business of whoever provides it).
+//! Downloads end early, disks fill up, a provider puts an error page where the list was, a feed
+//! gains 0.0.0.0/0. What was in force before is then better than what is there now, however old it
+//! is; whether it was meant, only a person can say. For losses the measure is the number of
+//! entries, which costs nothing to keep. For growth it is the addresses that were not refused
+//! before, because one line can be half of the Internet. Rejected: to compare the entries
+//! themselves (a list that is replaced by as many others is the business of whoever provides it).
 
 use core::fmt;
 use core::net::IpAddr;
@@ -19,9 +20,10 @@ use super::{Compiled, List, ListAction};
 /// Percent of its entries that a list may lose, unless the configuration says otherwise.
 pub const SHRINK_MAX: u8 = 50;
 
-/// Percent of IPv4, or of the IPv6 that is assigned, that a list may newly refuse, unless the configuration says otherwise:
-/// 43 million addresses. Two /8s that become bogons and ten million addresses that come at once are less, by far; half of
-/// the Internet, which one mistaken line is, or the list of a continent in place of that of a country, is more.
+/// Percent of IPv4, or of the IPv6 that is assigned, that a list may newly refuse, unless the
+/// configuration says otherwise: 43 million addresses. Two /8s that become bogons and ten million
+/// addresses that come at once are less, by far; half of the Internet, which one mistaken line is,
+/// or the list of a continent in place of that of a country, is more.
 pub const GROW_MAX: u8 = 1;
 
 /// With this the guard is off.
@@ -49,8 +51,8 @@ impl fmt::Display for Loss {
     }
 }
 
-/// The lists that are empty and were not, or lost more than `shrink_max` percent of their entries. A list
-/// that is new or gone is the business of whoever wrote the configuration.
+/// The lists that are empty and were not, or lost more than `shrink_max` percent of their entries.
+/// A list that is new or gone is the business of whoever wrote the configuration.
 pub fn losses(before: &[List], after: &[List], shrink_max: u8) -> Vec<Loss> {
     if shrink_max >= OFF {
         return Vec::new();
@@ -96,7 +98,8 @@ pub enum ProtectedRole {
 }
 
 impl Protected {
-    /// `None` for the loopback: lists of bogons rightly hold it, and the filter never sees its packets.
+    /// `None` for the loopback: lists of bogons rightly hold it, and the filter never sees its
+    /// packets.
     pub fn new(net: IpNet, role: ProtectedRole) -> Option<Protected> {
         (!net.addr().is_loopback()).then_some(Protected { net, role })
     }
@@ -114,7 +117,8 @@ impl Protected {
         self.net.prefix_len() == self.net.max_prefix_len()
     }
 
-    /// The list by which at least half of it is refused, as far as `counts` says, and whether that is all of it.
+    /// The list by which at least half of it is refused, as far as `counts` says, and whether that
+    /// is all of it.
     fn held(
         &self,
         compiled: &Compiled,
@@ -133,7 +137,8 @@ impl Protected {
             .map(|list| (list, held == all))
     }
 
-    /// The drop or reject list that holds at least half of it, if there is one, and whether it holds all of it.
+    /// The drop or reject list that holds at least half of it, if there is one, and whether it
+    /// holds all of it.
     pub fn held_by<'c>(&self, compiled: &'c Compiled) -> Option<(&'c List, bool)> {
         let (list, all) = self.held(compiled, |_, _| true)?;
         Some((compiled.lists.get(usize::from(list))?, all))
@@ -156,8 +161,9 @@ impl fmt::Display for Protected {
     }
 }
 
-/// Addresses that stand for a network: the middles of up to 64 parts of it. Of a network a few customers may well be on a
-/// list; and a prefix that holds all of it may be hidden at any one address by a longer one.
+/// Addresses that stand for a network: the middles of up to 64 parts of it. Of a network a few
+/// customers may well be on a list; and a prefix that holds all of it may be hidden at any one
+/// address by a longer one.
 fn probes(net: IpNet) -> impl Iterator<Item = IpAddr> {
     const PARTS_BITS: u8 = 6;
     let host_bits = net.max_prefix_len() - net.prefix_len();
@@ -230,8 +236,9 @@ impl fmt::Display for Share {
     }
 }
 
-/// What is told where no earlier compile is known: the drop and reject lists that cover more than `grow_max` percent of the
-/// addresses, or one of those who are protected. (Of local networks the configuration tells by itself.)
+/// What is told where no earlier compile is known: the drop and reject lists that cover more than
+/// `grow_max` percent of the addresses, or one of those who are protected. (Of local networks the
+/// configuration tells by itself.)
 pub fn unknown_before(after: &Compiled, limits: &GrowthLimits<'_>) -> Vec<String> {
     if limits.grow_max >= OFF {
         return Vec::new();
@@ -263,12 +270,14 @@ pub struct GrowthLimits<'a> {
     pub grow_max: u8,
     /// Whom none may newly refuse.
     pub protected: &'a [Protected],
-    /// What each list covers at all, where that is known: less than `grow_max` need not be measured.
+    /// What each list covers at all, where that is known: less than `grow_max` need not be
+    /// measured.
     pub covered: Option<&'a [Covered]>,
 }
 
 impl GrowthLimits<'_> {
-    /// Whether these lists may have grown too much, whatever they were before. If not, nobody has to know.
+    /// Whether these lists may have grown too much, whatever they were before. If not, nobody has
+    /// to know.
     pub fn may_be_passed(&self, after: &Compiled) -> bool {
         self.grow_max < OFF
             && (self.may_exceed(after).any()
@@ -288,8 +297,9 @@ impl GrowthLimits<'_> {
     }
 }
 
-/// The drop and reject lists that would newly refuse more than `grow_max` percent of the addresses, or some of those who are
-/// protected. A list that is new, or was a permit list, is the business of whoever wrote the configuration.
+/// The drop and reject lists that would newly refuse more than `grow_max` percent of the addresses,
+/// or some of those who are protected. A list that is new, or was a permit list, is the business of
+/// whoever wrote the configuration.
 pub fn growths(before: &Compiled, after: &Compiled, limits: &GrowthLimits<'_>) -> Vec<Growth> {
     if !limits.may_be_passed(after) {
         return Vec::new();

@@ -1,4 +1,5 @@
-//! The lists: from their files, whatever their format, to the snapshot that the filter and the policy look into.
+//! The lists: from their files, whatever their format, to the snapshot that the filter and the
+//! policy look into.
 //!
 //! | file | subject |
 //! |---|---|

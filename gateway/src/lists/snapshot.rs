@@ -1,7 +1,9 @@
-//! A snapshot in memory: of this process alone, or of a map that the program in the kernel reads, too.
+//! A snapshot in memory: of this process alone, or of a map that the program in the kernel reads,
+//! too.
 //!
-//! With a filter there is one copy of the lists: they are built straight into the kernel's memory, and the policy looks into
-//! the very lines that the program does. Who compiles says so with an [`Allocate`].
+//! With a filter there is one copy of the lists: they are built straight into the kernel's memory,
+//! and the policy looks into the very lines that the program does. Who compiles says so with an
+//! [`Allocate`].
 
 use core::fmt;
 use std::net::IpAddr;
@@ -53,8 +55,8 @@ impl Memory {
     }
 }
 
-/// Lines that say which list speaks for an address. Shared and immutable, but for the generation and the classes of the
-/// lists, which the filter writes when it puts the snapshot in place.
+/// Lines that say which list speaks for an address. Shared and immutable, but for the generation
+/// and the classes of the lists, which the filter writes when it puts the snapshot in place.
 #[derive(Clone)]
 pub struct Snapshot(Arc<Memory>);
 
@@ -100,14 +102,15 @@ impl Snapshot {
         }
     }
 
-    /// The list that speaks for an address, by its place in the configuration, and the prefix by which it does.
+    /// The list that speaks for an address, by its place in the configuration, and the prefix by
+    /// which it does.
     #[must_use]
     pub fn lookup(&self, address: IpAddr) -> Option<(u16, IpNet)> {
         lookup(self.lines(), address)
     }
 
-    /// The same for the longest prefix that covers all of a network: a single address, or up to /64 of IPv6. Of other networks of
-    /// IPv4 it is that of the first address.
+    /// The same for the longest prefix that covers all of a network: a single address, or up to /64
+    /// of IPv6. Of other networks of IPv4 it is that of the first address.
     #[must_use]
     pub fn covering(&self, network: IpNet) -> Option<(u16, IpNet)> {
         let (list, prefix) = match network {
@@ -124,8 +127,8 @@ impl Snapshot {
         prefix.contains(&network).then_some((list, prefix))
     }
 
-    /// The prefixes longer than /64 in the /64 of an IPv6 address, in no order, each with its list. It reads all of such prefixes, if
-    /// there are any in that /64.
+    /// The prefixes longer than /64 in the /64 of an IPv6 address, in no order, each with its list.
+    /// It reads all of such prefixes, if there are any in that /64.
     #[must_use]
     pub fn within_64(&self, address: IpAddr) -> Vec<(u16, IpNet)> {
         let IpAddr::V6(address) = address else {
@@ -142,7 +145,8 @@ impl Snapshot {
             .collect()
     }
 
-    /// The lines but for what the kernel makes of them: the header without its generation, the heads of the tables, the rest.
+    /// The lines but for what the kernel makes of them: the header without its generation, the
+    /// heads of the tables, the rest.
     fn said(&self) -> Option<(Line, &[Line], &[Line])> {
         let (header, rest) = self.lines().split_first()?;
         let mut header = *header;

@@ -1,9 +1,10 @@
 //! Whether the files of the lists are still the ones that were read.
 //!
-//! Whoever provides a list writes a new file, and the gate has to notice by itself, and not read half of a copy: a file
-//! counts as changed when two looks in a row see the same, which is not what was read. What is written in place has to rest for
-//! longer, and until its writer closes it, where that can be [known](super::writers). Rejected: inotify alone, which tells of
-//! no write on a network file system, and loses the file when it is replaced by another.
+//! Whoever provides a list writes a new file, and the gate has to notice by itself, and not read
+//! half of a copy: a file counts as changed when two looks in a row see the same, which is not what
+//! was read. What is written in place has to rest for longer, and until its writer closes it, where
+//! that can be [known](super::writers). Rejected: inotify alone, which tells of no write on a
+//! network file system, and loses the file when it is replaced by another.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -21,9 +22,11 @@ pub struct Stamp {
     born: Option<SystemTime>,
     size: u64,
     modified: (i64, i64),
-    /// Changes also with what is said of the file: its access list, a content whose time was set back.
+    /// Changes also with what is said of the file: its access list, a content whose time was set
+    /// back.
     changed: (i64, i64),
-    /// One that could not be read may be readable now. (The times alone have the grain of the kernel's ticks.)
+    /// One that could not be read may be readable now. (The times alone have the grain of the
+    /// kernel's ticks.)
     access: (u32, u32, u32),
 }
 
@@ -94,8 +97,9 @@ impl Seen {
         }
     }
 
-    /// How many looks in a row have to find it as it is now. What was renamed into its place is whole. What is written in place, or
-    /// was not there, may be written slowly; if its last line has no end, more is likely to come.
+    /// How many looks in a row have to find it as it is now. What was renamed into its place is
+    /// whole. What is written in place, or was not there, may be written slowly; if its last line
+    /// has no end, more is likely to come.
     fn rest(&self) -> u32 {
         match (self.read, self.now) {
             _ if self.is_being_written => LOOKS_HELD,

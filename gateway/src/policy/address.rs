@@ -1,7 +1,7 @@
 //! Forms of addresses that ask a relay to send on to somewhere else than the domain after the `@`.
 //!
-//! Addresses are never rewritten here, but the next hop may do so, and takes our word for the client. So strangers
-//! cannot use any of these forms, in local domains neither.
+//! Addresses are never rewritten here, but the next hop may do so, and takes our word for the
+//! client. So strangers cannot use any of these forms, in local domains neither.
 
 use portcullis_smtp::path::Path;
 
@@ -55,8 +55,8 @@ fn is_encapsulated(local_part: &str) -> bool {
         && of.bytes().all(|octet| octet.is_ascii_alphanumeric())
 }
 
-// With SMTPUTF8 a local part may hold the wide and small forms of these characters, which a system that normalises
-// (NFKC) turns into the plain ones.
+// With SMTPUTF8 a local part may hold the wide and small forms of these characters, which a system
+// that normalises (NFKC) turns into the plain ones.
 
 fn is_at(c: char) -> bool {
     matches!(c, '@' | '\u{ff20}' | '\u{fe6b}')

@@ -1,11 +1,14 @@
-//! DNS lists (RFC 5782): what an answer of a zone means, and what all zones together mean for a client.
+//! DNS lists (RFC 5782): what an answer of a zone means, and what all zones together mean for a
+//! client.
 //!
-//! Nothing is asked here: the control plane asks, and what it heard comes as [`Finding`]s. They are facts (this zone said these
-//! addresses) and not scores, so that a reload between the question and the first recipient is judged by what is in force then.
+//! Nothing is asked here: the control plane asks, and what it heard comes as [`Finding`]s. They are
+//! facts (this zone said these addresses) and not scores, so that a reload between the question and
+//! the first recipient is judged by what is in force then.
 //!
-//! What never counts as a listing, because it cost others their mail: an answer outside of 127.0.0.0/8 (a zone that was given up and
-//! answers every question with a web server), an answer within 127.255.255.0/24 (the operator of the list says that the
-//! question was wrong or the resolver is not welcome), and no answer.
+//! What never counts as a listing, because it cost others their mail: an answer outside of
+//! 127.0.0.0/8 (a zone that was given up and answers every question with a web server), an answer
+//! within 127.255.255.0/24 (the operator of the list says that the question was wrong or the
+//! resolver is not welcome), and no answer.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::ops::RangeInclusive;
@@ -19,7 +22,8 @@ use super::{Decision, Rule};
 pub const OPERATOR_ERRORS: RangeInclusive<Ipv4Addr> =
     Ipv4Addr::new(127, 255, 255, 0)..=Ipv4Addr::new(127, 255, 255, 255);
 
-/// Octets of zone names that fit into a refusal with all else that stands on its line; the highest-scoring zone always does.
+/// Octets of zone names that fit into a refusal with all else that stands on its line; the
+/// highest-scoring zone always does.
 const NAMED_LENGTH_MAX: usize = 300;
 
 /// A zone of the configuration.
@@ -29,7 +33,8 @@ pub struct Zone {
     pub name: Arc<str>,
     /// Answers that are a listing.
     pub replies: Vec<RangeInclusive<Ipv4Addr>>,
-    /// What a listing adds to the client's score. Less than nothing for a welcome list, never nothing.
+    /// What a listing adds to the client's score. Less than nothing for a welcome list, never
+    /// nothing.
     pub score: i32,
     /// Whether it is held to its test entries: see [`TestEntry`].
     pub test_entries: bool,
@@ -111,9 +116,11 @@ pub struct Dnsbl {
 }
 
 impl Dnsbl {
-    /// The refusal for what was found about a client, unless its score stays below [`reject_at`](Self::reject_at).
+    /// The refusal for what was found about a client, unless its score stays below
+    /// [`reject_at`](Self::reject_at).
     ///
-    /// Each zone counts once, with the score that it has in this configuration; one that is not in it any more counts for nothing.
+    /// Each zone counts once, with the score that it has in this configuration; one that is not in
+    /// it any more counts for nothing.
     pub fn judge(&self, client: IpAddr, findings: &[Finding]) -> Option<Decision> {
         let mut listings: Vec<(u16, &Zone)> = (0..)
             .zip(&self.zones)
@@ -154,7 +161,8 @@ fn named(listings: &[(u16, &Zone)]) -> String {
     text
 }
 
-/// What every list has an entry for, or must not have one for (RFC 5782 section 5), by which it shows whether it is well.
+/// What every list has an entry for, or must not have one for (RFC 5782 section 5), by which it
+/// shows whether it is well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TestEntry {
     /// 127.0.0.2: each list has it.
@@ -182,7 +190,8 @@ impl TestEntry {
     }
 }
 
-/// The name that a zone has for an address, with its dot at the end (RFC 5782 sections 2.1 and 2.4).
+/// The name that a zone has for an address, with its dot at the end (RFC 5782 sections 2.1 and
+/// 2.4).
 pub fn query_name(address: IpAddr, zone: &str) -> String {
     reversed(address.to_canonical(), zone)
 }
@@ -287,7 +296,8 @@ mod tests {
             ),
             (&["two.example", "dnswl.example"], None),
             (&["one.example", "two.example", "dnswl.example"], None),
-            // It counts once, however often it turns up, and not at all when it is not asked any more.
+            // It counts once, however often it turns up, and not at all when it is not asked any
+            // more.
             (&["one.example", "one.example", "gone.example"], None),
         ];
         let client = IpAddr::from([203, 0, 113, 9]);

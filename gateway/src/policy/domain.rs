@@ -1,8 +1,9 @@
-//! Domains as they are compared: ASCII letters without regard to case, a trailing dot ignored, and everything else
-//! after Unicode lower-casing.
+//! Domains as they are compared: ASCII letters without regard to case, a trailing dot ignored, and
+//! everything else after Unicode lower-casing.
 //!
-//! There is no IDNA conversion: a domain that mail reaches in both forms is listed in both (`münchen.example` and
-//! `xn--mnchen-3ya.example`). The tables of IDNA would be the largest thing in the gate, for a second line in a file.
+//! There is no IDNA conversion: a domain that mail reaches in both forms is listed in both
+//! (`münchen.example` and `xn--mnchen-3ya.example`). The tables of IDNA would be the largest thing
+//! in the gate, for a second line in a file.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -54,8 +55,8 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// Whether this is a domain in its normal form: labels of letters, digits, hyphens, underscores (met in the wild) or
-/// of characters beyond ASCII, within the lengths of RFC 1035 section 2.3.4.
+/// Whether this is a domain in its normal form: labels of letters, digits, hyphens, underscores
+/// (met in the wild) or of characters beyond ASCII, within the lengths of RFC 1035 section 2.3.4.
 pub(crate) fn check(domain: &str) -> Result<(), String> {
     if domain.contains('*') {
         return Err(
@@ -103,8 +104,8 @@ pub fn normal_form(domain: &str) -> Cow<'_, str> {
     }
 }
 
-/// Domain patterns, each with a number. The most specific pattern answers: the domain itself, then the closest
-/// `.parent`, then `*`; of equal patterns the one that was added first.
+/// Domain patterns, each with a number. The most specific pattern answers: the domain itself, then
+/// the closest `.parent`, then `*`; of equal patterns the one that was added first.
 #[derive(Clone, Debug, Default)]
 pub struct Domains {
     exact: FxHashMap<Box<str>, u16>,

@@ -1,8 +1,10 @@
-//! What would happen to a client, stage by stage, and which rule decides: the live session without its sockets.
+//! What would happen to a client, stage by stage, and which rule decides: the live session without
+//! its sockets.
 //!
-//! The commands go through the same [`Session`] and the same [`Policy`](super::Policy) as those of a client, so that
-//! an explanation cannot say anything else than what the gate does, syntax errors included. What it leaves out is
-//! what depends on the moment: how many sessions there are, and what the next hop says.
+//! The commands go through the same [`Session`] and the same [`Policy`](super::Policy) as those of
+//! a client, so that an explanation cannot say anything else than what the gate does, syntax errors
+//! included. What it leaves out is what depends on the moment: how many sessions there are, and
+//! what the next hop says.
 
 use core::net::IpAddr;
 
@@ -47,7 +49,8 @@ pub struct Stage {
     pub subject: String,
     /// What comes of it.
     pub outcome: Outcome,
-    /// The name of the rule that decides; for `route` which `[[route]]` of the file it is: `route:2`.
+    /// The name of the rule that decides; for `route` which `[[route]]` of the file it is:
+    /// `route:2`.
     pub rule: String,
     /// The code of the reply, where there is one.
     pub code: Option<u16>,
@@ -81,7 +84,8 @@ impl Outcome {
     }
 }
 
-/// Why a question has no answer: a name or an address in it holds the end of a line, and would be two commands.
+/// Why a question has no answer: a name or an address in it holds the end of a line, and would be
+/// two commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LineBreak;
 
@@ -108,7 +112,8 @@ pub fn depends_on_listings(config: &Config, question: &Question) -> bool {
     policy.asks_about(&client) && policy.connect(&client).is_accept()
 }
 
-/// Explains what `config` does with a client about whom DNS lists have said this; `None`: they were not asked.
+/// Explains what `config` does with a client about whom DNS lists have said this; `None`: they were
+/// not asked.
 ///
 /// # Errors
 /// [`LineBreak`].
@@ -402,8 +407,8 @@ fn text_of(out: &[u8]) -> String {
         .to_owned()
 }
 
-/// An address as it stands in a command. What has brackets already is taken as it is, for those who want to see what
-/// a malformed one does.
+/// An address as it stands in a command. What has brackets already is taken as it is, for those who
+/// want to see what a malformed one does.
 fn enclosed(address: &str) -> String {
     if address.starts_with('<') {
         address.to_owned()

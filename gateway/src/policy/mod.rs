@@ -1,5 +1,5 @@
-//! Who may do what: pure decisions over a compiled, immutable [`Policy`]. No system call, no clock, no allocation for
-//! what is accepted.
+//! Who may do what: pure decisions over a compiled, immutable [`Policy`]. No system call, no clock,
+//! no allocation for what is accepted.
 //!
 //! # The closed relay
 //!
@@ -8,7 +8,8 @@
 //! | local network | accept | accept |
 //! | anyone else | accept | 550 5.7.1 |
 //!
-//! Everything else is in addition to this table and can only refuse. In this order, the first that speaks decides:
+//! Everything else is in addition to this table and can only refuse. In this order, the first that
+//! speaks decides:
 //!
 //! | at | what | rule |
 //! |---|---|---|
@@ -25,9 +26,10 @@
 //! | RCPT | anything else: 550 | `closed-relay` |
 //! | RCPT | accepted so far, and DNS lists give a stranger that no permit list names too high a score: 554 | `dnsbl:ZONE` |
 //!
-//! A permit list does not make a client local: what it permits is to connect. The DNS lists have the last word because they are the
-//! only ones that a client may have to wait for: whoever is refused anyway does not. The postmaster can be reached from everywhere
-//! (RFC 5321 section 4.5.1), also by those who want to know why they are on a list.
+//! A permit list does not make a client local: what it permits is to connect. The DNS lists have
+//! the last word because they are the only ones that a client may have to wait for: whoever is
+//! refused anyway does not. The postmaster can be reached from everywhere (RFC 5321 section 4.5.1),
+//! also by those who want to know why they are on a list.
 
 pub mod address;
 pub mod dnsbl;
@@ -60,11 +62,13 @@ pub struct Terms {
     pub addresses: Vec<IpAddr>,
     /// The networks that may relay to anywhere.
     pub networks: Vec<IpNet>,
-    /// The domains that anybody may send to. [`Pattern::Any`] has no place here: it would open the relay.
+    /// The domains that anybody may send to. [`Pattern::Any`] has no place here: it would open the
+    /// relay.
     pub domains: Vec<Pattern>,
     /// The lists.
     pub lists: Compiled,
-    /// Whether a drop list also refuses a connection that arrives. Not when the filter only monitors.
+    /// Whether a drop list also refuses a connection that arrives. Not when the filter only
+    /// monitors.
     pub drop_lists_refuse: bool,
     /// The DNS lists.
     pub dnsbl: Dnsbl,
@@ -106,7 +110,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Whether the limits on a single source do not hold for this client: local networks and permit-listed sources.
+    /// Whether the limits on a single source do not hold for this client: local networks and
+    /// permit-listed sources.
     pub fn is_exempt(&self) -> bool {
         let permitted = self
             .listing
@@ -274,12 +279,14 @@ impl Policy {
         )
     }
 
-    /// Whether DNS lists are asked about a client: there are some, and it is a stranger that no permit list names.
+    /// Whether DNS lists are asked about a client: there are some, and it is a stranger that no
+    /// permit list names.
     pub fn asks_about(&self, client: &Client) -> bool {
         !self.dnsbl.zones.is_empty() && !client.is_exempt()
     }
 
-    /// Whether what DNS lists say about a client matters for a recipient that was accepted by this rule.
+    /// Whether what DNS lists say about a client matters for a recipient that was accepted by this
+    /// rule.
     pub fn depends_on_listings(&self, client: &Client, accepted_by: Rule) -> bool {
         self.asks_about(client) && accepted_by != Rule::Postmaster
     }
@@ -297,7 +304,8 @@ impl Policy {
         &self.dnsbl
     }
 
-    /// `<postmaster>`, which RFC 5321 section 4.5.1 wants accepted, and the same at the name of this gate.
+    /// `<postmaster>`, which RFC 5321 section 4.5.1 wants accepted, and the same at the name of
+    /// this gate.
     fn is_own_postmaster(&self, mailbox: &Mailbox<'_>) -> bool {
         let own = match mailbox.domain {
             Domain::None => true,
@@ -317,9 +325,9 @@ impl Policy {
         self.domains.lookup(domain).is_some()
     }
 
-    /// The domain that decides about the route of a recipient: its own, or for mail to this gate itself (the
-    /// postmaster, our literals) the first local domain, or the name of the gate when there is none. A literal that
-    /// is not ours has none: only the route `*` covers it.
+    /// The domain that decides about the route of a recipient: its own, or for mail to this gate
+    /// itself (the postmaster, our literals) the first local domain, or the name of the gate when
+    /// there is none. A literal that is not ours has none: only the route `*` covers it.
     pub fn routed_domain<'a>(&'a self, mailbox: &Mailbox<'a>) -> &'a str {
         match mailbox.domain {
             _ if self.is_own_postmaster(mailbox) => &self.home,
@@ -365,7 +373,8 @@ fn rule_names(lists: &Compiled, dnsbl: &Dnsbl) -> rule::Names {
     rule::Names::new(lists.collect(), zones.collect())
 }
 
-/// The answer to a recipient that needs another next hop than those before it in the transaction: the client sends it again.
+/// The answer to a recipient that needs another next hop than those before it in the transaction:
+/// the client sends it again.
 pub fn other_next_hop() -> Decision {
     Decision::refuse(
         Rule::OtherNextHop,

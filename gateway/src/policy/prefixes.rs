@@ -1,9 +1,10 @@
 //! A table of IP prefixes with the longest match as its answer.
 //!
-//! One sorted array. Prefixes are nested or disjoint, never half overlapping, so the longest prefix that covers an
-//! address is the last one that sorts before the address, or one of those that enclose it: a binary search and a few
-//! steps outwards. Twenty-eight octets an entry and no pointers; rejected: a trie (several times the memory), and a
-//! hash map per prefix length (up to 160 look-ups for an address that is on no list).
+//! One sorted array. Prefixes are nested or disjoint, never half overlapping, so the longest prefix
+//! that covers an address is the last one that sorts before the address, or one of those that
+//! enclose it: a binary search and a few steps outwards. Twenty-eight octets an entry and no
+//! pointers; rejected: a trie (several times the memory), and a hash map per prefix length (up to
+//! 160 look-ups for an address that is on no list).
 
 use core::net::IpAddr;
 use core::ops::Deref;
@@ -13,7 +14,8 @@ use ipnet::IpNet;
 /// No prefix of the table encloses this one.
 const OUTERMOST: u32 = u32::MAX;
 
-/// Prefixes, each with a number that says what it stands for. Prefixes are distinct and have no host bits.
+/// Prefixes, each with a number that says what it stands for. Prefixes are distinct and have no
+/// host bits.
 #[derive(Clone, Debug, Default)]
 pub struct Prefixes {
     /// Sorted, so that a prefix comes after all that enclose it.
@@ -23,7 +25,8 @@ pub struct Prefixes {
 }
 
 impl Prefixes {
-    /// The table of these prefixes. Where the same prefix comes more than once, the smallest number stays.
+    /// The table of these prefixes. Where the same prefix comes more than once, the smallest number
+    /// stays.
     pub fn new(mut entries: Vec<(IpNet, u16)>) -> Prefixes {
         for (net, _) in &mut entries {
             *net = net.trunc();

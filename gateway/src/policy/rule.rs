@@ -1,7 +1,8 @@
-//! The rules: what every decision is named after, in the log, in the metrics and in `explain`. The names are stable;
-//! people have dashboards and scripts that hold them.
+//! The rules: what every decision is named after, in the log, in the metrics and in `explain`. The
+//! names are stable; people have dashboards and scripts that hold them.
 
-/// Which rule made a decision. Small and `Copy`; a rule of a list holds the list's place in the configuration.
+/// Which rule made a decision. Small and `Copy`; a rule of a list holds the list's place in the
+/// configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
     /// Accepts a connection: the client is on no list and in no local network.
@@ -36,7 +37,8 @@ pub enum Rule {
     ForeignLiteral,
     /// Refuses: no route of the configuration covers the recipient's domain.
     NoRoute,
-    /// Defers: the transaction has another next hop already, and this recipient needs one of its own.
+    /// Defers: the transaction has another next hop already, and this recipient needs one of its
+    /// own.
     OtherNextHop,
     /// Answered by the SMTP session itself: syntax, order of commands, limits.
     Protocol,
@@ -48,7 +50,8 @@ pub enum Rule {
     DropList(u16),
     /// Refuses a connection: the client is on this reject list.
     RejectList(u16),
-    /// Refuses a recipient: DNS lists give the client too high a score, and this zone the most of it.
+    /// Refuses a recipient: DNS lists give the client too high a score, and this zone the most of
+    /// it.
     Dnsbl(u16),
 }
 
@@ -76,7 +79,8 @@ const FIXED: [(Rule, &str); 19] = [
 ];
 
 impl Rule {
-    /// A dense number within its part of the names: the fixed rules with the lists behind them, or the zones.
+    /// A dense number within its part of the names: the fixed rules with the lists behind them, or
+    /// the zones.
     fn index(self) -> usize {
         match self {
             Rule::PermitList(list) | Rule::DropList(list) | Rule::RejectList(list) => {
@@ -106,7 +110,8 @@ impl Rule {
     }
 }
 
-/// The names of all rules under a configuration: the fixed ones, those of the lists, those of the zones.
+/// The names of all rules under a configuration: the fixed ones, those of the lists, those of the
+/// zones.
 #[derive(Clone, Debug)]
 pub(super) struct Names {
     names: Vec<String>,
@@ -115,8 +120,8 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// `of_lists` are the rules of the lists, in the order of the configuration: `drop-list:NAME`; `of_zones` those of the
-    /// DNS lists: `dnsbl:ZONE`.
+    /// `of_lists` are the rules of the lists, in the order of the configuration: `drop-list:NAME`;
+    /// `of_zones` those of the DNS lists: `dnsbl:ZONE`.
     pub(super) fn new(of_lists: Vec<String>, of_zones: Vec<String>) -> Names {
         let zones_from = FIXED.len() + of_lists.len();
         let fixed = FIXED.iter().map(|(_, name)| (*name).to_owned());
@@ -130,8 +135,8 @@ impl Names {
         &self.names
     }
 
-    /// A rule that another configuration made is named by its kind at least: after a reload a session may still hold
-    /// a decision of the configuration before.
+    /// A rule that another configuration made is named by its kind at least: after a reload a
+    /// session may still hold a decision of the configuration before.
     pub(super) fn name(&self, rule: Rule) -> &str {
         let (before, zones) = self.names.split_at(self.zones_from);
         let part = if matches!(rule, Rule::Dnsbl(_)) {

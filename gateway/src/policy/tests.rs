@@ -1,5 +1,5 @@
-//! The closed relay against random addresses: whatever a stranger is let through with must be plainly local. The
-//! cases that people wrote are data, in `tests/policy`.
+//! The closed relay against random addresses: whatever a stranger is let through with must be
+//! plainly local. The cases that people wrote are data, in `tests/policy`.
 
 use std::path::Path;
 

@@ -1,13 +1,16 @@
-//! The connections of one worker to its next hops: which are idle, which clients wait for one, which hop is down.
+//! The connections of one worker to its next hops: which are idle, which clients wait for one,
+//! which hop is down.
 //!
-//! A connection is kept after its message and taken again by the next: that is most of what makes the relay cheap.
+//! A connection is kept after its message and taken again by the next: that is most of what makes
+//! the relay cheap.
 //!
-//! No transaction finds out whether a next hop is well, unless it has no other. A next hop that failed is left alone for a
-//! moment, doubling from a second up to `retry_after`; then the next transaction has a connection opened in the background,
-//! a probe, and takes another next hop. An attempt for a transaction that takes longer than the transaction's patience goes
-//! on in the background as well. What becomes of these attempts is kept: a connection in the pool, or a failure. A transaction
-//! for which every next hop is down or being tried is stranded, and asks again when one of the attempts has ended, or when a
-//! next hop that was left alone may be tried.
+//! No transaction finds out whether a next hop is well, unless it has no other. A next hop that
+//! failed is left alone for a moment, doubling from a second up to `retry_after`; then the next
+//! transaction has a connection opened in the background, a probe, and takes another next hop. An
+//! attempt for a transaction that takes longer than the transaction's patience goes on in the
+//! background as well. What becomes of these attempts is kept: a connection in the pool, or a
+//! failure. A transaction for which every next hop is down or being tried is stranded, and asks
+//! again when one of the attempts has ended, or when a next hop that was left alone may be tried.
 //! No system call, no clock.
 
 use std::collections::VecDeque;
@@ -29,10 +32,12 @@ pub enum Lease {
     Pooled(Conn),
     /// None is idle: open one to this address. It is counted as open already.
     Connect(SocketAddr),
-    /// All connections to this address are in use: wait for [`Pool::released`] or [`Pool::closed`] to name this client.
+    /// All connections to this address are in use: wait for [`Pool::released`] or [`Pool::closed`]
+    /// to name this client.
     Wait(SocketAddr),
-    /// Nothing is known to work, and connections to this address (and perhaps to others) are being tried in the background:
-    /// wait for [`Pool::reached`], [`Pool::closed`] or [`Pool::take_stranded`] to name this client.
+    /// Nothing is known to work, and connections to this address (and perhaps to others) are being
+    /// tried in the background: wait for [`Pool::reached`], [`Pool::closed`] or
+    /// [`Pool::take_stranded`] to name this client.
     Stranded(SocketAddr),
     /// Every address was tried, or is being left alone after a failure.
     Unavailable,
@@ -41,9 +46,11 @@ pub enum Lease {
 /// What a transaction wants of a connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wish {
-    /// A new connection even if one is idle: the last one taken from the pool turned out to be dead.
+    /// A new connection even if one is idle: the last one taken from the pool turned out to be
+    /// dead.
     pub fresh: bool,
-    /// It has waited for an attempt in vain already: whatever is not known to work is tried in the background, all at once.
+    /// It has waited for an attempt in vain already: whatever is not known to work is tried in the
+    /// background, all at once.
     pub hurried: bool,
 }
 
@@ -71,7 +78,8 @@ struct Hop {
     open: u32,
     /// Those of them on which transactions can be made.
     ready: u32,
-    /// Those that are being opened with no transaction to wait for them: probes, and attempts that took too long.
+    /// Those that are being opened with no transaction to wait for them: probes, and attempts that
+    /// took too long.
     background: u32,
     waiting: VecDeque<Conn>,
     /// Failures since the last success.
@@ -107,7 +115,8 @@ impl Hop {
     }
 }
 
-/// What there is for a transaction when no next hop is known to work: of each kind, the first in its order.
+/// What there is for a transaction when no next hop is known to work: of each kind, the first in
+/// its order.
 #[derive(Default)]
 struct SecondBest {
     /// One that has failed, with a connection that is idle.
@@ -138,7 +147,8 @@ pub struct Pool {
     hops: FxHashMap<SocketAddr, Hop>,
     /// Clients that wait for any attempt to end, and the next hop that they are counted with.
     stranded: Vec<(Conn, SocketAddr)>,
-    /// When [`take_stranded`](Pool::take_stranded) looked last, and whether a next hop that had failed works again since.
+    /// When [`take_stranded`](Pool::take_stranded) looked last, and whether a next hop that had
+    /// failed works again since.
     looked_at: Duration,
     recovered: bool,
     /// Probes to be begun.
@@ -148,8 +158,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool that opens at most `connections_max` connections to each address, and leaves one that failed alone for at
-    /// most `retry_after`.
+    /// A pool that opens at most `connections_max` connections to each address, and leaves one that
+    /// failed alone for at most `retry_after`.
     pub fn new(connections_max: u32, retry_after: Duration) -> Self {
         Self {
             hops: FxHashMap::default(),
@@ -169,12 +179,14 @@ impl Pool {
         self.hops.values_mut().for_each(|hop| hop.lacks_dsn = false);
     }
 
-    /// Notes what the next hop said when it refused a connection, for those who cannot have one meanwhile.
+    /// Notes what the next hop said when it refused a connection, for those who cannot have one
+    /// meanwhile.
     pub fn note_refusal(&mut self, address: SocketAddr, said: Option<Reply<'static>>) {
         self.hops.entry(address).or_default().refusal = said;
     }
 
-    /// What the first of these next hops that said something has said when it refused the last connection.
+    /// What the first of these next hops that said something has said when it refused the last
+    /// connection.
     pub fn refusal(&self, addresses: &[SocketAddr]) -> Option<&Reply<'static>> {
         let hops = addresses
             .iter()
@@ -188,8 +200,8 @@ impl Pool {
         !std::mem::replace(&mut hop.lacks_dsn, true)
     }
 
-    /// Finds a connection for `client` to the first of `addresses` that was not `tried` and works as far as is known.
-    /// [`take_probes`](Self::take_probes) has to be called afterwards.
+    /// Finds a connection for `client` to the first of `addresses` that was not `tried` and works
+    /// as far as is known. [`take_probes`](Self::take_probes) has to be called afterwards.
     pub fn lease(
         &mut self,
         client: Conn,
@@ -257,18 +269,21 @@ impl Pool {
         Lease::Stranded(address)
     }
 
-    /// Next hops to which a connection is to be opened with no transaction to wait for it. It is counted as open already.
+    /// Next hops to which a connection is to be opened with no transaction to wait for it. It is
+    /// counted as open already.
     pub fn take_probes(&mut self) -> Vec<SocketAddr> {
         std::mem::take(&mut self.probes)
     }
 
-    /// Whether clients wait for attempts, so that [`take_stranded`](Self::take_stranded) has to be called now and then.
+    /// Whether clients wait for attempts, so that [`take_stranded`](Self::take_stranded) has to be
+    /// called now and then.
     pub fn has_stranded(&self) -> bool {
         !self.stranded.is_empty()
     }
 
-    /// The stranded clients, if since the last call a next hop has become one that they can ask for: it was left alone long
-    /// enough, or works again on a connection that it had. An attempt at another one is no reason to wait for that.
+    /// The stranded clients, if since the last call a next hop has become one that they can ask
+    /// for: it was left alone long enough, or works again on a connection that it had. An attempt
+    /// at another one is no reason to wait for that.
     pub fn take_stranded(&mut self, now: Duration) -> Vec<(Conn, SocketAddr)> {
         let before = std::mem::replace(&mut self.looked_at, now);
         let recovered = std::mem::take(&mut self.recovered);
@@ -279,8 +294,8 @@ impl Pool {
         std::mem::take(&mut self.stranded)
     }
 
-    /// The transaction for which a connection is being opened waits for it no longer. Returns clients that need not
-    /// wait for this next hop either, and are to ask again.
+    /// The transaction for which a connection is being opened waits for it no longer. Returns
+    /// clients that need not wait for this next hop either, and are to ask again.
     pub fn overdue(&mut self, address: SocketAddr) -> Vec<Conn> {
         let hop = self.hops.entry(address).or_default();
         hop.background += 1;
@@ -294,13 +309,15 @@ impl Pool {
         hop.down_until = hop.down_until.max(now + RETRY_FIRST);
     }
 
-    /// An attempt in the background has ended; [`reached`](Self::reached) or [`closed`](Self::closed) says how.
+    /// An attempt in the background has ended; [`reached`](Self::reached) or
+    /// [`closed`](Self::closed) says how.
     pub fn background_ended(&mut self, address: SocketAddr) {
         let hop = self.hops.entry(address).or_default();
         hop.background = hop.background.saturating_sub(1);
     }
 
-    /// The connection has nothing more to do. Returns the client that has waited longest and has the connection now.
+    /// The connection has nothing more to do. Returns the client that has waited longest and has
+    /// the connection now.
     pub fn released(&mut self, address: SocketAddr, conn: Conn) -> Option<Conn> {
         let hop = self.hops.entry(address).or_default();
         if hop.failures > 0 {
@@ -328,8 +345,9 @@ impl Pool {
         waiting.chain(stranded).collect()
     }
 
-    /// A connection could not be opened. If others work, the next hop just takes no more of them for now, and who wants one
-    /// has to wait: returns `true`. If not, it is left alone for a while.
+    /// A connection could not be opened. If others work, the next hop just takes no more of them
+    /// for now, and who wants one has to wait: returns `true`. If not, it is left alone for a
+    /// while.
     pub fn refused(&mut self, address: SocketAddr, now: Duration) -> bool {
         let retry_after = self.retry_after;
         let hop = self.hops.entry(address).or_default();
@@ -356,9 +374,10 @@ impl Pool {
         hop.down_until = now + pause.min(self.retry_after);
     }
 
-    /// A connection, in use or idle, is gone (`None`: there never was one); `ready`: it had been [reached](Self::reached).
-    /// Returns the clients that are to ask again: there is room for one more, or the next hop is down and they need not
-    /// wait for it, or it was an attempt that they may have waited for.
+    /// A connection, in use or idle, is gone (`None`: there never was one); `ready`: it had been
+    /// [reached](Self::reached). Returns the clients that are to ask again: there is room for one
+    /// more, or the next hop is down and they need not wait for it, or it was an attempt that they
+    /// may have waited for.
     pub fn closed(
         &mut self,
         address: SocketAddr,

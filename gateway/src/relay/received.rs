@@ -1,7 +1,9 @@
-//! The `Received:` line that every message gets (RFC 5321 section 4.4), and the count of those it has already.
+//! The `Received:` line that every message gets (RFC 5321 section 4.4), and the count of those it
+//! has already.
 //!
-//! A message that carries more than [`HOPS_MAX`] of them is going round in a loop (section 6.3). The count is taken
-//! while the message streams by, whatever the pieces it arrives in, and costs nothing once its header has ended.
+//! A message that carries more than [`HOPS_MAX`] of them is going round in a loop (section 6.3).
+//! The count is taken while the message streams by, whatever the pieces it arrives in, and costs
+//! nothing once its header has ended.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -36,7 +38,8 @@ pub struct Received<'a> {
 }
 
 impl Received<'_> {
-    /// How long the line is at most, without the recipient: the date may get a digit more until it is written.
+    /// How long the line is at most, without the recipient: the date may get a digit more until it
+    /// is written.
     pub fn length_max(&self) -> usize {
         let mut line = Vec::with_capacity(256);
         let plain = Received {
@@ -107,7 +110,8 @@ pub struct Hops {
 }
 
 impl Hops {
-    /// Takes the next piece of the message; its lines end in CRLF. Returns how many octets of it belong to the header.
+    /// Takes the next piece of the message; its lines end in CRLF. Returns how many octets of it
+    /// belong to the header.
     pub fn update(&mut self, mut piece: &[u8]) -> usize {
         if self.body {
             return 0;

@@ -1,12 +1,14 @@
 //! One mail transaction of a client, passed on to a next hop while it happens (cut-through).
 //!
-//! The envelope is kept until the next hop has asked for the message. Up to then a connection that breaks, or a pooled one that
-//! turns out to have been closed long ago, costs nothing: the envelope is told again to another. From then on the message
-//! is the client's until the next hop's final reply, which is passed to the client as its own; if that reply is lost, the
-//! client hears 451 and sends again. Portcullis never owns the message.
+//! The envelope is kept until the next hop has asked for the message. Up to then a connection that
+//! breaks, or a pooled one that turns out to have been closed long ago, costs nothing: the envelope
+//! is told again to another. From then on the message is the client's until the next hop's final
+//! reply, which is passed to the client as its own; if that reply is lost, the client hears 451 and
+//! sends again. Portcullis never owns the message.
 //!
-//! Nothing here makes a system call or knows a connection: commands for the next hop are written to the buffer that is
-//! handed in, answers for the client come out of [`Transaction::next_answer`] in the order in which they are owed.
+//! Nothing here makes a system call or knows a connection: commands for the next hop are written to
+//! the buffer that is handed in, answers for the client come out of [`Transaction::next_answer`] in
+//! the order in which they are owed.
 
 use std::collections::VecDeque;
 
@@ -108,7 +110,8 @@ impl Envelope {
         self.trace_length = octets as u64;
     }
 
-    /// The size as it is passed on: the message grows by our own line. It may name the recipient, or not if there will be several.
+    /// The size as it is passed on: the message grows by our own line. It may name the recipient,
+    /// or not if there will be several.
     fn size_with_trace(&self) -> Option<u64> {
         let size = self.size?;
         let first = self.recipients.first();
@@ -159,7 +162,8 @@ pub struct Transaction {
     hops: Hops,
     /// The next hop did not offer 8BITMIME.
     seven_bit_only: bool,
-    /// The client asked for SMTPUTF8 and the next hop did not offer it: it gets what needs none (RFC 6531, 3.4).
+    /// The client asked for SMTPUTF8 and the next hop did not offer it: it gets what needs none
+    /// (RFC 6531, 3.4).
     ascii_only: bool,
 }
 
@@ -231,8 +235,8 @@ fn lost(said: Option<&Reply<'_>>) -> Reply<'static> {
     said.map_or(LOST, |said| quoting(&LOST, said))
 }
 
-/// Our own reply with the words of the next hop, in one line of printable ASCII: they come from elsewhere, and the client can only
-/// show them.
+/// Our own reply with the words of the next hop, in one line of printable ASCII: they come from
+/// elsewhere, and the client can only show them.
 fn quoting(reply: &Reply<'static>, said: &Reply<'_>) -> Reply<'static> {
     let printable = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
     let words: String = said
@@ -247,10 +251,12 @@ fn quoting(reply: &Reply<'static>, said: &Reply<'_>) -> Reply<'static> {
 
 const DONE: Reply<'static> = Reply::fixed(503, EnhancedCode(5, 5, 1), "The transaction is over");
 
-/// Whether a refusal of RCPT says that there is no such recipient, which is what guessing addresses brings in.
+/// Whether a refusal of RCPT says that there is no such recipient, which is what guessing addresses
+/// brings in.
 ///
-/// RFC 3463 section 3.2 has X.1 for addresses, of which 7 and 8 are about the sender's; X.0 says nothing, so the code does; and
-/// Exchange refuses unknown recipients with 5.4.1. Without an enhanced code 550, 551 and 553 mean it (RFC 5321 section 4.2.3).
+/// RFC 3463 section 3.2 has X.1 for addresses, of which 7 and 8 are about the sender's; X.0 says
+/// nothing, so the code does; and Exchange refuses unknown recipients with 5.4.1. Without an
+/// enhanced code 550, 551 and 553 mean it (RFC 5321 section 4.2.3).
 fn is_unknown_recipient(reply: &Reply<'_>) -> bool {
     let by_code = matches!(reply.code, 550 | 551 | 553);
     match reply.enhanced {
@@ -316,8 +322,8 @@ impl Transaction {
         }
     }
 
-    /// Tells the next hop what it can be told now. Called with each new recipient and after each reply. Returns whether that
-    /// began the transaction with it.
+    /// Tells the next hop what it can be told now. Called with each new recipient and after each
+    /// reply. Returns whether that began the transaction with it.
     pub fn advance(&mut self, hop: &mut Client, out: &mut Vec<u8>) -> bool {
         if !matches!(self.stage, Stage::Envelope | Stage::Asked) {
             return false;
@@ -462,11 +468,13 @@ impl Transaction {
         }
     }
 
-    /// The next piece of the message. With an error the next hop has to be left, without an end of data.
+    /// The next piece of the message. With an error the next hop has to be left, without an end of
+    /// data.
     ///
     /// # Errors
-    /// The rule and the reply when the message must not be passed on: a loop, or 8-bit content for a next hop that takes
-    /// none (RFC 6152 section 3), or a header beyond ASCII for one without SMTPUTF8. The transaction is settled then.
+    /// The rule and the reply when the message must not be passed on: a loop, or 8-bit content for
+    /// a next hop that takes none (RFC 6152 section 3), or a header beyond ASCII for one without
+    /// SMTPUTF8. The transaction is settled then.
     pub fn content(
         &mut self,
         piece: &[u8],
@@ -481,7 +489,8 @@ impl Transaction {
         } else if self.seven_bit_only && !piece.is_ascii() {
             ("8-bit", NOT_SEVEN_BIT)
         } else if self.ascii_only && !piece[..header].is_ascii() {
-            // The headers within a body of several parts are not looked for: that would be to parse MIME.
+            // The headers within a body of several parts are not looked for: that would be to parse
+            // MIME.
             ("utf8-header", NO_UTF8_HEADER)
         } else {
             if self.stage == Stage::Content {
@@ -519,7 +528,8 @@ impl Transaction {
         }
     }
 
-    /// The connection to the next hop is gone; `last` is what it said last, if that has to do with it.
+    /// The connection to the next hop is gone; `last` is what it said last, if that has to do with
+    /// it.
     pub fn lost(&mut self, last: Option<&Reply<'_>>) -> Lost {
         match self.stage {
             Stage::Envelope | Stage::Asked | Stage::Invited => {
@@ -541,8 +551,8 @@ impl Transaction {
         Lost::Settled
     }
 
-    /// Ends the part of the next hop before the message: everything that the client is owed now, or asks later, gets this
-    /// reply.
+    /// Ends the part of the next hop before the message: everything that the client is owed now, or
+    /// asks later, gets this reply.
     pub fn settle(&mut self, reply: &Reply<'_>) {
         let asked = matches!(self.stage, Stage::Asked | Stage::Invited);
         for recipient in self.envelope.recipients.drain(self.answered..) {
@@ -571,7 +581,8 @@ impl Transaction {
         matches!(self.stage, Stage::Settled(_))
     }
 
-    /// Whether a piece of the message, or DATA, may have reached the next hop: it can then only be left by closing.
+    /// Whether a piece of the message, or DATA, may have reached the next hop: it can then only be
+    /// left by closing.
     pub fn is_past_envelope(&self) -> bool {
         matches!(self.stage, Stage::Invited | Stage::Content)
     }

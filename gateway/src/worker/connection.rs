@@ -1,8 +1,9 @@
 //! The worker's table of connections, and what one wants from the driver.
 //!
-//! Sessions and next hops do not call the driver: they put octets into [`Connection::output`], set [`Connection::held`]
-//! or call [`Connection::finish`], and the worker brings the driver in line with that once per batch. So a burst of pipelined
-//! commands is answered with one send, and the order of shutdown, last completion and close is written down once.
+//! Sessions and next hops do not call the driver: they put octets into [`Connection::output`], set
+//! [`Connection::held`] or call [`Connection::finish`], and the worker brings the driver in line
+//! with that once per batch. So a burst of pipelined commands is answered with one send, and the
+//! order of shutdown, last completion and close is written down once.
 
 use std::time::Duration;
 
@@ -32,7 +33,8 @@ pub(super) enum Phase {
     Open,
     /// Closes once its output is out.
     Finishing(Ending),
-    /// Shut down; waits for the armed receive to end, and with [`Ending::Linger`] for the peer to close first.
+    /// Shut down; waits for the armed receive to end, and with [`Ending::Linger`] for the peer to
+    /// close first.
     Draining(Ending),
     /// The driver closes it.
     Closing,
@@ -41,14 +43,17 @@ pub(super) enum Phase {
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// The dialogue is over, and nothing more is to be expected: closed as soon as our last words are out. The receive is cancelled
-    /// in the batch that sends them. What the peer sent until then was read, so the close makes a FIN and not a RST, which
-    /// could take our last words with it.
+    /// The dialogue is over, and nothing more is to be expected: closed as soon as our last words
+    /// are out. The receive is cancelled in the batch that sends them. What the peer sent until
+    /// then was read, so the close makes a FIN and not a RST, which could take our last words with
+    /// it.
     Quiet,
-    /// Our last words ask for an answer (QUIT, or a refusal for a greeting): the peer gets a moment to give it and to hang up.
+    /// Our last words ask for an answer (QUIT, or a refusal for a greeting): the peer gets a moment
+    /// to give it and to hang up.
     HangUp,
-    /// The peer may still be talking: what it says is read and thrown away for a moment, because closing with unread
-    /// octets makes the kernel send a RST, which can take our last reply with it.
+    /// The peer may still be talking: what it says is read and thrown away for a moment, because
+    /// closing with unread octets makes the kernel send a RST, which can take our last reply with
+    /// it.
     Linger,
     /// It is broken, or has taken too long: output that was not sent is lost.
     Now,
@@ -94,7 +99,8 @@ pub(super) struct Connection {
 
 /// How long a peer may take to hang up when that is up to it.
 const HANG_UP_MAX: Duration = Duration::from_secs(1);
-/// How long a peer may take nothing of our last output, and then one that may still be talking to hang up.
+/// How long a peer may take nothing of our last output, and then one that may still be talking to
+/// hang up.
 const CLOSING_MAX: Duration = Duration::from_secs(3);
 
 impl Connection {
@@ -171,7 +177,8 @@ impl Connection {
         )
     }
 
-    /// Gives the driver what the connection wants done. Returns how long it may stay in its phase, when that is bounded here.
+    /// Gives the driver what the connection wants done. Returns how long it may stay in its phase,
+    /// when that is bounded here.
     pub(super) fn settle<D: Driver>(&mut self, conn: Conn, driver: &mut D) -> Option<Duration> {
         match self.phase {
             Phase::Free | Phase::Opening | Phase::Closing => None,

@@ -1,4 +1,5 @@
-//! What a worker counts, for `/metrics`: written by one worker, read by the control plane whenever it likes.
+//! What a worker counts, for `/metrics`: written by one worker, read by the control plane whenever
+//! it likes.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};

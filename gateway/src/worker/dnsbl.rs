@@ -1,9 +1,11 @@
-//! The worker's side of DNS lists: a stranger is asked about when it connects, and only its first recipient waits for what they say.
+//! The worker's side of DNS lists: a stranger is asked about when it connects, and only its first
+//! recipient waits for what they say.
 //!
-//! Asking is the control plane's business ([`Lookups`]); a question never blocks, and its answer comes back through the worker's
-//! [`Inbox`]. The worker has a deadline of its own, a little after that of the control plane: if nothing comes (the question was
-//! one too many, the control plane is stuck), no list has said anything, and mail goes on. Nothing here can refuse
-//! more than [`Policy::listings`](crate::policy::Policy::listings) does.
+//! Asking is the control plane's business ([`Lookups`]); a question never blocks, and its answer
+//! comes back through the worker's [`Inbox`]. The worker has a deadline of its own, a little after
+//! that of the control plane: if nothing comes (the question was one too many, the control plane is
+//! stuck), no list has said anything, and mail goes on. Nothing here can refuse more than
+//! [`Policy::listings`](crate::policy::Policy::listings) does.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -26,8 +28,8 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// What workers have somebody else ask, who may take his time. Neither call ever waits.
 pub trait Lookups: Send + Sync {
-    /// Asks all zones about an address; the answer goes to the question's inbox. `false`: there are too many questions already,
-    /// and no answer will come.
+    /// Asks all zones about an address; the answer goes to the question's inbox. `false`: there are
+    /// too many questions already, and no answer will come.
     fn ask(&self, question: Question) -> bool;
     /// A recipient of this client was refused for what the zones say.
     fn refused(&self, refusal: Refusal);
@@ -44,7 +46,8 @@ pub struct Question {
     pub inbox: Arc<Inbox>,
 }
 
-/// A client that was refused: it has completed a handshake and has spoken SMTP, so its address is its own.
+/// A client that was refused: it has completed a handshake and has spoken SMTP, so its address is
+/// its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Its address.
@@ -53,7 +56,8 @@ pub struct Refusal {
     pub rule: Cow<'static, str>,
 }
 
-/// What the zones say about the client of a connection; zones that say nothing may be left out, and `None` is for all of them.
+/// What the zones say about the client of a connection; zones that say nothing may be left out, and
+/// `None` is for all of them.
 pub type Answer = (Conn, Option<Arc<[Finding]>>);
 
 /// Answers for one worker. It holds no more of them than the worker has sessions.
@@ -156,7 +160,8 @@ impl ClientSession {
         }
     }
 
-    /// Notes the rule by which a recipient is refused for a listing; gives it back if it is the first one, which the filter hears of.
+    /// Notes the rule by which a recipient is refused for a listing; gives it back if it is the
+    /// first one, which the filter hears of.
     pub(super) fn refuse_as_listed(
         &mut self,
         rule: Cow<'static, str>,
@@ -214,7 +219,8 @@ impl Gate {
         }
     }
 
-    /// Decides about the recipient that waited, if it need not wait any longer. Returns whether it was.
+    /// Decides about the recipient that waited, if it need not wait any longer. Returns whether it
+    /// was.
     pub(super) fn decide_held(&mut self, conn: Conn) -> bool {
         let now = self.now;
         let Some(session) = self.session(conn) else {
@@ -227,13 +233,15 @@ impl Gate {
             return false;
         };
         if let Some(rcpt) = held.rcpt() {
-            // Whether it has its answer or waits for the next hop: what comes after it is the session's to say.
+            // Whether it has its answer or waits for the next hop: what comes after it is the
+            // session's to say.
             let _: Flow = self.rcpt(conn, &rcpt);
         }
         true
     }
 
-    /// Sets the client's deadline to the earlier of those for what it waits for: what DNS lists say, and a connection to the next hop.
+    /// Sets the client's deadline to the earlier of those for what it waits for: what DNS lists
+    /// say, and a connection to the next hop.
     pub(super) fn expect_answer(&mut self, conn: Conn) {
         let Some(session) = self.session(conn) else {
             return;

@@ -1,5 +1,6 @@
-//! What a worker decides, without its driver: each completion comes here, and what follows from it is left in the table of
-//! connections for the driver to be brought in line with. The modules beside this one add to [`Gate`] by subject.
+//! What a worker decides, without its driver: each completion comes here, and what follows from it
+//! is left in the table of connections for the driver to be brought in line with. The modules
+//! beside this one add to [`Gate`] by subject.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,8 +24,9 @@ use crate::relay::received;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Connections starved of a buffer that are armed again in one batch.
 const STARVED_PER_TURN: usize = 256;
-/// How long connections may take to close once everything is said, when the gate stops: the three seconds of one that lingers, the
-/// second by which a deadline may be late, and a moment for the close itself.
+/// How long connections may take to close once everything is said, when the gate stops: the three
+/// seconds of one that lingers, the second by which a deadline may be late, and a moment for the
+/// close itself.
 const CLOSING_MAX: Duration = Duration::from_secs(5);
 
 /// The time of day, and its form in a message, which is made at most once a second.
@@ -78,7 +80,8 @@ pub(super) struct Gate {
     pub(super) starved: VecDeque<Conn>,
     /// Connections to be opened.
     pub(super) connects: Vec<(Conn, SocketAddr)>,
-    /// Connections that are being opened, and until when the transactions they are for wait for them; the earliest first.
+    /// Connections that are being opened, and until when the transactions they are for wait for
+    /// them; the earliest first.
     pub(super) patience: VecDeque<(Duration, Conn)>,
 }
 

@@ -1,4 +1,5 @@
-//! Finding a connection to a next hop for a transaction, keeping it, replacing it when it breaks, and letting it go.
+//! Finding a connection to a next hop for a transaction, keeping it, replacing it when it breaks,
+//! and letting it go.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,7 +17,8 @@ use crate::relay::transaction::{Lost, unavailable};
 /// Fewer octets than this waiting for the next hop let the client's receive go on.
 const CONGESTION_LOW: usize = 64 << 10;
 
-/// How long a transaction that has other next hops waits for one to take its connection. The attempt goes on without it.
+/// How long a transaction that has other next hops waits for one to take its connection. The
+/// attempt goes on without it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 const NO_SLOT: Reply<'static> = Reply::fixed(
@@ -261,7 +263,8 @@ impl Gate {
         }
     }
 
-    /// Lets the next hop go while the client takes its time. The envelope is told again when it goes on.
+    /// Lets the next hop go while the client takes its time. The envelope is told again when it
+    /// goes on.
     pub(super) fn park(&mut self, conn: Conn) {
         if let Some(passage) = self.passage(conn)
             && passage.relay.lost(None) == Lost::Again

@@ -1,6 +1,7 @@
 //! What the log says: one line per session, one per transaction, and nothing per command.
 //!
-//! The fields have the same names in text and in JSON, and the rule is the one that `portcullis explain` names.
+//! The fields have the same names in text and in JSON, and the rule is the one that
+//! `portcullis explain` names.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,4 +1,5 @@
-//! The commands and the content of a mail transaction: what the policy says of them, what goes to the relay, and the answers.
+//! The commands and the content of a mail transaction: what the policy says of them, what goes to
+//! the relay, and the answers.
 
 use std::borrow::Cow;
 use std::sync::Arc;

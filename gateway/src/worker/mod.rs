@@ -1,9 +1,10 @@
-//! One worker per core: it accepts, keeps the table of connections and the timers, and moves octets between clients,
-//! the SMTP engine, the policy and the next hops.
+//! One worker per core: it accepts, keeps the table of connections and the timers, and moves octets
+//! between clients, the SMTP engine, the policy and the next hops.
 //!
-//! A worker is a loop over batches: collect completions, let `Gate` decide about each, then bring the driver in line with what
-//! was decided. `Gate` never sees the driver, so a received buffer can be read in place while everything else changes, and the
-//! same decisions run on the ring and in the simulation. Workers share nothing but [`Shared`].
+//! A worker is a loop over batches: collect completions, let `Gate` decide about each, then bring
+//! the driver in line with what was decided. `Gate` never sees the driver, so a received buffer can
+//! be read in place while everything else changes, and the same decisions run on the ring and in
+//! the simulation. Workers share nothing but [`Shared`].
 
 mod connection;
 pub mod counters;
@@ -37,7 +38,8 @@ use crate::config::Config;
 use crate::driver::{Completion, Driver, Listener, Outcome};
 use crate::relay::pool::Pool;
 
-/// Accepts outstanding per listener; also the sessions beyond the limit that can be told so at the same time.
+/// Accepts outstanding per listener; also the sessions beyond the limit that can be told so at the
+/// same time.
 const ACCEPTS: u32 = 64;
 
 /// What the gate is about to do, as the control plane says.
@@ -128,7 +130,8 @@ pub struct Worker<D> {
 }
 
 impl<D: Driver> Worker<D> {
-    /// A worker that has not begun. `index` tells it from the other workers, in the log; `inbox` is for what it has others look up.
+    /// A worker that has not begun. `index` tells it from the other workers, in the log; `inbox` is
+    /// for what it has others look up.
     pub fn new(
         driver: D,
         index: u8,

@@ -1,4 +1,5 @@
-//! The worker's side of a session with a next hop: opening it, its replies to the transaction it works for, and back to the pool.
+//! The worker's side of a session with a next hop: opening it, its replies to the transaction it
+//! works for, and back to the pool.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -36,7 +37,8 @@ pub(super) struct NextHopConnection {
     background: bool,
     /// It lies in the pool.
     pub(super) idle: bool,
-    /// The final reply to a message is awaited, which may take longer than others (RFC 5321 section 4.5.3.2.6).
+    /// The final reply to a message is awaited, which may take longer than others (RFC 5321 section
+    /// 4.5.3.2.6).
     pub(super) awaits_final: bool,
     /// Since when it has been waited for, if a deadline is set for it.
     since: Option<Duration>,
@@ -49,7 +51,8 @@ impl NextHopConnection {
         self.state == State::Ready
     }
 
-    /// How long the next hop may be silent. `unsent`: it has not taken everything, so that it is only to take some of it.
+    /// How long the next hop may be silent. `unsent`: it has not taken everything, so that it is
+    /// only to take some of it.
     fn timeout(&self, unsent: bool, limits: &Relay) -> Option<Duration> {
         let reply = (self.smtp.owed() > 0).then_some(limits.reply_timeout);
         if self.idle {
@@ -57,7 +60,8 @@ impl NextHopConnection {
         } else if unsent && self.awaits_final {
             Some(limits.send_timeout)
         } else if unsent {
-            // A command that is not even acknowledged is not waited for longer than its reply would be.
+            // A command that is not even acknowledged is not waited for longer than its reply would
+            // be.
             Some(
                 limits
                     .send_timeout
@@ -101,7 +105,8 @@ enum After {
 }
 
 impl Gate {
-    /// Begins a connection to a next hop on behalf of a client, or in the background; `None` if every slot is taken.
+    /// Begins a connection to a next hop on behalf of a client, or in the background; `None` if
+    /// every slot is taken.
     pub(super) fn open_next_hop(
         &mut self,
         address: SocketAddr,
@@ -208,7 +213,8 @@ impl Gate {
                 next_hop.smtp.ehlo(&self.config.hostname, output);
             }
             Sent::Ehlo if reply.is_permanent() => {
-                // Either it does not know EHLO, or it hangs up on HELO as well and this was the reason.
+                // Either it does not know EHLO, or it hangs up on HELO as well and this was the
+                // reason.
                 next_hop.refusal = Some(reply.clone().into_owned());
                 next_hop.smtp.helo(&self.config.hostname, output);
             }
@@ -244,8 +250,8 @@ impl Gate {
         After::Goes
     }
 
-    /// Whether a deferred sender may be about the connection, which had carried other transactions, and not about the sender. That is
-    /// found out once a transaction.
+    /// Whether a deferred sender may be about the connection, which had carried other transactions,
+    /// and not about the sender. That is found out once a transaction.
     fn may_be_the_connection(&mut self, next_hop: &NextHopConnection) -> bool {
         let passage = next_hop.client.and_then(|client| self.passage(client));
         next_hop.smtp.transactions() > 1
@@ -350,7 +356,8 @@ impl Gate {
         self.forget_next_hop(hop, address, Ending::HangUp);
     }
 
-    /// Ends a connection to a next hop at once: it is broken, or what it was told cannot be taken back.
+    /// Ends a connection to a next hop at once: it is broken, or what it was told cannot be taken
+    /// back.
     pub(super) fn drop_next_hop(&mut self, hop: Conn) {
         self.fail_next_hop(hop, Loss::Broken);
     }
@@ -374,7 +381,8 @@ impl Gate {
         }
     }
 
-    /// Leaves a connection that is still being opened to itself. Returns its next hop and the client that waited for it.
+    /// Leaves a connection that is still being opened to itself. Returns its next hop and the
+    /// client that waited for it.
     pub(super) fn leave_in_background(&mut self, hop: Conn) -> Option<(SocketAddr, Option<Conn>)> {
         let Role::NextHop(next_hop) = &mut self.table.current(hop)?.role else {
             return None;
@@ -404,8 +412,8 @@ impl Gate {
         }
     }
 
-    /// A session with a next hop did not come about. What the next hop said to that is for the log, and for all clients that cannot
-    /// have a connection to it meanwhile.
+    /// A session with a next hop did not come about. What the next hop said to that is for the log,
+    /// and for all clients that cannot have a connection to it meanwhile.
     fn not_opened(&mut self, address: SocketAddr, said: Option<&Reply<'static>>) -> Loss {
         if self.pool.refused(address, self.now) {
             if let Some(reply) = said {
@@ -448,8 +456,9 @@ impl Gate {
             .extend(again.into_iter().map(|client| (client, address)));
     }
 
-    /// The transaction has no more use for the connection. What becomes of it is decided when the present completion is
-    /// dealt with: the client that gets it next may be done with it at once, and so on through a long queue.
+    /// The transaction has no more use for the connection. What becomes of it is decided when the
+    /// present completion is dealt with: the client that gets it next may be done with it at once,
+    /// and so on through a long queue.
     pub(super) fn release(&mut self, hop: Conn) {
         self.released.push(hop);
     }
@@ -503,8 +512,9 @@ impl Gate {
         }
     }
 
-    /// Sets the deadline that the state of the connection asks for. One that runs already goes on, unless it is renewed: a
-    /// reply that drips in, or recipients added one by one, are no reason to wait longer.
+    /// Sets the deadline that the state of the connection asks for. One that runs already goes on,
+    /// unless it is renewed: a reply that drips in, or recipients added one by one, are no reason
+    /// to wait longer.
     pub(super) fn next_hop_deadline(&mut self, hop: Conn, renew: Renew) {
         let connection = &mut self.table[hop];
         let has_output = connection.has_output();
@@ -565,8 +575,8 @@ impl Gate {
     }
 }
 
-/// Whether a reply of this kind can be an answer to the command at all. Taking a 250 to DATA for a success would lose the
-/// message.
+/// Whether a reply of this kind can be an answer to the command at all. Taking a 250 to DATA for a
+/// success would lose the message.
 fn fits(to: Sent, reply: &Reply<'_>) -> bool {
     match to {
         Sent::Data if reply.is_positive() => reply.code == 354,

@@ -1,7 +1,8 @@
 //! A transaction on its way through the gate: which client, which next hop, what is owed to whom.
 //!
-//! [`crate::relay::transaction`] knows what to say; this knows to which connection, and finds one. A transaction has one next hop:
-//! a recipient that needs another one is deferred (451 4.5.3), so that the client sends it again.
+//! [`crate::relay::transaction`] knows what to say; this knows to which connection, and finds one.
+//! A transaction has one next hop: a recipient that needs another one is deferred (451 4.5.3), so
+//! that the client sends it again.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -90,13 +91,15 @@ pub(super) struct Passage {
     pub(super) tried: Vec<SocketAddr>,
     /// A connection that was taken from the pool turned out to be dead: the next one is to be new.
     pub(super) fresh: bool,
-    /// It has waited for a connection in vain: no next hop that is not known to work is to cost it more time.
+    /// It has waited for a connection in vain: no next hop that is not known to work is to cost it
+    /// more time.
     pub(super) hurried: bool,
     /// A connection of its own broke, and was replaced once.
     pub(super) replaced: bool,
     /// What the next hop said when it ended a connection, or took none.
     pub(super) said: Option<Reply<'static>>,
-    /// A kept connection deferred the sender: what the client hears if there is no other connection.
+    /// A kept connection deferred the sender: what the client hears if there is no other
+    /// connection.
     pub(super) deferral: Option<Reply<'static>>,
     /// The next hop takes the content more slowly than the client sends it.
     pub(super) congested: bool,
@@ -162,8 +165,8 @@ impl Passage {
         self.content_due.unwrap_or(self.since)
     }
 
-    /// Moves the deadline on by what arrived, at the least rate that is allowed. A timeout that each octet renewed would
-    /// let a slow drip go on for ever.
+    /// Moves the deadline on by what arrived, at the least rate that is allowed. A timeout that
+    /// each octet renewed would let a slow drip go on for ever.
     pub(super) fn earn_time(&mut self, octets: usize, now: Duration, limits: &Limits) {
         let earned = Duration::from_secs_f64(octets as f64 / limits.data_rate_min as f64);
         self.content_due = self
@@ -187,7 +190,8 @@ impl Passage {
         });
     }
 
-    /// Fits a recipient's route to the transaction; the first recipient decides for all, and `rule` is what let it in.
+    /// Fits a recipient's route to the transaction; the first recipient decides for all, and `rule`
+    /// is what let it in.
     pub(super) fn direct(&mut self, next_hops: &[NextHop], rule: Cow<'static, str>) -> bool {
         let discard = next_hops.contains(&NextHop::Discard);
         let mut addresses = next_hops.iter().flat_map(NextHop::addresses).copied();

@@ -1,9 +1,10 @@
 //! Whether a peer still takes what it is sent.
 //!
-//! That our kernel has taken octets says little: it holds a quarter of a megabyte that was never sent, and as much as the peer's
-//! window on top. What counts is what the peer's TCP has acknowledged. The kernel tells how much it has not, if it is asked, and a
-//! worker asks when a deadline has passed: nothing is asked for peers that are quick, and a slow one is looked at a few
-//! times within the time that it may take nothing at all.
+//! That our kernel has taken octets says little: it holds a quarter of a megabyte that was never
+//! sent, and as much as the peer's window on top. What counts is what the peer's TCP has
+//! acknowledged. The kernel tells how much it has not, if it is asked, and a worker asks when a
+//! deadline has passed: nothing is asked for peers that are quick, and a slow one is looked at a
+//! few times within the time that it may take nothing at all.
 
 use std::time::Duration;
 
@@ -14,8 +15,9 @@ use crate::driver::Conn;
 /// How often a peer is looked at within the time that it may take nothing.
 const LOOKS: u32 = 4;
 
-/// How long a peer that does take them may be about our last words. It counts as a session no more, neither of the worker nor
-/// of its source, so that this bounds what a source can hold beyond its sessions.
+/// How long a peer that does take them may be about our last words. It counts as a session no more,
+/// neither of the worker nor of its source, so that this bounds what a source can hold beyond its
+/// sessions.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(30);
 
 /// What is known of a connection whose deadline has passed.
@@ -23,15 +25,16 @@ const LAST_WORDS_MAX: Duration = Duration::from_secs(30);
 pub(super) struct Progress {
     /// Octets that the kernel has taken since the first look.
     handed: u64,
-    /// Of those and of what it held then, how many the peer had taken at the last look: negative, until it has taken more than it
-    /// held.
+    /// Of those and of what it held then, how many the peer had taken at the last look: negative,
+    /// until it has taken more than it held.
     taken: Option<i64>,
     /// When it was first asked about.
     since: Duration,
 }
 
 impl Progress {
-    /// Takes an answer of the kernel; whether the peer has taken anything since the last look, if there was one.
+    /// Takes an answer of the kernel; whether the peer has taken anything since the last look, if
+    /// there was one.
     fn look(&mut self, unacknowledged: u32) -> Look {
         let taken = self.handed as i64 - i64::from(unacknowledged);
         match self.taken.replace(taken) {
@@ -72,7 +75,8 @@ pub(super) fn next_look(timeout: Duration) -> Duration {
 }
 
 impl Gate {
-    /// A deadline has passed: asks what the peer has taken. The answer decides, unless the deadline is moved on before it is there.
+    /// A deadline has passed: asks what the peer has taken. The answer decides, unless the deadline
+    /// is moved on before it is there.
     pub(super) fn ask_progress(&mut self, conn: Conn) {
         let since = self.now;
         let connection = &mut self.table[conn];
@@ -83,7 +87,8 @@ impl Gate {
         self.touch(conn);
     }
 
-    /// A peer has taken some of what it was sent and not all. If those are our last words, its time for all of them runs from now.
+    /// A peer has taken some of what it was sent and not all. If those are our last words, its time
+    /// for all of them runs from now.
     pub(super) fn sent_in_part(&mut self, conn: Conn) {
         let since = self.now;
         let connection = &mut self.table[conn];

@@ -1,7 +1,9 @@
-//! The worker's side of a client's session: octets to the SMTP engine, its events to the policy and the relay, answers back.
+//! The worker's side of a client's session: octets to the SMTP engine, its events to the policy and
+//! the relay, answers back.
 //!
-//! Nothing here waits. What an event needs from a next hop is asked for, the session takes no further command meanwhile
-//! (further RCPTs of a pipelined group excepted), and [`Gate::resume`] goes on when the answer is there.
+//! Nothing here waits. What an event needs from a next hop is asked for, the session takes no
+//! further command meanwhile (further RCPTs of a pipelined group excepted), and [`Gate::resume`]
+//! goes on when the answer is there.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -64,8 +66,8 @@ const INPUT_MAX: usize = 64 << 10;
 /// Replies that the client does not read, beyond this, stop the receive.
 const OUTPUT_MAX: usize = 64 << 10;
 
-/// A client that takes longer over its next command than this does so without a connection to the next hop: there are
-/// fewer of those than of clients.
+/// A client that takes longer over its next command than this does so without a connection to the
+/// next hop: there are fewer of those than of clients.
 const HOLD_MAX: Duration = Duration::from_secs(10);
 
 const TOO_MANY_SESSIONS: Reply<'static> = Reply::fixed(
@@ -119,7 +121,8 @@ impl Gate {
         self.table[conn].role = Role::Client(Box::new(session));
         if let Some((rule, reply)) = self.admit(conn) {
             reply.write(&mut self.table[conn].output);
-            // Whoever was told to come later has said nothing yet, and is not to hold a slot for long.
+            // Whoever was told to come later has said nothing yet, and is not to hold a slot for
+            // long.
             self.end_session(conn, Ending::HangUp, Some(rule));
             return;
         }
@@ -172,8 +175,8 @@ impl Gate {
         self.touch(conn);
     }
 
-    /// The client has `command_timeout` for its next whole command, however it spreads its octets. A next hop waits less
-    /// long for it.
+    /// The client has `command_timeout` for its next whole command, however it spreads its octets.
+    /// A next hop waits less long for it.
     fn expect_command(&mut self, conn: Conn) {
         let due = self.now + self.config.limits.command_timeout;
         let Some(session) = self.session(conn) else {
@@ -311,7 +314,8 @@ impl Gate {
         }
     }
 
-    /// What a refusal of ours by this rule counts against: a stranger's errors, unless it is our configuration that makes it.
+    /// What a refusal of ours by this rule counts against: a stranger's errors, unless it is our
+    /// configuration that makes it.
     pub(super) fn blame(&mut self, conn: Conn, rule: Rule) -> Blame {
         let stranger = self
             .session(conn)
@@ -357,8 +361,8 @@ impl Gate {
         }
     }
 
-    /// Stops or continues the receive: too much is waiting to be answered, to be read by the client, or to be taken by the
-    /// next hop.
+    /// Stops or continues the receive: too much is waiting to be answered, to be read by the
+    /// client, or to be taken by the next hop.
     pub(super) fn client_hold(&mut self, conn: Conn) {
         let connection = &self.table[conn];
         let Role::Client(session) = &connection.role else {
@@ -410,7 +414,8 @@ impl Gate {
         if session.awaits_greeting {
             self.greet(conn);
         } else if session.held.is_some() && queue_due.is_none_or(|due| now < due) {
-            // Nobody says anything about it in time; decided there, and if it is too early, waited on.
+            // Nobody says anything about it in time; decided there, and if it is too early, waited
+            // on.
             self.resume.push(conn);
         } else if passage.is_some_and(Passage::waits_in_queue) {
             self.queue_expired(conn);
@@ -427,7 +432,8 @@ impl Gate {
         }
     }
 
-    /// A client whose time for a command is over has taken of our replies what `look` says; `unsent`: not all of them.
+    /// A client whose time for a command is over has taken of our replies what `look` says;
+    /// `unsent`: not all of them.
     pub(super) fn client_progress(&mut self, conn: Conn, look: Look, unsent: bool) {
         let (now, timeout) = (self.now, self.config.limits.command_timeout);
         let Some(session) = self.session(conn) else {
@@ -457,7 +463,8 @@ impl Gate {
         self.end_session(conn, Ending::Linger, Some(rule.into()));
     }
 
-    /// The peer has closed its side. Answers still owed are given first, for clients that close early and read on.
+    /// The peer has closed its side. Answers still owed are given first, for clients that close
+    /// early and read on.
     pub(super) fn client_at_end(&mut self, conn: Conn) {
         self.client_input(conn, &[]);
     }

@@ -1,9 +1,10 @@
 //! How many sessions each source holds at the moment, over all workers.
 //!
-//! This is the one thing that workers write together. The kernel spreads the connections of one source over all
-//! listening sockets, so a count per worker would make `sessions_per_source` mean something between the number
-//! configured and that number divided by the workers. Rejected: steering a source to one worker (one busy smart host would
-//! have one core). The count is split over locks that two workers seldom want at once.
+//! This is the one thing that workers write together. The kernel spreads the connections of one
+//! source over all listening sockets, so a count per worker would make `sessions_per_source` mean
+//! something between the number configured and that number divided by the workers. Rejected:
+//! steering a source to one worker (one busy smart host would have one core). The count is split
+//! over locks that two workers seldom want at once.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -15,8 +16,8 @@ const SHARDS: usize = 64;
 /// The upper half of 64:ff9b::/96, in whose addresses RFC 6052 puts those of IPv4.
 const TRANSLATED: u64 = 0x0064_ff9b_0000_0000;
 
-/// What is counted as one source: an IPv4 address, also one that a translator has put into 64:ff9b::/96, or the /64 of an IPv6
-/// address, which one host can fill at will.
+/// What is counted as one source: an IPv4 address, also one that a translator has put into
+/// 64:ff9b::/96, or the /64 of an IPv6 address, which one host can fill at will.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source(u64, bool);
 
@@ -26,8 +27,8 @@ impl From<IpAddr> for Source {
             IpAddr::V4(address) => Self(u64::from(address.to_bits()), true),
             IpAddr::V6(address) => {
                 let (upper, lower) = ((address.to_bits() >> 64) as u64, address.to_bits() as u64);
-                // All of IPv4 behind a translator is one /64. What stands for one address of it is the place of a /64 that
-                // is no one's.
+                // All of IPv4 behind a translator is one /64. What stands for one address of it is
+                // the place of a /64 that is no one's.
                 let is_translated = upper == TRANSLATED && lower >> 32 == 0;
                 Self(if is_translated { upper | lower } else { upper }, false)
             }
@@ -49,7 +50,8 @@ impl Default for Sources {
 }
 
 impl Sources {
-    /// Counts one more session of the source, unless it has `sessions_max` already. One that was counted has to [leave](Self::leave).
+    /// Counts one more session of the source, unless it has `sessions_max` already. One that was
+    /// counted has to [leave](Self::leave).
     pub fn enter(&self, source: Source, sessions_max: u32) -> bool {
         let mut shard = self
             .shard(source)

@@ -1,13 +1,15 @@
 //! The timer wheel of a worker: one deadline per slot, in ticks of a second.
 //!
-//! A session's deadline moves with each command, but almost none ever passes. So moving one forward only writes a
-//! field: the slot stays in the list of its old tick, and is put where it belongs when that tick comes round. The
-//! lists are threaded through one array indexed by slot. Rejected: a timeout linked to each operation (some 350
-//! octets of kernel memory each, and it does not fit a multishot receive), and a heap (log n for each command).
+//! A session's deadline moves with each command, but almost none ever passes. So moving one forward
+//! only writes a field: the slot stays in the list of its old tick, and is put where it belongs
+//! when that tick comes round. The lists are threaded through one array indexed by slot. Rejected:
+//! a timeout linked to each operation (some 350 octets of kernel memory each, and it does not fit a
+//! multishot receive), and a heap (log n for each command).
 
 use std::time::Duration;
 
-/// Buckets of the wheel; deadlines further away wait in the last one and are put further on from there.
+/// Buckets of the wheel; deadlines further away wait in the last one and are put further on from
+/// there.
 const TICKS: usize = 1024;
 /// End of a list.
 const NIL: u32 = u32::MAX;
@@ -54,7 +56,8 @@ impl Default for Wheel {
 }
 
 impl Wheel {
-    /// Sets the slot's only deadline: it is due at the first tick at or after `at`, so never early and at most a second late.
+    /// Sets the slot's only deadline: it is due at the first tick at or after `at`, so never early
+    /// and at most a second late.
     pub(super) fn set(&mut self, slot: u32, at: Duration) {
         let tick = at.as_secs() + u64::from(at.subsec_nanos() > 0);
         let due = u32::try_from(tick).unwrap_or(NEVER - 1).max(self.now);
@@ -95,7 +98,8 @@ impl Wheel {
                     self.timers[slot as usize].due = NEVER;
                     due.push(slot);
                 } else if timer.due != NEVER {
-                    // Its bucket is never this one again before it is due: `link` looks ahead by less than a turn.
+                    // Its bucket is never this one again before it is due: `link` looks ahead by
+                    // less than a turn.
                     self.link(slot, timer.due.max(self.now + 1));
                 }
                 slot = timer.next;

@@ -5,8 +5,8 @@
 //! smtp-source -s 50 -m 20000 -l 1024 127.0.0.1:2526
 //! ```
 //!
-//! It speaks just enough SMTP for `smtp-source`, has no policy and holds no limits. Once a second in which something
-//! happened it prints sessions, messages and its own CPU time.
+//! It speaks just enough SMTP for `smtp-source`, has no policy and holds no limits. Once a second
+//! in which something happened it prints sessions, messages and its own CPU time.
 
 use portcullis_uring::{
     Batch, Conn, Event, Outcome, PreparedRing, ReceiveEnd, Ring, Settings, listen, pin_to_core,

@@ -1,7 +1,7 @@
 //! Socket addresses in the kernel's form.
 //!
-//! The bytes are written and read by hand, which needs no unsafe code and no zeroed structures: both families fit in
-//! the 28 bytes of a `sockaddr_in6`, the port at the same place.
+//! The bytes are written and read by hand, which needs no unsafe code and no zeroed structures:
+//! both families fit in the 28 bytes of a `sockaddr_in6`, the port at the same place.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -51,8 +51,9 @@ impl RawAddress {
         raw
     }
 
-    /// The address that the kernel wrote, v4-mapped addresses as the IPv4 addresses that they are: a policy must not
-    /// be passed by coming through a dual-stack socket. Nothing if it is of neither family.
+    /// The address that the kernel wrote, v4-mapped addresses as the IPv4 addresses that they are:
+    /// a policy must not be passed by coming through a dual-stack socket. Nothing if it is of
+    /// neither family.
     pub(crate) fn parse(&self) -> Option<SocketAddr> {
         let family = i32::from(u16::from_ne_bytes(self.part(0)));
         let port = u16::from_be_bytes(self.part(2));

@@ -1,9 +1,10 @@
-//! The receive buffers: a ring of provided buffers, from which the kernel takes one whenever bytes arrive.
+//! The receive buffers: a ring of provided buffers, from which the kernel takes one whenever bytes
+//! arrive.
 //!
-//! An idle connection holds no buffer. A buffer belongs to the kernel from the moment it is offered until a completion
-//! names it, and to the caller from then until it is recycled; who has it is recorded here, so that reading a buffer
-//! that the kernel may be writing to is refused rather than undefined. Recycled buffers are offered together, with
-//! one store of the tail per wait.
+//! An idle connection holds no buffer. A buffer belongs to the kernel from the moment it is offered
+//! until a completion names it, and to the caller from then until it is recycled; who has it is
+//! recorded here, so that reading a buffer that the kernel may be writing to is refused rather than
+//! undefined. Recycled buffers are offered together, with one store of the tail per wait.
 
 #![expect(unsafe_code, reason = "memory shared with the kernel")]
 
@@ -20,7 +21,8 @@ pub(crate) const COUNT_MAX: u16 = 1 << 15;
 
 /// Size of a `struct io_uring_buf`: address (8 octets), length (4), id (2), reserved (2).
 const ENTRY: usize = 16;
-/// The part of an entry that describes a buffer. What follows it is, in the first entry, the tail of the ring.
+/// The part of an entry that describes a buffer. What follows it is, in the first entry, the tail
+/// of the ring.
 const DESCRIPTION: usize = 14;
 
 pub(crate) struct Buffers {
@@ -37,7 +39,8 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    /// `count` must be a power of two, at most [`COUNT_MAX`]; `size` is in octets. All buffers are offered at once.
+    /// `count` must be a power of two, at most [`COUNT_MAX`]; `size` is in octets. All buffers are
+    /// offered at once.
     pub(crate) fn new(count: u16, size: u32) -> io::Result<Self> {
         if !count.is_power_of_two() || count > COUNT_MAX || size == 0 {
             return Err(io::Error::new(
@@ -66,8 +69,8 @@ impl Buffers {
         (self.ring.start().as_ptr() as u64, self.count)
     }
 
-    /// A completion named this buffer: it is the caller's now. False if the ring has no such buffer or the caller has
-    /// it already, which only a broken kernel could bring about.
+    /// A completion named this buffer: it is the caller's now. False if the ring has no such buffer
+    /// or the caller has it already, which only a broken kernel could bring about.
     pub(crate) fn lend(&mut self, id: u16) -> bool {
         match self.lent.get_mut(usize::from(id)) {
             Some(lent) => !std::mem::replace(lent, true),
@@ -75,7 +78,8 @@ impl Buffers {
         }
     }
 
-    /// Part of a buffer that the caller has; nothing if it has not, or if the part is not within the buffer.
+    /// Part of a buffer that the caller has; nothing if it has not, or if the part is not within
+    /// the buffer.
     pub(crate) fn bytes(&self, id: u16, offset: u32, length: u32) -> Option<&[u8]> {
         let lent = self.lent.get(usize::from(id)).copied()?;
         let end = offset.checked_add(length)?;
@@ -85,8 +89,8 @@ impl Buffers {
         let first = self.buffer(id);
         // SAFETY: offset is within the buffer, as checked.
         let first = unsafe { first.add(offset as usize) };
-        // SAFETY: initialised (pages begin as zeroes), within one mapping, and not written to: the kernel does not have
-        // the buffer before it is offered again, which needs `&mut self`.
+        // SAFETY: initialised (pages begin as zeroes), within one mapping, and not written to: the
+        // kernel does not have the buffer before it is offered again, which needs `&mut self`.
         Some(unsafe { std::slice::from_raw_parts(first.as_ptr(), length as usize) })
     }
 
@@ -110,7 +114,8 @@ impl Buffers {
         self.published = self.tail;
         // SAFETY: within the first entry of the mapping.
         let tail = unsafe { self.ring.start().add(DESCRIPTION) };
-        // SAFETY: aligned (pages are, and 14 is even) and valid as long as the mapping; the kernel only loads it.
+        // SAFETY: aligned (pages are, and 14 is even) and valid as long as the mapping; the kernel
+        // only loads it.
         let tail = unsafe { AtomicU16::from_ptr(tail.cast().as_ptr()) };
         tail.store(self.tail, Ordering::Release);
     }
@@ -131,7 +136,8 @@ impl Buffers {
         }
     }
 
-    /// Writes an entry for a buffer that nobody else has. There is always room: as many entries as buffers.
+    /// Writes an entry for a buffer that nobody else has. There is always room: as many entries as
+    /// buffers.
     fn offer(&mut self, id: u16) {
         let mut description = [0; DESCRIPTION];
         let address = self.buffer(id).as_ptr() as u64;

@@ -10,7 +10,8 @@ use io_uring::cqueue;
 use std::io;
 use std::net::SocketAddr;
 
-/// What became of an operation, and the connection it was submitted for (meaningless for [`Outcome::Wake`]).
+/// What became of an operation, and the connection it was submitted for (meaningless for
+/// [`Outcome::Wake`]).
 #[derive(Debug)]
 pub struct Event {
     /// As it was given when the operation was submitted: perhaps an old use of the slot.
@@ -70,7 +71,8 @@ pub enum ReceiveEnd {
     Failed(io::Error),
 }
 
-/// Everything of a ring that a completion can touch; the ring itself is borrowed while completions are read.
+/// Everything of a ring that a completion can touch; the ring itself is borrowed while completions
+/// are read.
 pub(crate) struct Tables {
     pub(crate) slots: Slots,
     pub(crate) buffers: Buffers,

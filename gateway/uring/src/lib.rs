@@ -1,13 +1,15 @@
 //! One io_uring per worker thread, for TCP connections and nothing else.
 //!
-//! A [`PreparedRing`] is made on any thread, so that listeners and memory are held before privileges are dropped. The
-//! worker's thread turns it into a [`Ring`], which never leaves that thread. Connections live in a table of direct
-//! descriptors: a connection is a slot number and a generation ([`Conn`]), never a file descriptor.
+//! A [`PreparedRing`] is made on any thread, so that listeners and memory are held before
+//! privileges are dropped. The worker's thread turns it into a [`Ring`], which never leaves that
+//! thread. Connections live in a table of direct descriptors: a connection is a slot number and a
+//! generation ([`Conn`]), never a file descriptor.
 //!
-//! This crate is the only place in the gateway that talks to the kernel about rings, and it keeps what that takes in
-//! unsafe code to itself: the interface is safe however it is used, including when a ring is dropped with operations
-//! in flight. Rejected: a general wrapper of io_uring (the gateway needs nine operations), and futures (a future per
-//! idle session costs more than the session).
+//! This crate is the only place in the gateway that talks to the kernel about rings, and it keeps
+//! what that takes in unsafe code to itself: the interface is safe however it is used, including
+//! when a ring is dropped with operations in flight. Rejected: a general wrapper of io_uring (the
+//! gateway needs nine operations), and futures (a future per idle session costs more than the
+//! session).
 //!
 //! | file | subject |
 //! |---|---|

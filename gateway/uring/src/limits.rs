@@ -9,7 +9,8 @@ const TABLE_MAX: u64 = 1 << 20;
 
 /// Raises the limit of open files as far as it goes without privileges, and returns it.
 ///
-/// A ring's table may not be larger than this limit, although what is in it does not count against it.
+/// A ring's table may not be larger than this limit, although what is in it does not count against
+/// it.
 ///
 /// # Errors
 /// Those of `getrlimit` and `setrlimit`.
@@ -51,7 +52,8 @@ fn descriptor_limit() -> io::Result<libc::rlimit> {
 pub fn allowed_cores() -> io::Result<Vec<usize>> {
     let mut set = CoreSet::EMPTY;
     let start = set.0.as_mut_ptr().cast();
-    // SAFETY: the pointer and the size are those of the set, which the kernel writes to during the call.
+    // SAFETY: the pointer and the size are those of the set, which the kernel writes to during the
+    // call.
     checked(unsafe { libc::sched_getaffinity(0, size_of::<CoreSet>(), start) })?;
     Ok((0..CoreSet::CORES).filter(|&core| set.has(core)).collect())
 }
@@ -67,7 +69,8 @@ pub fn pin_to_core(core: usize) -> io::Result<()> {
     }
     set.add(core);
     let start = set.0.as_ptr().cast();
-    // SAFETY: the pointer and the size are those of the set, which the kernel reads during the call.
+    // SAFETY: the pointer and the size are those of the set, which the kernel reads during the
+    // call.
     checked(unsafe { libc::sched_setaffinity(0, size_of::<CoreSet>(), start) })
 }
 

@@ -1,5 +1,5 @@
-//! Listening sockets: one per ring and address, all of them with `SO_REUSEPORT`, so that the kernel spreads
-//! connections over the rings and no two rings share a queue.
+//! Listening sockets: one per ring and address, all of them with `SO_REUSEPORT`, so that the kernel
+//! spreads connections over the rings and no two rings share a queue.
 
 #![expect(unsafe_code, reason = "socket, setsockopt, bind and listen")]
 
@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::{fmt, io};
 
-/// Octets that may lie in a socket without having been sent (`TCP_NOTSENT_LOWAT`). What a slow peer takes then shows as sends that
-/// complete, every so many octets, and not after megabytes; what is on its way to a fast one is not bounded by it.
+/// Octets that may lie in a socket without having been sent (`TCP_NOTSENT_LOWAT`). What a slow peer
+/// takes then shows as sends that complete, every so many octets, and not after megabytes; what is
+/// on its way to a fast one is not bounded by it.
 pub(crate) const UNSENT_MAX: libc::c_int = 256 << 10;
 
 /// Why an address cannot be listened on.
@@ -47,8 +48,9 @@ impl std::error::Error for ListenError {
     }
 }
 
-/// A listening socket that accepted connections inherit `TCP_NODELAY` and a bound on what lies unsent from. An IPv6 socket takes IPv6 only, so that
-/// `0.0.0.0` and `::` can be listened on side by side.
+/// A listening socket that accepted connections inherit `TCP_NODELAY` and a bound on what lies
+/// unsent from. An IPv6 socket takes IPv6 only, so that `0.0.0.0` and `::` can be listened on side
+/// by side.
 ///
 /// # Errors
 /// [`ListenError`], whose message says what to do.
@@ -77,7 +79,8 @@ fn open(address: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
     }
     let raw = RawAddress::new(address);
     let start = raw.bytes.as_ptr().cast();
-    // SAFETY: the pointer and the length are those of a valid address, which the kernel reads during the call.
+    // SAFETY: the pointer and the length are those of a valid address, which the kernel reads
+    // during the call.
     checked(unsafe { libc::bind(socket.as_raw_fd(), start, raw.length) })?;
     // SAFETY: takes no pointer.
     checked(unsafe { libc::listen(socket.as_raw_fd(), backlog) })?;
@@ -89,7 +92,8 @@ fn switch_on(socket: &OwnedFd, level: i32, option: i32) -> io::Result<()> {
 }
 
 fn set(socket: &OwnedFd, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the pointer and the size are those of one int, which the kernel reads during the call.
+    // SAFETY: the pointer and the size are those of one int, which the kernel reads during the
+    // call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

@@ -1,7 +1,8 @@
 //! Anonymous pages, for memory that the kernel holds on to.
 //!
-//! Pages rather than a `Vec`: what a ring registers must be page-aligned, and pages that are not touched yet cost
-//! nothing, so that a generous number of receive buffers is paid for when it is used.
+//! Pages rather than a `Vec`: what a ring registers must be page-aligned, and pages that are not
+//! touched yet cost nothing, so that a generous number of receive buffers is paid for when it is
+//! used.
 
 #![expect(unsafe_code, reason = "mmap and munmap")]
 
@@ -55,8 +56,8 @@ impl Drop for Mapping {
         if self.length == 0 {
             return;
         }
-        // SAFETY: start and length are those of a mapping that this handle alone owns, and no reference into it can
-        // outlive the handle.
+        // SAFETY: start and length are those of a mapping that this handle alone owns, and no
+        // reference into it can outlive the handle.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }

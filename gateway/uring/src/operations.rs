@@ -2,17 +2,22 @@
 //!
 //! What the kernel does with each was found out by measuring, and by reading it:
 //!
-//! - An accept names its slot and brings the peer's address. Outstanding accepts are the only way in, so a full table
-//!   leaves clients in the kernel's backlog. (A multishot accept brings no address and kills clients if there is no slot.)
-//! - A connect is a chain of four: socket, `TCP_NODELAY`, `TCP_NOTSENT_LOWAT`, connect. The first three are silent unless
-//!   they fail, and then silence the rest, so that the chain completes once, as one operation.
-//! - How much a peer has not taken yet (`SIOCOUTQ`) is asked with a socket command, which the kernel answers while it submits.
-//!   (`TCP_INFO` would tell more, and needs a descriptor that direct descriptors are not.)
-//! - Shutting down is the one operation here that the kernel always gives to a thread of its own, which costs more than
-//!   the rest of a session and finds its socket late: by then the slot could be another connection's. So both
-//!   directions are ended by cancelling what is in flight and closing afterwards, with the same effect on the wire;
-//!   only a half-close is a real shutdown, and a close waits for it.
-//! - Closing a slot with a receive armed does not close the connection. The caller ends the receive first.
+//! - An accept names its slot and brings the peer's address. Outstanding accepts are the only way
+//!   in, so a full table leaves clients in the kernel's backlog. (A multishot accept brings no
+//!   address and kills clients if there is no slot.)
+//! - A connect is a chain of four: socket, `TCP_NODELAY`, `TCP_NOTSENT_LOWAT`, connect. The first
+//!   three are silent unless they fail, and then silence the rest, so that the chain completes
+//!   once, as one operation.
+//! - How much a peer has not taken yet (`SIOCOUTQ`) is asked with a socket command, which the
+//!   kernel answers while it submits. (`TCP_INFO` would tell more, and needs a descriptor that
+//!   direct descriptors are not.)
+//! - Shutting down is the one operation here that the kernel always gives to a thread of its own,
+//!   which costs more than the rest of a session and finds its socket late: by then the slot could
+//!   be another connection's. So both directions are ended by cancelling what is in flight and
+//!   closing afterwards, with the same effect on the wire; only a half-close is a real shutdown,
+//!   and a close waits for it.
+//! - Closing a slot with a receive armed does not close the connection. The caller ends the receive
+//!   first.
 
 #![expect(unsafe_code, reason = "operations that point to memory")]
 
@@ -60,7 +65,8 @@ impl Ring {
         self.submit_counted(&[accept]);
     }
 
-    /// Cancels all outstanding accepts and closes the listening sockets, at once. Every accept still completes.
+    /// Cancels all outstanding accepts and closes the listening sockets, at once. Every accept
+    /// still completes.
     pub fn stop_accepting(&mut self) {
         for at in 0..self.core.listeners.len() {
             let listener = Fd(self.core.listeners[at].as_raw_fd());
@@ -82,8 +88,8 @@ impl Ring {
         self.submit_counted(&chain);
     }
 
-    /// Receives until paused, starved or at the end of the stream: [`Outcome::Received`] any number of times, then
-    /// [`Outcome::ReceiveEnded`]. At most one may be armed per connection.
+    /// Receives until paused, starved or at the end of the stream: [`Outcome::Received`] any number
+    /// of times, then [`Outcome::ReceiveEnded`]. At most one may be armed per connection.
     pub fn receive(&mut self, conn: Conn) {
         let Some(slot) = self.core.tables.slots.slot(conn) else {
             let error = io::Error::from_raw_os_error(libc::EBADF);
@@ -95,7 +101,8 @@ impl Ring {
         self.submit_counted(&[receive.user_data(pack(Operation::Receive, conn))]);
     }
 
-    /// Asks an armed receive to end; it ends with [`ReceiveEnd::Paused`] unless something else ends it first.
+    /// Asks an armed receive to end; it ends with [`ReceiveEnd::Paused`] unless something else ends
+    /// it first.
     pub fn pause(&mut self, conn: Conn) {
         if conn.slot < token::SLOTS_MAX {
             let cancel = AsyncCancel::new(pack(Operation::Receive, conn)).build();
@@ -103,8 +110,8 @@ impl Ring {
         }
     }
 
-    /// Sends a buffer, which comes back with [`Outcome::Sent`]. At most one may be in flight per connection; a second
-    /// one fails with `EALREADY`.
+    /// Sends a buffer, which comes back with [`Outcome::Sent`]. At most one may be in flight per
+    /// connection; a second one fails with `EALREADY`.
     pub fn send(&mut self, conn: Conn, buffer: Vec<u8>) {
         let error = match self.core.tables.slots.slot(conn) {
             Some(slot) if matches!(slot.held, Held::Nothing) => {
@@ -112,8 +119,8 @@ impl Ring {
                 let (start, length) = (buffer.as_ptr(), buffer.len());
                 slot.held = Held::Buffer(buffer);
                 let length = u32::try_from(length).unwrap_or(u32::MAX);
-                // It waits for room, and ends with what the room was enough for. (To wait for room for everything would hide how
-                // much a slow peer has taken.)
+                // It waits for room, and ends with what the room was enough for. (To wait for room
+                // for everything would hide how much a slow peer has taken.)
                 let send = Send::new(Fixed(conn.slot), start, length)
                     .flags(libc::MSG_NOSIGNAL)
                     .build();
@@ -126,7 +133,8 @@ impl Ring {
         self.ready(conn, Outcome::Sent(buffer, Err(error)));
     }
 
-    /// Asks how much of what was sent the peer's TCP has not acknowledged. Ends with [`Outcome::Unacknowledged`].
+    /// Asks how much of what was sent the peer's TCP has not acknowledged. Ends with
+    /// [`Outcome::Unacknowledged`].
     pub fn unacknowledged(&mut self, conn: Conn) {
         if self.core.tables.slots.present(conn).is_none() {
             let error = io::Error::from_raw_os_error(libc::EBADF);
@@ -138,8 +146,9 @@ impl Ring {
 
     /// Ends both directions, or only the sending one (which sends a FIN); has no event of its own.
     ///
-    /// With `both`, everything in flight on the connection ends: a receive with [`ReceiveEnd::EndOfStream`], a send
-    /// with what was taken of it or `ECANCELED`, a connect with `ECANCELED`; the FIN is sent by the close.
+    /// With `both`, everything in flight on the connection ends: a receive with
+    /// [`ReceiveEnd::EndOfStream`], a send with what was taken of it or `ECANCELED`, a connect with
+    /// `ECANCELED`; the FIN is sent by the close.
     pub fn shutdown(&mut self, conn: Conn, both: bool) {
         let Some(slot) = self.core.tables.slots.present(conn) else {
             return;
@@ -155,8 +164,8 @@ impl Ring {
         }
     }
 
-    /// Gives a slot back, which may be empty. Only with no receive armed and no send in flight: the kernel would keep
-    /// the connection open for them. Ends with [`Outcome::Closed`].
+    /// Gives a slot back, which may be empty. Only with no receive armed and no send in flight: the
+    /// kernel would keep the connection open for them. Ends with [`Outcome::Closed`].
     pub fn close(&mut self, conn: Conn) {
         match self.core.tables.slots.slot(conn) {
             Some(slot) if slot.shutting => {
@@ -219,8 +228,8 @@ struct Place {
     size: libc::socklen_t,
 }
 
-/// Socket, `TCP_NODELAY`, `TCP_NOTSENT_LOWAT`, connect. One of them completes, as [`Operation::Connect`]: the first that
-/// fails, or the last.
+/// Socket, `TCP_NODELAY`, `TCP_NOTSENT_LOWAT`, connect. One of them completes, as
+/// [`Operation::Connect`]: the first that fails, or the last.
 fn connect_chain(conn: Conn, place: &Place, domain: i32) -> [Entry; 4] {
     let user_data = pack(Operation::Connect, conn);
     let socket = Socket::new(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP)
@@ -262,8 +271,9 @@ fn silent(entry: Entry) -> Entry {
 
 /// Queues entries, all or (if there is no room) none of them.
 pub(crate) fn push(ring: &mut IoUring, entries: &[Entry]) -> bool {
-    // SAFETY: the entries are those made in this crate. What they point to is a static, or memory of the ring's
-    // tables, which keep it until the operation has completed and are leaked if it never does.
+    // SAFETY: the entries are those made in this crate. What they point to is a static, or memory
+    // of the ring's tables, which keep it until the operation has completed and are leaked if it
+    // never does.
     unsafe { ring.submission().push_multiple(entries) }.is_ok()
 }
 
@@ -272,7 +282,8 @@ impl Buffers {
     pub(crate) fn register(&self, ring: &IoUring) -> io::Result<()> {
         let (start, count) = self.ring();
         let submitter = ring.submitter();
-        // SAFETY: page-aligned memory with room for that many entries, which outlives the ring or is leaked.
+        // SAFETY: page-aligned memory with room for that many entries, which outlives the ring or
+        // is leaked.
         unsafe { submitter.register_buf_ring_with_flags(start, count, GROUP, 0) }
     }
 }

@@ -43,7 +43,8 @@ fn failed(step: &'static str) -> impl FnOnce(io::Error) -> SetupError {
     move |error| SetupError::Failed { step, error }
 }
 
-/// A ring with its memory, its table and its listeners, not yet in use. It may go to another thread.
+/// A ring with its memory, its table and its listeners, not yet in use. It may go to another
+/// thread.
 pub struct PreparedRing(Core);
 
 impl PreparedRing {
@@ -120,8 +121,8 @@ impl fmt::Debug for PreparedRing {
 
 /// A ring in use. It stays on the thread that started it: the kernel allows no other to submit.
 ///
-/// Nothing that is submitted happens before the next [`wait`](Ring::wait), unless the submission queue is full. A
-/// ring that is dropped cancels what is in flight and waits for it.
+/// Nothing that is submitted happens before the next [`wait`](Ring::wait), unless the submission
+/// queue is full. A ring that is dropped cancels what is in flight and waits for it.
 pub struct Ring {
     pub(crate) core: Core,
     not_send: PhantomData<*const ()>,
@@ -134,8 +135,8 @@ impl Ring {
         self.core.tables.waker.clone()
     }
 
-    /// Submits everything and waits for an event or until the time is up (zero: does not wait); gives what has
-    /// happened to the sink. It may return with no event before the time is up.
+    /// Submits everything and waits for an event or until the time is up (zero: does not wait);
+    /// gives what has happened to the sink. It may return with no event before the time is up.
     ///
     /// # Errors
     /// Only if the ring is broken.
@@ -167,7 +168,8 @@ impl Ring {
         }
     }
 
-    /// Gives a received buffer back, whether or not its connection still exists. The kernel sees it at the next wait.
+    /// Gives a received buffer back, whether or not its connection still exists. The kernel sees it
+    /// at the next wait.
     pub fn recycle(&mut self, buffer: u16) {
         let recycled = self.core.tables.buffers.recycle(buffer);
         debug_assert!(recycled, "receive buffer {buffer} recycled twice");
@@ -182,7 +184,8 @@ impl fmt::Debug for Ring {
     }
 }
 
-/// What a ring consists of. The fields are dropped in this order: the ring before the memory that it knows.
+/// What a ring consists of. The fields are dropped in this order: the ring before the memory that
+/// it knows.
 pub(crate) struct Core {
     pub(crate) ring: IoUring,
     registered: Option<RegisteredRing>,
@@ -194,7 +197,8 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Queues entries that belong together; they are submitted together too. Submits if there is no room for them.
+    /// Queues entries that belong together; they are submitted together too. Submits if there is no
+    /// room for them.
     pub(crate) fn push(&mut self, entries: &[Entry]) {
         self.submit_until(|core| crate::operations::push(&mut core.ring, entries));
     }
@@ -204,8 +208,8 @@ impl Core {
         self.submit_until(|core| core.ring.submission().is_empty());
     }
 
-    /// Submits again and again, for as long as something cannot be done. If the kernel takes nothing for that long,
-    /// the ring is broken.
+    /// Submits again and again, for as long as something cannot be done. If the kernel takes
+    /// nothing for that long, the ring is broken.
     fn submit_until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
         for _ in 0..SUBMIT_ATTEMPTS_MAX {
             if done(self) {
@@ -219,7 +223,8 @@ impl Core {
         self.broken = Some(io::Error::from_raw_os_error(libc::EBUSY));
     }
 
-    /// Submits what is queued, without waiting. Should the kernel be out of room, completions are taken meanwhile.
+    /// Submits what is queued, without waiting. Should the kernel be out of room, completions are
+    /// taken meanwhile.
     fn submit(&mut self) -> io::Result<()> {
         let Some(registered) = self.registered else {
             return Err(io::Error::from_raw_os_error(libc::EBADFD));
@@ -260,15 +265,16 @@ impl Core {
         }
     }
 
-    /// Takes all completions there are. Those that did not fit into the queue come with the next wait: entering the
-    /// ring moves them up.
+    /// Takes all completions there are. Those that did not fit into the queue come with the next
+    /// wait: entering the ring moves them up.
     fn drain(&mut self, sink: &mut impl FnMut(Event)) {
         for entry in self.ring.completion() {
             self.tables.complete(&entry, sink);
         }
     }
 
-    /// Cancels everything and waits for it. True if the kernel holds none of the ring's memory any more.
+    /// Cancels everything and waits for it. True if the kernel holds none of the ring's memory any
+    /// more.
     fn settle(&mut self) -> bool {
         let deadline = Instant::now() + TEARDOWN_MAX;
         while self.tables.in_flight > 0 {
@@ -315,8 +321,8 @@ pub(crate) fn build(entries: u32) -> io::Result<IoUring> {
         .build(entries)
 }
 
-/// Errors of entering a ring that are no errors: the time was up, a signal came, or the kernel wants completions to
-/// be taken first.
+/// Errors of entering a ring that are no errors: the time was up, a signal came, or the kernel
+/// wants completions to be taken first.
 fn passes(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -8,7 +8,8 @@ use std::{fmt, io};
 /// How a ring is to be.
 #[derive(Debug)]
 pub struct Settings {
-    /// Connections the ring can hold: the size of its table, below `RLIMIT_NOFILE` (which it does not use up).
+    /// Connections the ring can hold: the size of its table, below `RLIMIT_NOFILE` (which it does
+    /// not use up).
     pub slots: u32,
     /// Listening sockets, as from [`listen`](crate::listen). Accepts name them by their place here.
     pub listeners: Vec<OwnedFd>,

@@ -1,8 +1,9 @@
 //! The table of connections, as far as the kernel's hold on memory is concerned.
 //!
-//! While a send is in flight the kernel reads its buffer, and while an accept is outstanding it will write an address:
-//! the table owns both until the completion is there, whatever the caller does meanwhile. One record of 32 bytes per
-//! slot, allocated once; addresses come from a small pool, because few slots are being accepted into at any time.
+//! While a send is in flight the kernel reads its buffer, and while an accept is outstanding it
+//! will write an address: the table owns both until the completion is there, whatever the caller
+//! does meanwhile. One record of 32 bytes per slot, allocated once; addresses come from a small
+//! pool, because few slots are being accepted into at any time.
 
 #![expect(unsafe_code, reason = "memory that the kernel writes to")]
 
@@ -30,7 +31,8 @@ pub(crate) struct Slot {
     pub(crate) generation: u32,
     /// A receive is armed.
     pub(crate) receiving: bool,
-    /// Both directions were shut down: a receive that was cancelled for this is at its end, not paused.
+    /// Both directions were shut down: a receive that was cancelled for this is at its end, not
+    /// paused.
     pub(crate) shut: bool,
     /// The kernel has a shutdown of this slot to do, on a thread of its own.
     pub(crate) shutting: bool,
@@ -63,7 +65,8 @@ impl Slots {
         }
     }
 
-    /// The slot of a connection, whatever its present generation; nothing if the table has no such slot.
+    /// The slot of a connection, whatever its present generation; nothing if the table has no such
+    /// slot.
     pub(crate) fn slot(&mut self, conn: Conn) -> Option<&mut Slot> {
         self.table.get_mut(conn.slot as usize)
     }
@@ -81,7 +84,8 @@ impl Slots {
         cell
     }
 
-    /// Takes back what the kernel has let go of; a buffer is returned, an address goes back to the pool.
+    /// Takes back what the kernel has let go of; a buffer is returned, an address goes back to the
+    /// pool.
     ///
     /// # Safety
     /// The operation that the slot's memory was held for has completed.
@@ -119,7 +123,8 @@ pub(crate) enum Released {
 /// A raw pointer rather than a `Box`: a `Box` claims that nobody else writes to what it holds.
 pub(crate) struct AddressCell(NonNull<RawAddress>);
 
-// SAFETY: the cell is the only owner of its address but for the kernel, which does not care about threads.
+// SAFETY: the cell is the only owner of its address but for the kernel, which does not care about
+// threads.
 unsafe impl Send for AddressCell {}
 
 impl AddressCell {
@@ -128,7 +133,8 @@ impl AddressCell {
     }
 
     fn set(&mut self, address: RawAddress) {
-        // SAFETY: the pointer is valid, and a cell that is being set is out of the pool, hence in no operation.
+        // SAFETY: the pointer is valid, and a cell that is being set is out of the pool, hence in
+        // no operation.
         unsafe { self.0.write(address) };
     }
 
@@ -147,14 +153,16 @@ impl AddressCell {
     /// # Safety
     /// The kernel does not write to it any more.
     unsafe fn read(&self) -> RawAddress {
-        // SAFETY: valid and initialised since it was made; the caller excludes the only other writer.
+        // SAFETY: valid and initialised since it was made; the caller excludes the only other
+        // writer.
         unsafe { self.0.read() }
     }
 }
 
 impl Drop for AddressCell {
     fn drop(&mut self) {
-        // SAFETY: came from a Box and was never given away; a ring that cannot get it back leaks it instead.
+        // SAFETY: came from a Box and was never given away; a ring that cannot get it back leaks it
+        // instead.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }

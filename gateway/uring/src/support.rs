@@ -1,4 +1,5 @@
-//! Can this machine run it? For `portcullis doctor`, and for errors at start-up that say what to do.
+//! Can this machine run it? For `portcullis doctor`, and for errors at start-up that say what to
+//! do.
 
 use crate::completion::Outcome;
 use crate::limits;
@@ -33,7 +34,8 @@ pub struct Missing {
 pub enum Unavailable {
     /// The kernel was built without it, or is too old to have it.
     NotInKernel,
-    /// `kernel.io_uring_disabled` has this value: 1 excludes processes without privileges, 2 everybody.
+    /// `kernel.io_uring_disabled` has this value: 1 excludes processes without privileges, 2
+    /// everybody.
     DisabledBySysctl(u8),
     /// Something else forbids it: a seccomp profile, as Docker's, or a security module.
     Forbidden,
@@ -50,8 +52,8 @@ impl Unavailable {
         Self::classify(error, setting.as_deref())
     }
 
-    /// `setting` is what the file of the sysctl holds. It exists if the kernel (since 6.6) has io_uring: if the system
-    /// call does not, somebody hides it.
+    /// `setting` is what the file of the sysctl holds. It exists if the kernel (since 6.6) has
+    /// io_uring: if the system call does not, somebody hides it.
     fn classify(error: io::Error, setting: Option<&str>) -> Self {
         let disabled = setting.and_then(|text| text.trim().parse().ok());
         match (error.raw_os_error(), disabled) {

@@ -1,8 +1,8 @@
-//! The system calls that the io-uring crate has no wrapper for: entering a ring by its registered number and sending
-//! a ring a message from a thread that has no ring.
+//! The system calls that the io-uring crate has no wrapper for: entering a ring by its registered
+//! number and sending a ring a message from a thread that has no ring.
 //!
-//! The crate can register a ring's descriptor, but it keeps the number in a `Submitter` that borrows the ring, and a
-//! `Submitter` cannot live as long as the ring does.
+//! The crate can register a ring's descriptor, but it keeps the number in a `Submitter` that
+//! borrows the ring, and a `Submitter` cannot live as long as the ring does.
 
 #![expect(unsafe_code, reason = "raw system calls")]
 
@@ -46,7 +46,8 @@ impl RegisteredRing {
             data: u64::try_from(ring).map_err(|_| io::ErrorKind::InvalidInput)?,
         };
         let argument = from_mut(&mut update).cast();
-        // SAFETY: the argument is one valid update, which the kernel reads and writes during the call only.
+        // SAFETY: the argument is one valid update, which the kernel reads and writes during the
+        // call only.
         unsafe { register(ring, IORING_REGISTER_RING_FDS, argument, 1) }?;
         Ok(Self {
             index: update.offset,
@@ -54,7 +55,8 @@ impl RegisteredRing {
         })
     }
 
-    /// Takes the ring out of the calling thread's table, which must be the one it was registered in.
+    /// Takes the ring out of the calling thread's table, which must be the one it was registered
+    /// in.
     pub(crate) fn unregister(self, ring: RawFd) -> io::Result<()> {
         let mut update = ResourceUpdate {
             offset: self.index,
@@ -66,8 +68,9 @@ impl RegisteredRing {
         unsafe { register(ring, IORING_UNREGISTER_RING_FDS, argument, 1) }
     }
 
-    /// Submits `to_submit` entries and runs what the kernel has put off; waits for `want` completions if `wait` is
-    /// given, which also bounds the time. Returns how many entries were taken.
+    /// Submits `to_submit` entries and runs what the kernel has put off; waits for `want`
+    /// completions if `wait` is given, which also bounds the time. Returns how many entries were
+    /// taken.
     ///
     /// Safe, because what the entries point to was promised to stay valid when they were pushed.
     pub(crate) fn enter(
@@ -86,7 +89,8 @@ impl RegisteredRing {
             want = completions;
             arguments = bounds;
         }
-        // SAFETY: the arguments are a valid io_uring_getevents_arg, whose lifetime covers the timespec it points to.
+        // SAFETY: the arguments are a valid io_uring_getevents_arg, whose lifetime covers the
+        // timespec it points to.
         let taken = unsafe {
             libc::syscall(
                 libc::SYS_io_uring_enter,
@@ -105,8 +109,8 @@ impl RegisteredRing {
 /// Runs a message entry (`IORING_OP_MSG_RING`) at once, on behalf of no ring. Needs Linux 6.13.
 pub(crate) fn send_message(message: &Entry) -> io::Result<()> {
     let argument = from_ref(message).cast_mut().cast();
-    // SAFETY: the argument is one valid entry, which the kernel only reads, during the call; a message with data
-    // points to no memory. The number -1 stands for "no ring of one's own".
+    // SAFETY: the argument is one valid entry, which the kernel only reads, during the call; a
+    // message with data points to no memory. The number -1 stands for "no ring of one's own".
     unsafe { register(-1, IORING_REGISTER_SEND_MSG_RING, argument, 1) }
 }
 

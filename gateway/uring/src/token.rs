@@ -6,13 +6,14 @@
 //! | 32..56 | the slot |
 //! | 0..32 | the generation of the slot |
 //!
-//! Packed numbers rather than a pointer to a record per operation: a completion that comes late, after its slot was
-//! taken again, is then a wrong number to be noticed and not a dangling pointer.
+//! Packed numbers rather than a pointer to a record per operation: a completion that comes late,
+//! after its slot was taken again, is then a wrong number to be noticed and not a dangling pointer.
 
 /// One use of one slot of the ring's table.
 ///
-/// The kernel may deliver completions of an old use after the slot was taken again. They carry the generation that
-/// their operation was submitted with, so that they can be told from those of the present use.
+/// The kernel may deliver completions of an old use after the slot was taken again. They carry the
+/// generation that their operation was submitted with, so that they can be told from those of the
+/// present use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conn {
     /// Index into the table, below [`SLOTS_MAX`].

@@ -1,8 +1,9 @@
 //! Waking a ring from anywhere.
 //!
-//! The waking thread has no ring of its own: it uses the synchronous form of a message to a ring. Wakes are
-//! coalesced: until the ring has seen the first one, further ones cost an atomic swap and no system call. Rejected:
-//! an eventfd with a read armed on it (a descriptor and two more operations per wake).
+//! The waking thread has no ring of its own: it uses the synchronous form of a message to a ring.
+//! Wakes are coalesced: until the ring has seen the first one, further ones cost an atomic swap and
+//! no system call. Rejected: an eventfd with a read armed on it (a descriptor and two more
+//! operations per wake).
 
 use crate::syscall;
 use crate::token::{self, Conn, Operation};
@@ -12,9 +13,11 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Wakes the ring that it came from: the ring's next wait reports [`Outcome::Wake`](crate::Outcome::Wake).
+/// Wakes the ring that it came from: the ring's next wait reports
+/// [`Outcome::Wake`](crate::Outcome::Wake).
 ///
-/// What the ring's thread is to look at must be in place before the call. Waking a ring that is gone does nothing.
+/// What the ring's thread is to look at must be in place before the call. Waking a ring that is
+/// gone does nothing.
 #[derive(Clone, Debug)]
 pub struct Waker(Arc<Shared>);
 
@@ -22,7 +25,8 @@ pub struct Waker(Arc<Shared>);
 struct Shared {
     /// A wake is on its way and has not been reported yet.
     pending: AtomicBool,
-    /// The ring; gone once it is dropped. Held during the call, so that the number cannot be another file's by then.
+    /// The ring; gone once it is dropped. Held during the call, so that the number cannot be
+    /// another file's by then.
     ring: Mutex<Option<RawFd>>,
 }
 
@@ -56,7 +60,8 @@ impl Waker {
         }
     }
 
-    /// Takes the mark down, before the ring's thread looks at what it was woken for. Says whether it was up.
+    /// Takes the mark down, before the ring's thread looks at what it was woken for. Says whether
+    /// it was up.
     pub(crate) fn taken(&self) -> bool {
         self.0.pending.swap(false, Ordering::SeqCst)
     }

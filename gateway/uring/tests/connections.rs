@@ -289,7 +289,8 @@ fn dropped_ring_ends_its_connections_and_loses_no_memory_to_the_kernel() {
         waker.wake();
         for client in &mut clients {
             let mut bytes = Vec::new();
-            // A FIN or a reset, what matters is that it ends, and that nothing but what was sent came.
+            // A FIN or a reset, what matters is that it ends, and that nothing but what was sent
+            // came.
             let _ = client.read_to_end(&mut bytes);
             assert!(bytes.iter().all(|byte| *byte == round));
         }

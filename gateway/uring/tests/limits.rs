@@ -1,4 +1,5 @@
-//! Tables against the limit of open files. It is the process's, so this test has a process of its own.
+//! Tables against the limit of open files. It is the process's, so this test has a process of its
+//! own.
 
 mod desk;
 
@@ -21,7 +22,8 @@ fn three_rings_hold_more_connections_than_the_process_may_open_files() {
     }
 
     let mut desks: Vec<_> = (0..3).map(|_| Desk::new(slots)).collect();
-    // Every connection has both of its ends in tables: the even slots call, the odd slots are called.
+    // Every connection has both of its ends in tables: the even slots call, the odd slots are
+    // called.
     let mut held = 0;
     for desk in &mut desks {
         for pair in 0..slots / 2 {

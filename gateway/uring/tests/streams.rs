@@ -207,7 +207,8 @@ fn more_completions_than_the_queue_has_room_for_all_come() {
         entries: 4,
         ..Settings::default()
     });
-    // Submitted four at a time, because the queue is full, and with nobody looking at completions meanwhile.
+    // Submitted four at a time, because the queue is full, and with nobody looking at completions
+    // meanwhile.
     for slot in 0..CLOSES {
         desk.ring.close(conn(slot, 1));
     }

@@ -1,4 +1,5 @@
-//! The verdict on the host: userspace's own lookup in the place of the kernel's, and a memory that ends with the case.
+//! The verdict on the host: userspace's own lookup in the place of the kernel's, and a memory that
+//! ends with the case.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -146,7 +147,8 @@ impl Memory for HostMemory {
 #[derive(Clone, Copy)]
 pub struct FirstBuffer<'a>(&'a [u8], bool);
 
-/// What the kernel has room for in the page of a frame that it runs through a program: all but headroom and tailroom.
+/// What the kernel has room for in the page of a frame that it runs through a program: all but
+/// headroom and tailroom.
 const FIRST_BUFFER_OCTETS: usize = 4096 - 256 - 320;
 
 impl<'a> FirstBuffer<'a> {
@@ -174,7 +176,8 @@ impl Packet for FirstBuffer<'_> {
     }
 }
 
-/// What becomes of a frame of this case on the host, when it has come as often before as the case says.
+/// What becomes of a frame of this case on the host, when it has come as often before as the case
+/// says.
 #[must_use]
 pub fn judge_on_host(file: &File, case: &Case, frame: FirstBuffer<'_>) -> Verdict {
     let settings = case.circumstances.settings(&file.ports);

@@ -5,7 +5,8 @@ use std::str;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// The octets of a frame, and whether tags may be put into it: it has an Ethernet header and none of its own.
+/// The octets of a frame, and whether tags may be put into it: it has an Ethernet header and none
+/// of its own.
 pub(super) fn frame(text: &str) -> Result<(Vec<u8>, bool)> {
     let layers: Vec<Layer<'_>> = text.split('|').map(Layer::parse).collect();
     let is_ethernet = layers.first().is_some_and(|layer| layer.name == "eth");

@@ -1,5 +1,5 @@
-//! Packet cases as data: `tests/packets/*.txt`, run on the host and through the program in the kernel.
-//! The format is described in `tests/packets/README.md`.
+//! Packet cases as data: `tests/packets/*.txt`, run on the host and through the program in the
+//! kernel. The format is described in `tests/packets/README.md`.
 
 mod host;
 mod layers;
@@ -343,8 +343,8 @@ fn expected(text: &str) -> Result<Expected> {
     })
 }
 
-/// Writes the frame of each case into the directory that `PORTCULLIS_FUZZ_SEEDS` names, if it does: the beginning of a
-/// fuzzer's corpus.
+/// Writes the frame of each case into the directory that `PORTCULLIS_FUZZ_SEEDS` names, if it does:
+/// the beginning of a fuzzer's corpus.
 pub fn write_seeds() {
     let Some(directory) = std::env::var_os("PORTCULLIS_FUZZ_SEEDS") else {
         return;

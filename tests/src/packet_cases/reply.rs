@@ -35,7 +35,9 @@ impl Reply {
     }
 }
 
-/// The layers of a reply, by the first octet (the cases have no Ethernet address that begins with 4 or 6) at once or behind Ethernet addresses, tags and PPPoE, which are those of the frame it answers.
+/// The layers of a reply, by the first octet (the cases have no Ethernet address that begins with 4
+/// or 6) at once or behind Ethernet addresses, tags and PPPoE, which are those of the frame it
+/// answers.
 fn layers(frame: &[u8], sent: &[u8]) -> Result<Vec<Vec<String>>> {
     if frame[0] >> 4 == 4 {
         return ipv4(sent);

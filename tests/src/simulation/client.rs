@@ -1,4 +1,5 @@
-//! A client of the simulation: it follows a plan, checks that every command gets its reply, and sometimes vanishes.
+//! A client of the simulation: it follows a plan, checks that every command gets its reply, and
+//! sometimes vanishes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -437,7 +438,8 @@ impl Peer for Client {
     }
 
     fn reset(&mut self, _now: Duration) {
-        // Breaking connections is what the network of a simulation does; what was accepted before still has to be there.
+        // Breaking connections is what the network of a simulation does; what was accepted before
+        // still has to be there.
         self.finish();
     }
 }

@@ -1,4 +1,5 @@
-//! DNS lists of a simulated world: they answer at once, late, too late or never, and sometimes nobody can be asked.
+//! DNS lists of a simulated world: they answer at once, late, too late or never, and sometimes
+//! nobody can be asked.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -27,7 +28,8 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// What is wrong with this answer to a recipient that was named and answered at these moments, if anything.
+    /// What is wrong with this answer to a recipient that was named and answered at these moments,
+    /// if anything.
     pub(super) fn contradicts(
         &self,
         code: u16,

@@ -1,13 +1,14 @@
-//! A worker in a simulated world: clients and next hops with plans of their own, faults from a seed, and what must hold anyway.
+//! A worker in a simulated world: clients and next hops with plans of their own, faults from a
+//! seed, and what must hold anyway.
 //!
 //! What must hold, whatever the network and the next hops do:
 //! - every command gets one reply, in order, and no reply comes unasked;
-//! - a message that a client heard 250 for is at a next hop, once, octet for octet behind our `Received:` line, from its
-//!   sender and to exactly the recipients that were accepted;
+//! - a message that a client heard 250 for is at a next hop, once, octet for octet behind our
+//!   `Received:` line, from its sender and to exactly the recipients that were accepted;
 //! - no message arrives twice, however often connections break, and however slowly next hops read;
 //! - a client that says nothing more is sent away in time;
-//! - a stranger's recipient is not answered before DNS lists have spoken or their time is over; who is on no list is never refused for
-//!   one, who is on one is, and only strangers are asked about;
+//! - a stranger's recipient is not answered before DNS lists have spoken or their time is over; who
+//!   is on no list is never refused for one, who is on one is, and only strangers are asked about;
 //! - everything comes to rest: no connection, no receive buffer and no session is left over.
 
 pub mod client;
@@ -82,7 +83,8 @@ timeout = "3s"
 
 /// Sessions that the simulated worker serves at a time.
 const SESSIONS_MAX: u32 = 12;
-/// A run that takes more batches than this does not come to rest. Large messages through buffers of a few octets take many.
+/// A run that takes more batches than this does not come to rest. Large messages through buffers of
+/// a few octets take many.
 const TURNS_MAX: u32 = 5_000_000;
 
 /// A message as its client sent it, or as it arrived.
@@ -101,7 +103,8 @@ pub struct Message {
 pub struct Record {
     /// What must not happen, and did.
     pub violations: Vec<String>,
-    /// Messages that a client heard 250 for, with what it sent; `None` for those that were to be thrown away.
+    /// Messages that a client heard 250 for, with what it sent; `None` for those that were to be
+    /// thrown away.
     pub accepted: BTreeMap<String, Option<Message>>,
     /// Messages at the next hops.
     pub arrived: BTreeMap<String, Vec<Message>>,
@@ -142,7 +145,8 @@ pub fn run(seed: u64) -> Result<Summary, String> {
         faults.room = 16 << 10;
     }
     let (driver, network) = simulation(world, faults, next_hops(&mut rng, &shelf, pace));
-    // By the seed and not by its random numbers, so that seeds which found something before there were zones still find it.
+    // By the seed and not by its random numbers, so that seeds which found something before there
+    // were zones still find it.
     let has_zones = seed % 2 == 1;
     let configuration = format!("{CONFIGURATION}{}", if has_zones { ZONES } else { "" });
     let config = config::parse(Path::new("simulation.toml"), &configuration)

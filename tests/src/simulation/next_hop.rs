@@ -24,7 +24,8 @@ pub struct Mood {
     stalls: u8,
     /// Closes a connection that is idle.
     closes_idle: u8,
-    /// MAIL and RCPT commands that it takes in a session and a transaction, and says so with LIMITS.
+    /// MAIL and RCPT commands that it takes in a session and a transaction, and says so with
+    /// LIMITS.
     transactions_max: u32,
     recipients_max: u32,
 }
@@ -32,7 +33,8 @@ pub struct Mood {
 impl Mood {
     /// Mostly well.
     pub fn random(rng: &mut fastrand::Rng) -> Self {
-        // From numbers of their own, so that seeds which found something before there were limits still find it.
+        // From numbers of their own, so that seeds which found something before there were limits
+        // still find it.
         let mut own = rng.clone();
         let mut limit = |limit_max: u32| {
             if own.bool() {

@@ -103,8 +103,8 @@ fn worker(driver: SimDriver, counters: Arc<Counters>) -> Result<Worker<SimDriver
     Ok(Worker::new(driver, 0, size, shared, counters, inbox))
 }
 
-/// The reply that a client heard to its message of so many octets, and how long after the message, when the next hop
-/// reads `pace` octets a second and stops after `stops_after`.
+/// The reply that a client heard to its message of so many octets, and how long after the message,
+/// when the next hop reads `pace` octets a second and stops after `stops_after`.
 ///
 /// # Errors
 /// What went wrong besides.
@@ -165,7 +165,8 @@ pub fn message(octets: usize, pace: u32, stops_after: usize) -> Result<(String, 
     Err("no reply for a day".to_owned())
 }
 
-/// How long the gate holds on to a client that has said QUIT, and reads `pace` octets a second of so many replies.
+/// How long the gate holds on to a client that has said QUIT, and reads `pace` octets a second of
+/// so many replies.
 ///
 /// # Errors
 /// What went wrong besides.

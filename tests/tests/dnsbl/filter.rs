@@ -1,4 +1,5 @@
-//! The loop closed: who was refused for a DNS list costs the kernel nanoseconds the next time, and nobody else pays for it.
+//! The loop closed: who was refused for a DNS list costs the kernel nanoseconds the next time, and
+//! nobody else pays for it.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -1,6 +1,7 @@
-//! DNS lists with a real rbldnsd, from outside: who is refused, who is served, who is not even asked about, and what it
-//! costs when a list is slow, silent or wrong. What the filter learns from it is in `filter.rs`, what becomes of bad name servers
-//! in `servers.rs`, and of zones that list the world in `world.rs`.
+//! DNS lists with a real rbldnsd, from outside: who is refused, who is served, who is not even
+//! asked about, and what it costs when a list is slow, silent or wrong. What the filter learns from
+//! it is in `filter.rs`, what becomes of bad name servers in `servers.rs`, and of zones that list
+//! the world in `world.rs`.
 
 mod filter;
 mod scene;

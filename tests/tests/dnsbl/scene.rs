@@ -1,4 +1,5 @@
-//! A gate, rbldnsd and a tap before it in one namespace, and clients with addresses of every kind in another.
+//! A gate, rbldnsd and a tap before it in one namespace, and clients with addresses of every kind
+//! in another.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

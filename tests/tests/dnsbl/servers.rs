@@ -1,5 +1,5 @@
-//! Several name servers, some of which do what name servers do: only an answer ends a question, and the ones that answer are
-//! asked first from then on.
+//! Several name servers, some of which do what name servers do: only an answer ends a question, and
+//! the ones that answer are asked first from then on.
 
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,8 @@ fn bad_servers(scene: &Scene) -> Result<[Tap; 2]> {
     Ok([tap(FIRST)?, tap(SECOND)?])
 }
 
-/// Those that the list names are refused, the others are served. Returns how long that took for the slowest of them.
+/// Those that the list names are refused, the others are served. Returns how long that took for the
+/// slowest of them.
 fn is_filtered(scene: &Scene) -> Result<Duration> {
     let mut slowest = Duration::ZERO;
     for client in [LISTED4, HONEST6, LISTED6, HONEST4, WELCOME4] {

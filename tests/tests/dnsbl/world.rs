@@ -1,4 +1,5 @@
-//! Zones that list the world: what they say does not count, and they are in use again when they are well.
+//! Zones that list the world: what they say does not count, and they are in use again when they are
+//! well.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

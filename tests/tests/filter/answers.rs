@@ -1,4 +1,5 @@
-//! What the program sends back arrives, or it sends nothing: a veth loses it unless its other end runs a program, too.
+//! What the program sends back arrives, or it sends nothing: a veth loses it unless its other end
+//! runs a program, too.
 
 use std::fs;
 use std::io::ErrorKind;

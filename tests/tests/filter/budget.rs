@@ -1,4 +1,5 @@
-//! The SYN budget: what a source sends beyond it is counted, and never dropped, because the source may be forged.
+//! The SYN budget: what a source sends beyond it is counted, and never dropped, because the source
+//! may be forged.
 
 use std::fs;
 

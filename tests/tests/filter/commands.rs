@@ -1,4 +1,5 @@
-//! `portcullis filter` beside a filter in place: what a person types, what is said, and the exit code.
+//! `portcullis filter` beside a filter in place: what a person types, what is said, and the exit
+//! code.
 
 use std::fs;
 use std::io::Write as _;

@@ -1,4 +1,5 @@
-//! An interface with customers behind it: they hear at once that they may not send, unless they may.
+//! An interface with customers behind it: they hear at once that they may not send, unless they
+//! may.
 
 use std::io::ErrorKind;
 

@@ -1,13 +1,14 @@
-//! Fragments as Linux puts them together: what a frame has behind the end of its packet is cut off before. So a listed source must
-//! not get in by a first fragment that ends in front of TCP, with another protocol behind its end.
+//! Fragments as Linux puts them together: what a frame has behind the end of its packet is cut off
+//! before. So a listed source must not get in by a first fragment that ends in front of TCP, with
+//! another protocol behind its end.
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::root;
 
 use crate::scene::{GATE6, HONEST6, LISTED6, Scene};
 
-/// Sends a SYN to port 25 in two fragments, the first of which ends in front of the second of two extension headers; says whether
-/// it was answered.
+/// Sends a SYN to port 25 in two fragments, the first of which ends in front of the second of two
+/// extension headers; says whether it was answered.
 const SYN: &str = r#"
 import select, socket, struct, sys, time
 gate, source, destination, port = sys.argv[1], *map(lambda a: socket.inet_pton(socket.AF_INET6, a), sys.argv[2:4]), int(sys.argv[4])

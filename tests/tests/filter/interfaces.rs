@@ -1,4 +1,5 @@
-//! Interfaces that come, go and change their names under a filter, and filters that are somewhere else than thought.
+//! Interfaces that come, go and change their names under a filter, and filters that are somewhere
+//! else than thought.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, lchown, symlink};
@@ -294,7 +295,8 @@ fn two_interfaces_that_exchange_their_names_exchange_their_roles() -> Result<()>
         ("wan", "edge", true, None),
     ];
 
-    // Under a running owner: the interface with the address is the customers' now, and nobody there is permitted.
+    // Under a running owner: the interface with the address is the customers' now, and nobody there
+    // is permitted.
     exchange_names(&scene)?;
     scene.gate.run(|| owner.mend(&[], false))?;
     let status = scene.gate.run(|| owner.status())??;

@@ -1,4 +1,5 @@
-//! The filter on real interfaces, in namespaces: who comes through, what is counted, what is left behind.
+//! The filter on real interfaces, in namespaces: who comes through, what is counted, what is left
+//! behind.
 
 mod answers;
 mod beside;

@@ -1,4 +1,5 @@
-//! One filter and several owners: one is killed, one has few privileges, one is of an older version.
+//! One filter and several owners: one is killed, one has few privileges, one is of an older
+//! version.
 
 use std::fs;
 use std::io;
@@ -97,7 +98,8 @@ fn an_owner_without_most_privileges_still_changes_lists_and_settings() -> anyhow
         return Ok(());
     }
     let scene = Scene::new()?;
-    // Mounts the BPF file system where there is none: that would need the privilege that is given up.
+    // Mounts the BPF file system where there is none: that would need the privilege that is given
+    // up.
     drop(scene.attach(&scene.settings())?);
     filter::detach(&scene.pin_path, &[])?;
     let test = std::env::current_exe()?;
@@ -165,8 +167,9 @@ fn another_layout_of_the_maps_is_taken_over_without_a_gap() -> anyhow::Result<()
     Ok(())
 }
 
-/// Not a test: the process that [`a_killed_owner_leaves_the_drops_in_place_and_the_next_takes_them_over_without_a_gap`]
-/// starts inside of the namespace, and kills.
+/// Not a test: the process that
+/// [`a_killed_owner_leaves_the_drops_in_place_and_the_next_takes_them_over_without_a_gap`] starts
+/// inside of the namespace, and kills.
 #[test]
 #[ignore = "a process for another test to kill"]
 fn owner_to_be_killed() -> anyhow::Result<()> {

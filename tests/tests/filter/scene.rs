@@ -1,4 +1,5 @@
-//! A gate and its outside, in namespaces, with a listed and an honest client of both address families.
+//! A gate and its outside, in namespaces, with a listed and an honest client of both address
+//! families.
 
 use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -21,7 +22,8 @@ pub(crate) const LISTED4: &str = "192.0.2.66";
 pub(crate) const LISTED6: &str = "2001:db8::66";
 pub(crate) const PERMITTED4: &str = "192.0.2.67";
 
-/// A SYN that nobody answers would be sent again after a second: whoever waits shorter sends one packet.
+/// A SYN that nobody answers would be sent again after a second: whoever waits shorter sends one
+/// packet.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(300);
 
 /// A gate with an interface `wan`, and the outside with a few addresses.
@@ -124,8 +126,8 @@ impl Drop for Scene {
     }
 }
 
-/// A program at the outside that passes everything: what is sent back out of a veth arrives only if there is one in the
-/// driver at its other end.
+/// A program at the outside that passes everything: what is sent back out of a veth arrives only if
+/// there is one in the driver at its other end.
 pub(crate) struct Receiving<'s> {
     outside: &'s Namespace,
     pin_path: PathBuf,

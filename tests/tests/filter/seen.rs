@@ -1,4 +1,5 @@
-//! What is seen of the filter's work: events for one who reads along, and the top sources for everybody.
+//! What is seen of the filter's work: events for one who reads along, and the top sources for
+//! everybody.
 
 use std::process;
 use std::thread;

@@ -16,7 +16,8 @@ const SWAPS: u32 = 1_000;
 /// How often the packet is judged at a time.
 const RUNS: u32 = 200_000;
 
-/// A generation in which the flooder is on one of two lists; both are there in each, so that both keep their counts.
+/// A generation in which the flooder is on one of two lists; both are there in each, so that both
+/// keep their counts.
 fn generation(first: &[&str], second: &[&str]) -> Compiled {
     let list = |name: &str, nets: &[&str]| {
         let list = List {
@@ -132,7 +133,8 @@ fn the_program_itself_gives_one_answer_while_lists_are_swapped() -> anyhow::Resu
     gives_one_answer(&generations, &[0, 1])
 }
 
-/// Lists over all of IPv4 have their IPv6 prefixes, and the end of their directory, beyond the first block.
+/// Lists over all of IPv4 have their IPv6 prefixes, and the end of their directory, beyond the
+/// first block.
 #[test]
 fn lists_of_several_blocks_are_swapped_as_whole_as_those_of_one() -> anyhow::Result<()> {
     let ends = ["0.0.0.1/32", "255.255.255.254/32"];
@@ -145,7 +147,8 @@ fn lists_of_several_blocks_are_swapped_as_whole_as_those_of_one() -> anyhow::Res
     gives_one_answer(&generations, &[0, 0, 1, 2, 2, 1, 1, 0, 2])
 }
 
-/// Swaps these generations in this order again and again while a packet of a source that all of them list is judged.
+/// Swaps these generations in this order again and again while a packet of a source that all of
+/// them list is judged.
 fn gives_one_answer(generations: &[Compiled], order: &[usize]) -> anyhow::Result<()> {
     if !root() {
         return Ok(());

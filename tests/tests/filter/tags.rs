@@ -1,5 +1,5 @@
-//! VLAN tags as Linux takes them: priority tags, as many as there are, come off one after the other, and what is behind them is
-//! answered. So a listed source must not get in by adding some.
+//! VLAN tags as Linux takes them: priority tags, as many as there are, come off one after the
+//! other, and what is behind them is answered. So a listed source must not get in by adding some.
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::root;

@@ -1,5 +1,5 @@
-//! What the commands say of a filter: one that no configuration has any more, one that is not as it should be, one that
-//! would be put in place.
+//! What the commands say of a filter: one that no configuration has any more, one that is not as it
+//! should be, one that would be put in place.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! An interface without an Ethernet header, a TUN device: what is listed does not come in by a tunnel, either; and what the
-//! program cannot read is not said to be filtered.
+//! An interface without an Ethernet header, a TUN device: what is listed does not come in by a
+//! tunnel, either; and what the program cannot read is not said to be filtered.
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, ErrorKind};
@@ -16,7 +16,8 @@ use crate::scene::{
     GATE4, HONEST4, HONEST6, LISTED4, LISTED6, PERMITTED4, Scene, dropped, has_program, knock,
 };
 
-/// Two TUN devices, one in each namespace, with what is written into the one coming out of the other.
+/// Two TUN devices, one in each namespace, with what is written into the one coming out of the
+/// other.
 const TUNNEL: &str = r#"
 import ctypes, fcntl, os, select, struct, sys
 TUNSETIFF, TUNSETLINK, IFF_TUN_NO_PI = 0x400454ca, 0x400454cd, 0x1001
@@ -230,7 +231,8 @@ fn doctor_says_where_customers_hear_nothing() -> Result<()> {
         return Ok(());
     }
     let gate = Namespace::create("gate")?;
-    // Its reader wants to be told what each packet is, and what the kernel says of an answer is wrong.
+    // Its reader wants to be told what each packet is, and what the kernel says of an answer is
+    // wrong.
     let made = gate
         .command("ip")
         .args(["tuntap", "add", "dev", "wan", "mode", "tun", "pi"])

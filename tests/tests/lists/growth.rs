@@ -1,4 +1,5 @@
-//! Lists that would newly refuse much, or those whom the gate lives by, are not taken until a person says that it is meant.
+//! Lists that would newly refuse much, or those whom the gate lives by, are not taken until a
+//! person says that it is meant.
 
 use std::fs;
 use std::path::Path;

@@ -166,7 +166,8 @@ fn compare(cases: &[Case]) -> Result<()> {
     Ok(())
 }
 
-/// The edges of all prefixes and of all addresses that stand in the file, abbreviated or not, and what is beside them.
+/// The edges of all prefixes and of all addresses that stand in the file, abbreviated or not, and
+/// what is beside them.
 fn addresses(case: &Case, nets: &[IpNet]) -> Vec<IpAddr> {
     let is_ipv6 = matches!(case.format, Format::Ip6trie | Format::Ip6tset);
     let mut edges: Vec<(u128, u128)> = Vec::new();

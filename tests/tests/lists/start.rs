@@ -1,4 +1,5 @@
-//! Starts with files of lists that are not there or cannot be used, and what a compile that was killed leaves.
+//! Starts with files of lists that are not there or cannot be used, and what a compile that was
+//! killed leaves.
 
 use std::fs;
 use std::os::unix::fs::symlink;

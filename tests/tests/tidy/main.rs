@@ -1,6 +1,8 @@
-//! The house rules as a test: who may know whom, where unsafe code is, how files open and how long they get.
+//! The house rules as a test: who may know whom, where unsafe code is, how files open and how long
+//! they get.
 //!
-//! A rule that nobody checks is forgotten in a month, and a reviewer's time is better spent on what no program can see.
+//! A rule that nobody checks is forgotten in a month, and a reviewer's time is better spent on what
+//! no program can see.
 
 mod rules;
 mod source;
@@ -54,8 +56,8 @@ fn every_file_keeps_the_house_rules() {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
-/// Metrics and log messages that the operator's document names are still in the code: a rule of an alert system or a
-/// search in a log is written from there.
+/// Metrics and log messages that the operator's document names are still in the code: a rule of an
+/// alert system or a search in a log is written from there.
 #[test]
 fn operations_names_no_metric_and_no_log_message_that_is_not_in_the_code() {
     let document = top().join("gateway/docs/operations.md");

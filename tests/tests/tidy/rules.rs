@@ -1,6 +1,8 @@
-//! The house rules that a program can check, each as a function from what it looks at to what is wrong.
+//! The house rules that a program can check, each as a function from what it looks at to what is
+//! wrong.
 //!
-//! Rustc and clippy keep the others (the workspace's lints). Each rule is shown below to be able to fail.
+//! Rustc and clippy keep the others (the workspace's lints). Each rule is shown below to be able to
+//! fail.
 
 use crate::source::{Source, lines_with};
 
@@ -15,7 +17,8 @@ const EMPTY_NAMES: &[&str] = &[
 /// The one place whose name is exempt: what program and userspace share.
 const COMMON: &str = "ebpf/common";
 
-/// Where each of these may be known, of `gateway` and `ebpf` (chores, benches and tests use what they like).
+/// Where each of these may be known, of `gateway` and `ebpf` (chores, benches and tests use what
+/// they like).
 const CONFINED: &[(&str, &[&str])] = &[
     ("tokio", &["gateway/src/control", "gateway/src/main"]),
     ("hyper", &["gateway/src/control"]),
@@ -34,7 +37,8 @@ const CONFINED: &[(&str, &[&str])] = &[
 
 const UNSAFE: &[&str] = &["gateway/uring", "gateway/src/filter", "ebpf/program"];
 
-/// What takes the time as an argument and makes no system call. (An address is not a system call: `std::net::IpAddr`.)
+/// What takes the time as an argument and makes no system call. (An address is not a system call:
+/// `std::net::IpAddr`.)
 const PURE: &[&str] = &[
     "gateway/smtp/src",
     "gateway/src/policy",
@@ -249,7 +253,8 @@ pub(crate) fn top_level<'a>(
         .collect()
 }
 
-/// Metrics (`portcullis_...`) and log messages (WARN `...`, ERROR `...`, INFO `...`) of a document that the code does not have.
+/// Metrics (`portcullis_...`) and log messages (WARN `...`, ERROR `...`, INFO `...`) of a document
+/// that the code does not have.
 pub(crate) fn operations(document: &str, code: &str) -> Vec<String> {
     // A message may go over several lines.
     let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");

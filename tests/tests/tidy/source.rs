@@ -1,7 +1,9 @@
-//! A Rust file taken apart into its code and its comments, so that a rule about words is not broken by text about them.
+//! A Rust file taken apart into its code and its comments, so that a rule about words is not broken
+//! by text about them.
 //!
-//! String and character literals belong to neither. This is a scanner of a page, not a parser: what it has to know
-//! of Rust is where a literal and a comment end. Rejected: `syn`, which drops the comments.
+//! String and character literals belong to neither. This is a scanner of a page, not a parser: what
+//! it has to know of Rust is where a literal and a comment end. Rejected: `syn`, which drops the
+//! comments.
 
 /// A file of the repository.
 pub(crate) struct Source {
@@ -31,7 +33,8 @@ impl Source {
         }
     }
 
-    /// The code that is not for tests: up to the module under `#[cfg(test)]`, which by custom is the last.
+    /// The code that is not for tests: up to the module under `#[cfg(test)]`, which by custom is
+    /// the last.
     pub(crate) fn shipped_code(&self) -> &str {
         let end = self.code.find("#[cfg(test)]").unwrap_or(self.code.len());
         &self.code[..end]

@@ -1,4 +1,5 @@
-//! Plays a client transcript: commands are asked for, the next hop's lines go in, octets and events are compared.
+//! Plays a client transcript: commands are asked for, the next hop's lines go in, octets and events
+//! are compared.
 
 use std::collections::VecDeque;
 

@@ -1,5 +1,6 @@
-//! Compares two BPF objects in everything that reaches the kernel: instructions, relocations, maps, constants, licence,
-//! and the BTF that describes them. Debug information is not compared, and not committed.
+//! Compares two BPF objects in everything that reaches the kernel: instructions, relocations, maps,
+//! constants, licence, and the BTF that describes them. Debug information is not compared, and not
+//! committed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,8 +32,8 @@ pub(super) fn compare(committed: &[u8], built: &[u8]) -> Result<Vec<String>> {
     Ok(committed.differences(&built))
 }
 
-/// The object without debug information: the linker needs it to make BTF, and nobody after it. It is most of the object,
-/// and the only part of it that depends on where the checkout lies.
+/// The object without debug information: the linker needs it to make BTF, and nobody after it. It
+/// is most of the object, and the only part of it that depends on where the checkout lies.
 pub(super) fn strip(object: &[u8]) -> Result<Vec<u8>> {
     let mut builder = Builder::read(object).context("not an ELF file")?;
     for section in &mut builder.sections {

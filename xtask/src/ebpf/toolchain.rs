@@ -1,5 +1,5 @@
-//! Finds a compiler with LLVM's BPF back end and the source of `core`, and the linker; says what is missing, and how to
-//! get it.
+//! Finds a compiler with LLVM's BPF back end and the source of `core`, and the linker; says what is
+//! missing, and how to get it.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,8 +13,8 @@ use crate::setup;
 /// The version of bpf-linker that the object is linked with.
 const LINKER_VERSION: &str = "0.13.0";
 
-/// Debian's compiler with its library source (its security suite has a recent one, for building browsers), and the LLVM
-/// that it was built with, for the linker.
+/// Debian's compiler with its library source (its security suite has a recent one, for building
+/// browsers), and the LLVM that it was built with, for the linker.
 const PACKAGES: [&str; 4] = [
     "rustc-web",
     "rust-web-src",
@@ -120,7 +120,8 @@ fn find_compiler() -> Option<(PathBuf, PathBuf, String)> {
     })
 }
 
-/// Debian has several compilers; the oldest know neither the edition nor the target's present data layout.
+/// Debian has several compilers; the oldest know neither the edition nor the target's present data
+/// layout.
 fn is_recent(verbose: &str) -> Option<bool> {
     let release = field(verbose, "release: ")?;
     let mut numbers = release.split('.').map(|number| number.parse::<u32>().ok());

@@ -1,9 +1,11 @@
-//! Where a flood meets a contestant: two namespaces joined by a pair of interfaces, the flood's generator at one end.
+//! Where a flood meets a contestant: two namespaces joined by a pair of interfaces, the flood's
+//! generator at one end.
 //!
-//! The frames are made in the kernel (`BPF_PROG_TEST_RUN` with live frames) and cross the link on the core that makes
-//! them, so a figure is what one core makes, delivers and drops, and the drop is only a part of it. What arrived is what
-//! the receiving interface counted, for every contestant alike; what got past the contestant is what the IP layer behind it
-//! counted, and has to be next to nothing.
+//! The frames are made in the kernel (`BPF_PROG_TEST_RUN` with live frames) and cross the link on
+//! the core that makes them, so a figure is what one core makes, delivers and drops, and the drop
+//! is only a part of it. What arrived is what the receiving interface counted, for every contestant
+//! alike; what got past the contestant is what the IP layer behind it counted, and has to be next
+//! to nothing.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -21,8 +23,9 @@ use crate::traffic::{Family, Sequence};
 pub(super) const INTERFACE: &str = "in";
 /// The interface out of which the flood comes.
 const UPLINK: &str = "out";
-/// Packets at a time. To begin and to end takes the kernel some 20 ms, in which nothing is sent: with fewer packets that
-/// would be a part of the figure, and the larger the quicker the contestant.
+/// Packets at a time. To begin and to end takes the kernel some 20 ms, in which nothing is sent:
+/// with fewer packets that would be a part of the figure, and the larger the quicker the
+/// contestant.
 const STEP: u32 = 1 << 22;
 /// What may get past a contestant: the machine's own packets, not the flood's.
 const PASSED_MAX: u64 = 100;

@@ -1,4 +1,5 @@
-//! Who stands in front of the interface, each in an arena of its own, so that all are ready when it is their turn.
+//! Who stands in front of the interface, each in an arena of its own, so that all are ready when it
+//! is their turn.
 
 use std::any::Any;
 use std::fs::{self, File};
@@ -41,7 +42,8 @@ impl Contestant {
         }
     }
 
-    /// Puts lists in force that no packet has been held against; nothing for the peers, whose maps stay as they are.
+    /// Puts lists in force that no packet has been held against; nothing for the peers, whose maps
+    /// stay as they are.
     pub(super) fn renew(&mut self, lists: &Compiled) -> Result<()> {
         match &mut self.hold {
             Hold::Gate(gate) => gate.update_lists(lists),
@@ -89,8 +91,9 @@ pub(super) fn program(
     Ok(Contestant::new(name, arena, peers))
 }
 
-/// nftables: a set in a chain at the interface's ingress, the earliest place it has. No port is looked at, and the set
-/// is told its size beforehand, which gives it the quickest kind: its best case.
+/// nftables: a set in a chain at the interface's ingress, the earliest place it has. No port is
+/// looked at, and the set is told its size beforehand, which gives it the quickest kind: its best
+/// case.
 pub(super) fn nftables(
     listed: Sequence,
     drop_unlisted: bool,
@@ -129,8 +132,8 @@ pub(super) fn nftables(
     })
 }
 
-/// xdp-filter of the xdp-tools, which takes 10,000 addresses. With `drop_unlisted` its policy is to drop what it does not
-/// know.
+/// xdp-filter of the xdp-tools, which takes 10,000 addresses. With `drop_unlisted` its policy is to
+/// drop what it does not know.
 pub(super) fn xdp_filter(listed: Sequence, drop_unlisted: bool) -> Result<Contestant> {
     let arena = Arena::new()?;
     let loaded = XdpFilter::load(&arena, listed, drop_unlisted)?;
@@ -171,7 +174,8 @@ impl XdpFilter {
         let mut addresses = listed.ipv4().take(XDP_FILTER_MAX as usize);
         let first = addresses.next().context("no addresses")?;
         succeed(command().args(["ip", "-m", "src", &first.to_string()]))?;
-        // One process for each of the others would take half a minute: they get the value that its own command wrote.
+        // One process for each of the others would take half a minute: they get the value that its
+        // own command wrote.
         let pinned = MapData::from_pin(Path::new(XDP_FILTER_PINS).join("filter_ipv4"))?;
         let mut map: PerCpuHashMap<_, u32, u64> = Map::from_map_data(pinned)?.try_into()?;
         let key = |address: std::net::Ipv4Addr| address.to_bits().to_be();
@@ -191,7 +195,8 @@ impl Drop for XdpFilter {
         if let Err(error) = unloaded {
             eprintln!("xdp-filter was not unloaded: {error:#}");
         }
-        // What it leaves behind: an empty directory, or one that somebody else needs, which then stays.
+        // What it leaves behind: an empty directory, or one that somebody else needs, which then
+        // stays.
         let _ = fs::remove_dir(LIBXDP_PINS);
     }
 }

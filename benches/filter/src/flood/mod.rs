@@ -1,9 +1,11 @@
-//! How many packets of a flood a core drops in a second, beside what else could stand in front of the interface.
+//! How many packets of a flood a core drops in a second, beside what else could stand in front of
+//! the interface.
 //!
-//! In three ways: from 100,000 listed sources of one /15, for which what a lookup reads fits the caches; from 100,000 listed
-//! sources scattered over all of IPv4, for which it does not; and from sources random over all of IPv4, none of them
-//! listed, with what is on no list dropped. The last with two sizes of the list, because what a lookup reads of the larger
-//! one does not fit the caches; and in two passes over the same sources, because the first one pays for pages that the
+//! In three ways: from 100,000 listed sources of one /15, for which what a lookup reads fits the
+//! caches; from 100,000 listed sources scattered over all of IPv4, for which it does not; and from
+//! sources random over all of IPv4, none of them listed, with what is on no list dropped. The last
+//! with two sizes of the list, because what a lookup reads of the larger one does not fit the
+//! caches; and in two passes over the same sources, because the first one pays for pages that the
 //! kernel's mapping of a new table has never touched, and the second for the caches alone.
 
 mod arena;
@@ -34,7 +36,8 @@ const SOURCES: u32 = 100_000;
 
 /// Entries of the smaller of the lists that random sources are held against.
 const FEWER: u32 = 1_000_000;
-/// Entries of nftables' set when the sources are random: with ten million it would be filling for minutes.
+/// Entries of nftables' set when the sources are random: with ten million it would be filling for
+/// minutes.
 const NFTABLES_ENTRIES_MAX: u32 = 1_000_000;
 
 /// Where the sources are.

@@ -1,12 +1,12 @@
-//! Honest clients beside a flood of SYNs with forged sources: how many connect in a second, and how long the unluckiest
-//! waits, behind the kernel's own SYN cookies and behind the filter's.
+//! Honest clients beside a flood of SYNs with forged sources: how many connect in a second, and how
+//! long the unluckiest waits, behind the kernel's own SYN cookies and behind the filter's.
 //!
-//! Where sources are random, neither a list nor a budget per source helps: only an answer that costs next to nothing does.
-//! Where they are the clients' own address, a thousand SYNs a second would be enough to lock the clients out of a filter
-//! that drops what is beyond a budget.
-//! The flood and the clients come over links of their own, and each has a core of its own, so that what is measured is the
-//! defence and neither the queue of a link nor the scheduler. The rate of the flood goes up until the generator has no more;
-//! what is said of it is what arrived.
+//! Where sources are random, neither a list nor a budget per source helps: only an answer that
+//! costs next to nothing does. Where they are the clients' own address, a thousand SYNs a second
+//! would be enough to lock the clients out of a filter that drops what is beyond a budget. The
+//! flood and the clients come over links of their own, and each has a core of its own, so that what
+//! is measured is the defence and neither the queue of a link nor the scheduler. The rate of the
+//! flood goes up until the generator has no more; what is said of it is what arrived.
 
 mod scene;
 
@@ -18,11 +18,12 @@ use serde::Serialize;
 use self::scene::Scene;
 use crate::Options;
 
-/// A flood that costs its sender and the machine nothing. It is compared with no flood in rounds of their own, because what
-/// it may take from the clients is less than what moves between two turns.
+/// A flood that costs its sender and the machine nothing. It is compared with no flood in rounds of
+/// their own, because what it may take from the clients is less than what moves between two turns.
 pub(crate) const SLOW: u32 = 1_000;
 
-/// In whose names, and packets per second that are asked for. 0: no flood; the largest: as many as the generator makes.
+/// In whose names, and packets per second that are asked for. 0: no flood; the largest: as many as
+/// the generator makes.
 const FLOODS: [(Names, u32); 9] = [
     (Names::Random, 0),
     (Names::Random, SLOW),
@@ -87,7 +88,8 @@ pub(crate) struct Turn {
     pub(crate) worst: f64,
     /// Those that were given up after [`scene::PATIENCE`].
     pub(crate) failed: u64,
-    /// Connections per second over those of the same defence with no flood; of several rounds, if there were.
+    /// Connections per second over those of the same defence with no flood; of several rounds, if
+    /// there were.
     pub(crate) over_calm: Spread,
     /// SYN cookies that the filter sent.
     pub(crate) cookies: u64,
@@ -149,7 +151,8 @@ mod tests {
 
     use super::*;
 
-    /// How fast it is belongs into a bench; that everybody gets in has to hold on every machine. The table is for the log.
+    /// How fast it is belongs into a bench; that everybody gets in has to hold on every machine.
+    /// The table is for the log.
     #[test]
     fn honest_clients_connect_beside_a_spoofed_flood_and_the_filter_answers_it() {
         if !portcullis::netns::permitted() {

@@ -1,5 +1,6 @@
-//! A listener, its honest clients and a flood, in namespaces. The filter is on both links of the gate, and counts what the
-//! flood sends in the name of a client together with what the client sends.
+//! A listener, its honest clients and a flood, in namespaces. The filter is on both links of the
+//! gate, and counts what the flood sends in the name of a client together with what the client
+//! sends.
 //!
 //! ```text
 //!   world --- in [ gate: listener on port 25 ] clients --- honest
@@ -94,7 +95,8 @@ impl Scene {
         })
     }
 
-    /// Lets clients connect for a while, beside a flood of this many packets a second in these names.
+    /// Lets clients connect for a while, beside a flood of this many packets a second in these
+    /// names.
     pub(super) fn turn(&mut self, names: Names, rate: u32, time: Duration) -> Result<Turn> {
         self.flood.begin(match names {
             Names::Random => Sequence::unlisted(Family::Ipv4, u32::MAX),
@@ -178,7 +180,8 @@ fn set_up_gate(gate: &Namespace) -> Result<()> {
         "permanent",
     ])?;
     ip(&["route", "add", "default", "via", "198.18.0.2"])?;
-    // A veth gives frames to the stack one by one unless it is told to gather them, and drops what was made by XDP if not.
+    // A veth gives frames to the stack one by one unless it is told to gather them, and drops what
+    // was made by XDP if not.
     let output = gate
         .command("ethtool")
         .args(["-K", "in", "gro", "on"])

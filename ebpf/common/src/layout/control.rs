@@ -6,13 +6,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::{Mode, Settings, VerdictKey};
 use crate::hash::spread;
 
-/// Hints of recent verdicts, a bit each: where there is none under the hash of a source, no verdict needs to be looked for.
-/// As many as there can be verdicts, so that with all of them a third of the other sources still need no look, and 32 KiB, so that
-/// they stay in the nearest caches of a processor under a flood from sources that never come again.
+/// Hints of recent verdicts, a bit each: where there is none under the hash of a source, no verdict
+/// needs to be looked for. As many as there can be verdicts, so that with all of them a third of
+/// the other sources still need no look, and 32 KiB, so that they stay in the nearest caches of a
+/// processor under a flood from sources that never come again.
 pub const VERDICT_HINTS: u32 = 1 << 18;
 
-/// A word that others change meanwhile. In the program it is no atomic one, because BPF's compiler knows no load of such; it is
-/// loaded whole all the same.
+/// A word that others change meanwhile. In the program it is no atomic one, because BPF's compiler
+/// knows no load of such; it is loaded whole all the same.
 #[cfg(not(target_arch = "bpf"))]
 #[repr(transparent)]
 pub struct Word(AtomicU64);
@@ -54,8 +55,8 @@ impl Word {
     }
 }
 
-/// What the program looks at for nearly every packet, in one place, because each look into a map costs some. Several
-/// processes write it while the program reads.
+/// What the program looks at for nearly every packet, in one place, because each look into a map
+/// costs some. Several processes write it while the program reads.
 #[repr(C)]
 pub struct Control {
     glance: Word,
@@ -67,8 +68,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Whether there may be a recent verdict under this key. Most sources have none, and a look into a hash costs as much as
-    /// all the rest.
+    /// Whether there may be a recent verdict under this key. Most sources have none, and a look
+    /// into a hash costs as much as all the rest.
     #[inline(always)]
     #[must_use]
     pub fn may_be_recent(&self, key: &VerdictKey) -> bool {
@@ -111,9 +112,9 @@ impl Control {
     }
 }
 
-/// What of the settings nearly every packet needs, in a word that is read in one piece: whether the program enforces, whether
-/// it drops the unlisted, and the first port. Zero: look at the settings. It is zero while they are exchanged, so that both
-/// never say different things.
+/// What of the settings nearly every packet needs, in a word that is read in one piece: whether the
+/// program enforces, whether it drops the unlisted, and the first port. Zero: look at the settings.
+/// It is zero while they are exchanged, so that both never say different things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Glance(pub u64);
@@ -140,7 +141,8 @@ impl Glance {
         Self(Self::ENFORCES | unlisted | u64::from(port.to_be()))
     }
 
-    /// Whether what goes to this port, given as it lies in a packet, is to be judged, and what is to be dropped dropped.
+    /// Whether what goes to this port, given as it lies in a packet, is to be judged, and what is
+    /// to be dropped dropped.
     #[inline(always)]
     #[must_use]
     pub const fn enforces(self, port: u16) -> bool {
@@ -155,8 +157,9 @@ impl Glance {
     }
 }
 
-/// The number of the hint that belongs to a key. Whoever gives a verdict sets it, behind the verdict; it may stay when the
-/// verdict goes. One product, because whoever chooses addresses that share a hint has gained nothing: only a look more at each.
+/// The number of the hint that belongs to a key. Whoever gives a verdict sets it, behind the
+/// verdict; it may stay when the verdict goes. One product, because whoever chooses addresses that
+/// share a hint has gained nothing: only a look more at each.
 #[inline(always)]
 #[must_use]
 pub const fn hint(key: &VerdictKey) -> u32 {

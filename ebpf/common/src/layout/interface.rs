@@ -14,8 +14,9 @@ pub enum LinkLayer {
     Tun = 2,
 }
 
-/// What an instance of the program is told of its interface, in one constant: the slot in the lower half, the [`Role`] above
-/// it, then the [`LinkLayer`]. No more than the slot: an edge with Ethernet.
+/// What an instance of the program is told of its interface, in one constant: the slot in the lower
+/// half, the [`Role`] above it, then the [`LinkLayer`]. No more than the slot: an edge with
+/// Ethernet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct InterfaceConstant(pub u32);

@@ -1,4 +1,5 @@
-//! The layout of the maps that the program and userspace share, and of the pins under which a restart finds them.
+//! The layout of the maps that the program and userspace share, and of the pins under which a
+//! restart finds them.
 //!
 //! | map | kind | written by | holds |
 //! |---|---|---|---|
@@ -19,10 +20,11 @@
 //! | `TOP_SOURCES` | array | whoever reads the events | who is dropped most: [`TopSource`], the first in front |
 //! | `GATE` | array of one | the gate | where a command beside it can ask it: [`GateRecord`] |
 //!
-//! All lists of both address families are in one snapshot, whose first block has the header, so that one update of one
-//! element puts a generation of them in place. The header holds the number of the generation, whose parity says where its
-//! other blocks are, and which bank of `LIST_RECORDS` describes it.
-//! So the swap of the snapshot swaps the names with it, and a crash at any moment leaves one whole generation in force.
+//! All lists of both address families are in one snapshot, whose first block has the header, so
+//! that one update of one element puts a generation of them in place. The header holds the number
+//! of the generation, whose parity says where its other blocks are, and which bank of
+//! `LIST_RECORDS` describes it. So the swap of the snapshot swaps the names with it, and a crash at
+//! any moment leaves one whole generation in force.
 
 mod control;
 mod interface;
@@ -32,27 +34,29 @@ use crate::encapsulation::{ENCAPSULATIONS, Encapsulation};
 pub use self::control::{Control, Glance, VERDICT_HINTS, Word, hint};
 pub use self::interface::{InterfaceConstant, LinkLayer};
 
-/// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is part of the pin path,
-/// because a pinned map is taken over without a look at its shape.
+/// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is
+/// part of the pin path, because a pinned map is taken over without a look at its shape.
 pub const LAYOUT_VERSION: u32 = 6;
 
 /// Most ports that can be filtered.
 pub const PORTS_MAX: usize = 16;
 /// Most lists that a generation may have in the kernel.
 pub const LISTS_MAX: usize = 256;
-/// Slots for lists: twice as many, so that a reload that renames every list finds free slots while the generation before
-/// it still counts on its own.
+/// Slots for lists: twice as many, so that a reload that renames every list finds free slots while
+/// the generation before it still counts on its own.
 pub const LIST_SLOTS: u32 = 512;
 /// Most interfaces that share a pin path.
 pub const INTERFACES_MAX: u32 = 64;
-/// Slots for interfaces: the last is that of frames which come from none, but are run through the program to try it.
+/// Slots for interfaces: the last is that of frames which come from none, but are run through the
+/// program to try it.
 pub const INTERFACE_SLOTS: u32 = INTERFACES_MAX + 1;
-/// Most recent verdicts: some 50 MiB of kernel memory if there are so many, and 4 MiB if there are none.
+/// Most recent verdicts: some 50 MiB of kernel memory if there are so many, and 4 MiB if there are
+/// none.
 pub const VERDICTS_MAX: u32 = 262_144;
 /// Bytes of the note of a recent verdict.
 pub const VERDICT_NOTE_MAX: usize = 64;
-/// For so long after a verdict was given only the SYNs of its source are dropped, so that a session that is open can be
-/// told why and end in order; then everything is.
+/// For so long after a verdict was given only the SYNs of its source are dropped, so that a session
+/// that is open can be told why and end in order; then everything is.
 pub const VERDICT_GRACE_NS: u64 = 10_000_000_000;
 /// Most local networks.
 pub const LOCAL_NETWORKS_MAX: u32 = 65_536;
@@ -67,20 +71,23 @@ pub const LIST_NAME_MAX: usize = 64;
 /// Bytes of an interface's name (the kernel's `IFNAMSIZ`).
 pub const INTERFACE_NAME_MAX: usize = 16;
 
-/// The flag of hashes whose elements take memory only while they are there: `BPF_F_NO_PREALLOC`. The program adds none.
+/// The flag of hashes whose elements take memory only while they are there: `BPF_F_NO_PREALLOC`.
+/// The program adds none.
 pub const NO_PREALLOC: usize = 1;
-/// The flag of arrays that userspace has mapped: `BPF_F_MMAPABLE`. A snapshot is written in the time that memory takes, and a
-/// bit of `CONTROL` without a call. Not `BPF_F_INNER_MAP` for the blocks of a snapshot: the kernel puts the look into an array of
-/// known size into the program, and makes a call of any other.
+/// The flag of arrays that userspace has mapped: `BPF_F_MMAPABLE`. A snapshot is written in the
+/// time that memory takes, and a bit of `CONTROL` without a call. Not `BPF_F_INNER_MAP` for the
+/// blocks of a snapshot: the kernel puts the look into an array of known size into the program, and
+/// makes a call of any other.
 pub const MAPPED: usize = 1 << 10;
 /// Blocks that a snapshot can have: 4 GiB.
 pub const SNAPSHOT_BLOCKS_MAX: u32 = 64;
 /// Elements of `SNAPSHOT`.
 pub const SNAPSHOT_SLOTS: u32 = 2 * SNAPSHOT_BLOCKS_MAX;
 
-/// The element of `SNAPSHOT` that holds this block of a generation. The first block of the generation in force is in the
-/// first element, so that one update exchanges generations; the others are in the bank that the parity of the number says,
-/// where those of the generation before and after it are not.
+/// The element of `SNAPSHOT` that holds this block of a generation. The first block of the
+/// generation in force is in the first element, so that one update exchanges generations; the
+/// others are in the bank that the parity of the number says, where those of the generation before
+/// and after it are not.
 #[inline(always)]
 #[must_use]
 pub const fn snapshot_slot(generation: u32, block: u32) -> u32 {
@@ -138,7 +145,8 @@ pub struct Measures {
     pub drop_unlisted: bool,
     /// SYNs for a listener of this host are answered with a cookie while its queue overflows.
     pub syn_cookies: bool,
-    /// What a customer may not send is answered with a RST, as far as the rate allows; else it is dropped.
+    /// What a customer may not send is answered with a RST, as far as the rate allows; else it is
+    /// dropped.
     pub customer_resets: bool,
 }
 
@@ -147,8 +155,8 @@ impl Settings {
     const SYN_COOKIES: u32 = 2;
     const CUSTOMER_RESETS: u32 = 4;
 
-    /// Settings for these ports, with neither a budget nor RSTs. Ports beyond [`PORTS_MAX`] are not taken: the caller
-    /// refuses them before.
+    /// Settings for these ports, with neither a budget nor RSTs. Ports beyond [`PORTS_MAX`] are not
+    /// taken: the caller refuses them before.
     #[must_use]
     pub fn new(mode: Mode, measures: Measures, ports: &[u16]) -> Self {
         let flag = |set, flag| if set { flag } else { 0 };
@@ -205,7 +213,8 @@ impl Settings {
         self.ports.iter().copied().take_while(|port| *port != 0)
     }
 
-    /// From now on nothing is answered on the interface in this slot: what the program sends there is lost on its way.
+    /// From now on nothing is answered on the interface in this slot: what the program sends there
+    /// is lost on its way.
     pub fn set_silent(&mut self, slot: u32) {
         if let Some(word) = self.silent.get_mut(slot as usize / 32) {
             *word |= 1 << (slot % 32);
@@ -222,7 +231,8 @@ impl Settings {
         }
     }
 
-    /// Whether packets to this TCP port are held against the lists. Port 0 ends the table and is never filtered.
+    /// Whether packets to this TCP port are held against the lists. Port 0 ends the table and is
+    /// never filtered.
     #[inline(always)]
     #[must_use]
     pub fn filters(&self, port: u16) -> bool {
@@ -244,7 +254,8 @@ impl Settings {
 pub enum Role {
     /// The outside: packets that come in are held against their source.
     Edge = 0,
-    /// Customers: packets that go out pass only if their source or their destination is on a permit list.
+    /// Customers: packets that go out pass only if their source or their destination is on a permit
+    /// list.
     Customer = 1,
 }
 
@@ -287,7 +298,8 @@ impl Reason {
     }
 }
 
-/// All counters of one CPU. They are never cleared: whoever takes a slot writes down where its counters stood.
+/// All counters of one CPU. They are never cleared: whoever takes a slot writes down where its
+/// counters stood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Counters {
@@ -300,8 +312,9 @@ pub struct Counters {
 /// The kernel takes no larger element of a per-CPU map (PCPU_MIN_UNIT_SIZE of linux/percpu.h).
 const _: () = assert!(size_of::<Counters>() <= 32 << 10);
 
-/// An interface's counters on one CPU, indexed by [`InterfaceCounter`], and from [`FIRST_UNREAD`] on by the number of an
-/// [`Encapsulation`]: five cache lines, of which most packets need the first.
+/// An interface's counters on one CPU, indexed by [`InterfaceCounter`], and from [`FIRST_UNREAD`]
+/// on by the number of an [`Encapsulation`]: five cache lines, of which most packets need the
+/// first.
 pub type InterfaceCounters = [u64; 40];
 
 /// What is counted before anything is.
@@ -311,7 +324,8 @@ pub const NOTHING_COUNTED: InterfaceCounters = [0; 40];
 pub const FIRST_UNREAD: usize = 24;
 const _: () = assert!(FIRST_UNREAD + ENCAPSULATIONS <= size_of::<InterfaceCounters>() / 8);
 
-/// What an interface counts; every packet counts once, and those with a hidden port or of an [`Encapsulation`] twice.
+/// What an interface counts; every packet counts once, and those with a hidden port or of an
+/// [`Encapsulation`] twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum InterfaceCounter {
@@ -343,7 +357,8 @@ pub enum InterfaceCounter {
     ResetCustomer = 13,
     /// A SYN that was answered with a cookie.
     SynCookie = 14,
-    /// In addition to one of the others: TCP whose port cannot be read, so that it is held to be a filtered one.
+    /// In addition to one of the others: TCP whose port cannot be read, so that it is held to be a
+    /// filtered one.
     Hidden = 15,
     /// Dropped for [`Reason::Tags`].
     DroppedTags = 16,
@@ -361,8 +376,8 @@ pub const fn unread_counter(encapsulation: Encapsulation) -> usize {
 /// The key of a recent verdict.
 pub type VerdictKey = [u32; 3];
 
-/// Keeps the packets of a source out for a while: what the relay has learned, or an operator has said. Times are
-/// nanoseconds of CLOCK_MONOTONIC.
+/// Keeps the packets of a source out for a while: what the relay has learned, or an operator has
+/// said. Times are nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct RecentVerdict {
@@ -538,7 +553,8 @@ pub struct TopSource {
     pub interface_slot: u32,
 }
 
-/// Where the gate that holds the filter answers, so that a command needs no configuration to find it.
+/// Where the gate that holds the filter answers, so that a command needs no configuration to find
+/// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct GateRecord {

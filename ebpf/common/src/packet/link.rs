@@ -1,4 +1,5 @@
-//! What is in front of a packet of IPv4 or IPv6: an Ethernet header, VLAN tags and a PPPoE session, or nothing.
+//! What is in front of a packet of IPv4 or IPv6: an Ethernet header, VLAN tags and a PPPoE session,
+//! or nothing.
 
 use super::{Packet, pair};
 use crate::encapsulation::ETHERTYPE_PPP;
@@ -46,8 +47,9 @@ pub enum Framing {
     Tun,
 }
 
-/// Where the packet in a frame begins, and its EtherType, or that which stands for what PPP carries; 0 for what is nothing to the
-/// filter. Of a plain struct, and not of a `Result`, the compiler leaves no register unwritten that the verifier misses.
+/// Where the packet in a frame begins, and its EtherType, or that which stands for what PPP
+/// carries; 0 for what is nothing to the filter. Of a plain struct, and not of a `Result`, the
+/// compiler leaves no register unwritten that the verifier misses.
 #[derive(Clone, Copy)]
 pub(super) struct Start {
     pub(super) ether_type: u16,
@@ -86,8 +88,8 @@ pub(super) const fn is_tag(ether_type: u16) -> bool {
     )
 }
 
-/// RFC 2516, section 4. Version, type and code are not looked at, because Linux does not, either. Nor is the length: a packet that
-/// it cuts short is no packet to anybody.
+/// RFC 2516, section 4. Version, type and code are not looked at, because Linux does not, either.
+/// Nor is the length: a packet that it cuts short is no packet to anybody.
 #[inline(always)]
 fn pppoe<P: Packet + ?Sized>(frame: &P, header: usize) -> Start {
     let protocol = frame.half(header + PPPOE_HEADER).unwrap_or(PPP_CONTROL);

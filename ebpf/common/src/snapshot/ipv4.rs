@@ -1,18 +1,20 @@
 //! IPv4: presence, the directory, cells and marks.
 //!
-//! Presence is a bit for each stretch of the addresses, a power of two of them, that has something in it. It stays in
-//! a processor's caches while the rest does not, so that a flood from addresses on no list rarely waits for memory: for a
-//! million entries all over IPv4 2 MiB do, a bit for each /24, for ten million it takes 4 MiB, a bit for each /25. The directory
-//! goes from the first /16 that is on a list to the last; it has an entry of four octets for each /24: one mark for
-//! all of it, a lone address with its mark, two addresses of one list, or the line of a cell. A cell is a line: a bitmap of the
-//! addresses whose mark differs from that of the rest, and either the one mark that they all have, or where their marks begin,
-//! two octets each.
+//! Presence is a bit for each stretch of the addresses, a power of two of them, that has something
+//! in it. It stays in a processor's caches while the rest does not, so that a flood from addresses
+//! on no list rarely waits for memory: for a million entries all over IPv4 2 MiB do, a bit for each
+//! /24, for ten million it takes 4 MiB, a bit for each /25. The directory goes from the first /16
+//! that is on a list to the last; it has an entry of four octets for each /24: one mark for all of
+//! it, a lone address with its mark, two addresses of one list, or the line of a cell. A cell is a
+//! line: a bitmap of the addresses whose mark differs from that of the rest, and either the one
+//! mark that they all have, or where their marks begin, two octets each.
 
 use super::{FIRST_FREE, Field, Lines, Mark, WORDS};
 
 /// Where presence begins: it is always in the first block.
 pub const PRESENCE: usize = FIRST_FREE;
-/// By how much an address is shifted to give the number of its presence bit, at least: a bit for each /25, 4 MiB in all.
+/// By how much an address is shifted to give the number of its presence bit, at least: a bit for
+/// each /25, 4 MiB in all.
 pub const PRESENCE_SHIFT_MIN: u32 = 7;
 /// And at most: all of it is one line.
 pub const PRESENCE_SHIFT_MAX: u32 = 23;
@@ -21,12 +23,13 @@ pub const PRESENCE_SHIFT_MAX: u32 = 23;
 pub const ENTRY_KIND_SHIFT: u32 = 30;
 /// One mark, in the lower 16 bits, for the whole /24. Zero: nothing.
 pub const ENTRY_ALL: u32 = 0;
-/// One address, its last octet in bits 16 to 23, has the mark in the lower 16 bits; the others have none.
+/// One address, its last octet in bits 16 to 23, has the mark in the lower 16 bits; the others have
+/// none.
 pub const ENTRY_LONE: u32 = 1;
 /// The lower 30 bits are the line of a cell.
 pub const ENTRY_CELL: u32 = 2;
-/// Two addresses, their last octets in bits 9 to 16 and 17 to 24, have the mark of a /32 of the list whose number (from 1) is in
-/// the lower 9 bits; the others have none.
+/// Two addresses, their last octets in bits 9 to 16 and 17 to 24, have the mark of a /32 of the
+/// list whose number (from 1) is in the lower 9 bits; the others have none.
 pub const ENTRY_PAIR: u32 = 3;
 
 /// Bits of word 4 of a cell that say where its marks begin.
@@ -65,9 +68,10 @@ pub fn ipv4<L: Lines + ?Sized>(lines: &L, address: u32) -> Mark {
     }
 }
 
-/// Words 0 to 3 of a cell are the bitmap; word 4 holds where its marks begin (40 bits: all lines taken for an array of marks), then
-/// how many bits words 0, 0-1 and 0-2 have (8 bits each); word 5 holds the mark of addresses without a bit (16 bits) and the one
-/// mark of all others (16 bits), which is zero where they differ.
+/// Words 0 to 3 of a cell are the bitmap; word 4 holds where its marks begin (40 bits: all lines
+/// taken for an array of marks), then how many bits words 0, 0-1 and 0-2 have (8 bits each); word 5
+/// holds the mark of addresses without a bit (16 bits) and the one mark of all others (16 bits),
+/// which is zero where they differ.
 #[inline(always)]
 fn in_cell<L: Lines + ?Sized>(lines: &L, cell: usize, octet: u32) -> Option<Mark> {
     let word = octet >> 6;

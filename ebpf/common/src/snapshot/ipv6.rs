@@ -1,12 +1,14 @@
 //! IPv6: prefix lengths, pilots and slots.
 //!
-//! Prefixes up to /64 are hashed by their upper 64 bits and their length, and each has a slot for itself, because keys
-//! come in groups, and each group has a pilot: an octet that was chosen, when the snapshot was built, so that all keys of the
-//! group found a slot free (the idea of perfect hashing by displacement). There are three groups for each slot at least, so that
-//! most addresses on no list meet a group without keys, which has no pilot, and need no slot. Longer prefixes are rare: they
-//! have a table of their own, which is looked into only if the /64 has an entry of the length 65. Rejected: cuckoo hashing (two
-//! lines for every address that is on no list, which is the usual one), a trie (a line per level), slots that any key of a
-//! bucket may take (a search of the bucket), slots packed six to a line (less memory, but a dozen instructions more to find
+//! Prefixes up to /64 are hashed by their upper 64 bits and their length, and each has a slot for
+//! itself, because keys come in groups, and each group has a pilot: an octet that was chosen, when
+//! the snapshot was built, so that all keys of the group found a slot free (the idea of perfect
+//! hashing by displacement). There are three groups for each slot at least, so that most addresses
+//! on no list meet a group without keys, which has no pilot, and need no slot. Longer prefixes are
+//! rare: they have a table of their own, which is looked into only if the /64 has an entry of the
+//! length 65. Rejected: cuckoo hashing (two lines for every address that is on no list, which is
+//! the usual one), a trie (a line per level), slots that any key of a bucket may take (a search of
+//! the bucket), slots packed six to a line (less memory, but a dozen instructions more to find
 //! one).
 
 use bytemuck::Pod;
@@ -15,7 +17,8 @@ use super::{Lines, Mark, TABLE_LINES, WORDS};
 use crate::hash::{mix, spread};
 use crate::packet::Source;
 
-/// The length of an entry that says that its /64 has prefixes beyond /64: the longest of short ones.
+/// The length of an entry that says that its /64 has prefixes beyond /64: the longest of short
+/// ones.
 pub const DEEP: u32 = 65;
 
 /// The place of a prefix up to /64: its bits, and its [`Mark`].
@@ -47,16 +50,18 @@ pub const fn short_key(salt: u64, upper: u64) -> u64 {
     upper ^ salt
 }
 
-/// The key of a longer prefix, as it is hashed. The halves meet behind a mix that nobody can foresee who does not know the seed:
-/// else one could choose addresses that collide under every seed.
+/// The key of a longer prefix, as it is hashed. The halves meet behind a mix that nobody can
+/// foresee who does not know the seed: else one could choose addresses that collide under every
+/// seed.
 #[inline(always)]
 #[must_use]
 pub const fn long_key(salt: u64, upper: u64, lower: u64) -> u64 {
     lower ^ mix(upper ^ salt)
 }
 
-/// A table of hashed prefixes. Its head is words: those named here, then two for each prefix length present, the longest
-/// first: a mask with its bits, of the half where it ends, and its [salt](Self::salt).
+/// A table of hashed prefixes. Its head is words: those named here, then two for each prefix length
+/// present, the longest first: a mask with its bits, of the half where it ends, and its
+/// [salt](Self::salt).
 #[derive(Clone, Copy, Debug)]
 pub struct Table {
     /// The first word of its head, counted from the header.
@@ -104,7 +109,8 @@ impl Table {
         }
     }
 
-    /// What tells equal prefixes of different lengths apart: the length in the lowest octet, and bits that come of it and a seed.
+    /// What tells equal prefixes of different lengths apart: the length in the lowest octet, and
+    /// bits that come of it and a seed.
     #[must_use]
     pub const fn salt(seed: u32, length: u32) -> u64 {
         mix((seed as u64) << 8 | length as u64) & !0xff | length as u64
@@ -112,8 +118,9 @@ impl Table {
 
     /// The factors that come of a seed, that of groups and that of slots.
     ///
-    /// The upper bits of a product with an odd number tell any two keys apart for nearly every such number (Dietzfelbinger and
-    /// others 1997). With fixed numbers one could choose prefixes that collide under every seed.
+    /// The upper bits of a product with an odd number tell any two keys apart for nearly every such
+    /// number (Dietzfelbinger and others 1997). With fixed numbers one could choose prefixes that
+    /// collide under every seed.
     #[must_use]
     pub const fn factors(seed: u32) -> [u64; 2] {
         let seed = (seed as u64) << 8;
@@ -127,9 +134,10 @@ impl Table {
         (key.wrapping_mul(factor) >> (shift & 63)) as usize
     }
 
-    /// The slot that a pilot leads a key to; a number below another is had from a hash without a division (Lemire 2019). The
-    /// pilots move a key all over the table: if they had only bits of their own to change, as in an XOR, the keys that agree
-    /// in the others would have 256 slots among them, which at times are too few.
+    /// The slot that a pilot leads a key to; a number below another is had from a hash without a
+    /// division (Lemire 2019). The pilots move a key all over the table: if they had only bits of
+    /// their own to change, as in an XOR, the keys that agree in the others would have 256 slots
+    /// among them, which at times are too few.
     #[inline(always)]
     #[must_use]
     pub const fn slot(key: u64, factor: u64, pilot: u8, slots: u64) -> usize {
@@ -192,7 +200,8 @@ impl Length {
         self.bits() == DEEP as u64
     }
 
-    /// Zero if it is that in this mark. A slot without a prefix has no mark: what is found there for ::/0 is nothing.
+    /// Zero if it is that in this mark. A slot without a prefix has no mark: what is found there
+    /// for ::/0 is nothing.
     #[inline(always)]
     const fn differs(self, mark: u64) -> u64 {
         mark >> Mark::NUMBER_BITS ^ self.bits()
@@ -252,7 +261,8 @@ pub fn within_64<L: Lines + ?Sized>(lines: &L, upper: u64) -> impl Iterator<Item
     })
 }
 
-/// The mark of the longest of the prefixes up to /64 that cover an address, but for those of the longest length present.
+/// The mark of the longest of the prefixes up to /64 that cover an address, but for those of the
+/// longest length present.
 #[inline(always)]
 fn shorter<L: Lines + ?Sized>(lines: &L, upper: u64) -> Mark {
     for at in 1..SHORT_LENGTHS {

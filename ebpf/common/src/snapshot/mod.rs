@@ -1,9 +1,12 @@
-//! The snapshot: all lists of a generation, settled into one array of cache lines, and the lookup of an address in it.
+//! The snapshot: all lists of a generation, settled into one array of cache lines, and the lookup
+//! of an address in it.
 //!
-//! A lookup reads a constant number of places, however many prefixes there are: for IPv4 the header and a presence bit, and only
-//! for addresses that may be on a list an entry of the directory, where a /24 holds more than two addresses a cell, and where
-//! those differ their marks; for IPv6 the head of a table, and per prefix length present a pilot and, where there is one, a
-//! slot. The same code runs in the kernel, over array maps, and in userspace, over the same memory, a `Vec` or a file.
+//! A lookup reads a constant number of places, however many prefixes there are: for IPv4 the header
+//! and a presence bit, and only for addresses that may be on a list an entry of the directory,
+//! where a /24 holds more than two addresses a cell, and where those differ their marks; for IPv6
+//! the head of a table, and per prefix length present a pilot and, where there is one, a slot. The
+//! same code runs in the kernel, over array maps, and in userspace, over the same memory, a `Vec`
+//! or a file.
 //!
 //! ```text
 //! line 0         the header
@@ -38,9 +41,10 @@ const WORDS: usize = size_of::<Line>() / size_of::<u64>();
 
 /// Lines of a [`Block`]; a power of two.
 pub const BLOCK_LINES: usize = 1 << 20;
-/// The value of each array map: 64 MiB of lines. All have one size, which is what lets the kernel put the look into one into
-/// the program; it is large enough for header, presence and most of the directory to be in the first, which is looked up once. A
-/// struct, because aya 0.14 takes an array of arrays for one of its elements.
+/// The value of each array map: 64 MiB of lines. All have one size, which is what lets the kernel
+/// put the look into one into the program; it is large enough for header, presence and most of the
+/// directory to be in the first, which is looked up once. A struct, because aya 0.14 takes an array
+/// of arrays for one of its elements.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Block {
@@ -66,7 +70,8 @@ const CLASSES_OF_LINE: usize = size_of::<Line>() / size_of::<Class>();
 
 /// Which list speaks for an address, and by which prefix length; zero: none.
 ///
-/// In an IPv4 mark of 16 bits the number of the list (from 1) has the lower 9, the prefix length the next 6.
+/// In an IPv4 mark of 16 bits the number of the list (from 1) has the lower 9, the prefix length
+/// the next 6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Mark(pub u32);
@@ -98,11 +103,12 @@ impl Mark {
 
 /// Where the lines are. Integers in them are little-endian, as all machines are that this runs on.
 pub trait Lines {
-    /// What stands at a place, if all lines are taken for an array of `T`, whose size is a power of two and at most that of a
-    /// line; `None` beyond the last line.
+    /// What stands at a place, if all lines are taken for an array of `T`, whose size is a power of
+    /// two and at most that of a line; `None` beyond the last line.
     fn get<T: Pod>(&self, at: usize) -> Option<T>;
 
-    /// The same before [`FIRST_FREE`] or in presence: the program holds the block that they are in already.
+    /// The same before [`FIRST_FREE`] or in presence: the program holds the block that they are in
+    /// already.
     #[inline(always)]
     fn fixed<T: Pod>(&self, at: usize) -> Option<T> {
         self.get(at)
@@ -131,7 +137,8 @@ impl Field {
     pub const LINES: Self = Self(2);
     /// By how much an address is shifted to give the number of its presence bit.
     pub const PRESENCE_SHIFT: Self = Self(3);
-    /// Where the directory's entry for 0.0.0.0/24 would be, if it had one; it may be less than zero.
+    /// Where the directory's entry for 0.0.0.0/24 would be, if it had one; it may be less than
+    /// zero.
     pub const DIRECTORY: Self = Self(4);
 
     /// The field of this header.

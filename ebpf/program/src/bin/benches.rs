@@ -1,12 +1,13 @@
 //! What the benches put beside the filter, and what makes their packets.
 //!
-//! The peers are what one would write first: a program that only drops, one that parses and drops, a hash map, an LPM
-//! trie. They read a frame in their own, short way (no VLAN tags, no extension headers), so that the filter is not
-//! measured against its own parser.
+//! The peers are what one would write first: a program that only drops, one that parses and drops,
+//! a hash map, an LPM trie. They read a frame in their own, short way (no VLAN tags, no extension
+//! headers), so that the filter is not measured against its own parser.
 //!
-//! The generators put the next source of a sequence into a frame: `flood` sends it on, `next_source` hands it to a
-//! contestant by a tail call, because `BPF_PROG_TEST_RUN` repeats one frame, and one source repeated flatters every cache.
-//! The two `fill` programs put the same sequence into the maps, at a fraction of what a system call per entry takes.
+//! The generators put the next source of a sequence into a frame: `flood` sends it on,
+//! `next_source` hands it to a contestant by a tail call, because `BPF_PROG_TEST_RUN` repeats one
+//! frame, and one source repeated flatters every cache. The two `fill` programs put the same
+//! sequence into the maps, at a fraction of what a system call per entry takes.
 
 #![no_std]
 #![no_main]
@@ -19,8 +20,8 @@ use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use portcullis_ebpf_common::traffic::{self, Kind};
 
-/// A part of a sequence of sources, gone through in circles by one CPU at a time: the place next to be used, counted
-/// from the first one; the first one; their number; the [`Kind`].
+/// A part of a sequence of sources, gone through in circles by one CPU at a time: the place next to
+/// be used, counted from the first one; the first one; their number; the [`Kind`].
 type Sequence = [u32; 4];
 
 #[btf_map]
@@ -47,8 +48,8 @@ static TRIE_IPV4: LpmTrie<u32, u32, 1> = LpmTrie::new();
 #[btf_map]
 static TRIE_IPV6: LpmTrie<[u32; 4], u32, 1> = LpmTrie::new();
 
-/// Not zero: the hash map's program drops what it does not find, too. Set before it is loaded; its value here is one
-/// that no other constant has, because LLVM puts equal constants into one place.
+/// Not zero: the hash map's program drops what it does not find, too. Set before it is loaded; its
+/// value here is one that no other constant has, because LLVM puts equal constants into one place.
 #[unsafe(no_mangle)]
 static DROP_UNLISTED: Global<u32> = Global::new(0xfeed_d809);
 
@@ -123,8 +124,8 @@ pub fn flood(context: XdpContext) -> u32 {
     }
 }
 
-/// Sends a SYN out with the next source. Its identification and its port make up for the address in both checksums, so
-/// that those of the frame stay right, and a listener takes it for what it is.
+/// Sends a SYN out with the next source. Its identification and its port make up for the address in
+/// both checksums, so that those of the frame stay right, and a listener takes it for what it is.
 #[xdp(frags)]
 pub fn syn_flood(context: XdpContext) -> u32 {
     match put_next_client(&context) {
@@ -133,7 +134,8 @@ pub fn syn_flood(context: XdpContext) -> u32 {
     }
 }
 
-/// Sends a SYN out in the name of one client, whose address is the first of the sequence, each from another port.
+/// Sends a SYN out in the name of one client, whose address is the first of the sequence, each from
+/// another port.
 #[xdp(frags)]
 pub fn syn_flood_of_one(context: XdpContext) -> u32 {
     match put_next_port(&context) {
@@ -179,7 +181,8 @@ enum Source {
 fn source(context: &XdpContext) -> Option<Source> {
     match read::<u16>(context, 12)? {
         ETHERTYPE_IPV4 => {
-            // The least header of both layers, so that the offsets before the port need no check of their own.
+            // The least header of both layers, so that the offsets before the port need no check of
+            // their own.
             read::<[u8; 20]>(context, 34)?;
             let header = usize::from(read::<u8>(context, 14)? & 0x0f) * 4;
             let port: u16 = read(context, 14 + header + 2)?;
@@ -207,8 +210,8 @@ fn put_next_source(context: &XdpContext) -> Option<()> {
 #[btf_map]
 static SYN: Array<[u32; 14], 1> = Array::new();
 
-/// Puts a SYN there, all of it: a frame comes back as the other side has left it, and that may have made an answer of it. Its
-/// source is one that a listener takes for an honest one.
+/// Puts a SYN there, all of it: a frame comes back as the other side has left it, and that may have
+/// made an answer of it. Its source is one that a listener takes for an honest one.
 #[inline(always)]
 fn put_next_client(context: &XdpContext) -> Option<()> {
     put_syn(context)?;
@@ -223,7 +226,8 @@ fn put_next_client(context: &XdpContext) -> Option<()> {
     write(context, 34, complement.to_be())
 }
 
-/// The same for one client. The upper half of the sequence number makes up for its address and its port.
+/// The same for one client. The upper half of the sequence number makes up for its address and its
+/// port.
 #[inline(always)]
 fn put_next_port(context: &XdpContext) -> Option<()> {
     put_syn(context)?;

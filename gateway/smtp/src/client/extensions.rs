@@ -70,7 +70,8 @@ impl Extensions {
     }
 }
 
-/// One to six digits that do not begin with 0 (RFC 9422, 4). What has another form says nothing and limits nothing.
+/// One to six digits that do not begin with 0 (RFC 9422, 4). What has another form says nothing and
+/// limits nothing.
 fn limit_value(value: &str) -> Option<u32> {
     let well_formed = (1..=6).contains(&value.len())
         && !value.starts_with('0')

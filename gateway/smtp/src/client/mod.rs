@@ -1,9 +1,11 @@
-//! The client's side of a session, toward a next hop: commands go out, replies come in, in the same order.
+//! The client's side of a session, toward a next hop: commands go out, replies come in, in the same
+//! order.
 //!
-//! The client keeps account of which replies are owed and what the peer offers, and uses no parameter that is not offered. What to
-//! send, when, and what a reply means for the message is for the relay to decide; [`Client::may_send`] says whether
-//! the protocol allows another command now, [`Client::takes_transaction`] and [`Client::takes_recipient`] whether the
-//! peer's own limits (RFC 9422) do.
+//! The client keeps account of which replies are owed and what the peer offers, and uses no
+//! parameter that is not offered. What to send, when, and what a reply means for the message is for
+//! the relay to decide; [`Client::may_send`] says whether the protocol allows another command now,
+//! [`Client::takes_transaction`] and [`Client::takes_recipient`] whether the peer's own limits (RFC
+//! 9422) do.
 
 mod extensions;
 mod reply_reader;
@@ -56,7 +58,8 @@ impl Sent {
         )
     }
 
-    /// The session is open: its replies may have enhanced codes, and are taken by their code however long they are.
+    /// The session is open: its replies may have enhanced codes, and are taken by their code
+    /// however long they are.
     const fn is_within_session(self) -> bool {
         !matches!(self, Self::Greeting | Self::Ehlo | Self::Helo)
     }
@@ -250,8 +253,9 @@ impl Client {
         self.transactions
     }
 
-    /// Whether the peer's own limits allow one more transaction in this session. A peer that limits the domains of a whole
-    /// session gets one transaction in it: what the next one needs is not known when the connection is kept for it.
+    /// Whether the peer's own limits allow one more transaction in this session. A peer that limits
+    /// the domains of a whole session gets one transaction in it: what the next one needs is not
+    /// known when the connection is kept for it.
     #[must_use]
     pub fn takes_transaction(&self) -> bool {
         let limits = &self.extensions;
@@ -336,7 +340,8 @@ impl Client {
         self.end_command(Sent::Rcpt, "", out);
     }
 
-    /// DATA. Once it is accepted, the content goes through a [`Stuffer`] and then to [`end_of_data`](Self::end_of_data).
+    /// DATA. Once it is accepted, the content goes through a [`Stuffer`] and then to
+    /// [`end_of_data`](Self::end_of_data).
     pub fn data(&mut self, out: &mut Vec<u8>) {
         self.end_command(Sent::Data, "DATA", out);
     }
@@ -375,7 +380,8 @@ impl Client {
     }
 }
 
-/// What stands behind the last `@`, as it is compared. A literal or a quoted local part may hold others before it.
+/// What stands behind the last `@`, as it is compared. A literal or a quoted local part may hold
+/// others before it.
 fn domain_of(path: &str) -> String {
     let domain = path.rsplit_once('@').map_or("", |(_, domain)| domain);
     domain.to_ascii_lowercase()
@@ -394,7 +400,8 @@ fn push_parameter(begin: &[u8], value: Option<&str>, out: &mut Vec<u8>) {
     }
 }
 
-/// The parts of commands were checked where they came in. Still nothing that could end a line is ever written.
+/// The parts of commands were checked where they came in. Still nothing that could end a line is
+/// ever written.
 fn push_safe(text: &str, out: &mut Vec<u8>) {
     out.extend(text.bytes().filter(|byte| !byte.is_ascii_control()));
 }

@@ -1,8 +1,9 @@
 //! A reply of a next hop, line by line.
 //!
-//! The other side is trusted with mail, not with our memory: what is kept of a reply is bounded, and what could never be a reply
-//! is an error. Lines may end with LF alone; here that endangers nobody. How many lines a reply has is no reason to doubt its code
-//! once there is a transaction: the answer to a message that was accepted must not get lost because it says too much.
+//! The other side is trusted with mail, not with our memory: what is kept of a reply is bounded,
+//! and what could never be a reply is an error. Lines may end with LF alone; here that endangers
+//! nobody. How many lines a reply has is no reason to doubt its code once there is a transaction:
+//! the answer to a message that was accepted must not get lost because it says too much.
 
 use crate::reply::{EnhancedCode, Reply};
 
@@ -46,7 +47,8 @@ impl<'a> ReplyLine<'a> {
                 last: false,
                 text,
             }),
-            // Another octet than the space that should stand here, unless it makes the code a longer number.
+            // Another octet than the space that should stand here, unless it makes the code a
+            // longer number.
             [other, ..] if !other.is_ascii_digit() => Ok(Self {
                 code,
                 last: true,
@@ -73,8 +75,9 @@ impl ReplyReader {
         self.lines == 0
     }
 
-    /// Takes a line. `within_session` is false for the greeting and the replies to EHLO and HELO, which never have an enhanced
-    /// code (RFC 2034, 3) and are given up when they are longer than any honest one.
+    /// Takes a line. `within_session` is false for the greeting and the replies to EHLO and HELO,
+    /// which never have an enhanced code (RFC 2034, 3) and are given up when they are longer than
+    /// any honest one.
     pub(super) fn take(
         &mut self,
         line: &ReplyLine<'_>,

@@ -30,16 +30,18 @@ struct Command {
     handler: Handler,
 }
 
-/// When the reply to a command has to be waited for before more is sent. What is sent too early ends the session.
+/// When the reply to a command has to be waited for before more is sent. What is sent too early
+/// ends the session.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Waits {
-    /// Even with PIPELINING: the reply decides how to go on, or what the next octets mean (RFC 2920, 3.1).
+    /// Even with PIPELINING: the reply decides how to go on, or what the next octets mean (RFC
+    /// 2920, 3.1).
     Always,
     /// Unless PIPELINING was offered.
     Alone,
-    /// Not at first. RFC 2920 has these at the end of a group too, but clients put them elsewhere, their replies change
-    /// nothing, and what comes behind them gets its answer in order. A client that sends hundreds of them at once reads
-    /// no answers.
+    /// Not at first. RFC 2920 has these at the end of a group too, but clients put them elsewhere,
+    /// their replies change nothing, and what comes behind them gets its answer in order. A client
+    /// that sends hundreds of them at once reads no answers.
     Rarely,
 }
 
@@ -62,7 +64,8 @@ static COMMANDS: &[Command] = &[
     Command { verb: "RCPT",     phases: &[Phase::Envelope], waits: Waits::Alone,  any_octets: true,  handler: Session::rcpt },
     Command { verb: "MAIL",     phases: &[Phase::Ready],    waits: Waits::Alone,  any_octets: true,  handler: Session::mail },
     Command { verb: "DATA",     phases: &[Phase::Envelope], waits: Waits::Always, any_octets: false, handler: Session::data_command },
-    // BDAT looks at the phase itself: what follows it must be swallowed even when it comes at a wrong time.
+    // BDAT looks at the phase itself: what follows it must be swallowed even when it comes at a
+    // wrong time.
     Command { verb: "BDAT",     phases: ANY_OR_REFUSED,     waits: Waits::Alone,  any_octets: true,  handler: Session::bdat },
     Command { verb: "EHLO",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::ehlo },
     Command { verb: "HELO",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::helo },
@@ -272,7 +275,8 @@ impl Session {
         Taken::Answered
     }
 
-    /// Takes one more RCPT while earlier ones wait for their answers, if what comes is one and nothing is wrong with it.
+    /// Takes one more RCPT while earlier ones wait for their answers, if what comes is one and
+    /// nothing is wrong with it.
     pub(super) fn another_recipient<'a>(
         &mut self,
         settings: &Settings,

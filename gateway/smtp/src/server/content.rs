@@ -96,7 +96,8 @@ impl Session {
         })
     }
 
-    /// Answers for a message that was given up. The fault is kept for the chunks that are on their way already.
+    /// Answers for a message that was given up. The fault is kept for the chunks that are on their
+    /// way already.
     fn answer_fault(&mut self, settings: &Settings, out: &mut Vec<u8>) {
         let Some(Doom::Fault(fault)) = self.doom else {
             return;

@@ -18,7 +18,8 @@ pub struct Step<'a> {
 /// What a session tells its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// Everything usable is consumed. The rest, always shorter than `command_length_max`, has to be passed again with more.
+    /// Everything usable is consumed. The rest, always shorter than `command_length_max`, has to be
+    /// passed again with more.
     NeedInput,
     /// Nothing can be taken before an answer is given.
     AwaitingAnswer,
@@ -35,7 +36,8 @@ pub enum Event<'a> {
     Rcpt(Rcpt<'a>),
     /// A message is about to come: DATA, or the first BDAT. An answer is owed.
     ///
-    /// The accepting one lets the content come; any other ends the transaction, and the octets of a chunk are swallowed.
+    /// The accepting one lets the content come; any other ends the transaction, and the octets of a
+    /// chunk are swallowed.
     Message,
     /// Content: decoded, with CRLF line ends and no other CR or LF.
     Body(&'a [u8]),
@@ -50,11 +52,13 @@ pub enum Event<'a> {
     Reset,
     /// 221 is written, or the 421 that the caller answered: close once it is sent.
     Quit,
-    /// The session was ended for what the client did; the reply, if any, is written. Close once it is sent.
+    /// The session was ended for what the client did; the reply, if any, is written. Close once it
+    /// is sent.
     Abort(Abuse),
 }
 
-/// What a refusal counts against. The session counts what it refuses by itself as the client's errors.
+/// What a refusal counts against. The session counts what it refuses by itself as the client's
+/// errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
     /// Nothing: the reason lies behind us, or with us.
@@ -100,7 +104,8 @@ impl Abuse {
         }
     }
 
-    /// The last words. HTTP gets none: it would be read by a browser's script, not by a mail system.
+    /// The last words. HTTP gets none: it would be read by a browser's script, not by a mail
+    /// system.
     pub(super) fn reply(self) -> Option<Reply<'static>> {
         Some(match self {
             Self::EarlyTalker => {

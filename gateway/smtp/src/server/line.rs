@@ -1,9 +1,10 @@
 //! Command lines out of a stream.
 //!
-//! A line ends with CRLF and with nothing else. The caller keeps the front of a line until the rest has come, so the framer
-//! itself stores nothing; of a line that is too long nothing is kept, however long it gets. A bare LF is refused
-//! as soon as it is seen, so that whoever types at us with the wrong tool learns why instead of waiting, and what
-//! follows it up to CRLF still belongs to the refused line.
+//! A line ends with CRLF and with nothing else. The caller keeps the front of a line until the rest
+//! has come, so the framer itself stores nothing; of a line that is too long nothing is kept,
+//! however long it gets. A bare LF is refused as soon as it is seen, so that whoever types at us
+//! with the wrong tool learns why instead of waiting, and what follows it up to CRLF still belongs
+//! to the refused line.
 
 use memchr::{memchr, memchr_iter};
 

@@ -1,17 +1,18 @@
 //! The server's side of a session: what a client sent goes in, events and replies come out.
 //!
-//! [`Session::handle`] takes one step. A step ends with an [`Event`]; some events are owed an answer, which the caller
-//! gives with [`Session::accept`] or [`Session::answer`] at once or whenever it has found out. Everything that
-//! needs no decision (syntax, sequence, limits, NOOP) is answered by the session itself. Replies are appended to `out` in the
-//! order of the commands.
+//! [`Session::handle`] takes one step. A step ends with an [`Event`]; some events are owed an
+//! answer, which the caller gives with [`Session::accept`] or [`Session::answer`] at once or
+//! whenever it has found out. Everything that needs no decision (syntax, sequence, limits, NOOP) is
+//! answered by the session itself. Replies are appended to `out` in the order of the commands.
 //!
-//! Two rules come from how mail is abused. Content must have CRLF line ends (see [`crate::data`]). And a client must not talk out
-//! of turn: what arrives before a reply it has to wait for (RFC 2920, 3.1) was written without reading, and ends
-//! the session. "Before" is not a matter of how reads are split: until the caller says [`Session::flushed`], no reply can
-//! have been read.
+//! Two rules come from how mail is abused. Content must have CRLF line ends (see [`crate::data`]).
+//! And a client must not talk out of turn: what arrives before a reply it has to wait for (RFC
+//! 2920, 3.1) was written without reading, and ends the session. "Before" is not a matter of how
+//! reads are split: until the caller says [`Session::flushed`], no reply can have been read.
 //!
-//! The session is a few dozen octets, because most sessions are idle and there are many. Rejected: a type per state, which
-//! would need a box or a copy at every step, and an event queue: at most one thing happens per step.
+//! The session is a few dozen octets, because most sessions are idle and there are many. Rejected:
+//! a type per state, which would need a box or a copy at every step, and an event queue: at most
+//! one thing happens per step.
 
 mod command;
 mod content;
@@ -70,7 +71,8 @@ enum Owed {
     MessageEnd,
 }
 
-/// Why commands of a group cannot succeed, through no further fault of the client: it sent them before it knew.
+/// Why commands of a group cannot succeed, through no further fault of the client: it sent them
+/// before it knew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Doom {
     /// MAIL, or the first BDAT, was refused.
@@ -88,7 +90,8 @@ pub struct Session {
     framer: Framer,
     /// EHLO, not HELO.
     extended: bool,
-    /// EHLO was answered with DSN. Should the settings change meanwhile, the session still has what it was offered.
+    /// EHLO was answered with DSN. Should the settings change meanwhile, the session still has what
+    /// it was offered.
     dsn: bool,
     /// MAIL had SMTPUTF8.
     smtputf8: bool,
@@ -161,7 +164,8 @@ impl Session {
         }
     }
 
-    /// Greets the client. [`answer`](Self::answer) greets it with another text, or with a refusal: then the client may only QUIT.
+    /// Greets the client. [`answer`](Self::answer) greets it with another text, or with a refusal:
+    /// then the client may only QUIT.
     pub fn greet(&mut self, settings: &Settings, out: &mut Vec<u8>) {
         if self.phase == Phase::Silent {
             out.extend_from_slice(b"220 ");
@@ -171,9 +175,9 @@ impl Session {
         }
     }
 
-    /// Takes input up to the next event. To be called again with what was not consumed, unless more input
-    /// ([`Event::NeedInput`]) or an answer ([`Event::AwaitingAnswer`]) is needed first; and once after every answer, even
-    /// with no input.
+    /// Takes input up to the next event. To be called again with what was not consumed, unless more
+    /// input ([`Event::NeedInput`]) or an answer ([`Event::AwaitingAnswer`]) is needed first; and
+    /// once after every answer, even with no input.
     pub fn handle<'a>(
         &mut self,
         settings: &Settings,
@@ -206,13 +210,15 @@ impl Session {
         self.settle(settings, true, Blame::Nobody, out);
     }
 
-    /// Answers the oldest event that waits for it. A positive reply does what [`accept`](Self::accept) does, in other words; a reply
-    /// with the code 421 ends the session. Before the greeting, it is the greeting. A refusal counts against nobody.
+    /// Answers the oldest event that waits for it. A positive reply does what
+    /// [`accept`](Self::accept) does, in other words; a reply with the code 421 ends the session.
+    /// Before the greeting, it is the greeting. A refusal counts against nobody.
     pub fn answer(&mut self, settings: &Settings, reply: &Reply<'_>, out: &mut Vec<u8>) {
         self.refuse(settings, reply, Blame::Nobody, out);
     }
 
-    /// Answers as [`answer`](Self::answer) does, and counts the reply, if it is a refusal, against what `blame` says.
+    /// Answers as [`answer`](Self::answer) does, and counts the reply, if it is a refusal, against
+    /// what `blame` says.
     pub fn refuse(
         &mut self,
         settings: &Settings,
@@ -228,7 +234,8 @@ impl Session {
             // RFC 2034, 3: neither the greeting nor the reply to EHLO has an enhanced code.
             Owed::Nothing | Owed::Hello { .. } if positive => reply.borrowed(None).write(out),
             Owed::Nothing | Owed::Hello { .. } => reply.write(out),
-            // Everything else has one, since it is offered; also what a next hop said that does not offer it.
+            // Everything else has one, since it is offered; also what a next hop said that does not
+            // offer it.
             _ if reply.enhanced.is_none() && reply.code != 354 => {
                 reply
                     .borrowed(EnhancedCode::undefined(reply.code))
@@ -252,7 +259,8 @@ impl Session {
         }
     }
 
-    /// Says that everything in `out` was handed to the kernel: what arrives from now on came after our replies.
+    /// Says that everything in `out` was handed to the kernel: what arrives from now on came after
+    /// our replies.
     pub fn flushed(&mut self) {
         self.asides = 0;
         if self.phase == Phase::Greeting {
@@ -297,8 +305,8 @@ impl Session {
         matches!(self.phase, Phase::Ending(_) | Phase::Ended)
     }
 
-    /// Something came behind the command that ended the session, which is not read by anyone. A client that may still be talking has
-    /// to be let down gently.
+    /// Something came behind the command that ended the session, which is not read by anyone. A
+    /// client that may still be talking has to be let down gently.
     #[must_use]
     pub const fn talks_on(&self) -> bool {
         matches!(self.phase, Phase::Ended) && self.premature
@@ -473,14 +481,16 @@ impl Session {
         }
     }
 
-    /// A message was accepted: the client sends mail, and does not only try things. That takes back all its errors, but one
-    /// guessed address only, or each accepted message would buy as many guesses as the limit allows.
+    /// A message was accepted: the client sends mail, and does not only try things. That takes back
+    /// all its errors, but one guessed address only, or each accepted message would buy as many
+    /// guesses as the limit allows.
     fn forgive(&mut self) {
         self.errors_forgiven = self.errors;
         self.recipients_unknown = self.recipients_unknown.saturating_sub(1);
     }
 
-    /// Writes the last reply; the event follows with the next step. Answers that are still owed are no longer taken.
+    /// Writes the last reply; the event follows with the next step. Answers that are still owed are
+    /// no longer taken.
     fn abort(&mut self, abuse: Abuse, out: &mut Vec<u8>) {
         if let Some(reply) = abuse.reply() {
             reply.write(out);

@@ -22,9 +22,11 @@ pub struct Settings {
     pub transactions_max: u32,
     /// With this many errors since the last accepted message the session is ended.
     pub errors_max: u32,
-    /// Recipients that do not exist, in one session; one more ends it. RFC 5321, 4.5.3.1.8 wants 100 recipients to be possible.
+    /// Recipients that do not exist, in one session; one more ends it. RFC 5321, 4.5.3.1.8 wants
+    /// 100 recipients to be possible.
     pub recipients_unknown_max: u32,
-    /// Octets of a command line with CRLF. RFC 5321 asks for 512, and the extensions for more (a RCPT with ORCPT: 1012).
+    /// Octets of a command line with CRLF. RFC 5321 asks for 512, and the extensions for more (a
+    /// RCPT with ORCPT: 1012).
     pub command_length_max: usize,
     /// What becomes of lines of more than 998 octets in a message.
     pub long_lines: LongLines,

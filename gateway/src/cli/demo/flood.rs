@@ -1,8 +1,10 @@
-//! The flood: SYNs to port 25 with sources of the lists, over raw sockets that take the whole IP header from us.
+//! The flood: SYNs to port 25 with sources of the lists, over raw sockets that take the whole IP
+//! header from us.
 //!
-//! Raw sockets are slower than frames made in the kernel, but need nothing that is not on every machine; the benches
-//! have the fast way. The small send buffer keeps fewer packets under way than the link's ring has room for, so that
-//! every packet counted here reaches the program, and the two counts can be held against each other exactly.
+//! Raw sockets are slower than frames made in the kernel, but need nothing that is not on every
+//! machine; the benches have the fast way. The small send buffer keeps fewer packets under way than
+//! the link's ring has room for, so that every packet counted here reaches the program, and the two
+//! counts can be held against each other exactly.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,7 +22,8 @@ const BATCH: u64 = 256;
 /// Packets sent, by the list that their sources are on.
 pub(super) type Sent = Vec<(&'static str, u64)>;
 
-/// Sends until `stop` says so, or until `packets` are sent: the lists in turn, the sources of each at random.
+/// Sends until `stop` says so, or until `packets` are sent: the lists in turn, the sources of each
+/// at random.
 pub(super) fn send(packets: u64, lists: &Lists, stop: impl Fn() -> bool) -> io::Result<Sent> {
     let v4 = raw_socket(Domain::IPV4)?;
     let v6 = raw_socket(Domain::IPV6)?;
@@ -77,7 +80,8 @@ fn packet_v6(source: Ipv6Addr, random: u64) -> [u8; 60] {
     packet
 }
 
-/// A TCP header (RFC 9293) of a SYN to port 25. Its checksum is wrong, as is usual for floods: nobody is to read it.
+/// A TCP header (RFC 9293) of a SYN to port 25. Its checksum is wrong, as is usual for floods:
+/// nobody is to read it.
 fn syn(random: u64) -> [u8; 20] {
     let mut header = [0; 20];
     let random = random.to_be_bytes();

@@ -1,4 +1,5 @@
-//! Honest mail: sessions that pipeline as RFC 2920 allows, each message numbered, each reply looked at.
+//! Honest mail: sessions that pipeline as RFC 2920 allows, each message numbered, each reply looked
+//! at.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;

@@ -1,12 +1,15 @@
-//! `portcullis demo`: the whole gate at work on one machine, with nothing to install and nothing to configure.
+//! `portcullis demo`: the whole gate at work on one machine, with nothing to install and nothing to
+//! configure.
 //!
-//! As root it makes two namespaces, a gate in the one and the world in the other, loads the XDP program in driver mode,
-//! floods port 25 from listed addresses, sends honest mail at the same time, tries to abuse the relay, and says what
-//! became of it all. Every figure has a value that it must have; the exit code says whether it has it. Without root
-//! there are no namespaces and no program: the rest runs on the loopback, and the demo says what it left out.
+//! As root it makes two namespaces, a gate in the one and the world in the other, loads the XDP
+//! program in driver mode, floods port 25 from listed addresses, sends honest mail at the same
+//! time, tries to abuse the relay, and says what became of it all. Every figure has a value that it
+//! must have; the exit code says whether it has it. Without root there are no namespaces and no
+//! program: the rest runs on the loopback, and the demo says what it left out.
 //!
-//! The gate is this very binary under `portcullis run`, so that the demo shows what an operator would see. What is on
-//! the other sides (senders and the next hop) is the demo's own, so that the counts do not come from the gate alone.
+//! The gate is this very binary under `portcullis run`, so that the demo shows what an operator
+//! would see. What is on the other sides (senders and the next hop) is the demo's own, so that the
+//! counts do not come from the gate alone.
 
 mod abuse;
 mod flood;
@@ -73,7 +76,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// A line about what is going on. It goes to the standard error, where it does not mix with the report.
+/// A line about what is going on. It goes to the standard error, where it does not mix with the
+/// report.
 fn progress(line: &str) {
     // Nobody listening is no reason to stop.
     let _ = writeln!(io::stderr(), "demo: {line}");

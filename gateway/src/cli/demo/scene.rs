@@ -1,5 +1,5 @@
-//! Where the demo happens: two namespaces, the gate as a process in one of them, its lists, its configuration and its
-//! next hop. All of it goes when the scene is dropped, however the demo ends.
+//! Where the demo happens: two namespaces, the gate as a process in one of them, its lists, its
+//! configuration and its next hop. All of it goes when the scene is dropped, however the demo ends.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -46,8 +46,8 @@ impl List {
 /// The lists of a scene.
 pub(super) type Lists = [List];
 
-/// Two of networks and two of single sources, for both families. The networks are those for benchmarks (RFC 2544) and
-/// documentation (RFC 3849): nobody's mail comes from there.
+/// Two of networks and two of single sources, for both families. The networks are those for
+/// benchmarks (RFC 2544) and documentation (RFC 3849): nobody's mail comes from there.
 static LISTS: [List; 4] = [
     List {
         name: "hijacked-v4",
@@ -114,8 +114,9 @@ struct Network {
 pub(super) struct Scene {
     gate: Child,
     directory: PathBuf,
-    /// One for each family, where there are namespaces. That both answer also means that the neighbours on the link
-    /// know each other: a flood towards an unknown neighbour would wait in a queue and not be counted.
+    /// One for each family, where there are namespaces. That both answer also means that the
+    /// neighbours on the link know each other: a flood towards an unknown neighbour would wait in a
+    /// queue and not be counted.
     listeners: Vec<SocketAddr>,
     admin: SocketAddr,
     sink: Sink,
@@ -145,7 +146,8 @@ impl Scene {
         )
     }
 
-    /// Without root: the gate and its next hop on the loopback, which is nobody's local network here.
+    /// Without root: the gate and its next hop on the loopback, which is nobody's local network
+    /// here.
     pub(super) fn on_the_loopback() -> io::Result<Self> {
         let free = || TcpListener::bind("127.0.0.1:0")?.local_addr();
         let (address, admin) = (free()?, free()?);
@@ -187,7 +189,8 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Waits for a greeting on every listener: by then the filter is in place, which a mere connection would not prove.
+    /// Waits for a greeting on every listener: by then the filter is in place, which a mere
+    /// connection would not prove.
     fn wait_until_it_serves(&mut self) -> io::Result<()> {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -294,7 +297,8 @@ impl Scene {
         Ok(command)
     }
 
-    /// The recipients that the gate has refused so far, by the rule that refused them, from its metrics.
+    /// The recipients that the gate has refused so far, by the rule that refused them, from its
+    /// metrics.
     pub(super) fn refused_by_rule(&self) -> io::Result<Vec<(String, u64)>> {
         let connect = || TcpStream::connect_timeout(&self.admin, PATIENCE);
         let mut stream = match &self.network {

@@ -1,6 +1,8 @@
-//! The demo's next hop: takes every message and counts what it took, by the number each message carries.
+//! The demo's next hop: takes every message and counts what it took, by the number each message
+//! carries.
 //!
-//! It is not a gate with a `discard` route on purpose: that messages arrived is for somebody else to say than the gate.
+//! It is not a gate with a `discard` route on purpose: that messages arrived is for somebody else
+//! to say than the gate.
 
 use std::collections::HashSet;
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -18,7 +20,8 @@ pub(super) struct Arrived {
     pub(super) numbers: HashSet<u32>,
     /// Messages that came a second time.
     pub(super) twice: u32,
-    /// Messages without a number, and recipients outside of the demo's own domain: abuse that got through.
+    /// Messages without a number, and recipients outside of the demo's own domain: abuse that got
+    /// through.
     pub(super) strays: u32,
 }
 

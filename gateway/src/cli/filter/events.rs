@@ -1,6 +1,7 @@
 //! `portcullis filter events`: what is dropped, while it happens.
 //!
-//! The buffer in the kernel has one reader. Where that is a gate with an admin endpoint, it is asked for them.
+//! The buffer in the kernel has one reader. Where that is a gate with an admin endpoint, it is
+//! asked for them.
 
 use std::io::{self, BufRead as _, Write};
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! `portcullis filter`: the in-kernel half by itself. Putting it in place and taking it away are here, looking at it and
-//! its recent verdicts have files of their own.
+//! `portcullis filter`: the in-kernel half by itself. Putting it in place and taking it away are
+//! here, looking at it and its recent verdicts have files of their own.
 
 mod attach;
 mod events;
@@ -88,7 +88,8 @@ struct DetachArgs {
 /// Which filter is meant.
 #[derive(Debug, clap::Args)]
 struct Place {
-    /// The configuration file, for its filter.pin_path; without one, the default: /sys/fs/bpf/portcullis
+    /// The configuration file, for its filter.pin_path; without one, the default:
+    /// /sys/fs/bpf/portcullis
     #[arg(short, long = "config", value_name = "FILE")]
     config: Option<PathBuf>,
     /// The path itself, for a filter that no configuration names any more

@@ -72,7 +72,8 @@ fn reader(pin_path: &Path) -> Option<Events> {
     Some(events)
 }
 
-/// Waits for the next look, and counts the top sources meanwhile. A reader that ends leaves that to this one.
+/// Waits for the next look, and counts the top sources meanwhile. A reader that ends leaves that to
+/// this one.
 fn wait(pin_path: &Path, events: &mut Option<Events>) {
     if events.is_none() {
         *events = reader(pin_path);

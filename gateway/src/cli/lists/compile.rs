@@ -1,4 +1,5 @@
-//! `portcullis lists compile`: the lists of a configuration or of the command line, read, settled and written.
+//! `portcullis lists compile`: the lists of a configuration or of the command line, read, settled
+//! and written.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -55,7 +56,8 @@ pub(super) struct Args {
     /// A list, in place of those of a configuration; may be given more than once
     #[arg(long, value_name = "NAME=ACTION:FORMAT:FILE", value_parser = source, conflicts_with = "config", requires = "output")]
     list: Vec<Source>,
-    /// Where to write the snapshot; without this, to lists.snapshot in the state_dir of the configuration
+    /// Where to write the snapshot; without this, to lists.snapshot in the state_dir of the
+    /// configuration
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// A line that cannot be read is an error
@@ -357,7 +359,8 @@ fn last_compile(output: &Path) -> Option<Stored> {
     }
 }
 
-/// What lists would newly cover against the snapshot that is there, and may not. Without one, what they cover is told.
+/// What lists would newly cover against the snapshot that is there, and may not. Without one, what
+/// they cover is told.
 fn growths(
     last: Option<Stored>,
     compiled: &Compiled,

@@ -1,4 +1,5 @@
-//! `portcullis lists lookup`: which list speaks for an address. A few lines of the snapshot are read, however large it is.
+//! `portcullis lists lookup`: which list speaks for an address. A few lines of the snapshot are
+//! read, however large it is.
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -41,7 +42,8 @@ pub(super) struct Args {
 #[derive(Serialize)]
 struct Answer {
     address: IpAddr,
-    /// The list that the filter acts on, or SMTP if there is none; then the reject list, where the address is on both.
+    /// The list that the filter acts on, or SMTP if there is none; then the reject list, where the
+    /// address is on both.
     listings: Vec<Found>,
 }
 

@@ -66,7 +66,8 @@ fn snapshot_of(config: &Config) -> PathBuf {
     given.unwrap_or_else(|| config.saved_lists())
 }
 
-/// Opens the snapshot that is named, or that of the configuration, or that of a gate with the default directory.
+/// Opens the snapshot that is named, or that of the configuration, or that of a gate with the
+/// default directory.
 fn open(snapshot: Option<&Path>, config: Option<&Path>) -> Result<Stored, ExitCode> {
     let path = match (snapshot, config) {
         (Some(snapshot), _) => snapshot.to_owned(),

@@ -1,10 +1,12 @@
-//! Asking the zones about an address: all at once, each with its time, and each answer remembered for as long as its zone allows.
+//! Asking the zones about an address: all at once, each with its time, and each answer remembered
+//! for as long as its zone allows.
 //!
-//! Answers are remembered with a bound. Silence is not remembered: the next client may find the zone well again. An answer
-//! that there is no such name is remembered only if it says for how long (RFC 2308 section 5).
+//! Answers are remembered with a bound. Silence is not remembered: the next client may find the
+//! zone well again. An answer that there is no such name is remembered only if it says for how long
+//! (RFC 2308 section 5).
 //!
-//! Which name server is asked is in `servers.rs`, what counts as an answer in `query.rs`, and whether a zone is to be believed in
-//! `test_entries.rs`.
+//! Which name server is asked is in `servers.rs`, what counts as an answer in `query.rs`, and
+//! whether a zone is to be believed in `test_entries.rs`.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -74,7 +76,8 @@ pub(super) struct Asking {
 }
 
 impl Asking {
-    /// Asks as this configuration wants it. `switched_off` hears of zones that turn out to list the world.
+    /// Asks as this configuration wants it. `switched_off` hears of zones that turn out to list the
+    /// world.
     pub(super) fn new(
         policy: &DnsblPolicy,
         counts: &Arc<Counts>,
@@ -211,7 +214,8 @@ impl Asking {
         answer
     }
 
-    /// Asks the name servers. Returns what the zone says, and for how long; `None` if it was one question too many.
+    /// Asks the name servers. Returns what the zone says, and for how long; `None` if it was one
+    /// question too many.
     async fn question(&self, zone: &Zone, client: IpAddr) -> Option<(Answer, Duration)> {
         let name = query_name(client, &zone.name);
         let asked = match Question::new(&name).map(Arc::new) {

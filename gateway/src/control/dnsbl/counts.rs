@@ -1,7 +1,8 @@
-//! What is counted of DNS lists and told about them: answers by zone and by what they meant, what was not asked, which zones
-//! are in use, and which name servers answer for them.
+//! What is counted of DNS lists and told about them: answers by zone and by what they meant, what
+//! was not asked, which zones are in use, and which name servers answer for them.
 //!
-//! Answers from the cache are counted apart: by zone stands what a zone really said, so that one that has fallen silent shows.
+//! Answers from the cache are counted apart: by zone stands what a zone really said, so that one
+//! that has fallen silent shows.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -65,7 +66,8 @@ pub(in crate::control) struct Zone {
     pub(in crate::control) listed: u64,
     pub(in crate::control) not_listed: u64,
     pub(in crate::control) silent: u64,
-    /// Answers that never count: an error told by the list's operator, or an address that no list gives.
+    /// Answers that never count: an error told by the list's operator, or an address that no list
+    /// gives.
     pub(in crate::control) ignored: u64,
     /// Whether what it says about IPv4 addresses counts.
     pub(in crate::control) ipv4: Trust,

@@ -1,13 +1,15 @@
-//! One question to one name server: over UDP, and again over TCP when the answer did not fit into a packet.
+//! One question to one name server: over UDP, and again over TCP when the answer did not fit into a
+//! packet.
 //!
-//! Only an answer is an answer: there are these addresses, or there is no such name. What else a server may say (SERVFAIL,
-//! REFUSED, a referral to others, octets that are no DNS message, an ICMP error) is a failure of that server, told at
-//! once, and says nothing about the name. A packet that does not belong to the question is not even that: it may be
-//! forged, and the wait goes on.
+//! Only an answer is an answer: there are these addresses, or there is no such name. What else a
+//! server may say (SERVFAIL, REFUSED, a referral to others, octets that are no DNS message, an ICMP
+//! error) is a failure of that server, told at once, and says nothing about the name. A packet that
+//! does not belong to the question is not even that: it may be forged, and the wait goes on.
 //!
-//! Rejected: a resolver library. Those take SERVFAIL and REFUSED of the fastest server for the answer, do not tell which
-//! server said what, and do not hear of ICMP errors. What they do beyond this (following aliases) is what the name servers
-//! that are asked do already: each of them recurses, or has the zone itself.
+//! Rejected: a resolver library. Those take SERVFAIL and REFUSED of the fastest server for the
+//! answer, do not tell which server said what, and do not hear of ICMP errors. What they do beyond
+//! this (following aliases) is what the name servers that are asked do already: each of them
+//! recurses, or has the zone itself.
 
 use std::fmt;
 use std::io;
@@ -22,9 +24,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{self, Instant};
 
-/// A packet may have been lost: after this time the question is sent again, then after twice as long, and so on.
+/// A packet may have been lost: after this time the question is sent again, then after twice as
+/// long, and so on.
 const RESEND_AFTER: Duration = Duration::from_secs(1);
-/// The question offers no room beyond the 512 octets of RFC 1035; some servers send more nevertheless.
+/// The question offers no room beyond the 512 octets of RFC 1035; some servers send more
+/// nevertheless.
 const PACKET_MAX: usize = 4_096;
 /// Of an answer with more addresses than any list gives, so many are looked at.
 const ADDRESSES_MAX: usize = 32;
@@ -130,7 +134,8 @@ impl Question {
             (Ipv6Addr::UNSPECIFIED, 0).into()
         };
         let socket = UdpSocket::bind(any).await?;
-        // A connected socket hears that the port is closed; with this also that the host or its network is out of reach.
+        // A connected socket hears that the port is closed; with this also that the host or its
+        // network is out of reach.
         let set = if server.is_ipv4() {
             setsockopt(&socket, sockopt::Ipv4RecvErr, &true)
         } else {
@@ -166,7 +171,8 @@ impl Question {
             .ok_or(QueryError::Broken("over TCP it answers another question"))
     }
 
-    /// The response to this question, if it is one. `None`: it belongs to another question, or to none.
+    /// The response to this question, if it is one. `None`: it belongs to another question, or to
+    /// none.
     ///
     /// # Errors
     /// When it belongs to this question and cannot be read.
@@ -190,8 +196,8 @@ impl Question {
     }
 }
 
-/// The message without its records, if it says that it is cut off: some servers (tinydns is one) cut where the packet is full, and
-/// leave the numbers of records as they were.
+/// The message without its records, if it says that it is cut off: some servers (tinydns is one)
+/// cut where the packet is full, and leave the numbers of records as they were.
 fn cut_off(octets: &[u8]) -> Option<Message> {
     /// The first octet of the flags, and in it TC.
     const FLAGS: usize = 2;

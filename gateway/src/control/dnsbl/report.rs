@@ -1,4 +1,5 @@
-//! What the zones of a configuration say about themselves, for `doctor`: their test entries, and whether each name server answers.
+//! What the zones of a configuration say about themselves, for `doctor`: their test entries, and
+//! whether each name server answers.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,13 +1,16 @@
-//! The name servers: asked in turn, each after a fraction of the time, and the ones that answer first.
+//! The name servers: asked in turn, each after a fraction of the time, and the ones that answer
+//! first.
 //!
-//! A question goes to the first server. When that fails it goes to the next one at once, and when it is only slow, after
-//! `timeout / (servers + 1)`: two dead ones before a good one leave it half of the time, and the late answer of an earlier one
-//! still counts. Rejected: to ask all of them at once, which doubles what every list has to answer; and the fastest answer of
-//! any kind, with which one bad server of two decides about every second client.
+//! A question goes to the first server. When that fails it goes to the next one at once, and when
+//! it is only slow, after `timeout / (servers + 1)`: two dead ones before a good one leave it half
+//! of the time, and the late answer of an earlier one still counts. Rejected: to ask all of them at
+//! once, which doubles what every list has to answer; and the fastest answer of any kind, with
+//! which one bad server of two decides about every second client.
 //!
-//! What is known of a server is known for one zone: a server may refuse one zone and have another, and a resolver that
-//! says SERVFAIL for a zone whose own servers are down is none the worse for it. One that has failed is asked last, and a
-//! copy of a question finds out from time to time whether it is well again: no client waits for that.
+//! What is known of a server is known for one zone: a server may refuse one zone and have another,
+//! and a resolver that says SERVFAIL for a zone whose own servers are down is none the worse for
+//! it. One that has failed is asked last, and a copy of a question finds out from time to time
+//! whether it is well again: no client waits for that.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,9 +25,11 @@ use tokio::time::{self, Instant};
 use super::counts::Counts;
 use super::query::{Answered, QueryError, Question};
 
-/// Questions to name servers at a time; each has a socket. One more is not asked. Fewer where the limit of open files is low.
+/// Questions to name servers at a time; each has a socket. One more is not asked. Fewer where the
+/// limit of open files is low.
 const QUERIES_MAX: usize = 4_096;
-/// A server that leaves so many questions in a row without an answer for its share of the time has failed.
+/// A server that leaves so many questions in a row without an answer for its share of the time has
+/// failed.
 const MISSES_MAX: u32 = 3;
 /// How often a server that has failed is asked whether it is well again.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
@@ -158,8 +163,8 @@ impl NameServers {
         }
     }
 
-    /// Asks every server in the background whether it answers for a zone, if there are several: else the one that is needed
-    /// last would be known by its first failure.
+    /// Asks every server in the background whether it answers for a zone, if there are several:
+    /// else the one that is needed last would be known by its first failure.
     pub(super) fn probe_all(self: &Arc<Self>, zone: &Arc<str>, question: &Arc<Question>) {
         if self.servers.len() > 1 {
             self.probe(zone, question, self.servers.clone());
@@ -187,7 +192,8 @@ impl NameServers {
         Arc::clone(&self.queries).try_acquire_owned().ok()
     }
 
-    /// The servers for a zone in the order in which they are asked, and those that are to be probed besides.
+    /// The servers for a zone in the order in which they are asked, and those that are to be probed
+    /// besides.
     fn order(&self, zone: &Arc<str>) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
         let mut known = self.lock();
         let has_failed = |server: &SocketAddr| {
@@ -250,7 +256,8 @@ impl NameServers {
         self.counts.server_answered(zone, server);
     }
 
-    /// These servers have been asked and have said nothing so far; those that had their share of the time have missed it.
+    /// These servers have been asked and have said nothing so far; those that had their share of
+    /// the time have missed it.
     fn missed(&self, zone: &Arc<str>, asked: &[(SocketAddr, Instant)], share: Duration) {
         for (server, since) in asked {
             // A timer fires a little after its time, never before.
@@ -290,8 +297,9 @@ impl NameServers {
     }
 }
 
-/// Half of the open files are for the rest of the gate. Without this a crowd of strangers would use up all of them; and a server that
-/// gets no question for want of a socket would count as one that fails.
+/// Half of the open files are for the rest of the gate. Without this a crowd of strangers would use
+/// up all of them; and a server that gets no question for want of a socket would count as one that
+/// fails.
 fn queries_max(open_files: u64) -> usize {
     let half = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
     half.clamp(1, QUERIES_MAX)

@@ -1,18 +1,21 @@
 //! The test entries of RFC 5782 section 5: whether a zone is well, or lists the world.
 //!
-//! A zone that was given up, or whose operator wants the last ones who ask to notice, answers every question with a
-//! listing. Then everybody is refused, and the filter's recent verdicts fill with the sources of honest mail. No list may
-//! have 127.0.0.1, so a zone that has it is switched off: it is not asked any more, what it said is forgotten, and it is tried
-//! again until it is well. IPv4 and IPv6 are apart, as they are in the files of a list.
+//! A zone that was given up, or whose operator wants the last ones who ask to notice, answers every
+//! question with a listing. Then everybody is refused, and the filter's recent verdicts fill with
+//! the sources of honest mail. No list may have 127.0.0.1, so a zone that has it is switched off:
+//! it is not asked any more, what it said is forgotten, and it is tried again until it is well.
+//! IPv4 and IPv6 are apart, as they are in the files of a list.
 //!
 //! When it is tested:
 //!
 //! - at the start, with a reload that brings it, and then every `dnsbl_policy.test_every`;
-//! - before a listing is believed, unless it has passed within the last minute. A zone that has never passed is not believed,
-//!   so that no source gets a verdict for one that was bad from the start, and one that goes bad is found by its first listings.
+//! - before a listing is believed, unless it has passed within the last minute. A zone that has
+//!   never passed is not believed, so that no source gets a verdict for one that was bad from the
+//!   start, and one that goes bad is found by its first listings.
 //!
-//! No answer to a test is no evidence: the zone stays what it was. One that gives listings, but for a while no answer to its
-//! tests, is believed in the end: that is an oddity of its servers, and no list of everything.
+//! No answer to a test is no evidence: the zone stays what it was. One that gives listings, but for
+//! a while no answer to its tests, is believed in the end: that is an oddity of its servers, and no
+//! list of everything.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +34,8 @@ use crate::policy::dnsbl::{Answer, Meaning, TestEntry, Zone, query_name};
 const BELIEVED_FOR: Duration = Duration::from_secs(60);
 /// A zone that is switched off is tried again after this time, if not after `test_every`.
 const OFF_RETRY: Duration = Duration::from_secs(60);
-/// A zone that has not answered its first test is tried again after this time when it gives a listing.
+/// A zone that has not answered its first test is tried again after this time when it gives a
+/// listing.
 const UNTESTED_RETRY: Duration = Duration::from_secs(5);
 /// A zone is believed after so many tests without an answer, each begun because it gave a listing.
 const UNANSWERED_MAX: u32 = 3;
@@ -241,7 +245,8 @@ impl Tests {
     }
 
     async fn test(&self, zone: &Zone, family: Family, half: &Half, tested: &mut Tested) {
-        // Before it is asked: who gives up waiting ends the test, and the next one is not to begin it again at once.
+        // Before it is asked: who gives up waiting ends the test, and the next one is not to begin
+        // it again at once.
         tested.last = Some(Instant::now());
         let result = ask(&self.servers, zone, family).await;
         match result.unlisted.as_ref().map(|answer| zone.meaning(answer)) {
@@ -305,8 +310,9 @@ impl TestResult {
     }
 }
 
-/// Asks for the test entries. That ::1 is not listed is no more than what the RFC says of 127.0.0.1, and it is asked
-/// because rbldnsd answers for mapped addresses from its IPv4 data: a file that has `::/0` would not show.
+/// Asks for the test entries. That ::1 is not listed is no more than what the RFC says of
+/// 127.0.0.1, and it is asked because rbldnsd answers for mapped addresses from its IPv4 data: a
+/// file that has `::/0` would not show.
 pub(super) async fn ask(servers: &Arc<NameServers>, zone: &Zone, family: Family) -> TestResult {
     let ask = |question: Option<Arc<Question>>| async move {
         let Some(question) = question else {

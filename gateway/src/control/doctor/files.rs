@@ -4,7 +4,8 @@ use super::Finding;
 use crate::config::Config;
 use crate::control::files::{self, Unusable};
 
-/// Whether the state directory is missing, and a start by this user, which has to be asked before it is another, would make it.
+/// Whether the state directory is missing, and a start by this user, which has to be asked before
+/// it is another, would make it.
 pub(super) fn will_be_made(config: &Config) -> bool {
     nix::unistd::geteuid().is_root() && files::needs_state(config) && !config.state_dir.exists()
 }

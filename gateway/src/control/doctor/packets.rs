@@ -1,4 +1,5 @@
-//! What the filter needs: capabilities, a BPF file system, the JIT compiler, and interfaces whose drivers run XDP.
+//! What the filter needs: capabilities, a BPF file system, the JIT compiler, and interfaces whose
+//! drivers run XDP.
 
 use caps::{CapSet, Capability};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};

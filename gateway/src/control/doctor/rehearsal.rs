@@ -1,4 +1,5 @@
-//! A start that serves nothing: everything that `run` takes before it serves, in the same order and held at the same time.
+//! A start that serves nothing: everything that `run` takes before it serves, in the same order and
+//! held at the same time.
 
 use crate::config::Config;
 use crate::control::user::User;

@@ -1,8 +1,8 @@
 //! What a worker may rely on, whatever driver it runs on: the contract of [`Driver`] as test cases.
 //!
-//! A driver's tests say how its world is made and name it to [`conformance!`]; every case below then is a test of that
-//! driver. The ring runs them against sockets on the loopback, where time passes by itself; a simulation runs them on
-//! its own time.
+//! A driver's tests say how its world is made and name it to [`conformance!`]; every case below
+//! then is a test of that driver. The ring runs them against sockets on the loopback, where time
+//! passes by itself; a simulation runs them on its own time.
 
 pub(crate) mod cases;
 mod simulated;
@@ -30,7 +30,8 @@ impl Default for Shape {
     }
 }
 
-/// A driver with one listener, and the peers at the other ends of its connections. Peers never block.
+/// A driver with one listener, and the peers at the other ends of its connections. Peers never
+/// block.
 pub(crate) trait World {
     type Driver: Driver;
     type Peer;
@@ -49,7 +50,8 @@ pub(crate) trait World {
     fn say(&mut self, peer: &mut Self::Peer, bytes: &[u8]) -> usize;
     /// What has come to the peer, appended; true if that was the end of it.
     fn hear(&mut self, peer: &mut Self::Peer, heard: &mut Vec<u8>) -> bool;
-    /// From now on what is sent to the peer stays on its way for a while, unless that is so anyway until it [hears](Self::hear).
+    /// From now on what is sent to the peer stays on its way for a while, unless that is so anyway
+    /// until it [hears](Self::hear).
     fn read_slowly(&mut self, peer: &mut Self::Peer);
     /// The peer has nothing more to send.
     fn finish(&mut self, peer: &mut Self::Peer);

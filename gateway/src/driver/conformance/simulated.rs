@@ -1,5 +1,5 @@
-//! The simulated driver held to the same contract as the ring, with a calm network and with a hostile one. What the
-//! worker's simulations prove is worth as much as this.
+//! The simulated driver held to the same contract as the ring, with a calm network and with a
+//! hostile one. What the worker's simulations prove is worth as much as this.
 
 use super::{Shape, World, conformance};
 use crate::driver::Listener;

@@ -1,9 +1,11 @@
 //! The simulated driver: a worker's kernel and network, from a seed, on virtual time.
 //!
-//! It runs the very code that the ring runs, and is hostile to it within the contract of [`Driver`]: reads and writes are
-//! cut anywhere, completions come late and together, buffers run out, receives end for no reason, connections are refused
-//! and reset, and completions of a slot's former use turn up after it was taken again. A breach of the contract by the worker panics.
-//! The same seed gives the same run, so a failure is one number. Peers are written by the tests ([`Peer`]).
+//! It runs the very code that the ring runs, and is hostile to it within the contract of
+//! [`Driver`]: reads and writes are cut anywhere, completions come late and together, buffers run
+//! out, receives end for no reason, connections are refused and reset, and completions of a slot's
+//! former use turn up after it was taken again. A breach of the contract by the worker panics. The
+//! same seed gives the same run, so a failure is one number. Peers are written by the tests
+//! ([`Peer`]).
 
 mod world;
 
@@ -39,13 +41,15 @@ pub enum Fate {
 
 /// The other end of a connection.
 pub trait Peer {
-    /// Octets came in: none at the very beginning and after [`Fate::Wake`]. What is put into `send` is sent.
+    /// Octets came in: none at the very beginning and after [`Fate::Wake`]. What is put into `send`
+    /// is sent.
     fn octets(&mut self, now: Duration, octets: &[u8], send: &mut Vec<u8>) -> Fate;
     /// The gate will send nothing more.
     fn ended(&mut self, now: Duration, send: &mut Vec<u8>) -> Fate;
     /// The connection was broken by the gate, or with octets unread.
     fn reset(&mut self, now: Duration);
-    /// Octets a second that it reads; `None` for as many as come. With 0 it has stopped reading for good.
+    /// Octets a second that it reads; `None` for as many as come. With 0 it has stopped reading for
+    /// good.
     fn pace(&self) -> Option<u32> {
         None
     }
@@ -73,7 +77,8 @@ pub struct Faults {
     pub buffer_size: u32,
     /// The longest that anything takes.
     pub delay_max: Duration,
-    /// Octets that fit into a connection on their way to a peer that has not read them; a send that finds no room waits.
+    /// Octets that fit into a connection on their way to a peer that has not read them; a send that
+    /// finds no room waits.
     pub room: usize,
 }
 
@@ -131,7 +136,8 @@ impl Network {
         world.schedule(at, Event::Arrive(listener, from, peer));
     }
 
-    /// Lets another thread, were there threads, do something after some time (it is told the time) and wake the worker.
+    /// Lets another thread, were there threads, do something after some time (it is told the time)
+    /// and wake the worker.
     pub fn act(&self, after: Duration, act: impl FnOnce(Duration) + 'static) {
         let mut world = self.0.borrow_mut();
         let at = world.now + after;

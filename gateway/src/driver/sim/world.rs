@@ -164,7 +164,8 @@ impl World {
             Event::EndToPeer(conn) => self.call_peer(conn, |peer, now, send| peer.ended(now, send)),
             Event::ToGate(conn, octets) => {
                 if self.link(conn).is_some_and(|link| link.shut_read) {
-                    // Nobody will read it: the kernel answers with a RST, which may overtake our last octets.
+                    // Nobody will read it: the kernel answers with a RST, which may overtake our
+                    // last octets.
                     self.break_peer(conn);
                 } else if let Some(link) = self.link(conn) {
                     link.inbound.extend(octets);

@@ -1,7 +1,8 @@
 //! What no verdict keeps out: local networks, and what a list permits.
 //!
-//! Of IPv6 a verdict is on a /64, and what is exempt may be a part of one. The program looks at the address of each packet, so
-//! such a part stays in while the rest is kept out; whoever adds or lists the verdict is told so.
+//! Of IPv6 a verdict is on a /64, and what is exempt may be a part of one. The program looks at the
+//! address of each packet, so such a part stays in while the rest is kept out; whoever adds or
+//! lists the verdict is told so.
 
 use std::net::IpAddr;
 
@@ -95,7 +96,8 @@ impl Permits for InForce {
 }
 
 impl InForce {
-    /// Opens them, however many entries there are, without a copy. `None` if there are none yet. It takes the rights of root.
+    /// Opens them, however many entries there are, without a copy. `None` if there are none yet. It
+    /// takes the rights of root.
     pub(super) fn open(pins: &Pins) -> Result<Option<Self>, Error> {
         let maps = Maps::open(pins)?;
         for _ in 0..TRIES {

@@ -21,7 +21,8 @@ use super::Cause;
 
 /// What goes at once when there is no room.
 const BATCH: usize = VERDICTS_MAX as usize / 16;
-/// After a search that found nothing to give up the next is left for so long, in nanoseconds: it reads all of the map.
+/// After a search that found nothing to give up the next is left for so long, in nanoseconds: it
+/// reads all of the map.
 const SEARCH_AGAIN_NS: u64 = 5_000_000_000;
 /// The kernel makes memory for elements in the background, and may be a moment behind.
 const MEMORY_TRIES: u32 = 20;
@@ -130,7 +131,8 @@ impl Maps {
         Ok(())
     }
 
-    /// Sets the hints of all verdicts: a process that ended between the two may have left one without.
+    /// Sets the hints of all verdicts: a process that ended between the two may have left one
+    /// without.
     pub(super) fn set_all_hints(&self) -> Result<(), Error> {
         for (key, _) in self.verdicts.all()? {
             self.control.set_hint(hint(&key));
@@ -152,8 +154,8 @@ impl Maps {
         for hint in &cleared {
             self.control.clear_hint(*hint);
         }
-        // A hint that another process set meanwhile stands behind its verdict: if it was cleared, the verdict is here by now. Who
-        // cannot see all of them sets every hint again.
+        // A hint that another process set meanwhile stands behind its verdict: if it was cleared,
+        // the verdict is here by now. Who cannot see all of them sets every hint again.
         let all = self.verdicts.all();
         let needed = all.as_ref().ok().map(|all| Hints::of(all));
         for hint in cleared {
@@ -164,7 +166,8 @@ impl Maps {
         all.map(drop)
     }
 
-    /// Removes those to which it applies, and counts them. Gives how many there were, and how many are left.
+    /// Removes those to which it applies, and counts them. Gives how many there were, and how many
+    /// are left.
     pub(super) fn remove_where(
         &mut self,
         counter: VerdictCounter,
@@ -198,7 +201,8 @@ impl Maps {
         }
     }
 
-    /// Gives up what is over, and else a sixteenth of those that were learned; says whether there were any.
+    /// Gives up what is over, and else a sixteenth of those that were learned; says whether there
+    /// were any.
     fn make_room(&mut self, now_ns: u64) -> Result<bool, Error> {
         let is_soon = |then: u64| now_ns.saturating_sub(then) < SEARCH_AGAIN_NS;
         if self.nothing_to_give_up_ns.is_some_and(is_soon) {
@@ -271,8 +275,9 @@ fn may_be_given_up(verdict: &RecentVerdict, now_ns: u64) -> bool {
     verdict.expires_ns <= now_ns || Cause::of_number(verdict.cause) != Cause::Operator
 }
 
-/// What goes first when there is no room has the least: what is over, then by the last sign of life, then by age. A
-/// verdict that was given a moment ago has had no time to be of use, so being given counts as a sign of life.
+/// What goes first when there is no room has the least: what is over, then by the last sign of
+/// life, then by age. A verdict that was given a moment ago has had no time to be of use, so being
+/// given counts as a sign of life.
 fn worth(verdict: &RecentVerdict, now_ns: u64) -> (bool, u64, u64) {
     (
         verdict.expires_ns > now_ns,

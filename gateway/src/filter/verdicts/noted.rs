@@ -1,4 +1,5 @@
-//! Taking back the verdicts that one and the same reason has brought about, when it turns out to be none.
+//! Taking back the verdicts that one and the same reason has brought about, when it turns out to be
+//! none.
 
 use portcullis_ebpf_common::layout::VerdictCounter;
 
@@ -6,7 +7,8 @@ use super::{Cause, Verdicts, note, of_verdict};
 use crate::filter::Error;
 
 impl Verdicts {
-    /// Takes back those on IPv4 or on IPv6 sources that were given for this cause with this note; says how many.
+    /// Takes back those on IPv4 or on IPv6 sources that were given for this cause with this note;
+    /// says how many.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.

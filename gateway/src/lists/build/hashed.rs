@@ -1,14 +1,15 @@
 //! Slots for hashed keys, one for each alone, so that a look-up reads exactly one.
 //!
-//! Keys fall into groups by their hash, and each group gets a pilot: the first octet, from 1 on, with which all of its keys
-//! find their slots free, tried for the largest groups first, while most are (hash and displace: Belazzougui, Botelho,
-//! Dietzfelbinger 2009). A group without keys has none. There are so many groups that most have one key or none: then the
-//! first seed does with eight of ten slots filled.
+//! Keys fall into groups by their hash, and each group gets a pilot: the first octet, from 1 on,
+//! with which all of its keys find their slots free, tried for the largest groups first, while most
+//! are (hash and displace: Belazzougui, Botelho, Dietzfelbinger 2009). A group without keys has
+//! none. There are so many groups that most have one key or none: then the first seed does with
+//! eight of ten slots filled.
 
 use portcullis_ebpf_common::snapshot::Table;
 
-/// Groups for each slot, at least (twice as many at most): an octet each, and four of five looks for what is not there end with
-/// the pilot.
+/// Groups for each slot, at least (twice as many at most): an octet each, and four of five looks
+/// for what is not there end with the pilot.
 const GROUPS: usize = 3;
 /// As many as fill a line.
 const LEAST_GROUPS: usize = 64;

@@ -1,9 +1,9 @@
 //! IPv4: the directory, the cells and their marks.
 //!
-//! Prefixes up to /24 are painted over the directory, the least important first, so that the last coat is the answer. The
-//! longer ones are sorted, so that those of one /24 lie together in the order in which they are painted over its 256
-//! addresses. Both orders are those of packed integers, which is what makes ten million of them a matter of a quarter of a
-//! second.
+//! Prefixes up to /24 are painted over the directory, the least important first, so that the last
+//! coat is the answer. The longer ones are sorted, so that those of one /24 lie together in the
+//! order in which they are painted over its 256 addresses. Both orders are those of packed
+//! integers, which is what makes ten million of them a matter of a quarter of a second.
 
 use portcullis_ebpf_common::snapshot::{
     CELL_MARKS_BITS, ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, ENTRY_PAIR, Field, Line,
@@ -35,8 +35,8 @@ pub(super) struct Prefixes {
     long: Vec<Long>,
 }
 
-/// A prefix up to /24. Sorted as it is painted: drops before permits, then by length, then by network; the first list of
-/// several with the same prefix comes first.
+/// A prefix up to /24. Sorted as it is painted: drops before permits, then by length, then by
+/// network; the first list of several with the same prefix comes first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Short(u64);
 
@@ -78,8 +78,8 @@ impl Short {
     }
 }
 
-/// A prefix beyond /24. Sorted by its /24, then as it is painted: drops before permits, then by length; of several lists with
-/// the same prefix the first comes last.
+/// A prefix beyond /24. Sorted by its /24, then as it is painted: drops before permits, then by
+/// length; of several lists with the same prefix the first comes last.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Long(u64);
 
@@ -347,8 +347,8 @@ impl Plan {
         // What is not written costs no memory.
         self.directory
             .for_each_painted(|network, mark| set(network, all(mark)));
-        // Cells and marks are counted from line 0, so that nobody needs the header to find them. All of IPv4, address by address,
-        // comes to fewer than 2^28 lines before the last cell.
+        // Cells and marks are counted from line 0, so that nobody needs the header to find them.
+        // All of IPv4, address by address, comes to fewer than 2^28 lines before the last cell.
         let marks_before = (first_cell + self.cells) * MARKS;
         let (mut cell_count, mut mark_count) = (0, 0);
         self.for_each_network(permits, |network, found| {
@@ -442,7 +442,8 @@ fn settle<'a>(
     }
 }
 
-/// Most /24s hold a few single addresses of one list and nothing else: no need to look at the other 250.
+/// Most /24s hold a few single addresses of one list and nothing else: no need to look at the other
+/// 250.
 fn addresses_of_one_list<'a>(keys: &[Long]) -> Option<Network<'a>> {
     let first = keys.first()?;
     // All but the octet.

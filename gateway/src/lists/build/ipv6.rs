@@ -1,7 +1,8 @@
 //! IPv6: what no permit covers, hashed.
 //!
-//! Overlaps are settled by one pass over the sorted prefixes, which are nested or disjoint: a drop within the last permit
-//! goes, and of equal prefixes the first stays. What is left may nest; the look-up asks for the longest lengths first.
+//! Overlaps are settled by one pass over the sorted prefixes, which are nested or disjoint: a drop
+//! within the last permit goes, and of equal prefixes the first stays. What is left may nest; the
+//! look-up asks for the longest lengths first.
 
 use bytemuck::Pod;
 use portcullis_ebpf_common::snapshot::{
@@ -20,8 +21,8 @@ const SEEDS: u32 = 3;
 #[derive(Default)]
 pub(super) struct Prefixes(Vec<Listed>);
 
-/// A prefix of a list; ordered so that it comes after all that enclose it, and of equal ones the one that counts comes
-/// first.
+/// A prefix of a list; ordered so that it comes after all that enclose it, and of equal ones the
+/// one that counts comes first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Listed {
     prefix: Ipv6Prefix,
@@ -179,7 +180,8 @@ fn place(count: usize, first_seed: u32, keys: impl Fn(u32) -> Vec<u64>) -> (u32,
     unreachable!("no keys collide under every one of four thousand million seeds")
 }
 
-/// A number that follows from all keys: who adds one of them cannot tell which others it will collide with.
+/// A number that follows from all keys: who adds one of them cannot tell which others it will
+/// collide with.
 fn first_seed(prefixes: &[Listed]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     for Listed { prefix, .. } in prefixes {
@@ -219,7 +221,8 @@ fn set_table<'a, Slot: Pod>(
     bytemuck::cast_slice_mut(of_slots)
 }
 
-/// Writes what keys are hashed with: the factors, and the words of the prefix lengths that are present, the longest first.
+/// Writes what keys are hashed with: the factors, and the words of the prefix lengths that are
+/// present, the longest first.
 fn set_hashes(head: &mut [Line], table: Table, seed: u32, lengths: impl Iterator<Item = usize>) {
     let mut present = [false; 129];
     for length in lengths {
@@ -240,7 +243,8 @@ fn set_hashes(head: &mut [Line], table: Table, seed: u32, lengths: impl Iterator
 mod tests {
     use super::*;
 
-    /// Prefixes as registries, providers and attackers' tools hand them out. Nearly every seed is good for each.
+    /// Prefixes as registries, providers and attackers' tools hand them out. Nearly every seed is
+    /// good for each.
     #[test]
     fn whatever_order_is_in_the_prefixes_the_first_seeds_do_and_no_more_room_is_needed() {
         const COUNT: u128 = 60_000;

@@ -1,13 +1,15 @@
 //! From the prefixes of all lists to a snapshot, in which every overlap is settled.
 //!
 //! 1. A permit wins over every drop, whatever the prefix lengths.
-//! 2. Among lists of the same action the longest prefix answers, then the list that comes first in the configuration.
+//! 2. Among lists of the same action the longest prefix answers, then the list that comes first in
+//!    the configuration.
 //!
-//! Each family is planned first (sorted, settled, counted), then the memory is asked for once, in its final size, then
-//! written. So the lines can lie in a kernel map from the start. While it is built, sixteen octets an IPv4 prefix are needed
-//! beside the snapshot at most (eight as it was read, eight as it is sorted; the first are given back before the snapshot is
-//! written), two for each /24 where there are prefixes up to /24 (32 MiB at most), the presence bits (6 MiB at most), and about
-//! 140 octets an IPv6 prefix.
+//! Each family is planned first (sorted, settled, counted), then the memory is asked for once, in
+//! its final size, then written. So the lines can lie in a kernel map from the start. While it is
+//! built, sixteen octets an IPv4 prefix are needed beside the snapshot at most (eight as it was
+//! read, eight as it is sorted; the first are given back before the snapshot is written), two for
+//! each /24 where there are prefixes up to /24 (32 MiB at most), the presence bits (6 MiB at most),
+//! and about 140 octets an IPv6 prefix.
 
 mod hashed;
 mod ipv4;

@@ -1,14 +1,15 @@
 //! Presence: which stretches of the IPv4 addresses have anything on a list.
 //!
-//! It is made with a bit for each /25, and then made smaller, bit by bit of the prefix, for as long as few stretches come out as
-//! having something in them: what is small stays in a processor's caches, and what says "perhaps" too often saves no look.
+//! It is made with a bit for each /25, and then made smaller, bit by bit of the prefix, for as long
+//! as few stretches come out as having something in them: what is small stays in a processor's
+//! caches, and what says "perhaps" too often saves no look.
 
 use portcullis_ebpf_common::snapshot::{Line, PRESENCE_SHIFT_MAX, PRESENCE_SHIFT_MIN};
 
 /// Of so many stretches one has something in it, at most, where there is a choice.
 const SPARSE: u64 = 16;
-/// Smaller than with this shift, which makes 64 KiB, is not faster. No stretch may be longer than a /16: where something is
-/// present there has to be a directory, which goes by /16s.
+/// Smaller than with this shift, which makes 64 KiB, is not faster. No stretch may be longer than a
+/// /16: where something is present there has to be a directory, which goes by /16s.
 const SHIFT_MAX: u32 = 13;
 const _: () = assert!(SHIFT_MAX <= 16);
 

@@ -1,9 +1,12 @@
-//! What a process that was killed while it wrote a snapshot left beside it: up to hundreds of megabytes each time.
+//! What a process that was killed while it wrote a snapshot left beside it: up to hundreds of
+//! megabytes each time.
 //!
-//! A snapshot is written to `.lists-PID-RANDOM` in the same directory, locked while it is written, and renamed. Who writes the
-//! next one removes what is left: files of that name that begin as ours do, are not locked, and whose process is gone or that
-//! are an hour old. The lock tells for processes whose number means something else here (in a container). Rejected: unnamed
-//! files (`O_TMPFILE`), which not every file system has, and which cannot take the place of a file without a name in between.
+//! A snapshot is written to `.lists-PID-RANDOM` in the same directory, locked while it is written,
+//! and renamed. Who writes the next one removes what is left: files of that name that begin as ours
+//! do, are not locked, and whose process is gone or that are an hour old. The lock tells for
+//! processes whose number means something else here (in a container). Rejected: unnamed files
+//! (`O_TMPFILE`), which not every file system has, and which cannot take the place of a file
+//! without a name in between.
 
 use std::fs::{self, DirEntry, File};
 use std::io;
@@ -62,7 +65,8 @@ fn is_left_over(entry: &DirEntry) -> bool {
     is_file && is_over && is_ours_and_not_held(&entry.path()).unwrap_or(false)
 }
 
-/// Whose file this name is of; `Some(None)`: of a version that did not say so. `None`: it is no name of ours.
+/// Whose file this name is of; `Some(None)`: of a version that did not say so. `None`: it is no
+/// name of ours.
 fn process_of(name: &str) -> Option<Option<i32>> {
     let rest = name.strip_prefix(PREFIX)?;
     let (process, random) = match rest.split_once('-') {

@@ -212,7 +212,8 @@ fn word() -> impl Strategy<Value = u64> {
 }
 
 proptest! {
-    /// A snapshot of which some words are others: what the kernel's verifier proves of the program, shown of userspace.
+    /// A snapshot of which some words are others: what the kernel's verifier proves of the program,
+    /// shown of userspace.
     #[test]
     fn no_damage_makes_a_look_up_panic(
         damages in prop::collection::vec((any::<prop::sample::Index>(), word()), 1..12),

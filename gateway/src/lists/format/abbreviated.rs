@@ -1,5 +1,6 @@
-//! Addresses as rbldnsd writes them: parts at the end may be left out, and what follows the address is not looked at. Each
-//! function gives the rest of the line back beside what it read, and `None` where rbldnsd finds no address.
+//! Addresses as rbldnsd writes them: parts at the end may be left out, and what follows the address
+//! is not looked at. Each function gives the rest of the line back beside what it read, and `None`
+//! where rbldnsd finds no address.
 //!
 //! By hand, because no library has this notation, and ten million lines go through it.
 
@@ -19,8 +20,8 @@ pub(super) fn number(text: &[u8], max: u32) -> Option<(u32, &[u8])> {
     (!digits.is_empty() && number <= max).then_some((number, rest))
 }
 
-/// The octets of an IPv4 address, of which those at the end may be missing: the address, how many bits were given, and what
-/// follows.
+/// The octets of an IPv4 address, of which those at the end may be missing: the address, how many
+/// bits were given, and what follows.
 pub(super) fn octets(text: &[u8]) -> Option<(u32, u8, &[u8])> {
     let (mut address, mut length, mut rest) = (0, 0, text);
     loop {
@@ -66,7 +67,8 @@ pub(super) fn ipv4_prefix(text: &[u8]) -> Option<(Ipv4Range, &[u8])> {
     Some((range, rest))
 }
 
-/// An address, prefix or range. The end of a range may be the last octet alone; missing octets of its end are all ones.
+/// An address, prefix or range. The end of a range may be the last octet alone; missing octets of
+/// its end are all ones.
 pub(super) fn ipv4_range(text: &[u8]) -> Option<(Ipv4Range, &[u8])> {
     let (first, given, rest) = octets(text)?;
     let [b'-', rest @ ..] = rest else {
@@ -90,8 +92,8 @@ pub(super) fn ipv4_range(text: &[u8]) -> Option<(Ipv4Range, &[u8])> {
     (first <= range.last).then_some((range, rest))
 }
 
-/// The groups of an IPv6 address, of which those at the end may be missing; "::" completes it. The address, how many bits
-/// were given, and what follows. Dotted quads are not known.
+/// The groups of an IPv6 address, of which those at the end may be missing; "::" completes it. The
+/// address, how many bits were given, and what follows. Dotted quads are not known.
 pub(super) fn groups(text: &[u8]) -> Option<(u128, u8, &[u8])> {
     let mut groups = [0u16; 8];
     let (mut count, mut rest) = (0, text);

@@ -1,8 +1,9 @@
-//! Plain lists: an address, a prefix or a range `a-b` on each line, IPv4 and IPv6 mixed; `#` and `;` begin a comment, which
-//! may hold any octets. So are netset files, Spamhaus' older text form, and most of what people write by hand.
+//! Plain lists: an address, a prefix or a range `a-b` on each line, IPv4 and IPv6 mixed; `#` and
+//! `;` begin a comment, which may hold any octets. So are netset files, Spamhaus' older text form,
+//! and most of what people write by hand.
 //!
-//! Addresses are written in full: an octet with a leading zero is octal to some and decimal to others, and `10.1` is a
-//! different thing to everybody.
+//! Addresses are written in full: an octet with a leading zero is octal to some and decimal to
+//! others, and `10.1` is a different thing to everybody.
 
 use core::net::IpAddr;
 

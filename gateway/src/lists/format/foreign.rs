@@ -1,7 +1,9 @@
-//! Files that are no text, or text that is written otherwise: told by what they are, and not by a thousand invalid lines.
+//! Files that are no text, or text that is written otherwise: told by what they are, and not by a
+//! thousand invalid lines.
 //!
-//! The first octets say it. What is found here is not read on: no line of it means anything. Rejected: to uncompress and to
-//! convert (a list that unpacks to a terabyte, and a library for each of nine forms, in a program that runs as root at first).
+//! The first octets say it. What is found here is not read on: no line of it means anything.
+//! Rejected: to uncompress and to convert (a list that unpacks to a terabyte, and a library for
+//! each of nine forms, in a program that runs as root at first).
 
 use super::Reason;
 
@@ -61,7 +63,8 @@ pub fn foreign(first_line: &[u8]) -> Option<Reason> {
         .or_else(|| is_utf_16(first_line).then_some(UTF_16))
 }
 
-/// ASCII in UTF-16 has a zero in each pair, always at the same place. Two pairs at least: junk may have one.
+/// ASCII in UTF-16 has a zero in each pair, always at the same place. Two pairs at least: junk may
+/// have one.
 fn is_utf_16(text: &[u8]) -> bool {
     let (pairs, _) = text.as_chunks::<2>();
     let pairs = &pairs[..pairs.len().min(PAIRS)];

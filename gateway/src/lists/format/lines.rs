@@ -1,9 +1,11 @@
 //! The lines of a file that may hold anything.
 //!
-//! A line is handed out where it lies in the reader's buffer; only one that lies across the buffer's end is copied. What is
-//! longer than [`LINE_MAX`] is no line of a list, but a file of another kind, or one without line ends: it is passed over in a
-//! stream and told as one bad line, however long it is. Rejected: `BufRead::split` (an allocation per line, and a gigabyte
-//! of memory for a line of a gigabyte), and reading the whole file (lists are larger than what a gate should need).
+//! A line is handed out where it lies in the reader's buffer; only one that lies across the
+//! buffer's end is copied. What is longer than [`LINE_MAX`] is no line of a list, but a file of
+//! another kind, or one without line ends: it is passed over in a stream and told as one bad line,
+//! however long it is. Rejected: `BufRead::split` (an allocation per line, and a gigabyte of memory
+//! for a line of a gigabyte), and reading the whole file (lists are larger than what a gate should
+//! need).
 
 use std::io::{self, BufRead};
 
@@ -60,7 +62,8 @@ impl<R: BufRead> Lines<R> {
         self.octets
     }
 
-    /// The next line; `None` at the end. Line ends are `\n` and `\r\n`, and a byte order mark is no part of the first line.
+    /// The next line; `None` at the end. Line ends are `\n` and `\r\n`, and a byte order mark is no
+    /// part of the first line.
     ///
     /// # Errors
     /// When the reader fails.

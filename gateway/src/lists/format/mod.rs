@@ -1,8 +1,10 @@
-//! How the files of lists are read: each format by the file of its family, all of them line by line in one pass.
+//! How the files of lists are read: each format by the file of its family, all of them line by line
+//! in one pass.
 //!
-//! A line is an entry, an exclusion, something that is known to be neither (a comment, a directive), or bad. Bad lines are
-//! counted, and the first are kept with the reason; what they mean for the list is for the caller to decide. The file may be
-//! anything: reading takes memory for its entries alone, and nothing in it makes reading fail but the file system.
+//! A line is an entry, an exclusion, something that is known to be neither (a comment, a
+//! directive), or bad. Bad lines are counted, and the first are kept with the reason; what they
+//! mean for the list is for the caller to decide. The file may be anything: reading takes memory
+//! for its entries alone, and nothing in it makes reading fail but the file system.
 
 mod abbreviated;
 mod cidr;
@@ -25,10 +27,12 @@ use super::watch::Stamp;
 /// How a file is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Format {
-    /// An address, a prefix or a range on each line, comments from `#` or `;`: netset files and the like.
+    /// An address, a prefix or a range on each line, comments from `#` or `;`: netset files and the
+    /// like.
     #[default]
     Cidr,
-    /// rbldnsd's `ip4set`: addresses, prefixes and ranges, abbreviated or not, with values and exclusions.
+    /// rbldnsd's `ip4set`: addresses, prefixes and ranges, abbreviated or not, with values and
+    /// exclusions.
     Ip4set,
     /// rbldnsd's `ip4trie`: the same without ranges.
     Ip4trie,
@@ -95,7 +99,8 @@ pub struct Reading {
     pub masked: u64,
     /// The first line with such a prefix.
     pub masked_first: Option<u64>,
-    /// How many lines are known to be no entries: directives, default values. Comments and empty lines are not counted.
+    /// How many lines are known to be no entries: directives, default values. Comments and empty
+    /// lines are not counted.
     pub skipped: u64,
     /// How many lines cannot be read.
     pub bad_line_count: u64,
@@ -103,7 +108,8 @@ pub struct Reading {
     pub bad_lines: Vec<BadLine>,
     /// What says that the file is not whole, though each line may be good.
     pub incomplete: Option<&'static str>,
-    /// What the file is in place of text, if it is something else: then it was not read on, and the first line is bad.
+    /// What the file is in place of text, if it is something else: then it was not read on, and the
+    /// first line is bad.
     pub foreign: Option<&'static str>,
     /// Which state of the file it was.
     pub stamp: Option<Stamp>,
@@ -132,8 +138,8 @@ const BUFFER: usize = 256 * 1024;
 /// Opens a file and reads it.
 ///
 /// # Errors
-/// When the file cannot be opened or read, is no regular file (reading a pipe or a device might never end), or changes
-/// meanwhile.
+/// When the file cannot be opened or read, is no regular file (reading a pipe or a device might
+/// never end), or changes meanwhile.
 pub fn read_file(
     format: Format,
     path: &Path,
@@ -211,7 +217,8 @@ trait Dialect {
 struct Found {
     entries: Entries,
     excluded: Entries,
-    /// The same as `excluded`, where the first of an entry and an exclusion of the same prefix counts.
+    /// The same as `excluded`, where the first of an entry and an exclusion of the same prefix
+    /// counts.
     excluded_ipv4: FxHashSet<Ipv4Prefix>,
     excluded_ipv6: FxHashSet<Ipv6Prefix>,
     /// Entries that an exclusion before them made void.

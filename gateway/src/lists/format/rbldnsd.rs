@@ -1,18 +1,21 @@
-//! The zone files of rbldnsd for addresses: ip4set, ip4trie, ip4tset, ip6trie and ip6tset, read so that what rbldnsd answers
-//! for is what is listed. Its manual page says less than its source, which this follows (version 1.0, 2021):
+//! The zone files of rbldnsd for addresses: ip4set, ip4trie, ip4tset, ip6trie and ip6tset, read so
+//! that what rbldnsd answers for is what is listed. Its manual page says less than its source,
+//! which this follows (version 1.0, 2021):
 //!
-//! * Octets at the end may be left out: `10.1.2` is a /24, `10/8`; in an ip4set also `10.1-3`, `192.0.2.1-9`. Octets are
-//!   decimal, whatever zeros precede them. An IPv6 prefix of whole groups may do without its length: `2001:db8:1:2` is a /64.
+//! * Octets at the end may be left out: `10.1.2` is a /24, `10/8`; in an ip4set also `10.1-3`,
+//!   `192.0.2.1-9`. Octets are decimal, whatever zeros precede them. An IPv6 prefix of whole groups
+//!   may do without its length: `2001:db8:1:2` is a /64.
 //! * Host bits beyond the length make a line bad (unless rbldnsd is run with `-e`).
-//! * After the address stands its value, `:127.0.0.3:text` or a text; a value that rbldnsd would refuse makes the line bad,
-//!   but for the two sets of the same value for all, which do not look.
-//! * `!` begins an exclusion. In an ip4set lengths are rounded up to whole octets before they are compared, and the exclusion
-//!   wins a draw; in the tries the longer prefix decides, and the first of two that are the same.
-//! * `$MAXRANGE4` makes larger entries bad. All other `$` lines say what is answered, not for what; likewise behind `#`, `;`
-//!   or `:`. So does a line that begins with a colon.
+//! * After the address stands its value, `:127.0.0.3:text` or a text; a value that rbldnsd would
+//!   refuse makes the line bad, but for the two sets of the same value for all, which do not look.
+//! * `!` begins an exclusion. In an ip4set lengths are rounded up to whole octets before they are
+//!   compared, and the exclusion wins a draw; in the tries the longer prefix decides, and the first
+//!   of two that are the same.
+//! * `$MAXRANGE4` makes larger entries bad. All other `$` lines say what is answered, not for what;
+//!   likewise behind `#`, `;` or `:`. So does a line that begins with a colon.
 //!
-//! One thing is taken more strictly: a last line without an end, which an abbreviated address would complete to something
-//! larger than was meant; and one more generously: `\r\n` ends lines.
+//! One thing is taken more strictly: a last line without an end, which an abbreviated address would
+//! complete to something larger than was meant; and one more generously: `\r\n` ends lines.
 
 use core::net::Ipv6Addr;
 
@@ -347,8 +350,9 @@ fn ends_address(rest: &[u8]) -> bool {
     matches!(rest, [] | [b' ' | b'\t' | b'#' | b';' | b':', ..])
 }
 
-/// Whether what follows an address (or is a default) is a value, a text, a comment or nothing. Only what begins with a
-/// colon can be wrong: behind it stands an address, of which octets may be missing, and then another colon or nothing.
+/// Whether what follows an address (or is a default) is a value, a text, a comment or nothing. Only
+/// what begins with a colon can be wrong: behind it stands an address, of which octets may be
+/// missing, and then another colon or nothing.
 fn check_value(rest: &[u8]) -> Result<(), Reason> {
     let Some(value) = trim(rest).strip_prefix(b":") else {
         return Ok(());

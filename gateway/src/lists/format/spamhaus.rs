@@ -1,6 +1,7 @@
-//! Spamhaus DROP as it is published for programs: a JSON object on each line, `{"cidr":"192.0.2.0/24","sblid":"SBL1",...}`,
-//! and at the end one that tells how many there were: `{"type":"metadata",...,"records":1}`. Files that were joined have one
-//! for each part. Where the last is missing or counts something else, the file was cut off.
+//! Spamhaus DROP as it is published for programs: a JSON object on each line,
+//! `{"cidr":"192.0.2.0/24","sblid":"SBL1",...}`, and at the end one that tells how many there were:
+//! `{"type":"metadata",...,"records":1}`. Files that were joined have one for each part. Where the
+//! last is missing or counts something else, the file was cut off.
 
 use std::borrow::Cow;
 

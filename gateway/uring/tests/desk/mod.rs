@@ -127,7 +127,8 @@ impl Desk {
         }
     }
 
-    /// Sends until the peer takes no more; gives the length of what is in flight then, and of what was taken before.
+    /// Sends until the peer takes no more; gives the length of what is in flight then, and of what
+    /// was taken before.
     pub(crate) fn send_until_stuck(&mut self, conn: Conn, mut buffer: Vec<u8>) -> (usize, usize) {
         let mut taken = 0;
         loop {

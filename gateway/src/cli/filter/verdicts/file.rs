@@ -80,7 +80,8 @@ pub(super) struct Options<'a> {
     pub(super) place: &'a Place,
 }
 
-/// Adds what stands in a file. Lines that cannot be read are told, and the others are added all the same.
+/// Adds what stands in a file. Lines that cannot be read are told, and the others are added all the
+/// same.
 pub(super) fn add(options: &Options<'_>) -> Result<ExitCode, ExitCode> {
     let name = match options.file.to_str() {
         Some("-") => "standard input".to_owned(),

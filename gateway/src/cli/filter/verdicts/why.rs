@@ -69,7 +69,8 @@ impl History {
         table.write(out)
     }
 
-    /// Whether the filter drops a source now. The gate remembers what it did; a verdict can have been removed or given up since.
+    /// Whether the filter drops a source now. The gate remembers what it did; a verdict can have
+    /// been removed or given up since.
     fn kept_out(&self, source: &RefusedSource) -> String {
         let mut verdicts = self.verdicts.iter();
         let is_in_force = verdicts.any(|verdict| verdict.source == source.source);
