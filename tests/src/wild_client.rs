@@ -20,7 +20,7 @@ static REFUSALS: [Reply<'static>; 4] = [
     Reply::fixed(421, EnhancedCode(4, 3, 2), "Closing"),
 ];
 
-const BLAMES: [Blame; 3] = [Blame::Client, Blame::Nobody, Blame::UnknownRecipient];
+const BLAMES: [Blame; 3] = [Blame::Client, Blame::None, Blame::UnknownRecipient];
 
 /// All that a session shows to the outside.
 #[derive(Debug, PartialEq)]

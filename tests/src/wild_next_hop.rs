@@ -63,7 +63,7 @@ fn take(
     kept: &mut Vec<u8>,
     replies: &mut Vec<(Option<Sent>, Reply<'static>)>,
 ) -> Result<bool, String> {
-    let owed = client.owed();
+    let owed = client.replies_owed();
     let (used, event) = client.handle(kept);
     let (to, reply) = match event {
         ClientEvent::NeedInput => (None, None),
@@ -76,7 +76,7 @@ fn take(
     };
     kept.drain(..used);
     let Some(reply) = reply else {
-        let bounded = kept.len() < 4096 && client.owed() == owed;
+        let bounded = kept.len() < 4096 && client.replies_owed() == owed;
         return if bounded {
             Ok(false)
         } else {
@@ -86,7 +86,7 @@ fn take(
     let control = reply.text.chars().any(|c| c != '\n' && c.is_control());
     if control
         || reply.text.len() > TEXT_LENGTH_MAX
-        || client.owed() + usize::from(to.is_some()) != owed
+        || client.replies_owed() + usize::from(to.is_some()) != owed
     {
         return Err(format!("{reply:?} to {to:?}"));
     }

@@ -1,14 +1,14 @@
-//! Message content on the wire: dot-stuffing both ways, and the rule that line ends are CRLF and
-//! nothing else.
+//! Message content on the wire: dot-stuffing both ways, and the rule that a line ends with CRLF
+//! only.
 //!
-//! The decoder takes the content of DATA (ended by CRLF . CRLF) and of BDAT (counted). It remembers
-//! the one or two octets that may still turn out either way when a piece of input ends, so that it
-//! never asks the caller to keep any, and what it gives out does not depend on how the input was
-//! split. It gives out the longest runs it can: one search per line, no copy.
+//! The decoder reads the content of DATA (ended by CRLF . CRLF) and of BDAT (counted). When a piece
+//! of input ends within a CRLF or an end of data, the decoder remembers that itself: the caller
+//! keeps no octets, and the output does not depend on how the input was split. It returns the
+//! longest runs it can: one search per line, no copy.
 //!
-//! A bare CR or LF is never passed on and never ends a line here. Servers that disagree on what
-//! ends a message are how one message is smuggled inside another; a message on which they could
-//! disagree is given up as a whole.
+//! A bare CR or LF is never passed on and never ends a line here. SMTP smuggling works between
+//! servers that disagree on what ends a message; a message on which they could disagree is refused
+//! as a whole.
 
 use std::fmt;
 
@@ -16,21 +16,21 @@ use memchr::{memchr_iter, memchr2};
 
 use crate::reply::{EnhancedCode, Reply};
 
-/// Why a message is given up while it is received.
+/// Why a message is refused while it is received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// A CR that no LF follows.
     BareCarriageReturn,
     /// A LF that no CR precedes.
     BareLineFeed,
-    /// More octets than the session takes.
+    /// More octets than the listener accepts.
     TooBig,
-    /// A line longer than 998 octets, where those are refused.
+    /// A line longer than 998 octets, if the settings refuse those.
     LineTooLong,
 }
 
 impl Fault {
-    /// A short name that does not change, for logs and metrics.
+    /// A short, stable name for logs and metrics.
     #[must_use]
     pub const fn rule(self) -> &'static str {
         match self {
@@ -41,7 +41,7 @@ impl Fault {
         }
     }
 
-    /// What the client is told once it has sent all of the message.
+    /// The reply to the client after it has sent the whole message.
     #[must_use]
     pub fn reply(self) -> &'static Reply<'static> {
         static BARE_CR: Reply<'static> = Reply::fixed(
@@ -79,7 +79,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What a [`Decoder`] holds a message to.
+/// The limits that a [`Decoder`] checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Octets of content, line ends included and dot-stuffing not.
@@ -88,47 +88,47 @@ pub struct Bounds {
     pub line_length_max: u32,
 }
 
-/// How the end of the content is told.
+/// How the end of the content is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// DATA: by a line with a dot alone; a dot that begins a line is doubled (RFC 5321, 4.5.2).
+    /// DATA: by a line of one dot; a dot that begins a line is doubled (RFC 5321, 4.5.2).
     Dots,
-    /// BDAT: the caller counts, and passes nothing but content (RFC 3030, 2).
+    /// BDAT: the caller counts the octets, and passes content only (RFC 3030, 2).
     Chunks,
 }
 
 /// One step of a [`Decoder`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decoded<'a> {
-    /// All of the input is taken.
+    /// All input is used.
     NeedInput,
-    /// Content. No piece ends or begins within a CRLF.
+    /// Content. No piece begins or ends within a CRLF.
     Content(&'a [u8]),
-    /// The message is given up. From here on the decoder only looks for the end.
+    /// The message is refused. From here on the decoder only looks for its end.
     Fault(Fault),
-    /// The dot. What follows is no longer content.
+    /// The end of data. What follows is not content.
     End,
 }
 
-/// Where in a line the decoder stands.
+/// Where in a line the decoder is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
     LineStart,
-    /// After a dot at the start of a line, which is either stuffing or the end.
+    /// After a dot at the start of a line: dot-stuffing or the end of data.
     Dot,
     /// After a dot and a CR.
     DotCr,
     WithinLine,
-    /// After a CR that has not been given out.
+    /// After a CR that has not been returned yet.
     Cr,
 }
 
-/// Takes message content apart, in pieces of any size.
+/// Decodes message content, in pieces of any size.
 #[derive(Clone, Copy, Debug)]
 pub struct Decoder {
     framing: Framing,
     at: At,
-    /// Given up: only the end matters now.
+    /// After a fault: the decoder only looks for the end.
     discarding: bool,
     line_length: u32,
     size: u64,
@@ -147,13 +147,13 @@ impl Decoder {
         }
     }
 
-    /// Octets of content given out so far.
+    /// Octets of content returned so far.
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// Takes one step: how many octets of the input are used up, and what they were.
+    /// Decodes one step. Returns the number of octets of the input used, and what they were.
     pub fn decode<'a>(&mut self, bounds: &Bounds, input: &'a [u8]) -> (usize, Decoded<'a>) {
         let mut used = 0;
         while let Some(&next) = input.get(used) {
@@ -173,7 +173,7 @@ impl Decoder {
                     }
                     self.size += content.len() as u64;
                     match run.fault {
-                        // The octet at fault is still in the input and will be met again.
+                        // The octet at fault stays in the input for the next step.
                         _ if !content.is_empty() => return (used, Decoded::Content(content)),
                         Some(fault) => return (used, self.give_up(fault)),
                         None => {}
@@ -209,8 +209,7 @@ impl Decoder {
         (used, Decoded::NeedInput)
     }
 
-    /// Says that there is no more input ([`Framing::Chunks`]): a CR that still waits for its LF is
-    /// a bare one.
+    /// Ends the input ([`Framing::Chunks`]). A CR that still waits for its LF is a bare CR.
     #[must_use]
     pub fn finish(&mut self) -> Option<Fault> {
         let bare = self.at == At::Cr && !self.discarding;
@@ -223,15 +222,15 @@ impl Decoder {
         Decoded::Fault(fault)
     }
 
-    /// The longest run of content at the front of the input, from within a line or a start of line
-    /// with no dot.
+    /// The longest run of content at the front of the input. The decoder is within a line, or at
+    /// the start of a line that does not begin with a dot.
     fn run(&self, bounds: &Bounds, input: &[u8]) -> Run {
         let run = self.run_of_any_size(bounds, input);
         let room = usize::try_from(bounds.size_max.saturating_sub(self.size)).unwrap_or(usize::MAX);
         if run.content <= room || self.discarding {
             return run;
         }
-        // A CRLF is not cut in two.
+        // No cut within a CRLF.
         let content = if room > 0 && input[room - 1] == b'\r' {
             room - 1
         } else {
@@ -294,8 +293,8 @@ impl Decoder {
                 (Some(_), _) => Fault::BareLineFeed,
             };
             if !self.discarding {
-                // Found first thing, the octet at fault is used up with the fault; else it is met
-                // again.
+                // At the front of the input, the octet at fault is used with the fault. Otherwise
+                // it stays in the input for the next step.
                 let used = found + usize::from(found == 0);
                 return stop(found, used, At::WithinLine, Some(fault));
             }
@@ -308,23 +307,23 @@ impl Decoder {
 struct Run {
     /// Octets of content.
     content: usize,
-    /// Octets used up: the content, and perhaps a CR that waits or an octet at fault.
+    /// Octets used: the content, and perhaps a CR that waits or an octet at fault.
     used: usize,
     at: At,
     line_length: u32,
-    /// What comes right after the content.
+    /// The fault right after the content.
     fault: Option<Fault>,
 }
 
-/// Puts message content into the form that DATA wants, in pieces of any size.
+/// Encodes message content for DATA, in pieces of any size.
 ///
-/// The content must have CRLF line ends only, which is what a [`Decoder`] gives out.
+/// The content must have CRLF line ends only, as a [`Decoder`] returns it.
 #[derive(Clone, Copy, Debug)]
 pub struct Stuffer {
     last: Last,
 }
 
-/// The last octet written, as far as it matters.
+/// The last octet written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Last {
     /// LF, or nothing yet.
@@ -348,7 +347,7 @@ impl Stuffer {
         }
     }
 
-    /// Appends content, with every dot at the start of a line doubled.
+    /// Appends content and doubles every dot at the start of a line.
     pub fn write(&mut self, body: &[u8], out: &mut Vec<u8>) {
         let Some(&last) = body.last() else {
             return;
@@ -372,8 +371,8 @@ impl Stuffer {
         };
     }
 
-    /// Appends the end of the message, completing its last line first. Ready for another message
-    /// afterwards.
+    /// Completes the last line and appends the end of data. The stuffer is then ready for another
+    /// message.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         out.extend_from_slice(match self.last {
             Last::LineEnd => b".\r\n",

@@ -1,15 +1,15 @@
 //! MAIL and RCPT: the arguments of the two commands that build an envelope, with their ESMTP
 //! parameters.
 //!
-//! Everything points into the command line, and is checked here, once: whoever gets a [`Mail`] or a
-//! [`Rcpt`] may pass its parts on as they are.
+//! All parts borrow from the command line. They are checked here, once: the parts of a [`Mail`] or
+//! a [`Rcpt`] may be passed on as they are.
 
 use crate::path::{Path, split_brackets};
 use crate::reply::{EnhancedCode, Reply};
 
-/// RFC 3461, 4.4: an ENVID is no longer than this.
+/// RFC 3461, 4.4: the maximum length of an ENVID.
 const ENVELOPE_ID_LENGTH_MAX: usize = 100;
-/// RFC 3461, 4.2: an ORCPT is no longer than this.
+/// RFC 3461, 4.2: the maximum length of an ORCPT.
 const ORIGINAL_RECIPIENT_LENGTH_MAX: usize = 500;
 
 static SENDER_SYNTAX: Reply<'static> = Reply::fixed(
@@ -36,7 +36,7 @@ static PARAMETER_VALUE: Reply<'static> =
 static PARAMETER_TWICE: Reply<'static> =
     Reply::fixed(501, EnhancedCode(5, 5, 4), "Parameter given twice");
 
-/// How much of a message a failure report gives back (RFC 3461, 4.3).
+/// How much of a message a failure report returns (RFC 3461, 4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ret {
     /// The whole message.
@@ -48,7 +48,7 @@ pub enum Ret {
 /// The arguments of MAIL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mail<'a> {
-    /// The reverse-path; `None` is the null path `<>`, which reports of failures have.
+    /// The reverse-path; `None` is the null path `<>` of bounces.
     pub path: Option<Path<'a>>,
     /// The size of the message as the client declares it, in octets (RFC 1870).
     pub size: Option<u64>,
@@ -76,7 +76,7 @@ pub struct Rcpt<'a> {
 type Refusal = &'static Reply<'static>;
 
 impl<'a> Mail<'a> {
-    /// Parses what follows `MAIL `. `dsn` says whether the parameters of RFC 3461 are taken.
+    /// Parses what follows `MAIL `. `dsn`: the parameters of RFC 3461 are allowed.
     pub(crate) fn parse(arguments: &'a [u8], dsn: bool) -> Result<Self, Refusal> {
         let (raw, parameters) = split_path(arguments, "FROM:", &SENDER_SYNTAX)?;
         let mut mail = Self {
@@ -121,8 +121,8 @@ impl<'a> Mail<'a> {
 }
 
 impl<'a> Rcpt<'a> {
-    /// Parses what follows `RCPT `. `smtputf8` says whether MAIL had that parameter, `dsn` whether
-    /// those of RFC 3461 are taken.
+    /// Parses what follows `RCPT `. `smtputf8`: MAIL had that parameter. `dsn`: the parameters of
+    /// RFC 3461 are allowed.
     pub(crate) fn parse(arguments: &'a [u8], smtputf8: bool, dsn: bool) -> Result<Self, Refusal> {
         let (raw, parameters) = split_path(arguments, "TO:", &RECIPIENT_SYNTAX)?;
         let mut notify = None;
@@ -149,8 +149,7 @@ impl<'a> Rcpt<'a> {
     }
 }
 
-/// Splits `FROM:<path> parameters`. Spaces before the path are let through: many clients put one
-/// there.
+/// Splits `FROM:<path> parameters`. Spaces before the path are allowed: many clients send one.
 fn split_path<'a>(
     arguments: &'a [u8],
     keyword: &str,
@@ -204,8 +203,7 @@ impl<'a> Iterator for Parameters<'a> {
     }
 }
 
-/// Puts a value where there was none. A value that could not be parsed, and a second one, are
-/// refused.
+/// Stores a value. A value that could not be parsed and a second value are refused.
 fn once<T>(place: &mut Option<T>, value: Option<T>) -> Result<(), Refusal> {
     if place.is_some() {
         return Err(&PARAMETER_TWICE);
@@ -214,7 +212,7 @@ fn once<T>(place: &mut Option<T>, value: Option<T>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// One to twenty digits (RFC 1870, 5). A size that no counter holds is larger than any limit.
+/// One to twenty digits (RFC 1870, 5). A size beyond 64 bits becomes the largest one.
 fn parse_size(value: &str) -> Option<u64> {
     let digits = (1..=20).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_digit());
     digits.then(|| value.parse().unwrap_or(u64::MAX))
@@ -226,7 +224,7 @@ enum Body {
     EightBit,
 }
 
-/// `BINARYMIME` (RFC 3030) is a value that is known and not offered.
+/// `BINARYMIME` (RFC 3030) is known but not offered.
 fn parse_body(value: Option<&str>) -> Result<Body, Refusal> {
     match value {
         Some(v) if v.eq_ignore_ascii_case("7BIT") => Ok(Body::SevenBit),
@@ -268,8 +266,7 @@ fn is_original_recipient(value: &str, smtputf8: bool) -> bool {
     value.len() <= ORIGINAL_RECIPIENT_LENGTH_MAX && is_kind && is_address
 }
 
-/// RFC 3461, 4: printable ASCII in which `+` begins two hexadecimal digits in upper case, and `=`
-/// does not stand.
+/// RFC 3461, 4: printable ASCII without `=`; after `+` come two hexadecimal digits in upper case.
 fn is_xtext(text: &str) -> bool {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

@@ -1,10 +1,10 @@
 //! The addresses of RFC 5321, 4.1.2: paths, mailboxes, domains, address literals.
 //!
-//! Nothing is rewritten and nothing is guessed: the parts point into the text as it was written,
-//! and what the grammar does not allow is an error. Characters above ASCII are taken (RFC 6531);
-//! whether the session may use them is for the caller to say. Parts are not held to the lengths of
-//! 4.5.3.1 except the domain: those are least sizes, and forwarders do make local parts of more
-//! than 64 octets; the length of the command line bounds them all.
+//! Nothing is rewritten and nothing is guessed: the parts borrow from the text as written, and what
+//! the grammar does not allow is an error. Characters above ASCII are allowed (RFC 6531); the
+//! caller checks whether the session may use them. Of the lengths in 4.5.3.1 only that of the
+//! domain is checked: they are minimum sizes, forwarders send local parts of more than 64 octets,
+//! and the length of the command line bounds all of them.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,7 +14,7 @@ const DOMAIN_LENGTH_MAX: usize = 255;
 /// RFC 1035, 2.3.4.
 const LABEL_LENGTH_MAX: usize = 63;
 
-/// What stands after the `@`.
+/// The part after the `@`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Domain<'a> {
     /// A name, as written.
@@ -23,7 +23,7 @@ pub enum Domain<'a> {
     Literal(IpAddr),
     /// `[tag:content]` with any other tag; the text between the brackets.
     GeneralLiteral(&'a str),
-    /// Nothing, which only `postmaster` may have.
+    /// No domain; only `postmaster` may have none.
     None,
 }
 
@@ -47,7 +47,7 @@ pub struct Path<'a> {
     pub mailbox: Mailbox<'a>,
 }
 
-/// Why a text is no address.
+/// Why a text is not an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathError {
     /// The angle brackets are missing or do not match.
@@ -56,11 +56,12 @@ pub enum PathError {
     LocalPart,
     /// There is no domain, and the local part is not `postmaster`.
     NoDomain,
-    /// The domain is no name: an empty or long label, or a character that names do not have.
+    /// The domain is not a name: a label is empty or too long, or has a character that names do not
+    /// have.
     Domain,
-    /// What stands in square brackets is no address.
+    /// The text in square brackets is not an address.
     Literal,
-    /// What stands before the colon is no source route.
+    /// The text before the colon is not a source route.
     SourceRoute,
 }
 
@@ -83,7 +84,7 @@ impl<'a> Path<'a> {
     /// Parses the text between `<` and `>`, which must not be empty.
     ///
     /// # Errors
-    /// What part of the text is not what RFC 5321 allows.
+    /// The part of the text that RFC 5321 does not allow.
     pub fn parse(raw: &'a str) -> Result<Self, PathError> {
         let (source_route, mailbox) = if raw.starts_with('@') {
             let (route, mailbox) = split_source_route(raw)?;
@@ -98,11 +99,11 @@ impl<'a> Path<'a> {
         })
     }
 
-    /// The mailbox as written: what is passed on, because relays strip source routes (RFC 5321,
-    /// 4.1.1.3 and F.2).
+    /// The mailbox as written. This is what a relay passes on: relays strip source routes (RFC
+    /// 5321, 4.1.1.3 and F.2).
     #[must_use]
     pub fn without_route(&self) -> &'a str {
-        // The colon behind the route is one octet.
+        // The colon after the route is one octet.
         self.source_route
             .map_or(self.raw, |route| &self.raw[route.len() + 1..])
     }
@@ -112,7 +113,7 @@ impl<'a> Mailbox<'a> {
     /// Parses `local-part@domain`, or `postmaster` alone.
     ///
     /// # Errors
-    /// What part of the text is not what RFC 5321 allows.
+    /// The part of the text that RFC 5321 does not allow.
     pub fn parse(text: &'a str) -> Result<Self, PathError> {
         let (local_part, rest) = if text.starts_with('"') {
             split_quoted(text)?
@@ -130,7 +131,7 @@ impl<'a> Mailbox<'a> {
 }
 
 impl<'a> Domain<'a> {
-    /// Parses what may stand after an `@`: a name or a literal in square brackets.
+    /// Parses the part after an `@`: a name, or a literal in square brackets.
     ///
     /// # Errors
     /// [`PathError::Domain`] or [`PathError::Literal`].
@@ -147,10 +148,10 @@ impl<'a> Domain<'a> {
     }
 }
 
-/// Whether EHLO or HELO may give this name: letters, digits, hyphens, dots and underscores, or an
-/// address literal.
+/// Whether this is a valid name for EHLO or HELO: letters, digits, hyphens, dots and underscores,
+/// or an address literal.
 ///
-/// A dot at the end is let through, since it changes nothing and real clients send it.
+/// A dot at the end is allowed: it changes nothing, and real clients send it.
 pub(crate) fn is_client_name(text: &str) -> bool {
     let text = if text.starts_with('[') {
         text
@@ -160,8 +161,8 @@ pub(crate) fn is_client_name(text: &str) -> bool {
     text.is_ascii() && Domain::parse(text).is_ok()
 }
 
-/// Splits `<path> rest` into the text between the brackets and what follows the closing one. A
-/// bracket within quotes is none.
+/// Splits `<path> rest` into the text between the brackets and the rest. A bracket within quotes
+/// does not count.
 pub(crate) fn split_brackets(text: &str) -> Result<(&str, &str), PathError> {
     let inner = text.strip_prefix('<').ok_or(PathError::Brackets)?;
     let mut quoted = false;
@@ -178,7 +179,7 @@ pub(crate) fn split_brackets(text: &str) -> Result<(&str, &str), PathError> {
     Err(PathError::Brackets)
 }
 
-/// Splits `@one,@two:mailbox` at the colon. A literal may hold colons of its own.
+/// Splits `@one,@two:mailbox` at the colon. A literal may contain colons.
 fn split_source_route(text: &str) -> Result<(&str, &str), PathError> {
     let mut in_literal = false;
     let colon = text.bytes().position(|byte| {
@@ -214,7 +215,7 @@ fn split_dot_string(text: &str) -> Result<(&str, &str), PathError> {
     Ok((local_part, rest))
 }
 
-/// Splits off a Quoted-string, quotes included.
+/// Splits off a Quoted-string with its quotes.
 fn split_quoted(text: &str) -> Result<(&str, &str), PathError> {
     let mut escaped = false;
     for (at, byte) in text.bytes().enumerate().skip(1) {
@@ -244,8 +245,8 @@ fn is_name(text: &str) -> bool {
     text.len() <= DOMAIN_LENGTH_MAX && text.split('.').all(is_label)
 }
 
-/// What stands between square brackets (RFC 5321, 4.1.3). Addresses that no host can have are
-/// errors.
+/// Parses the text between square brackets (RFC 5321, 4.1.3). An address that no host can have is
+/// an error.
 fn parse_literal(text: &str) -> Result<Domain<'_>, PathError> {
     let Some((tag, content)) = text.split_once(':') else {
         let address: Ipv4Addr = text.parse().map_err(|_| PathError::Literal)?;

@@ -1,8 +1,7 @@
-//! Replies: a code, perhaps an enhanced code, and text.
+//! Replies: a code, optionally an enhanced status code, and text.
 //!
-//! The text of a reply may come from another server or hold what a client sent, so writing a reply
-//! is also where it is made safe: nothing in the text can end a line, and no line is longer than
-//! RFC 5321 allows.
+//! The text of a reply may come from another server or contain what a client sent. So the writer
+//! makes it safe: nothing in the text can end a line, and no line is longer than RFC 5321 allows.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,13 +20,13 @@ impl fmt::Display for EnhancedCode {
 }
 
 impl EnhancedCode {
-    /// The code that says no more than the reply code does (RFC 3463, 3.1: other undefined status).
+    /// The enhanced code `x.0.0` for a reply code (RFC 3463, 3.1: other undefined status).
     pub(crate) fn undefined(code: u16) -> Option<Self> {
         let class = u8::try_from(code / 100).ok()?;
         matches!(class, 2 | 4 | 5).then_some(Self(class, 0, 0))
     }
 
-    /// Takes an enhanced code off the front of a reply's text, and gives the text after it.
+    /// Splits the enhanced code off the front of a reply's text. Returns both.
     pub(crate) fn split_from(text: &str) -> Option<(Self, &str)> {
         let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
         let mut numbers = word.splitn(3, '.');
@@ -52,14 +51,14 @@ fn number(text: &str, digits_max: usize) -> Option<u16> {
 pub struct Reply<'a> {
     /// The three digits.
     pub code: u16,
-    /// The enhanced code, written at the front of every line.
+    /// The enhanced code; it goes in front of the text of every line.
     pub enhanced: Option<EnhancedCode>,
     /// The text; `'\n'` separates lines.
     pub text: Cow<'a, str>,
 }
 
 impl Reply<'static> {
-    /// A reply that is known when the program is written.
+    /// A reply with a fixed text.
     #[must_use]
     pub const fn fixed(code: u16, enhanced: EnhancedCode, text: &'static str) -> Self {
         Self {
@@ -71,7 +70,7 @@ impl Reply<'static> {
 }
 
 impl<'a> Reply<'a> {
-    /// A reply with a text made at run time, owned or borrowed.
+    /// A reply with a text from run time, owned or borrowed.
     #[must_use]
     pub fn new(code: u16, enhanced: Option<EnhancedCode>, text: impl Into<Cow<'a, str>>) -> Self {
         Self {
@@ -81,7 +80,7 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// 2xx or 3xx: the command was taken.
+    /// 2xx or 3xx: the command was accepted.
     #[must_use]
     pub const fn is_positive(&self) -> bool {
         matches!(self.code, 200..=399)
@@ -93,18 +92,18 @@ impl<'a> Reply<'a> {
         matches!(self.code, 400..=499)
     }
 
-    /// 5xx: it will not work later either.
+    /// 5xx: it will not work later.
     #[must_use]
     pub const fn is_permanent(&self) -> bool {
         matches!(self.code, 500..=599)
     }
 
-    /// The same reply with another enhanced code.
+    /// The same reply with another enhanced code; borrows the text.
     pub(crate) fn borrowed(&self, enhanced: Option<EnhancedCode>) -> Reply<'_> {
         Reply::new(self.code, enhanced, &*self.text)
     }
 
-    /// The same reply with a text of its own.
+    /// The same reply with an owned text.
     #[must_use]
     pub fn into_owned(self) -> Reply<'static> {
         Reply {
@@ -114,10 +113,10 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// Appends the reply as it goes over the wire.
+    /// Appends the reply in wire format.
     ///
-    /// Control characters become spaces and lines are cut at 512 octets, so that a text from
-    /// anywhere is safe to pass on.
+    /// Control characters become spaces, and lines are cut at 512 octets: any text is safe to pass
+    /// on.
     pub fn write(&self, out: &mut Vec<u8>) {
         let text = self.text.trim_end_matches(['\r', '\n']);
         let mut lines = text.split('\n').peekable();
@@ -139,7 +138,7 @@ impl<'a> Reply<'a> {
             push_decimal(out, detail.into(), 1);
         }
         let line = line.strip_suffix('\r').unwrap_or(line);
-        // A hyphen must stand even before an empty text; a space need not.
+        // A hyphen is needed even before an empty text; a space is not.
         if !line.is_empty() || separator == b'-' {
             out.push(separator);
         }
@@ -167,7 +166,7 @@ impl fmt::Display for Reply<'_> {
     }
 }
 
-/// Appends the text with a space in the place of every control character.
+/// Appends the text and replaces every control character by a space.
 fn push_printable(out: &mut Vec<u8>, text: &str) {
     if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
         out.extend_from_slice(text.as_bytes());
@@ -180,7 +179,7 @@ fn push_printable(out: &mut Vec<u8>, text: &str) {
     }
 }
 
-/// Appends a number with at least `width` digits.
+/// Appends a decimal number with at least `width` digits.
 pub(crate) fn push_decimal(out: &mut Vec<u8>, mut number: u64, width: usize) {
     let mut digits = [b'0'; 20];
     let mut begin = digits.len();

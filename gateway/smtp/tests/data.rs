@@ -1,4 +1,4 @@
-//! What must hold for message content whatever it is and however it is cut, found by trying.
+//! Properties of message content that hold for any content and any split of the input.
 
 use portcullis_smtp::data::{Bounds, Decoded, Decoder, Fault, Framing, Stuffer};
 use proptest::collection::vec;
@@ -9,18 +9,18 @@ const NO_BOUNDS: Bounds = Bounds {
     line_length_max: u32::MAX,
 };
 
-/// What became of a message.
+/// A decoded message.
 #[derive(Debug, Default, PartialEq)]
-struct Outcome {
+struct Message {
     content: Vec<u8>,
     fault: Option<Fault>,
-    /// Octets up to and with the end.
+    /// Octets up to the end of data, that included.
     ended_at: Option<usize>,
 }
 
-fn decode(framing: Framing, bounds: &Bounds, pieces: &[&[u8]]) -> Outcome {
+fn decode(framing: Framing, bounds: &Bounds, pieces: &[&[u8]]) -> Message {
     let mut decoder = Decoder::new(framing);
-    let mut outcome = Outcome::default();
+    let mut message = Message::default();
     let mut before = 0;
     for piece in pieces {
         let mut used = 0;
@@ -29,63 +29,63 @@ fn decode(framing: Framing, bounds: &Bounds, pieces: &[&[u8]]) -> Outcome {
             used += step;
             match decoded {
                 Decoded::NeedInput => {
-                    assert_eq!(used, piece.len(), "all is taken before more is asked for");
+                    assert_eq!(used, piece.len(), "all input is used before more is needed");
                     break;
                 }
                 Decoded::Content(content) => {
-                    assert_eq!(outcome.fault, None, "nothing is passed on after a fault");
-                    outcome.content.extend_from_slice(content);
+                    assert_eq!(message.fault, None, "nothing is passed on after a fault");
+                    message.content.extend_from_slice(content);
                 }
                 Decoded::Fault(fault) => {
-                    assert_eq!(outcome.fault, None, "a message has one fault");
-                    outcome.fault = Some(fault);
+                    assert_eq!(message.fault, None, "a message has one fault");
+                    message.fault = Some(fault);
                 }
                 Decoded::End => {
-                    outcome.ended_at = Some(before + used);
-                    return outcome;
+                    message.ended_at = Some(before + used);
+                    return message;
                 }
             }
         }
         before += piece.len();
     }
-    outcome
+    message
 }
 
-/// The definition, as slow and plain as it can be.
-fn decode_plainly(input: &[u8]) -> Outcome {
+/// The definition, slow and simple.
+fn decode_by_definition(input: &[u8]) -> Message {
     let line_begun = [b"\r\n", input].concat();
     let end = line_begun
         .windows(5)
         .position(|octets| octets == b"\r\n.\r\n");
     let content = &line_begun[..end.map_or(line_begun.len(), |end| end + 2)];
-    let mut outcome = Outcome {
+    let mut message = Message {
         ended_at: end.map(|end| end + 3),
-        ..Outcome::default()
+        ..Message::default()
     };
     for (at, &octet) in content.iter().enumerate().skip(2) {
         let line_start = content[..at].ends_with(b"\r\n");
         match octet {
             b'\r' if content.get(at + 1) != Some(&b'\n') => {
-                // At the end of what has come so far, it may still become a whole one.
+                // The last octet so far: a LF may still follow.
                 let waits = end.is_none() && at + 1 == content.len();
-                outcome.fault = (!waits).then_some(Fault::BareCarriageReturn);
-                return outcome;
+                message.fault = (!waits).then_some(Fault::BareCarriageReturn);
+                return message;
             }
             b'\n' if content[at - 1] != b'\r' => {
-                outcome.fault = Some(Fault::BareLineFeed);
-                return outcome;
+                message.fault = Some(Fault::BareLineFeed);
+                return message;
             }
             b'.' if line_start => {}
-            // Given out only together.
+            // Returned together with its LF.
             b'\r' => {}
-            b'\n' => outcome.content.extend_from_slice(b"\r\n"),
-            _ => outcome.content.push(octet),
+            b'\n' => message.content.extend_from_slice(b"\r\n"),
+            _ => message.content.push(octet),
         }
     }
-    outcome
+    message
 }
 
-/// Octets of which lines, dots and mistakes are made.
+/// Octets with lines, dots and mistakes.
 fn octets() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         4 => Just(b"\r\n".to_vec()),
@@ -110,7 +110,7 @@ fn lines() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The input in pieces that end at the marks, taken modulo its length.
+/// The input in pieces that end at the marks, modulo its length.
 fn cut<'a>(input: &'a [u8], marks: &[usize]) -> Vec<&'a [u8]> {
     let mut marks: Vec<usize> = marks.iter().map(|mark| mark % (input.len() + 1)).collect();
     marks.extend([0, input.len()]);
@@ -125,12 +125,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn content_comes_through_stuffing_unchanged(content in lines(), marks in vec(any::<usize>(), 0..8), more in vec(any::<usize>(), 0..8)) {
+    fn content_comes_through_stuffing_unchanged(
+        content in lines(),
+        marks in vec(any::<usize>(), 0..8),
+        more in vec(any::<usize>(), 0..8),
+    ) {
         let mut stuffer = Stuffer::new();
         let mut wire = Vec::new();
         cut(&content, &marks).iter().for_each(|piece| stuffer.write(piece, &mut wire));
         stuffer.finish(&mut wire);
-        let expected = Outcome { ended_at: Some(wire.len()), content, fault: None };
+        let expected = Message { ended_at: Some(wire.len()), content, fault: None };
         prop_assert_eq!(decode(Framing::Dots, &NO_BOUNDS, &cut(&wire, &more)), expected);
     }
 
@@ -148,9 +152,9 @@ proptest! {
     #[test]
     fn decoding_is_what_its_definition_says(input in octets(), marks in vec(any::<usize>(), 0..8)) {
         let decoded = decode(Framing::Dots, &NO_BOUNDS, &cut(&input, &marks));
-        let plainly = decode_plainly(&input);
-        // A dot that may be the end, or a CR, at the end of the input has not been given out yet.
-        prop_assert_eq!(decoded, plainly);
+        let expected = decode_by_definition(&input);
+        // The decoder has not returned a dot or a CR at the end of the input yet.
+        prop_assert_eq!(decoded, expected);
     }
 
     #[test]
@@ -175,6 +179,6 @@ proptest! {
     #[test]
     fn a_chunk_is_content_as_it_stands(content in lines(), marks in vec(any::<usize>(), 0..8)) {
         let decoded = decode(Framing::Chunks, &NO_BOUNDS, &cut(&content, &marks));
-        prop_assert_eq!(decoded, Outcome { content, fault: None, ended_at: None });
+        prop_assert_eq!(decoded, Message { content, fault: None, ended_at: None });
     }
 }

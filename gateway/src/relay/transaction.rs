@@ -357,8 +357,9 @@ impl Transaction {
             );
             self.told += 1;
         }
-        let all_agreed =
-            self.mail_told && self.agreed == self.envelope.recipients.len() && hop.owed() == 0;
+        let all_agreed = self.mail_told
+            && self.agreed == self.envelope.recipients.len()
+            && hop.replies_owed() == 0;
         if self.stage == Stage::Asked && all_agreed {
             hop.data(out);
             self.stage = Stage::Invited;

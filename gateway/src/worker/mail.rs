@@ -244,7 +244,7 @@ impl Gate {
                         .session(conn)
                         .is_some_and(|session| session.client.is_exempt());
                     let blame = if exempt {
-                        Blame::Nobody
+                        Blame::None
                     } else {
                         Blame::UnknownRecipient
                     };

@@ -54,7 +54,7 @@ impl NextHopConnection {
     /// How long the next hop may be silent. `unsent`: it has not taken everything, so that it is
     /// only to take some of it.
     fn timeout(&self, unsent: bool, limits: &Relay) -> Option<Duration> {
-        let reply = (self.smtp.owed() > 0).then_some(limits.reply_timeout);
+        let reply = (self.smtp.replies_owed() > 0).then_some(limits.reply_timeout);
         if self.idle {
             Some(limits.idle_timeout)
         } else if unsent && self.awaits_final {
@@ -489,7 +489,7 @@ impl Gate {
             self.touch(hop);
             return;
         }
-        if next_hop.smtp.owed() > 0 {
+        if next_hop.smtp.replies_owed() > 0 {
             return;
         }
         if self.draining || !next_hop.smtp.takes_transaction() {
@@ -553,7 +553,7 @@ impl Gate {
         };
         let (client, waiting) = (next_hop.client, connection.output.len());
         // With replies owed it is those that are waited for.
-        let renew = if next_hop.smtp.owed() == 0 {
+        let renew = if next_hop.smtp.replies_owed() == 0 {
             Renew::Yes
         } else {
             Renew::No

@@ -275,7 +275,7 @@ impl Gate {
             Event::Reset => self.end_passage(conn),
             Event::Quit => {
                 let session = self.session(conn);
-                let talks_on = session.is_some_and(|session| session.smtp.talks_on());
+                let talks_on = session.is_some_and(|session| session.smtp.has_unread_input());
                 let ending = if talks_on {
                     Ending::Linger
                 } else {
@@ -321,9 +321,9 @@ impl Gate {
             .session(conn)
             .is_some_and(|session| session.client.standing == Standing::Stranger);
         match rule {
-            Rule::NoRoute | Rule::OtherNextHop => Blame::Nobody,
+            Rule::NoRoute | Rule::OtherNextHop => Blame::None,
             _ if stranger => Blame::Client,
-            _ => Blame::Nobody,
+            _ => Blame::None,
         }
     }
 
@@ -337,7 +337,7 @@ impl Gate {
 
     /// Answers what the client waits for. A refusal does not count against it.
     pub(super) fn answer(&mut self, conn: Conn, reply: &Reply<'_>) {
-        self.refuse(conn, reply, Blame::Nobody);
+        self.refuse(conn, reply, Blame::None);
     }
 
     /// Answers what the client waits for; what a refusal counts against, `blame` says.

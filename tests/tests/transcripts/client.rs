@@ -75,8 +75,8 @@ impl Player {
                 }
             }
             "do" => self.act(&line.text)?,
-            "owed" if line.text == self.client.owed().to_string() => {}
-            "owed" => return Err(format!("{} replies are owed", self.client.owed())),
+            "owed" if line.text == self.client.replies_owed().to_string() => {}
+            "owed" => return Err(format!("{} replies are owed", self.client.replies_owed())),
             "maysend" if line.text == self.client.may_send().to_string() => {}
             "takesmail" if line.text == self.client.takes_transaction().to_string() => {}
             "takes" => {

@@ -112,10 +112,10 @@ fn answer(text: &str) -> Result<Planned, String> {
     let bad = || format!("no answer: {text:?}");
     let (kind, reply) = text.split_once(' ').ok_or_else(bad)?;
     if reply == "accept" {
-        return Ok((kind.to_owned(), Reply::new(0, None, ""), Blame::Nobody));
+        return Ok((kind.to_owned(), Reply::new(0, None, ""), Blame::None));
     }
     let (blame, reply) = match reply.split_once(' ') {
-        Some(("next-hop", reply)) => (Blame::Nobody, reply),
+        Some(("next-hop", reply)) => (Blame::None, reply),
         Some(("unknown", reply)) => (Blame::UnknownRecipient, reply),
         _ => (Blame::Client, reply),
     };

@@ -1,13 +1,13 @@
 //! What a next hop offers in its reply to EHLO (RFC 5321, 4.1.1.1).
 
-/// The extensions that a next hop offers, as far as a relay has a use for them.
+/// The extensions that a next hop offers and that a relay can use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extensions {
     /// RFC 2920: commands may be sent in groups.
     pub pipelining: bool,
     /// RFC 1870 is offered: SIZE may be declared.
     pub size: bool,
-    /// The biggest message it takes, in octets, where it says so.
+    /// The largest message it accepts, in octets, if it says so.
     pub size_max: Option<u64>,
     /// RFC 6152: octets above 127 in the content.
     pub eight_bit_mime: bool,
@@ -30,7 +30,7 @@ pub struct Extensions {
 }
 
 impl Extensions {
-    /// Takes one line of the reply, after the first, without code and CRLF.
+    /// Reads one line of the reply after the first, without code and CRLF.
     pub(super) fn offer(&mut self, line: &str) {
         let mut words = line.split_ascii_whitespace();
         let Some(keyword) = words.next() else {
@@ -40,7 +40,7 @@ impl Extensions {
             "PIPELINING" => self.pipelining = true,
             "SIZE" => {
                 self.size = true;
-                // 0 says that there is no fixed limit.
+                // 0 means no fixed limit (RFC 1870, 4).
                 self.size_max = words
                     .next()
                     .and_then(|number| number.parse().ok())
@@ -70,8 +70,7 @@ impl Extensions {
     }
 }
 
-/// One to six digits that do not begin with 0 (RFC 9422, 4). What has another form says nothing and
-/// limits nothing.
+/// One to six digits that do not begin with 0 (RFC 9422, 4). A value of any other form is ignored.
 fn limit_value(value: &str) -> Option<u32> {
     let well_formed = (1..=6).contains(&value.len())
         && !value.starts_with('0')

@@ -1,11 +1,11 @@
 //! The client's side of a session, toward a next hop: commands go out, replies come in, in the same
 //! order.
 //!
-//! The client keeps account of which replies are owed and what the peer offers, and uses no
-//! parameter that is not offered. What to send, when, and what a reply means for the message is for
-//! the relay to decide; [`Client::may_send`] says whether the protocol allows another command now,
-//! [`Client::takes_transaction`] and [`Client::takes_recipient`] whether the peer's own limits (RFC
-//! 9422) do.
+//! The client tracks which replies are owed and what the peer offers. It sends no parameter that
+//! the peer does not offer. The relay decides what to send, when, and what a reply means for the
+//! message. [`Client::may_send`] says whether the protocol allows another command now.
+//! [`Client::takes_transaction`] and [`Client::takes_recipient`] say whether the peer's own limits
+//! (RFC 9422) allow it.
 
 mod extensions;
 mod reply_reader;
@@ -21,7 +21,7 @@ use crate::envelope::{Mail, Ret};
 use crate::reply::{Reply, push_decimal};
 use reply_reader::{ReplyLine, ReplyReader};
 
-/// Octets of a line that are looked at; RFC 5321 allows 512.
+/// Octets of a line that are read; the rest is discarded. RFC 5321 allows 512.
 const LINE_LENGTH_MAX: usize = 4096;
 
 /// What a reply belongs to.
@@ -58,8 +58,7 @@ impl Sent {
         )
     }
 
-    /// The session is open: its replies may have enhanced codes, and are taken by their code
-    /// however long they are.
+    /// The session is open: its replies may have enhanced codes, and their length has no limit.
     const fn is_within_session(self) -> bool {
         !matches!(self, Self::Greeting | Self::Ehlo | Self::Helo)
     }
@@ -68,7 +67,7 @@ impl Sent {
 /// What came from the next hop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientEvent<'a> {
-    /// There is no whole reply. What was not used up has to be passed again with more.
+    /// There is no complete reply. The caller passes what was not used again, with more.
     NeedInput,
     /// A reply to the oldest command that waits for one.
     Reply {
@@ -77,18 +76,18 @@ pub enum ClientEvent<'a> {
         /// The reply.
         reply: Reply<'a>,
     },
-    /// A reply that nothing was sent for: as a rule a 421 before the connection is closed.
+    /// A reply to no command: usually a 421 before the peer closes the connection.
     Unsolicited(Reply<'a>),
-    /// What came is no SMTP. The connection is of no more use.
+    /// The input is not SMTP. The connection must be closed.
     Malformed,
 }
 
 /// The arguments of MAIL toward a next hop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MailCommand<'a> {
-    /// What stands between `<` and `>`; empty for the null path.
+    /// The text between `<` and `>`; empty for the null path.
     pub path: &'a str,
-    /// The size of the message in octets, where it is known.
+    /// The size of the message in octets, if it is known.
     pub size: Option<u64>,
     /// `BODY=8BITMIME`.
     pub body_8bit: bool,
@@ -120,12 +119,14 @@ pub struct Client {
     reader: ReplyReader,
     extensions: Extensions,
     malformed: bool,
-    /// The rest of a line that was too long is thrown away; whether it is the last of its reply.
+    /// The rest of a line that is too long is discarded. The value: it is the last line of its
+    /// reply.
     skipping: Option<bool>,
-    /// MAIL commands so far, and RCPT commands since the latest.
+    /// MAIL commands so far.
     transactions: u32,
+    /// RCPT commands since the latest MAIL.
     recipients: u32,
-    /// The domains of those, in lower case, where the peer limits them.
+    /// The domains of the recipients, in lower case; kept only if the peer limits them.
     domains: Vec<String>,
 }
 
@@ -151,7 +152,7 @@ impl Client {
         }
     }
 
-    /// Takes input up to the next event: how many octets are used up, and the event.
+    /// Consumes input up to the next event. Returns the number of octets used, and the event.
     pub fn handle<'a>(&'a mut self, input: &[u8]) -> (usize, ClientEvent<'a>) {
         let mut used = 0;
         while !self.malformed {
@@ -187,14 +188,14 @@ impl Client {
         (input.len(), ClientEvent::Malformed)
     }
 
-    /// Whether what comes next is a reply to a command within the session.
+    /// Whether the next reply belongs to a command within the session.
     fn is_within_session(&self) -> bool {
         self.owed
             .front()
             .is_some_and(|sent| sent.is_within_session())
     }
 
-    /// Takes a line of a reply; whether the reply is complete.
+    /// Adds a line to the reply. Returns whether the reply is complete.
     fn line(&mut self, line: &[u8]) -> bool {
         let to = self.owed.front().copied();
         let first = self.reader.is_at_start();
@@ -226,19 +227,19 @@ impl Client {
         }
     }
 
-    /// What the peer offers; nothing before the reply to EHLO.
+    /// The extensions that the peer offers; none before the reply to EHLO.
     #[must_use]
     pub const fn extensions(&self) -> &Extensions {
         &self.extensions
     }
 
-    /// Replies that are still to come.
+    /// How many replies the peer still owes.
     #[must_use]
-    pub fn owed(&self) -> usize {
+    pub fn replies_owed(&self) -> usize {
         self.owed.len()
     }
 
-    /// Whether another command may be sent before any more replies have come.
+    /// Whether the protocol allows another command before the next reply.
     #[must_use]
     pub fn may_send(&self) -> bool {
         match self.owed.back() {
@@ -253,9 +254,10 @@ impl Client {
         self.transactions
     }
 
-    /// Whether the peer's own limits allow one more transaction in this session. A peer that limits
-    /// the domains of a whole session gets one transaction in it: what the next one needs is not
-    /// known when the connection is kept for it.
+    /// Whether the peer's own limits allow one more transaction in this session.
+    ///
+    /// A peer that limits the domains of a session gets one transaction: the domains of the next
+    /// one are not known yet when the caller decides to keep the connection.
     #[must_use]
     pub fn takes_transaction(&self) -> bool {
         let limits = &self.extensions;
@@ -265,7 +267,7 @@ impl Client {
         has_room && (limits.recipient_domains_max.is_none() || self.transactions == 0)
     }
 
-    /// Whether the peer's own limits allow this recipient in the present transaction.
+    /// Whether the peer's own limits allow this recipient in the current transaction.
     #[must_use]
     pub fn takes_recipient(&self, path: &str) -> bool {
         let limits = &self.extensions;
@@ -290,7 +292,7 @@ impl Client {
         self.end_command(Sent::Helo, hostname, out);
     }
 
-    /// MAIL, with those parameters that the peer offers.
+    /// MAIL, with the parameters that the peer offers.
     pub fn mail(&mut self, mail: &MailCommand<'_>, out: &mut Vec<u8>) {
         let offered = self.extensions;
         push_path(b"MAIL FROM:<", mail.path, out);
@@ -317,7 +319,7 @@ impl Client {
         self.end_command(Sent::Mail, "", out);
     }
 
-    /// RCPT, with those parameters that the peer offers. `path` is what stands between `<` and `>`.
+    /// RCPT, with the parameters that the peer offers. `path` is the text between `<` and `>`.
     pub fn rcpt(
         &mut self,
         path: &str,
@@ -340,7 +342,7 @@ impl Client {
         self.end_command(Sent::Rcpt, "", out);
     }
 
-    /// DATA. Once it is accepted, the content goes through a [`Stuffer`] and then to
+    /// DATA. After the 354 the caller sends the content through a [`Stuffer`] and ends it with
     /// [`end_of_data`](Self::end_of_data).
     pub fn data(&mut self, out: &mut Vec<u8>) {
         self.end_command(Sent::Data, "DATA", out);
@@ -352,7 +354,7 @@ impl Client {
         self.owed.push_back(Sent::Message);
     }
 
-    /// BDAT: exactly `length` octets of content have to follow it in `out`.
+    /// BDAT. The caller must append exactly `length` octets of content to `out` after it.
     pub fn bdat(&mut self, length: u64, last: bool, out: &mut Vec<u8>) {
         out.extend_from_slice(b"BDAT ");
         push_decimal(out, length, 1);
@@ -380,8 +382,8 @@ impl Client {
     }
 }
 
-/// What stands behind the last `@`, as it is compared. A literal or a quoted local part may hold
-/// others before it.
+/// The domain after the last `@`, in lower case for comparison. A quoted local part may hold other
+/// `@`s before it.
 fn domain_of(path: &str) -> String {
     let domain = path.rsplit_once('@').map_or("", |(_, domain)| domain);
     domain.to_ascii_lowercase()
@@ -400,8 +402,8 @@ fn push_parameter(begin: &[u8], value: Option<&str>, out: &mut Vec<u8>) {
     }
 }
 
-/// The parts of commands were checked where they came in. Still nothing that could end a line is
-/// ever written.
+/// Writes no control character. The parts of commands were checked when they came in; this makes
+/// sure once more that none of them can end a line.
 fn push_safe(text: &str, out: &mut Vec<u8>) {
     out.extend(text.bytes().filter(|byte| !byte.is_ascii_control()));
 }

@@ -1,22 +1,22 @@
 //! A reply of a next hop, line by line.
 //!
-//! The other side is trusted with mail, not with our memory: what is kept of a reply is bounded,
-//! and what could never be a reply is an error. Lines may end with LF alone; here that endangers
-//! nobody. How many lines a reply has is no reason to doubt its code once there is a transaction:
-//! the answer to a message that was accepted must not get lost because it says too much.
+//! A next hop is trusted with mail, not with our memory: the text kept of a reply is bounded, and
+//! a line that no reply can have is an error. Lines may end with LF alone, which is harmless in
+//! replies. Within a session the number of lines has no limit: the reply to an accepted message
+//! must not get lost because it is long.
 
 use crate::reply::{EnhancedCode, Reply};
 
-/// Octets of text that are kept.
+/// Octets of text kept of one reply.
 const TEXT_LENGTH_MAX: usize = 1024;
 /// Lines of a greeting or a reply to EHLO, kept or not.
 const LINES_MAX: u32 = 200;
 
 /// The line cannot be part of a reply.
 #[derive(Debug)]
-pub(super) struct NoReply;
+pub(super) struct NotAReply;
 
-/// One line taken apart.
+/// One parsed line.
 pub(super) struct ReplyLine<'a> {
     pub(super) code: u16,
     pub(super) last: bool,
@@ -24,10 +24,10 @@ pub(super) struct ReplyLine<'a> {
 }
 
 impl<'a> ReplyLine<'a> {
-    /// Takes apart a line without its end.
-    pub(super) fn parse(line: &'a [u8]) -> Result<Self, NoReply> {
+    /// Parses a line without its CRLF.
+    pub(super) fn parse(line: &'a [u8]) -> Result<Self, NotAReply> {
         let [a @ b'2'..=b'5', b @ b'0'..=b'9', c @ b'0'..=b'9', rest @ ..] = line else {
-            return Err(NoReply);
+            return Err(NotAReply);
         };
         let digit = |byte: u8| u16::from(byte - b'0');
         let code = digit(*a) * 100 + digit(*b) * 10 + digit(*c);
@@ -47,25 +47,25 @@ impl<'a> ReplyLine<'a> {
                 last: false,
                 text,
             }),
-            // Another octet than the space that should stand here, unless it makes the code a
-            // longer number.
+            // Another octet where the space should be; but not a digit, which would make the code
+            // a longer number.
             [other, ..] if !other.is_ascii_digit() => Ok(Self {
                 code,
                 last: true,
                 text: rest,
             }),
-            _ => Err(NoReply),
+            _ => Err(NotAReply),
         }
     }
 }
 
-/// Puts the lines of a reply together. Its memory is used again for the next one.
+/// Joins the lines of a reply. Its memory is reused for the next reply.
 #[derive(Debug, Default)]
 pub(super) struct ReplyReader {
     code: u16,
     enhanced: Option<EnhancedCode>,
     text: String,
-    /// Lines taken of the reply that is not complete; 0: the next line begins a reply.
+    /// Lines read of the current reply; 0: the next line begins a reply.
     lines: u32,
 }
 
@@ -75,20 +75,20 @@ impl ReplyReader {
         self.lines == 0
     }
 
-    /// Takes a line. `within_session` is false for the greeting and the replies to EHLO and HELO,
-    /// which never have an enhanced code (RFC 2034, 3) and are given up when they are longer than
-    /// any honest one.
+    /// Adds a line. `within_session` is false for the greeting and the replies to EHLO and HELO:
+    /// they never have an enhanced code (RFC 2034, 3), and more than [`LINES_MAX`] lines are an
+    /// error.
     pub(super) fn take(
         &mut self,
         line: &ReplyLine<'_>,
         within_session: bool,
-    ) -> Result<(), NoReply> {
+    ) -> Result<(), NotAReply> {
         if self.lines == 0 {
             self.code = line.code;
             self.enhanced = None;
             self.text.clear();
         } else if line.code != self.code || (self.lines >= LINES_MAX && !within_session) {
-            return Err(NoReply);
+            return Err(NotAReply);
         } else {
             self.push('\n');
         }

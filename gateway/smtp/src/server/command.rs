@@ -1,87 +1,118 @@
-//! The commands: a table, and what each one does.
+//! The commands: one table, and a handler for each.
 
 use super::line::Frame;
-use super::{Abuse, Doom, Event, Owed, Phase, Session, Settings};
+use super::{Abuse, Event, Failure, Owed, Phase, Session, Settings};
 use crate::data::{Decoder, Framing};
 use crate::envelope::{Mail, Rcpt};
 use crate::path::is_client_name;
 use crate::reply::{EnhancedCode, Reply};
 
-/// What became of a command.
-pub(super) enum Taken<'a> {
-    /// It is answered, or will be in its place.
+/// How a command was handled.
+pub(super) enum Handled<'a> {
+    /// The session has answered it, or will when its chunk is over.
     Answered,
-    /// It is for the caller to know.
+    /// It becomes an event for the caller.
     Event(Event<'a>),
-    /// Something else is for the caller to know first; the command is still to be taken.
+    /// The caller gets another event first; the command stays in the input.
     NotYet(Event<'a>),
 }
 
-type Handler = for<'a> fn(&mut Session, &Settings, &'a [u8], &mut Vec<u8>) -> Taken<'a>;
+type Handler = for<'a> fn(&mut Session, &Settings, &'a [u8], &mut Vec<u8>) -> Handled<'a>;
 
 struct Command {
     verb: &'static str,
-    /// Where it may come. In other phases it gets a 503.
+    /// The phases in which it may come. In any other the reply is 503.
     phases: &'static [Phase],
-    /// When its reply has to be waited for.
+    /// When the client has to wait for its reply.
     waits: Waits,
-    /// Its arguments may be any octets at first, because its handler looks at each of them.
+    /// Its arguments may hold any octets: the handler checks them itself.
     any_octets: bool,
     handler: Handler,
 }
 
-/// When the reply to a command has to be waited for before more is sent. What is sent too early
-/// ends the session.
+impl Command {
+    const fn new(
+        verb: &'static str,
+        phases: &'static [Phase],
+        waits: Waits,
+        handler: Handler,
+    ) -> Self {
+        Self {
+            verb,
+            phases,
+            waits,
+            any_octets: false,
+            handler,
+        }
+    }
+
+    const fn any_octets(self) -> Self {
+        Self {
+            any_octets: true,
+            ..self
+        }
+    }
+}
+
+/// When a client has to wait for the reply to a command before it sends more. Input that comes too
+/// early ends the session.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Waits {
-    /// Even with PIPELINING: the reply decides how to go on, or what the next octets mean (RFC
+    /// Even with PIPELINING: the reply decides what comes next, or what the next octets mean (RFC
     /// 2920, 3.1).
     Always,
     /// Unless PIPELINING was offered.
-    Alone,
-    /// Not at first. RFC 2920 has these at the end of a group too, but clients put them elsewhere,
-    /// their replies change nothing, and what comes behind them gets its answer in order. A client
-    /// that sends hundreds of them at once reads no answers.
-    Rarely,
+    UnlessPipelining,
+    /// Only after [`UNWAITED_MAX`] of them. RFC 2920 allows these only at the end of a group, but
+    /// clients send them elsewhere too. That is harmless: their replies change nothing, and all
+    /// replies come in order. A client that sends hundreds of them at once reads no replies.
+    PerGroup,
 }
 
-/// Commands that need not be waited for, in one group: the reply to the last of them is waited for.
-const ASIDES_MAX: u8 = 200;
+/// Commands with [`Waits::PerGroup`] in one group. The client has to wait for the reply to the last
+/// of them.
+const UNWAITED_MAX: u8 = 200;
 
-/// The phases in which there is a command line at all and the client is welcome.
-const ANY: &[Phase] = &[Phase::Fresh, Phase::Ready, Phase::Envelope, Phase::Chunks];
-const ANY_OR_REFUSED: &[Phase] = &[
-    Phase::Refused,
-    Phase::Fresh,
+const READY: &[Phase] = &[Phase::Ready];
+const IN_ENVELOPE: &[Phase] = &[Phase::Envelope];
+/// All phases with command lines, but for a client whose greeting was a refusal.
+const ANY: &[Phase] = &[
+    Phase::Greeted,
     Phase::Ready,
     Phase::Envelope,
-    Phase::Chunks,
+    Phase::BetweenChunks,
+];
+const ANY_OR_REFUSED: &[Phase] = &[
+    Phase::Refused,
+    Phase::Greeted,
+    Phase::Ready,
+    Phase::Envelope,
+    Phase::BetweenChunks,
 ];
 
-/// The frequent ones first. STARTTLS and AUTH are known, so that they are refused by name.
+/// The frequent ones first. STARTTLS and AUTH are in the table to get a 502 and not a 500.
 #[rustfmt::skip]
 static COMMANDS: &[Command] = &[
-    Command { verb: "RCPT",     phases: &[Phase::Envelope], waits: Waits::Alone,  any_octets: true,  handler: Session::rcpt },
-    Command { verb: "MAIL",     phases: &[Phase::Ready],    waits: Waits::Alone,  any_octets: true,  handler: Session::mail },
-    Command { verb: "DATA",     phases: &[Phase::Envelope], waits: Waits::Always, any_octets: false, handler: Session::data_command },
-    // BDAT looks at the phase itself: what follows it must be swallowed even when it comes at a
-    // wrong time.
-    Command { verb: "BDAT",     phases: ANY_OR_REFUSED,     waits: Waits::Alone,  any_octets: true,  handler: Session::bdat },
-    Command { verb: "EHLO",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::ehlo },
-    Command { verb: "HELO",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::helo },
-    Command { verb: "QUIT",     phases: ANY_OR_REFUSED,     waits: Waits::Always, any_octets: false, handler: Session::quit },
-    Command { verb: "RSET",     phases: ANY,                waits: Waits::Alone,  any_octets: false, handler: Session::rset },
-    Command { verb: "NOOP",     phases: ANY,                waits: Waits::Rarely, any_octets: false, handler: Session::noop },
-    Command { verb: "VRFY",     phases: ANY,                waits: Waits::Rarely, any_octets: false, handler: Session::vrfy },
-    Command { verb: "HELP",     phases: ANY,                waits: Waits::Rarely, any_octets: false, handler: Session::help },
-    Command { verb: "EXPN",     phases: ANY,                waits: Waits::Rarely, any_octets: false, handler: Session::not_implemented },
-    Command { verb: "TURN",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::not_implemented },
-    Command { verb: "ETRN",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::not_implemented },
-    Command { verb: "AUTH",     phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::not_implemented },
-    Command { verb: "STARTTLS", phases: ANY,                waits: Waits::Always, any_octets: false, handler: Session::not_implemented },
+    Command::new("RCPT", IN_ENVELOPE, Waits::UnlessPipelining, Session::rcpt).any_octets(),
+    Command::new("MAIL", READY, Waits::UnlessPipelining, Session::mail).any_octets(),
+    Command::new("DATA", IN_ENVELOPE, Waits::Always, Session::data_command),
+    // BDAT checks the phase itself: its chunk must be discarded even in a wrong phase.
+    Command::new("BDAT", ANY_OR_REFUSED, Waits::UnlessPipelining, Session::bdat).any_octets(),
+    Command::new("EHLO", ANY, Waits::Always, Session::ehlo),
+    Command::new("HELO", ANY, Waits::Always, Session::helo),
+    Command::new("QUIT", ANY_OR_REFUSED, Waits::Always, Session::quit),
+    Command::new("RSET", ANY, Waits::UnlessPipelining, Session::rset),
+    Command::new("NOOP", ANY, Waits::PerGroup, Session::noop),
+    Command::new("VRFY", ANY, Waits::PerGroup, Session::vrfy),
+    Command::new("HELP", ANY, Waits::PerGroup, Session::help),
+    Command::new("EXPN", ANY, Waits::PerGroup, Session::not_implemented),
+    Command::new("TURN", ANY, Waits::Always, Session::not_implemented),
+    Command::new("ETRN", ANY, Waits::Always, Session::not_implemented),
+    Command::new("AUTH", ANY, Waits::Always, Session::not_implemented),
+    Command::new("STARTTLS", ANY, Waits::Always, Session::not_implemented),
 ];
 
-/// Browsers and proxies that were talked into connecting to port 25 begin with one of these.
+/// A browser or a proxy that was tricked into connecting to port 25 begins with one of these.
 const HTTP_METHODS: &[&str] = &[
     "GET", "POST", "CONNECT", "PUT", "HEAD", "OPTIONS", "DELETE", "PATCH", "TRACE",
 ];
@@ -121,66 +152,66 @@ static NO_RECIPIENTS: Reply<'static> =
     Reply::fixed(554, EnhancedCode(5, 5, 1), "No valid recipients");
 
 impl Session {
-    /// Takes one line, without CRLF.
+    /// Handles one line, without CRLF.
     pub(super) fn command<'a>(
         &mut self,
         settings: &Settings,
         line: &'a [u8],
         out: &mut Vec<u8>,
-    ) -> Taken<'a> {
+    ) -> Handled<'a> {
         let (verb, arguments) = split_verb(line);
         let Some(command) = COMMANDS
             .iter()
             .find(|c| verb.eq_ignore_ascii_case(c.verb.as_bytes()))
         else {
             self.unknown(settings, verb, out);
-            self.exclusive |= !self.extended;
-            return Taken::Answered;
+            self.must_wait |= !self.extended;
+            return Handled::Answered;
         };
-        let taken = if !command.phases.contains(&self.phase) {
+        let handled = if !command.phases.contains(&self.phase) {
             self.out_of_sequence(settings, out);
-            Taken::Answered
+            Handled::Answered
         } else if !command.any_octets && !arguments.iter().all(|b| matches!(b, b' '..=b'~')) {
             self.fail(settings, &NOT_PRINTABLE, out);
-            Taken::Answered
+            Handled::Answered
         } else {
             (command.handler)(self, settings, arguments, out)
         };
-        if !matches!(taken, Taken::NotYet(_)) {
-            self.exclusive |= match command.waits {
+        if !matches!(handled, Handled::NotYet(_)) {
+            self.must_wait |= match command.waits {
                 Waits::Always => true,
-                Waits::Alone => !self.extended,
-                Waits::Rarely => {
-                    self.asides = self.asides.saturating_add(1);
-                    self.asides >= ASIDES_MAX
+                Waits::UnlessPipelining => !self.extended,
+                Waits::PerGroup => {
+                    self.unwaited = self.unwaited.saturating_add(1);
+                    self.unwaited >= UNWAITED_MAX
                 }
             };
         }
-        taken
+        handled
     }
 
     fn unknown(&mut self, settings: &Settings, verb: &[u8], out: &mut Vec<u8>) {
         let is_http = HTTP_METHODS.iter().any(|method| verb == method.as_bytes());
-        if is_http && self.phase == Phase::Fresh {
+        if is_http && self.phase == Phase::Greeted {
             self.abort(Abuse::Http, out);
         } else {
             self.fail(settings, &UNKNOWN, out);
         }
     }
 
-    /// What a pipelining client could not know yet is not held against it.
+    /// Answers 503. If an earlier command of the group failed, that is no error of the client.
     fn out_of_sequence(&mut self, settings: &Settings, out: &mut Vec<u8>) {
         let text = match self.phase {
             Phase::Refused => "No service here",
-            Phase::Fresh => "EHLO or HELO first",
+            Phase::Greeted => "EHLO or HELO first",
             Phase::Envelope => "A transaction is open already",
-            Phase::Chunks => "BDAT was begun and goes on with BDAT",
-            _ if self.doom.is_some() => "MAIL was refused",
+            Phase::BetweenChunks => "BDAT was begun and goes on with BDAT",
+            _ if self.failure.is_some() => "MAIL was refused",
             _ => "MAIL first",
         };
         let reply = Reply::fixed(503, EnhancedCode(5, 5, 1), text);
         reply.write(out);
-        if self.doom.is_none() {
+        if self.failure.is_none() {
             self.count_error(settings, out);
         }
     }
@@ -190,7 +221,7 @@ impl Session {
         settings: &Settings,
         arguments: &'a [u8],
         out: &mut Vec<u8>,
-    ) -> Taken<'a> {
+    ) -> Handled<'a> {
         self.hello(true, settings, arguments, out)
     }
 
@@ -199,7 +230,7 @@ impl Session {
         settings: &Settings,
         arguments: &'a [u8],
         out: &mut Vec<u8>,
-    ) -> Taken<'a> {
+    ) -> Handled<'a> {
         self.hello(false, settings, arguments, out)
     }
 
@@ -209,22 +240,22 @@ impl Session {
         settings: &Settings,
         arguments: &'a [u8],
         out: &mut Vec<u8>,
-    ) -> Taken<'a> {
+    ) -> Handled<'a> {
         let Some(name) = str::from_utf8(arguments)
             .ok()
             .filter(|name| is_client_name(name))
         else {
             self.fail(settings, &CLIENT_NAME, out);
-            return Taken::Answered;
+            return Handled::Answered;
         };
-        // RFC 5321, 4.1.4: it resets as RSET does.
+        // RFC 5321, 4.1.4: EHLO and HELO reset the session as RSET does.
         if self.in_transaction() {
             self.end_transaction();
-            return Taken::NotYet(Event::Reset);
+            return Handled::NotYet(Event::Reset);
         }
-        self.doom = None;
+        self.failure = None;
         self.owed = Owed::Hello { extended };
-        Taken::Event(Event::Hello { extended, name })
+        Handled::Event(Event::Hello { extended, name })
     }
 
     fn mail<'a>(
@@ -232,12 +263,12 @@ impl Session {
         settings: &Settings,
         arguments: &'a [u8],
         out: &mut Vec<u8>,
-    ) -> Taken<'a> {
+    ) -> Handled<'a> {
         if self.transactions >= settings.transactions_max {
             self.abort(Abuse::TooManyTransactions, out);
-            return Taken::Answered;
+            return Handled::Answered;
         }
-        self.doom = Some(Doom::Refused);
+        self.failure = Some(Failure::Refused);
         match Mail::parse(arguments, self.dsn || settings.dsn) {
             Err(reply) => self.fail(settings, reply, out),
             Ok(mail)
@@ -248,13 +279,13 @@ impl Session {
                 SIZE.write(out);
             }
             Ok(mail) => {
-                self.doom = None;
+                self.failure = None;
                 self.smtputf8 = mail.smtputf8;
                 self.owed = Owed::Mail;
-                return Taken::Event(Event::Mail(mail));
+                return Handled::Event(Event::Mail(mail));
             }
         }
-        Taken::Answered
+        Handled::Answered
     }
 
     fn rcpt<'a>(
@@ -262,22 +293,22 @@ impl Session {
         settings: &Settings,
         arguments: &'a [u8],
         out: &mut Vec<u8>,
-    ) -> Taken<'a> {
+    ) -> Handled<'a> {
         match Rcpt::parse(arguments, self.smtputf8, self.dsn || settings.dsn) {
             Err(reply) => self.fail(settings, reply, out),
             Ok(_) if self.recipients >= settings.recipients_max => RECIPIENTS.write(out),
             Ok(rcpt) => {
                 self.owed = Owed::Rcpt;
                 self.recipients_owed = 1;
-                return Taken::Event(Event::Rcpt(rcpt));
+                return Handled::Event(Event::Rcpt(rcpt));
             }
         }
-        Taken::Answered
+        Handled::Answered
     }
 
-    /// Takes one more RCPT while earlier ones wait for their answers, if what comes is one and
-    /// nothing is wrong with it.
-    pub(super) fn another_recipient<'a>(
+    /// Handles one more RCPT while earlier ones wait for their answers. Any other command, and a
+    /// RCPT that the session refuses, waits until all answers are given.
+    pub(super) fn next_recipient<'a>(
         &mut self,
         settings: &Settings,
         input: &'a [u8],
@@ -310,7 +341,7 @@ impl Session {
         settings: &Settings,
         arguments: &'a [u8],
         out: &mut Vec<u8>,
-    ) -> Taken<'a> {
+    ) -> Handled<'a> {
         if !arguments.is_empty() {
             self.fail(settings, &ARGUMENT, out);
         } else if self.recipients == 0 {
@@ -318,39 +349,39 @@ impl Session {
         } else {
             self.decoder = Decoder::new(Framing::Dots);
             self.owed = Owed::Data;
-            return Taken::Event(Event::Message);
+            return Handled::Event(Event::Message);
         }
-        Taken::Answered
+        Handled::Answered
     }
 
-    /// RFC 3030. The octets of a chunk that is refused are left in `chunk_left`, and swallowed.
+    /// RFC 3030. If the chunk is refused, its length stays in `chunk_left`, and it is discarded.
     fn bdat<'a>(
         &mut self,
         settings: &Settings,
         arguments: &'a [u8],
         out: &mut Vec<u8>,
-    ) -> Taken<'a> {
+    ) -> Handled<'a> {
         let Some((size, last)) = parse_chunk(arguments) else {
             self.abort(Abuse::ChunkSize, out);
-            return Taken::Answered;
+            return Handled::Answered;
         };
         self.chunk_left = size;
         self.chunk_last = last;
-        match (self.phase, self.doom) {
-            (Phase::Chunks, _) => self.phase = Phase::Chunk,
+        match (self.phase, self.failure) {
+            (Phase::BetweenChunks, _) => self.phase = Phase::WithinChunk,
             (Phase::Envelope, _) if self.extended && self.recipients > 0 => {
                 self.decoder = Decoder::new(Framing::Chunks);
                 self.owed = Owed::FirstChunk;
-                return Taken::Event(Event::Message);
+                return Handled::Event(Event::Message);
             }
             (Phase::Envelope, _) if self.extended => NO_RECIPIENTS.write(out),
-            (_, Some(Doom::Fault(fault))) => fault.reply().write(out),
+            (_, Some(Failure::Fault(fault))) => fault.reply().write(out),
             _ => self.out_of_sequence(settings, out),
         }
         if last {
-            self.doom = None;
+            self.failure = None;
         }
-        Taken::Answered
+        Handled::Answered
     }
 
     fn rset<'a>(
@@ -358,18 +389,18 @@ impl Session {
         settings: &Settings,
         arguments: &'a [u8],
         out: &mut Vec<u8>,
-    ) -> Taken<'a> {
+    ) -> Handled<'a> {
         if !arguments.is_empty() {
             self.fail(settings, &ARGUMENT, out);
-            return Taken::Answered;
+            return Handled::Answered;
         }
         RESET_OK.write(out);
-        self.doom = None;
+        self.failure = None;
         if self.in_transaction() {
             self.end_transaction();
-            return Taken::Event(Event::Reset);
+            return Handled::Event(Event::Reset);
         }
-        Taken::Answered
+        Handled::Answered
     }
 
     fn quit<'a>(
@@ -377,19 +408,19 @@ impl Session {
         settings: &Settings,
         arguments: &'a [u8],
         out: &mut Vec<u8>,
-    ) -> Taken<'a> {
+    ) -> Handled<'a> {
         if arguments.is_empty() {
             BYE.write(out);
             self.phase = Phase::Ending(None);
         } else {
             self.fail(settings, &ARGUMENT, out);
         }
-        Taken::Answered
+        Handled::Answered
     }
 
-    fn noop<'a>(&mut self, _: &Settings, _: &'a [u8], out: &mut Vec<u8>) -> Taken<'a> {
+    fn noop<'a>(&mut self, _: &Settings, _: &'a [u8], out: &mut Vec<u8>) -> Handled<'a> {
         NOOP_OK.write(out);
-        Taken::Answered
+        Handled::Answered
     }
 
     fn vrfy<'a>(
@@ -397,18 +428,18 @@ impl Session {
         settings: &Settings,
         arguments: &'a [u8],
         out: &mut Vec<u8>,
-    ) -> Taken<'a> {
+    ) -> Handled<'a> {
         if arguments.is_empty() {
             self.fail(settings, &NO_ARGUMENT, out);
         } else {
             NOT_VERIFIED.write(out);
         }
-        Taken::Answered
+        Handled::Answered
     }
 
-    fn help<'a>(&mut self, _: &Settings, _: &'a [u8], out: &mut Vec<u8>) -> Taken<'a> {
+    fn help<'a>(&mut self, _: &Settings, _: &'a [u8], out: &mut Vec<u8>) -> Handled<'a> {
         HELP.write(out);
-        Taken::Answered
+        Handled::Answered
     }
 
     fn not_implemented<'a>(
@@ -416,13 +447,13 @@ impl Session {
         settings: &Settings,
         _: &'a [u8],
         out: &mut Vec<u8>,
-    ) -> Taken<'a> {
+    ) -> Handled<'a> {
         self.fail(settings, &NOT_IMPLEMENTED, out);
-        Taken::Answered
+        Handled::Answered
     }
 }
 
-/// The verb, and what follows it without the spaces around it.
+/// The verb, and the arguments without the spaces around them.
 fn split_verb(line: &[u8]) -> (&[u8], &[u8]) {
     let end = line.iter().position(|&b| b == b' ').unwrap_or(line.len());
     let (verb, arguments) = line.split_at(end);

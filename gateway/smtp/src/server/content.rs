@@ -1,6 +1,6 @@
-//! The content of a message as it arrives, by DATA or by BDAT, and the chunks that nobody wants.
+//! The content of a message as it arrives, by DATA or by BDAT, and the chunks that are refused.
 
-use super::{Doom, Event, Owed, Phase, Session, Settings};
+use super::{Event, Failure, Owed, Phase, Session, Settings};
 use crate::data::{Decoded, Fault};
 use crate::reply::{EnhancedCode, Reply};
 
@@ -47,8 +47,8 @@ impl Session {
         (used, event)
     }
 
-    /// One step within a chunk that was refused.
-    pub(super) fn swallow_chunk<'a>(&mut self, input: &'a [u8]) -> (usize, Option<Event<'a>>) {
+    /// One step within a refused chunk.
+    pub(super) fn discard_chunk<'a>(&mut self, input: &'a [u8]) -> (usize, Option<Event<'a>>) {
         let used = self.within_chunk(input).len();
         self.chunk_left -= used as u64;
         (used, (self.chunk_left > 0).then_some(Event::NeedInput))
@@ -63,31 +63,31 @@ impl Session {
 
     fn chunk_end(&mut self, settings: &Settings, out: &mut Vec<u8>) -> Option<Event<'static>> {
         if self.chunk_last {
-            // Found only now, at the very end, a fault still comes as an event of its own.
+            // A fault at the very end (a bare CR) is still an event of its own.
             return match self.decoder.finish() {
                 Some(fault) => Some(self.give_up(fault)),
                 None => self.message_end(settings, out),
             };
         }
-        if self.doom.is_some() {
+        if self.failure.is_some() {
             self.answer_fault(settings, out);
         } else {
             CHUNK_OK.write(out);
-            self.phase = Phase::Chunks;
+            self.phase = Phase::BetweenChunks;
         }
         None
     }
 
     fn give_up(&mut self, fault: Fault) -> Event<'static> {
-        self.doom = Some(Doom::Fault(fault));
+        self.failure = Some(Failure::Fault(fault));
         Event::MessageFault(fault)
     }
 
     fn message_end(&mut self, settings: &Settings, out: &mut Vec<u8>) -> Option<Event<'static>> {
-        self.exclusive |= !self.extended;
-        if self.doom.is_some() {
+        self.must_wait |= !self.extended;
+        if self.failure.is_some() {
             self.answer_fault(settings, out);
-            self.doom = None;
+            self.failure = None;
             return None;
         }
         self.owed = Owed::MessageEnd;
@@ -96,14 +96,14 @@ impl Session {
         })
     }
 
-    /// Answers for a message that was given up. The fault is kept for the chunks that are on their
-    /// way already.
+    /// Answers a message with a fault. The fault is kept for the chunks that the client has
+    /// pipelined already.
     fn answer_fault(&mut self, settings: &Settings, out: &mut Vec<u8>) {
-        let Some(Doom::Fault(fault)) = self.doom else {
+        let Some(Failure::Fault(fault)) = self.failure else {
             return;
         };
         self.end_transaction();
-        self.doom = Some(Doom::Fault(fault));
+        self.failure = Some(Failure::Fault(fault));
         self.fail(settings, fault.reply(), out);
     }
 }

@@ -1,4 +1,4 @@
-//! What a session tells its caller.
+//! The events of a session, for its caller.
 
 use std::fmt;
 
@@ -9,73 +9,73 @@ use crate::reply::{EnhancedCode, Reply};
 /// One step of a [`Session`](super::Session).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step<'a> {
-    /// Octets of the input that are used up, and must not be passed again.
+    /// Octets of the input that are consumed. The caller must not pass them again.
     pub consumed: usize,
-    /// What ended the step.
+    /// The event that ended the step.
     pub event: Event<'a>,
 }
 
-/// What a session tells its caller.
+/// What happened, for the caller to act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// Everything usable is consumed. The rest, always shorter than `command_length_max`, has to be
-    /// passed again with more.
+    /// All complete input is consumed. The caller passes the rest again, with more. It is always
+    /// shorter than `command_length_max`.
     NeedInput,
-    /// Nothing can be taken before an answer is given.
+    /// The session consumes nothing before the caller answers.
     AwaitingAnswer,
     /// EHLO (`extended`) or HELO. An answer is owed.
     Hello {
         /// EHLO rather than HELO.
         extended: bool,
-        /// The name the client gives itself: well-formed, and otherwise worth nothing.
+        /// The name that the client claims: well-formed, but not verified.
         name: &'a str,
     },
     /// MAIL. An answer is owed.
     Mail(Mail<'a>),
-    /// RCPT. An answer is owed; more RCPTs may come before it is given. Answers are taken in order.
+    /// RCPT. An answer is owed. More RCPTs may come before it; answers are given in the same order.
     Rcpt(Rcpt<'a>),
-    /// A message is about to come: DATA, or the first BDAT. An answer is owed.
+    /// DATA, or the first BDAT of a message. An answer is owed.
     ///
-    /// The accepting one lets the content come; any other ends the transaction, and the octets of a
-    /// chunk are swallowed.
+    /// After a positive answer the content follows. Any other ends the transaction, and the session
+    /// discards the chunk of BDAT.
     Message,
     /// Content: decoded, with CRLF line ends and no other CR or LF.
     Body(&'a [u8]),
-    /// The message is given up. The session swallows what is left of it and then answers by itself.
+    /// The message is refused. The session discards the rest of it and then answers by itself.
     MessageFault(Fault),
-    /// The message is complete. An answer is owed, which ends the transaction whatever it is.
+    /// The message is complete. An answer is owed. Every answer ends the transaction.
     MessageEnd {
         /// Octets of content.
         size: u64,
     },
-    /// RSET, or EHLO or HELO in a transaction: the transaction is gone. No answer is owed.
+    /// RSET, or EHLO or HELO in a transaction: the transaction is over. No answer is owed.
     Reset,
-    /// 221 is written, or the 421 that the caller answered: close once it is sent.
+    /// The 221, or a 421 from the caller, is written. The caller closes when it is sent.
     Quit,
-    /// The session was ended for what the client did; the reply, if any, is written. Close once it
-    /// is sent.
+    /// The session ends because of what the client did. The reply, if any, is written. The caller
+    /// closes when it is sent.
     Abort(Abuse),
 }
 
-/// What a refusal counts against. The session counts what it refuses by itself as the client's
-/// errors.
+/// Which limit a refusal of the caller counts toward. A refusal of the session itself is an error
+/// of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
-    /// Nothing: the reason lies behind us, or with us.
-    Nobody,
-    /// The client's errors, of which it may make [`errors_max`](super::Settings::errors_max).
+    /// None: the reason is in this server or in a next hop.
+    None,
+    /// The errors of the client ([`errors_max`](super::Settings::errors_max)).
     Client,
-    /// The recipients that do not exist, of which it may name
-    /// [`recipients_unknown_max`](super::Settings::recipients_unknown_max).
+    /// The recipients that do not exist
+    /// ([`recipients_unknown_max`](super::Settings::recipients_unknown_max)).
     UnknownRecipient,
 }
 
-/// What ends a session from our side.
+/// Why this server ends a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Abuse {
-    /// Input before the greeting could have been read.
+    /// Input came before the client could have read the greeting.
     EarlyTalker,
-    /// Input before a reply that had to be waited for could have been read.
+    /// Input came before the client could have read a reply that it had to wait for.
     PipeliningViolation,
     /// `errors_max` was reached.
     TooManyErrors,
@@ -83,14 +83,14 @@ pub enum Abuse {
     TooManyUnknownRecipients,
     /// `transactions_max` was reached.
     TooManyTransactions,
-    /// A BDAT whose size cannot be read: where the next command begins is unknown.
+    /// A BDAT with an invalid size: the session cannot know where the next command begins.
     ChunkSize,
-    /// A request of HTTP.
+    /// An HTTP request.
     Http,
 }
 
 impl Abuse {
-    /// A short name that does not change, for logs, metrics and configuration.
+    /// A short, stable name for logs, metrics and configuration.
     #[must_use]
     pub const fn rule(self) -> &'static str {
         match self {
@@ -104,8 +104,7 @@ impl Abuse {
         }
     }
 
-    /// The last words. HTTP gets none: it would be read by a browser's script, not by a mail
-    /// system.
+    /// The last reply. HTTP gets none: a script in a browser would read it, not a mail system.
     pub(super) fn reply(self) -> Option<Reply<'static>> {
         Some(match self {
             Self::EarlyTalker => {

@@ -1,21 +1,20 @@
-//! Command lines out of a stream.
+//! Splits the input into command lines.
 //!
-//! A line ends with CRLF and with nothing else. The caller keeps the front of a line until the rest
-//! has come, so the framer itself stores nothing; of a line that is too long nothing is kept,
-//! however long it gets. A bare LF is refused as soon as it is seen, so that whoever types at us
-//! with the wrong tool learns why instead of waiting, and what follows it up to CRLF still belongs
-//! to the refused line.
+//! A line ends with CRLF only. The caller keeps the front of a line until the rest has come, so the
+//! framer stores nothing. Of a line that is too long nothing is kept. A bare LF is refused as soon
+//! as it comes: a user who types with the wrong tool learns why, instead of waiting. What follows
+//! it up to CRLF still belongs to the refused line.
 
 use memchr::{memchr, memchr_iter};
 
-/// What the framer is in the middle of.
+/// The part of a line that the framer is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Within {
     /// A line that may still become a command.
     Line,
-    /// A line that is too long; to be answered at its end. `cr`: its last octet so far was a CR.
+    /// A line that is too long; its end is reported. `cr`: its last octet so far is a CR.
     LongLine { cr: bool },
-    /// The rest of a line that was answered already.
+    /// The rest of a line with a bare LF, which is reported already.
     RefusedLine { cr: bool },
 }
 
@@ -26,15 +25,15 @@ pub(super) struct Framer(Within);
 /// One step of a [`Framer`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Frame<'a> {
-    /// There is no whole line. What was not used up is the front of one.
+    /// There is no complete line. The input that was not used is the front of one.
     NeedInput,
     /// A line, without its CRLF.
     Line(&'a [u8]),
-    /// The end of a line that was too long.
+    /// The end of a line that is too long.
     TooLong,
     /// A LF with no CR before it.
     BareLineFeed,
-    /// The end of a line in which there was a bare LF.
+    /// The end of a line with a bare LF.
     RefusedLineEnd,
 }
 
@@ -43,7 +42,8 @@ impl Framer {
         Self(Within::Line)
     }
 
-    /// Takes one step: how many octets are used up, and what they were. `length_max` includes CRLF.
+    /// Takes one step. Returns the number of octets used, and what they were. `length_max` includes
+    /// CRLF.
     pub(super) fn next<'a>(&mut self, length_max: usize, input: &'a [u8]) -> (usize, Frame<'a>) {
         if self.0 == Within::Line {
             let front = &input[..input.len().min(length_max)];

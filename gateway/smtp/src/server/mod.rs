@@ -1,18 +1,18 @@
-//! The server's side of a session: what a client sent goes in, events and replies come out.
+//! The server's side of a session: the input of a client goes in, events and replies come out.
 //!
-//! [`Session::handle`] takes one step. A step ends with an [`Event`]; some events are owed an
-//! answer, which the caller gives with [`Session::accept`] or [`Session::answer`] at once or
-//! whenever it has found out. Everything that needs no decision (syntax, sequence, limits, NOOP) is
-//! answered by the session itself. Replies are appended to `out` in the order of the commands.
+//! [`Session::handle`] takes one step. A step ends with an [`Event`]. Some events need an answer:
+//! the caller gives it with [`Session::accept`] or [`Session::answer`], at once or later. The
+//! session itself answers everything that needs no decision (syntax, sequence, limits, NOOP).
+//! Replies are appended to `out` in the order of the commands.
 //!
-//! Two rules come from how mail is abused. Content must have CRLF line ends (see [`crate::data`]).
-//! And a client must not talk out of turn: what arrives before a reply it has to wait for (RFC
-//! 2920, 3.1) was written without reading, and ends the session. "Before" is not a matter of how
-//! reads are split: until the caller says [`Session::flushed`], no reply can have been read.
+//! Two rules are there against abuse. Content must have CRLF line ends (see [`crate::data`]). And a
+//! client must wait for the replies that it has to wait for (RFC 2920, 3.1): input that arrives
+//! before such a reply was written without reading it, and ends the session. How reads are split
+//! does not matter: until the caller calls [`Session::flushed`], no reply can have been read.
 //!
-//! The session is a few dozen octets, because most sessions are idle and there are many. Rejected:
-//! a type per state, which would need a box or a copy at every step, and an event queue: at most
-//! one thing happens per step.
+//! The session is a few dozen bytes, because most sessions are idle and there are many. Rejected: a
+//! type per state, which would need a box or a copy at every step; and an event queue, because at
+//! most one event happens per step.
 
 mod command;
 mod content;
@@ -25,21 +25,21 @@ pub use settings::{LongLines, Settings};
 
 use crate::data::{Decoder, Fault, Framing};
 use crate::reply::{EnhancedCode, Reply};
-use command::Taken;
+use command::Handled;
 use line::{Frame, Framer};
 use settings::write_hello;
 
-/// Where a session stands. The command table says what is allowed in which.
+/// The phase of a session. The command table says which commands each phase allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Not greeted yet.
-    Silent,
-    /// The greeting is written and cannot have been read.
+    /// No greeting yet.
+    Connected,
+    /// The greeting is written; the client cannot have read it yet.
     Greeting,
-    /// Greeted with a refusal: only QUIT is taken (RFC 5321, 3.1).
+    /// The greeting was a refusal: only QUIT is allowed (RFC 5321, 3.1).
     Refused,
-    /// Greeted; no EHLO yet.
-    Fresh,
+    /// The greeting is sent; no EHLO yet.
+    Greeted,
     /// Between transactions.
     Ready,
     /// MAIL was accepted.
@@ -47,12 +47,12 @@ enum Phase {
     /// Within the content of DATA.
     Data,
     /// Within a chunk.
-    Chunk,
+    WithinChunk,
     /// Between the chunks of a message.
-    Chunks,
-    /// The last reply is written; [`Event::Abort`], or [`Event::Quit`], is still to be given.
+    BetweenChunks,
+    /// The last reply is written; the next event is [`Event::Abort`] or [`Event::Quit`].
     Ending(Option<Abuse>),
-    /// That was all.
+    /// The session is over.
     Ended,
 }
 
@@ -71,13 +71,13 @@ enum Owed {
     MessageEnd,
 }
 
-/// Why commands of a group cannot succeed, through no further fault of the client: it sent them
-/// before it knew.
+/// Why the later commands of a group cannot succeed. That is no further error of the client: it
+/// sent them before it could know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doom {
+enum Failure {
     /// MAIL, or the first BDAT, was refused.
     Refused,
-    /// The message is given up.
+    /// The message has a fault.
     Fault(Fault),
 }
 
@@ -86,39 +86,39 @@ enum Doom {
 pub struct Session {
     phase: Phase,
     owed: Owed,
-    doom: Option<Doom>,
+    failure: Option<Failure>,
     framer: Framer,
     /// EHLO, not HELO.
     extended: bool,
-    /// EHLO was answered with DSN. Should the settings change meanwhile, the session still has what
-    /// it was offered.
+    /// The reply to EHLO offered DSN. The session keeps it even if the settings change.
     dsn: bool,
     /// MAIL had SMTPUTF8.
     smtputf8: bool,
     /// The client has to wait for a reply that it cannot have read yet.
-    exclusive: bool,
-    /// It did not wait; once the session is over: something came behind its last command.
-    premature: bool,
+    must_wait: bool,
+    /// The client did not wait. After the end of the session: input came after the last command.
+    early_input: bool,
     chunk_last: bool,
-    /// Commands of the present group that need not be waited for.
-    asides: u8,
+    /// Commands with [`Waits::PerGroup`](command::Waits) since the last flush.
+    unwaited: u8,
     /// Errors of the client in the whole session.
     errors: u32,
-    /// How many of them were made up for by a message that was accepted.
-    errors_forgiven: u32,
+    /// `errors` when the last message was accepted: only later ones count toward the limit.
+    errors_at_last_message: u32,
     /// Recipients that do not exist, less one for each message that was accepted.
     recipients_unknown: u32,
     transactions: u32,
     recipients: u32,
     recipients_owed: u32,
-    /// Octets of a chunk that are to come: content in [`Phase::Chunk`], swallowed in any other.
+    /// Octets of a chunk that are still to come: content in [`Phase::WithinChunk`], discarded in
+    /// any other.
     chunk_left: u64,
     decoder: Decoder,
 }
 
 const _: () = assert!(
     size_of::<Session>() <= 64,
-    "a hundred thousand idle sessions pay for every octet"
+    "a hundred thousand idle sessions pay for every byte"
 );
 
 static SENDER_OK: Reply<'static> = Reply::fixed(250, EnhancedCode(2, 1, 0), "Ok");
@@ -142,19 +142,19 @@ impl Session {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            phase: Phase::Silent,
+            phase: Phase::Connected,
             owed: Owed::Nothing,
-            doom: None,
+            failure: None,
             framer: Framer::new(),
             extended: false,
             dsn: false,
             smtputf8: false,
-            exclusive: false,
-            premature: false,
+            must_wait: false,
+            early_input: false,
             chunk_last: false,
-            asides: 0,
+            unwaited: 0,
             errors: 0,
-            errors_forgiven: 0,
+            errors_at_last_message: 0,
             recipients_unknown: 0,
             transactions: 0,
             recipients: 0,
@@ -164,10 +164,10 @@ impl Session {
         }
     }
 
-    /// Greets the client. [`answer`](Self::answer) greets it with another text, or with a refusal:
-    /// then the client may only QUIT.
+    /// Writes the usual greeting. [`answer`](Self::answer) writes another one instead; after a
+    /// refusal the client may only QUIT.
     pub fn greet(&mut self, settings: &Settings, out: &mut Vec<u8>) {
-        if self.phase == Phase::Silent {
+        if self.phase == Phase::Connected {
             out.extend_from_slice(b"220 ");
             out.extend_from_slice(settings.hostname.as_bytes());
             out.extend_from_slice(b" ESMTP Portcullis\r\n");
@@ -175,9 +175,11 @@ impl Session {
         }
     }
 
-    /// Takes input up to the next event. To be called again with what was not consumed, unless more
-    /// input ([`Event::NeedInput`]) or an answer ([`Event::AwaitingAnswer`]) is needed first; and
-    /// once after every answer, even with no input.
+    /// Consumes input up to the next event.
+    ///
+    /// The caller calls it again with the input that was not consumed, unless more input
+    /// ([`Event::NeedInput`]) or an answer ([`Event::AwaitingAnswer`]) is needed first. It also
+    /// calls it once after every answer, even with no input.
     pub fn handle<'a>(
         &mut self,
         settings: &Settings,
@@ -207,18 +209,19 @@ impl Session {
             Owed::Data => out.extend_from_slice(b"354 End data with <CR><LF>.<CR><LF>\r\n"),
             Owed::MessageEnd => MESSAGE_OK.write(out),
         }
-        self.settle(settings, true, Blame::Nobody, out);
+        self.settle(settings, true, Blame::None, out);
     }
 
-    /// Answers the oldest event that waits for it. A positive reply does what
-    /// [`accept`](Self::accept) does, in other words; a reply with the code 421 ends the session.
-    /// Before the greeting, it is the greeting. A refusal counts against nobody.
+    /// Gives this reply to the oldest event that waits for one.
+    ///
+    /// A positive reply accepts, as [`accept`](Self::accept) does. A 421 ends the session. Before
+    /// the greeting, the reply is the greeting. A refusal counts toward no limit.
     pub fn answer(&mut self, settings: &Settings, reply: &Reply<'_>, out: &mut Vec<u8>) {
-        self.refuse(settings, reply, Blame::Nobody, out);
+        self.refuse(settings, reply, Blame::None, out);
     }
 
-    /// Answers as [`answer`](Self::answer) does, and counts the reply, if it is a refusal, against
-    /// what `blame` says.
+    /// Answers as [`answer`](Self::answer) does. A refusal counts toward the limit that `blame`
+    /// names.
     pub fn refuse(
         &mut self,
         settings: &Settings,
@@ -228,14 +231,14 @@ impl Session {
     ) {
         let positive = reply.is_positive();
         match self.owed {
-            Owed::Nothing if self.phase != Phase::Silent => return,
-            // The answer to BDAT is given when the chunk has come.
+            Owed::Nothing if self.phase != Phase::Connected => return,
+            // BDAT is answered when its chunk is complete.
             Owed::FirstChunk if positive => {}
             // RFC 2034, 3: neither the greeting nor the reply to EHLO has an enhanced code.
             Owed::Nothing | Owed::Hello { .. } if positive => reply.borrowed(None).write(out),
             Owed::Nothing | Owed::Hello { .. } => reply.write(out),
-            // Everything else has one, since it is offered; also what a next hop said that does not
-            // offer it.
+            // All other replies have one, because ENHANCEDSTATUSCODES is offered. A next hop that
+            // does not offer it sends none; then it is added here.
             _ if reply.enhanced.is_none() && reply.code != 354 => {
                 reply
                     .borrowed(EnhancedCode::undefined(reply.code))
@@ -243,13 +246,13 @@ impl Session {
             }
             _ => reply.write(out),
         }
-        if self.phase == Phase::Silent {
+        if self.phase == Phase::Connected {
             self.phase = if positive {
                 Phase::Greeting
             } else {
                 Phase::Refused
             };
-            self.exclusive = !positive;
+            self.must_wait = !positive;
         }
         if reply.code == 421 {
             self.phase = Phase::Ending(None);
@@ -259,15 +262,15 @@ impl Session {
         }
     }
 
-    /// Says that everything in `out` was handed to the kernel: what arrives from now on came after
-    /// our replies.
+    /// The caller has given everything in `out` to the kernel: input from now on comes after our
+    /// replies.
     pub fn flushed(&mut self) {
-        self.asides = 0;
+        self.unwaited = 0;
         if self.phase == Phase::Greeting {
-            self.phase = Phase::Fresh;
+            self.phase = Phase::Greeted;
         }
-        if self.owed == Owed::Nothing && !self.premature {
-            self.exclusive = false;
+        if self.owed == Owed::Nothing && !self.early_input {
+            self.must_wait = false;
         }
     }
 
@@ -276,7 +279,7 @@ impl Session {
     pub const fn in_transaction(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Envelope | Phase::Data | Phase::Chunk | Phase::Chunks
+            Phase::Envelope | Phase::Data | Phase::WithinChunk | Phase::BetweenChunks
         )
     }
 
@@ -290,7 +293,7 @@ impl Session {
     #[must_use]
     pub const fn is_receiving_content(&self) -> bool {
         matches!(self.owed, Owed::Nothing)
-            && (matches!(self.phase, Phase::Data | Phase::Chunk) || self.chunk_left > 0)
+            && (matches!(self.phase, Phase::Data | Phase::WithinChunk) || self.chunk_left > 0)
     }
 
     /// An answer is owed by the caller.
@@ -299,17 +302,18 @@ impl Session {
         !matches!(self.owed, Owed::Nothing)
     }
 
-    /// The session is over: nothing that arrives matters any more.
+    /// The session is over: it ignores all further input.
     #[must_use]
     pub const fn is_ended(&self) -> bool {
         matches!(self.phase, Phase::Ending(_) | Phase::Ended)
     }
 
-    /// Something came behind the command that ended the session, which is not read by anyone. A
-    /// client that may still be talking has to be let down gently.
+    /// Input came after the command that ended the session. The client may still be sending, and a
+    /// close with unread input would be a RST, which can destroy the last reply before the client
+    /// reads it.
     #[must_use]
-    pub const fn talks_on(&self) -> bool {
-        matches!(self.phase, Phase::Ended) && self.premature
+    pub const fn has_unread_input(&self) -> bool {
+        matches!(self.phase, Phase::Ended) && self.early_input
     }
 
     /// Recipients accepted in this transaction.
@@ -324,7 +328,7 @@ impl Session {
         self.transactions
     }
 
-    /// Errors of the client in this session: its own, not those of the next hop that it hears of.
+    /// Errors of the client in this session; refusals of a next hop are not among them.
     #[must_use]
     pub const fn errors(&self) -> u32 {
         self.errors
@@ -339,38 +343,38 @@ impl Session {
         match self.phase {
             Phase::Ending(abuse) => {
                 self.phase = Phase::Ended;
-                self.premature = !input.is_empty();
+                self.early_input = !input.is_empty();
                 return (input.len(), Some(abuse.map_or(Event::Quit, Event::Abort)));
             }
             Phase::Ended => return (input.len(), Some(Event::NeedInput)),
-            Phase::Silent | Phase::Greeting if input.is_empty() => {
+            Phase::Connected | Phase::Greeting if input.is_empty() => {
                 return (0, Some(Event::NeedInput));
             }
-            Phase::Silent | Phase::Greeting => {
+            Phase::Connected | Phase::Greeting => {
                 self.abort(Abuse::EarlyTalker, out);
                 return (input.len(), None);
             }
             _ => {}
         }
         if self.owed != Owed::Nothing {
-            self.premature |= self.exclusive && !input.is_empty();
-            let more_recipients = self.owed == Owed::Rcpt && !self.exclusive;
+            self.early_input |= self.must_wait && !input.is_empty();
+            let more_recipients = self.owed == Owed::Rcpt && !self.must_wait;
             return if more_recipients {
-                self.another_recipient(settings, input)
+                self.next_recipient(settings, input)
             } else {
                 (0, Some(Event::AwaitingAnswer))
             };
         }
-        if self.chunk_left > 0 && self.phase != Phase::Chunk {
-            return self.swallow_chunk(input);
+        if self.chunk_left > 0 && self.phase != Phase::WithinChunk {
+            return self.discard_chunk(input);
         }
-        if self.premature || self.exclusive && !input.is_empty() {
+        if self.early_input || self.must_wait && !input.is_empty() {
             self.abort(Abuse::PipeliningViolation, out);
             return (input.len(), None);
         }
         match self.phase {
             Phase::Data => self.data(settings, input, out),
-            Phase::Chunk => self.chunk(settings, input, out),
+            Phase::WithinChunk => self.chunk(settings, input, out),
             _ => self.command_line(settings, input, out),
         }
     }
@@ -386,19 +390,19 @@ impl Session {
             Frame::NeedInput => return (used, Some(Event::NeedInput)),
             Frame::RefusedLineEnd => return (used, None),
             Frame::Line(line) => match self.command(settings, line, out) {
-                Taken::Answered => {}
-                Taken::Event(event) => {
+                Handled::Answered => {}
+                Handled::Event(event) => {
                     return (used, Some(event));
                 }
-                Taken::NotYet(event) => return (0, Some(event)),
+                Handled::NotYet(event) => return (0, Some(event)),
             },
-            Frame::TooLong => self.fail_line(settings, &LINE_TOO_LONG, out),
-            Frame::BareLineFeed => self.fail_line(settings, &BARE_LINE_FEED, out),
+            Frame::TooLong => self.fail_framing(settings, &LINE_TOO_LONG, out),
+            Frame::BareLineFeed => self.fail_framing(settings, &BARE_LINE_FEED, out),
         }
         (used, None)
     }
 
-    /// The state after an answer was written.
+    /// Updates the state after an answer was written.
     fn settle(&mut self, settings: &Settings, positive: bool, blame: Blame, out: &mut Vec<u8>) {
         let owed = std::mem::replace(&mut self.owed, Owed::Nothing);
         match (owed, positive) {
@@ -413,7 +417,7 @@ impl Session {
                 self.transactions = self.transactions.saturating_add(1);
             }
             (Owed::Mail, false) => {
-                self.doom = Some(Doom::Refused);
+                self.failure = Some(Failure::Refused);
                 self.count_refusal(settings, blame, out);
             }
             (Owed::Rcpt, _) => {
@@ -428,13 +432,13 @@ impl Session {
                 }
             }
             (Owed::Data, true) => self.phase = Phase::Data,
-            (Owed::FirstChunk, true) => self.phase = Phase::Chunk,
+            (Owed::FirstChunk, true) => self.phase = Phase::WithinChunk,
             (Owed::FirstChunk, false) => {
                 self.end_transaction();
-                self.doom = (!self.chunk_last).then_some(Doom::Refused);
+                self.failure = (!self.chunk_last).then_some(Failure::Refused);
             }
             (Owed::MessageEnd, true) => {
-                self.forgive();
+                self.message_accepted();
                 self.end_transaction();
             }
             (Owed::Data | Owed::MessageEnd, false) => self.end_transaction(),
@@ -443,7 +447,7 @@ impl Session {
 
     fn end_transaction(&mut self) {
         self.phase = Phase::Ready;
-        self.doom = None;
+        self.failure = None;
         self.recipients = 0;
         self.smtputf8 = false;
     }
@@ -454,23 +458,23 @@ impl Session {
         self.count_error(settings, out);
     }
 
-    /// Answers what is no command line.
-    fn fail_line(&mut self, settings: &Settings, reply: &Reply<'_>, out: &mut Vec<u8>) {
+    /// Answers a line with a framing error.
+    fn fail_framing(&mut self, settings: &Settings, reply: &Reply<'_>, out: &mut Vec<u8>) {
         self.fail(settings, reply, out);
-        self.exclusive |= !self.extended;
+        self.must_wait |= !self.extended;
     }
 
     fn count_error(&mut self, settings: &Settings, out: &mut Vec<u8>) {
         self.errors = self.errors.saturating_add(1);
-        if self.errors - self.errors_forgiven >= settings.errors_max {
+        if self.errors - self.errors_at_last_message >= settings.errors_max {
             self.abort(Abuse::TooManyErrors, out);
         }
     }
 
-    /// Counts a refusal that the caller has answered with.
+    /// Counts a refusal of the caller.
     fn count_refusal(&mut self, settings: &Settings, blame: Blame, out: &mut Vec<u8>) {
         match blame {
-            Blame::Nobody => {}
+            Blame::None => {}
             Blame::Client => self.count_error(settings, out),
             Blame::UnknownRecipient => {
                 self.recipients_unknown = self.recipients_unknown.saturating_add(1);
@@ -481,16 +485,15 @@ impl Session {
         }
     }
 
-    /// A message was accepted: the client sends mail, and does not only try things. That takes back
-    /// all its errors, but one guessed address only, or each accepted message would buy as many
-    /// guesses as the limit allows.
-    fn forgive(&mut self) {
-        self.errors_forgiven = self.errors;
+    /// A message was accepted, so the client does send mail. The errors start again at zero. Only
+    /// one unknown recipient is taken off: otherwise each accepted message would allow as many
+    /// guesses as the limit.
+    fn message_accepted(&mut self) {
+        self.errors_at_last_message = self.errors;
         self.recipients_unknown = self.recipients_unknown.saturating_sub(1);
     }
 
-    /// Writes the last reply; the event follows with the next step. Answers that are still owed are
-    /// no longer taken.
+    /// Writes the last reply; the event follows with the next step. No answer is owed any more.
     fn abort(&mut self, abuse: Abuse, out: &mut Vec<u8>) {
         if let Some(reply) = abuse.reply() {
             reply.write(out);

@@ -1,41 +1,41 @@
-//! What the sessions of a listener are held to, and what they are offered.
+//! The limits and the extensions of the sessions of a listener.
 
 use crate::data::Bounds;
 use crate::reply::push_decimal;
 
-/// RFC 9422, 4: a limit has at most six digits. Clients that count no further lose nothing.
+/// RFC 9422, 4: a limit has at most six digits. A larger one is offered as this.
 const LIMIT_MAX: u32 = 999_999;
 
 /// RFC 5321, 4.5.3.1.6, without CRLF.
 const TEXT_LINE_LENGTH_MAX: u32 = 998;
 
-/// What all sessions of a listener have in common.
+/// The settings that all sessions of a listener share.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The name in the greeting and in the reply to EHLO.
     pub hostname: String,
-    /// Octets of content (RFC 1870).
+    /// The maximum content of a message, in octets (RFC 1870).
     pub message_size_max: u64,
-    /// Accepted recipients of one transaction.
+    /// Accepted recipients in one transaction.
     pub recipients_max: u32,
-    /// Transactions of one session.
+    /// Transactions in one session.
     pub transactions_max: u32,
-    /// With this many errors since the last accepted message the session is ended.
+    /// This many errors since the last accepted message end the session.
     pub errors_max: u32,
-    /// Recipients that do not exist, in one session; one more ends it. RFC 5321, 4.5.3.1.8 wants
-    /// 100 recipients to be possible.
+    /// Recipients that do not exist, in one session; one more ends it. RFC 5321, 4.5.3.1.8 requires
+    /// that 100 recipients are possible.
     pub recipients_unknown_max: u32,
-    /// Octets of a command line with CRLF. RFC 5321 asks for 512, and the extensions for more (a
-    /// RCPT with ORCPT: 1012).
+    /// Octets of a command line, CRLF included. RFC 5321 requires 512, the extensions more (a RCPT
+    /// with ORCPT: 1012).
     pub command_length_max: usize,
-    /// What becomes of lines of more than 998 octets in a message.
+    /// What to do with a message that has a line of more than 998 octets.
     pub long_lines: LongLines,
-    /// DSN is offered (RFC 3461): what its parameters ask for is passed on, or done.
+    /// DSN is offered (RFC 3461): its parameters are accepted and passed on.
     pub dsn: bool,
 }
 
 impl Settings {
-    /// Settings that suit a server on the open network.
+    /// Defaults for a server on the Internet.
     #[must_use]
     pub fn new(hostname: impl Into<String>) -> Self {
         Self {
@@ -63,7 +63,7 @@ impl Settings {
     }
 }
 
-/// What becomes of a message with a line of more than 998 octets. Lines are never cut.
+/// What to do with a message that has a line of more than 998 octets. Lines are never cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LongLines {
     /// It is passed on as it is.
@@ -72,7 +72,7 @@ pub enum LongLines {
     Refuse,
 }
 
-/// The reply to EHLO or HELO (RFC 5321, 4.1.1.1), with all that is offered.
+/// Writes the positive reply to EHLO or HELO (RFC 5321, 4.1.1.1), with the extensions offered.
 pub(super) fn write_hello(extended: bool, settings: &Settings, out: &mut Vec<u8>) {
     let hostname = settings.hostname.as_bytes();
     if !extended {
