@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
 use nix::time::{ClockId, clock_gettime};
 use portcullis::config::{self, FilterMode, Unlisted};
-use portcullis::filter::{self, Filter, Outcome, Trial};
+use portcullis::filter::{self, Filter, Trial, TrialResult};
 use portcullis_ebpf_common::layout::{
     InterfaceCounter, InterfaceCounters, LinkLayer, Mode, NO_LIST, RecentVerdict, Role, Settings,
     VERDICT_NOTE_MAX, unread_counter,
@@ -262,10 +262,10 @@ fn in_kernel(
     let dropped = verdict.drops(circumstances.mode) && !answered;
     assert_eq!(outcome.dropped, dropped, "{what}");
     match (&case.reply, &outcome) {
-        (None, Outcome { sent: None, .. }) => {}
+        (None, TrialResult { sent: None, .. }) => {}
         (
             Some(reply),
-            Outcome {
+            TrialResult {
                 sent: Some(sent), ..
             },
         ) => reply.check(frame, sent)?,

@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{Control, HeldFilter};
-use crate::filter::{ANNOUNCE_EVERY, Error, Events, Names, READ_EVERY, TimedEvent, Verdicts};
+use crate::filter::{ANNOUNCE_EVERY, Error, Events, READ_EVERY, SlotNames, TimedEvent, Verdicts};
 
 /// Expired verdicts do nothing, but they take up room.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -122,7 +122,7 @@ impl Drops {
     }
 
     /// Tells what the buffer holds to those who follow, and counts it.
-    fn tell(&self, events: &mut Events, names: &Names) {
+    fn tell(&self, events: &mut Events, names: &SlotNames) {
         let mut lines = Vec::new();
         for _ in 0..EVENTS_OF_A_LOOK {
             let Some(event) = events.next(names) else {
@@ -146,7 +146,7 @@ pub(super) async fn read_drops(control: Arc<Control>, mut events: Events) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut announced: Option<Instant> = None;
     let mut waiting = false;
-    let mut names = Names::default();
+    let mut names = SlotNames::default();
     let drops = &control.drops;
     loop {
         ticks.tick().await;
@@ -162,7 +162,7 @@ pub(super) async fn read_drops(control: Arc<Control>, mut events: Events) {
         if let Some(current) = control.filter.as_ref().and_then(HeldFilter::names) {
             names = current;
         }
-        let turn = events.take_turn().and_then(|()| events.announce());
+        let turn = events.become_reader().and_then(|()| events.announce());
         *drops.silent() = turn.as_ref().err().map(ToString::to_string);
         match turn {
             Ok(()) => waiting = false,

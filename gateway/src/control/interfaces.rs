@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::{Control, Error};
 use crate::config::{Config, FilterMode};
-use crate::filter::{self, InPlace, LinkEvent, LinkEvents};
+use crate::filter::{self, AttachedFilter, LinkEvent, LinkEvents};
 
 /// Between two looks without an event.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -40,7 +40,7 @@ fn keep_attached(control: &Weak<Control>) {
     let mut gone = Vec::new();
     while let Some(control) = control.upgrade() {
         if let Some(held) = &control.filter {
-            held.lock().mend(&gone, false);
+            held.lock().reattach(&gone, false);
         }
         let config = control.shared.config.load_full();
         drop(control);
@@ -121,7 +121,7 @@ pub fn unconfigured(config: &Config, with_held: bool) -> Vec<Unconfigured> {
     };
     // One that has a filter of its own says nothing of those that other gates hold.
     let with_held = with_held && active.is_none();
-    let told = |found: InPlace| {
+    let told = |found: AttachedFilter| {
         let (path, interfaces) = (found.pin_path.display(), found.interfaces.join(", "));
         let holder = found.holder.as_ref();
         let holder = holder.map_or(String::new(), |holder| format!("; {holder} holds it"));
@@ -129,11 +129,11 @@ pub fn unconfigured(config: &Config, with_held: bool) -> Vec<Unconfigured> {
             text: format!(
                 "a filter that is pinned under {path} still drops on {interfaces}, although {reason}{holder}"
             ),
-            removal: found.removal(),
+            removal: found.detach_command(),
             pin_path: found.pin_path,
         }
     };
-    filter::in_place()
+    filter::attached_filters()
         .into_iter()
         .filter(|found| Some(&found.pin_path) != active)
         .filter(|found| found.drops() && (with_held || found.holder.is_none()))

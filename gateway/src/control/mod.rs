@@ -93,8 +93,8 @@ impl HeldFilter {
     }
 
     /// What slots are called, unless the filter is being changed.
-    fn names(&self) -> Option<filter::Names> {
-        self.filter.try_lock().ok()?.names().ok()
+    fn names(&self) -> Option<filter::SlotNames> {
+        self.filter.try_lock().ok()?.slot_names().ok()
     }
 
     /// What is in force and what was counted; of a moment ago while the filter is being changed.

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
-use crate::filter::{self, Exemption, Given};
+use crate::filter::{self, AddResult, Exemption};
 use crate::worker::dnsbl::Refusal;
 
 /// Sources that are remembered.
@@ -49,17 +49,17 @@ pub(super) enum KeptOut {
 
 impl KeptOut {
     /// What it means that a verdict was given so, for so long.
-    pub(super) fn by(given: &Given, duration: Duration) -> Self {
+    pub(super) fn by(given: &AddResult, duration: Duration) -> Self {
         match given {
-            Given::Added | Given::Renewed => Self::For(duration),
-            Given::Kept => Self::ByPerson,
-            Given::Refused(Exemption::Local { network }) => {
+            AddResult::Added | AddResult::Renewed => Self::For(duration),
+            AddResult::Kept => Self::ByPerson,
+            AddResult::Refused(Exemption::Local { network }) => {
                 Self::Not(format!("{network} is local"))
             }
-            Given::Refused(Exemption::Permitted { list, .. }) => {
+            AddResult::Refused(Exemption::Permitted { list, .. }) => {
                 Self::Not(format!("the list {list} permits it"))
             }
-            Given::NoRoom => Self::Not("there is no room for a verdict".to_owned()),
+            AddResult::NoRoom => Self::Not("there is no room for a verdict".to_owned()),
         }
     }
 }
@@ -165,7 +165,7 @@ impl History {
             times: *times,
         });
         RefusedSource {
-            source: filter::written(source),
+            source: filter::format_network(source),
             client: self.client.to_canonical(),
             times: self.rules.iter().map(|(_, times)| times).sum(),
             first: utc(self.first),

@@ -97,7 +97,7 @@ async fn attach_again(control: &Arc<Control>) -> Result<Vec<String>, Refused> {
     let control = Arc::clone(control);
     let mended = spawn_blocking(move || {
         let held = control.filter.as_ref();
-        held.map_or(Vec::new(), |held| held.lock().mend(&[], true))
+        held.map_or(Vec::new(), |held| held.lock().reattach(&[], true))
     });
     let mended = mended.await.map_err(|_| Refused::Lost)?;
     let told = |interface| format!("interface {interface} (the filter is attached again)");

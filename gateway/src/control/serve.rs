@@ -58,7 +58,7 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
     files::make_state_dir(&config, user.as_ref());
     if let Some(user) = user {
         if let Some(filter) = &held.filter
-            && let Err(error) = filter.give_links(user.uid(), user.gid())
+            && let Err(error) = filter.chown_links(user.uid(), user.gid())
         {
             tracing::warn!(%error, "an interface that is deleted and made again will stay unfiltered until a restart");
         }
@@ -93,13 +93,13 @@ fn attach(config: &Config) -> Result<Option<Filter>, Error> {
         return Ok(None);
     };
     if settings.mode == FilterMode::Off {
-        if filter::in_place_under(&settings.pin_path).is_none() {
+        if filter::attached_filter(&settings.pin_path).is_none() {
             return Ok(None);
         }
         tracing::warn!(
             "filter.mode is off: the filter of an earlier run stays in place and passes everything; \
              `{}` takes it away",
-            filter::removal(&settings.pin_path)
+            filter::detach_command(&settings.pin_path)
         );
     }
     let attached = Filter::attach(settings, config.policy.lists()).map_err(Error::Filter)?;

@@ -39,7 +39,7 @@ pub(super) fn of_verdict(key: VerdictKey) -> IpNet {
 
 /// Such a network for people: an IPv4 address has no length behind it.
 #[must_use]
-pub fn written(network: &IpNet) -> String {
+pub fn format_network(network: &IpNet) -> String {
     match network {
         IpNet::V4(network) => network.addr().to_string(),
         IpNet::V6(network) => network.to_string(),
@@ -95,7 +95,7 @@ mod tests {
         ];
         for (address, network) in cases {
             let key = verdict_key(address.parse().unwrap());
-            assert_eq!(written(&of_verdict(key)), network, "{address}");
+            assert_eq!(format_network(&of_verdict(key)), network, "{address}");
         }
     }
 

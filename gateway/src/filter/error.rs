@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::attached::detach_command;
 use super::events::Reader;
-use super::in_place::removal;
 use super::verifier::VerifierLog;
 
 /// What aya reports, kept as a source: nothing outside of the filter decides on it.
@@ -205,7 +205,7 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     ", and was left alone: choose another filter.pin_path, or take it off with `{}`",
-                    removal(path)
+                    detach_command(path)
                 )
             }
             Self::Unreadable { interface, reason } => {
@@ -243,7 +243,7 @@ impl fmt::Display for Error {
                 f,
                 "the filter is pinned under {}; another pin path needs a restart (and `{}` for the old one)",
                 path.display(),
-                removal(path)
+                detach_command(path)
             ),
             Self::Detached { path } => write!(
                 f,

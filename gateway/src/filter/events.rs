@@ -129,7 +129,7 @@ impl From<Event> for TimedEvent {
 
 /// What slots are called.
 #[derive(Clone, Debug, Default)]
-pub struct Names {
+pub struct SlotNames {
     pub(super) lists: BTreeMap<u32, String>,
     pub(super) interfaces: BTreeMap<u32, String>,
 }
@@ -163,7 +163,7 @@ impl Events {
     ///
     /// # Errors
     /// [`Error::EventsTaken`] while another process reads.
-    pub fn take_turn(&mut self) -> Result<(), Error> {
+    pub fn become_reader(&mut self) -> Result<(), Error> {
         let file = match std::mem::replace(&mut self.lock, Lock::Lost) {
             Lock::Free(file) => file,
             Lock::Lost => File::open(&self.directory).map_err(pin_error(&self.directory))?,
@@ -219,7 +219,7 @@ impl Events {
     }
 
     /// The next event; `None` for now, or if it is not this process's turn.
-    pub fn next(&mut self, names: &Names) -> Option<Event> {
+    pub fn next(&mut self, names: &SlotNames) -> Option<Event> {
         let event = self.take()?;
         Some(Event {
             age: Duration::from_nanos(now_ns().saturating_sub(event.time_ns)),
@@ -268,13 +268,13 @@ impl Drop for Events {
 ///
 /// # Errors
 /// As of [`status`](fn@super::status).
-pub fn names(pin_path: &Path) -> Result<Names, Error> {
+pub fn slot_names(pin_path: &Path) -> Result<SlotNames, Error> {
     let maps = Maps::open(&Pins::attached(pin_path)?)?;
     let generation = lists::in_force(&maps)?;
-    Names::of(&maps, &generation)
+    SlotNames::of(&maps, &generation)
 }
 
-impl Names {
+impl SlotNames {
     pub(super) fn of(maps: &Maps, generation: &lists::Generation) -> Result<Self, Error> {
         let lists = generation.lists.iter();
         let interfaces = maps.interfaces()?.into_iter();

@@ -15,10 +15,12 @@ use nix::sys::socket::{
 };
 
 use super::maps::Maps;
-use super::netlink::{ANSWER_MAX, Attached, Attributes, HEADER, Place, error_of, half, value_of};
+use super::netlink::{
+    ANSWER_MAX, AttachMode, AttachedProgram, Attributes, HEADER, error_of, half, value_of,
+};
 use super::pins::Pins;
 use super::settings::{role_name, xdp_mode_name};
-use super::{Error, config, in_place, interfaces, link_layer, links};
+use super::{Error, attached, config, interfaces, link_layer, links};
 use crate::config::{Interface, XdpMode};
 
 /// An interface without a foreign program on it.
@@ -57,7 +59,7 @@ fn differences(
     pins: &Pins,
     settings: &config::Filter,
     interface: &Interface,
-    ours: Option<Attached>,
+    ours: Option<AttachedProgram>,
 ) -> Vec<String> {
     let taken = Maps::open(pins).and_then(|maps| maps.interfaces());
     let taken = taken.unwrap_or_default();
@@ -69,15 +71,15 @@ fn differences(
             Some(_) => Some("it had the filter, and is without it now".to_owned()),
             // One that was taken off has no record, and another process may start with this
             // configuration.
-            None => in_place::holder(pins)
+            None => attached::holder(pins)
                 .map(|holder| format!("{holder} holds the filter, and does not have it here")),
         };
         return lost.into_iter().collect();
     };
     let mut differences = Vec::new();
     let mode = xdp_mode_name(match ours.place {
-        Place::Generic => XdpMode::Generic,
-        Place::Driver | Place::Hardware => XdpMode::Driver,
+        AttachMode::Generic => XdpMode::Generic,
+        AttachMode::Driver | AttachMode::Hardware => XdpMode::Driver,
     });
     let wanted = xdp_mode_name(settings.xdp_mode);
     if mode != wanted {

@@ -6,11 +6,11 @@
 use aya::programs::loaded_programs;
 
 use super::bpf::Link;
-use super::netlink::{Attached, Place};
-use super::{Error, in_place};
+use super::netlink::{AttachMode, AttachedProgram};
+use super::{Error, attached};
 
 /// The error that a program which is none of ours is. It is left alone.
-pub(super) fn occupied(interface: &str, index: u32, other: Attached) -> Error {
+pub(super) fn occupied(interface: &str, index: u32, other: AttachedProgram) -> Error {
     let info = loaded_programs()
         .flatten()
         .find(|info| info.id() == other.program);
@@ -19,9 +19,9 @@ pub(super) fn occupied(interface: &str, index: u32, other: Attached) -> Error {
         .and_then(|info| info.name_as_str())
         .unwrap_or("without a name");
     let place = match other.place {
-        Place::Driver => "in the driver",
-        Place::Generic => "generic",
-        Place::Hardware => "in the hardware",
+        AttachMode::Driver => "in the driver",
+        AttachMode::Generic => "generic",
+        AttachMode::Hardware => "in the hardware",
     };
     Error::Occupied {
         interface: interface.to_owned(),
@@ -32,16 +32,16 @@ pub(super) fn occupied(interface: &str, index: u32, other: Attached) -> Error {
 
 /// How a program is taken off an interface. The kernel refuses `ip link` for what a link holds, and
 /// the other way round.
-fn removal(interface: &str, index: u32, other: Attached) -> String {
+fn removal(interface: &str, index: u32, other: AttachedProgram) -> String {
     let flag = match other.place {
-        Place::Driver => "xdpdrv",
-        Place::Generic => "xdpgeneric",
-        Place::Hardware => "xdpoffload",
+        AttachMode::Driver => "xdpdrv",
+        AttachMode::Generic => "xdpgeneric",
+        AttachMode::Hardware => "xdpoffload",
     };
     let by_netlink = format!("`ip link set dev {interface} {flag} off`");
     match Link::find(index, other.program) {
         Ok(None) => by_netlink,
-        Ok(Some(link)) => match in_place::pinned_as(link.id) {
+        Ok(Some(link)) => match attached::pinned_as(link.id) {
             Some(path) => format!(
                 "it is the filter that is pinned under {0}: `portcullis filter detach --pin-path {0}`",
                 path.display()

@@ -13,11 +13,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use portcullis_ebpf_common::layout::{INTERFACES_MAX, InterfaceConstant, LinkLayer};
 
-use super::links::{self, Loaded, Put, Seat};
+use super::links::{self, AttachPoint, Loaded, PutResult};
 use super::maps::InterfaceSlot;
 use super::pins::Pins;
 use super::settings::role_in_kernel;
-use super::status::Sight;
+use super::status::InterfaceView;
 use super::{Error, Filter, link_layer};
 use crate::config::{self, FilterMode};
 
@@ -26,13 +26,13 @@ pub(super) struct HeldInterface {
     slot: u32,
     /// For the link layer that it has; for each that it may have, if it was not there at the start.
     programs: Vec<(LinkLayer, Loaded)>,
-    place: Place,
+    place: AttachState,
     unfiltered_since: Option<SystemTime>,
 }
 
 /// Where the program of an interface is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum AttachState {
     /// On it. What the interface is called now, if it was renamed.
     On { index: u32, renamed: Option<String> },
     /// There is no interface of the name.
@@ -43,7 +43,7 @@ enum Place {
     Failed { reason: String },
 }
 
-impl Place {
+impl AttachState {
     /// The interface that it is on, or was until it was taken off.
     fn index(&self) -> Option<u32> {
         match self {
@@ -73,14 +73,14 @@ impl Place {
 
 impl HeldInterface {
     /// Where its program sits in truth.
-    fn seat(&self) -> Option<Seat> {
-        self.seat_on(self.place.index()?)
+    fn attach_point(&self) -> Option<AttachPoint> {
+        self.attach_point_on(self.place.index()?)
     }
 
     /// How its program sits on the interface with this index, if it does.
-    fn seat_on(&self, index: u32) -> Option<Seat> {
+    fn attach_point_on(&self, index: u32) -> Option<AttachPoint> {
         let mut programs = self.programs.iter();
-        programs.find_map(|(_, program)| links::seat_of(index, program.number))
+        programs.find_map(|(_, program)| links::attach_point_of(index, program.number))
     }
 
     /// The program that reads an interface.
@@ -98,7 +98,7 @@ impl HeldInterface {
             })
     }
 
-    fn set(&mut self, place: Place) {
+    fn set(&mut self, place: AttachState) {
         if place.is_on() {
             self.unfiltered_since = None;
         } else {
@@ -126,7 +126,7 @@ pub(super) fn check_present(settings: &config::Filter, pins: &Pins) -> Result<()
 pub(super) fn present(pins: &Pins, interface: &str) -> Result<u32, Error> {
     links::index(interface).map_err(|_| Error::NoSuchInterface {
         interface: interface.to_owned(),
-        renamed: links::seat(pins, interface).map(|seat| seat.name),
+        renamed: links::attach_point(pins, interface).map(|point| point.name),
     })
 }
 
@@ -137,11 +137,11 @@ impl Filter {
         let mut new = Vec::new();
         for interface in self.settings.interfaces.clone() {
             match self.put(&interface) {
-                Ok(Some(Put::New)) => new.push(interface.name),
-                Ok(Some(Put::TakenOver) | None) => {}
+                Ok(Some(PutResult::New)) => new.push(interface.name),
+                Ok(Some(PutResult::TakenOver) | None) => {}
                 Err(error) => {
                     for name in new {
-                        self.let_go(&name)?;
+                        self.detach_from(&name)?;
                     }
                     return Err(error);
                 }
@@ -149,12 +149,12 @@ impl Filter {
         }
         // A filter that is off need not say where it would be: what sits there passes everything.
         if self.settings.mode != FilterMode::Off || !self.settings.interfaces.is_empty() {
-            self.let_others_go()?;
+            self.detach_from_others()?;
         }
         self.pins.remove_other_layouts()
     }
 
-    fn let_others_go(&mut self) -> Result<(), Error> {
+    fn detach_from_others(&mut self) -> Result<(), Error> {
         let mut others = self.pins.linked()?;
         let taken = self.maps.interfaces()?;
         others.extend(taken.into_iter().map(|taken| taken.interface.name));
@@ -163,7 +163,7 @@ impl Filter {
         others.sort_unstable();
         others.dedup();
         for interface in others {
-            self.let_go(&interface)?;
+            self.detach_from(&interface)?;
             tracing::warn!(
                 interface,
                 "the filter is taken off: the configuration does not name this interface any more"
@@ -199,7 +199,7 @@ impl Filter {
     }
 
     /// Puts the program on an interface; `None` if it is not there and is waited for.
-    fn put(&mut self, interface: &config::Interface) -> Result<Option<Put>, Error> {
+    fn put(&mut self, interface: &config::Interface) -> Result<Option<PutResult>, Error> {
         let taken = self.maps.interfaces()?;
         let before = taken
             .iter()
@@ -236,7 +236,7 @@ impl Filter {
         &mut self,
         interface: &config::Interface,
         slot: u32,
-    ) -> Result<Option<Put>, Error> {
+    ) -> Result<Option<PutResult>, Error> {
         let name = &interface.name;
         let index = links::index(name).ok();
         let layers = match index {
@@ -255,7 +255,7 @@ impl Filter {
         let mut held = HeldInterface {
             slot,
             programs: programs?,
-            place: Place::Missing,
+            place: AttachState::Missing,
             unfiltered_since: None,
         };
         let result = match index {
@@ -270,21 +270,21 @@ impl Filter {
         };
         let (put, place) = match result {
             Ok((put, index)) => {
-                let taken_over = put == Put::TakenOver;
+                let taken_over = put == PutResult::TakenOver;
                 let link = held
                     .programs
                     .first()
                     .map(|(layer, _)| link_layer::name(*layer));
                 tracing::info!(interface = name, link, taken_over, "the filter is in place");
                 let renamed = None;
-                (Some(put), Place::On { index, renamed })
+                (Some(put), AttachState::On { index, renamed })
             }
             Err(Error::NoSuchInterface { .. }) if self.settings.wait_for_interfaces => {
                 tracing::warn!(
                     interface = name,
                     "there is no such interface; it gets the filter when it comes"
                 );
-                (None, Place::Missing)
+                (None, AttachState::Missing)
             }
             Err(error) => return Err(error),
         };
@@ -293,7 +293,7 @@ impl Filter {
         Ok(put)
     }
 
-    fn let_go(&mut self, interface: &str) -> Result<(), Error> {
+    fn detach_from(&mut self, interface: &str) -> Result<(), Error> {
         links::remove(&self.pins, interface)?;
         self.interfaces.remove(interface);
         let taken = self.maps.interfaces()?;
@@ -307,20 +307,20 @@ impl Filter {
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
         let held = self.interfaces.iter();
-        held.filter(|(_, held)| held.place == Place::Missing)
+        held.filter(|(_, held)| held.place == AttachState::Missing)
             .map(|(name, _)| name.clone())
             .collect()
     }
 
-    /// Lets a user keep the filter on its interfaces: what [`Filter::mend`] needs once this process
+    /// Lets a user keep the filter on its interfaces: what [`Filter::reattach`] needs once this process
     /// is that user's.
     ///
     /// # Errors
     /// [`Error::Pin`] and [`Error::NotPermitted`].
-    pub fn give_links(&self, uid: u32, gid: u32) -> Result<(), Error> {
+    pub fn chown_links(&self, uid: u32, gid: u32) -> Result<(), Error> {
         // By their path, which is root's: what leads through the open directory is a link in
         // itself.
-        Pins::new(self.pins.root()).give_links(uid, gid)
+        Pins::new(self.pins.root()).chown_links(uid, gid)
     }
 
     /// Compares the kernel's state with the settings, logs what has changed, and puts the program
@@ -328,7 +328,7 @@ impl Filter {
     /// deleted since the last call. What another process took off is put back only if `all` says
     /// so; what is not as the settings have it is then told again. Returns the interfaces that have
     /// the filter again.
-    pub fn mend(&mut self, gone: &[u32], all: bool) -> Vec<String> {
+    pub fn reattach(&mut self, gone: &[u32], all: bool) -> Vec<String> {
         if let Err(error) = self.check_pinned() {
             self.all_detached(&error);
             return Vec::new();
@@ -339,15 +339,15 @@ impl Filter {
             let Some(held) = self.interfaces.get(&name) else {
                 continue;
             };
-            let place = match looked_at(held, &name, gone, all) {
-                Look::Is(place) => place,
-                Look::Attach => match self.attach_again(&name) {
-                    Ok(index) => Place::On {
+            let place = match check_interface(held, &name, gone, all) {
+                Finding::Is(place) => place,
+                Finding::Attach => match self.attach_again(&name) {
+                    Ok(index) => AttachState::On {
                         index,
                         renamed: None,
                     },
-                    Err(Error::NoSuchInterface { .. }) => Place::Missing,
-                    Err(error) => Place::Failed {
+                    Err(Error::NoSuchInterface { .. }) => AttachState::Missing,
+                    Err(error) => AttachState::Failed {
                         reason: error.to_string(),
                     },
                 },
@@ -381,7 +381,7 @@ impl Filter {
         }
         for held in self.interfaces.values_mut() {
             if let Some(index) = held.place.index() {
-                held.set(Place::Detached { index });
+                held.set(AttachState::Detached { index });
             }
         }
     }
@@ -418,10 +418,10 @@ impl Filter {
     }
 
     /// What this process knows of its interfaces, for the status.
-    pub(super) fn sights(&self) -> Result<Vec<Sight>, Error> {
-        let sight = |(name, held): (&String, &HeldInterface)| {
-            let seat = held.seat();
-            let since = match &seat {
+    pub(super) fn views(&self) -> Result<Vec<InterfaceView>, Error> {
+        let view = |(name, held): (&String, &HeldInterface)| {
+            let point = held.attach_point();
+            let since = match &point {
                 Some(_) => None,
                 None => Some(held.unfiltered_since.unwrap_or_else(SystemTime::now)),
             };
@@ -431,91 +431,93 @@ impl Filter {
                 .clone()
                 .find(|interface| interface.name == *name)
                 .map_or(config::Role::Edge, |interface| interface.role);
-            Sight {
+            InterfaceView {
                 interface: config::Interface {
                     name: name.clone(),
                     role,
                 },
                 slot: held.slot,
-                seat,
+                point,
                 unfiltered_since: since.map(|since| since.as_secs()),
                 unfiltered_reason: held.place.reason(),
             }
         };
-        let mut sights: Vec<Sight> = self.interfaces.iter().map(sight).collect();
+        let mut views: Vec<InterfaceView> = self.interfaces.iter().map(view).collect();
         // What an earlier owner left, and a filter that is off does not name.
         for taken in self.maps.interfaces()? {
             if !self.interfaces.values().any(|held| held.slot == taken.slot) {
-                sights.push(Sight::of(&self.pins, taken));
+                views.push(InterfaceView::of(&self.pins, taken));
             }
         }
-        Ok(sights)
+        Ok(views)
     }
 }
 
 /// What a look at an interface found.
-enum Look {
+enum Finding {
     /// It is so, and nothing is to be done.
-    Is(Place),
+    Is(AttachState),
     /// The program belongs there.
     Attach,
 }
 
-fn looked_at(held: &HeldInterface, name: &str, gone: &[u32], all: bool) -> Look {
+fn check_interface(held: &HeldInterface, name: &str, gone: &[u32], all: bool) -> Finding {
     let known = held.place.index().filter(|index| !gone.contains(index));
-    let seat = known.and_then(|index| held.seat_on(index));
+    let point = known.and_then(|index| held.attach_point_on(index));
     let now = links::index(name).ok();
-    match (seat, now) {
-        (Some(seat), now) if now.is_none() || now == Some(seat.index) => Look::Is(Place::On {
-            index: seat.index,
-            renamed: (seat.name != name).then_some(seat.name),
-        }),
-        (_, None) => Look::Is(Place::Missing),
-        (_, Some(index)) => match held.seat_on(index) {
+    match (point, now) {
+        (Some(point), now) if now.is_none() || now == Some(point.index) => {
+            Finding::Is(AttachState::On {
+                index: point.index,
+                renamed: (point.name != name).then_some(point.name),
+            })
+        }
+        (_, None) => Finding::Is(AttachState::Missing),
+        (_, Some(index)) => match held.attach_point_on(index) {
             // It was elsewhere meanwhile.
-            Some(_) => Look::Is(Place::On {
+            Some(_) => Finding::Is(AttachState::On {
                 index,
                 renamed: None,
             }),
             None if known == Some(index) && !all => match links::is_free(index) {
-                true => Look::Is(Place::Detached { index }),
-                false => Look::Attach,
+                true => Finding::Is(AttachState::Detached { index }),
+                false => Finding::Attach,
             },
-            None => Look::Attach,
+            None => Finding::Attach,
         },
     }
 }
 
 /// Tells what is new about an interface.
-fn log_change(interface: &str, held: &HeldInterface, place: &Place) {
+fn log_change(interface: &str, held: &HeldInterface, place: &AttachState) {
     match place {
-        Place::On {
+        AttachState::On {
             renamed: Some(now), ..
         } => tracing::warn!(
             interface,
             now,
             "the interface was renamed and keeps its filter; name it so in filter.interfaces"
         ),
-        Place::On { .. } if held.place.is_on() => {
+        AttachState::On { .. } if held.place.is_on() => {
             tracing::info!(
                 interface,
                 "the filter is on the interface of this name again"
             );
         }
-        Place::On { .. } => {
+        AttachState::On { .. } => {
             let since = held.unfiltered_since.and_then(|since| since.elapsed().ok());
             let missed_ms = since.map_or(0, |since| since.as_millis());
             tracing::info!(interface, missed_ms, "the filter is attached again");
         }
-        Place::Missing => tracing::warn!(
+        AttachState::Missing => tracing::warn!(
             interface,
             "the interface is gone, and the filter with it; it gets the filter again when it is back"
         ),
-        Place::Detached { .. } => tracing::warn!(
+        AttachState::Detached { .. } => tracing::warn!(
             interface,
             "another process took the filter off this interface: it is unfiltered; a reload (SIGHUP) or a restart puts it back"
         ),
-        Place::Failed { reason } => tracing::error!(
+        AttachState::Failed { reason } => tracing::error!(
             interface,
             error = reason,
             "the interface is unfiltered: the filter cannot be put on it; trying again"

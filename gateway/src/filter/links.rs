@@ -18,7 +18,7 @@ use super::bpf::{self, Link};
 use super::error::{kernel, os_error};
 use super::foreign::occupied;
 use super::maps::PROGRAM_MAPS;
-use super::netlink::{self, Attached, Place};
+use super::netlink::{self, AttachMode, AttachedProgram};
 use super::pins::{Pins, is_pin};
 use super::verifier::VerifierLog;
 use crate::config::XdpMode;
@@ -147,7 +147,7 @@ pub(super) fn open(pins: &Pins, interface: InterfaceConstant) -> Result<Loaded, 
 
 /// How the program came to an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Put {
+pub(super) enum PutResult {
     /// A link was made.
     New,
     /// A link that was there got the new program.
@@ -160,16 +160,16 @@ pub(super) fn put(
     interface: &str,
     program: &Loaded,
     mode: XdpMode,
-) -> Result<(Put, u32), Error> {
+) -> Result<(PutResult, u32), Error> {
     let index = index(interface)?;
     let pinned = pinned(pins, interface);
-    let here = ours_alone(index, interface, pinned.as_ref())?;
+    let here = only_ours(index, interface, pinned.as_ref())?;
     match pinned {
         Some(mut link) if here.iter().any(|attached| fits(attached.place, mode)) => {
             let step = "putting the program into its link";
             link.update(&program.descriptor)
                 .map_err(link_error(interface, step))?;
-            Ok((Put::TakenOver, index))
+            Ok((PutResult::TakenOver, index))
         }
         stale => {
             if let Some(link) = stale {
@@ -179,16 +179,20 @@ pub(super) fn put(
                         "changing the XDP mode: packets pass unfiltered for a moment"
                     );
                 }
-                make_room(pins, interface, &link, !here.is_empty())?;
+                free_name(pins, interface, &link, !here.is_empty())?;
             }
             attach(pins, interface, index, program, mode)?;
-            Ok((Put::New, index))
+            Ok((PutResult::New, index))
         }
     }
 }
 
 /// Where the program of this link sits on an interface; another one there is an error.
-fn ours_alone(index: u32, interface: &str, pinned: Option<&Link>) -> Result<Vec<Attached>, Error> {
+fn only_ours(
+    index: u32,
+    interface: &str,
+    pinned: Option<&Link>,
+) -> Result<Vec<AttachedProgram>, Error> {
     let here =
         netlink::attached(index).map_err(link_error(interface, "asking for its XDP program"))?;
     let ours = pinned.map(|link| link.program);
@@ -200,7 +204,7 @@ fn ours_alone(index: u32, interface: &str, pinned: Option<&Link>) -> Result<Vec<
 
 /// Where the filter of these pins sits on an interface, whatever name its pin has; another program
 /// there is an error.
-pub(super) fn ours_on(pins: &Pins, interface: &str) -> Result<Option<Attached>, Error> {
+pub(super) fn ours_on(pins: &Pins, interface: &str) -> Result<Option<AttachedProgram>, Error> {
     let index = index(interface)?;
     let mut pinned = pinned(pins, interface).filter(|link| link.index == index);
     if pinned.is_none() {
@@ -208,7 +212,7 @@ pub(super) fn ours_on(pins: &Pins, interface: &str) -> Result<Option<Attached>, 
         pinned =
             others.find_map(|name| self::pinned(pins, &name).filter(|link| link.index == index));
     }
-    let here = ours_alone(index, interface, pinned.as_ref())?;
+    let here = only_ours(index, interface, pinned.as_ref())?;
     Ok(here.first().copied())
 }
 
@@ -272,28 +276,28 @@ pub(super) fn remove(pins: &Pins, interface: &str) -> Result<(), Error> {
 
 /// A program on an interface of this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Seat {
+pub(super) struct AttachPoint {
     /// The index of the interface.
     pub(super) index: u32,
     /// What the interface is called now.
     pub(super) name: String,
     /// How it sits there.
-    pub(super) attached: Attached,
+    pub(super) attached: AttachedProgram,
 }
 
 /// Where the program of the link that is pinned for an interface sits, if that is in this network
 /// namespace.
-pub(super) fn seat(pins: &Pins, interface: &str) -> Option<Seat> {
+pub(super) fn attach_point(pins: &Pins, interface: &str) -> Option<AttachPoint> {
     let link = pinned(pins, interface)?;
-    seat_of(link.index, link.program)
+    attach_point_of(link.index, link.program)
 }
 
 /// Where this program sits on the interface with this index, if it does.
-pub(super) fn seat_of(index: u32, program: u32) -> Option<Seat> {
+pub(super) fn attach_point_of(index: u32, program: u32) -> Option<AttachPoint> {
     let name = name_of(index)?;
     let mut here = netlink::attached(index).ok()?.into_iter();
     let attached = here.find(|attached| attached.program == program)?;
-    Some(Seat {
+    Some(AttachPoint {
         index,
         name,
         attached,
@@ -325,8 +329,9 @@ pub(super) fn pinned(pins: &Pins, interface: &str) -> Option<Link> {
 pub(super) fn elsewhere(pins: &Pins) -> Result<Vec<String>, Error> {
     let mut names = pins.linked()?;
     names.retain(|name| {
-        pinned(pins, name)
-            .is_some_and(|link| link.index != 0 && seat_of(link.index, link.program).is_none())
+        pinned(pins, name).is_some_and(|link| {
+            link.index != 0 && attach_point_of(link.index, link.program).is_none()
+        })
     });
     Ok(names)
 }
@@ -340,22 +345,22 @@ pub(super) fn follow_names(pins: &Pins) -> Result<Vec<(String, String)>, Error> 
         let Some(link) = pinned(pins, &name) else {
             continue;
         };
-        if let Some(seat) = seat_of(link.index, link.program)
-            && seat.name != name
+        if let Some(point) = attach_point_of(link.index, link.program)
+            && point.name != name
         {
-            renamed.push((name, seat.name, link.id));
+            renamed.push((name, point.name, link.id));
         }
     }
     // First out of each other's way. A process that ends in between leaves pins with names that no
     // interface has.
     for (old, _, id) in &renamed {
-        pins.rename_link(old, &aside(*id))?;
+        pins.rename_link(old, &temporary_name(*id))?;
     }
     for (_, new, id) in &renamed {
         if let Some(link) = pinned(pins, new) {
-            make_room(pins, new, &link, false)?;
+            free_name(pins, new, &link, false)?;
         }
-        pins.rename_link(&aside(*id), new)?;
+        pins.rename_link(&temporary_name(*id), new)?;
     }
     Ok(renamed
         .into_iter()
@@ -366,23 +371,23 @@ pub(super) fn follow_names(pins: &Pins) -> Result<Vec<(String, String)>, Error> 
 /// Frees the name of a pin. A link that is not here but leads somewhere, which is in another
 /// network namespace, stays where it is under another name. (Its index says nothing: it may be that
 /// of another interface here.)
-fn make_room(pins: &Pins, interface: &str, link: &Link, is_here: bool) -> Result<(), Error> {
+fn free_name(pins: &Pins, interface: &str, link: &Link, is_here: bool) -> Result<(), Error> {
     if link.index == 0 || is_here {
         remove(pins, interface)
     } else {
-        pins.rename_link(interface, &aside(link.id))
+        pins.rename_link(interface, &temporary_name(link.id))
     }
 }
 
 /// The name of a pin that has lost its own: longer than an interface's can be.
-fn aside(link: u32) -> String {
+fn temporary_name(link: u32) -> String {
     format!("being-renamed-{link:010}")
 }
 
-fn fits(place: Place, mode: XdpMode) -> bool {
+fn fits(place: AttachMode, mode: XdpMode) -> bool {
     match place {
-        Place::Driver | Place::Hardware => mode == XdpMode::Driver,
-        Place::Generic => mode == XdpMode::Generic,
+        AttachMode::Driver | AttachMode::Hardware => mode == XdpMode::Driver,
+        AttachMode::Generic => mode == XdpMode::Generic,
     }
 }
 

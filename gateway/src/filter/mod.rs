@@ -11,6 +11,7 @@
 
 mod address;
 mod answers;
+mod attached;
 mod batch;
 mod bpf;
 mod clock;
@@ -20,7 +21,6 @@ mod events;
 mod features;
 mod foreign;
 mod gate;
-mod in_place;
 mod interfaces;
 mod link_layer;
 mod links;
@@ -58,23 +58,25 @@ use self::pins::Pins;
 use crate::config;
 use crate::lists::Compiled;
 
-pub use self::address::{verdict_network, written};
+pub use self::address::{format_network, verdict_network};
 pub use self::answers::{AnswerFault, answer_fault};
+pub use self::attached::{
+    AttachedFilter, attached_filter, attached_filters, detach_command, pins_are_private,
+};
 pub use self::error::Error;
 pub use self::events::{
-    ANNOUNCE_EVERY, Event, Events, Names, READ_EVERY, Reader, TimedEvent, names,
+    ANNOUNCE_EVERY, Event, Events, READ_EVERY, Reader, SlotNames, TimedEvent, slot_names,
 };
 pub use self::features::{InterfaceState, interface_state};
 pub use self::gate::admin;
-pub use self::in_place::{InPlace, in_place, in_place_under, pins_are_private, removal};
 pub use self::memory::{KernelMemory, memory};
-pub use self::plan::{Plan, PlannedInterface, plan, superfluous};
+pub use self::plan::{Plan, PlannedInterface, plan, unconfigured_interfaces};
 pub use self::status::{
     InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, Unread, status,
 };
-pub use self::trial::{Outcome, Trial};
+pub use self::trial::{Trial, TrialResult};
 pub use self::verdicts::{
-    Cause, Exemption, Given, NewVerdict, VerdictCounts, VerdictStatus, Verdicts,
+    AddResult, Cause, Exemption, NewVerdict, VerdictCounts, VerdictStatus, Verdicts,
 };
 pub use self::verifier::VerifierLog;
 pub use self::watch::{LinkEvent, LinkEvents};
@@ -120,11 +122,11 @@ impl Filter {
         interfaces::check_present(settings, &pins)?;
         let lock = pins.prepare()?;
         let clean_up = |_: &Error| remove_if_unused(&pins);
-        let namespace = in_place::check_namespace(&pins).inspect_err(clean_up)?;
+        let namespace = attached::check_namespace(&pins).inspect_err(clean_up)?;
         pins.claim_namespace(namespace).inspect_err(clean_up)?;
         let links = pins.open_links().inspect_err(clean_up)?;
         // They may be those of the user that an earlier gate became.
-        pins.take_links().inspect_err(clean_up)?;
+        pins.reclaim_links().inspect_err(clean_up)?;
         let filled = fill(&pins, settings, compiled).inspect_err(clean_up)?;
         let mut filter = Self {
             settings: settings.clone(),
@@ -199,8 +201,8 @@ impl Filter {
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
-    pub fn names(&self) -> Result<Names, Error> {
-        Names::of(&self.maps, &self.generation)
+    pub fn slot_names(&self) -> Result<SlotNames, Error> {
+        SlotNames::of(&self.maps, &self.generation)
     }
 
     /// Writes down where the gate answers, for commands beside it; `None` if it does not.
@@ -294,7 +296,7 @@ impl Filter {
             &self.verdicts,
             Some(self.in_force),
             &self.generation,
-            &self.sights()?,
+            &self.views()?,
         )
     }
 
@@ -383,8 +385,9 @@ pub fn detach(pin_path: &Path, interfaces: &[String]) -> Result<(), Error> {
     };
     // An interface may have another name than when it got its filter.
     let pinned_for = |name: &String| {
-        let is_now =
-            |linked: &&String| links::seat(&pins, linked).is_some_and(|seat| seat.name == *name);
+        let is_now = |linked: &&String| {
+            links::attach_point(&pins, linked).is_some_and(|point| point.name == *name)
+        };
         let found = linked.iter().find(is_now);
         found
             .or_else(|| linked.iter().find(|linked| *linked == name))

@@ -15,16 +15,16 @@ use nix::sys::socket::{
 
 /// An XDP program on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Attached {
+pub(super) struct AttachedProgram {
     /// The kernel's number of the program.
     pub(super) program: u32,
     /// Where it runs.
-    pub(super) place: Place,
+    pub(super) place: AttachMode,
 }
 
 /// Where an XDP program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum AttachMode {
     Driver,
     Generic,
     Hardware,
@@ -61,7 +61,7 @@ pub(super) const HEADER: usize = 16;
 pub(super) const ANSWER_MAX: usize = 32 * 1024;
 
 /// The programs on the interface with this index.
-pub(super) fn attached(index: u32) -> io::Result<Vec<Attached>> {
+pub(super) fn attached(index: u32) -> io::Result<Vec<AttachedProgram>> {
     parse(&answer(index)?)
 }
 
@@ -103,7 +103,7 @@ fn request(index: u32) -> [u8; 2 * HEADER] {
     message
 }
 
-fn parse(answer: &[u8]) -> io::Result<Vec<Attached>> {
+fn parse(answer: &[u8]) -> io::Result<Vec<AttachedProgram>> {
     error_of(answer)?;
     let attributes = answer.get(2 * HEADER..).ok_or_else(truncated)?;
     let Some((_, xdp)) = Attributes(attributes).find(|(kind, _)| *kind == IFLA_XDP) else {
@@ -111,13 +111,13 @@ fn parse(answer: &[u8]) -> io::Result<Vec<Attached>> {
     };
     let programs = Attributes(xdp).filter_map(|(kind, value)| {
         let place = match kind {
-            IFLA_XDP_DRV_PROG_ID => Place::Driver,
-            IFLA_XDP_SKB_PROG_ID => Place::Generic,
-            IFLA_XDP_HW_PROG_ID => Place::Hardware,
+            IFLA_XDP_DRV_PROG_ID => AttachMode::Driver,
+            IFLA_XDP_SKB_PROG_ID => AttachMode::Generic,
+            IFLA_XDP_HW_PROG_ID => AttachMode::Hardware,
             _ => return None,
         };
         let program = word(value, 0)?;
-        Some(Attached { program, place })
+        Some(AttachedProgram { program, place })
     });
     Ok(programs.collect())
 }
@@ -212,9 +212,9 @@ mod tests {
             attribute(IFLA_XDP | 0x8000, &xdp),
         ]
         .concat();
-        let program = Attached {
+        let program = AttachedProgram {
             program: 17,
-            place: Place::Driver,
+            place: AttachMode::Driver,
         };
         assert_eq!(parse(&answer).unwrap(), [program]);
     }

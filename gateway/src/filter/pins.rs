@@ -64,24 +64,24 @@ impl Pins {
     }
 
     /// Gives the links and their directory to a user, who can make and remove them from then on.
-    pub(super) fn give_links(&self, uid: u32, gid: u32) -> Result<(), Error> {
+    pub(super) fn chown_links(&self, uid: u32, gid: u32) -> Result<(), Error> {
         for interface in self.linked()? {
-            own(&self.link(&interface), uid, gid)?;
+            chown(&self.link(&interface), uid, gid)?;
         }
         // Last: from then on its processes change what is in there.
-        own(&self.links, uid, gid)
+        chown(&self.links, uid, gid)
     }
 
     /// Takes the links back from the user that they were given to. That user may have put there
     /// what it liked: what is no pin is removed, so that nothing that is done by name reaches
     /// something else.
-    pub(super) fn take_links(&self) -> Result<(), Error> {
+    pub(super) fn reclaim_links(&self) -> Result<(), Error> {
         let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        own(&self.links, uid, gid)?;
+        chown(&self.links, uid, gid)?;
         for name in names(&self.links)? {
             let path = self.links.join(name);
             if is_pin(&path) {
-                own(&path, uid, gid)?;
+                chown(&path, uid, gid)?;
             } else {
                 tracing::warn!(path = %path.display(), "removed what is no link of a filter");
                 remove_tree(&path)?;
@@ -314,7 +314,7 @@ pub(super) fn is_pin(path: &Path) -> bool {
 }
 
 /// Gives a file or a directory an owner; of a symbolic link the link itself.
-fn own(path: &Path, uid: u32, gid: u32) -> Result<(), Error> {
+fn chown(path: &Path, uid: u32, gid: u32) -> Result<(), Error> {
     let owner = fs::symlink_metadata(path).map_err(pin_error(path))?;
     if (owner.uid(), owner.gid()) == (uid, gid) {
         return Ok(());
@@ -393,13 +393,13 @@ mod tests {
         let owner = |path: &Path| fs::symlink_metadata(path).unwrap().uid();
 
         assert_eq!(pins.linked().unwrap(), ["eth0"]);
-        pins.give_links(65533, 65533).unwrap();
+        pins.chown_links(65533, 65533).unwrap();
         assert_eq!(
             (owner(&pins.links), owner(&pins.link("eth0"))),
             (65533, 65533)
         );
         assert_eq!(owner(&victim), 0, "a link was followed");
-        pins.take_links().unwrap();
+        pins.reclaim_links().unwrap();
         assert_eq!((owner(&pins.links), owner(&pins.link("eth0"))), (0, 0));
         assert_eq!(names(&pins.links).unwrap(), ["eth0"]);
         assert_eq!(owner(&victim), 0, "a link was followed");

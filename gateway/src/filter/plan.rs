@@ -12,7 +12,7 @@ use portcullis_ebpf_common::layout::{InterfaceConstant, LinkLayer};
 use super::features::{InterfaceState, interface_state};
 use super::pins::Pins;
 use super::settings::{self, role_in_kernel};
-use super::{Error, in_place, link_layer, links, pins};
+use super::{Error, attached, link_layer, links, pins};
 use crate::config;
 
 /// What would be done.
@@ -21,7 +21,7 @@ pub struct Plan {
     /// The interfaces of the settings.
     pub interfaces: Vec<PlannedInterface>,
     /// Interfaces that have the filter and would lose it.
-    pub let_go: Vec<String>,
+    pub to_detach: Vec<String>,
     /// The process that holds the filter: nothing can be put in place beside it.
     pub holder: Option<String>,
     /// Where the pins would be.
@@ -48,7 +48,7 @@ pub fn plan(settings: &config::Filter) -> Result<Plan, Error> {
     settings::check(settings)?;
     let pins = Pins::new(&settings.pin_path);
     pins.check_bpf_fs()?;
-    in_place::check_namespace(&pins)?;
+    attached::check_namespace(&pins)?;
     let mut interfaces = Vec::new();
     for interface in &settings.interfaces {
         let state = match interface_state(settings, interface) {
@@ -68,8 +68,8 @@ pub fn plan(settings: &config::Filter) -> Result<Plan, Error> {
     }
     Ok(Plan {
         interfaces,
-        let_go: superfluous(settings)?,
-        holder: in_place::holder(&pins),
+        to_detach: unconfigured_interfaces(settings)?,
+        holder: attached::holder(&pins),
         is_private: pins::is_private(&settings.pin_path) == Some(true),
         pin_path: settings.pin_path.clone(),
     })
@@ -80,11 +80,13 @@ pub fn plan(settings: &config::Filter) -> Result<Plan, Error> {
 ///
 /// # Errors
 /// [`Error::NotPermitted`] and [`Error::Pin`] if the pins cannot be looked at.
-pub fn superfluous(settings: &config::Filter) -> Result<Vec<String>, Error> {
+pub fn unconfigured_interfaces(settings: &config::Filter) -> Result<Vec<String>, Error> {
     let pins = Pins::new(&settings.pin_path);
     let linked = pins.linked()?;
-    let seats = linked.iter().filter_map(|name| links::seat(&pins, name));
-    let mut names: Vec<String> = seats.map(|seat| seat.name).collect();
+    let points = linked
+        .iter()
+        .filter_map(|name| links::attach_point(&pins, name));
+    let mut names: Vec<String> = points.map(|point| point.name).collect();
     names.retain(|name| !settings.interfaces.iter().any(|kept| kept.name == *name));
     Ok(names)
 }

@@ -10,14 +10,14 @@ use portcullis_ebpf_common::{Action, Encapsulation, Source};
 use serde::{Serialize, Serializer};
 
 use super::Error;
-use super::address::{of_verdict, written};
+use super::address::{format_network, of_verdict};
 use super::clock::now_ns;
-use super::events::{Names, reason_name};
+use super::events::{SlotNames, reason_name};
 use super::link_layer;
-use super::links::{self, Seat};
+use super::links::{self, AttachPoint};
 use super::lists::{self, Generation};
 use super::maps::{Counted, InterfaceSlot, Maps, since};
-use super::netlink::Place;
+use super::netlink::AttachMode;
 use super::pins::Pins;
 use super::settings::{role_name, xdp_mode_name};
 use super::verdicts::{VerdictCounts, Verdicts};
@@ -212,9 +212,9 @@ pub fn status(pin_path: &Path) -> Result<Status, Error> {
     let pins = Pins::attached(pin_path)?;
     let maps = Maps::open(&pins)?;
     let taken = maps.interfaces()?;
-    let sights: Vec<Sight> = taken
+    let views: Vec<InterfaceView> = taken
         .into_iter()
-        .map(|taken| Sight::of(&pins, taken))
+        .map(|taken| InterfaceView::of(&pins, taken))
         .collect();
     read(
         &pins,
@@ -222,24 +222,24 @@ pub fn status(pin_path: &Path) -> Result<Status, Error> {
         &Verdicts::of(&pins)?,
         maps.settings()?,
         &lists::in_force(&maps)?,
-        &sights,
+        &views,
     )
 }
 
 /// What is known of an interface beside its record.
-pub(super) struct Sight {
+pub(super) struct InterfaceView {
     pub(super) interface: Interface,
     pub(super) slot: u32,
-    pub(super) seat: Option<Seat>,
+    pub(super) point: Option<AttachPoint>,
     pub(super) unfiltered_since: Option<u64>,
     pub(super) unfiltered_reason: Option<String>,
 }
 
-impl Sight {
+impl InterfaceView {
     /// What the pins and the kernel tell of it.
     pub(super) fn of(pins: &Pins, taken: InterfaceSlot) -> Self {
         Self {
-            seat: links::seat(pins, &taken.interface.name),
+            point: links::attach_point(pins, &taken.interface.name),
             slot: taken.slot,
             interface: taken.interface,
             unfiltered_since: None,
@@ -255,15 +255,15 @@ pub(super) fn read(
     verdicts: &Verdicts,
     settings: Option<layout::Settings>,
     generation: &Generation,
-    sights: &[Sight],
+    views: &[InterfaceView],
 ) -> Result<Status, Error> {
     let taken = maps.interfaces()?;
     let counted = maps.counted()?;
-    let look = |sight: &Sight| {
+    let look = |view: &InterfaceView| {
         let record = taken
             .iter()
-            .find(|taken| taken.slot == sight.slot && taken.interface.name == sight.interface.name);
-        interface(&counted, record, sight)
+            .find(|taken| taken.slot == view.slot && taken.interface.name == view.interface.name);
+        interface(&counted, record, view)
     };
     Ok(Status {
         pin_path: pins.root().to_owned(),
@@ -275,11 +275,11 @@ pub(super) fn read(
         },
         ports: settings.iter().flat_map(layout::Settings::ports).collect(),
         generation: generation.number,
-        interfaces: sights
+        interfaces: views
             .iter()
-            .map(|sight| InterfaceStatus {
-                answers_lost: settings.is_some_and(|settings| settings.is_silent(sight.slot)),
-                ..look(sight)
+            .map(|view| InterfaceStatus {
+                answers_lost: settings.is_some_and(|settings| settings.is_silent(view.slot)),
+                ..look(view)
             })
             .collect(),
         lists: generation
@@ -288,16 +288,16 @@ pub(super) fn read(
             .map(|kept| list(&counted, kept))
             .collect(),
         verdicts: verdicts.counts()?,
-        top_sources: top_sources(maps, &Names::of(maps, generation)?)?,
+        top_sources: top_sources(maps, &SlotNames::of(maps, generation)?)?,
     })
 }
 
-fn top_sources(maps: &Maps, names: &Names) -> Result<TopSources, Error> {
+fn top_sources(maps: &Maps, names: &SlotNames) -> Result<TopSources, Error> {
     let now_ns = now_ns();
     let seconds_since = |then_ns: u64| now_ns.saturating_sub(then_ns) / 1_000_000_000;
     let top = maps.top_sources()?;
     let status = |top: &TopSource| TopSourceStatus {
-        source: written(&of_verdict(Source(top.source).key())),
+        source: format_network(&of_verdict(Source(top.source).key())),
         recent_events: top.events,
         reason: reason_name(top.reason),
         list: names.lists.get(&top.list_slot).cloned(),
@@ -312,16 +312,20 @@ fn top_sources(maps: &Maps, names: &Names) -> Result<TopSources, Error> {
 }
 
 /// Without a record its slot was given back, and counts nothing.
-fn interface(counted: &Counted, record: Option<&InterfaceSlot>, sight: &Sight) -> InterfaceStatus {
-    let now = counted.interface(sight.slot);
+fn interface(
+    counted: &Counted,
+    record: Option<&InterfaceSlot>,
+    view: &InterfaceView,
+) -> InterfaceStatus {
+    let now = counted.interface(view.slot);
     let counters = since(now, record.map_or(now, |record| record.counted_before));
     let count =
         |counter: InterfaceCounter| counters.get(counter as usize).copied().unwrap_or_default();
-    let Sight {
-        interface, seat, ..
-    } = sight;
-    let place = seat.as_ref().map(|seat| seat.attached.place);
-    let current_name = seat.as_ref().map(|seat| &seat.name);
+    let InterfaceView {
+        interface, point, ..
+    } = view;
+    let place = point.as_ref().map(|point| point.attached.place);
+    let current_name = point.as_ref().map(|point| &point.name);
     let xdp_mode = record.map_or(XdpMode::Driver, |record| record.xdp_mode);
     let permitted = count(InterfaceCounter::Permitted);
     let over_budget = count(InterfaceCounter::OverBudget);
@@ -332,7 +336,7 @@ fn interface(counted: &Counted, record: Option<&InterfaceSlot>, sight: &Sight) -
         customer: count(InterfaceCounter::MonitoredCustomer),
         vlan_tags: count(InterfaceCounter::MonitoredTags),
     };
-    let index = seat.as_ref().map(|seat| seat.index);
+    let index = point.as_ref().map(|point| point.index);
     let index = index.or_else(|| links::index(&interface.name).ok());
     let layer = index.and_then(|index| link_layer::of(&interface.name, index).ok());
     InterfaceStatus {
@@ -340,15 +344,15 @@ fn interface(counted: &Counted, record: Option<&InterfaceSlot>, sight: &Sight) -
         role: role_name(interface.role),
         link: layer.map(link_layer::name),
         xdp_mode: xdp_mode_name(match place {
-            Some(Place::Generic) => XdpMode::Generic,
-            Some(Place::Driver | Place::Hardware) => XdpMode::Driver,
+            Some(AttachMode::Generic) => XdpMode::Generic,
+            Some(AttachMode::Driver | AttachMode::Hardware) => XdpMode::Driver,
             None => xdp_mode,
         }),
         attached: place.is_some(),
         present: place.is_some() || index.is_some(),
         current_name: current_name.filter(|now| **now != interface.name).cloned(),
-        unfiltered_since: sight.unfiltered_since,
-        unfiltered_reason: sight.unfiltered_reason.clone(),
+        unfiltered_since: view.unfiltered_since,
+        unfiltered_reason: view.unfiltered_reason.clone(),
         passed: count(InterfaceCounter::Passed) + permitted + over_budget + monitored.total(),
         permitted,
         over_budget,

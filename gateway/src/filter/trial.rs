@@ -32,7 +32,7 @@ pub struct Trial {
 
 /// What the program did with a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct TrialResult {
     /// Dropped, or passed.
     pub dropped: bool,
     /// What was sent back where the frame came from.
@@ -56,7 +56,7 @@ impl Trial {
     ///
     /// # Errors
     /// [`Error::Kernel`], for a frame that the kernel does not take; [`Error::NotPermitted`].
-    pub fn run(&mut self, frame: &[u8], repeat: u32) -> Result<Outcome, Error> {
+    pub fn run(&mut self, frame: &[u8], repeat: u32) -> Result<TrialResult, Error> {
         // An answer can be a little longer than what it answers.
         let mut sent = vec![0; frame.len() + 64];
         let options = TestRunOptions {
@@ -69,7 +69,7 @@ impl Trial {
             .test_run(options)
             .map_err(kernel("running a frame through the program"))?;
         sent.truncate(result.data_size_out as usize);
-        Ok(Outcome {
+        Ok(TrialResult {
             dropped: result.return_value == XDP_DROP,
             sent: (result.return_value == XDP_TX).then_some(sent),
             duration: result.duration,

@@ -42,7 +42,7 @@ use portcullis_ebpf_common::layout::{
 use serde::Serialize;
 
 use super::Error;
-use super::address::{of_verdict, verdict_key, written};
+use super::address::{format_network, of_verdict, verdict_key};
 use super::clock::{in_ns, now_ns};
 use super::maps::text;
 use super::pins::Pins;
@@ -118,7 +118,7 @@ pub struct NewVerdict<'a> {
 
 /// What came of giving a verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Given {
+pub enum AddResult {
     /// The source is kept out from now on.
     Added,
     /// It was kept out already, and is for the new length of time.
@@ -162,15 +162,15 @@ pub struct VerdictCounts {
     pub by_operator: u64,
     /// For how many there is room.
     pub capacity: u64,
-    /// Given to sources that had none.
+    /// AddResult to sources that had none.
     pub added: u64,
-    /// Given to sources that had one.
+    /// AddResult to sources that had one.
     pub renewed: u64,
     /// Taken back.
     pub removed: u64,
     /// Gone because their time was over.
     pub expired: u64,
-    /// Given up to have room for others.
+    /// AddResult up to have room for others.
     pub evicted: u64,
     /// Not given, because the source is permitted or local.
     pub refused: u64,
@@ -234,12 +234,12 @@ impl Verdicts {
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read or written.
-    pub fn add(&self, new: &NewVerdict<'_>, lists: Option<&Compiled>) -> Result<Given, Error> {
+    pub fn add(&self, new: &NewVerdict<'_>, lists: Option<&Compiled>) -> Result<AddResult, Error> {
         let mut maps = self.maps();
         let source = canonical(new.source);
         if let Some(exemption) = exempt::of(&maps.local, self.permits(lists), source)? {
             maps.count(VerdictCounter::Refused, 1)?;
-            return Ok(Given::Refused(exemption));
+            return Ok(AddResult::Refused(exemption));
         }
         let key = verdict_key(source.addr());
         let now_ns = now_ns();
@@ -249,7 +249,7 @@ impl Verdicts {
         if still.is_some_and(|before| by_person(Cause::of_number(before.cause)))
             && !by_person(new.cause)
         {
-            return Ok(Given::Kept);
+            return Ok(AddResult::Kept);
         }
         let verdict = RecentVerdict {
             expires_ns: now_ns.saturating_add(in_ns(new.duration)),
@@ -262,9 +262,9 @@ impl Verdicts {
             note: note(new.note),
         };
         let (given, counter) = match still {
-            _ if !maps.put(key, verdict, now_ns)? => (Given::NoRoom, VerdictCounter::NoRoom),
-            Some(_) => (Given::Renewed, VerdictCounter::Renewed),
-            None => (Given::Added, VerdictCounter::Added),
+            _ if !maps.put(key, verdict, now_ns)? => (AddResult::NoRoom, VerdictCounter::NoRoom),
+            Some(_) => (AddResult::Renewed, VerdictCounter::Renewed),
+            None => (AddResult::Added, VerdictCounter::Added),
         };
         maps.count(counter, 1)?;
         Ok(given)
@@ -353,7 +353,7 @@ impl Verdicts {
         let permits = self.permits(None);
         let seconds = |later: u64, earlier: u64| later.saturating_sub(earlier) / 1_000_000_000;
         let status = |(key, verdict): &(VerdictKey, RecentVerdict)| VerdictStatus {
-            source: written(&of_verdict(*key)),
+            source: format_network(&of_verdict(*key)),
             cause: Cause::of_number(verdict.cause),
             note: text(&verdict.note),
             age_seconds: seconds(now_ns, verdict.added_ns),

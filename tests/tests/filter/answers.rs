@@ -216,7 +216,7 @@ fn an_interface_made_again_between_two_looks_is_looked_at_anew() -> Result<()> {
     ip(&scene.gate, &["link", "del", "wan"])?;
     drop(receiving);
     scene.connect_interfaces()?;
-    let again = scene.gate.run(|| filter.mend(&[before], false))?;
+    let again = scene.gate.run(|| filter.reattach(&[before], false))?;
     ensure!(again == ["wan"], "{again:?}");
     let wan = scene.status().interfaces.remove(0);
     ensure!(wan.attached && wan.answers_lost, "{wan:?}");

@@ -298,7 +298,7 @@ fn two_interfaces_that_exchange_their_names_exchange_their_roles() -> Result<()>
     // Under a running owner: the interface with the address is the customers' now, and nobody there
     // is permitted.
     exchange_names(&scene)?;
-    scene.gate.run(|| owner.mend(&[], false))?;
+    scene.gate.run(|| owner.reattach(&[], false))?;
     let status = scene.gate.run(|| owner.status())??;
     ensure!(roles(&status.interfaces) == expected, "{status:#?}");
     ensure!(
@@ -323,11 +323,11 @@ fn a_new_interface_of_the_name_gets_the_filter_and_the_renamed_one_keeps_it() ->
     let scene = Scene::new()?;
     let mut owner = scene.attach(&scene.settings())?;
     ip(&scene.gate, &["link", "set", "wan", "name", "old"])?;
-    let again = scene.gate.run(|| owner.mend(&[], false))?;
+    let again = scene.gate.run(|| owner.reattach(&[], false))?;
     ensure!(again.is_empty(), "it never lost its filter: {again:?}");
     ensure!(!scene.reaches(LISTED4, 25));
     scene.gate.veth("wan", &scene.outside, "lan2")?;
-    scene.gate.run(|| owner.mend(&[], false))?;
+    scene.gate.run(|| owner.reattach(&[], false))?;
     ensure!(has_program(&scene.gate, "wan")? && has_program(&scene.gate, "old")?);
     ensure!(!scene.reaches(LISTED4, 25));
     drop(owner);
@@ -347,11 +347,11 @@ fn an_interface_that_moved_to_another_namespace_keeps_its_filter_there() -> Resu
         &scene.gate,
         &["link", "set", "wan", "netns", scene.outside.name()],
     )?;
-    scene.gate.run(|| owner.mend(&[], false))?;
+    scene.gate.run(|| owner.reattach(&[], false))?;
     let wan = scene.gate.run(|| owner.status())??.interfaces.remove(0);
     ensure!(!wan.attached && !wan.present && wan.unfiltered_since.is_some());
     scene.gate.veth("wan", &scene.outside, "lan2")?;
-    let again = scene.gate.run(|| owner.mend(&[], false))?;
+    let again = scene.gate.run(|| owner.reattach(&[], false))?;
     ensure!(again == ["wan"], "{again:?}");
     ensure!(has_program(&scene.gate, "wan")? && has_program(&scene.outside, "wan")?);
     Ok(())
@@ -370,7 +370,7 @@ fn a_foreign_program_on_an_interface_is_waited_out_and_told_with_the_way_to_remo
     let mut other = scene.settings();
     other.pin_path = format!("{}-other", scene.pin_path.display()).into();
     drop(scene.attach(&other)?);
-    let again = scene.gate.run(|| owner.mend(&[], false))?;
+    let again = scene.gate.run(|| owner.reattach(&[], false))?;
     ensure!(again.is_empty(), "{again:?}");
     let status = scene.gate.run(|| owner.status())??;
     let reason = status.interfaces[0].unfiltered_reason.clone();
@@ -385,7 +385,7 @@ fn a_foreign_program_on_an_interface_is_waited_out_and_told_with_the_way_to_remo
         "{reason:?}"
     );
     scene.gate.run(|| filter::detach(&other.pin_path, &[]))??;
-    let again = scene.gate.run(|| owner.mend(&[], false))?;
+    let again = scene.gate.run(|| owner.reattach(&[], false))?;
     ensure!(again == ["wan"] && !scene.reaches(LISTED4, 25), "{again:?}");
     Ok(())
 }
@@ -409,7 +409,7 @@ fn an_interface_that_comes_back_as_another_kind_does_not_get_a_program_that_cann
     for name in ["wan", "late"] {
         ip(&scene.gate, &["tuntap", "add", "dev", name, "mode", "tun"])?;
     }
-    let again = scene.gate.run(|| owner.mend(&[], false))?;
+    let again = scene.gate.run(|| owner.reattach(&[], false))?;
     ensure!(
         again == ["late"],
         "what was waited for has every program: {again:?}"

@@ -13,7 +13,7 @@ use crate::scene::{GATE4, LISTED4, LISTED6, Scene, dropped};
 
 /// Waits for an event.
 fn next(scene: &Scene, events: &mut Events) -> anyhow::Result<Option<Event>> {
-    let names = filter::names(&scene.pin_path)?;
+    let names = filter::slot_names(&scene.pin_path)?;
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(1) {
         if let Some(event) = events.next(&names) {
@@ -33,7 +33,7 @@ fn a_drop_is_told_to_whoever_reads_and_to_one_at_a_time() -> anyhow::Result<()> 
     let mut filter = scene.attach(&scene.settings())?;
     assert!(!scene.reaches(LISTED4, 25), "nobody reads");
     let mut events = Events::open(&scene.pin_path)?;
-    events.take_turn()?;
+    events.become_reader()?;
     assert_eq!(
         next(&scene, &mut events)?,
         None,
@@ -54,14 +54,14 @@ fn a_drop_is_told_to_whoever_reads_and_to_one_at_a_time() -> anyhow::Result<()> 
     assert!(told.age < Duration::from_secs(2));
 
     let mut second = filter.take_events().expect("the owner has them");
-    match second.take_turn() {
+    match second.become_reader() {
         Err(Error::EventsTaken { reader }) => {
             assert_eq!(reader.map(|reader| reader.process), Some(process::id()));
         }
         other => panic!("two readers: {other:?}"),
     }
     drop(events);
-    second.take_turn()?;
+    second.become_reader()?;
     let mut settings = scene.settings();
     settings.mode = FilterMode::Monitor;
     filter.update_settings(&settings)?;
@@ -80,7 +80,7 @@ fn the_top_sources_are_seen_by_one_who_reads_nothing() -> anyhow::Result<()> {
     let mut filter = scene.attach(&scene.settings())?;
     let mut events = filter.take_events().expect("the owner has them");
     assert!(!scene.status().top_sources.watched);
-    events.take_turn()?;
+    events.become_reader()?;
     for source in [LISTED4, LISTED6, LISTED4] {
         assert!(!scene.reaches(source, 25));
     }
@@ -118,10 +118,10 @@ fn a_flood_that_is_watched_is_dropped_and_counted_whole_and_told_as_a_sample() -
     let mut filter = scene.attach(&scene.settings())?;
     let mut trial = filter.trial()?;
     let mut events = filter.take_events().expect("the owner has them");
-    let names = filter::names(&scene.pin_path)?;
+    let names = filter::slot_names(&scene.pin_path)?;
     let syn = syn_from_listed()?;
     let before = dropped(&scene.status(), "spammers");
-    events.take_turn()?;
+    events.become_reader()?;
     assert!(trial.run(&syn, PACKETS)?.dropped);
     let told = std::iter::from_fn(|| events.next(&names)).count();
     // What the buffer has room for, and what may be told in a second, which may have been two.

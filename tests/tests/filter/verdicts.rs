@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use portcullis::filter::{self, Cause, Exemption, Given, NewVerdict, Verdicts};
+use portcullis::filter::{self, AddResult, Cause, Exemption, NewVerdict, Verdicts};
 use portcullis::lists::{Compiled, ListAction};
 use portcullis_ebpf_common::layout::VERDICTS_MAX;
 use portcullis_tests::root;
@@ -35,8 +35,8 @@ fn a_verdict_keeps_a_source_out_until_it_is_taken_back() -> anyhow::Result<()> {
     for (source, is_out) in [(HONEST4, "192.0.2.10"), (HONEST6, "2001:db8::/64")] {
         assert!(scene.reaches(source, 25));
         let new = verdict(source, HOUR)?;
-        assert_eq!(verdicts.add(&new, Some(&lists()))?, Given::Added);
-        assert_eq!(verdicts.add(&new, Some(&lists()))?, Given::Renewed);
+        assert_eq!(verdicts.add(&new, Some(&lists()))?, AddResult::Added);
+        assert_eq!(verdicts.add(&new, Some(&lists()))?, AddResult::Renewed);
         assert!(!scene.reaches(source, 25), "{source} has a verdict");
         assert!(scene.reaches(source, 587), "port 587 is not filtered");
         let in_force = verdicts.list()?;
@@ -110,22 +110,22 @@ fn permitted_and_local_sources_are_never_kept_out_by_a_verdict() -> anyhow::Resu
     let scene = Scene::new()?;
     let mut filter = scene.attach(&scene.settings())?;
     let verdicts = filter.verdicts();
-    let permitted = Given::Refused(Exemption::Permitted {
+    let permitted = AddResult::Refused(Exemption::Permitted {
         list: "friends".to_owned(),
         network: "192.0.2.67/32".parse()?,
     });
     let friend = verdict(PERMITTED4, HOUR)?;
     assert_eq!(verdicts.add(&friend, Some(&lists()))?, permitted);
     // Who does not know the lists can give one; the program knows them.
-    assert_eq!(verdicts.add(&friend, None)?, Given::Added);
+    assert_eq!(verdicts.add(&friend, None)?, AddResult::Added);
     assert!(scene.reaches(PERMITTED4, 25));
     // The command line has no lists but those in force.
     let beside = Verdicts::open(&scene.pin_path)?;
     assert_eq!(beside.add(&friend, None)?, permitted);
 
     let (honest4, honest6) = (verdict(HONEST4, HOUR)?, verdict(HONEST6, HOUR)?);
-    assert_eq!(verdicts.add(&honest4, None)?, Given::Added);
-    assert_eq!(verdicts.add(&honest6, None)?, Given::Added);
+    assert_eq!(verdicts.add(&honest4, None)?, AddResult::Added);
+    assert_eq!(verdicts.add(&honest6, None)?, AddResult::Added);
     assert!(!scene.reaches(HONEST4, 25) && !scene.reaches(HONEST6, 25));
     let mut settings = scene.settings();
     settings.local_networks = vec!["192.0.2.0/26".parse()?, "2001:db8::/32".parse()?];
@@ -139,14 +139,14 @@ fn permitted_and_local_sources_are_never_kept_out_by_a_verdict() -> anyhow::Resu
     assert!(verdicts.list()?.is_empty(), "and goes with the next reload");
     for (new, network) in [(&honest4, "192.0.2.0/26"), (&honest6, "2001:db8::/32")] {
         let network = network.parse()?;
-        let local = Given::Refused(Exemption::Local { network });
+        let local = AddResult::Refused(Exemption::Local { network });
         assert_eq!(verdicts.add(new, None)?, local);
         assert_eq!(beside.add(new, None)?, local);
     }
 
     settings.local_networks = vec!["198.51.100.0/24".parse()?];
     filter.update_settings(&settings)?;
-    assert_eq!(verdicts.add(&honest4, None)?, Given::Added);
+    assert_eq!(verdicts.add(&honest4, None)?, AddResult::Added);
     assert!(!scene.reaches(HONEST4, 25), "it is local no more");
     assert_eq!(verdicts.counts()?.refused, 6);
     Ok(())
@@ -177,7 +177,7 @@ fn when_there_is_no_room_the_learned_verdicts_of_least_use_go_and_never_those_of
     // What goes at once when there is no room.
     let batch = VERDICTS_MAX / 16;
     // The first of all, and without a packet: of the least use.
-    assert_eq!(verdicts.add(&by_hand(0), None)?, Given::Added);
+    assert_eq!(verdicts.add(&by_hand(0), None)?, AddResult::Added);
     verdicts.add(&verdict(HONEST4, HOUR)?, None)?;
     for number in 2..batch + 2 {
         verdicts.add(&learned(number), None)?;
@@ -194,7 +194,7 @@ fn when_there_is_no_room_the_learned_verdicts_of_least_use_go_and_never_those_of
     );
     assert!(!scene.reaches(HONEST4, 25), "it has just been of use");
     for number in VERDICTS_MAX..VERDICTS_MAX + 1_000 {
-        assert_eq!(verdicts.add(&learned(number), None)?, Given::Added);
+        assert_eq!(verdicts.add(&learned(number), None)?, AddResult::Added);
     }
     let counts = verdicts.counts()?;
     assert_eq!(
@@ -208,16 +208,16 @@ fn when_there_is_no_room_the_learned_verdicts_of_least_use_go_and_never_those_of
 
     // People take all the room there is, and leave none.
     for number in 1..batch + 2 {
-        assert_eq!(verdicts.add(&by_hand(number), None)?, Given::Added);
+        assert_eq!(verdicts.add(&by_hand(number), None)?, AddResult::Added);
     }
     assert_eq!(verdicts.counts()?.by_operator, u64::from(VERDICTS_MAX));
     let one_more = VERDICTS_MAX + 7;
-    assert_eq!(verdicts.add(&learned(one_more), None)?, Given::NoRoom);
-    assert_eq!(verdicts.add(&by_hand(one_more), None)?, Given::NoRoom);
-    assert_eq!(verdicts.add(&by_hand(7), None)?, Given::Renewed);
+    assert_eq!(verdicts.add(&learned(one_more), None)?, AddResult::NoRoom);
+    assert_eq!(verdicts.add(&by_hand(one_more), None)?, AddResult::NoRoom);
+    assert_eq!(verdicts.add(&by_hand(7), None)?, AddResult::Renewed);
     assert_eq!(verdicts.counts()?.no_room, 2);
     assert!(has(7)?);
-    assert_eq!(verdicts.add(&by_hand(one_more), None)?, Given::Added);
+    assert_eq!(verdicts.add(&by_hand(one_more), None)?, AddResult::Added);
     assert_eq!(verdicts.flush()?, u64::from(VERDICTS_MAX));
     assert!(scene.reaches(HONEST4, 25));
     Ok(())
@@ -237,9 +237,9 @@ fn what_was_learned_neither_shortens_nor_renames_what_a_person_added() -> anyhow
         ..verdict(HONEST4, 24 * HOUR)?
     };
     let learned = verdict(HONEST4, HOUR)?;
-    assert_eq!(verdicts.add(&learned, None)?, Given::Added);
-    assert_eq!(verdicts.add(&by_hand, None)?, Given::Renewed);
-    assert_eq!(verdicts.add(&learned, None)?, Given::Kept);
+    assert_eq!(verdicts.add(&learned, None)?, AddResult::Added);
+    assert_eq!(verdicts.add(&by_hand, None)?, AddResult::Renewed);
+    assert_eq!(verdicts.add(&learned, None)?, AddResult::Kept);
     let list = verdicts.list()?;
     assert_eq!(
         (list[0].cause, &*list[0].note),
@@ -257,7 +257,7 @@ fn a_part_of_a_64_that_is_local_or_permitted_stays_in_and_is_named() -> anyhow::
     let scene = Scene::new()?;
     let mut filter = scene.attach(&scene.settings())?;
     let elsewhere = "2001:db8::9:0:0:1";
-    let add = |source: &str| -> anyhow::Result<Given> {
+    let add = |source: &str| -> anyhow::Result<AddResult> {
         let new = NewVerdict {
             source: source.parse::<IpNet>()?,
             ..verdict(elsewhere, HOUR)?
@@ -273,10 +273,10 @@ fn a_part_of_a_64_that_is_local_or_permitted_stays_in_and_is_named() -> anyhow::
     let local = Exemption::Local { network };
     assert_eq!(
         add(&format!("{HONEST6}/128"))?,
-        Given::Refused(local.clone())
+        AddResult::Refused(local.clone())
     );
-    assert_eq!(add(&format!("{elsewhere}/128"))?, Given::Added);
-    assert_eq!(add(all)?, Given::Renewed, "its first address is local");
+    assert_eq!(add(&format!("{elsewhere}/128"))?, AddResult::Added);
+    assert_eq!(add(all)?, AddResult::Renewed, "its first address is local");
     assert!(scene.reaches(HONEST6, 25), "the program looks at addresses");
     let verdicts = Verdicts::open(&scene.pin_path)?;
     let except = vec![local];
@@ -287,7 +287,7 @@ fn a_part_of_a_64_that_is_local_or_permitted_stays_in_and_is_named() -> anyhow::
     settings.local_networks.push("2001:db8::/48".parse()?);
     filter.update_settings(&settings)?;
     assert!(
-        matches!(add(all)?, Given::Refused(Exemption::Local { network }) if network.prefix_len() == 48)
+        matches!(add(all)?, AddResult::Refused(Exemption::Local { network }) if network.prefix_len() == 48)
     );
 
     settings.local_networks.clear();
@@ -309,10 +309,10 @@ fn a_part_of_a_64_that_is_local_or_permitted_stays_in_and_is_named() -> anyhow::
         list: "hosts".to_owned(),
         network,
     };
-    assert_eq!(add(all)?, Given::Renewed);
+    assert_eq!(add(all)?, AddResult::Renewed);
     assert_eq!(
         add(&format!("{HONEST6}/128"))?,
-        Given::Refused(hosts.clone())
+        AddResult::Refused(hosts.clone())
     );
     let list = Verdicts::open(&scene.pin_path)?.list()?;
     assert_eq!((list.len(), &list[0].except), (1, &vec![hosts]));
@@ -323,7 +323,7 @@ fn a_part_of_a_64_that_is_local_or_permitted_stays_in_and_is_named() -> anyhow::
         "all of it is permitted, whatever is listed of its parts"
     );
     assert!(
-        matches!(add(all)?, Given::Refused(Exemption::Permitted { network, .. }) if network.prefix_len() == 56)
+        matches!(add(all)?, AddResult::Refused(Exemption::Permitted { network, .. }) if network.prefix_len() == 56)
     );
     Ok(())
 }

@@ -9,8 +9,8 @@ use portcullis::filter::{self, Filter, Plan, PlannedInterface};
 use super::failed;
 
 /// Says where the filter is, and where it was taken off.
-pub(super) fn print_result(filter: &Filter, settings: &config::Filter, let_go: &[String]) {
-    for interface in let_go {
+pub(super) fn print_result(filter: &Filter, settings: &config::Filter, to_detach: &[String]) {
+    for interface in to_detach {
         println!("{interface}: the filter is taken off: the configuration does not name it");
     }
     let names = settings.interfaces.iter().map(|interface| &*interface.name);
@@ -34,7 +34,7 @@ pub(super) fn dry_run(settings: &config::Filter) -> Result<ExitCode, ExitCode> {
     for interface in &plan.interfaces {
         println!("{}", about(interface, settings));
     }
-    for interface in &plan.let_go {
+    for interface in &plan.to_detach {
         println!("{interface}: the filter would be taken off: the configuration does not name it");
     }
     for interface in &settings.interfaces {

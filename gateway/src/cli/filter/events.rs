@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Instant;
 
 use portcullis::control::ask;
-use portcullis::filter::{self, ANNOUNCE_EVERY, Error, Events, Names, READ_EVERY, TimedEvent};
+use portcullis::filter::{self, ANNOUNCE_EVERY, Error, Events, READ_EVERY, SlotNames, TimedEvent};
 use portcullis::printable::printable;
 
 use super::super::finished;
@@ -43,7 +43,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
     let pin_path = args.place.pin_path()?;
     let failed = |error| failed(&error, args.place.config.as_deref());
     let mut events = Events::open(&pin_path).map_err(failed)?;
-    match events.take_turn() {
+    match events.become_reader() {
         Ok(()) => read(args, &pin_path, events),
         Err(taken @ Error::EventsTaken { .. }) => {
             match filter::admin(&pin_path).map_err(failed)? {
@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
 fn read(args: &Args, pin_path: &Path, mut events: Events) -> Result<ExitCode, ExitCode> {
     let failed = |error| failed(&error, args.place.config.as_deref());
     let mut stdout = io::stdout().lock();
-    let mut names = filter::names(pin_path).map_err(failed)?;
+    let mut names = filter::slot_names(pin_path).map_err(failed)?;
     let mut announced = Instant::now();
     let mut left = args.count;
     loop {
@@ -70,7 +70,7 @@ fn read(args: &Args, pin_path: &Path, mut events: Events) -> Result<ExitCode, Ex
         thread::sleep(READ_EVERY);
         if announced.elapsed() >= ANNOUNCE_EVERY {
             events.announce().map_err(failed)?;
-            names = filter::names(pin_path).map_err(failed)?;
+            names = filter::slot_names(pin_path).map_err(failed)?;
             announced = Instant::now();
         }
     }
@@ -110,7 +110,7 @@ fn follow(args: &Args, admin: SocketAddr, taken: &Error) -> Result<ExitCode, Exi
 fn print_all(
     args: &Args,
     events: &mut Events,
-    names: &Names,
+    names: &SlotNames,
     left: &mut Option<u64>,
     out: &mut impl Write,
 ) -> io::Result<()> {

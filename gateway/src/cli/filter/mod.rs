@@ -156,11 +156,11 @@ fn failed(error: &filter::Error, config: Option<&Path>) -> ExitCode {
         interface: None,
     } = error
     {
-        if let Some(found) = filter::in_place_under(path) {
+        if let Some(found) = filter::attached_filter(path) {
             eprintln!(
                 "another version of it has a filter on {}: a start takes it over, and `{}` takes it off",
                 found.interfaces.join(", "),
-                found.removal()
+                found.detach_command()
             );
         }
         let file = config.map_or("FILE".to_owned(), |file| file.display().to_string());
@@ -196,7 +196,7 @@ fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
         return attach::dry_run(&settings);
     }
     // The names are lost with the links.
-    let let_go = filter::superfluous(&settings).unwrap_or_default();
+    let to_detach = filter::unconfigured_interfaces(&settings).unwrap_or_default();
     let filter = Filter::attach(&settings, config.policy.lists());
     let filter = filter.map_err(|error| failed(&error, None))?;
     for fault in filter.answer_faults() {
@@ -205,7 +205,7 @@ fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
     if filter::pins_are_private(&settings.pin_path) == Some(true) {
         eprintln!("warning: {PINS_ARE_PRIVATE}");
     }
-    attach::print_result(&filter, &settings, &let_go);
+    attach::print_result(&filter, &settings, &to_detach);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -226,7 +226,7 @@ fn detach(args: &DetachArgs) -> Result<ExitCode, ExitCode> {
     if args.interface.is_empty() {
         println!("the filter of {} is taken off", pin_path.display());
     } else {
-        let rest = match filter::in_place_under(&pin_path) {
+        let rest = match filter::attached_filter(&pin_path) {
             Some(_) => "",
             None => "; it was on no other, so its maps and counters are gone, too",
         };

@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
 /// The events, if nobody else reads them. Whoever does shows the top sources then.
 fn reader(pin_path: &Path) -> Option<Events> {
     let mut events = Events::open(pin_path).ok()?;
-    events.take_turn().ok()?;
+    events.become_reader().ok()?;
     Some(events)
 }
 

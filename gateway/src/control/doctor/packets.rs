@@ -22,8 +22,8 @@ pub(super) fn filter(settings: &Filter) -> Vec<Finding> {
         findings.push(interface(settings, found));
         findings.extend(answers(settings, found));
     }
-    let superfluous = filter::superfluous(settings).unwrap_or_default();
-    findings.extend(superfluous.into_iter().map(|name| {
+    let unconfigured_interfaces = filter::unconfigured_interfaces(settings).unwrap_or_default();
+    findings.extend(unconfigured_interfaces.into_iter().map(|name| {
         Finding::warning(
             format!("interface {name}"),
             "the filter sits there now, and the configuration does not name it",

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use portcullis::filter::{self, Cause, Exemption, Given, NewVerdict, Verdicts};
+use portcullis::filter::{self, AddResult, Cause, Exemption, NewVerdict, Verdicts};
 use portcullis::lists::format::foreign::foreign;
 use portcullis::printable::printable;
 use serde::Serialize;
@@ -191,10 +191,10 @@ fn add_all(
             note: one.note.unwrap_or(options.note),
         };
         match verdicts.add(&new, None)? {
-            Given::Added => summary.added += 1,
-            Given::Renewed | Given::Kept => summary.renewed += 1,
-            Given::NoRoom => summary.without_room += 1,
-            Given::Refused(exemption) => {
+            AddResult::Added => summary.added += 1,
+            AddResult::Renewed | AddResult::Kept => summary.renewed += 1,
+            AddResult::NoRoom => summary.without_room += 1,
+            AddResult::Refused(exemption) => {
                 summary.refused += 1;
                 if summary.refused_sources.len() < TOLD_MAX {
                     summary.refused_sources.push(Refused {

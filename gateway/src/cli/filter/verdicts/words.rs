@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portcullis::config::write_duration;
-use portcullis::filter::{self, Exemption, Given, VerdictStatus, verdict_network};
+use portcullis::filter::{self, AddResult, Exemption, VerdictStatus, verdict_network};
 
 /// Whom a verdict is on, in words.
 pub(super) fn whom(source: IpNet) -> String {
@@ -14,7 +14,7 @@ pub(super) fn whom(source: IpNet) -> String {
         IpNet::V6(address) if address.prefix_len() > 64 => {
             format!("{network} (the /64 of {})", address.addr())
         }
-        _ => filter::written(&network),
+        _ => filter::format_network(&network),
     }
 }
 
@@ -24,7 +24,7 @@ pub(super) const NO_ROOM: &str = "there is no room: all verdicts that there can 
 pub(super) fn in_words(
     source: IpNet,
     duration: Duration,
-    given: &Given,
+    given: &AddResult,
     except: &[Exemption],
 ) -> (String, ExitCode) {
     let (whom, duration) = (whom(source), write_duration(duration));
@@ -33,17 +33,17 @@ pub(super) fn in_words(
         except => format!(", {}", but_for(except)),
     };
     match given {
-        Given::Added => (
+        AddResult::Added => (
             format!("{whom} is kept out for {duration}{except}"),
             ExitCode::SUCCESS,
         ),
         // What a person adds stands whatever was there before.
-        Given::Renewed | Given::Kept => (
+        AddResult::Renewed | AddResult::Kept => (
             format!("{whom} was kept out already, and is for {duration} from now{except}"),
             ExitCode::SUCCESS,
         ),
-        Given::Refused(exemption) => (refused(source, exemption), ExitCode::FAILURE),
-        Given::NoRoom => (format!("{whom}: {NO_ROOM}"), ExitCode::FAILURE),
+        AddResult::Refused(exemption) => (refused(source, exemption), ExitCode::FAILURE),
+        AddResult::NoRoom => (format!("{whom}: {NO_ROOM}"), ExitCode::FAILURE),
     }
 }
 
@@ -93,7 +93,7 @@ mod tests {
     use super::super::source;
     use super::*;
 
-    fn said(text: &str, given: &Given, except: &[Exemption]) -> String {
+    fn said(text: &str, given: &AddResult, except: &[Exemption]) -> String {
         let source = source(text).unwrap();
         in_words(source, Duration::from_secs(3_600), given, except).0
     }
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn whoever_keeps_out_an_ipv6_address_hears_that_it_is_a_64_and_what_of_it_stays_in() {
         assert_eq!(
-            said("2001:db8::66", &Given::Added, &[]),
+            said("2001:db8::66", &AddResult::Added, &[]),
             "2001:db8::/64 (the /64 of 2001:db8::66) is kept out for 1h"
         );
         let friends = Exemption::Permitted {
@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(
             said(
                 "2001:db8::/64",
-                &Given::Added,
+                &AddResult::Added,
                 &[local("2001:db8:0:0:1::/80"), friends]
             ),
             "2001:db8::/64 is kept out for 1h, but for 2001:db8:0:0:1::/80, which is local, and 2001:db8::7/128, \
@@ -127,13 +127,13 @@ mod tests {
 
     #[test]
     fn a_part_of_a_64_that_is_local_is_not_said_to_be_all_of_it() {
-        let given = Given::Refused(local("2001:db8:0:0:1::/80"));
+        let given = AddResult::Refused(local("2001:db8:0:0:1::/80"));
         assert_eq!(
             said("2001:db8::1:0:0:9", &given, &[]),
             "2001:db8::1:0:0:9 is in the local network 2001:db8:0:0:1::/80 (relay.networks), which no verdict keeps \
              out; the rest of its /64 can be kept out: add 2001:db8::/64"
         );
-        let given = Given::Refused(local("2001:db8::/32"));
+        let given = AddResult::Refused(local("2001:db8::/32"));
         assert_eq!(
             said("2001:db8:1::/64", &given, &[]),
             "2001:db8:1::/64 is in the local network 2001:db8::/32 (relay.networks), which no verdict keeps out"

@@ -17,7 +17,7 @@ const DEPTH_MAX: usize = 3;
 
 /// A filter that sits on interfaces of this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InPlace {
+pub struct AttachedFilter {
     /// Where it is pinned.
     pub pin_path: PathBuf,
     /// `enforce`, `monitor` or `off`; `None` if another version has put it in place.
@@ -28,7 +28,7 @@ pub struct InPlace {
     pub holder: Option<String>,
 }
 
-impl InPlace {
+impl AttachedFilter {
     /// Whether it drops packets, as far as that can be told.
     #[must_use]
     pub fn drops(&self) -> bool {
@@ -37,14 +37,14 @@ impl InPlace {
 
     /// The command that takes it off.
     #[must_use]
-    pub fn removal(&self) -> String {
-        removal(&self.pin_path)
+    pub fn detach_command(&self) -> String {
+        detach_command(&self.pin_path)
     }
 }
 
 /// The command that takes off what is pinned under a path.
 #[must_use]
-pub fn removal(pin_path: &Path) -> String {
+pub fn detach_command(pin_path: &Path) -> String {
     if pin_path == Path::new(crate::config::PIN_PATH) {
         "portcullis filter detach".to_owned()
     } else {
@@ -54,26 +54,28 @@ pub fn removal(pin_path: &Path) -> String {
 
 /// All of them that this process may see: those of root are seen by root.
 #[must_use]
-pub fn in_place() -> Vec<InPlace> {
+pub fn attached_filters() -> Vec<AttachedFilter> {
     all_pins().iter().filter_map(look).collect()
 }
 
 /// The one under this pin path, if it sits anywhere here.
 #[must_use]
-pub fn in_place_under(pin_path: &Path) -> Option<InPlace> {
+pub fn attached_filter(pin_path: &Path) -> Option<AttachedFilter> {
     look(&Pins::new(pin_path))
 }
 
-fn look(pins: &Pins) -> Option<InPlace> {
+fn look(pins: &Pins) -> Option<AttachedFilter> {
     let linked = pins.linked().ok()?;
-    let seats = linked.iter().filter_map(|name| links::seat(pins, name));
-    let interfaces: Vec<String> = seats.map(|seat| seat.name).collect();
+    let points = linked
+        .iter()
+        .filter_map(|name| links::attach_point(pins, name));
+    let interfaces: Vec<String> = points.map(|point| point.name).collect();
     if interfaces.is_empty() {
         return None;
     }
     let settings = Maps::open(pins).and_then(|maps| maps.settings());
     let mode = settings.ok().flatten();
-    Some(InPlace {
+    Some(AttachedFilter {
         pin_path: pins.root().to_owned(),
         mode: mode.map(|settings| settings.mode().name()),
         interfaces,
