@@ -4,8 +4,10 @@
 //! A rule that nobody checks is forgotten in a month, and a reviewer's time is better spent on what
 //! no program can see.
 
+mod columns;
 mod rules;
 mod source;
+mod words;
 
 use std::fs;
 use std::io;
@@ -18,17 +20,25 @@ fn top() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// All Rust files of the repository, but not what was built.
+/// All Rust files below a directory, but not what was built.
 fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
+    files_with(&["rs"], directory, found)
+}
+
+/// All files below a directory with one of these extensions, but not what was built.
+fn files_with(extensions: &[&str], directory: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let path = entry.path();
         if entry.file_type()?.is_dir() {
             let is_built = entry.file_name() == "target" || entry.file_name() == ".git";
             if !is_built {
-                rust_files(&path, found)?;
+                files_with(extensions, &path, found)?;
             }
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        } else if path
+            .extension()
+            .is_some_and(|found| extensions.iter().any(|one| found == *one))
+        {
             found.push(path);
         }
     }
@@ -54,6 +64,29 @@ fn every_file_keeps_the_house_rules() {
         })
         .collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// Files that are being replaced, and keep their lines and words until then.
+const REPLACED: &[&str] = &["gateway/src/worker", "gateway/src/relay"];
+
+#[test]
+fn every_text_keeps_to_100_columns_and_to_the_words_of_the_field() {
+    let mut files = Vec::new();
+    files_with(&["rs", "md"], top(), &mut files).expect("the repository can be read");
+    files.sort();
+    let mut faults = Vec::new();
+    for file in files {
+        let path = file.strip_prefix(top()).expect("found below the top");
+        if REPLACED.iter().any(|place| path.starts_with(place)) {
+            continue;
+        }
+        let text = fs::read_to_string(&file).expect("a text is UTF-8");
+        let path = path.to_string_lossy();
+        faults.extend(columns::check(&path, &text));
+        faults.extend(words::check(&path, &text));
+    }
+    let number = faults.len();
+    assert!(faults.is_empty(), "{number} faults\n{}", faults.join("\n"));
 }
 
 /// Metrics and log messages that the operator's document names are still in the code: a rule of an
