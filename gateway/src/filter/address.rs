@@ -1,4 +1,4 @@
-//! Addresses as people write them, and as they lie in the maps.
+//! Addresses and networks: in text, and in the layout of the maps.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,7 +8,7 @@ use portcullis_ebpf_common::Source;
 use portcullis_ebpf_common::layout::VerdictKey;
 use portcullis_ebpf_common::packet::FAMILY_BITS;
 
-/// An address as the program has it. One of IPv4 that is written as IPv6 is one of IPv4.
+/// An address in the layout of the program. An IPv4-mapped IPv6 address becomes an IPv4 address.
 pub(super) fn source(address: IpAddr) -> Source {
     match address.to_canonical() {
         IpAddr::V4(address) => Source::ipv4(address.octets()),
@@ -16,18 +16,18 @@ pub(super) fn source(address: IpAddr) -> Source {
     }
 }
 
-/// What a recent verdict on this address is kept under: the address, or the /64 of an IPv6 one.
+/// The key of a recent verdict on this address: the address, or the /64 of an IPv6 one.
 pub(super) fn verdict_key(address: IpAddr) -> VerdictKey {
     source(address).key()
 }
 
-/// What a recent verdict on this address is on: the address, or the /64 of an IPv6 one.
+/// The network of a recent verdict on this address: the address, or the /64 of an IPv6 one.
 #[must_use]
 pub fn verdict_network(address: IpAddr) -> IpNet {
     of_verdict(verdict_key(address))
 }
 
-/// The addresses that a verdict under this key is on.
+/// The network of the verdict with this key.
 pub(super) fn of_verdict(key: VerdictKey) -> IpNet {
     let [family, first, second] = key;
     let words = [family, first, second, 0, 0];
@@ -37,7 +37,7 @@ pub(super) fn of_verdict(key: VerdictKey) -> IpNet {
     }
 }
 
-/// Such a network for people: an IPv4 address has no length behind it.
+/// Such a network as text: an IPv4 address without a prefix length, an IPv6 /64 with it.
 #[must_use]
 pub fn format_network(network: &IpNet) -> String {
     match network {
@@ -46,7 +46,7 @@ pub fn format_network(network: &IpNet) -> String {
     }
 }
 
-/// The address that these words are.
+/// The address from its words in a map.
 pub(super) fn of_source(words: [u32; 5]) -> IpAddr {
     let [_, first, second, third, fourth] = words;
     if Source(words).is_ipv4() {
@@ -62,19 +62,19 @@ pub(super) fn of_source(words: [u32; 5]) -> IpAddr {
     Ipv6Addr::from(octets).into()
 }
 
-/// A network as a trie has it: with the family in front.
+/// A network as the key of a trie, with the family in front.
 pub(super) fn trie_key(network: &IpNet) -> Key<[u32; 5]> {
     let length = FAMILY_BITS + u32::from(network.prefix_len());
     Key::new(length, source_of_network(network).0)
 }
 
-/// The network that a key of a trie is; `None` if it is none.
+/// The network from the key of a trie; `None` if it is not valid.
 pub(super) fn of_trie(length: u32, words: [u32; 5]) -> Option<IpNet> {
     let length = u8::try_from(length.checked_sub(FAMILY_BITS)?).ok()?;
     IpNet::new(of_source(words), length).ok()
 }
 
-/// The first address of a network, in the network's own family: `::/0` is no network of IPv4.
+/// The first address of a network, in the network's own family: `::/0` is not an IPv4 network.
 fn source_of_network(network: &IpNet) -> Source {
     match network.network() {
         IpAddr::V4(address) => Source::ipv4(address.octets()),
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_verdict_is_on_one_address_of_ipv4_and_on_a_64_of_ipv6() {
+    fn a_verdict_covers_one_ipv4_address_or_an_ipv6_64() {
         let cases = [
             ("192.0.2.66", "192.0.2.66"),
             ("::ffff:192.0.2.66", "192.0.2.66"),

@@ -1,19 +1,20 @@
-//! Whether what the program sends back out of an interface (a SYN cookie, a RST to a customer)
-//! arrives, and as it should.
+//! Whether the answers of the program (a SYN cookie, a RST to a customer) arrive.
 //!
-//! Three kinds of interfaces have a fault there. A veth gives what a program in the driver sends
-//! (`XDP_TX`) to its other end only if a program runs in the driver there, too: without one the
-//! frame is thrown away or, where NAPI or GRO is on, lies in a ring until other traffic comes by. A
-//! driver that keeps VLAN tags beside the frames has the answer to a tagged one leave without its
-//! tag. And without an Ethernet header the kernel believes of a packet that the program has turned
-//! round what an Ethernet header would say there, and PPP, WireGuard and tunnels send only what the
-//! kernel holds to be IP; a TUN device does not look.
+//! On three kinds of interfaces they do not, or not as they should:
 //!
-//! The other end of a veth may be in any namespace, so it is not asked. Its program shows at this
-//! end: for as long as it runs, the kernel takes segmentation offload out of what can be switched
-//! on here (`veth_xdp_set`). Rejected: a frame sent to see whether it arrives. The counters of a
-//! veth do not tell it from the traffic of others, the other end would have to bear it, and it
-//! takes rights that a gate has given up by the time of a reload.
+//! - A veth passes a frame of a program in the driver (`XDP_TX`) to its peer only if a program runs
+//!   in the driver there too. Otherwise it drops the frame or, with NAPI or GRO, keeps it in a ring
+//!   until other traffic comes.
+//! - A driver that strips VLAN tags hides the tag from the program: the answer to a tagged frame
+//!   leaves without a tag.
+//! - Without an Ethernet header the kernel cannot tell the protocol of a packet that the program
+//!   sends back, and PPP, WireGuard and tunnels send IP only. A TUN device does not check.
+//!
+//! The peer of a veth may be in any namespace, so it cannot be asked. But its program shows at this
+//! end: while it runs, the kernel removes segmentation offload from the features that can be
+//! changed here (`veth_xdp_set`). Rejected: a test frame. The counters of a veth do not tell it
+//! from other traffic, it would disturb the peer, and it takes privileges that a gate has dropped
+//! before a reload.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,15 +26,15 @@ use super::maps::InterfaceSlot;
 use super::{link_layer, links, netlink};
 use crate::config::{CustomerRefusal, Filter, FilterMode, Interface, Role, XdpMode};
 
-/// What can be switched on at an end of a veth for as long as the other end runs no program in its
+/// A feature that can be changed at one end of a veth while the other end runs no program in its
 /// driver.
 const SEGMENTATION: &str = "tx-tcp-segmentation";
-/// The driver keeps the tags of 802.1Q beside the frames.
+/// The driver strips 802.1Q tags from the frames.
 const STRIPS_TAGS: &str = "rx-vlan-hw-parse";
 /// The same for the tags of 802.1ad.
 const STRIPS_PROVIDER_TAGS: &str = "rx-vlan-stag-hw-parse";
 
-/// Why an answer of the program does not arrive as it should.
+/// Why the answers of the program do not arrive on an interface as they should.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnswerFault {
     interface: String,
@@ -43,19 +44,19 @@ pub struct AnswerFault {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
-    /// The other end of the veth runs no program in its driver.
+    /// The peer of the veth runs no program in its driver.
     Lost,
     /// There is no Ethernet header.
     Headerless,
-    /// The driver keeps tags beside the frames: those of 802.1Q, those of 802.1ad.
+    /// The driver strips tags from the frames: those of 802.1Q, those of 802.1ad.
     Untagged([bool; 2]),
 }
 
-/// What the kernel says of an interface.
+/// What the kernel reports about an interface.
 struct Facts {
     is_veth: bool,
     layer: LinkLayer,
-    /// `None` if it does not tell: a kernel without ethtool's netlink.
+    /// `None` on a kernel without ethtool's netlink interface.
     features: Option<Features>,
 }
 
@@ -65,25 +66,25 @@ impl AnswerFault {
         &self.interface
     }
 
-    /// Whether what is sent does not arrive at all. The program answers nothing there then.
+    /// Whether no answer arrives at all. Then the program sends none there.
     pub fn is_lost(&self) -> bool {
         matches!(self.fault, Fault::Lost | Fault::Headerless)
     }
 
-    /// What was found.
+    /// The fault and its effect, in words.
     pub fn found(&self) -> &'static str {
         match (self.fault, self.role) {
             (Fault::Lost, Role::Edge) => {
-                "the other end of this veth runs no XDP program, and SYN cookies of the filter would be lost: \
-                 they are left to the kernel there"
+                "the other end of this veth runs no XDP program, and SYN cookies of the filter \
+                 would be lost: they are left to the kernel there"
             }
             (Fault::Lost, Role::Customer) => {
-                "the other end of this veth runs no XDP program, and RSTs of the filter would be lost: \
-                 customers are dropped there instead of being answered"
+                "the other end of this veth runs no XDP program, and RSTs of the filter would be \
+                 lost: customers are dropped there instead of being answered"
             }
             (Fault::Headerless, Role::Edge) => {
-                "its packets have no Ethernet header, and SYN cookies of the filter would be lost: they are left to the \
-                 kernel there"
+                "its packets have no Ethernet header, and SYN cookies of the filter would be lost: \
+                 they are left to the kernel there"
             }
             (Fault::Headerless, Role::Customer) => {
                 "its packets have no Ethernet header, and RSTs of the filter would be lost: \
@@ -100,16 +101,18 @@ impl AnswerFault {
         }
     }
 
-    /// What to do about it.
+    /// What the operator can do.
     pub fn next_step(&self) -> String {
         match (self.fault, self.role) {
             (Fault::Lost, role) => format!(
-                "put an XDP program on the other end, in the driver (a filter for another port will do: see \"Answers of \
-                 the filter\" in operations.md); or say so in the configuration: {}",
+                "put an XDP program on the other end, in the driver (a filter for another port \
+                 will do: see \"Answers of the filter\" in operations.md); or say so in the \
+                 configuration: {}",
                 without_answers(role)
             ),
             (Fault::Headerless, role) => format!(
-                "nothing can be done about it there; or say so in the configuration, for all interfaces: {}",
+                "nothing can be done about it there; or say so in the configuration, for all \
+                 interfaces: {}",
                 without_answers(role)
             ),
             (Fault::Untagged(stripped), _) => {
@@ -126,7 +129,7 @@ impl AnswerFault {
     }
 }
 
-/// The setting with which the program answers nothing on interfaces with this role.
+/// The setting that turns answers off on interfaces with this role.
 const fn without_answers(role: Role) -> &'static str {
     match role {
         Role::Edge => "filter.syn_cookies = false",
@@ -141,13 +144,13 @@ impl fmt::Display for AnswerFault {
     }
 }
 
-/// The fault of an interface on which the program would answer under these settings. Nothing is
-/// changed by looking; of an interface that cannot be looked at no fault is known.
+/// The fault of an interface on which the program would answer with these settings. `None` also if
+/// the kernel reports nothing about the interface. This changes nothing.
 pub fn answer_fault(settings: &Filter, interface: &Interface) -> Option<AnswerFault> {
     look(settings, interface).flatten()
 }
 
-/// `None`: it cannot be looked at.
+/// The outer `None`: the kernel reports nothing about the interface.
 fn look(settings: &Filter, interface: &Interface) -> Option<Option<AnswerFault>> {
     if !is_answered(settings, interface.role) {
         return Some(None);
@@ -184,10 +187,9 @@ fn judge(mode: XdpMode, facts: &Facts) -> Option<Fault> {
         return Some(Fault::Headerless);
     }
     if facts.is_veth {
-        // A veth has the flags of tags, too, but they mean nothing: what counts is how the other
-        // end sends.
+        // A veth has the flags of tags too, but they mean nothing there.
         let answered = features.is_some_and(|features| !features.changeable.contains(SEGMENTATION));
-        // What a generic program sends goes the way of every other frame.
+        // A frame of a generic program is sent as every other frame.
         return (mode == XdpMode::Driver && !answered).then_some(Fault::Lost);
     }
     let stripped = [STRIPS_TAGS, STRIPS_PROVIDER_TAGS]
@@ -195,13 +197,13 @@ fn judge(mode: XdpMode, facts: &Facts) -> Option<Fault> {
     (stripped != [false; 2]).then_some(Fault::Untagged(stripped))
 }
 
-/// The faults of all interfaces of a filter, by their names.
+/// The faults of all interfaces of a filter, by the names of the interfaces.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AnswerFaults(BTreeMap<String, AnswerFault>);
 
 impl AnswerFaults {
-    /// Looks at the interfaces of these settings. Of one that cannot be looked at (it is gone for
-    /// now, or in another namespace) what was found before still holds.
+    /// Checks the interfaces of these settings again. An interface that cannot be checked (it is
+    /// gone for now, or in another namespace) keeps its fault.
     pub(super) fn again(&self, settings: &Filter) -> Self {
         let mut now = BTreeMap::new();
         for interface in &settings.interfaces {
@@ -212,7 +214,7 @@ impl AnswerFaults {
         Self(now)
     }
 
-    /// Logs what has changed under these settings.
+    /// Logs what has changed.
     pub(super) fn log_changes(&self, before: &Self, settings: &Filter) {
         for interface in &settings.interfaces {
             let of = |faults: &Self| faults.0.get(&interface.name).cloned();
@@ -233,8 +235,7 @@ impl AnswerFaults {
         self.0.values()
     }
 
-    /// Has the program answer nothing where that would be lost, and nothing in slots whose
-    /// interface is not known yet.
+    /// Turns answers off where they would be lost, and in slots whose interface is not known yet.
     pub(super) fn silence(&self, in_kernel: &mut layout::Settings, taken: &[InterfaceSlot]) {
         for slot in 0..INTERFACES_MAX {
             let mut interfaces = taken.iter().filter(|taken| taken.slot == slot);
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_veth_needs_a_program_at_its_other_end_and_no_look_at_its_tags() {
+    fn a_veth_needs_a_program_at_its_other_end_and_its_tag_features_do_not_matter() {
         let tags = [STRIPS_TAGS, STRIPS_PROVIDER_TAGS];
         let cases = [
             (XdpMode::Driver, facts(true, &tags, &[SEGMENTATION]), true),
@@ -292,12 +293,12 @@ mod tests {
         assert_eq!(
             judge(XdpMode::Driver, &unknown),
             Some(Fault::Lost),
-            "better an answer too few than none that arrives"
+            "without knowledge the kernel answers, and its answers arrive"
         );
     }
 
     #[test]
-    fn a_driver_that_keeps_tags_beside_the_frames_is_found_whatever_their_kind() {
+    fn a_driver_that_strips_tags_of_either_kind_is_found() {
         let on = |active: &[&str]| judge(XdpMode::Driver, &facts(false, active, active));
         assert_eq!(on(&[SEGMENTATION]), None);
         assert_eq!(on(&[STRIPS_TAGS]), Some(Fault::Untagged([true, false])));
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_that_mends_it_is_told() {
+    fn the_fault_names_the_command_that_repairs_it() {
         let fault = |fault| AnswerFault {
             interface: "eth7".to_owned(),
             role: Role::Edge,
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_is_answered_nothing_is_looked_for() {
+    fn without_answers_there_is_no_fault() {
         let answers = Filter::default();
         assert!(is_answered(&answers, Role::Edge) && is_answered(&answers, Role::Customer));
         let edge_only = [
@@ -438,7 +439,7 @@ mod tests {
         let answering: Vec<u32> = (0..INTERFACE_SLOTS)
             .filter(|slot| !settings.is_silent(*slot))
             .collect();
-        // The last is the one for frames that come from no interface.
+        // The last slot is for frames that come from no interface.
         assert_eq!(answering, [33, INTERFACES_MAX - 1, INTERFACES_MAX]);
     }
 }

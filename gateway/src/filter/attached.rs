@@ -1,8 +1,8 @@
-//! Filters that sit on interfaces of this network namespace, whatever a configuration says of them.
+//! The filters attached to interfaces of this network namespace, configured or not.
 //!
-//! A filter outlives its gate, and the line of the configuration that it came from. So that none
-//! drops unseen, the pins of all filters are looked for where the kernel keeps them; a file of our
-//! own about them was rejected: it can be lost, and then nothing would tell of the filter.
+//! A filter outlives its gate, and the configuration that it came from. So that none drops packets
+//! unseen, this searches the BPF file system for the pins of all filters. Rejected: a file of our
+//! own with their paths; if it were lost, a filter would stay unseen.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use super::maps::Maps;
 use super::pins::{self, BPF_FS, Pins};
 use super::{Error, events, links};
 
-/// Directories of the BPF file system that are looked into, and how deep.
+/// How many directories of the BPF file system are searched, and how deep.
 const DIRECTORIES_MAX: usize = 1_000;
 const DEPTH_MAX: usize = 3;
 
-/// A filter that sits on interfaces of this network namespace.
+/// A filter attached to interfaces of this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachedFilter {
     /// Where it is pinned.
     pub pin_path: PathBuf,
-    /// `enforce`, `monitor` or `off`; `None` if another version has put it in place.
+    /// `enforce`, `monitor` or `off`; `None` if another version has attached it.
     pub mode: Option<&'static str>,
     /// The interfaces, by the names that they have now.
     pub interfaces: Vec<String>,
@@ -29,20 +29,20 @@ pub struct AttachedFilter {
 }
 
 impl AttachedFilter {
-    /// Whether it drops packets, as far as that can be told.
+    /// Whether it drops packets. If the mode is not known, it may.
     #[must_use]
     pub fn drops(&self) -> bool {
         !matches!(self.mode, Some("off" | "monitor"))
     }
 
-    /// The command that takes it off.
+    /// The command that detaches it.
     #[must_use]
     pub fn detach_command(&self) -> String {
         detach_command(&self.pin_path)
     }
 }
 
-/// The command that takes off what is pinned under a path.
+/// The command that detaches the filter under a pin path.
 #[must_use]
 pub fn detach_command(pin_path: &Path) -> String {
     if pin_path == Path::new(crate::config::PIN_PATH) {
@@ -52,13 +52,13 @@ pub fn detach_command(pin_path: &Path) -> String {
     }
 }
 
-/// All of them that this process may see: those of root are seen by root.
+/// All filters that this process may see: those of root only as root.
 #[must_use]
 pub fn attached_filters() -> Vec<AttachedFilter> {
     all_pins().iter().filter_map(look).collect()
 }
 
-/// The one under this pin path, if it sits anywhere here.
+/// The filter under this pin path, if it is attached in this network namespace.
 #[must_use]
 pub fn attached_filter(pin_path: &Path) -> Option<AttachedFilter> {
     look(&Pins::new(pin_path))
@@ -102,8 +102,8 @@ pub(super) fn pinned_as(link: u32) -> Option<PathBuf> {
     Some(found.root().to_owned())
 }
 
-/// The pins of every filter on the BPF file system: directories with our links and maps of some
-/// version in them.
+/// The pins of every filter on the BPF file system, of any version: directories with `links` and
+/// `events` in them.
 fn all_pins() -> Vec<Pins> {
     let mut found = Vec::new();
     let mut left = vec![(PathBuf::from(BPF_FS), 0)];
@@ -134,8 +134,8 @@ fn directories(path: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Refuses to take over what sits on interfaces of another network namespace: what is not in the
-/// configuration would be let go there.
+/// Refuses to take over a filter on interfaces of another network namespace: it would be detached
+/// there from the interfaces that this configuration does not name.
 pub(super) fn check_namespace(pins: &Pins) -> Result<u64, Error> {
     let own = pins::own_namespace()?;
     let recorded = pins.namespace()?;
@@ -152,8 +152,8 @@ pub(super) fn check_namespace(pins: &Pins) -> Result<u64, Error> {
     Ok(own)
 }
 
-/// Whether what is pinned there is gone with the last process of this mount namespace: so it is
-/// under `ip netns exec`, which makes a `/sys` of its own. `None` if that cannot be told.
+/// Whether the pins vanish with the last process of this mount namespace, as under `ip netns exec`,
+/// which mounts a `/sys` of its own. `None` if that is not known.
 #[must_use]
 pub fn pins_are_private(pin_path: &Path) -> Option<bool> {
     pins::is_private(pin_path)

@@ -1,8 +1,8 @@
-//! All elements of a hash, thousands with each system call: aya 0.14 reads one at a time, and where
-//! an element goes meanwhile the kernel begins again from the first.
+//! Reads all elements of a hash map, thousands in each system call. aya 0.14 reads one at a time,
+//! and if that element is removed meanwhile the kernel begins again from the first.
 #![allow(
     unsafe_code,
-    reason = "aya has no batch operations, so the call of the kernel is made here"
+    reason = "aya has no batch operations, so this makes the system call itself"
 )]
 
 use std::io;
@@ -12,10 +12,10 @@ use aya::Pod;
 use aya::maps::MapData;
 use nix::libc;
 
-/// Elements of one call. The kernel reads a bucket whole, and none has so many.
+/// Elements of one call. The kernel reads a bucket as a whole; no bucket has this many.
 const BATCH: usize = 16_384;
 
-/// What BPF_MAP_LOOKUP_BATCH wants of `union bpf_attr` (linux/bpf.h).
+/// The part of `union bpf_attr` (linux/bpf.h) for BPF_MAP_LOOKUP_BATCH.
 #[repr(C)]
 struct Attributes {
     in_batch: u64,
@@ -30,14 +30,15 @@ struct Attributes {
 
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 
-/// All elements of a hash. What is added or removed meanwhile may be among them or not.
+/// All elements of a hash map. An element that is added or removed meanwhile may be among them or
+/// not.
 ///
-/// The types are those of the map: `K` and `V` have the sizes that it was made with.
+/// `K` and `V` must have the sizes of the map's keys and values.
 pub(super) fn elements<K: Pod, V: Pod>(map: &MapData) -> io::Result<Vec<(K, V)>> {
     let mut keys: Vec<K> = Vec::with_capacity(BATCH);
     let mut values: Vec<V> = Vec::with_capacity(BATCH);
     let mut elements = Vec::new();
-    // Where the next call goes on: of a hash the number of a bucket.
+    // Where the next call continues: the number of a bucket.
     let (mut from, mut to) = ([0_u32; 4], [0_u32; 4]);
     let mut begun = false;
     loop {
@@ -55,9 +56,9 @@ pub(super) fn elements<K: Pod, V: Pod>(map: &MapData) -> io::Result<Vec<(K, V)>>
             element_flags: 0,
             flags: 0,
         };
-        // SAFETY: the descriptor is open. Keys and values have room for as many elements as the
-        // count says, of the map's own sizes; the places of the batch are as large as the kernel's
-        // word for one and more; all live until the call returns.
+        // SAFETY: the descriptor is open. Keys and values have room for `count` elements of the
+        // map's own sizes; the batch positions are larger than the kernel's; all of them live until
+        // the call returns.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_bpf,
@@ -69,13 +70,13 @@ pub(super) fn elements<K: Pod, V: Pod>(map: &MapData) -> io::Result<Vec<(K, V)>>
         let ended = match result {
             0 => false,
             _ => match io::Error::last_os_error() {
-                // There is nothing behind these.
+                // These were the last elements.
                 error if error.raw_os_error() == Some(libc::ENOENT) => true,
                 error => return Err(error),
             },
         };
         let read = (attributes.count as usize).min(BATCH);
-        // SAFETY: the kernel has written so many, and every pattern of bits is a value of a `Pod`.
+        // SAFETY: the kernel has written `read` keys, and every bit pattern is a value of a `Pod`.
         unsafe { keys.set_len(read) };
         // SAFETY: as above.
         unsafe { values.set_len(read) };

@@ -1,9 +1,9 @@
-//! The calls of bpf(2) about links: what keeps a program on an interface.
+//! The calls of bpf(2) on links: a link keeps a program attached to an interface.
 //!
-//! aya makes links and pins them, but does not tell to which interface one leads, cannot end one,
-//! and falls back to an attachment that cannot be pinned where the kernel says no. These calls need
-//! no more than open descriptors and a directory that may be written: a gate that has given up its
-//! privileges still makes them.
+//! aya creates links and pins them, but it does not report the interface of a link, cannot detach
+//! one, and falls back to an attachment that cannot be pinned when the kernel refuses. These calls
+//! need open descriptors and a writable directory only, so a gate that has dropped its privileges
+//! can still make them.
 #![allow(
     unsafe_code,
     reason = "bpf(2) is a system call that takes a pointer to its arguments"
@@ -30,15 +30,15 @@ const LINK_DETACH: libc::c_long = 34;
 
 const LINK_TYPE_XDP: u32 = 6;
 const ATTACH_TYPE_XDP: u32 = 37;
-/// linux/if_link.h: where the program is to run. Never left to the kernel, which may choose the
-/// slow way.
+/// linux/if_link.h: where the program should run. Always given: the kernel's own choice may be the
+/// slow generic mode.
 pub(super) const XDP_GENERIC: u32 = 1 << 1;
 pub(super) const XDP_DRIVER: u32 = 1 << 2;
 
-/// Links of the whole machine that are looked at for the one on an interface.
+/// How many links of the whole machine are searched for the one on an interface.
 const LINKS_MAX: usize = 10_000;
 
-/// What keeps a program on an interface, for as long as it is pinned or a descriptor is open.
+/// Keeps a program attached to an interface while it is pinned or a descriptor is open.
 #[derive(Debug)]
 pub(super) struct Link {
     descriptor: OwnedFd,
@@ -46,20 +46,19 @@ pub(super) struct Link {
     pub(super) id: u32,
     /// The kernel's number of the program.
     pub(super) program: u32,
-    /// The index of the interface, in whatever network namespace that is; 0 if the link leads
-    /// nowhere any more.
+    /// The index of the interface, in its own network namespace; 0 if the interface is gone.
     pub(super) index: u32,
 }
 
 impl Link {
-    /// Puts a program on an interface of this thread's network namespace. It needs no capability,
-    /// only the descriptor.
+    /// Attaches a program to an interface of this thread's network namespace. It needs no
+    /// capability, only the descriptor.
     pub(super) fn create(program: impl AsFd, index: u32, flags: u32) -> io::Result<Self> {
         let mut attributes = [number_of(&program), index, ATTACH_TYPE_XDP, flags];
         Self::of(owned(call(LINK_CREATE, &mut attributes)?)?)
     }
 
-    /// The link that is pinned there; `None` if there is none.
+    /// The link that is pinned at this path; `None` if there is none.
     pub(super) fn pinned(path: &Path) -> io::Result<Option<Self>> {
         let path = c_path(path)?;
         let mut attributes = PathAttributes {
@@ -72,8 +71,8 @@ impl Link {
         }
     }
 
-    /// The XDP link that leads to an interface with this index and carries this program; `None` if
-    /// there is none, and the program was attached without a link. It takes `CAP_SYS_ADMIN`.
+    /// The XDP link of this program on the interface with this index; `None` if the program was
+    /// attached without a link. It needs `CAP_SYS_ADMIN`.
     pub(super) fn find(index: u32, program: u32) -> io::Result<Option<Self>> {
         let mut id = 0;
         for _ in 0..LINKS_MAX {
@@ -116,19 +115,18 @@ impl Link {
         })
     }
 
-    /// Puts another program in place of the one in the link, in one step.
+    /// Replaces the program in the link, in one step.
     pub(super) fn update(&mut self, program: impl AsFd) -> io::Result<()> {
         let mut attributes = [number_of(&self.descriptor), number_of(&program), 0, 0];
         call(LINK_UPDATE, &mut attributes).map(drop)
     }
 
-    /// Takes the program off at once; the link itself stays for as long as it is pinned, and leads
-    /// nowhere.
+    /// Detaches the program at once. The link stays while it is pinned, without an interface.
     pub(super) fn detach(&self) -> io::Result<()> {
         call(LINK_DETACH, &mut [number_of(&self.descriptor)]).map(drop)
     }
 
-    /// Keeps the link when its descriptors are closed.
+    /// Pins the link: it stays when its descriptors are closed.
     pub(super) fn pin(&self, path: &Path) -> io::Result<()> {
         let path = c_path(path)?;
         let mut attributes = PathAttributes {
@@ -140,7 +138,7 @@ impl Link {
     }
 }
 
-/// The front of `struct bpf_link_info`, with what it holds for XDP.
+/// The front of `struct bpf_link_info`, as for XDP links.
 #[derive(Default)]
 #[repr(C, align(8))]
 struct LinkInfo {
@@ -166,11 +164,11 @@ struct InfoAttributes {
     info: u64,
 }
 
-/// One call, with its arguments as the kernel's `union bpf_attr` has them in front; what it leaves
-/// out is zero.
+/// One call. The arguments are the front of the kernel's `union bpf_attr`; the kernel takes the
+/// rest as zero.
 fn call<A: ?Sized>(command: libc::c_long, attributes: &mut A) -> io::Result<RawFd> {
-    // SAFETY: the kernel reads and writes no more than the size that it is told. The callers are
-    // above, and their arguments point to what lives until the call returns.
+    // SAFETY: the kernel reads and writes no more than the given size. The callers are above, and
+    // their arguments point to memory that lives until the call returns.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -190,8 +188,8 @@ fn owned(descriptor: RawFd) -> io::Result<OwnedFd> {
     if descriptor < 0 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: the kernel has just returned it for a command that makes a descriptor, and nothing
-    // else knows of it.
+    // SAFETY: the kernel has just returned it for a command that creates a descriptor, and nothing
+    // else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 

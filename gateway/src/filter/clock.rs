@@ -1,4 +1,4 @@
-//! The clock that the program has: CLOCK_MONOTONIC, in nanoseconds.
+//! The clock of the program: CLOCK_MONOTONIC, in nanoseconds.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ pub(super) fn now_ns() -> u64 {
     in_ns(since)
 }
 
-/// A length of time as the program has it; centuries are as good as for ever.
+/// A duration in nanoseconds, as the program counts it; the largest one stands for ever.
 pub(super) fn in_ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

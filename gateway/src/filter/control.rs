@@ -1,4 +1,4 @@
-//! What the program looks at for nearly every packet, mapped into this process.
+//! The memory that the program reads for nearly every packet, mapped into this process.
 
 use std::ops::Deref;
 use std::os::fd::AsFd as _;

@@ -1,4 +1,4 @@
-//! Why the filter could not be put in place, and what to do about it.
+//! The errors of the filter, and what to do about each.
 
 use std::fmt;
 use std::io;
@@ -8,25 +8,25 @@ use super::attached::detach_command;
 use super::events::Reader;
 use super::verifier::VerifierLog;
 
-/// What aya reports, kept as a source: nothing outside of the filter decides on it.
-type Source = Box<dyn std::error::Error + Send + Sync>;
+/// An error of aya, kept as the cause: nothing outside of the filter decides on it.
+type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why an operation on the filter failed. The text names the interface or the path, and the next
 /// step.
 #[derive(Debug)]
 pub enum Error {
-    /// An interface stands in the configuration twice.
+    /// The configuration has an interface twice.
     InterfaceTwice {
         /// Its name.
         interface: String,
     },
-    /// More of something than the maps have room for.
+    /// The maps have no room for this number.
     TooMany {
-        /// What there is too much of.
+        /// The things counted, in words.
         what: &'static str,
-        /// How many were given.
+        /// The number wanted.
         number: usize,
-        /// How many are possible.
+        /// The largest number possible.
         max: usize,
     },
     /// No port, or port 0.
@@ -35,32 +35,32 @@ pub enum Error {
     ListName {
         /// The name.
         name: String,
-        /// Octets that a name may have.
+        /// Maximum length of a name in bytes.
         max: usize,
     },
     /// There is no such interface in this network namespace.
     NoSuchInterface {
-        /// The name that was looked for.
+        /// The name.
         interface: String,
-        /// What an interface that was called so, and has the filter, is called now.
+        /// The new name of an interface that had this name and has the filter.
         renamed: Option<String>,
     },
-    /// Another XDP program sits on the interface. It is left alone.
+    /// Another XDP program is attached to the interface. It is left alone.
     Occupied {
         /// The interface.
         interface: String,
         /// The other program, as `name (id 17, in the driver)`.
         program: String,
-        /// How it can be taken off, which depends on how it was attached.
+        /// How to remove it, which depends on how it was attached.
         removal: String,
     },
-    /// The filter sits on interfaces of another network namespace.
+    /// The filter is attached to interfaces of another network namespace.
     OtherNamespace {
         /// The pin path.
         path: PathBuf,
         /// The interfaces.
         interfaces: Vec<String>,
-        /// The namespace, if it was written down.
+        /// The namespace, if it was recorded.
         namespace: Option<u64>,
     },
     /// The program could not read the frames of the interface.
@@ -70,23 +70,23 @@ pub enum Error {
         /// Why, and what to do instead.
         reason: String,
     },
-    /// The driver has no XDP of its own.
+    /// The driver does not run XDP programs.
     NoDriverMode {
         /// The interface.
         interface: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The kernel does not allow it.
+    /// The kernel does not permit it.
     NotPermitted {
-        /// What was attempted.
+        /// The operation, in words.
         what: &'static str,
     },
     /// There is no BPF file system at the pin path.
     NoBpfFs {
         /// The pin path.
         path: PathBuf,
-        /// Why none could be mounted, if that was tried.
+        /// Why mounting one failed, if that was tried.
         source: Option<io::Error>,
     },
     /// Another process holds the filter under this pin path.
@@ -94,12 +94,12 @@ pub enum Error {
         /// The pin path.
         path: PathBuf,
     },
-    /// The pin path of a filter in place cannot be changed.
+    /// The pin path of an attached filter cannot be changed.
     PinPathChanged {
         /// The path in force.
         path: PathBuf,
     },
-    /// Somebody has detached the filter under its owner.
+    /// Another process has detached the filter while this one held it.
     Detached {
         /// The pin path.
         path: PathBuf,
@@ -108,35 +108,35 @@ pub enum Error {
     NotAttached {
         /// The pin path.
         path: PathBuf,
-        /// The interface that was asked for, or all.
+        /// The interface of the request, or all.
         interface: Option<String>,
     },
     /// The kernel's verifier refused the program.
     Verifier {
-        /// What the kernel returned.
+        /// The error of the kernel.
         source: io::Error,
-        /// What the verifier wrote.
+        /// The log of the verifier.
         log: VerifierLog,
     },
-    /// The link of an interface could not be made, updated or pinned.
+    /// The link of an interface could not be created, updated or pinned.
     Link {
         /// The interface.
         interface: String,
-        /// Which step failed.
+        /// The step that failed, in words.
         step: &'static str,
         /// Why.
-        source: Source,
+        source: BoxedError,
     },
-    /// Loading, or reading or writing a map, failed.
+    /// Loading the program failed, or reading or writing a map.
     Kernel {
-        /// Which step failed.
+        /// The step that failed, in words.
         step: &'static str,
         /// Why.
-        source: Source,
+        source: BoxedError,
     },
     /// Another process reads the events.
     EventsTaken {
-        /// Which, if that can be told.
+        /// The process, if it is known.
         reader: Option<Reader>,
     },
     /// A file operation on the pins failed.
@@ -157,11 +157,14 @@ impl fmt::Display for Error {
             Self::TooMany { what, number, max } => {
                 write!(f, "{number} {what}; the filter has room for {max}")
             }
-            Self::Ports => write!(f, "the filter needs at least one port, and port 0 is none"),
+            Self::Ports => write!(
+                f,
+                "the filter needs at least one port, and port 0 is not valid"
+            ),
             Self::ListName { name, max } => {
                 write!(
                     f,
-                    "list {name:?}: a name has 1 to {max} octets, none of them NUL; rename it"
+                    "list {name:?}: a name has 1 to {max} bytes, none of them NUL; rename it"
                 )
             }
             Self::NoSuchInterface {
@@ -169,15 +172,17 @@ impl fmt::Display for Error {
                 renamed: Some(now),
             } => write!(
                 f,
-                "interface {interface}: it was renamed to {now} and still has the filter; name it so in filter.interfaces"
+                "interface {interface}: it was renamed to {now} and still has the filter; name it \
+                 so in filter.interfaces"
             ),
             Self::NoSuchInterface {
                 interface,
                 renamed: None,
             } => write!(
                 f,
-                "interface {interface}: there is none in this network namespace; `ip link` shows those that there are, and \
-                 filter.wait_for_interfaces = true waits for one that comes later"
+                "interface {interface}: there is none in this network namespace; `ip link` shows \
+                 those that there are, and filter.wait_for_interfaces = true waits for one that \
+                 comes later"
             ),
             Self::Occupied {
                 interface,
@@ -185,8 +190,8 @@ impl fmt::Display for Error {
                 removal,
             } => write!(
                 f,
-                "interface {interface}: the XDP program {program} sits there already and was left alone; \
-                 remove it ({removal}) or leave the interface out"
+                "interface {interface}: the XDP program {program} sits there already and was left \
+                 alone; remove it ({removal}) or leave the interface out"
             ),
             Self::OtherNamespace {
                 path,
@@ -195,7 +200,8 @@ impl fmt::Display for Error {
             } => {
                 write!(
                     f,
-                    "{}: the filter that is pinned there sits on {} in another network namespace",
+                    "{}: the filter that is pinned there sits on {} in another network \
+                     namespace",
                     path.display(),
                     interfaces.join(", ")
                 )?;
@@ -204,7 +210,8 @@ impl fmt::Display for Error {
                 }
                 write!(
                     f,
-                    ", and was left alone: choose another filter.pin_path, or take it off with `{}`",
+                    ", and was left alone: choose another filter.pin_path, or take it off with \
+                     `{}`",
                     detach_command(path)
                 )
             }
@@ -216,12 +223,14 @@ impl fmt::Display for Error {
             }
             Self::NoDriverMode { interface, source } => write!(
                 f,
-                "interface {interface}: its driver takes no XDP program now ({source}); a lower MTU or fewer queues may \
-                 help (see `dmesg`), or ask for the slower generic mode with xdp_mode = \"generic\""
+                "interface {interface}: its driver takes no XDP program now ({source}); a lower \
+                 MTU or fewer queues may help (see `dmesg`), or ask for the slower generic mode \
+                 with xdp_mode = \"generic\""
             ),
             Self::NotPermitted { what } => write!(
                 f,
-                "{what}: not permitted; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+                "{what}: not permitted; run as root, or with CAP_BPF, CAP_NET_ADMIN and \
+                 CAP_PERFMON"
             ),
             Self::NoBpfFs { path, source } => {
                 write!(f, "{}: there is no BPF file system", path.display())?;
@@ -235,13 +244,14 @@ impl fmt::Display for Error {
             }
             Self::InUse { path } => write!(
                 f,
-                "{}: another process holds this filter; a running gate puts it back by itself and at a reload (SIGHUP): \
-                 stop it, or choose another pin path",
+                "{}: another process holds this filter; a running gate puts it back by itself and \
+                 at a reload (SIGHUP): stop it, or choose another pin path",
                 path.display()
             ),
             Self::PinPathChanged { path } => write!(
                 f,
-                "the filter is pinned under {}; another pin path needs a restart (and `{}` for the old one)",
+                "the filter is pinned under {}; another pin path needs a restart (and `{}` for \
+                 the old one)",
                 path.display(),
                 detach_command(path)
             ),
@@ -280,8 +290,8 @@ impl fmt::Display for Error {
                 }
                 write!(
                     f,
-                    ", and they can have one reader; `portcullis filter status` shows the top sources that it sees, \
-                     and so does /metrics of a gate"
+                    ", and they can have one reader; `portcullis filter status` shows the top \
+                     sources that it sees, and so does /metrics of a gate"
                 )
             }
             Self::Pin { path, source } => write!(f, "{}: {source}", path.display()),
@@ -291,20 +301,20 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// An error with its causes: aya's outer messages seldom hold the number that the kernel returned.
+/// An error with its causes: aya's outer messages rarely contain the kernel's error.
 struct Chain<'a>(&'a (dyn std::error::Error + 'static));
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut said = self.0.to_string();
-        f.write_str(&said)?;
+        let mut written = self.0.to_string();
+        f.write_str(&written)?;
         let mut cause = self.0.source();
         while let Some(error) = cause {
             let text = error.to_string();
-            // aya's transparent variants repeat what they wrap.
-            if !said.contains(&text) {
+            // aya's transparent variants repeat the error that they wrap.
+            if !written.contains(&text) {
                 write!(f, ": {text}")?;
-                said = text;
+                written = text;
             }
             cause = error.source();
         }
@@ -312,7 +322,7 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
-/// The number that the kernel returned, from however deep it was wrapped.
+/// The error number of the kernel, however deep it is wrapped.
 pub(super) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -324,7 +334,7 @@ pub(super) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32>
     None
 }
 
-/// An [`Error::Kernel`], or [`Error::NotPermitted`] where that is the reason.
+/// Makes an [`Error::Kernel`], or an [`Error::NotPermitted`] if that is the reason.
 pub(super) fn kernel<E>(step: &'static str) -> impl Fn(E) -> Error
 where
     E: std::error::Error + Send + Sync + 'static,
@@ -343,7 +353,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_permission_is_told_from_other_failures_however_deep_it_lies() {
+    fn a_missing_permission_is_found_however_deep_it_is_wrapped() {
         #[derive(Debug)]
         struct Outer(io::Error);
         impl fmt::Display for Outer {

@@ -1,9 +1,9 @@
-//! Packets that were dropped, as the program tells them to whoever reads along: a sample, because
-//! there is a bound to how many it tells in a second.
+//! Events of dropped packets, from the program to one reader. They are a sample: the program limits
+//! the number of events per second.
 //!
-//! A ring buffer has one reader. It holds a lock on a directory beside the pins, and says every
-//! second that it is still there: the program tells nothing to nobody. The lock is the kernel's, so
-//! a reader that is killed gives it back.
+//! A ring buffer has one reader. It holds a lock on a directory beside the pins, and announces
+//! itself every second: without a reader the program writes no events. The kernel releases the lock
+//! when the reader ends, however it ends.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -32,21 +32,21 @@ use super::pins::{Pins, pin_error};
 use super::top::Ranking;
 use crate::printable::printable;
 
-/// For so long the program believes that somebody reads.
+/// How long the program writes events after the last announcement of a reader.
 const READER_FOR: Duration = Duration::from_secs(2);
-/// How often a reader is to call [`Events::announce`].
+/// How often a reader has to call [`Events::announce`].
 pub const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
-/// How often a reader is to empty the buffer, which holds what two CPUs tell in a second.
+/// How often a reader has to empty the buffer, which holds the events of two CPUs for a second.
 pub const READ_EVERY: Duration = Duration::from_millis(100);
 
-/// The events of a filter in place, and who is dropped most by what they tell.
+/// The events of an attached filter, and the top sources counted from them.
 pub struct Events {
     /// Where the lock is.
     directory: PathBuf,
     lock: Lock,
-    /// Kept open, because opening it takes privileges that are given up.
+    /// Kept open, because opening it takes privileges that the gate drops.
     ring_map: MapData,
-    /// While it is this process's turn.
+    /// The buffer, while this process is the reader.
     ring: Option<RingBuf<MapData>>,
     control: Control,
     top_sources: Array<MapData, Value<TopSource>>,
@@ -57,55 +57,55 @@ pub struct Events {
 enum Lock {
     Free(File),
     Held {
-        /// For as long as it is open.
+        /// The lock ends when the file is closed.
         _file: Flock<File>,
     },
-    /// Between the two.
+    /// The file is to be opened again.
     Lost,
 }
 
 /// Another reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reader {
-    /// Its process.
+    /// Its process ID.
     pub process: u32,
-    /// What that process is called.
+    /// The name of that process.
     pub name: String,
 }
 
-/// A packet that was dropped, or would have been.
+/// A packet that was dropped or, in the mode `monitor`, would have been.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// How long ago.
     pub age: Duration,
-    /// Who sent it, as far as the packet says.
+    /// The source address of the packet; it may be forged.
     pub source: IpAddr,
-    /// Why it was dropped.
+    /// The reason to drop it.
     pub reason: &'static str,
     /// The list that its source is on, if that is the reason.
     pub list: Option<String>,
-    /// Where it came in.
+    /// The interface that received it.
     pub interface: Option<String>,
-    /// The port it went to, if it can be read.
+    /// The destination port, if it can be read.
     pub port: Option<u16>,
     /// It passed because of the mode `monitor`.
     pub monitored: bool,
 }
 
-/// An event as it is told: with the time of day in place of its age.
+/// An event for users: with the time of day in place of its age.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimedEvent {
-    /// When, in UTC, to the millisecond.
+    /// The time in UTC, to the millisecond.
     pub time: String,
-    /// Who sent it, as far as the packet says.
+    /// The source address of the packet; it may be forged.
     pub source: IpAddr,
-    /// Why it was dropped.
+    /// The reason to drop it.
     pub reason: Cow<'static, str>,
     /// The list that its source is on, if that is the reason.
     pub list: Option<String>,
-    /// Where it came in.
+    /// The interface that received it.
     pub interface: Option<String>,
-    /// The port it went to, if it can be read.
+    /// The destination port, if it can be read.
     pub port: Option<u16>,
     /// It passed because of the mode `monitor`.
     pub monitored: bool,
@@ -127,7 +127,7 @@ impl From<Event> for TimedEvent {
     }
 }
 
-/// What slots are called.
+/// The names of the slots of lists and interfaces.
 #[derive(Clone, Debug, Default)]
 pub struct SlotNames {
     pub(super) lists: BTreeMap<u32, String>,
@@ -138,7 +138,7 @@ impl Events {
     /// The events of the filter that is pinned under this path.
     ///
     /// # Errors
-    /// [`Error::NotAttached`] if there is none, [`Error::NotPermitted`] if the caller may not.
+    /// [`Error::NotAttached`] if there is none, [`Error::NotPermitted`] without privileges.
     pub fn open(pin_path: &Path) -> Result<Self, Error> {
         Self::of(&Pins::attached(pin_path)?)
     }
@@ -158,8 +158,7 @@ impl Events {
         })
     }
 
-    /// Makes this process the reader, unless another is. What the buffer held before is thrown
-    /// away.
+    /// Makes this process the reader, unless another one is. Older events are discarded.
     ///
     /// # Errors
     /// [`Error::EventsTaken`] while another process reads.
@@ -183,7 +182,7 @@ impl Events {
                 });
             }
         };
-        // Made anew for every turn: it remembers where it was, and others have read since.
+        // A new one each time: it keeps a position, and another process may have read since.
         let mut ring = self
             .ring()
             .map_err(kernel("opening the buffer of events"))?;
@@ -199,8 +198,8 @@ impl Events {
         RingBuf::try_from(Map::from_map_data(data)?)
     }
 
-    /// Tells the program that somebody reads, and everybody who looks who is dropped most. To be
-    /// called every [`ANNOUNCE_EVERY`].
+    /// Tells the program that there is a reader, and publishes the top sources. The reader calls it
+    /// every [`ANNOUNCE_EVERY`].
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
@@ -209,7 +208,7 @@ impl Events {
         let until = now_ns.saturating_add(in_ns(READER_FOR));
         self.control.reader_until_ns.set(until);
         let mut top = self.ranking.first(TOP_SOURCES_MAX as usize, now_ns);
-        top.resize(TOP_SOURCES_MAX as usize, NOBODY);
+        top.resize(TOP_SOURCES_MAX as usize, NO_SOURCE);
         for (place, source) in (0..).zip(top) {
             self.top_sources
                 .set(place, Value(source), 0)
@@ -218,7 +217,7 @@ impl Events {
         Ok(())
     }
 
-    /// The next event; `None` for now, or if it is not this process's turn.
+    /// The next event; `None` if there is none now, or if this process is not the reader.
     pub fn next(&mut self, names: &SlotNames) -> Option<Event> {
         let event = self.take()?;
         Some(Event {
@@ -232,9 +231,9 @@ impl Events {
         })
     }
 
-    /// Counts all that there is for the top sources.
+    /// Counts all waiting events for the top sources.
     pub fn count_all(&mut self) {
-        // What comes in faster than it is counted waits for the next time.
+        // At most one buffer full; events that come meanwhile wait for the next call.
         for _ in 0..layout::EVENTS_SIZE as usize / size_of::<layout::Event>() {
             if self.take().is_none() {
                 return;
@@ -245,7 +244,7 @@ impl Events {
     fn take(&mut self) -> Option<layout::Event> {
         let ring = self.ring.as_mut()?;
         loop {
-            // One of another size would be of another layout, which has a buffer of its own.
+            // An event of another size has another layout, and is skipped.
             let event = layout::Event::from_octets(&ring.next()?);
             if let Some(event) = event {
                 self.ranking.add(&event);
@@ -258,13 +257,13 @@ impl Events {
 impl Drop for Events {
     fn drop(&mut self) {
         if matches!(self.lock, Lock::Held { .. }) {
-            // The program stops by itself soon enough.
+            // Without this the program would stop after `READER_FOR`.
             self.control.reader_until_ns.set(0);
         }
     }
 }
 
-/// What slots are called in the filter that is pinned under this path.
+/// The names of the slots of the filter that is pinned under this path.
 ///
 /// # Errors
 /// As of [`status`](fn@super::status).
@@ -289,8 +288,8 @@ impl SlotNames {
     }
 }
 
-/// A place that is not taken.
-const NOBODY: TopSource = TopSource {
+/// An empty place among the top sources.
+const NO_SOURCE: TopSource = TopSource {
     written_ns: 0,
     last_ns: 0,
     events: 0,
@@ -300,14 +299,13 @@ const NOBODY: TopSource = TopSource {
     interface_slot: 0,
 };
 
-/// A reason's name from its number.
+/// The name of a reason from its number.
 pub(super) fn reason_name(number: u32) -> &'static str {
     let known = Reason::ALL.iter().find(|reason| **reason as u32 == number);
     known.map_or("unknown", |reason| reason.name())
 }
 
-/// The process that holds the lock on a file, as far as `/proc/locks` of this process namespace
-/// tells.
+/// The process that holds the lock on a file, if `/proc/locks` of this process namespace shows it.
 pub(super) fn holder(file: &File) -> Option<Reader> {
     let found = file.metadata().ok()?;
     let (device, inode) = (found.dev(), found.ino());
@@ -316,12 +314,13 @@ pub(super) fn holder(file: &File) -> Option<Reader> {
     let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
     Some(Reader {
         process,
-        // A process calls itself what it likes.
+        // A process can give itself any name.
         name: printable(name.trim_end()).into_owned(),
     })
 }
 
-/// Lines are `1: FLOCK  ADVISORY  WRITE 1234 00:1f:5678 0 EOF`; who waits has an arrow behind the number.
+/// Lines are `1: FLOCK  ADVISORY  WRITE 1234 00:1f:5678 0 EOF`. The line of a process that waits
+/// for the lock has an arrow after the number.
 fn holder_in(locks: &str, wanted: &str) -> Option<u32> {
     locks.lines().find_map(
         |line| match line.split_whitespace().collect::<Vec<_>>()[..] {
@@ -336,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_holder_of_the_lock_is_found_and_nobody_who_waits_for_it() {
+    fn the_holder_of_the_lock_is_found_and_no_process_that_waits_for_it() {
         // The same inode of another file system is another file.
         let locks = "1: POSIX  ADVISORY  WRITE 11 00:1f:5678 0 EOF\n\
                      2: FLOCK  ADVISORY  WRITE 12 fe:01:5678 0 EOF\n\

@@ -1,44 +1,40 @@
-//! What is known of an interface without anything being put on it: for `portcullis doctor`, and for
-//! the answers that the program sends ([`answers`](super::answers)).
+//! What the kernel reports about an interface without a program attached to it: for
+//! `portcullis doctor`, and for the answers of the program ([`answers`](super::answers)).
 //!
-//! Whether a driver runs XDP programs is asked of the kernel (generic netlink, family `netdev`,
-//! since Linux 6.3). Putting a program there to see was rejected: some drivers reset their queues
-//! for it, and the interface may be in use.
-
-use std::collections::BTreeSet;
-use std::io;
-use std::os::fd::AsRawFd;
+//! The kernel reports whether a driver runs XDP programs (generic netlink, family `netdev`, since
+//! Linux 6.3). Rejected: attaching a program as a test. Some drivers reset their queues for it, and
+//! the interface may be in use.
 
 use nix::libc;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
-};
+use nix::sys::socket::SockProtocol;
+use std::collections::BTreeSet;
+use std::io;
 
 use super::maps::Maps;
 use super::netlink::{
-    ANSWER_MAX, AttachMode, AttachedProgram, Attributes, HEADER, error_of, half, value_of,
+    AttachMode, AttachedProgram, Attributes, HEADER, error_of, exchange, half, value_of,
 };
 use super::pins::Pins;
 use super::settings::{role_name, xdp_mode_name};
 use super::{Error, attached, config, interfaces, link_layer, links};
 use crate::config::{Interface, XdpMode};
 
-/// An interface without a foreign program on it.
+/// The state of an interface that has no other XDP program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceState {
-    /// Whether the filter of this pin path sits on it.
+    /// Whether the filter of this pin path is attached to it.
     pub is_ours: bool,
-    /// What differs from the settings, in words: what the next start changes.
+    /// The differences from the settings, in words; the next start removes them.
     pub differences: Vec<String>,
-    /// Whether its driver runs XDP programs; `None` if the kernel does not tell.
+    /// Whether its driver runs XDP programs; `None` if the kernel does not report it.
     pub driver_mode: Option<bool>,
 }
 
-/// Looks at an interface, and changes nothing.
+/// The state of an interface. This changes nothing.
 ///
 /// # Errors
 /// [`Error::NoSuchInterface`], [`Error::Unreadable`], [`Error::Occupied`], and [`Error::Link`] if
-/// the kernel cannot be asked.
+/// the kernel does not answer.
 pub fn interface_state(
     settings: &config::Filter,
     interface: &Interface,
@@ -54,7 +50,7 @@ pub fn interface_state(
     })
 }
 
-/// What is in force on an interface and not as the settings have it.
+/// The differences between an interface and the settings, in words.
 fn differences(
     pins: &Pins,
     settings: &config::Filter,
@@ -69,7 +65,7 @@ fn differences(
     let Some(ours) = ours else {
         let lost = match record {
             Some(_) => Some("it had the filter, and is without it now".to_owned()),
-            // One that was taken off has no record, and another process may start with this
+            // A detached interface has no record. Another process may hold the filter with another
             // configuration.
             None => attached::holder(pins)
                 .map(|holder| format!("{holder} holds the filter, and does not have it here")),
@@ -120,10 +116,10 @@ const ETHTOOL_A_BITSET_NOMASK: u16 = 1;
 const ETHTOOL_A_BITSET_BITS: u16 = 3;
 const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
 const ETHTOOL_A_BITSET_BIT_VALUE: u16 = 3;
-/// The flag of an attribute that holds others.
+/// The flag of an attribute that contains attributes.
 const NLA_F_NESTED: u16 = 1 << 15;
 
-/// Octets of `struct nlmsghdr` and `struct genlmsghdr`.
+/// Bytes of `struct nlmsghdr` and `struct genlmsghdr`.
 const GENERIC_HEADER: usize = HEADER + 4;
 
 fn driver_mode(index: u32) -> io::Result<Option<bool>> {
@@ -137,16 +133,16 @@ fn driver_mode(index: u32) -> io::Result<Option<bool>> {
     Ok(features.map(|features| features & NETDEV_XDP_ACT_BASIC != 0))
 }
 
-/// The features of an interface as `ethtool -k` shows them, by the kernel's names.
+/// The features of an interface as `ethtool -k` shows them, with the kernel's names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Features {
-    /// Those that are on.
+    /// Features that are on.
     pub(super) active: BTreeSet<String>,
-    /// Those that can be switched on or off.
+    /// Features that can be switched on or off.
     pub(super) changeable: BTreeSet<String>,
 }
 
-/// The features of the interface with this index; `None` if the kernel does not tell.
+/// The features of the interface with this index; `None` if the kernel does not report them.
 pub(super) fn features(index: u32) -> io::Result<Option<Features>> {
     let Some(family) = family(b"ethtool\0")? else {
         return Ok(None);
@@ -161,7 +157,7 @@ pub(super) fn features(index: u32) -> io::Result<Option<Features>> {
     }))
 }
 
-/// The names of the bits that are set in a bitset. Without a mask only those are in it.
+/// The names of the bits that are set in a bitset. A bitset without a mask contains set bits only.
 fn names(bitset: &[u8]) -> BTreeSet<String> {
     let all = value_of(bitset, ETHTOOL_A_BITSET_NOMASK).is_some();
     let bits = Attributes(value_of(bitset, ETHTOOL_A_BITSET_BITS).unwrap_or_default());
@@ -185,20 +181,11 @@ fn family(name: &[u8]) -> io::Result<Option<u16>> {
     }
 }
 
-/// Asks with one attribute and gives the attributes of the answer.
+/// Sends a request with one attribute and returns the attributes of the answer.
 fn ask(family: u16, command: u8, kind: u16, value: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkGeneric,
-    )?;
     let request = request(family, command, kind, value);
-    send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
-    let mut answer = vec![0; ANSWER_MAX];
-    let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    let answer = answer.get(..length).unwrap_or_default();
-    error_of(answer)?;
+    let answer = exchange(SockProtocol::NetlinkGeneric, &request)?;
+    error_of(&answer)?;
     Ok(answer.get(GENERIC_HEADER..).unwrap_or_default().to_vec())
 }
 
@@ -209,16 +196,16 @@ fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<u8> {
     message.extend((total as u32).to_ne_bytes());
     message.extend(family.to_ne_bytes());
     message.extend((libc::NLM_F_REQUEST as u16).to_ne_bytes());
-    // No sequence number and no port are needed for one question.
+    // One request needs no sequence number and no port.
     message.extend([0; 8]);
     message.extend([command, 1, 0, 0]);
     message.extend(attribute);
     message
 }
 
-/// A `struct nlattr` with its value, filled up to the next one.
+/// A `struct nlattr` with its value, padded.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    // It fits: the values are an index and a short name.
+    // It fits: the values are indexes and short names.
     let length = (4 + value.len()) as u16;
     let mut attribute = Vec::from(length.to_ne_bytes());
     attribute.extend(kind.to_ne_bytes());

@@ -1,7 +1,7 @@
-//! A program on an interface that is none of ours: what it is, and how it is taken off.
+//! Another program on an interface: what it is, and how to remove it.
 //!
-//! That depends on how it was attached. The kernel refuses `ip link` for what a link holds, and a
-//! program that was attached without a link has none to be ended.
+//! That depends on how it was attached: the kernel refuses `ip link` for a program with a BPF link,
+//! and a program without one has no link to detach.
 
 use aya::programs::loaded_programs;
 
@@ -9,7 +9,7 @@ use super::bpf::Link;
 use super::netlink::{AttachMode, AttachedProgram};
 use super::{Error, attached};
 
-/// The error that a program which is none of ours is. It is left alone.
+/// The error for an interface with another program. That program is left alone.
 pub(super) fn occupied(interface: &str, index: u32, other: AttachedProgram) -> Error {
     let info = loaded_programs()
         .flatten()
@@ -30,8 +30,7 @@ pub(super) fn occupied(interface: &str, index: u32, other: AttachedProgram) -> E
     }
 }
 
-/// How a program is taken off an interface. The kernel refuses `ip link` for what a link holds, and
-/// the other way round.
+/// The command that removes a program from an interface.
 fn removal(interface: &str, index: u32, other: AttachedProgram) -> String {
     let flag = match other.place {
         AttachMode::Driver => "xdpdrv",
@@ -43,7 +42,8 @@ fn removal(interface: &str, index: u32, other: AttachedProgram) -> String {
         Ok(None) => by_netlink,
         Ok(Some(link)) => match attached::pinned_as(link.id) {
             Some(path) => format!(
-                "it is the filter that is pinned under {0}: `portcullis filter detach --pin-path {0}`",
+                "it is the filter that is pinned under {0}: \
+                 `portcullis filter detach --pin-path {0}`",
                 path.display()
             ),
             None => format!(
@@ -52,7 +52,8 @@ fn removal(interface: &str, index: u32, other: AttachedProgram) -> String {
             ),
         },
         Err(_) => format!(
-            "`bpftool net` shows how it is attached: {by_netlink}, or `bpftool link detach id N` for a BPF link"
+            "`bpftool net` shows how it is attached: {by_netlink}, or `bpftool link detach id N` \
+             for a BPF link"
         ),
     }
 }
@@ -69,7 +70,7 @@ mod tests {
     use crate::netns::Namespace;
 
     #[test]
-    fn the_way_to_take_another_program_off_is_one_that_the_kernel_takes() -> io::Result<()> {
+    fn the_command_that_removes_another_program_works() -> io::Result<()> {
         if !crate::netns::permitted() {
             let _ = writeln!(io::stderr(), "SKIPPED (needs root): foreign programs");
             return Ok(());
@@ -103,7 +104,7 @@ mod tests {
             error.contains(&command) && !error.contains("ip link set"),
             "{error}"
         );
-        // What bpftool does.
+        // As bpftool does.
         link.detach()?;
         assert_eq!(ours()?, Ok(None));
         std::fs::remove_file(path)

@@ -1,5 +1,5 @@
-//! Where the gate that holds the filter answers: written beside the pins, so that a command finds
-//! it without a configuration.
+//! The admin endpoint of the gate that holds the filter. It is stored beside the pins, so that a
+//! command finds it without a configuration.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,8 +11,8 @@ use super::address::{of_source, source};
 use super::maps::Maps;
 use super::pins::Pins;
 
-/// The admin endpoint of the gate that holds the filter under this pin path, or held it last.
-/// `None`: it has none. Whether it still runs shows when it is asked.
+/// The admin endpoint of the gate that holds the filter under this pin path, or held it last;
+/// `None` if it has none. The gate may have ended since.
 ///
 /// # Errors
 /// As of [`status`](fn@super::status).

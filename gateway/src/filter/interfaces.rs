@@ -1,13 +1,14 @@
-//! The interfaces of a filter over time: put on at the start, let go when the configuration does
-//! not name them any more, and put on again when an interface was deleted and made again.
+//! The interfaces of a filter over time. The filter is attached at the start, detached when the
+//! configuration does not name an interface any more, and attached again when an interface was
+//! deleted and created again.
 //!
-//! A program is loaded once for each interface and kept open. Putting it on an interface takes only
-//! its descriptor and the directory of the links, so that a gate which has given up its privileges
-//! can do it. The rejected way is a helper process with privileges: it is not needed.
+//! A program is loaded once for each interface and kept open. Attaching it takes its descriptor and
+//! the directory of the links only, so a gate that has dropped its privileges can do it. Rejected:
+//! a privileged helper process; it is not needed.
 //!
-//! An interface of the configuration is the one that bears the name. One that is renamed keeps its
-//! filter, until another with that name comes and gets it. What an operator took off stays off
-//! until the configuration is read again, or the interface is made again.
+//! The configuration means the interface that has the name now. A renamed interface keeps its
+//! filter until another interface with the old name comes and gets it. If an operator detaches the
+//! filter, it stays detached until a reload, or until the interface is created again.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,27 +25,27 @@ use crate::config::{self, FilterMode};
 /// An interface of the settings, as this process holds it.
 pub(super) struct HeldInterface {
     slot: u32,
-    /// For the link layer that it has; for each that it may have, if it was not there at the start.
+    /// The program for its link layer; for every link layer, if it did not exist at the start.
     programs: Vec<(LinkLayer, Loaded)>,
     place: AttachState,
     unfiltered_since: Option<SystemTime>,
 }
 
-/// Where the program of an interface is.
+/// Whether the program is attached to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum AttachState {
-    /// On it. What the interface is called now, if it was renamed.
+    /// It is attached. `renamed`: the new name of the interface, if it has one.
     On { index: u32, renamed: Option<String> },
-    /// There is no interface of the name.
+    /// There is no interface of this name.
     Missing,
-    /// Another process took it off the interface with this index.
+    /// Another process detached it from the interface with this index.
     Detached { index: u32 },
-    /// It cannot be put on it, for this reason.
+    /// It cannot be attached, for this reason.
     Failed { reason: String },
 }
 
 impl AttachState {
-    /// The interface that it is on, or was until it was taken off.
+    /// The index of the interface that it is attached to, or was until it was detached.
     fn index(&self) -> Option<u32> {
         match self {
             Self::On { index, .. } | Self::Detached { index } => Some(*index),
@@ -56,7 +57,7 @@ impl AttachState {
         matches!(self, Self::On { .. })
     }
 
-    /// Whether it is not as the settings have it.
+    /// Whether it differs from the settings.
     fn is_odd(&self) -> bool {
         !matches!(self, Self::On { renamed: None, .. })
     }
@@ -72,18 +73,18 @@ impl AttachState {
 }
 
 impl HeldInterface {
-    /// Where its program sits in truth.
+    /// Where its program is attached now, according to the kernel.
     fn attach_point(&self) -> Option<AttachPoint> {
         self.attach_point_on(self.place.index()?)
     }
 
-    /// How its program sits on the interface with this index, if it does.
+    /// How its program is attached to the interface with this index, if it is.
     fn attach_point_on(&self, index: u32) -> Option<AttachPoint> {
         let mut programs = self.programs.iter();
         programs.find_map(|(_, program)| links::attach_point_of(index, program.number))
     }
 
-    /// The program that reads an interface.
+    /// The program for the link layer of an interface.
     fn program_for(&self, interface: &str, index: u32) -> Result<&Loaded, Error> {
         let layer = link_layer::of(interface, index)?;
         let mut programs = self.programs.iter();
@@ -92,8 +93,8 @@ impl HeldInterface {
             .map(|(_, program)| program)
             .ok_or_else(|| Error::Unreadable {
                 interface: interface.to_owned(),
-                reason: "its frames begin otherwise than those of the interface that had this name at the start; \
-                         restart the gate, which loads another program for it"
+                reason: "its frames begin otherwise than those of the interface that had this \
+                         name at the start; restart the gate, which loads another program for it"
                     .to_owned(),
             })
     }
@@ -108,8 +109,8 @@ impl HeldInterface {
     }
 }
 
-/// Before anything is changed: whether the interfaces of the settings are there, unless they are
-/// waited for.
+/// Checks, before anything is changed, that the interfaces of the settings exist, unless the gate
+/// waits for them.
 pub(super) fn check_present(settings: &config::Filter, pins: &Pins) -> Result<(), Error> {
     for interface in &settings.interfaces {
         match present(pins, &interface.name) {
@@ -122,7 +123,8 @@ pub(super) fn check_present(settings: &config::Filter, pins: &Pins) -> Result<()
     Ok(())
 }
 
-/// The index of an interface. One that was renamed since it got its filter is named in the error.
+/// The index of an interface. If it was renamed since it got its filter, the error has its new
+/// name.
 pub(super) fn present(pins: &Pins, interface: &str) -> Result<u32, Error> {
     links::index(interface).map_err(|_| Error::NoSuchInterface {
         interface: interface.to_owned(),
@@ -131,7 +133,7 @@ pub(super) fn present(pins: &Pins, interface: &str) -> Result<u32, Error> {
 }
 
 impl Filter {
-    /// Puts the program on the interfaces of the settings, and takes it off all others.
+    /// Attaches the program to the interfaces of the settings, and detaches it from all others.
     pub(super) fn sync_interfaces(&mut self) -> Result<(), Error> {
         self.follow_names()?;
         let mut new = Vec::new();
@@ -147,7 +149,7 @@ impl Filter {
                 }
             }
         }
-        // A filter that is off need not say where it would be: what sits there passes everything.
+        // A filter that is off needs no interfaces in the settings: its program passes everything.
         if self.settings.mode != FilterMode::Off || !self.settings.interfaces.is_empty() {
             self.detach_from_others()?;
         }
@@ -172,14 +174,14 @@ impl Filter {
         Ok(())
     }
 
-    /// Pins and records get the names that their interfaces have now.
+    /// Renames pins and records after their interfaces.
     fn follow_names(&mut self) -> Result<(), Error> {
         let renamed = links::follow_names(&self.pins)?;
         let taken = self.maps.interfaces()?;
         let new_name = |name: &str| renamed.iter().find(|(old, _)| old == name);
         for taken in &taken {
             let name = &taken.interface.name;
-            // Of an interface that is no more, and whose name another has now.
+            // The interface is gone, and another has its name now.
             if new_name(name).is_none() && renamed.iter().any(|(_, new)| new == name) {
                 self.maps.free_interface_slot(taken.slot)?;
             }
@@ -198,7 +200,8 @@ impl Filter {
         Ok(())
     }
 
-    /// Puts the program on an interface; `None` if it is not there and is waited for.
+    /// Attaches the program to an interface; `None` if the interface does not exist and the gate
+    /// waits for it.
     fn put(&mut self, interface: &config::Interface) -> Result<Option<PutResult>, Error> {
         let taken = self.maps.interfaces()?;
         let before = taken
@@ -218,7 +221,7 @@ impl Filter {
                 (slot, self.maps.counted()?.interface(slot))
             }
         };
-        // Before the program counts there: nobody else is to take the slot if this process ends.
+        // Before the program counts there: if this process ends, no other may take the slot.
         self.maps.take_interface_slot(&InterfaceSlot {
             slot,
             interface: interface.clone(),
@@ -303,7 +306,7 @@ impl Filter {
         Ok(())
     }
 
-    /// The interfaces of the settings that are not there.
+    /// The interfaces of the settings that do not exist.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
         let held = self.interfaces.iter();
@@ -312,22 +315,23 @@ impl Filter {
             .collect()
     }
 
-    /// Lets a user keep the filter on its interfaces: what [`Filter::reattach`] needs once this process
-    /// is that user's.
+    /// Gives the links to a user: [`Filter::reattach`] needs that once this process runs as that
+    /// user.
     ///
     /// # Errors
     /// [`Error::Pin`] and [`Error::NotPermitted`].
     pub fn chown_links(&self, uid: u32, gid: u32) -> Result<(), Error> {
-        // By their path, which is root's: what leads through the open directory is a link in
-        // itself.
+        // By the real path: the path through the open directory is itself a symbolic link.
         Pins::new(self.pins.root()).chown_links(uid, gid)
     }
 
-    /// Compares the kernel's state with the settings, logs what has changed, and puts the program
-    /// back on interfaces that were made again. `gone` are the indexes of interfaces that were
-    /// deleted since the last call. What another process took off is put back only if `all` says
-    /// so; what is not as the settings have it is then told again. Returns the interfaces that have
-    /// the filter again.
+    /// Compares the kernel's state with the settings, logs what has changed, and attaches the
+    /// program again to interfaces that were created again. Returns the interfaces that have the
+    /// filter again.
+    ///
+    /// `gone` are the indexes of interfaces that were deleted since the last call. With `all`, the
+    /// program is also attached where another process detached it, and every difference from the
+    /// settings is logged again.
     pub fn reattach(&mut self, gone: &[u32], all: bool) -> Vec<String> {
         if let Err(error) = self.check_pinned() {
             self.all_detached(&error);
@@ -353,7 +357,7 @@ impl Filter {
                 },
             };
             if let Some(held) = self.interfaces.get_mut(&name) {
-                // One that was made again between two looks is another interface.
+                // An interface that was created again between two checks is another interface.
                 let is_another = held.place.index() != place.index();
                 if place.is_on() && (is_another || !held.place.is_on()) {
                     again.push(name.clone());
@@ -368,12 +372,15 @@ impl Filter {
         if !again.is_empty()
             && let Err(error) = self.sync_answers()
         {
-            tracing::warn!(%error, "whether answers arrive on interfaces that came back is not known yet");
+            tracing::warn!(
+                %error,
+                "whether answers arrive on interfaces that came back is not known yet"
+            );
         }
         again
     }
 
-    /// The pins are gone, or another filter has taken their place.
+    /// The pins are gone, or belong to another filter.
     fn all_detached(&mut self, error: &Error) {
         let is_news = self.interfaces.values().any(|held| held.place.is_on());
         if is_news {
@@ -404,7 +411,7 @@ impl Filter {
         links::follow_names(&self.pins)?;
         let taken = self.maps.interfaces()?;
         if !taken.iter().any(|taken| taken.slot == held.slot) {
-            // It was given back when the filter was taken off this interface.
+            // It was freed when the filter was detached from this interface.
             self.maps.take_interface_slot(&InterfaceSlot {
                 slot: held.slot,
                 interface: interface.clone(),
@@ -417,7 +424,7 @@ impl Filter {
         Ok(index)
     }
 
-    /// What this process knows of its interfaces, for the status.
+    /// What this process knows about its interfaces, for the status.
     pub(super) fn views(&self) -> Result<Vec<InterfaceView>, Error> {
         let view = |(name, held): (&String, &HeldInterface)| {
             let point = held.attach_point();
@@ -443,7 +450,7 @@ impl Filter {
             }
         };
         let mut views: Vec<InterfaceView> = self.interfaces.iter().map(view).collect();
-        // What an earlier owner left, and a filter that is off does not name.
+        // Interfaces that an earlier owner left, and that a filter that is off does not name.
         for taken in self.maps.interfaces()? {
             if !self.interfaces.values().any(|held| held.slot == taken.slot) {
                 views.push(InterfaceView::of(&self.pins, taken));
@@ -453,11 +460,11 @@ impl Filter {
     }
 }
 
-/// What a look at an interface found.
+/// The result of a check of an interface.
 enum Finding {
-    /// It is so, and nothing is to be done.
+    /// Its state; nothing has to be done.
     Is(AttachState),
-    /// The program belongs there.
+    /// The program has to be attached.
     Attach,
 }
 
@@ -474,7 +481,7 @@ fn check_interface(held: &HeldInterface, name: &str, gone: &[u32], all: bool) ->
         }
         (_, None) => Finding::Is(AttachState::Missing),
         (_, Some(index)) => match held.attach_point_on(index) {
-            // It was elsewhere meanwhile.
+            // The interface of this name has changed, and has the program.
             Some(_) => Finding::Is(AttachState::On {
                 index,
                 renamed: None,
@@ -488,7 +495,7 @@ fn check_interface(held: &HeldInterface, name: &str, gone: &[u32], all: bool) ->
     }
 }
 
-/// Tells what is new about an interface.
+/// Logs the new state of an interface.
 fn log_change(interface: &str, held: &HeldInterface, place: &AttachState) {
     match place {
         AttachState::On {
@@ -511,11 +518,13 @@ fn log_change(interface: &str, held: &HeldInterface, place: &AttachState) {
         }
         AttachState::Missing => tracing::warn!(
             interface,
-            "the interface is gone, and the filter with it; it gets the filter again when it is back"
+            "the interface is gone, and the filter with it; it gets the filter again when it is \
+             back"
         ),
         AttachState::Detached { .. } => tracing::warn!(
             interface,
-            "another process took the filter off this interface: it is unfiltered; a reload (SIGHUP) or a restart puts it back"
+            "another process took the filter off this interface: it is unfiltered; a reload \
+             (SIGHUP) or a restart puts it back"
         ),
         AttachState::Failed { reason } => tracing::error!(
             interface,

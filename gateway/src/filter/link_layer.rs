@@ -1,10 +1,11 @@
-//! How the frames of an interface begin, as the program will see them; or why it cannot read them.
+//! The header with which the frames of an interface begin for the program, or why it cannot read
+//! them.
 //!
-//! The kernel hands a generic program what it has from its "MAC header" on. That is the Ethernet
-//! header where there is one, and the IP header on PPP, WireGuard, TUN and most tunnels; some leave
-//! the header of another interface there, or the outer one. A program on those would look healthy
-//! and filter nothing, so they are refused. What an interface is says its hardware type (`ARPHRD_*`
-//! of linux/if_arp.h), and where that is not enough, which driver made it.
+//! The kernel passes a packet to a generic program from its "MAC header" on. That is the Ethernet
+//! header if there is one, and the IP header on PPP, WireGuard, TUN and most tunnels. On some
+//! interfaces it is the header of another interface, or the outer header. A program there would
+//! look healthy and filter nothing, so those interfaces are refused. The hardware type (`ARPHRD_*`
+//! of linux/if_arp.h) tells the kind of an interface; where that is not enough, its driver does.
 
 use std::io;
 
@@ -26,11 +27,11 @@ const GRE: u16 = 778;
 const GRE6: u16 = 823;
 const NONE: u16 = 0xfffe;
 
-/// How the frames of this interface begin.
+/// The header with which the frames of this interface begin.
 ///
 /// # Errors
-/// [`Error::Unreadable`] for one that the program cannot read, and [`Error::Link`] if the kernel
-/// cannot be asked.
+/// [`Error::Unreadable`] if the program cannot read its frames, [`Error::Link`] if the kernel does
+/// not answer.
 pub(super) fn of(interface: &str, index: u32) -> Result<LinkLayer, Error> {
     let step = "asking what kind of interface it is";
     let description =
@@ -41,7 +42,7 @@ pub(super) fn of(interface: &str, index: u32) -> Result<LinkLayer, Error> {
     })
 }
 
-/// What the status calls it.
+/// The name of it in the status.
 pub(super) const fn name(layer: LinkLayer) -> &'static str {
     match layer {
         LinkLayer::Ethernet => "ethernet",
@@ -49,20 +50,21 @@ pub(super) const fn name(layer: LinkLayer) -> &'static str {
     }
 }
 
-/// The same of what the kernel says of it; else the reason.
+/// The same from the kernel's description of the interface. The error is the reason, in words.
 pub(super) fn judge(description: &Description) -> Result<LinkLayer, String> {
     let kind = description.kind.as_str();
     match kind {
-        // No packet is received there: they change to it after every place where XDP runs.
+        // No packet is received there: packets move to a VRF after all places where XDP runs.
         "vrf" => {
             return Err(
                 "no packet comes in on a VRF itself; name the interfaces that are in it".to_owned(),
             );
         }
-        // What is decrypted keeps the header of the interface it came in on.
+        // A decrypted packet keeps the header of the interface that received it.
         "xfrm" | "vti" | "vti6" => {
             return Err(format!(
-                "XDP does not see where packets begin on an IPsec interface ({kind}), so that nothing would be filtered; leave it out"
+                "XDP does not see where packets begin on an IPsec interface ({kind}), so that \
+                 nothing would be filtered; leave it out"
             ));
         }
         _ => {}
@@ -78,8 +80,9 @@ pub(super) fn judge(description: &Description) -> Result<LinkLayer, String> {
                 .to_owned(),
         ),
         other => Err(format!(
-            "its frames (hardware type {other}) begin with neither Ethernet nor IP, so that nothing would be filtered; \
-             leave it out, and name the interface that its packets come from"
+            "its frames (hardware type {other}) begin with neither Ethernet nor IP, so that \
+             nothing would be filtered; leave it out, and name the interface that its packets \
+             come from"
         )),
     }
 }
@@ -155,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tun_device_that_wants_to_be_told_what_comes_out_is_not_answered_on() {
+    fn a_tun_device_with_packet_information_gets_no_answers() {
         let mut tun = description(NONE, "tun", &[]);
         tun.tun_information = true;
         assert_eq!(judge(&tun), Ok(LinkLayer::RawIp));

@@ -1,9 +1,9 @@
-//! Puts the program on an interface, and takes it off.
+//! Attaches the program to an interface, and detaches it.
 //!
-//! What keeps a program on an interface is a pinned link. A link that still leads to the interface
-//! gets the new program in one step, with no packet unfiltered in between. A link that leads
-//! nowhere (the interface was deleted and made again) or to another mode is replaced. A link is
-//! known by the index of its interface and the number of its program: names change.
+//! A pinned link keeps a program attached. A link that still leads to the interface gets the new
+//! program in one step, with no packet unfiltered in between. A link without an interface (it was
+//! deleted and created again) or with another mode is replaced. The index of the interface and the
+//! ID of the program identify a link, because names change.
 
 use std::{env, io};
 
@@ -23,9 +23,9 @@ use super::pins::{Pins, is_pin};
 use super::verifier::VerifierLog;
 use crate::config::XdpMode;
 
-/// The program, as `cargo xtask ebpf build` made it.
+/// The object file that `cargo xtask ebpf build` made.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/prebuilt/portcullis.o");
-/// The program, and the same for kernels that know nothing of frames in several buffers.
+/// The program, and the same for kernels without XDP frames in several buffers.
 const PROGRAMS: [&str; 2] = ["portcullis", "portcullis_linear"];
 
 /// Creates the maps that are not pinned yet.
@@ -34,26 +34,25 @@ pub(super) fn create_maps(pins: &Pins) -> Result<(), Error> {
     object(OBJECT, pins, constant).map(drop)
 }
 
-/// Loads an instance of the program for such an interface, over the pinned maps.
+/// Loads an instance of the program for such an interface, with the pinned maps.
 pub(super) fn load(pins: &Pins, interface: InterfaceConstant) -> Result<Ebpf, Error> {
     load_from(OBJECT, pins, interface)
 }
 
-/// The object over the pinned maps; its programs are not loaded, which is when the verifier walks
-/// them.
-fn object(octets: &[u8], pins: &Pins, interface: InterfaceConstant) -> Result<Ebpf, Error> {
+/// The object with the pinned maps. Its programs are not loaded yet; loading verifies them.
+fn object(bytes: &[u8], pins: &Pins, interface: InterfaceConstant) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     loader.override_global("INTERFACE", &interface.0, true);
     for name in PROGRAM_MAPS {
         loader.map_pin_path(name, pins.map(name));
     }
     loader
-        .load(octets)
+        .load(bytes)
         .map_err(kernel("loading the program's maps"))
 }
 
-/// The program for such an interface, loaded over maps that are pinned nowhere: nothing of it is
-/// left when it is dropped.
+/// The program for such an interface, loaded with maps that are not pinned: nothing is left when it
+/// is dropped.
 pub(super) fn unpinned(interface: InterfaceConstant) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     loader.override_global("INTERFACE", &interface.0, true);
@@ -61,8 +60,8 @@ pub(super) fn unpinned(interface: InterfaceConstant) -> Result<Ebpf, Error> {
     verified(object.map_err(kernel("loading the program's maps"))?)
 }
 
-fn load_from(octets: &[u8], pins: &Pins, interface: InterfaceConstant) -> Result<Ebpf, Error> {
-    verified(object(octets, pins, interface)?)
+fn load_from(bytes: &[u8], pins: &Pins, interface: InterfaceConstant) -> Result<Ebpf, Error> {
+    verified(object(bytes, pins, interface)?)
 }
 
 /// The object with its program loaded.
@@ -71,11 +70,12 @@ fn verified(mut object: Ebpf) -> Result<Ebpf, Error> {
     named(&mut object, program)?
         .load()
         .or_else(|error| match error {
-            // The first kernel that takes such a program is 5.18; the others do not know the flag.
+            // Linux 5.18 is the first kernel that accepts such a program; older ones do not know
+            // the flag.
             ProgramError::LoadError { ref io_error, .. }
                 if matches!(io_error.raw_os_error(), Some(libc::EINVAL | libc::E2BIG)) =>
             {
-                // What the first one was refused for is what counts if this one is, too.
+                // If this one is refused too, the error of the first one is reported.
                 named(&mut object, linear)?
                     .load()
                     .map_err(|_| error)
@@ -99,7 +99,7 @@ fn refused(error: ProgramError) -> Error {
     }
 }
 
-/// The program that was loaded out of an object.
+/// The loaded program of an object.
 pub(super) fn program(object: &mut Ebpf) -> Result<&mut Xdp, Error> {
     let [program, linear] = PROGRAMS;
     let loaded = named(object, program)?.fd().is_ok();
@@ -123,11 +123,11 @@ pub(super) fn index(interface: &str) -> Result<u32, Error> {
     })
 }
 
-/// A program that is loaded for one slot, role and link layer, and can be put on an interface for
-/// as long as this is open. That takes no privileges any more; loading it does.
+/// A program that is loaded for one slot, role and link layer. It can be attached while this is
+/// open. Loading takes privileges; attaching takes none.
 pub(super) struct Loaded {
     descriptor: ProgramFd,
-    /// The kernel's number of the program.
+    /// The kernel's ID of the program.
     pub(super) number: u32,
 }
 
@@ -145,16 +145,16 @@ pub(super) fn open(pins: &Pins, interface: InterfaceConstant) -> Result<Loaded, 
     Ok(Loaded { descriptor, number })
 }
 
-/// How the program came to an interface.
+/// How the program was attached to an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PutResult {
-    /// A link was made.
+    /// With a new link.
     New,
-    /// A link that was there got the new program.
+    /// An existing link got the new program.
     TakenOver,
 }
 
-/// Puts a program on the interface of this name; gives the interface's index, too.
+/// Attaches a program to the interface of this name. Also returns the index of the interface.
 pub(super) fn put(
     pins: &Pins,
     interface: &str,
@@ -187,7 +187,7 @@ pub(super) fn put(
     }
 }
 
-/// Where the program of this link sits on an interface; another one there is an error.
+/// How the program of this link is attached to an interface. Another program there is an error.
 fn only_ours(
     index: u32,
     interface: &str,
@@ -202,8 +202,8 @@ fn only_ours(
     }
 }
 
-/// Where the filter of these pins sits on an interface, whatever name its pin has; another program
-/// there is an error.
+/// How the filter of these pins is attached to an interface, whatever the name of its pin. Another
+/// program there is an error.
 pub(super) fn ours_on(pins: &Pins, interface: &str) -> Result<Option<AttachedProgram>, Error> {
     let index = index(interface)?;
     let mut pinned = pinned(pins, interface).filter(|link| link.index == index);
@@ -229,7 +229,7 @@ fn attach(
     };
     let link = Link::create(&program.descriptor, index, flags)
         .map_err(|error| attach_error(interface, index, mode, error))?;
-    // Without its pin the link, and with it the program, is gone when this returns.
+    // Without a pin the link would end when this returns, and detach the program.
     link.pin(&pins.link(interface))
         .map_err(link_error(interface, "pinning its link"))
 }
@@ -246,7 +246,7 @@ fn attach_error(interface: &str, index: u32, mode: XdpMode, error: io::Error) ->
                 None => link_error(interface, "attaching")(error),
             }
         }
-        // So the kernel says that an interface has gone meanwhile.
+        // The error of the kernel if the interface was deleted meanwhile.
         Some(libc::EINVAL | libc::ENODEV) if name_of(index).is_none() => Error::NoSuchInterface {
             interface: interface.to_owned(),
             renamed: None,
@@ -263,10 +263,10 @@ fn attach_error(interface: &str, index: u32, mode: XdpMode, error: io::Error) ->
     }
 }
 
-/// Takes the program off an interface, and returns when it is off. That there is none is no error.
+/// Detaches the program from an interface, and returns when that is done. No program is no error.
 pub(super) fn remove(pins: &Pins, interface: &str) -> Result<(), Error> {
-    // Without this the kernel lets a link go some time after its last pin was removed, and nothing
-    // could be attached until then.
+    // Otherwise the kernel ends a link some time after its last pin is removed, and until then no
+    // program can be attached.
     if let Some(link) = pinned(pins, interface).filter(|link| link.index != 0) {
         link.detach()
             .map_err(link_error(interface, "taking its program off"))?;
@@ -279,20 +279,20 @@ pub(super) fn remove(pins: &Pins, interface: &str) -> Result<(), Error> {
 pub(super) struct AttachPoint {
     /// The index of the interface.
     pub(super) index: u32,
-    /// What the interface is called now.
+    /// The name that the interface has now.
     pub(super) name: String,
-    /// How it sits there.
+    /// The program there.
     pub(super) attached: AttachedProgram,
 }
 
-/// Where the program of the link that is pinned for an interface sits, if that is in this network
+/// Where the link that is pinned for an interface is attached, if that is in this network
 /// namespace.
 pub(super) fn attach_point(pins: &Pins, interface: &str) -> Option<AttachPoint> {
     let link = pinned(pins, interface)?;
     attach_point_of(link.index, link.program)
 }
 
-/// Where this program sits on the interface with this index, if it does.
+/// How this program is attached to the interface with this index, if it is.
 pub(super) fn attach_point_of(index: u32, program: u32) -> Option<AttachPoint> {
     let name = name_of(index)?;
     let mut here = netlink::attached(index).ok()?.into_iter();
@@ -304,18 +304,18 @@ pub(super) fn attach_point_of(index: u32, program: u32) -> Option<AttachPoint> {
     })
 }
 
-/// Whether no program sits on an interface.
+/// Whether an interface has no program.
 pub(super) fn is_free(index: u32) -> bool {
     netlink::attached(index).is_ok_and(|here| here.is_empty())
 }
 
-/// What an interface of this network namespace is called.
+/// The name of an interface of this network namespace.
 fn name_of(index: u32) -> Option<String> {
     let name = if_indextoname(index).ok()?;
     Some(name.to_string_lossy().into_owned())
 }
 
-/// The link that is pinned for an interface, if there is one and it may be opened.
+/// The link that is pinned for an interface, if there is one and this process may open it.
 pub(super) fn pinned(pins: &Pins, interface: &str) -> Option<Link> {
     let path = pins.link(interface);
     if !is_pin(&path) {
@@ -324,8 +324,7 @@ pub(super) fn pinned(pins: &Pins, interface: &str) -> Option<Link> {
     Link::pinned(&path).ok().flatten()
 }
 
-/// The interfaces with a pinned link that leads to an interface, but to none of this network
-/// namespace.
+/// The interfaces whose pinned link leads to an interface of another network namespace.
 pub(super) fn elsewhere(pins: &Pins) -> Result<Vec<String>, Error> {
     let mut names = pins.linked()?;
     names.retain(|name| {
@@ -336,9 +335,8 @@ pub(super) fn elsewhere(pins: &Pins) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Gives every pin the name that its interface has now; returns the old and the new names. A link
-/// is known by what it leads to: the interface may have been renamed since, or two may have
-/// exchanged their names.
+/// Renames every pin after its interface. Returns the old and the new names. The link tells its
+/// interface: that may have been renamed since, or two may have exchanged their names.
 pub(super) fn follow_names(pins: &Pins) -> Result<Vec<(String, String)>, Error> {
     let mut renamed = Vec::new();
     for name in pins.linked()? {
@@ -351,8 +349,8 @@ pub(super) fn follow_names(pins: &Pins) -> Result<Vec<(String, String)>, Error> 
             renamed.push((name, point.name, link.id));
         }
     }
-    // First out of each other's way. A process that ends in between leaves pins with names that no
-    // interface has.
+    // First to temporary names, because two may have exchanged theirs. A process that ends in
+    // between leaves pins with names that no interface has.
     for (old, _, id) in &renamed {
         pins.rename_link(old, &temporary_name(*id))?;
     }
@@ -368,9 +366,8 @@ pub(super) fn follow_names(pins: &Pins) -> Result<Vec<(String, String)>, Error> 
         .collect())
 }
 
-/// Frees the name of a pin. A link that is not here but leads somewhere, which is in another
-/// network namespace, stays where it is under another name. (Its index says nothing: it may be that
-/// of another interface here.)
+/// Frees the name of a pin. A link to an interface of another network namespace is kept, under a
+/// temporary name. (Its index does not help: another interface may have it here.)
 fn free_name(pins: &Pins, interface: &str, link: &Link, is_here: bool) -> Result<(), Error> {
     if link.index == 0 || is_here {
         remove(pins, interface)
@@ -379,7 +376,7 @@ fn free_name(pins: &Pins, interface: &str, link: &Link, is_here: bool) -> Result
     }
 }
 
-/// The name of a pin that has lost its own: longer than an interface's can be.
+/// A temporary name of a pin: longer than the name of an interface can be.
 fn temporary_name(link: u32) -> String {
     format!("being-renamed-{link:010}")
 }
@@ -412,12 +409,12 @@ mod tests {
     use super::*;
     use std::io::Write as _;
 
-    /// The kernel gives up after a million instructions, and older kernels see fewer ways that are
-    /// alike.
+    /// The kernel stops after a million instructions. Older kernels prune fewer equal paths and
+    /// need more.
     const VERIFIED_MAX: u32 = 600_000;
 
     #[test]
-    fn the_verifier_takes_both_programs_on_every_kind_of_interface_with_room_to_spare() {
+    fn the_verifier_accepts_both_programs_for_every_kind_of_interface_with_a_margin() {
         if !crate::netns::permitted() {
             let skipped = "SKIPPED (needs root): the verifier's work on the programs";
             let _ = writeln!(io::stderr(), "{skipped}");
@@ -456,9 +453,8 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_the_verifier_refuses_is_told_by_the_reason() {
-        // Instructions of the kind `call bpf_map_lookup_elem`, whose result is then nothing that
-        // was ever written.
+    fn the_error_for_a_refused_program_has_the_verifiers_reason() {
+        // Replaces `call bpf_map_lookup_elem`: its result is then never written.
         const CALL: [u8; 8] = [0x85, 0, 0, 0, 1, 0, 0, 0];
         const NOTHING: [u8; 8] = [0xbf, 0, 0, 0, 0, 0, 0, 0];
         if !nix::unistd::geteuid().is_root() {
@@ -480,7 +476,8 @@ mod tests {
         pins.remove_all().unwrap();
         drop(lock);
         let text = error.to_string();
-        let reason = "the kernel's verifier refused the program (Permission denied (os error 13)): R0 !read_ok";
+        let reason = "the kernel's verifier refused the program \
+                      (Permission denied (os error 13)): R0 !read_ok";
         assert_eq!(text.lines().next(), Some(reason), "{text}");
         let kept = text
             .lines()

@@ -1,7 +1,7 @@
 //! The pinned maps, typed. Their layout is in [`portcullis_ebpf_common::layout`].
 #![allow(
     unsafe_code,
-    reason = "aya wants an unsafe marker on what is copied to and from a map"
+    reason = "aya needs an unsafe marker on the values of a map"
 )]
 
 use aya::Pod;
@@ -42,13 +42,13 @@ pub(super) const VERDICT_COUNTERS: &str = "VERDICT_COUNTERS";
 pub(super) const TOP_SOURCES: &str = "TOP_SOURCES";
 const GATE: &str = "GATE";
 
-/// A value of a map that is not a number.
+/// A value of a map that is a struct.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(super) struct Value<T>(pub(super) T);
 
-// SAFETY: all of them are `repr(C)` structs of integers without padding, for which every pattern of
-// bits is a value.
+// SAFETY: all of them are `repr(C)` structs of integers without padding, for which every bit
+// pattern is a value.
 unsafe impl Pod for Value<layout::Settings> {}
 // SAFETY: as above.
 unsafe impl Pod for Value<Counters> {}
@@ -68,7 +68,7 @@ pub(super) struct Maps {
     settings: ArrayOfMaps<MapData, Array<MapData, Value<layout::Settings>>>,
     control: Control,
     snapshot: ArrayOfMaps<MapData, BlockMap>,
-    /// The same map: aya 0.14 empties no element of one.
+    /// The same map, because aya 0.14 cannot remove an element of it.
     snapshot_elements: MapData,
     counters: PerCpuArray<MapData, Value<Counters>>,
     list_records: Array<MapData, Value<ListRecord>>,
@@ -78,7 +78,7 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    /// Opens what is pinned.
+    /// Opens the pinned maps.
     pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             settings: open(pins, "SETTINGS")?,
@@ -93,7 +93,7 @@ impl Maps {
         })
     }
 
-    /// Creates and pins the maps of which the program knows nothing, unless they are there.
+    /// Creates and pins the maps that the program does not use, unless they exist.
     pub(super) fn create_records(pins: &Pins) -> Result<(), Error> {
         create::<Value<ListRecord>>(pins, LIST_RECORDS, 2 * LIST_SLOTS)?;
         create::<Value<InterfaceRecord>>(pins, INTERFACE_RECORDS, INTERFACES_MAX)?;
@@ -102,18 +102,21 @@ impl Maps {
         create::<Value<GateRecord>>(pins, GATE, 1)
     }
 
-    /// Where the gate answers.
+    /// The record of the gate's admin endpoint.
     pub(super) fn gate(&self) -> Result<GateRecord, Error> {
         let record = self.gate.get(&0, 0);
-        Ok(record.map_err(kernel("reading where the gate answers"))?.0)
+        Ok(record
+            .map_err(kernel("reading the gate's admin endpoint"))?
+            .0)
     }
 
     pub(super) fn set_gate(&mut self, record: GateRecord) -> Result<(), Error> {
         let result = self.gate.set(0, Value(record), 0);
-        result.map_err(kernel("writing where the gate answers"))
+        result.map_err(kernel("writing the gate's admin endpoint"))
     }
 
-    /// Who is dropped most, the first in front; as the reader of the events has last written it.
+    /// The sources with the most dropped packets, highest first, as the reader of the events last
+    /// wrote them.
     pub(super) fn top_sources(&self) -> Result<Vec<TopSource>, Error> {
         let mut sources = Vec::new();
         for place in 0..TOP_SOURCES_MAX {
@@ -172,13 +175,13 @@ impl Maps {
         Ok(blocks.filter(|blocks| !blocks.is_empty()))
     }
 
-    /// Puts a snapshot in place of the generation before, which has so many blocks. When it
-    /// returns, no packet is being held against that one, and its memory is no longer held here.
-    /// After an error that one is in force as it was.
+    /// Replaces the generation before, which has `blocks_before` blocks, by a snapshot. When this
+    /// returns, no packet is being checked against the old generation, and its memory is released
+    /// here. After an error the old generation stays in force.
     ///
-    /// The blocks but the first are put where no packet looks yet; the first one, whose header says
-    /// where they are, exchanges the generations. The memory may be in force already: then the
-    /// header does.
+    /// All blocks but the first go to elements that no packet reads yet. The first block, whose
+    /// header says where they are, then exchanges the generations. If the memory is in force
+    /// already, writing its header does.
     pub(super) fn swap_snapshot(
         &mut self,
         memory: &KernelMemory,
@@ -204,8 +207,8 @@ impl Maps {
         self.snapshot.set(0, &memory.blocks()[0], 0)
     }
 
-    /// Gives up the blocks of a generation that is not in force. If that fails they stay until
-    /// others take their places.
+    /// Releases the blocks of a generation that is not in force. If that fails, they stay until
+    /// others replace them.
     fn empty(&self, generation: u32, blocks: u32) {
         for slot in (1..blocks).map(|block| snapshot_slot(generation, block)) {
             if let Err(error) = memory::remove(&self.snapshot_elements, slot) {
@@ -214,9 +217,9 @@ impl Maps {
         }
     }
 
-    /// Gives up what a process has left where the next generation belongs, because it ended before
-    /// it could exchange them. A look at each element takes rights that a gate gives up: it is only
-    /// for whoever puts the filter in place.
+    /// Releases the blocks that a process has left in the place of the next generation, because it
+    /// ended before it could exchange the generations. Reading the elements takes privileges that a
+    /// gate drops: only the process that attaches the filter may call this.
     pub(super) fn sweep_snapshot(&self, generation: u32) {
         let next = generation.wrapping_add(1);
         let left = (1..SNAPSHOT_BLOCKS_MAX)
@@ -225,7 +228,7 @@ impl Maps {
         self.empty(next, left.map_or(0, |last| last + 1));
     }
 
-    /// What the program looks at for nearly every packet.
+    /// The memory that the program reads for nearly every packet.
     pub(super) fn control(&self) -> &Control {
         &self.control
     }
@@ -247,7 +250,7 @@ impl Maps {
         result.map_err(kernel("writing the names of the lists"))
     }
 
-    /// What was counted so far in each slot, by all CPUs together.
+    /// The counters of each slot so far, summed over all CPUs.
     pub(super) fn counted(&self) -> Result<Counted, Error> {
         let values = self.counters.get(&0, 0);
         let values = values.map_err(kernel("reading the counters"))?;
@@ -259,7 +262,7 @@ impl Maps {
         Ok(counted)
     }
 
-    /// The slots of interfaces that are taken.
+    /// The slots of interfaces that are in use.
     pub(super) fn interfaces(&self) -> Result<Vec<InterfaceSlot>, Error> {
         let mut taken = Vec::new();
         for slot in 0..INTERFACES_MAX {
@@ -292,7 +295,7 @@ impl Maps {
         Ok(taken)
     }
 
-    /// Writes down whose slot it is.
+    /// Records the interface of a slot.
     pub(super) fn take_interface_slot(&mut self, taken: &InterfaceSlot) -> Result<(), Error> {
         let record = InterfaceRecord {
             name: padded::<INTERFACE_NAME_MAX>(&taken.interface.name),
@@ -304,7 +307,7 @@ impl Maps {
         result.map_err(kernel("writing the name of an interface"))
     }
 
-    /// Gives a slot back.
+    /// Frees the slot of an interface.
     pub(super) fn free_interface_slot(&mut self, slot: u32) -> Result<(), Error> {
         let free = InterfaceRecord {
             name: [0; INTERFACE_NAME_MAX],
@@ -317,7 +320,7 @@ impl Maps {
     }
 }
 
-/// What was counted in each slot, whoever had it.
+/// The counters of each slot, over all interfaces or lists that used it.
 pub(super) struct Counted {
     interfaces: Vec<InterfaceCounters>,
     lists: Vec<ListCounters>,
@@ -343,7 +346,7 @@ impl Counted {
     }
 }
 
-/// What was counted between two looks at the same counters.
+/// The difference between two readings of the same counters.
 pub(super) fn since<const N: usize>(now: [u64; N], before: [u64; N]) -> [u64; N] {
     core::array::from_fn(|at| now[at].wrapping_sub(before[at]))
 }
@@ -362,7 +365,7 @@ impl Maps {
         (0..layout::SNAPSHOT_SLOTS).filter(is_held).collect()
     }
 
-    /// Puts a block of a snapshot where it belongs in a generation, and does no more.
+    /// Puts a block of a snapshot into its place in a generation, and does no more.
     pub(super) fn put_block(&mut self, memory: &KernelMemory, generation: u32, block: u32) {
         let slot = snapshot_slot(generation, block);
         let map = &memory.blocks()[block as usize];
@@ -370,35 +373,35 @@ impl Maps {
     }
 }
 
-/// Whose an interface's slot is.
+/// The slot of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct InterfaceSlot {
     pub(super) slot: u32,
     pub(super) interface: Interface,
     pub(super) xdp_mode: XdpMode,
-    /// What the slot had counted when the interface took it.
+    /// The counters of the slot when the interface got it.
     pub(super) counted_before: InterfaceCounters,
 }
 
-/// The text in front of the zeros.
+/// The text before the padding of zeros.
 pub(super) fn text(padded: &[u8]) -> String {
     let length = padded
         .iter()
-        .position(|octet| *octet == 0)
+        .position(|byte| *byte == 0)
         .unwrap_or(padded.len());
     String::from_utf8_lossy(&padded[..length]).into_owned()
 }
 
-/// Text filled up with zeros. What is longer was refused before.
+/// A text, padded with zeros. Longer texts were refused before.
 pub(super) fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut padded = [0; N];
-    for (octet, given) in padded.iter_mut().zip(text.bytes()) {
-        *octet = given;
+    for (place, byte) in padded.iter_mut().zip(text.bytes()) {
+        *place = byte;
     }
     padded
 }
 
-/// Creates and pins an array, unless there is one.
+/// Creates and pins an array, unless it exists.
 fn create<V: Pod>(pins: &Pins, name: &'static str, length: u32) -> Result<(), Error> {
     let failed = "creating the maps of records";
     if pins.map(name).exists() {
@@ -423,7 +426,7 @@ pub(super) fn open_data(pins: &Pins, name: &'static str) -> Result<MapData, Erro
 
 const OPENING: &str = "opening a pinned map";
 
-/// An element that was never set is nothing, not an error.
+/// `None` for an element that was never set.
 pub(super) fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(None),

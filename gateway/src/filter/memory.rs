@@ -1,12 +1,12 @@
-//! Memory of a map that the program looks into, mapped into this process.
+//! The memory of the maps with the lists, mapped into this process.
 //!
-//! A snapshot of ten million entries is written in the time that memory takes, not in ten million
-//! system calls, and the policy reads the lines that the program reads. They lie in maps of a
-//! [`Block`] of 64 MiB each; what is mapped here, one behind the other, are the lines that there
-//! are.
+//! So a snapshot of ten million entries is written at the speed of memory, not with ten million
+//! system calls, and the policy reads the same lines as the program. The lines are in maps of one
+//! [`Block`] of 64 MiB each; the lines in use are mapped here as one contiguous slice.
 #![allow(
     unsafe_code,
-    reason = "a mapping is a pointer and a length, and nobody else makes one of a BPF map, or empties an element of one"
+    reason = "a mapping is a pointer and a length, and no crate maps a BPF map or removes an \
+              element of an array of maps"
 )]
 
 use core::ffi::c_void;
@@ -30,12 +30,12 @@ use super::Error;
 use super::error::kernel;
 use crate::lists::Memory;
 
-/// The value of the map. None is ever made: they are written and read where they lie.
+/// The value of the map. It is never constructed: its lines are read and written in the mapping.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(super) struct Value(Block);
 
-// SAFETY: an array of integers: every pattern of bits is a value, and there is no padding.
+// SAFETY: an array of integers: every bit pattern is a value, and there is no padding.
 unsafe impl Pod for Value {}
 
 /// The map of a block.
@@ -45,17 +45,17 @@ pub(super) type BlockMap = Array<MapData, Value>;
 pub struct KernelMemory {
     blocks: Vec<BlockMap>,
     lines: Mapping,
-    /// The same lines as the first ones of `lines`, mapped once more: what is written there after
-    /// others hold this value.
+    /// The first lines of `lines`, mapped once more: for what is written after other threads share
+    /// this value.
     fixed: Mutex<Mapping>,
 }
 
 impl KernelMemory {
-    /// Maps with room for this many lines, all zero.
+    /// Creates maps with room for this many lines, all zero.
     ///
     /// # Errors
-    /// [`Error::NotPermitted`], [`Error::TooMany`], and [`Error::Kernel`] where the kernel has not
-    /// so much memory.
+    /// [`Error::NotPermitted`], [`Error::TooMany`], and [`Error::Kernel`] if the kernel does not
+    /// have that much memory.
     pub fn new(lines: usize) -> Result<Self, Error> {
         let lines = lines.max(FIRST_FREE);
         let count = lines.div_ceil(BLOCK_LINES);
@@ -68,11 +68,11 @@ impl KernelMemory {
         }
         let create = |_| BlockMap::create(1, MAPPED as u32);
         let blocks: Result<Vec<_>, _> = (0..count).map(create).collect();
-        let blocks = blocks.map_err(kernel("making a map for the lists"))?;
+        let blocks = blocks.map_err(kernel("creating a map for the lists"))?;
         Self::of(blocks, lines)
     }
 
-    /// The lines that lie in these maps.
+    /// The lines in these maps.
     pub(super) fn of(blocks: Vec<BlockMap>, lines: usize) -> Result<Self, Error> {
         let maps: Vec<_> = blocks.iter().map(descriptor).collect();
         let mapped = Mapping::new(&maps, lines.max(FIRST_FREE))?;
@@ -95,14 +95,14 @@ impl KernelMemory {
         self.lines.as_mut_slice()
     }
 
-    /// The maps, to put them in place.
+    /// The maps.
     pub(super) fn blocks(&self) -> &[BlockMap] {
         &self.blocks
     }
 
-    /// Writes one of the fixed lines: a snapshot is told its generation and the classes of its
-    /// lists when it is put in place, and by then others hold it, too. They go by another mapping,
-    /// and look at neither.
+    /// Writes one of the fixed lines. A snapshot gets its generation and the classes of its lists
+    /// when it comes into force, when other threads already share it. They use another mapping, and
+    /// read neither.
     pub(super) fn set_line(&self, index: usize, line: Line) {
         let mut fixed = self.fixed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = fixed.as_mut_slice().get_mut(index) {
@@ -110,7 +110,7 @@ impl KernelMemory {
         }
     }
 
-    /// Writes the number of the generation that the snapshot is.
+    /// Writes the generation number of the snapshot.
     pub(super) fn set_generation(&self, number: u32) {
         let mut fixed = self.fixed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(header) = fixed.as_mut_slice().first_mut() {
@@ -118,7 +118,7 @@ impl KernelMemory {
         }
     }
 
-    /// The number of the generation that it is, or was last.
+    /// The generation number that the snapshot has, or had last.
     pub(super) fn generation(&self) -> u32 {
         let header = self.as_slice().first().copied().unwrap_or_default();
         Field::GENERATION.of(&header) as u32
@@ -130,12 +130,12 @@ impl KernelMemory {
     }
 }
 
-/// The blocks that so many lines take.
+/// How many blocks this many lines need.
 pub(super) fn blocks_of(lines: usize) -> u32 {
     lines.div_ceil(BLOCK_LINES) as u32
 }
 
-/// The header of the snapshot of which this is the first block.
+/// The header of a snapshot, from its first block.
 pub(super) fn header(first: &BlockMap) -> Result<Line, Error> {
     let mapping = Mapping::new(&[descriptor(first)], FIRST_FREE)?;
     Ok(mapping.as_slice().first().copied().unwrap_or_default())
@@ -145,9 +145,9 @@ fn descriptor(block: &BlockMap) -> BorrowedFd<'_> {
     block.map().fd().as_fd()
 }
 
-/// Empties an element of an array of maps: aya 0.14 cannot. One that is empty stays so.
+/// Removes an element of an array of maps, which aya 0.14 cannot do. An empty element is no error.
 pub(super) fn remove(array: &MapData, slot: u32) -> io::Result<()> {
-    /// What BPF_MAP_DELETE_ELEM wants of `union bpf_attr` (linux/bpf.h).
+    /// The part of `union bpf_attr` (linux/bpf.h) for BPF_MAP_DELETE_ELEM.
     #[repr(C)]
     struct Element {
         map: i32,
@@ -160,8 +160,8 @@ pub(super) fn remove(array: &MapData, slot: u32) -> io::Result<()> {
         padding: 0,
         key: (&raw const slot).addr() as u64,
     };
-    // SAFETY: the descriptor is open, and the key and what points to it live until the call
-    // returns; it writes to neither.
+    // SAFETY: the descriptor is open; the key and the pointer to it live until the call returns,
+    // and it writes to neither.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -179,14 +179,14 @@ pub(super) fn remove(array: &MapData, slot: u32) -> io::Result<()> {
     }
 }
 
-/// The first lines of some maps, of which all but the last have those of a block, mapped one behind
-/// the other.
+/// The first `count` lines of a sequence of maps with one block each, mapped as one contiguous
+/// slice.
 struct Mapping {
     lines: NonNull<Line>,
     count: usize,
 }
 
-// SAFETY: a mapping belongs to no thread, and is written only through `&mut`, or as atomic words.
+// SAFETY: a mapping belongs to no thread, and is written only through `&mut` or as atomic words.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -200,21 +200,20 @@ impl Mapping {
         }
         let size = |lines: usize| NonZeroUsize::new(lines * size_of::<Line>()).ok_or_else(failed);
         let whole = size(count)?;
-        // SAFETY: a new mapping where the kernel likes to have it takes nothing from anybody.
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
         let reserved =
             unsafe { mmap_anonymous(None, whole, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) };
-        // From here on it is unmapped whatever happens.
+        // From here on dropping it unmaps it, also after an error.
         let mapping = Self {
             lines: reserved.map_err(kernel(step))?.cast(),
             count,
         };
         let firsts = (0..count).step_by(BLOCK_LINES);
         for (map, first) in maps.iter().zip(firsts) {
-            // SAFETY: within what is reserved.
+            // SAFETY: within the reserved range.
             let place = unsafe { mapping.lines.add(first) };
-            // SAFETY: it takes the place of a part of what is reserved, to which nobody has a
-            // reference yet. Where it fails, what was reserved there stays, as far as the kernel
-            // says: it looks at everything before it unmaps.
+            // SAFETY: it replaces a part of the reserved range, to which there is no reference yet.
+            // If it fails, the reserved part stays: the kernel checks everything before it unmaps.
             let mapped = unsafe {
                 mmap(
                     Some(place.addr()),
@@ -231,13 +230,13 @@ impl Mapping {
     }
 
     fn as_slice(&self) -> &[Line] {
-        // SAFETY: the mapping has this many lines, aligned to a page, for as long as this value
-        // lives; they are changed through it only by `&mut self`.
+        // SAFETY: the mapping has this many lines, aligned to a page, while this value lives; they
+        // are changed through it only with `&mut self`.
         unsafe { slice::from_raw_parts(self.lines.as_ptr(), self.count) }
     }
 
     fn as_mut_slice(&mut self) -> &mut [Line] {
-        // SAFETY: as for `as_slice`; nobody else has a reference.
+        // SAFETY: as for `as_slice`; `&mut self` excludes other references.
         unsafe { slice::from_raw_parts_mut(self.lines.as_ptr(), self.count) }
     }
 }
@@ -252,20 +251,20 @@ impl ControlMemory {
     }
 
     pub(super) fn get(&self) -> &Control {
-        // SAFETY: the mapping is as large, aligned to a page, and lives as long as this value; what
-        // of it changes is atomic, and nobody has its lines.
+        // SAFETY: the mapping has that size, is aligned to a page, and lives as long as this value;
+        // what changes in it is atomic, and there is no reference to its lines.
         unsafe { self.0.lines.cast::<Control>().as_ref() }
     }
 }
 
-/// Memory for a snapshot that the filter is going to be given: that of a map, or our own where the
-/// kernel does not give us one, from which the filter will make a copy.
+/// Memory for a snapshot that will be given to the filter: that of a map or, if the kernel refuses
+/// one, private memory, which the filter will copy.
 #[must_use]
 pub fn memory(lines: usize) -> Memory {
     match KernelMemory::new(lines) {
         Ok(memory) => Memory::Kernel(memory),
         Err(error) => {
-            tracing::debug!(%error, "the lists are built outside of the kernel");
+            tracing::debug!(%error, "the lists are built in private memory");
             Memory::private(lines)
         }
     }
@@ -274,7 +273,7 @@ pub fn memory(lines: usize) -> Memory {
 impl Drop for Mapping {
     fn drop(&mut self) {
         let size = self.count * size_of::<Line>();
-        // SAFETY: the mapping is ours, and no reference into it outlives this value.
+        // SAFETY: this value owns the mapping, and no reference into it outlives this value.
         if let Err(error) = unsafe { munmap(self.lines.cast::<c_void>(), size) } {
             tracing::warn!(%error, "could not unmap the memory of old lists");
         }

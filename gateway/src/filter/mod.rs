@@ -1,13 +1,13 @@
-//! The userspace side of the XDP program: puts it on the interfaces, fills its lists, and reads
-//! what it counted.
+//! The userspace side of the XDP program: attaches it to the interfaces, fills its lists, and reads
+//! its counters.
 //!
-//! Everything is pinned, so the filter stays when its owner ends, by whatever end, and the next
+//! Everything is pinned, so the filter stays when its owner ends or crashes. The next
 //! [`Filter::attach`] takes it over: the program is replaced inside its link and the lists inside
-//! their map, each in one step, so that there is no packet unfiltered, no moment with no list and
-//! none with half of one. [`detach`] is the only way to take the filter away.
+//! their map, each in one step. No packet passes unfiltered meanwhile, and there is always one
+//! complete set of lists. Only [`detach`] removes the filter.
 //!
-//! aya is used here and nowhere else, and does not appear in the interface. Everything that names
-//! an interface means the network namespace of the calling thread.
+//! aya is used here and nowhere else, and does not appear in the interface. All interface names are
+//! names in the network namespace of the calling thread.
 
 mod address;
 mod answers;
@@ -84,38 +84,38 @@ pub use self::watch::{LinkEvent, LinkEvents};
 /// The filter in the kernel, held by this process. Dropping it leaves the filter in place.
 pub struct Filter {
     settings: config::Filter,
-    /// What of them is in force, and where nothing is answered.
+    /// The settings in force, with the interfaces on which the program answers nothing.
     in_force: layout::Settings,
     answer_faults: AnswerFaults,
     pins: Pins,
     maps: Maps,
     networks: LocalNetworks,
     verdicts: Arc<Verdicts>,
-    /// Until somebody wants to read them.
+    /// Until a reader takes them.
     events: Option<Events>,
-    /// What is in force is remembered, because looking it up takes more privileges than changing
-    /// it: an owner that has given up all but `CAP_BPF` can still put lists and settings in place.
+    /// The lists in force. Reading them from the kernel takes more privileges than changing them:
+    /// an owner with `CAP_BPF` alone can still update lists and settings.
     generation: Generation,
-    /// The interfaces of the settings, by name, with the programs that this process puts on them.
+    /// The interfaces of the settings, by name, with the programs that this process attaches.
     interfaces: BTreeMap<String, HeldInterface>,
-    /// The pins lead through it.
+    /// The directory of the links, held open: the paths of the pins lead through it.
     _links: File,
-    /// Two owners would undo each other's lists. It is on the pins' directory, and shows when that
-    /// is gone.
+    /// Keeps out a second owner, which would undo this one's lists. It is on the directory of the
+    /// pins, and so also shows when that is removed.
     lock: Flock<File>,
 }
 
 impl Filter {
-    /// Puts the filter in place, or takes over the one that is pinned under the same path, with its
+    /// Attaches the filter, or takes over the one that is pinned under the same path, with its
     /// counters.
     ///
-    /// Lists and settings are in force before the first packet meets the program. An interface that
-    /// is pinned but not in the settings any more is let go.
+    /// Lists and settings are in force before the first packet reaches the program. The filter is
+    /// detached from an interface that is pinned but no longer in the settings.
     ///
     /// # Errors
-    /// Every [`Error`]. What was attached before the call stays attached, but holds packets against
-    /// the new lists already if what fails is the program; what the call itself attached is taken
-    /// off.
+    /// Every [`Error`]. What was attached before the call stays attached; if the program is what
+    /// fails, the old one checks packets against the new lists already. What the call itself
+    /// attached is detached.
     pub fn attach(settings: &config::Filter, compiled: &Compiled) -> Result<Self, Error> {
         settings::check(settings)?;
         let pins = Pins::new(&settings.pin_path);
@@ -125,7 +125,7 @@ impl Filter {
         let namespace = attached::check_namespace(&pins).inspect_err(clean_up)?;
         pins.claim_namespace(namespace).inspect_err(clean_up)?;
         let links = pins.open_links().inspect_err(clean_up)?;
-        // They may be those of the user that an earlier gate became.
+        // They may belong to the user that an earlier gate became.
         pins.reclaim_links().inspect_err(clean_up)?;
         let filled = fill(&pins, settings, compiled).inspect_err(clean_up)?;
         let mut filter = Self {
@@ -142,26 +142,29 @@ impl Filter {
             _links: links,
             lock,
         };
-        // Before a program looks at them, and so that what fails leaves nothing attached.
+        // Before a program reads them. A failure here leaves nothing attached.
         let hints = filter.verdicts.set_all_hints();
         let result = hints.and_then(|()| filter.sync_interfaces());
         result.inspect_err(clean_up)?;
-        // Now it is known which slot is whose, and programs are there that may be at the other end
-        // of another's interface.
+        // Now each slot has its interface, and programs run that may be on the peer of another
+        // interface.
         filter.answer_faults = filter.answer_faults.again(settings);
         let faults = &filter.answer_faults;
         faults.log_changes(&AnswerFaults::default(), settings);
         if let Err(error) = filter.swap_settings() {
-            tracing::warn!(%error, "the filter answers nothing on interfaces that it was not on before");
+            tracing::warn!(
+                %error,
+                "the filter answers nothing on interfaces that it was not on before"
+            );
         }
         filter.remove_exempt_verdicts(compiled);
-        // The owner before is gone.
+        // The endpoint of the owner before this one is gone.
         filter.set_admin(None)?;
         Ok(filter)
     }
 
-    /// Puts other lists in place of those in force. A list that has its name and action in both
-    /// keeps its counters.
+    /// Replaces the lists in force. A list that has the same name and action in both keeps its
+    /// counters.
     ///
     /// # Errors
     /// The lists in force stay in force.
@@ -172,32 +175,36 @@ impl Filter {
         Ok(())
     }
 
-    /// The program passes them whatever the map says, so that it is no failure if they stay.
+    /// Removes verdicts on sources that are local or permitted now. The program passes those
+    /// sources whatever the map says, so it is no failure if the verdicts stay.
     fn remove_exempt_verdicts(&self, compiled: &Compiled) {
         let local = &self.settings.local_networks;
         match self.verdicts.remove_exempt(local, compiled) {
             Ok(0) => {}
             Ok(number) => tracing::info!(
                 number,
-                "took back verdicts on sources that are local or permitted now"
+                "removed verdicts on sources that are local or permitted now"
             ),
             Err(error) => {
-                tracing::warn!(%error, "verdicts on sources that are local or permitted now may be left");
+                tracing::warn!(
+                    %error,
+                    "verdicts on sources that are local or permitted now may be left"
+                );
             }
         }
     }
 
-    /// The recent verdicts; for as long as anybody wants, and without a look at this filter.
+    /// The recent verdicts. They can be used without a lock on this filter, and outlive it.
     pub fn verdicts(&self) -> Arc<Verdicts> {
         Arc::clone(&self.verdicts)
     }
 
-    /// What the program drops, for one who will read it; `None` if it was given away before.
+    /// The events of dropped packets, for their one reader; `None` if they were taken before.
     pub fn take_events(&mut self) -> Option<Events> {
         self.events.take()
     }
 
-    /// What slots are called now.
+    /// The names that slots have now.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
@@ -205,7 +212,8 @@ impl Filter {
         SlotNames::of(&self.maps, &self.generation)
     }
 
-    /// Writes down where the gate answers, for commands beside it; `None` if it does not.
+    /// Records the admin endpoint of the gate, for commands on the same host. `None` if it has
+    /// none.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
@@ -213,7 +221,8 @@ impl Filter {
         self.maps.set_gate(gate::record(admin))
     }
 
-    /// Puts other settings in force, and the program on or off interfaces if those have changed.
+    /// Replaces the settings in force. If the interfaces have changed, attaches and detaches the
+    /// program.
     ///
     /// # Errors
     /// The settings in force stay in force. The pin path cannot be changed.
@@ -238,18 +247,21 @@ impl Filter {
             .and_then(|()| self.sync_answers())
             .inspect_err(|_| {
                 if let Err(error) = self.networks.sync(&before.local_networks) {
-                    tracing::warn!(%error, "the filter has the new local networks with the old settings");
+                    tracing::warn!(
+                        %error,
+                        "the filter has the new local networks with the old settings"
+                    );
                 }
                 self.settings = before;
             })
     }
 
-    /// Looks again whether what the program answers arrives, has it answer there and nowhere else,
-    /// and logs what has changed. Every change of the settings does it, too; in between the owner
+    /// Checks again on which interfaces the answers of the program arrive, lets it answer on those
+    /// only, and logs what has changed. Every change of the settings does it too; the owner also
     /// calls it from time to time.
     ///
     /// # Errors
-    /// What is in force stays in force.
+    /// The settings in force stay in force.
     pub fn sync_answers(&mut self) -> Result<(), Error> {
         let now = self.answer_faults.again(&self.settings);
         now.log_changes(&self.answer_faults, &self.settings);
@@ -257,12 +269,12 @@ impl Filter {
         self.swap_settings()
     }
 
-    /// What is wrong with the interfaces on which the program is to answer.
+    /// The faults of the interfaces on which the program should answer.
     pub fn answer_faults(&self) -> impl Iterator<Item = &AnswerFault> {
         self.answer_faults.iter()
     }
 
-    /// Puts the settings in force, with what is known of the interfaces.
+    /// Writes the settings to the kernel, with what is known of the interfaces.
     fn swap_settings(&mut self) -> Result<(), Error> {
         let in_kernel = in_kernel(&self.maps, &self.settings, &self.answer_faults)?;
         if in_kernel == self.in_force {
@@ -273,8 +285,8 @@ impl Filter {
         Ok(())
     }
 
-    /// Whether the filter is still the one in place: it can be detached under its owner, and
-    /// another take its path.
+    /// Whether this filter is still attached: another process can detach it, and attach another one
+    /// under the same path.
     fn check_pinned(&self) -> Result<(), Error> {
         // A removed directory has no links left.
         match self.lock.metadata() {
@@ -285,7 +297,7 @@ impl Filter {
         }
     }
 
-    /// What is in force and what was counted.
+    /// What is in force, and the counters.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
@@ -300,7 +312,7 @@ impl Filter {
         )
     }
 
-    /// An instance of the program to run frames through, as if they had come in on the edge.
+    /// An instance of the program to run frames through, as if an edge interface had received them.
     ///
     /// # Errors
     /// When the program cannot be loaded once more.
@@ -317,7 +329,7 @@ impl Filter {
     }
 }
 
-/// Maps with everything in them that the program needs to judge.
+/// The maps, filled with all that the program needs.
 struct Filled {
     maps: Maps,
     networks: LocalNetworks,
@@ -326,7 +338,7 @@ struct Filled {
     answer_faults: AnswerFaults,
 }
 
-/// The settings as they lie in the map.
+/// The settings in the layout of the map.
 fn in_kernel(
     maps: &Maps,
     settings: &config::Filter,
@@ -337,7 +349,7 @@ fn in_kernel(
     Ok(in_kernel)
 }
 
-/// Creates the maps unless they are pinned, and puts lists, networks and settings into them.
+/// Creates the maps unless they are pinned, and writes lists, networks and settings into them.
 fn fill(pins: &Pins, settings: &config::Filter, compiled: &Compiled) -> Result<Filled, Error> {
     links::create_maps(pins)?;
     Maps::create_records(pins)?;
@@ -359,7 +371,7 @@ fn fill(pins: &Pins, settings: &config::Filter, compiled: &Compiled) -> Result<F
     })
 }
 
-/// After a failure: leaves no maps behind that no program uses.
+/// After a failure: removes the maps if no program uses them.
 fn remove_if_unused(pins: &Pins) {
     let unused = pins.linked().is_ok_and(|linked| linked.is_empty());
     if unused && let Err(error) = pins.remove_all() {
@@ -367,15 +379,15 @@ fn remove_if_unused(pins: &Pins) {
     }
 }
 
-/// Takes the filter off these interfaces, or off all if none is named, and removes all that was
-/// pinned once it is on none.
+/// Detaches the filter from these interfaces, or from all if none is named. Removes all pins once
+/// it is attached to none.
 ///
-/// It works while another process holds the filter: it is also the way out when that process is the
-/// trouble.
+/// It works while another process holds the filter: an operator needs it most when that process
+/// hangs.
 ///
 /// # Errors
-/// [`Error::NotAttached`] if there is nothing to take off; [`Error::NotPermitted`] and
-/// [`Error::Pin`] if it is not possible.
+/// [`Error::NotAttached`] if there is nothing to detach; [`Error::NotPermitted`] and [`Error::Pin`]
+/// if it is not possible.
 pub fn detach(pin_path: &Path, interfaces: &[String]) -> Result<(), Error> {
     let pins = Pins::new(pin_path);
     let linked = pins.linked()?;
@@ -383,7 +395,7 @@ pub fn detach(pin_path: &Path, interfaces: &[String]) -> Result<(), Error> {
         path: pin_path.to_owned(),
         interface,
     };
-    // An interface may have another name than when it got its filter.
+    // An interface may have been renamed since it got its filter.
     let pinned_for = |name: &String| {
         let is_now = |linked: &&String| {
             links::attach_point(&pins, linked).is_some_and(|point| point.name == *name)

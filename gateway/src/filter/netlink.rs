@@ -1,12 +1,12 @@
-//! Asks the kernel which XDP program sits on an interface, where it runs, and what kind of
-//! interface that is.
+//! Requests to the kernel over netlink: which XDP program is on an interface, in which mode, and
+//! what kind of interface that is.
 //!
-//! aya attaches programs but cannot tell who is there already, and /sys shows the interfaces of the
-//! namespace in which it was mounted. One `RTM_GETLINK` request is answered for the namespace of
-//! the calling thread.
+//! aya attaches programs but does not report the program that is there already, and /sys shows the
+//! interfaces of the namespace in which it was mounted. A `RTM_GETLINK` request is answered for the
+//! namespace of the calling thread.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::libc;
 use nix::sys::socket::{
@@ -16,7 +16,7 @@ use nix::sys::socket::{
 /// An XDP program on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AttachedProgram {
-    /// The kernel's number of the program.
+    /// The kernel's ID of the program.
     pub(super) program: u32,
     /// Where it runs.
     pub(super) place: AttachMode,
@@ -46,18 +46,18 @@ const IFLA_XDP_HW_PROG_ID: u16 = 7;
 pub(super) struct Description {
     /// `ARPHRD_*` of linux/if_arp.h.
     pub(super) hardware_type: u16,
-    /// What made it (`veth`, `wireguard`); empty for a device of its own.
+    /// Its kind (`veth`, `wireguard`); empty for a hardware device.
     pub(super) kind: String,
-    /// Whether what comes out of this TUN device begins with a word on what it is (`IFF_TUN`
-    /// without `IFF_NO_PI`).
+    /// Whether packets of this TUN device begin with packet information (`IFF_TUN` without
+    /// `IFF_NO_PI`).
     pub(super) tun_information: bool,
-    /// Its broadcast address; of a tunnel the remote one.
+    /// Its broadcast address; for a tunnel the remote address.
     pub(super) broadcast: Vec<u8>,
 }
 
-/// Octets of `struct nlmsghdr`, and of `struct ifinfomsg` behind it.
+/// Bytes of `struct nlmsghdr`, and of `struct ifinfomsg` after it.
 pub(super) const HEADER: usize = 16;
-/// More than an answer about one interface without its virtual functions takes.
+/// More bytes than an answer about one interface has, without its virtual functions.
 pub(super) const ANSWER_MAX: usize = 32 * 1024;
 
 /// The programs on the interface with this index.
@@ -70,19 +70,25 @@ pub(super) fn describe(index: u32) -> io::Result<Description> {
     parse_description(&answer(index)?)
 }
 
-/// What the kernel says of an interface.
-fn answer(index: u32) -> io::Result<Vec<u8>> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
-    send(socket.as_raw_fd(), &request(index), MsgFlags::empty())?;
+/// A netlink socket of this protocol, in the network namespace of the calling thread.
+pub(super) fn open(protocol: SockProtocol) -> io::Result<OwnedFd> {
+    let (family, kind) = (AddressFamily::Netlink, SockType::Raw);
+    Ok(socket(family, kind, SockFlag::SOCK_CLOEXEC, protocol)?)
+}
+
+/// Sends a request on a new socket of this protocol. Returns the first datagram of the answer.
+pub(super) fn exchange(protocol: SockProtocol, request: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = open(protocol)?;
+    send(socket.as_raw_fd(), request, MsgFlags::empty())?;
     let mut answer = vec![0; ANSWER_MAX];
     let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
     answer.truncate(length);
     Ok(answer)
+}
+
+/// The kernel's description of an interface.
+fn answer(index: u32) -> io::Result<Vec<u8>> {
+    exchange(SockProtocol::NetlinkRoute, &request(index))
 }
 
 fn request(index: u32) -> [u8; 2 * HEADER] {
@@ -129,7 +135,7 @@ fn parse_description(answer: &[u8]) -> io::Result<Description> {
     let info = value_of(attributes, IFLA_LINKINFO).unwrap_or_default();
     // It ends with a NUL.
     let kind =
-        value_of(info, IFLA_INFO_KIND).and_then(|value| value.split(|octet| *octet == 0).next());
+        value_of(info, IFLA_INFO_KIND).and_then(|value| value.split(|byte| *byte == 0).next());
     let data = value_of(info, IFLA_INFO_DATA).unwrap_or_default();
     Ok(Description {
         hardware_type,
@@ -147,7 +153,7 @@ pub(super) fn value_of(attributes: &[u8], kind: u16) -> Option<&[u8]> {
     Some(found.1)
 }
 
-/// The error that an answer is, if it is one.
+/// The error in an answer, if it is an error message.
 pub(super) fn error_of(answer: &[u8]) -> io::Result<()> {
     let kind = half(answer, 4).ok_or_else(truncated)?;
     if i32::from(kind) == libc::NLMSG_ERROR {
@@ -161,7 +167,7 @@ fn truncated() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "truncated netlink answer")
 }
 
-/// The attributes of a message (`struct rtattr`): kind without its flags, and value.
+/// The attributes of a message (`struct rtattr`): the kind without its flags, and the value.
 pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
@@ -238,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_answer_is_the_error_it_holds() {
+    fn an_error_message_becomes_that_error() {
         let mut answer = vec![0; 2 * HEADER];
         answer[4] = 2;
         answer[HEADER..HEADER + 4].copy_from_slice(&(-libc::ENODEV).to_ne_bytes());
@@ -249,14 +255,14 @@ mod tests {
     }
 
     #[test]
-    fn an_attribute_longer_than_the_answer_ends_it_quietly() {
+    fn an_attribute_longer_than_the_answer_ends_the_attributes() {
         let answer = [vec![0; 2 * HEADER], vec![255, 0, 43, 0]].concat();
         assert_eq!(parse(&answer).unwrap(), []);
         assert!(parse(&[0; 5]).is_err());
     }
 
     #[test]
-    fn the_loopback_answers_and_carries_no_program() {
+    fn the_loopback_has_no_program() {
         let index = nix::net::if_::if_nametoindex("lo").unwrap();
         assert_eq!(attached(index).unwrap(), []);
         assert!(attached(0x7fff_fff0).is_err());

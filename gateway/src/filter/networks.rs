@@ -1,8 +1,8 @@
-//! The local networks in the kernel: whose sources no recent verdict drops and no budget counts.
+//! The local networks in the kernel: no recent verdict and no SYN budget applies to their sources.
 //!
-//! The program looks a source up here only when it is about to drop it for one of these, so nothing
-//! has to be fast. A change adds what is new before it takes away what is gone: a network that
-//! stays is never out of the map.
+//! The program looks a source up here only before it would drop it for one of these, so speed does
+//! not matter. A change adds new networks before it removes old ones: a network that stays is
+//! always in the map.
 
 use std::collections::BTreeSet;
 
@@ -17,19 +17,19 @@ use super::pins::Pins;
 
 const LOOKING: &str = "looking for a local network";
 
-/// The map of them.
+/// The map of the local networks.
 pub(super) struct LocalNetworks {
     trie: LpmTrie<MapData, [u32; 5], u32>,
 }
 
 impl LocalNetworks {
-    /// Opens what is pinned.
+    /// Opens the pinned map.
     pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
         let trie = open(pins, "LOCAL_NETWORKS")?;
         Ok(Self { trie })
     }
 
-    /// Makes the map hold these and no others.
+    /// Makes the map hold exactly these networks.
     pub(super) fn sync(&mut self, wanted: &[IpNet]) -> Result<(), Error> {
         let failed = "writing the local networks";
         let keys = self.trie.keys();
@@ -53,19 +53,19 @@ impl LocalNetworks {
         Ok(())
     }
 
-    /// The longest of them that all of a network is in.
+    /// The local network with the longest prefix that contains all of `source`.
     pub(super) fn covering(&self, source: IpNet) -> Result<Option<IpNet>, Error> {
         let found = found(self.trie.get(&trie_key(&source), 0));
         if found.map_err(kernel(LOOKING))?.is_none() {
             return Ok(None);
         }
-        // The trie does not say which it was.
+        // The trie does not say which one.
         let mut covering = self.all()?;
         covering.retain(|network| network.contains(&source));
         Ok(covering.into_iter().max_by_key(IpNet::prefix_len))
     }
 
-    /// All of them.
+    /// All local networks.
     pub(super) fn all(&self) -> Result<Vec<IpNet>, Error> {
         let keys = self.trie.keys();
         let networks = keys.map(|key| key.map(|key| of_trie(key.prefix_len(), key.data())));

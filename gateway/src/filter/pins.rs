@@ -1,16 +1,16 @@
-//! The directory in which the filter outlives its owner.
+//! The directory of the pins, which keep the filter when its owner ends.
 //!
 //! ```text
-//! /sys/fs/bpf/portcullis/          held with flock(2) by the process that owns the filter
-//!     links/eth0                   one per interface: what keeps the program attached
-//!     netns-4026531840/            the network namespace that the interfaces are in, by the number of its inode
-//!     events/                      held with flock(2) by the process that reads the events
-//!     v6/SETTINGS, v6/SNAPSHOT, ... the maps, in a directory named after the version of their layout
+//! /sys/fs/bpf/portcullis/       locked with flock(2) by the process that owns the filter
+//!     links/eth0                one per interface: keeps the program attached
+//!     netns-4026531840/         the network namespace of the interfaces, by its inode number
+//!     events/                   locked with flock(2) by the process that reads the events
+//!     v6/SETTINGS, ...          the maps, in a directory named after the version of their layout
 //! ```
 //!
-//! Links lie outside of the versioned directory, because a link outlives a layout: a new version
-//! has its own maps, and takes the interface over by putting its program into the link that is
-//! there. Programs have no pin of their own; the links hold them.
+//! Links are outside of the versioned directory, because a link outlives a layout: a new version
+//! has its own maps, and takes an interface over by putting its program into the existing link.
+//! Programs have no pin of their own; the links keep them.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -28,9 +28,9 @@ use portcullis_ebpf_common::layout::LAYOUT_VERSION;
 
 use super::Error;
 
-/// Where the kernel expects its BPF file system.
+/// The standard mount point of the BPF file system.
 pub(super) const BPF_FS: &str = "/sys/fs/bpf";
-/// How the name of the directory begins that stands for a network namespace.
+/// The prefix of the directory that records the network namespace.
 const NAMESPACE: &str = "netns-";
 
 /// The paths under one pin path.
@@ -48,13 +48,13 @@ impl Pins {
         }
     }
 
-    /// The directory of the links, held open.
+    /// Opens the directory of the links.
     pub(super) fn open_links(&self) -> Result<File, Error> {
         File::open(&self.links).map_err(pin_error(&self.links))
     }
 
-    /// The same pins, with the way to their links through the open directory: the kernel keeps
-    /// those who are not root out of `/sys/fs/bpf`, and a process always reaches what it has open.
+    /// The same pins, with the path of their links through the open directory: `/sys/fs/bpf` is
+    /// closed to users other than root, but a process can always use a directory that it has open.
     pub(super) fn through(&self, links: &File) -> Self {
         let descriptor = format!("/proc/self/fd/{}", links.as_raw_fd());
         Self {
@@ -63,18 +63,18 @@ impl Pins {
         }
     }
 
-    /// Gives the links and their directory to a user, who can make and remove them from then on.
+    /// Gives the links and their directory to a user, who can create and remove links from then on.
     pub(super) fn chown_links(&self, uid: u32, gid: u32) -> Result<(), Error> {
         for interface in self.linked()? {
             chown(&self.link(&interface), uid, gid)?;
         }
-        // Last: from then on its processes change what is in there.
+        // Last: from then on the user's processes can change the directory.
         chown(&self.links, uid, gid)
     }
 
-    /// Takes the links back from the user that they were given to. That user may have put there
-    /// what it liked: what is no pin is removed, so that nothing that is done by name reaches
-    /// something else.
+    /// Makes this process's user the owner of the links again. The user who owned them may have put
+    /// anything into the directory: everything that is not a pin is removed, so that no operation
+    /// on a name reaches another file.
     pub(super) fn reclaim_links(&self) -> Result<(), Error> {
         let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
         chown(&self.links, uid, gid)?;
@@ -90,7 +90,7 @@ impl Pins {
         Ok(())
     }
 
-    /// Those of a filter that is in place.
+    /// The pins of an attached filter.
     pub(super) fn attached(root: &Path) -> Result<Self, Error> {
         let pins = Self::new(root);
         if pins.exist()? {
@@ -115,13 +115,13 @@ impl Pins {
         self.root.join(format!("v{LAYOUT_VERSION}"))
     }
 
-    /// What the reader of the events holds with flock(2).
+    /// The directory that the reader of the events locks with flock(2).
     pub(super) fn events(&self) -> PathBuf {
         self.root.join("events")
     }
 
-    /// The link of an interface. A BPF file system refuses names with a dot, and VLAN interfaces
-    /// have one.
+    /// The link of an interface. A dot is escaped: a BPF file system refuses it, and names of VLAN
+    /// interfaces have one.
     pub(super) fn link(&self, interface: &str) -> PathBuf {
         self.links
             .join(interface.replace('%', "%25").replace('.', "%2e"))
@@ -139,8 +139,7 @@ impl Pins {
         Ok(interfaces)
     }
 
-    /// Makes the directories, on a BPF file system that is mounted if there is none, and takes the
-    /// lock.
+    /// Creates the directories, mounts a BPF file system if there is none, and takes the lock.
     pub(super) fn prepare(&self) -> Result<Flock<File>, Error> {
         self.ensure_bpf_fs()?;
         for directory in [
@@ -164,7 +163,7 @@ impl Pins {
         })
     }
 
-    /// Refuses a pin path that lies on no BPF file system, and where none would be mounted.
+    /// Refuses a pin path that is not on a BPF file system, and where none would be mounted.
     pub(super) fn check_bpf_fs(&self) -> Result<(), Error> {
         if self.is_on_bpf_fs() || self.root.starts_with(BPF_FS) {
             return Ok(());
@@ -184,7 +183,7 @@ impl Pins {
             path: self.root.clone(),
             source,
         };
-        // Two processes that start at once must not mount one over the other's pins.
+        // Of two processes that start at once, neither may mount over the other's pins.
         let turn = File::open(BPF_FS).map_err(|source| failed(Some(source)))?;
         let _turn = Flock::lock(turn, FlockArg::LockExclusive)
             .map_err(|(_, errno)| failed(Some(errno.into())))?;
@@ -203,7 +202,7 @@ impl Pins {
         Ok(())
     }
 
-    /// Whether the pin path, or what there is of it, lies on a BPF file system.
+    /// Whether the pin path, or its first parent that exists, is on a BPF file system.
     fn is_on_bpf_fs(&self) -> bool {
         let existing = self.root.ancestors().find(|ancestor| ancestor.exists());
         existing
@@ -222,13 +221,13 @@ impl Pins {
         Ok(())
     }
 
-    /// Gives the pin of an interface's link another name.
+    /// Renames the pin of an interface's link.
     pub(super) fn rename_link(&self, interface: &str, new: &str) -> Result<(), Error> {
         let path = self.link(interface);
         fs::rename(&path, self.link(new)).map_err(pin_error(&path))
     }
 
-    /// The network namespace that the filter was put in place in, if that is known.
+    /// The network namespace in which the filter was attached, if that is known.
     pub(super) fn namespace(&self) -> Result<Option<u64>, Error> {
         let names = names(&self.root)?;
         let mut numbers = names
@@ -237,7 +236,7 @@ impl Pins {
         Ok(numbers.next())
     }
 
-    /// Writes down that the interfaces are those of this namespace.
+    /// Records the network namespace of the interfaces.
     pub(super) fn claim_namespace(&self, namespace: u64) -> Result<(), Error> {
         let mark = format!("{NAMESPACE}{namespace}");
         for name in names(&self.root)? {
@@ -250,7 +249,7 @@ impl Pins {
         made.map_err(pin_error(&path))
     }
 
-    /// Removes one pin; that there is none is no error.
+    /// Removes one pin. A missing pin is no error.
     pub(super) fn remove(path: &Path) -> Result<(), Error> {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error(path)(error)),
@@ -258,9 +257,9 @@ impl Pins {
         }
     }
 
-    /// Removes everything that is pinned, and the directories.
+    /// Removes all pins, and the directories.
     pub(super) fn remove_all(&self) -> Result<(), Error> {
-        // The links first: with them the programs that use the rest.
+        // The links first: they keep the programs that use the maps.
         remove_tree(&self.links)?;
         remove_tree(&self.root)
     }
@@ -272,16 +271,16 @@ impl Pins {
     }
 }
 
-/// Whether a BPF file system at this path, or the one that the gate would mount there, is seen by
-/// no process outside of this one's mount namespace: then all pins are gone with its last process.
-/// `None` if that cannot be told.
+/// Whether the BPF file system at this path, or the one that the gate would mount there, is visible
+/// only in this process's mount namespace: then all pins vanish with its last process. `None` if
+/// that is not known.
 pub(super) fn is_private(path: &Path) -> Option<bool> {
-    // What the first process of the machine (or of the container) has mounted stays.
+    // The mounts of the first process of the machine (or of the container) stay.
     let lasting = fs::read_to_string("/proc/1/mountinfo").ok()?;
     let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
     if statfs(existing).ok()?.filesystem_type() != BPF_FS_MAGIC {
         let own = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        // Every mount has a number, and a copy in another namespace has another.
+        // A mount has a number; its copy in another namespace has another one.
         return Some(root_mount(&own)? != root_mount(&lasting)?);
     }
     let device = fs::metadata(existing).ok()?.dev();
@@ -290,7 +289,7 @@ pub(super) fn is_private(path: &Path) -> Option<bool> {
     Some(!devices.any(|device| device == wanted))
 }
 
-/// The number of the mount at `/`, in lines such as
+/// The number of the mount at `/`, from lines such as
 /// `23 1 254:1 / / rw,relatime - ext4 /dev/vda1 rw`.
 fn root_mount(mounts: &str) -> Option<&str> {
     let mut fields = mounts.lines().map(|line| line.split(' '));
@@ -300,20 +299,20 @@ fn root_mount(mounts: &str) -> Option<&str> {
     })
 }
 
-/// The network namespace of this thread, by the number of its inode: as `lsns -t net` and
-/// `/proc/PID/ns/net` show it.
+/// The network namespace of this thread, by its inode number, as in `lsns -t net` and
+/// `/proc/PID/ns/net`.
 pub(super) fn own_namespace() -> Result<u64, Error> {
     let path = Path::new("/proc/thread-self/ns/net");
     let metadata = fs::metadata(path).map_err(pin_error(path))?;
     Ok(metadata.ino())
 }
 
-/// Whether there is a pin. What else a user has made there (a symbolic link, a directory) is none.
+/// Whether there is a pin at this path. Anything else (a symbolic link, a directory) is not a pin.
 pub(super) fn is_pin(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
 
-/// Gives a file or a directory an owner; of a symbolic link the link itself.
+/// Changes the owner of a file or a directory. Does not follow a symbolic link.
 fn chown(path: &Path, uid: u32, gid: u32) -> Result<(), Error> {
     let owner = fs::symlink_metadata(path).map_err(pin_error(path))?;
     if (owner.uid(), owner.gid()) == (uid, gid) {
@@ -322,8 +321,8 @@ fn chown(path: &Path, uid: u32, gid: u32) -> Result<(), Error> {
     lchown(path, Some(uid), Some(gid)).map_err(pin_error(path))
 }
 
-/// Removes a pin, or a directory and all that is in it, without following symbolic links; that
-/// there is none is no error.
+/// Removes a pin, or a directory with its contents, without following symbolic links. A missing one
+/// is no error.
 fn remove_tree(path: &Path) -> Result<(), Error> {
     let is_directory = fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
     if !is_directory {
@@ -335,7 +334,7 @@ fn remove_tree(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// What is in a directory; nothing if there is no such directory.
+/// The names in a directory; none if it does not exist.
 fn names(path: &Path) -> Result<Vec<String>, Error> {
     let entries = match fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -377,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_of_the_links_put_there_reaches_nothing_outside() {
+    fn files_of_the_user_who_owns_the_links_lead_to_nothing_outside() {
         if !geteuid().is_root() {
             return;
         }

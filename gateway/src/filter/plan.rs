@@ -1,9 +1,8 @@
-//! What putting the filter in place would do, without doing it:
-//! `portcullis filter attach --dry-run`.
+//! What attaching the filter would do, without doing it: `portcullis filter attach --dry-run`.
 //!
-//! Everything that can refuse is asked beforehand, the kernel's verifier too: it walks a program
-//! whose maps are pinned nowhere, and which is gone when the answer is there. What a driver says to
-//! a program is only known once it has one.
+//! This makes every check that can be made beforehand, the kernel's verifier included: it verifies
+//! a program whose maps are not pinned and that is dropped afterwards. Only whether the driver
+//! accepts the program is not known before it is attached.
 
 use std::path::PathBuf;
 
@@ -15,35 +14,35 @@ use super::settings::{self, role_in_kernel};
 use super::{Error, attached, link_layer, links, pins};
 use crate::config;
 
-/// What would be done.
+/// What attaching would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// The interfaces of the settings.
     pub interfaces: Vec<PlannedInterface>,
-    /// Interfaces that have the filter and would lose it.
+    /// Interfaces that would lose the filter.
     pub to_detach: Vec<String>,
-    /// The process that holds the filter: nothing can be put in place beside it.
+    /// The process that holds the filter: while it runs, no other process can attach it.
     pub holder: Option<String>,
     /// Where the pins would be.
     pub pin_path: PathBuf,
-    /// Whether the pins would be gone with the last process of this mount namespace.
+    /// Whether the pins would vanish with the last process of this mount namespace.
     pub is_private: bool,
 }
 
-/// What would be done with an interface.
+/// What attaching would do to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedInterface {
     /// Its name.
     pub name: String,
-    /// How it is; `None`: it is not there, and would be waited for.
+    /// Its state now; `None`: it does not exist, and the gate would wait for it.
     pub state: Option<InterfaceState>,
 }
 
-/// Looks at everything that [`Filter::attach`](super::Filter::attach) would change, and changes
+/// Checks everything that [`Filter::attach`](super::Filter::attach) would change, and changes
 /// nothing.
 ///
 /// # Errors
-/// What `attach` would say, as far as it can be known beforehand.
+/// The error of `attach`, as far as it is known beforehand.
 pub fn plan(settings: &config::Filter) -> Result<Plan, Error> {
     settings::check(settings)?;
     let pins = Pins::new(&settings.pin_path);
@@ -75,8 +74,8 @@ pub fn plan(settings: &config::Filter) -> Result<Plan, Error> {
     })
 }
 
-/// The interfaces that the filter of these settings sits on and that they do not name: the next
-/// start takes it off.
+/// The interfaces that have the filter and that these settings do not name: the next start detaches
+/// it from them.
 ///
 /// # Errors
 /// [`Error::NotPermitted`] and [`Error::Pin`] if the pins cannot be looked at.

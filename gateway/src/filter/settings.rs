@@ -1,5 +1,5 @@
-//! From the configuration to what lies in the maps. The configuration has checked its own limits;
-//! these are the kernel's.
+//! From the configuration to the layout of the maps. The configuration has checked its own limits;
+//! these are the limits of the maps.
 
 use portcullis_ebpf_common::layout::{
     self, INTERFACES_MAX, LISTS_MAX, LOCAL_NETWORKS_MAX, PORTS_MAX,
@@ -16,7 +16,7 @@ pub(super) fn check(settings: &Filter) -> Result<(), Error> {
         INTERFACES_MAX as usize,
     )?;
     fits("ports", settings.ports.len(), PORTS_MAX)?;
-    // Half of what the map holds: new networks come before old ones go.
+    // Half of the map: new networks are added before old ones are removed.
     fits(
         "local networks (relay.networks)",
         settings.local_networks.len(),
@@ -48,7 +48,7 @@ fn fits(what: &'static str, number: usize, max: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// The settings as they lie in the map, for interfaces on which everything is answered.
+/// The settings in the layout of the map, with answers on for all interfaces.
 pub(super) fn in_kernel(settings: &Filter) -> layout::Settings {
     let mode = match settings.mode {
         FilterMode::Enforce => layout::Mode::Enforce,
@@ -66,7 +66,7 @@ pub(super) fn in_kernel(settings: &Filter) -> layout::Settings {
     in_kernel
 }
 
-/// A role as it is written in the configuration.
+/// The name of a role in the configuration.
 pub(super) const fn role_name(role: Role) -> &'static str {
     match role {
         Role::Edge => "edge",
@@ -74,7 +74,7 @@ pub(super) const fn role_name(role: Role) -> &'static str {
     }
 }
 
-/// A role as the program has it.
+/// A role in the layout of the program.
 pub(super) const fn role_in_kernel(role: Role) -> layout::Role {
     match role {
         Role::Edge => layout::Role::Edge,
@@ -82,7 +82,7 @@ pub(super) const fn role_in_kernel(role: Role) -> layout::Role {
     }
 }
 
-/// A mode of attachment as it is written in the configuration.
+/// The name of an XDP mode in the configuration.
 pub(super) const fn xdp_mode_name(mode: XdpMode) -> &'static str {
     match mode {
         XdpMode::Driver => "driver",

@@ -1,4 +1,4 @@
-//! What is in force, read from the pins: it needs no running gateway.
+//! The status of a filter, read from its pins: it needs no running gate.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ pub struct Status {
     pub layout: u32,
     /// `enforce`, `monitor` or `off`.
     pub mode: &'static str,
-    /// What becomes of a source on no list: `pass` or `drop`.
+    /// What happens to a source on no list: `pass` or `drop`.
     pub unlisted: &'static str,
     /// The filtered ports.
     pub ports: Vec<u16>,
@@ -44,58 +44,56 @@ pub struct Status {
     pub lists: Vec<ListStatus>,
     /// Recent verdicts.
     pub verdicts: VerdictCounts,
-    /// Who is dropped most.
+    /// The sources with the most dropped packets.
     pub top_sources: TopSources,
 }
 
-/// An interface and what it has counted, in packets.
+/// An interface and its counters, in packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct InterfaceStatus {
     /// Its name when it was attached.
     pub name: String,
     /// What is behind it: `edge` or `customer`.
     pub role: &'static str,
-    /// How its frames begin: with `ethernet`, or with `ip`. `None` if it is not in this network
-    /// namespace.
+    /// The header with which its frames begin: `ethernet` or `ip`. `None` if it is not in this
+    /// network namespace.
     pub link: Option<&'static str>,
     /// Where the program runs: `driver` or `generic`.
     pub xdp_mode: &'static str,
-    /// Whether the program sits on it now, as seen from this network namespace.
+    /// Whether the program is attached now, as seen from this network namespace.
     pub attached: bool,
     /// Whether there is an interface of this name in this network namespace.
     pub present: bool,
-    /// What it is called now, if it was renamed since.
+    /// Its new name, if it was renamed since.
     pub current_name: Option<String>,
-    /// Since when it has been without the filter, in seconds of the Unix epoch, as far as a running
+    /// Since when it has been without the filter, in seconds since the Unix epoch. Only a running
     /// gate knows.
     pub unfiltered_since: Option<u64>,
-    /// Why, as far as a running gate knows.
+    /// Why it is without the filter. Only a running gate knows.
     pub unfiltered_reason: Option<String>,
-    /// To a filtered port, and let through: all of them, those of `permitted` and `monitored`
-    /// included.
+    /// Packets to a filtered port that passed, those of `permitted` and `monitored` included.
     pub passed: u64,
-    /// Of `passed`, those whose source or, of a customer, whose destination a permit list names.
+    /// Packets of `passed` with a source or, from a customer, a destination on a permit list.
     pub permitted: u64,
-    /// Of `passed`, those that were SYNs beyond the budget of their source, for which the kernel
-    /// had no cookie.
+    /// SYNs of `passed` beyond the budget of their source, for which the kernel had no cookie.
     pub over_budget: u64,
-    /// Anything but TCP to a filtered port; let through, always.
+    /// Packets that are not TCP to a filtered port; they always pass.
     pub other: u64,
-    /// Those of them that hold another packet, which the filter does not read.
+    /// Packets of `other` that enclose another packet, which the filter does not read.
     pub unread: Unread,
-    /// To a filtered port, and dropped.
+    /// Packets to a filtered port that were dropped.
     pub dropped: Reasons,
-    /// From a customer, and answered with a RST instead of being dropped.
+    /// Packets from a customer that were answered with a RST instead of being dropped.
     pub resets: u64,
     /// SYNs that were answered with a cookie.
     pub syn_cookies: u64,
-    /// Nothing is answered there, because it would be lost: the other end of a veth runs no XDP
-    /// program, or there is no Ethernet header.
+    /// The program answers nothing there, because answers would be lost: the peer of a veth runs no
+    /// XDP program, or there is no Ethernet header.
     pub answers_lost: bool,
-    /// Held to be for a filtered port because the port cannot be read; they are among the others,
-    /// too.
+    /// Packets whose port cannot be read, and that count as packets to a filtered port. They are in
+    /// the other counters too.
     pub hidden: u64,
-    /// Of `passed`, those that were let through only because the mode was `monitor`.
+    /// Packets of `passed` that passed only because of the mode `monitor`.
     pub monitored: Reasons,
 }
 
@@ -106,11 +104,11 @@ pub struct Reasons {
     pub listed: u64,
     /// The source has a recent verdict.
     pub verdict: u64,
-    /// The source is on no list, and such sources are dropped.
+    /// The source is on no list, and `unlisted` is `drop`.
     pub unlisted: u64,
-    /// It came from a customer, and neither source nor destination is permitted.
+    /// The packet came from a customer, and neither source nor destination is permitted.
     pub customer: u64,
-    /// It had more VLAN tags than are read.
+    /// The packet has more VLAN tags than the filter reads.
     pub vlan_tags: u64,
 }
 
@@ -135,12 +133,12 @@ impl Reasons {
     }
 }
 
-/// Packets within packets, by what encloses them.
+/// Packets that enclose another packet, by encapsulation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unread([u64; ENCAPSULATIONS]);
 
 impl Unread {
-    /// With what each kind has counted.
+    /// The counters of all kinds.
     pub fn new(count: impl Fn(Encapsulation) -> u64) -> Self {
         Self(Encapsulation::ALL.map(count))
     }
@@ -158,56 +156,55 @@ impl Serialize for Unread {
     }
 }
 
-/// The sources of which the most was dropped of late, by the sampled events that a reader has
-/// counted.
+/// The sources with the most dropped packets of late, from the sampled events that a reader counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TopSources {
-    /// Whether somebody reads the events now. Else this is what the last reader has left.
+    /// Whether a reader counts events now. If not, these are the last counts.
     pub watched: bool,
-    /// Since it was written; `None` if there is nothing.
+    /// The age of the counts in seconds; `None` if there are none.
     pub age_seconds: Option<u64>,
-    /// The first is dropped most.
+    /// The sources, highest count first.
     pub sources: Vec<TopSourceStatus>,
 }
 
-/// One of the sources of which the most was dropped.
+/// A source with many dropped packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TopSourceStatus {
     /// An IPv4 address, or an IPv6 /64.
     pub source: String,
-    /// Sampled events, of which one that is a minute old counts for a half.
+    /// Sampled events; an event counts for half after a minute.
     pub recent_events: u64,
-    /// The reason of the last.
+    /// The reason of the last event.
     pub reason: &'static str,
-    /// Its list, if that is the reason.
+    /// The list, if that is the reason.
     pub list: Option<String>,
-    /// Where it came in.
+    /// The interface that received the packet.
     pub interface: Option<String>,
-    /// Since the last.
+    /// Seconds since the last event.
     pub last_seconds_ago: u64,
 }
 
-/// A list and what it has counted since it came into force.
+/// A list and its counters since it came into force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ListStatus {
     /// Its name in the configuration.
     pub name: String,
     /// `drop` or `permit`.
     pub action: &'static str,
-    /// Its entries, as they were written.
+    /// Its entries, as in its file.
     pub entries: u64,
-    /// Packets that it had dropped.
+    /// Packets dropped because of it.
     pub dropped_packets: u64,
-    /// Packets that it had let through.
+    /// Packets permitted because of it.
     pub permitted_packets: u64,
-    /// Packets that it would have dropped, were it not for the mode `monitor`.
+    /// Packets that would have been dropped because of it, in the mode `monitor`.
     pub monitored_packets: u64,
 }
 
 /// The filter that is pinned under this path.
 ///
 /// # Errors
-/// [`Error::NotAttached`] if there is none, [`Error::NotPermitted`] if the caller may not look.
+/// [`Error::NotAttached`] if there is none, [`Error::NotPermitted`] without privileges.
 pub fn status(pin_path: &Path) -> Result<Status, Error> {
     let pins = Pins::attached(pin_path)?;
     let maps = Maps::open(&pins)?;
@@ -226,7 +223,7 @@ pub fn status(pin_path: &Path) -> Result<Status, Error> {
     )
 }
 
-/// What is known of an interface beside its record.
+/// The state of an interface that is not in its record.
 pub(super) struct InterfaceView {
     pub(super) interface: Interface,
     pub(super) slot: u32,
@@ -236,7 +233,7 @@ pub(super) struct InterfaceView {
 }
 
 impl InterfaceView {
-    /// What the pins and the kernel tell of it.
+    /// The state as the pins and the kernel show it.
     pub(super) fn of(pins: &Pins, taken: InterfaceSlot) -> Self {
         Self {
             point: links::attach_point(pins, &taken.interface.name),
@@ -248,7 +245,8 @@ impl InterfaceView {
     }
 }
 
-/// The status of open maps, with what an owner knows of them and others have to look up.
+/// The status from open maps. An owner knows settings, lists and interfaces; other callers look
+/// them up.
 pub(super) fn read(
     pins: &Pins,
     maps: &Maps,
@@ -311,7 +309,7 @@ fn top_sources(maps: &Maps, names: &SlotNames) -> Result<TopSources, Error> {
     })
 }
 
-/// Without a record its slot was given back, and counts nothing.
+/// The status of an interface. Without a record its slot is free, and its counters are 0.
 fn interface(
     counted: &Counted,
     record: Option<&InterfaceSlot>,

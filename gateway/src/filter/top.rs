@@ -1,12 +1,12 @@
-//! Who is dropped most, by what the events tell: counts that halve every minute, for a bounded
-//! number of sources.
+//! The sources with the most dropped packets, from the events: counts that halve every minute, for
+//! a bounded number of sources.
 //!
-//! Instead of halving all counts all the time, an event counts for more the later it comes (forward
-//! decay: Cormode and others, 2009), and a count is seen in the light of the moment when it is
-//! asked for. When there is no room for another source, the half with the lowest counts goes: under
-//! a flood of forged sources, which come once each, those that come again stay. Rejected:
-//! space-saving, which gives a newcomer the count of whom it displaces, so that such a flood has
-//! everybody look busy.
+//! The counts are not halved all the time. Instead an event has more weight the later it comes
+//! (forward decay: Cormode and others, 2009), and a count is scaled when it is read. When there is
+//! no room for another source, the half with the lowest counts is removed: in a flood of forged
+//! sources, which come once each, the sources that come again stay. Rejected: the space-saving
+//! algorithm, which gives a new source the count of the one it replaces, so that in such a flood
+//! every source looks busy.
 
 use portcullis_ebpf_common::Source;
 use portcullis_ebpf_common::layout::{Event, TopSource};
@@ -14,16 +14,16 @@ use rustc_hash::FxHashMap;
 
 /// Sources that are counted at a time.
 const SOURCES_MAX: usize = 4_096;
-/// In so many seconds a count halves.
+/// Seconds after which a count has halved.
 const HALF_LIFE: f64 = 60.0;
-/// Doublings after which counts are made small again; a float has room for a thousand.
+/// Doublings after which all weights are scaled down; a float has room for a thousand.
 const DOUBLINGS_MAX: f64 = 500.0;
 
 /// The counts.
 #[derive(Debug, Default)]
 pub(super) struct Ranking {
     sources: FxHashMap<[u32; 5], Count>,
-    /// When an event counted for one.
+    /// The time at which an event has the weight 1.
     epoch_ns: u64,
 }
 
@@ -55,7 +55,7 @@ impl Ranking {
         count.last = *event;
     }
 
-    /// The sources with the highest counts, at most so many, the highest first.
+    /// The sources with the highest counts, at most `number`, highest first.
     pub(super) fn first(&self, number: usize, now_ns: u64) -> Vec<TopSource> {
         let mut counts: Vec<(&[u32; 5], &Count)> = self.sources.iter().collect();
         counts.sort_unstable_by(|(a_key, a), (b_key, b)| {
@@ -74,13 +74,12 @@ impl Ranking {
                 list_slot: count.last.list_slot,
                 interface_slot: count.last.interface_slot,
             });
-        // Who has been quiet for minutes is not among the top.
+        // A source without events for minutes is left out.
         top.filter(|top| top.events > 0).collect()
     }
 
     fn doublings(&self, time_ns: u64) -> f64 {
-        // Events of several CPUs come a little out of order, so it may be a little less than
-        // nothing.
+        // Events of several CPUs come slightly out of order: it can be slightly negative.
         let since = time_ns
             .cast_signed()
             .wrapping_sub(self.epoch_ns.cast_signed());
@@ -102,7 +101,7 @@ impl Ranking {
         let median = *median;
         let mut room = SOURCES_MAX / 2;
         self.sources.retain(|_, count| {
-            // Of those that are as good as the median, as many as there is room for.
+            // Of the counts equal to the median, as many as there is room for.
             let stays = count.weight > median || (count.weight == median && room > 0);
             if stays {
                 room = room.saturating_sub(1);
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_forged_sources_does_not_displace_who_comes_again() {
+    fn a_flood_of_forged_sources_does_not_displace_a_source_that_comes_again() {
         let mut ranking = Ranking::default();
         let mut time = 0;
         for number in 0..100_000_u32 {

@@ -1,4 +1,4 @@
-//! Frames run through the program in the kernel, without an interface (`BPF_PROG_TEST_RUN`).
+//! Runs frames through the program in the kernel, without an interface (`BPF_PROG_TEST_RUN`).
 
 use std::time::Duration;
 
@@ -18,13 +18,12 @@ use super::maps::{Maps, Value};
 use super::pins::Pins;
 use super::{Error, links};
 
-/// An instance of the program that sits on no interface and holds frames against the lists and
-/// settings in force.
+/// An instance of the program that is attached to no interface. It checks frames against the lists
+/// and settings in force.
 ///
-/// It counts what the lists decide, and beside it in a slot for interfaces that belongs to none.
-/// What the relay learns can be put into its maps as it is, so that it can be seen what the program
-/// makes of it. It is for a [`Filter`](super::Filter) without interfaces, so that nothing of a real
-/// one is touched.
+/// It counts for the lists, and in an interface slot that belongs to no interface. A test can write
+/// its maps directly: settings, recent verdicts, local networks. Use it with a
+/// [`Filter`](super::Filter) without interfaces, so that no real traffic is affected.
 pub struct Trial {
     object: Ebpf,
     maps: Maps,
@@ -33,17 +32,17 @@ pub struct Trial {
 /// What the program did with a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrialResult {
-    /// Dropped, or passed.
+    /// The frame was dropped.
     pub dropped: bool,
-    /// What was sent back where the frame came from.
+    /// The frame that was sent back (`XDP_TX`).
     pub sent: Option<Vec<u8>>,
-    /// The mean time that one run took. A frame repeated flatters the cache.
+    /// The mean time of one run. It is too good for a repeated frame, which stays in the cache.
     pub duration: Duration,
 }
 
 impl Trial {
     pub(super) fn new(pins: &Pins, role: Role, layer: LinkLayer) -> Result<Self, Error> {
-        // One slot past the last of an interface.
+        // The slot after those of interfaces.
         let interface = InterfaceConstant::new(INTERFACES_MAX, role, layer);
         Ok(Self {
             object: links::load(pins, interface)?,
@@ -51,13 +50,13 @@ impl Trial {
         })
     }
 
-    /// Runs a frame through the program as often as told. The kernel wants at least the 14 octets
-    /// of an Ethernet header.
+    /// Runs a frame through the program `repeat` times. The kernel needs at least the 14 octets of
+    /// an Ethernet header.
     ///
     /// # Errors
-    /// [`Error::Kernel`], for a frame that the kernel does not take; [`Error::NotPermitted`].
+    /// [`Error::Kernel`] if the kernel refuses the frame; [`Error::NotPermitted`].
     pub fn run(&mut self, frame: &[u8], repeat: u32) -> Result<TrialResult, Error> {
-        // An answer can be a little longer than what it answers.
+        // An answer can be a little longer than the frame.
         let mut sent = vec![0; frame.len() + 64];
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -76,7 +75,7 @@ impl Trial {
         })
     }
 
-    /// Puts settings in force as they are, also such as no configuration gives.
+    /// Puts any settings in force, also those that no configuration has.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -84,7 +83,7 @@ impl Trial {
         self.maps.swap_settings(settings)
     }
 
-    /// What was counted so far for the frames of all trials under this pin path.
+    /// The counters so far of the frames of all trials under this pin path.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -92,7 +91,7 @@ impl Trial {
         Ok(self.maps.counted()?.interface(INTERFACES_MAX))
     }
 
-    /// Puts a recent verdict in place as it is.
+    /// Adds any recent verdict.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -105,7 +104,7 @@ impl Trial {
         Ok(())
     }
 
-    /// The recent verdict under a key, with what the program has counted in it.
+    /// The recent verdict under a key, with the counters of the program.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -118,7 +117,7 @@ impl Trial {
         }
     }
 
-    /// Takes all recent verdicts away.
+    /// Removes all recent verdicts.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -132,7 +131,7 @@ impl Trial {
         Ok(())
     }
 
-    /// Makes a prefix, so many bits of this address, a local network.
+    /// Adds a local network: the first `bits` bits of this address.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -143,12 +142,13 @@ impl Trial {
         result.map_err(kernel("writing a local network"))
     }
 
-    /// Says until when somebody reads events, in nanoseconds of CLOCK_MONOTONIC; 0: nobody does.
+    /// Sets until when there is a reader of events, in nanoseconds of CLOCK_MONOTONIC; 0: there is
+    /// none.
     pub fn set_reader(&self, until_ns: u64) {
         self.maps.control().reader_until_ns.set(until_ns);
     }
 
-    /// The events that are there. They are taken away.
+    /// Takes all waiting events.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -162,7 +162,7 @@ impl Trial {
         Ok(events)
     }
 
-    /// Begins the rates anew, as if a second had passed.
+    /// Resets the rates, as if a second had passed.
     ///
     /// # Errors
     /// [`Error::Kernel`].

@@ -1,31 +1,30 @@
-//! Recent verdicts: sources that are kept out for a while, because the relay has learned something
-//! or an operator says so.
+//! Recent verdicts: sources whose packets are dropped for a while, because the relay has learned
+//! something about them or an operator says so.
 //!
-//! The map belongs to nobody: the gate writes it while it runs, the command line does with and
-//! without a gate, and each change is one element, so no lock is needed between them. (What both
-//! count in the same instant may be counted once.)
+//! Several processes write the map: the gate, and the command line with and without a gate. Each
+//! change is one element, so they need no lock. (If two count at the same moment, it may be counted
+//! once.)
 //!
-//! A verdict is never given to a permitted source or a local network. The program looks again for
-//! every packet that it would drop, so that one that was given before a list or the networks
-//! changed does no harm until [`remove_exempt`](Verdicts::remove_exempt) has taken it back.
+//! A verdict is never added on a permitted source or a local network. The program checks this again
+//! for every packet that it would drop. So a verdict from before a change of the lists or networks
+//! does no harm until [`remove_exempt`](Verdicts::remove_exempt) has removed it.
 //!
-//! Beside the map lie hints, so that the program looks for a verdict only where there may be one:
-//! whoever gives one writes its hint behind it. Whoever takes one away clears its hint, unless
-//! another verdict has the same; a hint that stays costs a look for nothing, and no more.
+//! Beside the map there are hints: the program looks a source up only if its hint is set. A verdict
+//! is written before its hint. When a verdict is removed, its hint is cleared, unless another
+//! verdict has the same hint. A hint that stays set costs one useless lookup, and no more.
 //!
-//! The map has its size. When it is full, a sixteenth of it goes at once, so that the search for
-//! what is least worth keeping, which reads all of it, is paid for once in sixteen thousand: first
-//! what has expired, then what has seen no packet for the longest time. What a person added goes
-//! for nothing that was learned, nor for what another person adds: if there is nothing else, there
-//! is no room. Rejected: an LRU map of the kernel, which recycles approximately and says nothing of
-//! it; a second map for what a person adds, which would cost every packet of a source with a hint a
-//! second look.
+//! The map has a fixed size. When it is full, up to a sixteenth of it is evicted at once, because
+//! the search reads the whole map: first expired verdicts, then those without a packet for the
+//! longest time. A verdict that an operator added is never evicted before it expires; if there are
+//! no others, the map has no room. Rejected: an LRU map of the kernel, which evicts approximately
+//! and does not report it; and a second map for operators, which would cost every packet of a
+//! source with a hint a second lookup.
 //!
 //! | file | subject |
 //! |---|---|
-//! | `map.rs` | the map, the hints, and the room |
-//! | `exempt.rs` | what no verdict keeps out |
-//! | `noted.rs` | those that one reason brought about, when it turns out to be none |
+//! | `map.rs` | the map, the hints, and eviction |
+//! | `exempt.rs` | the networks that are exempt from verdicts |
+//! | `noted.rs` | removing all verdicts with the same cause and note |
 
 mod exempt;
 mod map;
@@ -52,15 +51,15 @@ pub use self::exempt::Exemption;
 use self::exempt::{InForce, Permits};
 use self::map::{Elements, Maps};
 
-/// The recent verdicts of a filter in place. It can be used from several threads at once.
+/// The recent verdicts of an attached filter. Several threads can use it at once.
 ///
-/// Whatever walks over all of them, as giving one does when there is no room, takes some tenth of a
-/// second with a full map: it is not for a thread that must not wait.
+/// A method that reads all verdicts takes some tenths of a second with a full map; adding one to a
+/// full map does too. So it is not for a thread that must not block.
 pub struct Verdicts {
     maps: Mutex<Maps>,
-    /// To look at them while another thread changes them.
+    /// To read verdicts while another thread changes them.
     seen: Elements,
-    /// The lists that the program looked into when they were opened, for who has none of its own.
+    /// The lists in force when this was opened, for a caller without lists of its own.
     in_force: Option<InForce>,
 }
 
@@ -68,7 +67,7 @@ pub struct Verdicts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
-    /// Somebody has given it by hand.
+    /// An operator has added it.
     Operator,
     /// The source is on DNS lists.
     Dnsbl,
@@ -93,7 +92,7 @@ impl Cause {
         }
     }
 
-    /// As it is written in tables.
+    /// Its name in tables.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Operator => "operator",
@@ -103,92 +102,92 @@ impl Cause {
     }
 }
 
-/// A verdict to give.
+/// A verdict to add.
 #[derive(Clone, Copy, Debug)]
 pub struct NewVerdict<'a> {
-    /// On whom: an address, or a /64 of IPv6. Of an address of IPv6, too, it is on the /64.
+    /// The source: an address, or an IPv6 /64. A verdict on an IPv6 address covers its /64.
     pub source: IpNet,
-    /// For how long.
+    /// How long it is in force.
     pub duration: Duration,
-    /// Why.
+    /// Why it is added.
     pub cause: Cause,
-    /// For people, such as the list that names the source. What does not fit is cut off.
+    /// A note for users, such as the list that names the source. A long note is cut off.
     pub note: &'a str,
 }
 
-/// What came of giving a verdict.
+/// The result of adding a verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddResult {
-    /// The source is kept out from now on.
+    /// The source had no verdict, and has one now.
     Added,
-    /// It was kept out already, and is for the new length of time.
+    /// The source had a verdict, which now has the new duration.
     Renewed,
-    /// It was kept out already by a person, whose word stays.
+    /// The source has a verdict of an operator, which stays as it is.
     Kept,
-    /// It is not kept out.
+    /// The source is exempt: it gets no verdict.
     Refused(Exemption),
-    /// It is not kept out, because all that there is room for was added by people.
+    /// The map is full of verdicts of operators: the source gets none.
     NoRoom,
 }
 
 /// A verdict in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct VerdictStatus {
-    /// On whom: an IPv4 address, or an IPv6 /64.
+    /// The source: an IPv4 address, or an IPv6 /64.
     pub source: String,
-    /// Why.
+    /// Why it was added.
     pub cause: Cause,
-    /// What was noted.
+    /// The note.
     pub note: String,
-    /// Since it was given, or renewed.
+    /// Seconds since it was added.
     pub age_seconds: u64,
-    /// Until it means nothing.
+    /// Seconds until it expires.
     pub expires_in_seconds: u64,
-    /// Packets that it had dropped.
+    /// Packets dropped because of it.
     pub packets: u64,
-    /// Since the last of them.
+    /// Seconds since the last of those packets.
     pub last_packet_seconds_ago: Option<u64>,
-    /// Parts of it that are let in all the same.
+    /// Parts of the /64 that are exempt.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub except: Vec<Exemption>,
 }
 
-/// How many verdicts there are, and what became of others since the filter was put in place.
+/// How many verdicts there are, and the counters since the filter was attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct VerdictCounts {
-    /// In force.
+    /// Verdicts in force.
     pub number: u64,
-    /// Of them, those that a person added: they are never given up.
+    /// Of them, those that an operator added: they are never evicted.
     pub by_operator: u64,
-    /// For how many there is room.
+    /// How many the map can hold.
     pub capacity: u64,
-    /// AddResult to sources that had none.
+    /// Added on sources without a verdict.
     pub added: u64,
-    /// AddResult to sources that had one.
+    /// Renewed on sources with a verdict.
     pub renewed: u64,
-    /// Taken back.
+    /// Removed before they expired.
     pub removed: u64,
-    /// Gone because their time was over.
+    /// Removed because they had expired.
     pub expired: u64,
-    /// AddResult up to have room for others.
+    /// Evicted to make room for others.
     pub evicted: u64,
-    /// Not given, because the source is permitted or local.
+    /// Refused, because the source is permitted or local.
     pub refused: u64,
-    /// Not given, because there was no room but that of what a person added.
+    /// Refused, because the map was full of verdicts of operators.
     pub no_room: u64,
 }
 
 impl Verdicts {
-    /// The verdicts of the filter that is pinned under this path, and the lists that it has. No
-    /// gate has to run.
+    /// The verdicts of the filter that is pinned under this path, with its lists. It needs no
+    /// running gate.
     ///
     /// # Errors
-    /// [`Error::NotAttached`] if there is none, [`Error::NotPermitted`] if the caller may not.
+    /// [`Error::NotAttached`] if there is none, [`Error::NotPermitted`] without privileges.
     pub fn open(pin_path: &Path) -> Result<Self, Error> {
         let pins = Pins::attached(pin_path)?;
         let in_force = match InForce::open(&pins) {
-            // With fewer rights than root's the program alone knows them, which passes what they
-            // permit.
+            // Only root may read the lists. Without them a verdict on a permitted source can be
+            // added, but the program passes the source all the same.
             Err(Error::NotPermitted { .. }) => None,
             opened => opened?,
         };
@@ -206,7 +205,7 @@ impl Verdicts {
         })
     }
 
-    /// Makes sure that the program finds every verdict.
+    /// Sets the hints of all verdicts, so that the program finds each of them.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
@@ -218,7 +217,7 @@ impl Verdicts {
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// These lists, or those in force.
+    /// These lists or, without any, those in force.
     fn permits<'a>(&'a self, lists: Option<&'a Compiled>) -> Option<&'a dyn Permits> {
         match (lists, &self.in_force) {
             (Some(lists), _) => Some(lists),
@@ -227,10 +226,12 @@ impl Verdicts {
         }
     }
 
-    /// Keeps a source out for a while, unless it is in a local network or a list permits it: one of
-    /// these or, where none are given and they were [opened](Self::open), of those in force. For
-    /// the first ten seconds only new connections are refused, so that one that is open can end in
-    /// order.
+    /// Adds a verdict on a source, unless the source is in a local network or a list permits it.
+    /// The lists are `lists` or, if that is `None`, those in force when this was
+    /// [opened](Self::open).
+    ///
+    /// For the first ten seconds the program drops new connections only, so that open ones can end
+    /// in order.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read or written.
@@ -245,15 +246,15 @@ impl Verdicts {
         let now_ns = now_ns();
         let before = maps.verdicts.get(key)?;
         let still = before.filter(|before| before.expires_ns > now_ns);
-        let by_person = |cause| cause == Cause::Operator;
-        if still.is_some_and(|before| by_person(Cause::of_number(before.cause)))
-            && !by_person(new.cause)
+        let by_operator = |cause| cause == Cause::Operator;
+        if still.is_some_and(|before| by_operator(Cause::of_number(before.cause)))
+            && !by_operator(new.cause)
         {
             return Ok(AddResult::Kept);
         }
         let verdict = RecentVerdict {
             expires_ns: now_ns.saturating_add(in_ns(new.duration)),
-            // Who is out already gets no second time of grace.
+            // A renewed verdict has no second grace period.
             added_ns: still.map_or(now_ns, |before| before.added_ns),
             last_ns: still.map_or(0, |before| before.last_ns),
             packets: still.map_or(0, |before| before.packets),
@@ -270,8 +271,8 @@ impl Verdicts {
         Ok(given)
     }
 
-    /// The parts of the /64 of an IPv6 source that a verdict on it does not keep out: what is
-    /// local, and what a list in force permits, if those were [opened](Self::open).
+    /// The exempt parts of the /64 of an IPv6 source: local networks, and networks that a list in
+    /// force permits, if the lists were [opened](Self::open).
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
@@ -281,7 +282,7 @@ impl Verdicts {
         Ok(exempt::within(&local, self.permits(None), verdict))
     }
 
-    /// Takes back the verdict on a source, or on the /64 of an IPv6 one; says whether there was
+    /// Removes the verdict on a source, or on the /64 of an IPv6 source. Returns whether there was
     /// one.
     ///
     /// # Errors
@@ -297,7 +298,7 @@ impl Verdicts {
         Ok(removed)
     }
 
-    /// Takes all back; says how many there were.
+    /// Removes all verdicts. Returns how many were in force.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
@@ -310,22 +311,23 @@ impl Verdicts {
         removed.map(|(removed, _)| removed)
     }
 
-    /// Removes those whose time is over, which mean nothing already; says how many. If the map is
-    /// full, that is told.
+    /// Removes expired verdicts, which have no effect any more. Returns how many. If the map is
+    /// full, this logs it.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
     pub fn sweep(&self) -> Result<u64, Error> {
         let now_ns = now_ns();
         let mut maps = self.maps();
-        let is_over = |_, verdict: &RecentVerdict| verdict.expires_ns <= now_ns;
-        let (removed, left) = maps.remove_where(VerdictCounter::Expired, is_over)?;
-        maps.tell_if_full(left);
+        let is_expired = |_, verdict: &RecentVerdict| verdict.expires_ns <= now_ns;
+        let (removed, left) = maps.remove_where(VerdictCounter::Expired, is_expired)?;
+        maps.log_if_full(left);
         Ok(removed)
     }
 
-    /// Takes back those on sources that are local by now or permitted by these lists; says how
-    /// many. A /64 of IPv6 of which only a part is permitted stays: the program passes that part.
+    /// Removes verdicts on sources that are now local or permitted by these lists. Returns how
+    /// many. A verdict on a /64 of which only a part is permitted stays: the program passes that
+    /// part.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
@@ -366,7 +368,7 @@ impl Verdicts {
         Ok(verdicts.iter().map(status).collect())
     }
 
-    /// How many there are and were.
+    /// How many verdicts there are, and the counters.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
@@ -392,7 +394,7 @@ impl Verdicts {
         })
     }
 
-    /// How many were given up so far to have room for others.
+    /// How many verdicts were evicted so far to make room for others.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
@@ -401,7 +403,7 @@ impl Verdicts {
     }
 }
 
-/// An IPv4 address that is written as an IPv6 one is one of IPv4.
+/// An IPv4-mapped IPv6 address becomes an IPv4 address.
 fn canonical(source: IpNet) -> IpNet {
     match source.addr().to_canonical() {
         IpAddr::V4(address) if source.prefix_len() == source.max_prefix_len() => {
@@ -411,7 +413,7 @@ fn canonical(source: IpNet) -> IpNet {
     }
 }
 
-/// As much of a note as fits, without half a character at its end.
+/// The part of a note that fits, cut between characters.
 fn note(text: &str) -> [u8; VERDICT_NOTE_MAX] {
     let mut note = [0; VERDICT_NOTE_MAX];
     let fits = text.floor_char_boundary(VERDICT_NOTE_MAX);

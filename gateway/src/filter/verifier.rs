@@ -1,9 +1,9 @@
-//! What the kernel's verifier writes about a program that it refuses, made readable.
+//! The log of the kernel's verifier for a program that it refuses, made readable.
 //!
-//! The log goes instruction by instruction through every branch that was tried, tens of thousands
-//! of lines, and the reason is one line at its end, in front of the statistics. An operator is
-//! shown that line, the source that it is about, and the last steps; whoever is to mend the program
-//! needs all of it, so all of it is kept in a file.
+//! The log has a line for each instruction of every branch, tens of thousands of lines. The reason
+//! is one line at its end, before the statistics. The error message has that line, its source line
+//! and the last steps. A developer who repairs the program needs the whole log, so that is written
+//! to a file.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -14,7 +14,7 @@ use std::process;
 
 /// Steps before the reason that are shown.
 const STEPS: usize = 6;
-/// Logs of one process that are kept.
+/// Maximum number of files of one process.
 const FILES_MAX: u32 = 10;
 
 /// A verifier's log.
@@ -25,11 +25,12 @@ pub struct VerifierLog {
 }
 
 impl VerifierLog {
-    /// Takes a log, and keeps it in a file of this directory, as far as that is possible.
+    /// Takes a log and writes it to a file in this directory. A failure to write is logged only.
     pub(super) fn keep(text: String, directory: &Path) -> Self {
         let file = write(&text, directory);
         let file = file.inspect_err(|error| {
-            tracing::warn!(%error, directory = %directory.display(), "cannot keep the verifier's log");
+            let directory = directory.display();
+            tracing::warn!(%error, %directory, "cannot keep the verifier's log");
         });
         Self {
             text,
@@ -37,7 +38,7 @@ impl VerifierLog {
         }
     }
 
-    /// The lines of the log that are about the program, without the statistics behind them.
+    /// The lines of the log about the program, without the statistics at its end.
     fn lines(&self) -> Vec<&str> {
         let statistics = [
             "processed ",
@@ -59,7 +60,7 @@ impl VerifierLog {
     }
 }
 
-/// In one file after another, none of which was there before: the directory may be everybody's.
+/// Writes a new file. It never opens an existing one: all users may write to the directory.
 fn write(text: &str, directory: &Path) -> io::Result<PathBuf> {
     let mut number = 0;
     loop {
@@ -83,8 +84,8 @@ fn write(text: &str, directory: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// The reason first, then where it was found and where the rest is; indented lines, without an end
-/// of the last.
+/// The reason first, then the source line, the last steps and the file, on indented lines. The last
+/// line has no line end.
 impl fmt::Display for VerifierLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines = self.lines();
@@ -158,7 +159,7 @@ processed 8 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_stat
     }
 
     #[test]
-    fn a_log_of_any_length_and_none_at_all_fit_on_a_screen() {
+    fn a_log_of_any_length_and_an_empty_one_fit_on_a_screen() {
         let directory = tempfile::tempdir().unwrap();
         let long = "12: (b7) r1 = 0\n\n".repeat(100_000) + "BPF program is too large.\n";
         let text = VerifierLog::keep(long, directory.path()).to_string();

@@ -1,8 +1,8 @@
-//! What happens to interfaces: they come, go and change their names.
+//! Events of interfaces: they are created, deleted and renamed.
 //!
-//! The kernel tells it on a netlink socket, which any process may open; it belongs to the network
-//! namespace of the thread that opened it. What is told is only a reason to look: what is so now is
-//! asked for.
+//! The kernel sends them on a netlink socket, which any process may open. The socket belongs to the
+//! network namespace of the thread that opened it. An event is only a reason to check an interface:
+//! the state itself comes from a request.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -10,20 +10,17 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt,
-    socket, sockopt,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, SockProtocol, bind, recv, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
-use super::netlink::{ANSWER_MAX, Attributes, HEADER, half, word};
+use super::netlink::{self, ANSWER_MAX, Attributes, HEADER, half, word};
 
-/// Room for what is told between two looks: thousands of interfaces may come at once.
+/// Size of the receive buffer in bytes: thousands of interfaces may be created at once.
 const BUFFER: usize = 1 << 20;
-/// linux/rtnetlink.h: the links of all interfaces.
+/// linux/rtnetlink.h: the group with the events of all interfaces.
 const RTMGRP_LINK: u32 = 1;
 
-/// What was told of one interface.
+/// An event of one interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkEvent {
     /// The index of the interface.
@@ -41,44 +38,39 @@ pub struct LinkEvents {
 }
 
 impl LinkEvents {
-    /// Those of this thread's network namespace.
+    /// The events of this thread's network namespace.
     ///
     /// # Errors
-    /// When the kernel has no socket for it.
+    /// If the kernel refuses the socket.
     pub fn open() -> io::Result<Self> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?;
-        // As much as the system's limit lets it have; with less, more is lost, and looked for.
+        let socket = netlink::open(SockProtocol::NetlinkRoute)?;
+        // The system's limit may allow less. Then more events are lost, and `take` says so.
         let _ = setsockopt(&socket, sockopt::RcvBuf, &BUFFER);
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, RTMGRP_LINK))?;
         Ok(Self { socket })
     }
 
-    /// Waits until something is told, or for so long, and takes all of it; `None` if some of it was
-    /// lost, and all has to be looked at.
+    /// Waits up to `wait_max` for an event. Returns all events so far; `None` if some were lost, so
+    /// that every interface has to be checked.
     ///
     /// # Errors
-    /// When the socket fails.
+    /// If the socket fails.
     pub fn take(&self, wait_max: Duration) -> io::Result<Option<Vec<LinkEvent>>> {
-        // Of nothing at all the kernel makes forever.
+        // For the kernel a timeout of 0 is none.
         let wait_max = TimeVal::new(
             wait_max.as_secs() as i64,
             wait_max.subsec_micros().max(1).into(),
         );
         setsockopt(&self.socket, sockopt::ReceiveTimeout, &wait_max)?;
         let mut events = Vec::new();
-        let mut is_whole = true;
+        let mut is_complete = true;
         let mut message = vec![0; ANSWER_MAX];
         let mut flags = MsgFlags::empty();
         loop {
             match recv(self.socket.as_raw_fd(), &mut message, flags) {
                 Ok(length) => events.extend(parse(message.get(..length).unwrap_or_default())),
-                Err(Errno::EAGAIN) => return Ok(is_whole.then_some(events)),
-                Err(Errno::ENOBUFS) => is_whole = false,
+                Err(Errno::EAGAIN) => return Ok(is_complete.then_some(events)),
+                Err(Errno::ENOBUFS) => is_complete = false,
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -112,13 +104,13 @@ fn event(message: &[u8]) -> Option<LinkEvent> {
         libc::RTM_DELLINK => true,
         _ => return None,
     };
-    // A port that leaves a bridge is deleted in the family of bridges, and stays.
+    // A port that leaves a bridge is deleted in the bridge family only: the interface stays.
     if *message.get(HEADER)? != libc::AF_UNSPEC as u8 {
         return None;
     }
     let (_, name) =
         Attributes(message.get(2 * HEADER..)?).find(|(kind, _)| *kind == IFLA_IFNAME)?;
-    let name = name.split(|octet| *octet == 0).next().unwrap_or_default();
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
     Some(LinkEvent {
         index: word(message, HEADER + 4)?,
         name: String::from_utf8_lossy(name).into_owned(),
@@ -160,14 +152,14 @@ mod tests {
         };
         let expected = [event(7, "eth0", false), event(8, "ppp12", true)];
         assert_eq!(parse(&datagram), expected);
-        // What is cut off tells nothing, and does not end in a panic.
+        // A truncated message has no event, and does not panic.
         for length in 0..datagram.len() {
             assert!(parse(&datagram[..length]).len() <= 2);
         }
     }
 
     #[test]
-    fn a_socket_with_nothing_to_tell_says_so_at_once() {
+    fn a_socket_without_events_returns_at_once() {
         let events = LinkEvents::open().unwrap();
         assert!(events.take(Duration::ZERO).is_ok());
     }

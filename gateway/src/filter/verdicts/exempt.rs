@@ -1,8 +1,8 @@
-//! What no verdict keeps out: local networks, and what a list permits.
+//! The networks that are exempt from verdicts: local networks, and those on a permit list.
 //!
-//! Of IPv6 a verdict is on a /64, and what is exempt may be a part of one. The program looks at the
-//! address of each packet, so such a part stays in while the rest is kept out; whoever adds or
-//! lists the verdict is told so.
+//! A verdict on an IPv6 source covers a /64, and an exempt network may be a part of it. The program
+//! checks the address of each packet, so that part passes while the rest is dropped. Commands that
+//! add or list the verdict report this.
 
 use std::net::IpAddr;
 
@@ -18,29 +18,29 @@ use super::super::networks::LocalNetworks;
 use super::super::pins::Pins;
 use crate::lists::{Compiled, ListAction, Memory, Snapshot};
 
-/// While the lists are exchanged all the time the look at them is given up after so many.
+/// How often reading the lists is tried while they are being exchanged.
 const TRIES: u32 = 5;
 
-/// What protects a source from verdicts.
+/// Why a source is exempt from verdicts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "exempt", rename_all = "kebab-case")]
 pub enum Exemption {
     /// It is in a local network.
     Local {
-        /// Which.
+        /// The local network.
         network: IpNet,
     },
     /// A list permits it.
     Permitted {
-        /// The list's name.
+        /// The name of the list.
         list: String,
-        /// The prefix by which it does.
+        /// The prefix on the list.
         network: IpNet,
     },
 }
 
 impl Exemption {
-    /// What is exempt.
+    /// The exempt network.
     #[must_use]
     pub fn network(&self) -> IpNet {
         match self {
@@ -48,7 +48,7 @@ impl Exemption {
         }
     }
 
-    /// Why it is, in a word or two.
+    /// The reason, in a word or two.
     #[must_use]
     pub fn reason(&self) -> String {
         match self {
@@ -60,9 +60,9 @@ impl Exemption {
 
 /// Lists that may permit a source.
 pub(super) trait Permits {
-    /// Where addresses are looked up.
+    /// The snapshot for lookups of addresses.
     fn snapshot(&self) -> &Snapshot;
-    /// The name of the list with this number, if it is one that permits.
+    /// The name of the list with this number, if its action is `permit`.
     fn permit(&self, list: u16) -> Option<&str>;
 }
 
@@ -77,7 +77,7 @@ impl Permits for Compiled {
     }
 }
 
-/// The lists that the program looks into, as they were when they were opened.
+/// The lists in force when this was opened.
 pub(super) struct InForce {
     snapshot: Snapshot,
     lists: Vec<KernelList>,
@@ -96,8 +96,8 @@ impl Permits for InForce {
 }
 
 impl InForce {
-    /// Opens them, however many entries there are, without a copy. `None` if there are none yet. It
-    /// takes the rights of root.
+    /// Opens the lists without a copy, whatever their size. `None` if there are none yet. It needs
+    /// root.
     pub(super) fn open(pins: &Pins) -> Result<Option<Self>, Error> {
         let maps = Maps::open(pins)?;
         for _ in 0..TRIES {
@@ -106,7 +106,7 @@ impl InForce {
                 return Ok(None);
             };
             let memory = KernelMemory::of(blocks, generation.lines)?;
-            // Blocks of two generations are not the lists of either.
+            // Blocks of two generations are not a snapshot.
             if memory.generation() == generation.number
                 && lists::in_force(&maps)?.number == generation.number
             {
@@ -120,14 +120,14 @@ impl InForce {
     }
 }
 
-/// The list that permits all of a source, and the prefix by which it does.
+/// The list that permits all of a source, and the prefix on that list.
 pub(super) fn permit_of(permits: &dyn Permits, source: IpNet) -> Option<Exemption> {
     let (list, network) = permits.snapshot().covering(source)?;
     let list = permits.permit(list)?.to_owned();
     Some(Exemption::Permitted { list, network })
 }
 
-/// What protects all of a source.
+/// What exempts all of a source.
 pub(super) fn of(
     local: &LocalNetworks,
     permits: Option<&dyn Permits>,
@@ -139,7 +139,7 @@ pub(super) fn of(
     Ok(permits.and_then(|permits| permit_of(permits, source)))
 }
 
-/// What protects parts of the /64 that a verdict is on; nothing does of an IPv4 address.
+/// The exempt parts of the /64 that a verdict covers; none for a verdict on an IPv4 address.
 pub(super) fn within(
     local: &[IpNet],
     permits: Option<&dyn Permits>,

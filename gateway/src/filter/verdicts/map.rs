@@ -1,4 +1,4 @@
-//! The map of recent verdicts, the hints beside it, and the room in it.
+//! The map of recent verdicts, the hints beside it, and eviction when it is full.
 
 use std::io;
 use std::thread;
@@ -19,12 +19,12 @@ use super::super::networks::LocalNetworks;
 use super::super::pins::Pins;
 use super::Cause;
 
-/// What goes at once when there is no room.
+/// How many verdicts are evicted at once when the map is full.
 const BATCH: usize = VERDICTS_MAX as usize / 16;
-/// After a search that found nothing to give up the next is left for so long, in nanoseconds: it
-/// reads all of the map.
+/// Nanoseconds to the next search after one that found nothing to evict: a search reads the whole
+/// map.
 const SEARCH_AGAIN_NS: u64 = 5_000_000_000;
-/// The kernel makes memory for elements in the background, and may be a moment behind.
+/// The kernel allocates elements in the background, and may be a moment late.
 const MEMORY_TRIES: u32 = 20;
 const MEMORY_WAIT: Duration = Duration::from_millis(1);
 
@@ -35,17 +35,17 @@ pub(super) struct Elements {
     map: MapData,
 }
 
-/// All that lies beside it.
+/// The map and all that belongs to it.
 pub(super) struct Maps {
     pub(super) verdicts: Elements,
-    /// It has the hints.
+    /// The hints are in it.
     control: Control,
     counters: Array<MapData, u64>,
     pub(super) local: LocalNetworks,
-    /// It was told that the map is full, and has not been far from it since.
-    told_full: bool,
-    /// When a search found nothing that could be given up.
-    nothing_to_give_up_ns: Option<u64>,
+    /// The log has said that the map is full, and it has stayed nearly full since.
+    is_full_logged: bool,
+    /// When a search found nothing to evict.
+    nothing_to_evict_ns: Option<u64>,
 }
 
 impl Elements {
@@ -62,7 +62,7 @@ impl Elements {
         Ok(value.map(|Value(verdict)| verdict))
     }
 
-    /// Removes an element; says whether it was there.
+    /// Removes an element. Returns whether it was there.
     pub(super) fn take(&mut self, key: VerdictKey) -> Result<bool, Error> {
         match self.verdicts.remove(&key) {
             Ok(()) => Ok(true),
@@ -87,12 +87,12 @@ impl Maps {
             control: Control::open(pins)?,
             counters: open(pins, VERDICT_COUNTERS)?,
             local: LocalNetworks::open(pins)?,
-            told_full: false,
-            nothing_to_give_up_ns: None,
+            is_full_logged: false,
+            nothing_to_evict_ns: None,
         })
     }
 
-    /// Writes a verdict, if need be in the place of others; says whether there was room.
+    /// Writes a verdict, and evicts others if the map is full. Returns whether there was room.
     pub(super) fn put(
         &mut self,
         key: VerdictKey,
@@ -105,12 +105,12 @@ impl Maps {
             Err(error) if os_error(&error) == Some(libc::E2BIG) => {}
             Err(error) => return Err(failed(error)),
         }
-        if !self.make_room(now_ns)? {
+        if !self.evict(now_ns)? {
             return Ok(false);
         }
         match self.insert(key, verdict) {
             Ok(()) => Ok(true),
-            // Others were quicker.
+            // Other processes have filled the map again.
             Err(error) if os_error(&error) == Some(libc::E2BIG) => Ok(false),
             Err(error) => Err(failed(error)),
         }
@@ -131,8 +131,8 @@ impl Maps {
         Ok(())
     }
 
-    /// Sets the hints of all verdicts: a process that ended between the two may have left one
-    /// without.
+    /// Sets the hints of all verdicts: a process that ended between verdict and hint may have left
+    /// a verdict without one.
     pub(super) fn set_all_hints(&self) -> Result<(), Error> {
         for (key, _) in self.verdicts.all()? {
             self.control.set_hint(hint(&key));
@@ -140,7 +140,7 @@ impl Maps {
         Ok(())
     }
 
-    /// Clears the hints of verdicts that have gone, unless another has the same.
+    /// Clears the hints of removed verdicts, unless another verdict has the same hint.
     pub(super) fn clear_hints(&self, gone: &[VerdictKey]) -> Result<(), Error> {
         if gone.is_empty() {
             return Ok(());
@@ -154,8 +154,8 @@ impl Maps {
         for hint in &cleared {
             self.control.clear_hint(*hint);
         }
-        // A hint that another process set meanwhile stands behind its verdict: if it was cleared,
-        // the verdict is here by now. Who cannot see all of them sets every hint again.
+        // Another process writes its verdict before its hint. So if its hint was cleared just now,
+        // the verdict shows in a second reading. If that fails, every hint is set again.
         let all = self.verdicts.all();
         let needed = all.as_ref().ok().map(|all| Hints::of(all));
         for hint in cleared {
@@ -166,8 +166,8 @@ impl Maps {
         all.map(drop)
     }
 
-    /// Removes those to which it applies, and counts them. Gives how many there were, and how many
-    /// are left.
+    /// Removes the verdicts to which `applies` returns true, and counts them. Returns how many it
+    /// removed, and how many are left.
     pub(super) fn remove_where(
         &mut self,
         counter: VerdictCounter,
@@ -183,44 +183,49 @@ impl Maps {
         self.clear_hints(&removed)?;
         self.count(counter, removed.len() as u64)?;
         let left = (all.len() - removed.len()) as u64;
-        self.nothing_to_give_up_ns = self.nothing_to_give_up_ns.filter(|_| removed.is_empty());
+        self.nothing_to_evict_ns = self.nothing_to_evict_ns.filter(|_| removed.is_empty());
         Ok((removed.len() as u64, left))
     }
 
-    /// Tells once that there are as many as there can be: by this process or by another.
-    pub(super) fn tell_if_full(&mut self, number: u64) {
+    /// Logs once that the map is full, whichever process filled it.
+    pub(super) fn log_if_full(&mut self, number: u64) {
         let max = u64::from(VERDICTS_MAX);
-        if number >= max && !self.told_full {
-            self.told_full = true;
+        if number >= max && !self.is_full_logged {
+            self.is_full_logged = true;
             tracing::warn!(
                 number,
-                "the recent verdicts are full: for a new one those of least use are given up, but none that a person added"
+                "the recent verdicts are full: for a new one those of least use are given up, but \
+                 none that a person added"
             );
         } else if number < max / 8 * 7 {
-            self.told_full = false;
+            self.is_full_logged = false;
         }
     }
 
-    /// Gives up what is over, and else a sixteenth of those that were learned; says whether there
-    /// were any.
-    fn make_room(&mut self, now_ns: u64) -> Result<bool, Error> {
+    /// Removes expired verdicts and, if there are too few, evicts up to a sixteenth of the map from
+    /// those that an operator did not add. Returns whether it removed any.
+    fn evict(&mut self, now_ns: u64) -> Result<bool, Error> {
         let is_soon = |then: u64| now_ns.saturating_sub(then) < SEARCH_AGAIN_NS;
-        if self.nothing_to_give_up_ns.is_some_and(is_soon) {
+        if self.nothing_to_evict_ns.is_some_and(is_soon) {
             return Ok(false);
         }
         let mut all = self.verdicts.all()?;
-        self.tell_if_full(all.len() as u64);
-        all.retain(|(_, verdict)| may_be_given_up(verdict, now_ns));
+        self.log_if_full(all.len() as u64);
+        all.retain(|(_, verdict)| may_be_evicted(verdict, now_ns));
         all.sort_unstable_by_key(|(key, verdict)| (worth(verdict, now_ns), *key));
         let (mut expired, mut evicted) = (0, 0);
         let mut gone = Vec::new();
         for (key, verdict) in all {
-            let is_over = verdict.expires_ns <= now_ns;
-            if !is_over && expired + evicted >= BATCH as u64 {
+            let is_expired = verdict.expires_ns <= now_ns;
+            if !is_expired && expired + evicted >= BATCH as u64 {
                 break;
             }
             if self.verdicts.take(key)? {
-                *(if is_over { &mut expired } else { &mut evicted }) += 1;
+                *(if is_expired {
+                    &mut expired
+                } else {
+                    &mut evicted
+                }) += 1;
                 gone.push(key);
             }
         }
@@ -228,7 +233,7 @@ impl Maps {
         tracing::debug!(expired, evicted, "made room for recent verdicts");
         self.count(VerdictCounter::Expired, expired)?;
         self.count(VerdictCounter::Evicted, evicted)?;
-        self.nothing_to_give_up_ns = gone.is_empty().then_some(now_ns);
+        self.nothing_to_evict_ns = gone.is_empty().then_some(now_ns);
         Ok(!gone.is_empty())
     }
 
@@ -270,14 +275,13 @@ impl Hints {
     }
 }
 
-/// Whether a verdict may go for another: what a person added only when it is over.
-fn may_be_given_up(verdict: &RecentVerdict, now_ns: u64) -> bool {
+/// Whether a verdict may be evicted: one that an operator added only after it has expired.
+fn may_be_evicted(verdict: &RecentVerdict, now_ns: u64) -> bool {
     verdict.expires_ns <= now_ns || Cause::of_number(verdict.cause) != Cause::Operator
 }
 
-/// What goes first when there is no room has the least: what is over, then by the last sign of
-/// life, then by age. A verdict that was given a moment ago has had no time to be of use, so being
-/// given counts as a sign of life.
+/// The order of eviction, lowest first: expired verdicts, then by the time of the last packet, then
+/// by age. A new verdict has had no time for a packet, so the time when it was added counts as one.
 fn worth(verdict: &RecentVerdict, now_ns: u64) -> (bool, u64, u64) {
     (
         verdict.expires_ns > now_ns,
@@ -305,13 +309,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_goes_first_and_then_what_is_least_of_use() {
+    fn expired_verdicts_are_evicted_first_and_then_those_of_least_use() {
         let now_ns = 100;
         let in_order = [
-            ("over, though it was of use", verdict(100, 1, 99)),
-            ("no packet since it was given long ago", verdict(200, 10, 0)),
+            ("expired, though it was of use", verdict(100, 1, 99)),
+            ("added long ago, and no packet since", verdict(200, 10, 0)),
             ("its last packet came a while ago", verdict(200, 5, 40)),
-            ("just given", verdict(200, 90, 0)),
+            ("just added", verdict(200, 90, 0)),
             ("a packet a moment ago", verdict(200, 1, 95)),
         ];
         for pair in in_order.windows(2) {
@@ -326,14 +330,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_added_is_given_up_only_when_it_is_over() {
+    fn a_verdict_of_an_operator_is_evicted_only_after_it_has_expired() {
         let of = |cause: Cause, expires_ns| RecentVerdict {
             cause: cause.number(),
             ..verdict(expires_ns, 1, 0)
         };
-        assert!(may_be_given_up(&of(Cause::Operator, 100), 100));
-        assert!(!may_be_given_up(&of(Cause::Operator, 101), 100));
-        assert!(may_be_given_up(&of(Cause::Dnsbl, 101), 100));
-        assert!(may_be_given_up(&of(Cause::Other, 101), 100));
+        assert!(may_be_evicted(&of(Cause::Operator, 100), 100));
+        assert!(!may_be_evicted(&of(Cause::Operator, 101), 100));
+        assert!(may_be_evicted(&of(Cause::Dnsbl, 101), 100));
+        assert!(may_be_evicted(&of(Cause::Other, 101), 100));
     }
 }

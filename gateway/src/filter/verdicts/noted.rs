@@ -1,5 +1,4 @@
-//! Taking back the verdicts that one and the same reason has brought about, when it turns out to be
-//! none.
+//! Removes all verdicts with the same cause and note, when that turns out to be a mistake.
 
 use portcullis_ebpf_common::layout::VerdictCounter;
 
@@ -7,8 +6,8 @@ use super::{Cause, Verdicts, note, of_verdict};
 use crate::filter::Error;
 
 impl Verdicts {
-    /// Takes back those on IPv4 or on IPv6 sources that were given for this cause with this note;
-    /// says how many.
+    /// Removes the verdicts with this cause and note, on IPv6 sources or on IPv4 sources. Returns
+    /// how many it removed.
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
