@@ -1,9 +1,9 @@
 //! Portcullis: the gate in front of TCP port 25.
 //!
-//! One policy, held in two places: an XDP program that drops packets of listed sources before the
-//! kernel allocates anything for them ([`filter`]), and a relay with one io_uring per core that
-//! takes the sessions that survive ([`worker`], [`relay`]). The README's architecture section has
-//! the picture.
+//! One policy, applied in two places: an XDP program that drops packets of listed sources before
+//! the kernel allocates anything for them ([`filter`]), and a relay with one io_uring per core for
+//! the sessions that remain ([`worker`], [`relay`]). `gateway/docs/architecture.md` has the
+//! picture.
 
 pub mod config;
 pub mod control;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-// Sessions come and go on several threads; mimalloc gives their memory back, and is faster at it.
+// Sessions begin and end on several threads; mimalloc returns their memory, and is faster.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

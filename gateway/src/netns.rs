@@ -1,13 +1,13 @@
 //! Network namespaces for the demo, the whole-system tests and the benches.
 //!
-//! A namespace is where a client can have an outside address, where an interface can carry the XDP
-//! program and where a flood can run, without the machine noticing. Only the *network* namespace
-//! changes: mounts stay shared, so that `/sys/fs/bpf` and the temporary files mean the same thing
-//! inside. (`ip netns exec` was rejected for that reason: it makes a mount namespace with another
-//! `/sys`. Mind that `/sys/class/net` therefore still shows the interfaces of the outside; `ip` and
-//! `if_nametoindex` show those of the inside.)
+//! In a namespace a client can have an outside address, an interface can have the XDP program, and
+//! a flood can run, without any effect on the machine. Only the *network* namespace changes: mounts
+//! stay shared, so `/sys/fs/bpf` and temporary files are the same inside. (Rejected for that
+//! reason: `ip netns exec`, which creates a mount namespace with another `/sys`. Note that
+//! `/sys/class/net` therefore still shows the interfaces outside; `ip` and `if_nametoindex` show
+//! those inside.)
 //!
-//! Links and addresses are made by the `ip` tool: its lines can be repeated by hand when something
+//! The `ip` tool creates links and addresses: its commands can be repeated by hand when something
 //! looks wrong. All of this needs root (`CAP_SYS_ADMIN` and `CAP_NET_ADMIN`).
 
 use std::fs::{self, File};
@@ -22,10 +22,10 @@ use nix::sched::{CloneFlags, setns};
 /// Where `ip netns` keeps the names.
 const DIRECTORY: &str = "/run/netns";
 
-/// Every name begins so; what follows is the process that made it, see [`sweep`].
+/// The prefix of every name; the ID of the process that created it follows, see [`sweep`].
 const MARK: &str = "pc-";
 
-/// An address family, where a prefix alone does not say it.
+/// An address family, where a prefix alone does not tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// IPv4.
@@ -43,23 +43,23 @@ impl Family {
     }
 }
 
-/// A network namespace of our own, deleted with everything in it when this is dropped.
+/// A new network namespace, deleted with everything in it when this is dropped.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
-    /// Held open, so that entering cannot fail because somebody deleted the name.
+    /// Held open: entering works even after another process has deleted the name.
     handle: File,
 }
 
 impl Namespace {
-    /// Makes a namespace with its loopback up and IPv6 addresses usable at once (no duplicate
-    /// address detection).
+    /// Creates a namespace with its loopback up, and IPv6 addresses that are usable at once (no
+    /// duplicate address detection).
     ///
-    /// It is called `pc-PID-PREFIX-N`, so that namespaces of concurrent test processes never meet.
+    /// Its name is `pc-PID-PREFIX-N`, so that concurrent test processes have different names.
     ///
     /// # Errors
-    /// When the `ip` tool is missing or refuses; not being root is the usual reason ([`permitted`]
-    /// asks beforehand).
+    /// If the `ip` tool is missing or fails; the usual reason is a user other than root
+    /// ([`permitted`] checks that beforehand).
     pub fn create(prefix: &str) -> io::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -75,33 +75,33 @@ impl Namespace {
         let namespace = Self { name, handle };
         namespace.up("lo")?;
         namespace.run(|| {
-            // "default" is copied into every interface made later; "all" would change none of them.
+            // New interfaces copy "default"; "all" would change none of them.
             fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")?;
             fs::write("/proc/sys/net/ipv6/conf/default/accept_ra", "0")
         })??;
         Ok(namespace)
     }
 
-    /// The name that `ip netns` knows it by.
+    /// Its name for `ip netns`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file that stands for the namespace, `/run/netns/NAME`.
+    /// The file of the namespace, `/run/netns/NAME`.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         path_of(&self.name)
     }
 
-    /// Runs `work` on a thread of its own that has entered the namespace, and waits for it.
+    /// Runs `work` on a new thread in the namespace, and waits for it.
     ///
-    /// Sockets opened and processes started by `work` stay in the namespace for good, wherever they
-    /// are used later: `namespace.run(|| TcpListener::bind(..))` gives a listener that any thread
-    /// may accept on. A panic in `work` goes on in the caller.
+    /// Sockets that `work` opens and processes that it starts stay in the namespace:
+    /// `namespace.run(|| TcpListener::bind(..))` returns a listener that any thread can use. A
+    /// panic in `work` continues in the caller.
     ///
     /// # Errors
-    /// When the thread cannot be started or may not enter the namespace.
+    /// If the thread cannot be started or may not enter the namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         thread::scope(|scope| {
             let inside = thread::Builder::new()
@@ -116,8 +116,8 @@ impl Namespace {
         })
     }
 
-    /// A command that will run inside. Its process id is that of `program`: `nsenter` becomes it,
-    /// without a fork.
+    /// A command to run inside. Its process ID is that of `program`: `nsenter` executes it without
+    /// a fork.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
@@ -176,7 +176,8 @@ impl Namespace {
         self.ip(&[family.option(), "route", "add", to, "via", via])
     }
 
-    /// Says that everything in `to` (a prefix or `default`) is a neighbour on this interface.
+    /// Adds a route that makes every address in `to` (a prefix or `default`) a neighbour on this
+    /// interface.
     ///
     /// # Errors
     /// When the interface is not there or not up, or the route is there already.
@@ -184,7 +185,7 @@ impl Namespace {
         self.ip(&[family.option(), "route", "add", to, "dev", interface])
     }
 
-    /// Makes a pair of joined interfaces, one end here and one in `other`, both up.
+    /// Creates a veth pair, one end here and one in `other`, both up.
     ///
     /// # Errors
     /// When one of the names is taken or longer than 15 characters.
@@ -215,8 +216,7 @@ impl Namespace {
             .spawn()
             .map_err(no_tool)?;
         if let Some(mut input) = child.stdin.take() {
-            // A tool that stopped reading has said why on its standard error, which is the better
-            // message.
+            // If the tool stops reading, its standard error has the reason.
             let _ = input.write_all(batch.as_bytes());
         }
         let done = child.wait_with_output()?;
@@ -232,7 +232,7 @@ impl Drop for Namespace {
     }
 }
 
-/// Joins two namespaces by a pair of interfaces, both up: see [`Namespace::veth`].
+/// Connects two namespaces with a veth pair, both ends up: see [`Namespace::veth`].
 ///
 /// # Errors
 /// When one of the names is taken or longer than 15 characters.
@@ -240,17 +240,17 @@ pub fn veth(a: &Namespace, interface_a: &str, b: &Namespace, interface_b: &str) 
     a.veth(interface_a, b, interface_b)
 }
 
-/// Whether this process may make namespaces.
+/// Whether this process may create namespaces.
 #[must_use]
 pub fn permitted() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Deletes namespaces whose makers are gone (killed before they could clean up), and says how many
-/// those were.
+/// Deletes namespaces whose creators are gone (killed before they could clean up). Returns how
+/// many.
 ///
 /// # Errors
-/// When the directory of the names cannot be read. That it does not exist is no error.
+/// If the directory of the names cannot be read. A missing directory is no error.
 pub fn sweep() -> io::Result<usize> {
     let entries = match fs::read_dir(DIRECTORY) {
         Ok(entries) => entries,
@@ -269,7 +269,7 @@ pub fn sweep() -> io::Result<usize> {
     Ok(swept)
 }
 
-/// The process that made a namespace of this name, if it is one of ours.
+/// The process that created a namespace of this name, if the name has our form.
 fn maker(name: &str) -> Option<u32> {
     name.strip_prefix(MARK)?.split_once('-')?.0.parse().ok()
 }
@@ -278,8 +278,8 @@ fn path_of(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
 }
 
-/// Deletes the name; the namespace itself ends with its last process and socket. A failure has no
-/// one to tell: the next [`sweep`] tries again.
+/// Deletes the name; the namespace itself ends with its last process and socket. A failure is
+/// ignored: the next [`sweep`] tries again.
 fn delete(name: &str) {
     let _ = Command::new("ip")
         .args(["netns", "del", name])
@@ -333,7 +333,7 @@ mod tests {
 
     fn root() -> bool {
         if !permitted() {
-            // Past the test runner's capture, which would hide it from a passing run.
+            // Not captured by the test runner, which would hide it from a passing run.
             let test = thread::current();
             let _ = writeln!(
                 io::stderr(),
@@ -383,8 +383,8 @@ mod tests {
         let child = command.stdout(Stdio::piped()).spawn()?;
         let pid = child.id();
         let output = String::from_utf8_lossy(&child.wait_with_output()?.stdout).into_owned();
-        let (said, net) = output.trim().split_once('\n').unwrap_or_default();
-        assert_eq!(said, pid.to_string());
+        let (printed, net) = output.trim().split_once('\n').unwrap_or_default();
+        assert_eq!(printed, pid.to_string());
         assert_ne!(net, fs::read_link("/proc/self/ns/net")?.to_string_lossy());
         Ok(())
     }
@@ -396,7 +396,7 @@ mod tests {
         }
         let path = Namespace::create("gone")?.path();
         assert!(!path.exists());
-        // A process id beyond pid_max belongs to nobody.
+        // A process ID beyond pid_max does not exist.
         let orphan = "pc-4294967295-orphan-0";
         ip(&["netns", "add", orphan])?;
         assert!(sweep()? >= 1);

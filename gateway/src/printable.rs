@@ -1,22 +1,21 @@
-//! Text from outside on its way to a terminal or into a line of a log: what either would obey is
-//! shown instead.
+//! Escapes control characters in text from outside, before it goes to a terminal or into the log.
 //!
-//! Notes, names of lists, interfaces and processes, and what servers say are written by others. The
-//! JSON forms need none of this.
+//! Others write the notes, the names of lists, interfaces and processes, and the replies of
+//! servers. JSON output needs no escapes: its encoding has them.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// The text with control characters, and those that change the direction of what follows or are not
-/// seen, written as escapes.
+/// The text with escapes in place of control characters, invisible characters, and characters that
+/// change the direction of text.
 #[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_obeyed) {
+    if !text.contains(needs_escape) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
     for character in text.chars() {
-        if is_obeyed(character) {
+        if needs_escape(character) {
             // Writing to a string does not fail.
             let _ = write!(shown, "{}", character.escape_default());
         } else {
@@ -26,11 +25,14 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-fn is_obeyed(character: char) -> bool {
+fn needs_escape(character: char) -> bool {
     character.is_control()
         || matches!(
             character,
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}'
+            '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{2069}'
+                | '\u{feff}'
         )
 }
 
@@ -39,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_left_that_a_terminal_or_a_log_would_obey() {
+    fn control_and_invisible_characters_are_escaped() {
         let cases = [
             ("ticket 4711, \"é\" C:\\x", "ticket 4711, \"é\" C:\\x"),
             ("\u{1b}[2Jgone", "\\u{1b}[2Jgone"),

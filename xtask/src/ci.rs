@@ -1,8 +1,7 @@
-//! `cargo xtask ci`: everything that has to be good before a change is taken, step by step, with
-//! times.
+//! `cargo xtask ci`: every check that a change has to pass, step by step, with times.
 //!
-//! `.ci/run` calls the README's test command by itself first and the rest from here
-//! (`--after-tests`), so that what the README tells a reader to type is what is checked.
+//! `.ci/run` first runs the test command of the README, and then the other steps from here
+//! (`--after-tests`). So the CI checks the very command that the README gives to a reader.
 
 use std::env;
 use std::process::{Command, ExitCode};
@@ -13,18 +12,18 @@ use clap::Args;
 use crate::step::Steps;
 use crate::workspace;
 
-/// What `cargo xtask ci` is told.
+/// Options of `cargo xtask ci`.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// The tests have just been run by `cargo xtask test`: only the rest
+    /// Skip the tests, because `cargo xtask test` has just run them
     #[arg(long)]
     after_tests: bool,
-    /// How long each fuzz target runs
+    /// Seconds for each fuzz target
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     fuzz_seconds: u32,
 }
 
-/// Runs all steps, whatever becomes of the first ones.
+/// Runs all steps, also after one has failed.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let xtask = env::current_exe().context("which program is this?")?;
     let chore = |arguments: &[&str]| {

@@ -1,10 +1,9 @@
-//! `cargo xtask ebpf`: builds the XDP program, and proves that the committed object is what the
-//! source builds.
+//! `cargo xtask ebpf`: builds the XDP program, and checks that its source builds the committed
+//! object.
 //!
-//! The object is committed because its compiler is not everybody's: a plain stable `cargo build` of
-//! the gateway is enough. What is committed has to be checked, so `verify` builds it again and
-//! compares everything that reaches the kernel. Paths are remapped, so that two checkouts build the
-//! same.
+//! The object is committed because few machines have its compiler: so a stable `cargo build` of the
+//! gateway is enough. `verify` builds it again and compares everything that reaches the kernel.
+//! Paths are remapped, so two checkouts build the same object.
 
 mod object;
 mod toolchain;
@@ -21,13 +20,13 @@ use crate::{setup, workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
 
-/// What is built: the filter, and what the benches put beside it.
+/// The programs: the filter, and its peers for the benches.
 const PROGRAMS: [&str; 2] = ["portcullis", "benches"];
 
-/// What `cargo xtask ebpf` is told.
+/// The subcommands of `cargo xtask ebpf`.
 #[derive(Subcommand)]
 pub(crate) enum Ebpf {
-    /// Builds the program and puts the object, and what built it, into ebpf/prebuilt
+    /// Builds the program and writes the object, and the tools that built it, into ebpf/prebuilt
     #[command(after_help = toolchain::HELP)]
     Build(Options),
     /// Builds the program and compares it with the committed object; as root it installs what is
@@ -36,10 +35,10 @@ pub(crate) enum Ebpf {
     Verify(Options),
 }
 
-/// What both are told.
+/// The options of both.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// Installs what is missing (apt-get, cargo install); needs root
+    /// Install missing tools (apt-get, cargo install); needs root
     #[arg(long)]
     install: bool,
 }
@@ -75,7 +74,7 @@ fn verify(toolchain: &Toolchain, built: &[(&str, Vec<u8>)]) -> Result<ExitCode> 
         if differences.is_empty() {
             let instructions = object::instructions(&committed)?;
             println!(
-                "ebpf: the committed {name}.o is what the source builds ({instructions} instructions)"
+                "ebpf: the source builds the committed {name}.o ({instructions} instructions)"
             );
         }
         for difference in &differences {
@@ -89,17 +88,19 @@ fn verify(toolchain: &Toolchain, built: &[(&str, Vec<u8>)]) -> Result<ExitCode> 
     let record = fs::read_to_string(prebuilt("built-with.txt")).unwrap_or_default();
     if record == toolchain.record() {
         bail!(
-            "what is committed is not what the source builds; run `cargo xtask ebpf build` and commit ebpf/prebuilt"
+            "the source does not build the committed object; run `cargo xtask ebpf build` and \
+             commit ebpf/prebuilt"
         );
     }
     bail!(
-        "what is committed was built with\n{record}and this is\n{}so it may differ for that reason alone; build with the \
-         former, or run `cargo xtask ebpf build` and commit ebpf/prebuilt",
+        "the committed object was built with\n{record}and this is\n{}so it may differ for that \
+         reason alone; build with the former, or run `cargo xtask ebpf build` and commit \
+         ebpf/prebuilt",
         toolchain.record()
     );
 }
 
-/// Builds the programs; gives the name and the object of each.
+/// Builds the programs. Returns the name and the object of each.
 fn compile(toolchain: &Toolchain) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let directory = workspace::root().join("ebpf/program");
     println!(
@@ -123,7 +124,7 @@ fn compile(toolchain: &Toolchain) -> Result<Vec<(&'static str, Vec<u8>)>> {
             "CARGO_ENCODED_RUSTFLAGS",
             rust_flags(toolchain)?.join("\x1f"),
         )
-        // A stable compiler builds `core` too, if it is told that it may.
+        // This allows a stable compiler to build `core`.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTC", &toolchain.rustc)
         .env("PATH", toolchain.path())
@@ -140,8 +141,8 @@ fn compile(toolchain: &Toolchain) -> Result<Vec<(&'static str, Vec<u8>)>> {
         .collect()
 }
 
-/// Full debug information, from which the linker makes the BTF that the maps are defined by; and no
-/// path of this machine.
+/// Flags for full debug information, from which the linker makes the BTF that defines the maps, and
+/// against paths of this machine in the object.
 fn rust_flags(toolchain: &Toolchain) -> Result<Vec<String>> {
     let mut flags = vec!["-Cdebuginfo=2".to_owned(), "-Clink-arg=--btf".to_owned()];
     let mut remap =

@@ -1,7 +1,7 @@
 //! The project's chores, one file each: `cargo xtask --help`.
 //!
-//! They are Rust and not shell so that they run wherever the project builds, and say by `--help`
-//! what they do.
+//! They are in Rust, not in shell: they run wherever the project builds, and `--help` describes
+//! them.
 
 mod bench;
 mod ci;
@@ -34,15 +34,15 @@ enum Chore {
     /// Everything a change has to pass: tests, format, clippy, documentation, the BPF object, a
     /// little fuzzing
     Ci(ci::Options),
-    /// Puts the gateway beside its peers, in one run, and prints ratios
+    /// Compares the gateway with its peers, in one run, and prints ratios
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Builds the XDP program, or proves that the committed object is what its source builds
+    /// Builds the XDP program, or checks that its source builds the committed object
     #[command(subcommand)]
     Ebpf(ebpf::Ebpf),
-    /// Looks for inputs that break what reads the network, guided by coverage
+    /// Searches for inputs that break the parsers of network input, guided by coverage
     Fuzz(fuzz::Options),
-    /// Installs (as root) or names the Debian packages that tests and benches use
+    /// Installs (as root) or lists the Debian packages that tests and benches use
     Setup(setup::Options),
 }
 
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Setup(options) => setup::run(&options),
     };
-    // The chain of causes on one line; a backtrace of a chore helps nobody.
+    // The chain of causes on one line; a backtrace of a chore is of no use.
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE

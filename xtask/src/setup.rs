@@ -1,9 +1,9 @@
-//! `cargo xtask setup`: the Debian packages that tests and benches use: names what is missing, and
-//! installs it as root.
+//! `cargo xtask setup`: lists the missing Debian packages that tests and benches use, and installs
+//! them as root.
 //!
-//! A package is there if the file that is used of it is there, which is quicker than asking dpkg
-//! and also right where it was put by other means. Servers are installed for their programs, not as
-//! services: none is left running, and none will be started at the next boot. Rejected: a container
+//! A package counts as installed if the file that we use exists. That is faster than a query to
+//! dpkg, and also right if the file came from elsewhere. Servers are installed for their programs,
+//! not as services: none runs afterwards, and none starts at the next boot. Rejected: a container
 //! image, which would hide from an operator what is needed.
 
 use std::fs;
@@ -16,13 +16,13 @@ use std::{env, io};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
-/// A Debian package, the file in it that is used, and for what. A name without a slash is looked
-/// for in the PATH.
+/// A Debian package, the file in it that we use, and what for. A file without a slash is searched
+/// in the PATH.
 struct Package {
     name: &'static str,
     file: &'static str,
     purpose: &'static str,
-    /// What it would start by itself.
+    /// The service that it would start.
     service: Option<&'static str>,
 }
 
@@ -90,15 +90,15 @@ const PACKAGES: &[Package] = &[
     tool("g++", "c++", "libFuzzer"),
 ];
 
-/// What `cargo xtask setup` is told.
+/// Options of `cargo xtask setup`.
 #[derive(Args, Debug, Default)]
 pub(crate) struct Options {
-    /// Only says what is missing; exit code 1 if anything is
+    /// Only list what is missing; exit code 1 if anything is
     #[arg(long)]
     check: bool,
 }
 
-/// Installs what is missing, or says how to.
+/// Installs what is missing, or prints how to.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let missing = missing();
     if missing.is_empty() {
@@ -111,8 +111,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.check || !may_install() {
         let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
         println!(
-            "setup: as root, on Debian: cargo xtask setup\n       or: DEBIAN_FRONTEND=noninteractive \
-             apt-get install -y --no-install-recommends {}",
+            "setup: as root, on Debian: cargo xtask setup\n       or: \
+             DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {}",
             names.join(" ")
         );
         return Ok(ExitCode::FAILURE);
@@ -121,7 +121,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let still_missing: Vec<&str> = self::missing().iter().map(|package| package.name).collect();
     ensure!(
         still_missing.is_empty(),
-        "installed, but what is used of them is not there: {}",
+        "installed, but the files that are used do not exist: {}",
         still_missing.join(" ")
     );
     Ok(ExitCode::SUCCESS)
@@ -134,8 +134,8 @@ fn missing() -> Vec<&'static Package> {
         .collect()
 }
 
-/// Where a program or file is. Root's PATH may lack the sbin directories, in which most of these
-/// programs are.
+/// The path of a program or file. Also searches the sbin directories, which the PATH of root may
+/// lack.
 fn find(file: &str) -> Option<PathBuf> {
     if file.starts_with('/') {
         return Path::new(file).exists().then(|| PathBuf::from(file));
@@ -153,7 +153,7 @@ pub(crate) fn may_install() -> bool {
     is_root() && find("apt-get").is_some()
 }
 
-/// Whether this process is root's.
+/// Whether this process runs as root.
 pub(crate) fn is_root() -> bool {
     nix::unistd::Uid::effective().is_root()
 }
@@ -163,8 +163,7 @@ fn install(packages: &[&Package]) -> Result<()> {
     answer_postfix_question()?;
     let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
     println!("setup: installing {}", names.join(" "));
-    // The package lists of a fresh machine are empty, those of an old one name versions that are
-    // gone.
+    // A fresh machine has no package lists, and an old one may list versions that are gone.
     if apt_get(&["install", "-y", "--no-install-recommends"], &names).is_err() {
         println!("setup: fetching the package lists");
         apt_get(&["update"], &[])?;
@@ -188,8 +187,8 @@ fn apt_get(arguments: &[&str], packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Without an answer Postfix's installation writes a configuration for this machine's mail, which
-/// is none of ours.
+/// Answers Postfix's installation question, so that it does not write a configuration for this
+/// machine's mail.
 fn answer_postfix_question() -> Result<()> {
     if Path::new("/etc/postfix/main.cf").exists() {
         return Ok(());
@@ -205,7 +204,7 @@ fn answer_postfix_question() -> Result<()> {
     Ok(())
 }
 
-/// A service that was installed just now is not to run, now or after the next boot.
+/// Stops a service that was just installed, now and after the next boot.
 fn disable(service: &str) -> Result<()> {
     let mut command = if Path::new("/run/systemd/system").exists() {
         let mut systemctl = Command::new("systemctl");
@@ -216,16 +215,15 @@ fn disable(service: &str) -> Result<()> {
         script.arg("stop");
         script
     };
-    // That it was not running is no failure, and not every init script thinks so.
+    // Some init scripts fail if the service does not run; that is no failure here.
     command
         .status()
         .with_context(|| format!("cannot stop {service}: {command:?}"))?;
     Ok(())
 }
 
-/// While it lives, packages that are installed start no services: invoke-rc.d(8) asks
-/// `policy-rc.d`, and 101 forbids. A policy that the machine has already is the administrator's,
-/// and stays as it is.
+/// While this value lives, installed packages start no services: invoke-rc.d(8) runs `policy-rc.d`,
+/// and its exit code 101 forbids the start. An existing policy is the administrator's, and stays.
 struct NoServices {
     ours: bool,
 }
@@ -248,7 +246,7 @@ impl Drop for NoServices {
         if self.ours
             && let Err(error) = fs::remove_file(POLICY)
         {
-            eprintln!("setup: {POLICY} has to be removed by hand: {error}");
+            eprintln!("setup: cannot remove {POLICY}, remove it by hand: {error}");
         }
     }
 }

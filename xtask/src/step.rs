@@ -1,8 +1,8 @@
-//! Steps of a long chore: each is announced with its command, timed, and named in the summary at
-//! the end.
+//! The steps of a long chore: each is announced with its command, timed, and listed in the summary
+//! at the end.
 //!
-//! A step that fails does not end the run: whoever waited twenty minutes wants to know everything
-//! that is wrong.
+//! A step that fails does not end the run: after twenty minutes a developer wants to know all
+//! faults.
 
 use std::fmt;
 use std::process::{Command, ExitCode};
@@ -21,7 +21,7 @@ struct Done {
 }
 
 impl Steps {
-    /// Announces a command and runs it; says whether it succeeded.
+    /// Announces a command and runs it. Returns whether it succeeded.
     pub(crate) fn run(&mut self, name: &str, command: &mut Command) -> bool {
         let shown = shown(command);
         self.check(name, &shown, || match command.status() {
@@ -91,7 +91,7 @@ impl fmt::Display for Steps {
     }
 }
 
-/// A duration as a person reads it: `75.2 s` would be `1:15`.
+/// A duration for users: 75.2 s is `1:15 min`.
 struct Minutes(Duration);
 
 impl fmt::Display for Minutes {
@@ -105,7 +105,7 @@ impl fmt::Display for Minutes {
     }
 }
 
-/// The command as one would type it.
+/// The command line of a command.
 fn shown(command: &Command) -> String {
     let program = command.get_program().to_string_lossy();
     let program = program.rsplit('/').next().unwrap_or_default().to_owned();

@@ -1,9 +1,9 @@
-//! `cargo xtask test`: all tests of the workspace, whole-system tests included; the README's test
-//! command.
+//! `cargo xtask test`: all tests of the workspace, the whole-system tests included. It is the test
+//! command of the README.
 //!
-//! Unit tests run as debug builds, with overflow checks and debug assertions. Whole-system tests
-//! start the real binary, which is a release build, because what it may cost in time and memory is
-//! part of what they check. `cargo test` and not nextest: what a fresh machine has is enough.
+//! Unit tests are debug builds, with overflow checks and debug assertions. Whole-system tests start
+//! the release build of the binary, because they also check its time and memory. Rejected: nextest;
+//! `cargo test` is on every machine with Rust.
 
 use std::process::ExitCode;
 
@@ -14,14 +14,13 @@ use crate::setup;
 use crate::step::Steps;
 use crate::workspace;
 
-/// What `cargo xtask test` is told.
+/// Options of `cargo xtask test`.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// Whole-system tests at full size, as before a release (by default they are sized for every
-    /// change)
+    /// Whole-system tests at full size, as before a release (the default size suits every change)
     #[arg(long)]
     full: bool,
-    /// Goes to `cargo test` as it is, e.g. `--package portcullis-smtp`, or `-- --ignored`
+    /// Arguments for `cargo test`, such as `--package portcullis-smtp`, or `-- --ignored`
     #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = true,
@@ -65,7 +64,7 @@ fn run_steps(options: &Options, steps: &mut Steps) {
     test.arg("--no-fail-fast")
         .args(&options.cargo)
         .env("PORTCULLIS_BIN", workspace::gateway_binary())
-        // Where a panic came from is worth a page; where an error was made is said by the error.
+        // Panics have a backtrace; errors do not need one, because their texts say where.
         .env("RUST_LIB_BACKTRACE", "0");
     if options.full {
         test.env("PORTCULLIS_FULL", "1");

@@ -1,11 +1,11 @@
-//! The workspace as chores see it: where it is, and its release build of the gateway.
+//! The paths of the workspace, and the release build of the gateway, for the chores.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The top of this checkout. Chores that are started below it behave as if they were started here.
+/// The top of this checkout. Chores run here, wherever they are started.
 pub(crate) fn root() -> &'static Path {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.parent().unwrap_or(manifest)
@@ -18,7 +18,7 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// The gateway as it is measured and tested: the release build. It may not be built yet.
+/// The release build of the gateway, for tests and benches. It may not be built yet.
 pub(crate) fn gateway_binary() -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| OsString::from("target"));
     root().join(target).join("release/portcullis")

@@ -32,7 +32,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Prints a line for each finding, and below it what to do.
+/// Prints a line for each finding, and below it the next step.
 pub(crate) fn run(args: &Args) -> ExitCode {
     let config = match args.config.load_as_a_start() {
         Ok(config) => config,

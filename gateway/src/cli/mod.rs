@@ -1,5 +1,4 @@
-//! The commands. Each has a file of its own with its arguments and its help; what it does is in the
-//! library.
+//! The commands. Each has a file with its arguments and its help; its work is in the library.
 
 mod check;
 mod demo;
@@ -20,8 +19,8 @@ use portcullis::config::{self, Config};
 /// The command line was wrong, or the configuration.
 const EXIT_USAGE: u8 = 2;
 
-/// The gate in front of TCP port 25: drops listed sources in the kernel, relays what is allowed,
-/// and nothing else.
+/// The gate in front of TCP port 25: drops listed sources in the kernel, and relays only what the
+/// policy allows.
 #[derive(Debug, clap::Parser)]
 #[command(
     version,
@@ -29,7 +28,7 @@ const EXIT_USAGE: u8 = 2;
     max_term_width = 100,
     after_help = "\
 Examples:
-  portcullis run                                  try it out: 127.0.0.1:2525, mail is thrown away
+  portcullis run                                  try it out: 127.0.0.1:2525, mail is discarded
   sudo portcullis demo                            the whole gate at work, in namespaces of its own
   portcullis check -c /etc/portcullis.toml        before a reload
   sudo portcullis doctor -c /etc/portcullis.toml  before the first start
@@ -50,9 +49,9 @@ enum Command {
     Check(check::Args),
     /// What would happen to a client, stage by stage, and which rule decides
     Explain(explain::Args),
-    /// The in-kernel half by itself: what was dropped, put it in place, take it away
+    /// The filter in the kernel, without a gate: its status, attach it, detach it
     Filter(filter::Args),
-    /// Lists to a snapshot; look one address up; what is in a snapshot
+    /// Compile lists into a snapshot; look an address up; what is in a snapshot
     Lists(lists::Args),
     /// Is this machine able to run the gate: kernel, io_uring, BPF, limits, ports
     Doctor(doctor::Args),
@@ -73,8 +72,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// The exit code of a command that had nothing more to do than to print. That nobody reads on is no
-/// failure.
+/// The exit code of a command after printing. A closed standard output is no failure.
 fn finished(printed: io::Result<()>) -> ExitCode {
     match printed {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
@@ -82,29 +80,29 @@ fn finished(printed: io::Result<()>) -> ExitCode {
     }
 }
 
-/// The option of all commands that need the configuration.
+/// The option of the commands that need the configuration.
 #[derive(Debug, clap::Args)]
 struct ConfigFile {
     /// The configuration file; without one, a harmless default: 127.0.0.1:2525, no filter, mail is
-    /// thrown away
+    /// discarded
     #[arg(short, long = "config", value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 impl ConfigFile {
-    /// The configuration, or the exit code after its errors were printed.
+    /// The configuration. After printing its errors: the exit code.
     fn load(&self) -> Result<Config, ExitCode> {
         self.load_by(config::load)
     }
 
-    /// The same, with the lists built where the filter wants them, if it is to be in place. Where
-    /// files of lists cannot be used, those of the last compile stand in.
+    /// The same, with the lists built in kernel memory if there is a filter. For a file of lists
+    /// that cannot be used, its last compiled lists are used.
     fn load_for_filter(&self) -> Result<Config, ExitCode> {
         self.load_by(|path| config::load_for_start(path, portcullis::filter::memory))
     }
 
-    /// The configuration as a start takes it: where files of lists cannot be used, those of the
-    /// last compile stand in. No memory of the kernel is taken.
+    /// The configuration as at a start: for a file of lists that cannot be used, its last compiled
+    /// lists are used. This takes no kernel memory.
     fn load_as_a_start(&self) -> Result<Config, ExitCode> {
         self.load_by(|path| config::load_for_start(path, portcullis::lists::Memory::private))
     }
@@ -129,7 +127,7 @@ mod tests {
 
     use super::*;
 
-    /// A longer line is broken where nobody would break it.
+    /// clap breaks a longer line at any place.
     #[test]
     fn no_line_of_a_help_text_is_wider_than_the_help() {
         let mut left = vec![Cli::command()];

@@ -1,16 +1,15 @@
-//! How far the reading of a list, or other work, has come, on a terminal, for work that takes
-//! longer than a second.
+//! The progress of reading a list, or of other work, on a terminal. It shows after one second.
 
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::time::{Duration, Instant};
 
 use portcullis::lists::format::Progress;
 
-/// Nobody minds waiting this long.
+/// Time without a progress line.
 const SILENT: Duration = Duration::from_secs(1);
 const EVERY: Duration = Duration::from_millis(100);
 
-/// A line that is written again and again.
+/// A progress line, rewritten in place.
 pub(super) struct Bar {
     is_terminal: bool,
     next: Instant,
@@ -26,7 +25,7 @@ impl Bar {
         }
     }
 
-    /// Shows where the reading of a list of this many octets is.
+    /// Shows the progress of a list of `size` bytes.
     pub(super) fn show(&mut self, list: &str, progress: Progress, size: u64) {
         if !self.is_terminal || Instant::now() < self.next {
             return;
@@ -36,7 +35,7 @@ impl Bar {
         let _ = write!(stderr(), "\r\x1b[K{}", line(list, progress, size));
     }
 
-    /// Says what is being done.
+    /// Shows what is being done.
     pub(super) fn say(&mut self, what: &str) {
         if self.is_terminal && Instant::now() >= self.next {
             self.shown = true;
@@ -44,7 +43,7 @@ impl Bar {
         }
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.shown) {
             let _ = write!(stderr(), "\r\x1b[K");
@@ -68,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_grows_meanwhile_is_never_read_beyond_its_whole() {
+    fn the_progress_of_a_file_that_grows_meanwhile_stops_at_100_percent() {
         let progress = Progress {
             octets: 3_000_000,
             entries: 200_000,

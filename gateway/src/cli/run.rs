@@ -22,7 +22,7 @@ pub(crate) struct Args {
     config: ConfigFile,
 }
 
-/// Runs the gate until it is told to stop.
+/// Runs the gate until a signal stops it.
 pub(crate) fn run(args: &Args) -> ExitCode {
     let config = match args.config.load_for_filter() {
         Ok(config) => config,

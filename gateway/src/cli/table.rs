@@ -1,4 +1,4 @@
-//! Tables for people: columns as wide as what stands in them, numbers to the right.
+//! Tables for users: each column is as wide as its widest cell, numbers are aligned right.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ impl<const N: usize> Table<N> {
         }
     }
 
-    /// Adds a row. What a terminal would obey in it is shown.
+    /// Adds a row. Control characters are escaped.
     pub(super) fn row(&mut self, cells: [String; N]) {
         self.rows.push(cells.map(|cell| match printable(&cell) {
             Cow::Owned(shown) => shown,
@@ -26,7 +26,7 @@ impl<const N: usize> Table<N> {
         }));
     }
 
-    /// Writes it; nothing if there is no row.
+    /// Writes the table; nothing if it has no row.
     pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let [_, rows @ ..] = self.rows.as_slice() else {
             return Ok(());
@@ -63,7 +63,7 @@ impl<const N: usize> Table<N> {
 
 /// `12`, or `12 (+3/s)`.
 fn is_number(cell: &str) -> bool {
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|octet| octet.is_ascii_digit());
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let rate = cell
         .split_once(" (+")
         .map(|(total, rate)| (total, rate.strip_suffix("/s)")));
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_cell_holds_moves_no_cursor_and_ends_no_line() {
+    fn control_characters_in_a_cell_are_escaped() {
         let mut table = Table::new(["name", "note"]);
         table.row(["\u{1b}]0;x\u{7}".to_owned(), "a\nb".to_owned()]);
         let mut written = Vec::new();

@@ -1,5 +1,5 @@
-//! Compares two BPF objects in everything that reaches the kernel: instructions, relocations, maps,
-//! constants, licence, and the BTF that describes them. Debug information is not compared, and not
+//! Compares everything of two BPF objects that reaches the kernel: instructions, relocations, maps,
+//! constants, licence, and the BTF that describes them. Debug information is neither compared nor
 //! committed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,10 +11,10 @@ use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionFlags, SectionKind,
 };
 
-/// A BPF instruction has 8 octets.
+/// Bytes of a BPF instruction.
 const INSTRUCTION: usize = 8;
 
-/// What of an object reaches the kernel.
+/// The parts of an object that reach the kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Loaded {
     /// By the section's name: its bytes.
@@ -25,15 +25,15 @@ struct Loaded {
     code: BTreeSet<String>,
 }
 
-/// How the second object differs from the first: nothing if they load the same.
+/// How the second object differs from the first; empty if both load the same.
 pub(super) fn compare(committed: &[u8], built: &[u8]) -> Result<Vec<String>> {
     let committed = Loaded::parse(committed).context("the committed object")?;
     let built = Loaded::parse(built).context("the object built")?;
     Ok(committed.differences(&built))
 }
 
-/// The object without debug information: the linker needs it to make BTF, and nobody after it. It
-/// is most of the object, and the only part of it that depends on where the checkout lies.
+/// The object without debug information. Only the linker needs that, to make BTF. It is most of the
+/// object, and the only part that depends on the path of the checkout.
 pub(super) fn strip(object: &[u8]) -> Result<Vec<u8>> {
     let mut builder = Builder::read(object).context("not an ELF file")?;
     for section in &mut builder.sections {
@@ -124,11 +124,12 @@ impl Loaded {
         let (unit, size) = if self.code.contains(name) {
             ("instruction", INSTRUCTION)
         } else {
-            ("octet", 1)
+            ("byte", 1)
         };
         let (committed, built) = (ours.len() / size, theirs.len() / size);
         format!(
-            "section {name}: {committed} {unit}s committed, {built} built; {unit} {} is the first that differs",
+            "section {name}: {committed} {unit}s committed, {built} built; \
+             {unit} {} is the first that differs",
             first / size
         )
     }
@@ -152,9 +153,8 @@ mod tests {
             .differences(&loaded(&[[0; 16].as_slice(), &[7; 8]].concat(), "LISTS"));
         assert_eq!(
             differences,
-            [
-                "section xdp: 3 instructions committed, 3 built; instruction 2 is the first that differs"
-            ]
+            ["section xdp: 3 instructions committed, 3 built; \
+                 instruction 2 is the first that differs"]
         );
     }
 

@@ -1,5 +1,5 @@
-//! Finds a compiler with LLVM's BPF back end and the source of `core`, and the linker; says what is
-//! missing, and how to get it.
+//! Finds a compiler with LLVM's BPF back end and the source of `core`, and the linker. If one is
+//! missing, prints how to get it.
 
 use std::env;
 use std::ffi::OsString;
@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::setup;
 
-/// The version of bpf-linker that the object is linked with.
+/// The version of bpf-linker that links the object.
 const LINKER_VERSION: &str = "0.13.0";
 
-/// Debian's compiler with its library source (its security suite has a recent one, for building
-/// browsers), and the LLVM that it was built with, for the linker.
+/// Debian's compiler with its library source (the security suite has a recent one, for browsers),
+/// and the LLVM of that compiler, for the linker.
 const PACKAGES: [&str; 4] = [
     "rustc-web",
     "rust-web-src",
@@ -24,11 +24,13 @@ const PACKAGES: [&str; 4] = [
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 const LLVM_FEATURE: &str = "llvm-22";
 
-/// What `--help` says of the tools.
+/// The text of `--help` about the tools.
 pub(super) const HELP: &str = "\
-Needs a Rust compiler with the source of its library, and a bpf-linker whose LLVM is that of the compiler. On Debian:
+Needs a Rust compiler with the source of its library, and a bpf-linker with the same LLVM as the
+compiler. On Debian:
   apt-get install -y --no-install-recommends rustc-web rust-web-src llvm-22-dev libpolly-22-dev
-  LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 --locked --no-default-features --features llvm-22
+  LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 --locked \\
+    --no-default-features --features llvm-22
 Elsewhere:
   rustup toolchain install nightly --component rust-src
   cargo install bpf-linker --version 0.13.0 --locked";
@@ -37,7 +39,7 @@ Elsewhere:
 #[derive(Debug)]
 pub(super) struct Toolchain {
     pub(super) rustc: PathBuf,
-    /// The root of the library's source.
+    /// The root of the source of the library.
     pub(super) source: PathBuf,
     compiler: String,
     linker: PathBuf,
@@ -45,12 +47,12 @@ pub(super) struct Toolchain {
 }
 
 impl Toolchain {
-    /// What built an object, in two lines.
+    /// The compiler and the linker, in two lines.
     pub(super) fn record(&self) -> String {
         format!("{}\n{}\n", self.compiler, self.linker_version)
     }
 
-    /// A search path on which the linker comes first.
+    /// A search path with the linker's directory first.
     pub(super) fn path(&self) -> OsString {
         let own = self.linker.parent().map(Path::to_owned);
         let others = env::var_os("PATH").unwrap_or_default();
@@ -59,7 +61,7 @@ impl Toolchain {
     }
 }
 
-/// The tools; what is missing is installed if that is allowed, and named if not.
+/// Finds the tools. Missing tools are installed if `install` is set; otherwise they are an error.
 pub(super) fn find(install: bool) -> Result<Toolchain> {
     let mut compiler = find_compiler();
     let mut linker = find_linker();
@@ -68,7 +70,8 @@ pub(super) fn find(install: bool) -> Result<Toolchain> {
         if !install {
             report(compiler.is_some(), linker.is_some());
             bail!(
-                "tools to build the XDP program are missing; --install installs them (as root, on Debian)"
+                "tools to build the XDP program are missing; --install installs them (as root, on \
+                 Debian)"
             );
         }
         if needs_packages {
@@ -95,7 +98,8 @@ pub(super) fn find(install: bool) -> Result<Toolchain> {
 fn report(compiler: bool, linker: bool) {
     if !compiler {
         println!(
-            "ebpf: missing: a Rust compiler (1.90 or newer) with the source of its library (rust-src)"
+            "ebpf: missing: a Rust compiler (1.90 or newer) with the source of its library \
+             (rust-src)"
         );
     }
     if !linker {
@@ -104,7 +108,7 @@ fn report(compiler: bool, linker: bool) {
     println!("{HELP}");
 }
 
-/// A compiler, the root of its library's source, and its description.
+/// A compiler, the root of the source of its library, and its description.
 fn find_compiler() -> Option<(PathBuf, PathBuf, String)> {
     let nightly = output(Command::new("rustup").args(["which", "--toolchain", "nightly", "rustc"]));
     let candidates = [
@@ -120,8 +124,8 @@ fn find_compiler() -> Option<(PathBuf, PathBuf, String)> {
     })
 }
 
-/// Debian has several compilers; the oldest know neither the edition nor the target's present data
-/// layout.
+/// Whether the compiler is recent enough: older ones, which Debian has too, know neither the
+/// edition nor the current data layout of the target.
 fn is_recent(verbose: &str) -> Option<bool> {
     let release = field(verbose, "release: ")?;
     let mut numbers = release.split('.').map(|number| number.parse::<u32>().ok());
@@ -205,7 +209,7 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// What a command prints, if it succeeds.
+/// The output of a command, if it succeeds.
 fn output(command: &mut Command) -> Option<String> {
     let output = command
         .output()
@@ -226,10 +230,11 @@ pub(super) fn cargo_home() -> Result<PathBuf> {
 mod tests {
     use super::*;
 
-    const VERBOSE: &str = "rustc 1.96.0 (ac68faa20 2026-05-25)\nbinary: rustc\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
+    const VERBOSE: &str = "rustc 1.96.0 (ac68faa20 2026-05-25)\nbinary: rustc\n\
+                           release: 1.96.0\nLLVM version: 22.1.8\n";
 
     #[test]
-    fn an_old_compiler_is_not_taken_and_a_nightly_is() {
+    fn an_old_compiler_is_refused_and_a_nightly_is_accepted() {
         assert_eq!(is_recent(VERBOSE), Some(true));
         assert_eq!(is_recent("release: 1.63.0"), Some(false));
         assert_eq!(is_recent("release: 1.97.0-nightly"), Some(true));

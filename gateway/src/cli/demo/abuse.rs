@@ -1,11 +1,11 @@
-//! Attempts to relay through the gate, in the forms that relay testers try.
+//! Attempts to relay through the gate, in the forms that open-relay testers use.
 
 use std::io;
 
 use super::honest::Client;
 use super::scene::{DOMAIN, HOSTNAME, Scene};
 
-/// `HOST` is the gate's name, `LOCAL` its own domain, `IP` its address.
+/// `HOST` stands for the gate's name, `LOCAL` for its own domain, `IP` for its address.
 const RECIPIENTS: [&str; 18] = [
     "user@victim.example",
     "user%victim.example@[IP]",
@@ -27,17 +27,17 @@ const RECIPIENTS: [&str; 18] = [
     "user@[192.0.2.99]",
 ];
 
-/// A stranger, the gate's own domain, its own name, nobody.
+/// A stranger, the gate's own domain, its own name, the null path.
 const SENDERS: [&str; 4] = ["spam@stranger.example", "user@LOCAL", "spam@HOST", ""];
 
-/// What became of the attempts.
+/// The results of the attempts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Abuse {
     pub(super) tried: u32,
     pub(super) refused: u32,
-    /// Those of them that are no addresses at all, so that no rule of the policy had to decide.
+    /// Of the refused ones, those that are not addresses: no rule of the policy had to decide.
     pub(super) malformed: u32,
-    /// The attempts that were not refused, and what was said to them.
+    /// The attempts that were not refused, with their replies.
     pub(super) wrong: Vec<String>,
 }
 
@@ -64,7 +64,7 @@ pub(super) fn attempt(scene: &Scene) -> io::Result<Abuse> {
             client.say(&format!("RCPT TO:<{recipient}>\r\n"))?;
             let (code, line) = client.reply()?;
             abuse.tried += 1;
-            // The closed relay's own answer, or that this is no address at all.
+            // Refused by the policy, or not an address.
             if line.starts_with("550 5.7.1 ") || code == 501 || code == 553 {
                 abuse.refused += 1;
                 abuse.malformed += u32::from(code != 550);

@@ -1,10 +1,10 @@
-//! The flood: SYNs to port 25 with sources of the lists, over raw sockets that take the whole IP
-//! header from us.
+//! The flood: SYNs to port 25 with sources from the lists, over raw sockets (with our own IP
+//! header).
 //!
-//! Raw sockets are slower than frames made in the kernel, but need nothing that is not on every
-//! machine; the benches have the fast way. The small send buffer keeps fewer packets under way than
-//! the link's ring has room for, so that every packet counted here reaches the program, and the two
-//! counts can be held against each other exactly.
+//! Raw sockets are slower than a packet generator in the kernel, but every machine has them; the
+//! benches use the fast way. The small send buffer keeps fewer packets in flight than the link's
+//! ring can hold. So every packet counted here reaches the program, and the two counts must be
+//! equal.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,17 +13,17 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::scene::{GATE_V4, GATE_V6, Lists};
 
-/// Octets that may be under way in each socket.
+/// Send buffer of each socket in bytes.
 const SEND_BUFFER: usize = 16 << 10;
 
-/// Between two looks at whether to stop.
+/// Packets between two checks whether to stop.
 const BATCH: u64 = 256;
 
 /// Packets sent, by the list that their sources are on.
 pub(super) type Sent = Vec<(&'static str, u64)>;
 
-/// Sends until `stop` says so, or until `packets` are sent: the lists in turn, the sources of each
-/// at random.
+/// Sends until `stop` returns true, or until `packets` are sent: from the lists in turn, with
+/// random sources of each.
 pub(super) fn send(packets: u64, lists: &Lists, stop: impl Fn() -> bool) -> io::Result<Sent> {
     let v4 = raw_socket(Domain::IPV4)?;
     let v6 = raw_socket(Domain::IPV6)?;
@@ -80,8 +80,8 @@ fn packet_v6(source: Ipv6Addr, random: u64) -> [u8; 60] {
     packet
 }
 
-/// A TCP header (RFC 9293) of a SYN to port 25. Its checksum is wrong, as is usual for floods:
-/// nobody is to read it.
+/// A TCP header (RFC 9293) of a SYN to port 25. Its checksum is wrong, as is usual in floods: the
+/// packet is dropped before anything checks it.
 fn syn(random: u64) -> [u8; 20] {
     let mut header = [0; 20];
     let random = random.to_be_bytes();

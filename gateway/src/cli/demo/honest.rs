@@ -1,5 +1,5 @@
-//! Honest mail: sessions that pipeline as RFC 2920 allows, each message numbered, each reply looked
-//! at.
+//! Honest mail: sessions that pipeline as RFC 2920 allows. Each message has a number, and each
+//! reply is checked.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
@@ -15,24 +15,24 @@ use super::sink::NUMBER_FIELD;
 /// Sessions at once; well under the gate's `sessions_per_source`.
 pub(super) const SESSIONS: u32 = 8;
 
-/// Octets of each message's body, about what a short letter has.
+/// Size of each message's body in octets, about that of a short letter.
 const BODY: usize = 2048;
 
-/// No reply may take longer; the flood must not be felt.
+/// The maximum time for a reply: the flood must not delay mail.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the senders saw.
+/// The results of the senders.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Delivered {
-    /// Messages with a 250 at the end.
+    /// Messages that got a 250.
     pub(super) accepted: u32,
-    /// From the first connection to the last reply.
+    /// The time from the first connection to the last reply.
     pub(super) time: Duration,
-    /// The first few answers that were not what an honest client gets.
+    /// The first error of each session.
     pub(super) complaints: Vec<String>,
 }
 
-/// Sends `messages` over [`SESSIONS`] sessions, and waits for all of their replies.
+/// Sends `messages` over [`SESSIONS`] sessions, and waits for all replies.
 pub(super) fn send(scene: &Scene, messages: u32, interrupt: &Interrupt) -> io::Result<Delivered> {
     let begun = Instant::now();
     let (next, accepted) = (AtomicU32::new(0), AtomicU32::new(0));
@@ -86,13 +86,13 @@ fn session(
     client.expect(221)
 }
 
-/// The least of an SMTP client: lines out, codes in.
+/// A minimal SMTP client: it writes lines and reads codes.
 pub(super) struct Client {
     stream: BufReader<TcpStream>,
 }
 
 impl Client {
-    /// Connects from the world to the gate. Nothing is read yet.
+    /// Connects from the outer namespace to the gate. It reads nothing yet.
     pub(super) fn connect(scene: &Scene) -> io::Result<Self> {
         let stream = scene.connect()?;
         stream.set_nodelay(true)?;

@@ -1,15 +1,14 @@
-//! `portcullis demo`: the whole gate at work on one machine, with nothing to install and nothing to
-//! configure.
+//! `portcullis demo`: the whole gate at work on one machine. It needs no installation and no
+//! configuration.
 //!
-//! As root it makes two namespaces, a gate in the one and the world in the other, loads the XDP
+//! As root it creates two namespaces, one for a gate and one for the Internet. It loads the XDP
 //! program in driver mode, floods port 25 from listed addresses, sends honest mail at the same
-//! time, tries to abuse the relay, and says what became of it all. Every figure has a value that it
-//! must have; the exit code says whether it has it. Without root there are no namespaces and no
-//! program: the rest runs on the loopback, and the demo says what it left out.
+//! time, tries to abuse the relay, and prints the figures. Every figure has an expected value; the
+//! exit code says whether all match. Without root there are no namespaces and no program: the rest
+//! runs on the loopback, and the demo says what it left out.
 //!
-//! The gate is this very binary under `portcullis run`, so that the demo shows what an operator
-//! would see. What is on the other sides (senders and the next hop) is the demo's own, so that the
-//! counts do not come from the gate alone.
+//! The gate is this binary under `portcullis run`, so the demo shows what an operator would see.
+//! The senders and the next hop are the demo's own, so the counts do not come from the gate alone.
 
 mod abuse;
 mod flood;
@@ -43,10 +42,12 @@ Examples:
 Exit code: 0 if every figure is what it must be, 1 if not.")]
 pub(crate) struct Args {
     /// Honest messages to send while the flood runs
-    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 2_000)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     messages: u32,
     /// Packets of the flood, at most
-    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     packets: u64,
     /// Print the figures as JSON, and progress on the standard error only
     #[arg(long)]
@@ -76,10 +77,9 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// A line about what is going on. It goes to the standard error, where it does not mix with the
-/// report.
+/// A progress line, to the standard error, where it does not mix with the report.
 fn progress(line: &str) {
-    // Nobody listening is no reason to stop.
+    // A closed standard error is no reason to stop.
     let _ = writeln!(io::stderr(), "demo: {line}");
 }
 
@@ -108,7 +108,7 @@ fn show(args: &Args) -> io::Result<Report> {
     progress("abuse: every form of asking for a relay that testers try");
     let abuse = abuse::attempt(&scene)?;
     check_interrupt(&interrupt)?;
-    // The sink has answered everything that was sent; what it counted is final.
+    // The sink has answered everything that was sent: its counts are final.
     let arrived = scene.sink().arrived();
     let filter = scene.filter_status()?;
     let refused = scene.refused_by_rule()?;
@@ -128,7 +128,7 @@ fn show(args: &Args) -> io::Result<Report> {
     })
 }
 
-/// Honest mail, with the flood around it where there is one.
+/// Sends honest mail, with the flood around it if there is one.
 fn flood_and_mail(
     args: &Args,
     scene: &Scene,
@@ -154,7 +154,7 @@ fn flood_and_mail(
             honest::SESSIONS
         ));
         let delivered = honest::send(scene, args.messages, interrupt);
-        // A short run of mail is not to cut the flood short of anything worth counting.
+        // The flood runs for a while even if there is little mail.
         if flood.is_some() {
             wait(Duration::from_secs(2), interrupt);
         }
@@ -175,7 +175,7 @@ fn wait(time: Duration, interrupt: &Interrupt) {
     }
 }
 
-/// An interrupted demo has no figures; leaving by an error cleans up on the way out.
+/// An interrupted demo has no figures. The error makes it clean up.
 fn check_interrupt(interrupt: &Interrupt) -> io::Result<()> {
     if interrupt.requested() {
         return Err(io::Error::new(

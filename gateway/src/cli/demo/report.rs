@@ -1,4 +1,4 @@
-//! The figures of the demo: what each is, what it must be, and whether it is.
+//! The figures of the demo: each with its value, the expected value, and whether they match.
 
 use std::io::{self, Write as _};
 
@@ -8,9 +8,9 @@ use super::honest::Delivered;
 use super::scene::FilterFigures;
 use super::sink::Arrived;
 
-/// Everything that was counted.
+/// All figures.
 pub(super) struct Report {
-    /// Honest messages that were to be sent.
+    /// Honest messages to be sent.
     pub(super) messages: u32,
     /// Packets of the flood by list; `None` without root.
     pub(super) sent: Option<Sent>,
@@ -22,7 +22,7 @@ pub(super) struct Report {
     pub(super) refused: Vec<(String, u64)>,
 }
 
-/// One figure that must have a value.
+/// One figure with its expected value.
 struct Check {
     what: String,
     is: String,
@@ -96,9 +96,9 @@ impl Report {
         checks
     }
 
-    /// A table for people.
+    /// Prints a table for users.
     pub(super) fn print_table(&self) {
-        // A reader who left needs no table.
+        // A closed standard output is no failure.
         let _ = self.write_table(&mut io::stdout().lock());
     }
 
@@ -157,7 +157,7 @@ impl Report {
         )
     }
 
-    /// The same for programs.
+    /// Prints the same as JSON.
     pub(super) fn print_json(&self) {
         let checks = self.checks().into_iter().map(|check| {
             serde_json::json!({
@@ -181,6 +181,7 @@ impl Report {
             .iter()
             .map(|(rule, count)| (rule.clone(), (*count).into()))
             .collect();
+        let complaints = self.delivered.complaints.iter().chain(&self.abuse.wrong);
         let report = serde_json::json!({
             "good": self.is_good(),
             "checks": checks.collect::<Vec<_>>(),
@@ -193,7 +194,7 @@ impl Report {
             "abuse_refused": self.abuse.refused,
             "abuse_malformed": self.abuse.malformed,
             "refused_by_rule": refused,
-            "complaints": self.delivered.complaints.iter().chain(&self.abuse.wrong).collect::<Vec<_>>(),
+            "complaints": complaints.collect::<Vec<_>>(),
         });
         let _ = writeln!(io::stdout(), "{report:#}");
     }

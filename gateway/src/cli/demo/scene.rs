@@ -1,5 +1,6 @@
-//! Where the demo happens: two namespaces, the gate as a process in one of them, its lists, its
-//! configuration and its next hop. All of it goes when the scene is dropped, however the demo ends.
+//! The environment of the demo: two namespaces, the gate as a process in one of them, its lists,
+//! its configuration and its next hop. All of it is removed when the scene is dropped, however the
+//! demo ends.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -17,19 +18,19 @@ use super::sink::Sink;
 
 /// The gate's name in the demo.
 pub(super) const HOSTNAME: &str = "gate.example";
-/// Its own domain; everything else is elsewhere.
+/// The gate's only local domain.
 pub(super) const DOMAIN: &str = "isp.example";
-/// The gate's addresses on the link to the world.
+/// The gate's addresses on the outer link.
 pub(super) const GATE_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// See [`GATE_V4`].
 pub(super) const GATE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 
-/// The gate's interface to the world, which carries the program.
+/// The gate's outer interface, which has the program.
 const INTERFACE: &str = "edge";
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9925);
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A list of the demo: what stands in its file, and a source on it for every number.
+/// A list of the demo: the content of its file, and a source on it for every number.
 pub(super) struct List {
     pub(super) name: &'static str,
     contents: fn() -> String,
@@ -37,7 +38,7 @@ pub(super) struct List {
 }
 
 impl List {
-    /// A source that the list covers.
+    /// A source on the list.
     pub(super) fn source(&self, random: u64) -> IpAddr {
         (self.pick)(random)
     }
@@ -46,8 +47,8 @@ impl List {
 /// The lists of a scene.
 pub(super) type Lists = [List];
 
-/// Two of networks and two of single sources, for both families. The networks are those for
-/// benchmarks (RFC 2544) and documentation (RFC 3849): nobody's mail comes from there.
+/// Two lists of networks and two of single sources, for both families. The networks are those for
+/// benchmarks (RFC 2544) and documentation (RFC 3849): no real mail comes from there.
 static LISTS: [List; 4] = [
     List {
         name: "hijacked-v4",
@@ -93,7 +94,7 @@ fn bot_v6(index: u64, host: u64) -> Ipv6Addr {
     Ipv6Addr::from_bits(0x2001_0db8_0b07 << 80 | u128::from(index << 1) << 64 | u128::from(host))
 }
 
-/// What the filter says of itself.
+/// The status of the filter.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FilterFigures {
     /// Where in the kernel the program runs.
@@ -102,11 +103,11 @@ pub(super) struct FilterFigures {
     pub(super) dropped: Vec<(String, u64)>,
 }
 
-/// The two namespaces, where there may be any.
+/// The two namespaces; only as root.
 struct Network {
     gate: Namespace,
     world: Namespace,
-    /// Where the filter is pinned: not where the filter of this machine is.
+    /// The pin path, which is not that of the machine's own filter.
     pins: PathBuf,
 }
 
@@ -114,9 +115,8 @@ struct Network {
 pub(super) struct Scene {
     gate: Child,
     directory: PathBuf,
-    /// One for each family, where there are namespaces. That both answer also means that the
-    /// neighbours on the link know each other: a flood towards an unknown neighbour would wait in a
-    /// queue and not be counted.
+    /// One for each address family, in namespaces. When both have answered, the neighbours on the
+    /// link know each other: packets to an unknown neighbour would wait in a queue, uncounted.
     listeners: Vec<SocketAddr>,
     admin: SocketAddr,
     sink: Sink,
@@ -146,8 +146,7 @@ impl Scene {
         )
     }
 
-    /// Without root: the gate and its next hop on the loopback, which is nobody's local network
-    /// here.
+    /// Without root: the gate and its next hop on the loopback, which is not a local network here.
     pub(super) fn on_the_loopback() -> io::Result<Self> {
         let free = || TcpListener::bind("127.0.0.1:0")?.local_addr();
         let (address, admin) = (free()?, free()?);
@@ -189,8 +188,8 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Waits for a greeting on every listener: by then the filter is in place, which a mere
-    /// connection would not prove.
+    /// Waits for a greeting on every listener. Then the filter is attached; a connection alone
+    /// would not prove that.
     fn wait_until_it_serves(&mut self) -> io::Result<()> {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -219,7 +218,7 @@ impl Scene {
         stream.read_exact(&mut [0])
     }
 
-    /// Where the gate listens.
+    /// The address of the gate's first listener.
     pub(super) fn address(&self) -> SocketAddr {
         self.listeners[0]
     }
@@ -234,12 +233,12 @@ impl Scene {
         &LISTS
     }
 
-    /// The world's namespace, if there is one: where a flood can run.
+    /// The outer namespace, if there is one: the flood runs there.
     pub(super) fn world(&self) -> Option<&Namespace> {
         self.network.as_ref().map(|network| &network.world)
     }
 
-    /// A connection to the gate, from the world.
+    /// A connection to the gate, from the outer namespace.
     pub(super) fn connect(&self) -> io::Result<TcpStream> {
         self.connect_to(self.address())
     }
@@ -252,7 +251,7 @@ impl Scene {
         }
     }
 
-    /// What `portcullis filter status --json` says; nothing where there is no filter.
+    /// The output of `portcullis filter status --json`; `None` if there is no filter.
     pub(super) fn filter_status(&self) -> io::Result<Option<FilterFigures>> {
         let Some(network) = &self.network else {
             return Ok(None);
@@ -260,11 +259,11 @@ impl Scene {
         let output = self
             .filter_command(network, &["status", "--json"])?
             .output()?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        let status: serde_json::Value = serde_json::from_str(&said).map_err(|error| {
+        let text = String::from_utf8_lossy(&output.stdout);
+        let status: serde_json::Value = serde_json::from_str(&text).map_err(|error| {
             let errors = String::from_utf8_lossy(&output.stderr);
             io::Error::other(format!(
-                "`filter status --json` cannot be read ({error}): {said}{errors}"
+                "the output of `filter status --json` is invalid ({error}): {text}{errors}"
             ))
         })?;
         let xdp_mode = status["interfaces"][0]["xdp_mode"]
@@ -317,7 +316,7 @@ impl Scene {
         Ok(samples.collect())
     }
 
-    /// Takes everything down, and says what did not go.
+    /// Removes everything. The error says what could not be removed.
     pub(super) fn take_down(mut self) -> io::Result<()> {
         self.clean_up()
     }
@@ -335,14 +334,14 @@ impl Scene {
                     String::from_utf8_lossy(&output.stderr).into_owned(),
                 ));
             }
-            // Gone already, if the detaching went well.
+            // Already gone if the filter was detached.
             let _ = fs::remove_dir_all(&network.pins);
         }
         fs::remove_dir_all(&self.directory)?;
         detached
     }
 
-    /// SIGTERM, and SIGKILL for a gate that does not go.
+    /// Sends SIGTERM, and SIGKILL to a gate that does not end.
     fn stop_gate(&mut self) {
         if let Ok(pid) = i32::try_from(self.gate.id()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
@@ -358,7 +357,7 @@ impl Scene {
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        // On the way out of an error; that error is the one to be told.
+        // After an error; that one is reported, not this.
         let _ = self.clean_up();
     }
 }
@@ -395,14 +394,15 @@ next_hop = ["{sink}"]
     }
     if let Some(network) = network {
         configuration += &format!(
-            "\n[filter]\ninterfaces = [{{ name = \"{INTERFACE}\", role = \"edge\" }}]\nports = [25]\n\
-             mode = \"enforce\"\nxdp_mode = \"driver\"\npin_path = \"{}\"\n",
+            "\n[filter]\ninterfaces = [{{ name = \"{INTERFACE}\", role = \"edge\" }}]\n\
+             ports = [25]\nmode = \"enforce\"\nxdp_mode = \"driver\"\npin_path = \"{}\"\n",
             network.pins.display()
         );
         for list in &LISTS {
             fs::write(directory.join(list.name), (list.contents)())?;
             configuration += &format!(
-                "\n[[list]]\nname = \"{0}\"\nfile = \"{0}\"\nformat = \"cidr\"\naction = \"drop\"\n",
+                "\n[[list]]\nname = \"{0}\"\nfile = \"{0}\"\nformat = \"cidr\"\n\
+                 action = \"drop\"\n",
                 list.name
             );
         }
@@ -428,7 +428,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_source_that_the_flood_takes_stands_on_its_list() {
+    fn every_source_of_the_flood_is_on_its_list() {
         let random = (0..1000u64).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         for number in random {
             for list in &LISTS {

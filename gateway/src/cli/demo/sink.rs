@@ -1,8 +1,7 @@
-//! The demo's next hop: takes every message and counts what it took, by the number each message
-//! carries.
+//! The demo's next hop: it accepts every message and counts them by the number in each message.
 //!
-//! It is not a gate with a `discard` route on purpose: that messages arrived is for somebody else
-//! to say than the gate.
+//! It is not a gate with a `discard` route on purpose: the proof that messages arrived must not
+//! come from the gate itself.
 
 use std::collections::HashSet;
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -13,19 +12,19 @@ use std::thread;
 /// The header field that numbers the honest messages.
 pub(super) const NUMBER_FIELD: &str = "X-Demo-Number: ";
 
-/// What has arrived.
+/// The messages that have arrived.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Arrived {
-    /// The numbers of the messages that came.
+    /// The numbers of the messages that arrived.
     pub(super) numbers: HashSet<u32>,
-    /// Messages that came a second time.
+    /// Messages that arrived a second time.
     pub(super) twice: u32,
     /// Messages without a number, and recipients outside of the demo's own domain: abuse that got
     /// through.
     pub(super) strays: u32,
 }
 
-/// The sink's side that the demo asks; its threads end with the process.
+/// A handle of the sink; its threads end with the process.
 #[derive(Debug)]
 pub(super) struct Sink {
     address: SocketAddr,
@@ -33,7 +32,7 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// Serves on this socket, which may have been made in a namespace.
+    /// Serves on this socket, which may be of another network namespace.
     pub(super) fn start(listener: TcpListener, domain: &'static str) -> io::Result<Self> {
         let sink = Self {
             address: listener.local_addr()?,
@@ -45,7 +44,7 @@ impl Sink {
             .spawn(move || {
                 for stream in listener.incoming().flatten() {
                     let arrived = Arc::clone(&arrived);
-                    // A session that breaks is seen by the gate, which answers its client for it.
+                    // If a session breaks, the gate notices it and answers its client.
                     thread::spawn(move || serve(stream, domain, &arrived));
                 }
             })?;
@@ -56,7 +55,7 @@ impl Sink {
         self.address
     }
 
-    /// What has arrived so far.
+    /// The messages that have arrived so far.
     pub(super) fn arrived(&self) -> Arrived {
         self.arrived
             .lock()

@@ -1,4 +1,4 @@
-//! What `portcullis filter attach` says: what it has done, or with `--dry-run` what it would do.
+//! The output of `portcullis filter attach`: what it has done or, with `--dry-run`, would do.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use portcullis::filter::{self, Filter, Plan, PlannedInterface};
 
 use super::failed;
 
-/// Says where the filter is, and where it was taken off.
+/// Prints where the filter is attached, and where it was detached.
 pub(super) fn print_result(filter: &Filter, settings: &config::Filter, to_detach: &[String]) {
     for interface in to_detach {
         println!("{interface}: the filter is taken off: the configuration does not name it");
@@ -28,7 +28,7 @@ pub(super) fn print_result(filter: &Filter, settings: &config::Filter, to_detach
     }
 }
 
-/// Says what would be done. The exit code is that of the real thing, as far as it can be known.
+/// Prints what would be done. The exit code is that of the real command, as far as it is known.
 pub(super) fn dry_run(settings: &config::Filter) -> Result<ExitCode, ExitCode> {
     let plan = filter::plan(settings).map_err(|error| failed(&error, None))?;
     for interface in &plan.interfaces {
@@ -66,14 +66,15 @@ fn about(interface: &PlannedInterface, settings: &config::Filter) -> String {
         Some(_) => {
             let mut text = format!("{name}: the filter would be put there, in the {mode} mode");
             if would_fail(interface, settings) {
-                text += ", which its driver does not have: that would fail (filter.xdp_mode = \"generic\" works)";
+                text += ", which its driver does not have: that would fail \
+                         (filter.xdp_mode = \"generic\" works)";
             }
             text
         }
     }
 }
 
-/// Whether its driver is known to take no program.
+/// Whether its driver is known not to run XDP programs.
 fn would_fail(interface: &PlannedInterface, settings: &config::Filter) -> bool {
     let wants_driver = settings.xdp_mode == config::XdpMode::Driver;
     let state = interface.state.as_ref();
@@ -85,7 +86,8 @@ fn end(plan: &Plan, settings: &config::Filter) -> ExitCode {
     let would_fail = interfaces.any(|interface| would_fail(interface, settings));
     if let Some(holder) = &plan.holder {
         println!(
-            "{holder} holds the filter of {}: nothing could be changed beside it; reload that gate (SIGHUP) instead",
+            "{holder} holds the filter of {}: nothing could be changed beside it; reload that \
+             gate (SIGHUP) instead",
             plan.pin_path.display()
         );
     }

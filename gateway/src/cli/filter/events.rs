@@ -1,7 +1,7 @@
-//! `portcullis filter events`: what is dropped, while it happens.
+//! `portcullis filter events`: dropped packets as they happen.
 //!
-//! The buffer in the kernel has one reader. Where that is a gate with an admin endpoint, it is
-//! asked for them.
+//! The buffer in the kernel has one reader. If that is a gate with an admin endpoint, this command
+//! gets the events from the gate.
 
 use std::io::{self, BufRead as _, Write};
 use std::net::SocketAddr;
@@ -20,10 +20,10 @@ use super::{Place, failed};
 /// Arguments of `portcullis filter events`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The program tells of at most 2000 drops a second and CPU, and only while somebody reads: these lines
-are a sample, what was counted is in `filter status`. A gate with an admin endpoint reads them by
-itself; then they come from there (/api/events), and as many commands as want may follow. Without
-one there can be one reader.
+The program reports at most 2000 drops a second on each CPU, and only while there is a reader. So
+these lines are a sample; the counters are in `filter status`. A gate with an admin endpoint is the
+reader itself: then the events come from it (/api/events), to any number of commands. Without such a
+gate there can be one reader.
 
 Examples:
   portcullis filter events
@@ -31,10 +31,10 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     place: Place,
-    /// Print a JSON object for each
+    /// Print a JSON object for each event
     #[arg(long)]
     json: bool,
-    /// End after so many
+    /// End after this many events
     #[arg(long, value_name = "N")]
     count: Option<u64>,
 }
@@ -76,11 +76,11 @@ fn read(args: &Args, pin_path: &Path, mut events: Events) -> Result<ExitCode, Ex
     }
 }
 
-/// Has the gate tell them, which reads the buffer.
+/// Gets the events from the gate that reads the buffer.
 fn follow(args: &Args, admin: SocketAddr, taken: &Error) -> Result<ExitCode, ExitCode> {
     let mut lines = ask::get(admin, "/api/events").map_err(|error| {
         eprintln!("portcullis filter: {taken}");
-        eprintln!("a gate at {admin} was asked for them: {error}");
+        eprintln!("portcullis filter: cannot get them from the gate at {admin}: {error}");
         ExitCode::FAILURE
     })?;
     let mut stdout = io::stdout().lock();
@@ -90,7 +90,7 @@ fn follow(args: &Args, admin: SocketAddr, taken: &Error) -> Result<ExitCode, Exi
         line.clear();
         let read = lines.read_line(&mut line);
         if !matches!(read, Ok(1..)) {
-            eprintln!("portcullis filter: the gate at {admin} tells no more");
+            eprintln!("portcullis filter: the gate at {admin} sends no more events");
             return Err(ExitCode::FAILURE);
         }
         let Ok(event) = serde_json::from_str(&line) else {
@@ -106,7 +106,7 @@ fn follow(args: &Args, admin: SocketAddr, taken: &Error) -> Result<ExitCode, Exi
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints what there is, but not more than is left.
+/// Prints the waiting events, but not more than `left`.
 fn print_all(
     args: &Args,
     events: &mut Events,
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_told_in_one_line() {
+    fn an_event_is_one_line() {
         assert_eq!(
             printed(&event()),
             "2026-01-02T03:04:05.678Z  192.0.2.66  listed (spammers)  on eth0  to port 25\n"
@@ -193,13 +193,13 @@ mod tests {
             monitored: true,
             ..event()
         };
-        assert!(printed(&hidden).ends_with(
-            "192.0.2.66  listed  on eth0  to a port that cannot be read  passed: the mode is monitor\n"
-        ));
+        let end = "192.0.2.66  listed  on eth0  to a port that cannot be read  \
+                   passed: the mode is monitor\n";
+        assert!(printed(&hidden).ends_with(end));
     }
 
     #[test]
-    fn the_name_of_an_interface_is_nothing_that_a_terminal_obeys() {
+    fn control_characters_in_the_name_of_an_interface_are_escaped() {
         let strange = TimedEvent {
             interface: Some("x\u{1b}[2J".to_owned()),
             ..event()

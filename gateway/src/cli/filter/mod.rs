@@ -1,5 +1,5 @@
-//! `portcullis filter`: the in-kernel half by itself. Putting it in place and taking it away are
-//! here, looking at it and its recent verdicts have files of their own.
+//! `portcullis filter`: the filter in the kernel, without a gate. Attaching and detaching are here;
+//! status, events and recent verdicts have files of their own.
 
 mod attach;
 mod events;
@@ -20,15 +20,15 @@ use super::{ConfigFile, EXIT_USAGE};
 /// Arguments of `portcullis filter`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The filter stays in place when the gate ends, and works without one. These commands need root (or
+The filter stays attached when the gate ends, and works without one. These commands need root (or
 CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON).
 
 Examples:
   portcullis filter attach -c /etc/portcullis.toml   drop listed sources, without a relay
-  portcullis filter status                           who was dropped, by which list
+  portcullis filter status                           packets dropped, by list and by reason
   portcullis filter events                           drops as they happen
-  portcullis filter verdicts add 192.0.2.66 --for 1h keep somebody out for a while
-  portcullis filter detach                           the only way to take it away
+  portcullis filter verdicts add 192.0.2.66 --for 1h drop the packets of a source for a while
+  portcullis filter detach                           the only way to remove it
 
 Exit codes: 0 good, 1 it failed or there is no filter, 2 the command line or the configuration is
 wrong.")]
@@ -39,24 +39,25 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// What is in force and what was counted
+    /// What is in force, and the counters
     Status(status::Args),
-    /// What is dropped while it happens: a sample, one line each
+    /// Dropped packets as they happen: a sample, one line each
     Events(events::Args),
-    /// Sources that are kept out for a while: by the relay, or by hand
+    /// Sources whose packets are dropped for a while: by the relay, or by hand
     Verdicts(verdicts::Args),
-    /// Put the filter of a configuration in place, or bring the one in place in line with it
+    /// Attach the filter of a configuration, or update the attached one
     Attach(AttachArgs),
-    /// Take the filter off its interfaces; on the last one its maps and counters go too
+    /// Detach the filter from its interfaces; with the last one its maps and counters go too
     Detach(DetachArgs),
 }
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Lists and settings are in force before the first packet meets the program. A filter that is in place
-already is taken over with no packet unfiltered. While a gate runs it holds the filter: reload the
-gate instead (SIGHUP), or restart it if the filter was detached under it. Without a gate the filter
-does not come back by itself to an interface that is deleted and made again: attach it again.
+Lists and settings are in force before the first packet reaches the program. A filter that is
+attached already is taken over with no packet unfiltered. While a gate runs it holds the filter:
+reload the gate instead (SIGHUP), or restart it if the filter was detached meanwhile. Without a gate
+the filter does not come back by itself to an interface that is deleted and created again: attach it
+again.
 
 Examples:
   sudo portcullis filter attach -c /etc/portcullis.toml --dry-run
@@ -72,7 +73,7 @@ struct AttachArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Works while a gate runs, too: it is the way out when the filter is the trouble.
+Works while a gate runs, too: use it when the filter itself causes trouble.
 
 Examples:
   sudo portcullis filter detach
@@ -85,7 +86,7 @@ struct DetachArgs {
     interface: Vec<String>,
 }
 
-/// Which filter is meant.
+/// Selects a filter by its pin path.
 #[derive(Debug, clap::Args)]
 struct Place {
     /// The configuration file, for its filter.pin_path; without one, the default:
@@ -116,7 +117,7 @@ fn without_lists(file: &Path) -> Result<portcullis::config::Filter, ExitCode> {
     config.filter.ok_or_else(|| no_filter(file))
 }
 
-/// The `[filter]` of a configuration, with all of it for its lists.
+/// The `[filter]` of a configuration, and the whole configuration, for its lists.
 fn settings(
     file: &Path,
 ) -> Result<(portcullis::config::Filter, portcullis::config::Config), ExitCode> {
@@ -158,14 +159,16 @@ fn failed(error: &filter::Error, config: Option<&Path>) -> ExitCode {
     {
         if let Some(found) = filter::attached_filter(path) {
             eprintln!(
-                "another version of it has a filter on {}: a start takes it over, and `{}` takes it off",
+                "another version of it has a filter on {}: a start takes it over, and `{}` takes \
+                 it off",
                 found.interfaces.join(", "),
                 found.detach_command()
             );
         }
         let file = config.map_or("FILE".to_owned(), |file| file.display().to_string());
         eprintln!(
-            "`portcullis filter attach -c {file}` puts one in place, and so does `portcullis run -c {file}`"
+            "`portcullis filter attach -c {file}` puts one in place, and so does \
+             `portcullis run -c {file}`"
         );
     }
     ExitCode::FAILURE
@@ -195,7 +198,7 @@ fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
     if args.dry_run {
         return attach::dry_run(&settings);
     }
-    // The names are lost with the links.
+    // Before the links are removed, which have the names.
     let to_detach = filter::unconfigured_interfaces(&settings).unwrap_or_default();
     let filter = Filter::attach(&settings, config.policy.lists());
     let filter = filter.map_err(|error| failed(&error, None))?;
@@ -209,7 +212,7 @@ fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What still drops although the configuration does not say so.
+/// Warns of attached filters that the configuration does not name.
 fn warn_of_unconfigured(config: &Config) {
     for found in unconfigured(config, true) {
         eprintln!("warning: {}; `{}` takes it off", found.text, found.removal);
@@ -218,7 +221,7 @@ fn warn_of_unconfigured(config: &Config) {
 
 fn detach(args: &DetachArgs) -> Result<ExitCode, ExitCode> {
     let pin_path = args.place.pin_path()?;
-    // There is nothing to advise: whoever wants none has none.
+    // No advice on how to attach one: the caller wants none.
     filter::detach(&pin_path, &args.interface).map_err(|error| {
         eprintln!("portcullis filter: {error}");
         ExitCode::FAILURE

@@ -1,4 +1,4 @@
-//! `portcullis filter status`: what is in force and what was counted.
+//! `portcullis filter status`: what is in force, and the counters.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::path::Path;
@@ -12,19 +12,19 @@ use super::super::finished;
 use super::super::table::Table;
 use super::{Place, failed};
 
-/// Between two looks with `--watch`.
+/// Time between two readings with `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
-/// Top sources that are shown; `--json` has all.
+/// Top sources in the table; `--json` has all.
 const TOP_SOURCES_SHOWN: usize = 10;
 
 /// Arguments of `portcullis filter status`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-`passed` is all that was let through to a filtered port: `permitted`, `over budget` and
-`monitored` are parts of it. Packets are counted since the filter was put in place; a reload or a
-restart of the gate keeps the counts of lists that keep their name and action. Who is dropped most
-is known while somebody reads the events: a gate with an admin endpoint, or this command with
---watch. It is counted from a sample.
+`passed` are all packets to a filtered port that passed: `permitted`, `over budget` and `monitored`
+are parts of it. Packets are counted since the filter was attached; a reload or a restart of the
+gate keeps the counters of lists that keep their name and action. The top sources need a reader of
+the events: a gate with an admin endpoint, or this command with --watch. They are counted from a
+sample.
 
 Examples:
   portcullis filter status -c /etc/portcullis.toml
@@ -33,7 +33,7 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     place: Place,
-    /// Print it as JSON: `interfaces` and `lists` with their counts, `verdicts`, `top_sources`
+    /// Print it as JSON: `interfaces` and `lists` with their counters, `verdicts`, `top_sources`
     #[arg(long)]
     json: bool,
     /// Again every second, until interrupted; with --json one line each
@@ -65,15 +65,15 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
     }
 }
 
-/// The events, if nobody else reads them. Whoever does shows the top sources then.
+/// The events, if no other process reads them. If one does, it counts the top sources.
 fn reader(pin_path: &Path) -> Option<Events> {
     let mut events = Events::open(pin_path).ok()?;
     events.become_reader().ok()?;
     Some(events)
 }
 
-/// Waits for the next look, and counts the top sources meanwhile. A reader that ends leaves that to
-/// this one.
+/// Waits for the next reading, and counts the top sources meanwhile. If the reader of the events
+/// has ended, this process becomes the reader.
 fn wait(pin_path: &Path, events: &mut Option<Events>) {
     if events.is_none() {
         *events = reader(pin_path);
@@ -85,11 +85,11 @@ fn wait(pin_path: &Path, events: &mut Option<Events>) {
         thread::sleep(READ_EVERY);
         events.count_all();
     }
-    // That they cannot be written is said by their age.
+    // If it fails, the age of the top sources shows it.
     let _ = events.announce();
 }
 
-/// What is seen now, and what was seen the last time and how long ago.
+/// The status now, and the last one with the time since then.
 struct Look {
     status: Status,
     before: Option<(Status, Duration)>,
@@ -103,7 +103,7 @@ impl Look {
         }
     }
 
-    /// A count of an interface, with its rate if there was a look before.
+    /// A counter of an interface, with its rate if there is an earlier status.
     fn of_interface(
         &self,
         now: &InterfaceStatus,
@@ -128,7 +128,7 @@ impl Look {
     }
 }
 
-/// `1200 (+30/s)`; without the rate where nothing moves.
+/// `1200 (+30/s)`; without the rate if that is 0.
 fn with_rate(now: u64, before: Option<(u64, Duration)>) -> String {
     let rate = before.map_or(0.0, |(before, elapsed)| {
         now.saturating_sub(before) as f64 / elapsed.as_secs_f64().max(0.001)
@@ -151,7 +151,7 @@ fn print(args: &Args, look: &Look, out: &mut io::StdoutLock<'_>) -> io::Result<(
     } else {
         let redraws = args.watch && out.is_terminal();
         if redraws {
-            // Home, and what was there is gone.
+            // Cursor home, and clear the screen.
             write!(out, "\x1b[H\x1b[2J")?;
         }
         print_tables(look, out)?;
@@ -177,7 +177,8 @@ fn print_tables(look: &Look, out: &mut impl Write) -> io::Result<()> {
     if status.interfaces.iter().any(|interface| !interface.present) {
         writeln!(
             out,
-            "not here: there is no interface of that name: it is gone, or the filter is in another network namespace"
+            "not here: there is no interface of that name: it is gone, or the filter is in \
+             another network namespace"
         )?;
     }
     for interface in &status.interfaces {
@@ -270,7 +271,7 @@ fn reasons(
     table.write(out)
 }
 
-/// Packets within packets that passed unread, each kind that was seen.
+/// Packets that enclose another packet and passed unread, each encapsulation that was seen.
 fn unread(look: &Look, out: &mut impl Write) -> io::Result<()> {
     let mut table = Table::new(["unread", "encapsulation", "passed"]);
     let mut seen = false;
@@ -324,8 +325,8 @@ fn verdicts(status: &Status, out: &mut impl Write) -> io::Result<()> {
     let verdicts = &status.verdicts;
     writeln!(
         out,
-        "\nrecent verdicts: {} of at most {}, {} by hand; {} added, {} renewed, {} removed, {} expired, {} evicted, \
-         {} refused, {} without room",
+        "\nrecent verdicts: {} of at most {}, {} by hand; {} added, {} renewed, {} removed, \
+         {} expired, {} evicted, {} refused, {} without room",
         verdicts.number,
         verdicts.capacity,
         verdicts.by_operator,
@@ -345,17 +346,18 @@ fn top_sources(status: &Status, out: &mut impl Write) -> io::Result<()> {
         String::new()
     } else {
         match top.age_seconds {
-            Some(age) => format!(", as of {age} s ago (nobody reads the events now)"),
+            Some(age) => format!(", as of {age} s ago (the events have no reader now)"),
             None => {
                 return writeln!(
                     out,
-                    "top sources: nobody reads the events (--watch does, and so does a gate with `admin`)"
+                    "top sources: the events have no reader (--watch is one, and so is a gate \
+                     with `admin`)"
                 );
             }
         }
     };
     if top.sources.is_empty() {
-        return writeln!(out, "top sources: nobody was dropped in the last minutes");
+        return writeln!(out, "top sources: none dropped in the last minutes");
     }
     writeln!(
         out,
@@ -467,8 +469,10 @@ mod tests {
         let expected = "\
 /sys/fs/bpf/portcullis: enforce, ports 25 587, unlisted sources pass
 
-interface  role      link      xdp mode   passed  of them permitted  over budget  dropped  resets  syn cookies  hidden  other
-eth0       customer  ethernet  driver    1000000                  2            7       36       9           10      11      3
+interface  role      link      xdp mode   passed  of them permitted  over budget  dropped  \
+resets  syn cookies  hidden  other
+eth0       customer  ethernet  driver    1000000                  2            7       36       \
+9           10      11      3
 
 dropped  listed  verdict  unlisted  customer  vlan-tags
 eth0          4        5         6         8         13
@@ -482,7 +486,8 @@ eth0    gre                 2
 list           action  entries  dropped  permitted  monitored
 spamhaus-drop  drop          8        4          0          6
 
-recent verdicts: 1 of at most 262144, 8 by hand; 2 added, 3 renewed, 4 removed, 5 expired, 6 evicted, 7 refused, 9 without room
+recent verdicts: 1 of at most 262144, 8 by hand; 2 added, 3 renewed, 4 removed, 5 expired, \
+6 evicted, 7 refused, 9 without room
 
 top sources by sampled drops, one a minute ago counting for a half:
 source      drops  reason  list           interface  last, s
@@ -492,7 +497,7 @@ source      drops  reason  list           interface  last, s
     }
 
     #[test]
-    fn what_moves_has_its_rate_beside_it() {
+    fn a_counter_that_grows_has_its_rate_beside_it() {
         let mut before = status();
         before.interfaces[0].passed -= 500;
         before.lists[0].dropped_packets -= 3;
@@ -510,12 +515,12 @@ source      drops  reason  list           interface  last, s
     #[test]
     fn an_interface_on_which_answers_would_be_lost_is_named() {
         let mut status = status();
-        let told = |status: &Status| {
+        let is_named = |status: &Status| {
             printed(&Look::alone(status.clone())).contains("eth0: nothing is answered there")
         };
-        assert!(!told(&status));
+        assert!(!is_named(&status));
         status.interfaces[0].answers_lost = true;
-        assert!(told(&status));
+        assert!(is_named(&status));
     }
 
     #[test]
@@ -532,10 +537,10 @@ source      drops  reason  list           interface  last, s
     }
 
     #[test]
-    fn a_filter_that_nobody_watches_is_not_said_to_have_no_top_sources() {
+    fn a_filter_without_a_reader_is_not_said_to_have_no_top_sources() {
         let mut unwatched = status();
         unwatched.top_sources = TopSources::default();
-        assert!(printed(&Look::alone(unwatched)).contains("nobody reads the events (--watch does"));
+        assert!(printed(&Look::alone(unwatched)).contains("the events have no reader (--watch is"));
         let mut left = status();
         left.top_sources.watched = false;
         left.top_sources.age_seconds = Some(90);

@@ -1,4 +1,4 @@
-//! `portcullis filter verdicts`: sources that are kept out for a while.
+//! `portcullis filter verdicts`: sources whose packets are dropped for a while.
 
 mod file;
 mod why;
@@ -25,13 +25,13 @@ use super::{Place, failed};
 /// Arguments of `portcullis filter verdicts`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A recent verdict has the kernel drop the packets of a source until its time is over. The relay gives
-them, and you can. For the first ten seconds only new connections are refused, so that one that is
-open can end. A source that a list permits or that is in a local network is never dropped by one.
-Of IPv6 a verdict is always on the /64; parts of it that are local or permitted stay in.
+A recent verdict makes the kernel drop the packets of a source until it expires. The relay adds
+verdicts, and you can. For the first ten seconds only new connections are dropped, so that open ones
+can end. Sources that are local or that a list permits are never dropped by a verdict. A verdict on
+an IPv6 source covers its /64; parts of it that are local or permitted still pass.
 
-There is room for 262144. When they are all in use, those that were learned and are of least use are
-given up; what was added here never is, until its time is over.
+There is room for 262144. When the map is full, learned verdicts of least use are evicted; a verdict
+that was added here stays until it expires.
 
 Examples:
   portcullis filter verdicts list --why
@@ -45,26 +45,26 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Those in force, the newest first
+    /// The verdicts in force, the newest first
     List(ListArgs),
-    /// Keep a source out for a while, or for a while longer
+    /// Add verdicts, or renew them
     Add(AddArgs),
-    /// Let sources in again
+    /// Remove verdicts
     Remove(RemoveArgs),
-    /// Let all of them in again
+    /// Remove all verdicts
     Flush(FlushArgs),
 }
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-With --why the gate that holds the filter is asked, at its admin endpoint, which sources it has
-refused for a DNS list: how often, since when, for which lists, and until when the filter drops
-them. It remembers the last 16384 since it was started; with --json there are two arrays,
-`verdicts` and `refusals`. Other refusals are in its log alone.")]
+With --why the command also asks the gate that holds the filter, at its admin endpoint, which
+sources it has refused for a DNS list: how often, since when, for which lists, and until when the
+filter drops them. The gate remembers the last 16384 since its start; with --json there are two
+arrays, `verdicts` and `refusals`. Other refusals are only in its log.")]
 struct ListArgs {
     #[command(flatten)]
     place: Place,
-    /// Also the sources that the gate has refused of late, why, how often, and until when
+    /// Also the sources that the gate has refused recently, why, how often, and until when
     #[arg(long)]
     why: bool,
     /// Print it as JSON
@@ -74,12 +74,12 @@ struct ListArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A source is refused if it is local or permitted by a list of the filter in place.
+A source is refused if it is local or permitted by a list of the attached filter.
 
-A FILE has a line for each source: an IPv4 address, an IPv6 address or its /64, and perhaps a time
-that holds for this line in place of --for; behind a # or ; its note. Empty lines are skipped. Lines
-that cannot be read are told with their numbers and the others are added. The exit code is 1
-then, and also if a source is refused or there is no room.
+A FILE has a line for each source: an IPv4 address, an IPv6 address or its /64; optionally a time
+for this line in place of --for; after a # or ; its note. Empty lines are skipped. Invalid lines are
+reported with their numbers, and the others are added. The exit code is 1 then, and also if a source
+is refused or there is no room.
   203.0.113.9
   203.0.113.10   2h    # ticket 4711
   2001:db8:7::/64 30m
@@ -87,21 +87,21 @@ then, and also if a source is refused or there is no room.
 Examples:
   portcullis filter verdicts add 2001:db8::66 --for 30m -c /etc/portcullis.toml
   portcullis filter verdicts add --file attackers.txt --for 1d --note 'flood of May'
-  fail2ban-client get sshd banip | tr ' ' '\\n' | portcullis filter verdicts add --file - --for 1d")]
+  fail2ban-client get sshd banip | xargs -n1 | portcullis filter verdicts add --file - --for 1d")]
 struct AddArgs {
-    /// The source; of IPv6 its /64 is meant
+    /// The source; an IPv6 address stands for its /64
     #[arg(value_name = "IP", value_parser = source, required_unless_present = "file")]
     source: Option<IpNet>,
-    /// Add all sources that stand in a file, a line each; - is the standard input
+    /// Add all sources in a file, one per line; - is the standard input
     #[arg(long, value_name = "FILE", conflicts_with = "source")]
     file: Option<PathBuf>,
-    /// Print what came of the file as JSON
+    /// Print the result for the file as JSON
     #[arg(long, requires = "file", conflicts_with = "source")]
     json: bool,
-    /// For how long: 90s, 30m, 1h, 7d
+    /// Duration: 90s, 30m, 1h, 7d
     #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = duration)]
     duration: Duration,
-    /// Why, for those who will look at the list; 64 octets are kept
+    /// The reason, for users who read the list; at most 64 bytes are kept
     #[arg(
         long,
         value_name = "TEXT",
@@ -115,7 +115,7 @@ struct AddArgs {
 
 #[derive(Debug, clap::Args)]
 struct RemoveArgs {
-    /// The sources; of IPv6 their /64 are meant
+    /// The sources; an IPv6 address stands for its /64
     #[arg(value_name = "IP", value_parser = source, required = true)]
     sources: Vec<IpNet>,
     #[command(flatten)]
@@ -128,13 +128,13 @@ struct FlushArgs {
     place: Place,
 }
 
-/// An address, or what `list` prints for one.
+/// Parses an address, or a source as `list` prints it.
 fn source(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.to_canonical().into());
     }
     let written: Option<IpNet> = text.parse().ok();
-    // IPv4 that is written as IPv6 is IPv4, in a prefix too.
+    // An IPv4-mapped IPv6 prefix is an IPv4 prefix.
     match written.map(unmapped).transpose() {
         Ok(Some(IpNet::V4(network))) if network.prefix_len() == 32 => Ok(network.into()),
         Ok(Some(IpNet::V6(network))) if network.prefix_len() == 64 => Ok(network.trunc().into()),
@@ -146,7 +146,7 @@ fn source(text: &str) -> Result<IpNet, String> {
     }
 }
 
-/// A length of time that makes sense for a verdict.
+/// Parses a duration that makes sense for a verdict.
 fn duration(text: &str) -> Result<Duration, String> {
     const LEAST: Duration = Duration::from_secs(1);
     const MOST: Duration = Duration::from_secs(365 * 86_400);
@@ -221,7 +221,7 @@ fn print(json: bool, verdicts: &[VerdictStatus], out: &mut impl Write) -> io::Re
     table.write(out)
 }
 
-/// A length of time in a unit that leaves at least two of it.
+/// A duration in the largest unit of which there are at least two.
 fn roughly(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
@@ -247,19 +247,19 @@ fn add(args: &AddArgs) -> Result<ExitCode, ExitCode> {
     let verdicts = open(&args.place)?;
     let add = || {
         let evicted = verdicts.evicted()?;
-        let given = verdicts.add(&new, None)?;
-        let given_up = verdicts.evicted()?.saturating_sub(evicted);
-        Ok((given, given_up, verdicts.exceptions(source.addr())?))
+        let result = verdicts.add(&new, None)?;
+        let evicted = verdicts.evicted()?.saturating_sub(evicted);
+        Ok((result, evicted, verdicts.exceptions(source.addr())?))
     };
-    let (given, given_up, except) = add().map_err(|error| failure(&error, &args.place))?;
-    let (said, code) = in_words(source, args.duration, &given, &except);
+    let (result, evicted, except) = add().map_err(|error| failure(&error, &args.place))?;
+    let (text, code) = in_words(source, args.duration, &result, &except);
     if code == ExitCode::SUCCESS {
-        println!("{}", printable(&said));
+        println!("{}", printable(&text));
     } else {
-        eprintln!("portcullis filter verdicts: {}", printable(&said));
+        eprintln!("portcullis filter verdicts: {}", printable(&text));
     }
-    if given_up > 0 {
-        println!("there was no room: {given_up} learned verdicts of least use were given up");
+    if evicted > 0 {
+        println!("there was no room: {evicted} learned verdicts of least use were evicted");
     }
     Ok(code)
 }
@@ -296,7 +296,7 @@ fn flush(args: &FlushArgs) -> Result<ExitCode, ExitCode> {
     let flushed = open(&args.place)?.flush();
     let number = flushed.map_err(|error| failure(&error, &args.place))?;
     let verdicts = if number == 1 { "verdict" } else { "verdicts" };
-    println!("{number} recent {verdicts} taken back");
+    println!("{number} recent {verdicts} removed");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn verdicts_are_told_in_a_table() {
+    fn verdicts_are_printed_as_a_table() {
         let expected = "\
 source      cause  since  expires in  packets  last packet  note
 192.0.2.66  dnsbl  60s    59m               7  never        bl.example
@@ -375,18 +375,18 @@ source      cause  since  expires in  packets  last packet  note
             }],
             ..verdict()
         };
-        let told = printed(partly);
+        let text = printed(partly);
         let words = "bl.example (but for 2001:db8:0:0:1::/80, which is local)\n";
-        assert!(told.ends_with(words), "{told}");
+        assert!(text.ends_with(words), "{text}");
     }
 
     #[test]
-    fn a_note_does_not_clear_the_terminal_of_who_reads_the_list() {
+    fn control_characters_in_a_note_are_escaped() {
         let strange = VerdictStatus {
             note: "\u{1b}[2J\nall is well".to_owned(),
             ..verdict()
         };
-        let told = printed(strange);
-        assert!(told.ends_with("\\u{1b}[2J\\nall is well\n"), "{told:?}");
+        let text = printed(strange);
+        assert!(text.ends_with("\\u{1b}[2J\\nall is well\n"), "{text:?}");
     }
 }

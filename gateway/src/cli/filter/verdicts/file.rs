@@ -1,4 +1,4 @@
-//! `portcullis filter verdicts add --file`: many sources at once, a line each.
+//! `portcullis filter verdicts add --file`: many sources at once, one per line.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -17,16 +17,16 @@ use super::super::Place;
 use super::words::NO_ROOM;
 use super::{duration, failure, source};
 
-/// Octets of a file: with as many verdicts as there is room for, 256 for each.
+/// Maximum size of a file in bytes: 256 for each verdict that the map can hold.
 const SIZE_MAX: u64 = 64 << 20;
-/// Lines that are told one by one, of each kind.
-const TOLD_MAX: usize = 20;
-/// Characters of a line that is told.
+/// Maximum number of invalid lines, and of refused sources, that are reported one by one.
+const REPORTED_MAX: usize = 20;
+/// Characters of an invalid line that are shown.
 const SHOWN_MAX: usize = 80;
-/// Between two looks at whether the progress is to be shown.
+/// Verdicts between two updates of the progress.
 const STEP: usize = 1_000;
 
-/// What a line asks for.
+/// The verdict of a line.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted<'a> {
     line: usize,
@@ -35,7 +35,7 @@ struct Wanted<'a> {
     note: Option<&'a str>,
 }
 
-/// A line that cannot be read.
+/// An invalid line.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Invalid {
     line: usize,
@@ -43,7 +43,7 @@ struct Invalid {
     reason: String,
 }
 
-/// A source that is not kept out.
+/// A source that is exempt from verdicts.
 #[derive(Debug, Serialize)]
 struct Refused {
     line: usize,
@@ -52,26 +52,26 @@ struct Refused {
     exemption: Exemption,
 }
 
-/// What became of all lines.
+/// The result for all lines.
 #[derive(Debug, Default, Serialize)]
 struct Summary {
     added: u64,
     renewed: u64,
     /// Sources that a list permits or that are local.
     refused: u64,
-    /// For these there was no room.
+    /// Sources for which there was no room.
     without_room: u64,
-    /// Lines that cannot be read.
+    /// Invalid lines.
     invalid: u64,
-    /// Learned verdicts that were given up for these.
+    /// Learned verdicts that were evicted to make room.
     given_up: u64,
-    /// The first of those that were refused.
+    /// The first refused sources.
     refused_sources: Vec<Refused>,
-    /// The first lines that cannot be read.
+    /// The first invalid lines.
     invalid_lines: Vec<Invalid>,
 }
 
-/// How the lines are to be taken.
+/// Options for all lines.
 pub(super) struct Options<'a> {
     pub(super) file: &'a Path,
     pub(super) duration: Duration,
@@ -80,8 +80,7 @@ pub(super) struct Options<'a> {
     pub(super) place: &'a Place,
 }
 
-/// Adds what stands in a file. Lines that cannot be read are told, and the others are added all the
-/// same.
+/// Adds the verdicts of a file. Invalid lines are reported, and the others are added.
 pub(super) fn add(options: &Options<'_>) -> Result<ExitCode, ExitCode> {
     let name = match options.file.to_str() {
         Some("-") => "standard input".to_owned(),
@@ -96,7 +95,7 @@ pub(super) fn add(options: &Options<'_>) -> Result<ExitCode, ExitCode> {
     let verdicts = Verdicts::open(&options.place.pin_path()?);
     let added = verdicts.and_then(|verdicts| add_all(options, &verdicts, &wanted, &mut summary));
     added.map_err(|error| failure(&error, options.place))?;
-    tell(options, &printable(&name), &summary).map_err(|_| ExitCode::FAILURE)?;
+    report(options, &printable(&name), &summary).map_err(|_| ExitCode::FAILURE)?;
     let all_well = summary.refused + summary.without_room + summary.invalid == 0;
     Ok(if all_well {
         ExitCode::SUCCESS
@@ -106,25 +105,25 @@ pub(super) fn add(options: &Options<'_>) -> Result<ExitCode, ExitCode> {
 }
 
 fn read(file: &Path) -> io::Result<String> {
-    let mut octets = Vec::new();
+    let mut bytes = Vec::new();
     match file.to_str() {
-        Some("-") => io::stdin().take(SIZE_MAX + 1).read_to_end(&mut octets)?,
+        Some("-") => io::stdin().take(SIZE_MAX + 1).read_to_end(&mut bytes)?,
         _ => File::open(file)?
             .take(SIZE_MAX + 1)
-            .read_to_end(&mut octets)?,
+            .read_to_end(&mut bytes)?,
     };
-    if octets.len() as u64 > SIZE_MAX {
+    if bytes.len() as u64 > SIZE_MAX {
         return Err(io::Error::other(
             "it is longer than 64 MiB; there is room for 262144 verdicts",
         ));
     }
-    if let Some(foreign) = foreign(&octets) {
+    if let Some(foreign) = foreign(&bytes) {
         return Err(io::Error::other(format!("it is {foreign}")));
     }
-    Ok(String::from_utf8_lossy(&octets).into_owned())
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The sources of all lines; what cannot be read goes into the summary.
+/// The verdicts of all lines; invalid lines go into the summary.
 fn parse<'a>(text: &'a str, summary: &mut Summary) -> Vec<Wanted<'a>> {
     let mut wanted = Vec::new();
     for (line, text) in (1..).zip(text.lines()) {
@@ -133,7 +132,7 @@ fn parse<'a>(text: &'a str, summary: &mut Summary) -> Vec<Wanted<'a>> {
             Ok(Some(one)) => wanted.push(one),
             Err(reason) => {
                 summary.invalid += 1;
-                if summary.invalid_lines.len() < TOLD_MAX {
+                if summary.invalid_lines.len() < REPORTED_MAX {
                     let shown: String = text.trim().chars().take(SHOWN_MAX).collect();
                     summary.invalid_lines.push(Invalid {
                         line,
@@ -147,7 +146,7 @@ fn parse<'a>(text: &'a str, summary: &mut Summary) -> Vec<Wanted<'a>> {
     wanted
 }
 
-/// `SOURCE [TIME] [# NOTE]`; `None` if there is nothing but a comment.
+/// `SOURCE [TIME] [# NOTE]`; `None` for an empty line or a comment.
 fn parse_line(line: usize, text: &str) -> Result<Option<Wanted<'_>>, String> {
     let (words, note) = match text.split_once(['#', ';']) {
         Some((words, note)) => (words, Some(note.trim())),
@@ -161,7 +160,7 @@ fn parse_line(line: usize, text: &str) -> Result<Option<Wanted<'_>>, String> {
     let source = source(first)?;
     let duration = words.next().map(duration).transpose()?;
     if words.next().is_some() {
-        return Err("more than a source and a time; a note stands behind a #".to_owned());
+        return Err("more than a source and a time; a note comes after a #".to_owned());
     }
     let note = note.filter(|note| !note.is_empty());
     Ok(Some(Wanted {
@@ -196,7 +195,7 @@ fn add_all(
             AddResult::NoRoom => summary.without_room += 1,
             AddResult::Refused(exemption) => {
                 summary.refused += 1;
-                if summary.refused_sources.len() < TOLD_MAX {
+                if summary.refused_sources.len() < REPORTED_MAX {
                     summary.refused_sources.push(Refused {
                         line: one.line,
                         source: one.source,
@@ -211,7 +210,7 @@ fn add_all(
     Ok(())
 }
 
-fn tell(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()> {
+fn report(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()> {
     if options.json {
         println!("{}", serde_json::to_string_pretty(summary)?);
         return Ok(());
@@ -220,7 +219,7 @@ fn tell(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()> 
         let Invalid { line, text, reason } = invalid;
         eprintln!("{file}:{line}: {reason}: {text}");
     }
-    more(file, "cannot be read", summary.invalid);
+    more(file, "are invalid", summary.invalid);
     for refused in &summary.refused_sources {
         let (network, reason) = (refused.exemption.network(), refused.exemption.reason());
         eprintln!(
@@ -234,7 +233,7 @@ fn tell(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()> 
     println!("{} added, {} renewed", summary.added, summary.renewed);
     if summary.given_up > 0 {
         println!(
-            "{} learned verdicts of least use were given up for them",
+            "{} learned verdicts of least use were evicted for them",
             summary.given_up
         );
     }
@@ -247,10 +246,10 @@ fn tell(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()> 
     Ok(())
 }
 
-/// Says that there were more of something than were told.
+/// Prints how many there were beyond those reported one by one.
 fn more(file: &str, what: &str, number: u64) {
-    if number > TOLD_MAX as u64 {
-        let more = number - TOLD_MAX as u64;
+    if number > REPORTED_MAX as u64 {
+        let more = number - REPORTED_MAX as u64;
         eprintln!("{file}: {more} more {what}");
     }
 }
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_text_is_told_by_what_it_is_and_not_line_by_line() {
+    fn a_file_that_is_not_text_is_one_error_and_not_one_for_each_line() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("sources");
         for (octets, what) in [
@@ -310,8 +309,9 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_cannot_be_read_is_told_with_its_number_and_takes_no_other_with_it() {
-        let text = "203.0.113.9\n203.0.113.0/24\n\u{1b}[2Jx\n203.0.113.9 soon\n203.0.113.9 1h 2h\n203.0.113.8\n";
+    fn an_invalid_line_is_reported_with_its_number_and_the_others_are_added() {
+        let text = "203.0.113.9\n203.0.113.0/24\n\u{1b}[2Jx\n203.0.113.9 soon\n\
+                    203.0.113.9 1h 2h\n203.0.113.8\n";
         let mut summary = Summary::default();
         let wanted = parse(text, &mut summary);
         assert_eq!(
@@ -324,12 +324,12 @@ mod tests {
     }
 
     #[test]
-    fn of_a_file_that_is_none_a_few_lines_are_told() {
+    fn of_a_file_in_another_format_only_a_few_lines_are_reported() {
         let mut summary = Summary::default();
         assert!(parse(&"<html>\n".repeat(100_000), &mut summary).is_empty());
         assert_eq!(
             (summary.invalid, summary.invalid_lines.len()),
-            (100_000, TOLD_MAX)
+            (100_000, REPORTED_MAX)
         );
     }
 }

@@ -1,4 +1,4 @@
-//! `portcullis filter verdicts list --why`: whom the gate has refused, as it remembers.
+//! `portcullis filter verdicts list --why`: the sources that the gate has refused.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -12,28 +12,28 @@ use super::super::super::table::Table;
 use super::super::Place;
 use super::{failure, print};
 
-/// The verdicts in force, and whom the gate remembers to have refused.
+/// The verdicts in force, and the sources that the gate has refused.
 #[derive(Serialize)]
 pub(super) struct History {
     pub(super) verdicts: Vec<VerdictStatus>,
     pub(super) refusals: Vec<RefusedSource>,
 }
 
-/// Asks the gate that holds the filter.
+/// Gets the refusals from the gate that holds the filter.
 pub(super) fn refusals(place: &Place) -> Result<Vec<RefusedSource>, ExitCode> {
     let failed = |why: &str| {
         eprintln!(
-            "portcullis filter verdicts: who was refused is known to the gate that holds the filter, and {why}"
+            "portcullis filter verdicts: the gate that holds the filter knows which sources were \
+             refused, but {why}"
         );
         ExitCode::FAILURE
     };
     let admin = filter::admin(&place.pin_path()?).map_err(|error| failure(&error, place))?;
-    let admin = admin.ok_or_else(|| {
-        failed("none with an admin endpoint does: set `admin` in its configuration")
-    })?;
+    let admin = admin
+        .ok_or_else(|| failed("it has no admin endpoint: set `admin` in its configuration"))?;
     let answer = ask::get(admin, "/api/refusals")
         .and_then(|answer| serde_json::from_reader(answer).map_err(io::Error::from));
-    answer.map_err(|error| failed(&format!("the one at {admin} cannot be asked: {error}")))
+    answer.map_err(|error| failed(&format!("it does not answer at {admin}: {error}")))
 }
 
 impl History {
@@ -69,8 +69,8 @@ impl History {
         table.write(out)
     }
 
-    /// Whether the filter drops a source now. The gate remembers what it did; a verdict can have
-    /// been removed or given up since.
+    /// Whether the filter drops a source now. The verdict of the gate can have been removed or
+    /// evicted since.
     fn kept_out(&self, source: &RefusedSource) -> String {
         let mut verdicts = self.verdicts.iter();
         let is_in_force = verdicts.any(|verdict| verdict.source == source.source);
@@ -141,12 +141,12 @@ mod tests {
                 "no: there is no filter",
             ),
         ];
-        for (has_verdict, until, why_not, told) in cases {
+        for (has_verdict, until, why_not, text) in cases {
             let history = History {
                 verdicts: has_verdict.then(verdict).into_iter().collect(),
                 refusals: Vec::new(),
             };
-            assert_eq!(history.kept_out(&refused(until, why_not)), told);
+            assert_eq!(history.kept_out(&refused(until, why_not)), text);
         }
     }
 }

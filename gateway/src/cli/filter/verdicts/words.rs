@@ -1,4 +1,4 @@
-//! What came of a verdict, in words.
+//! The result of adding a verdict, in words.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use portcullis::config::write_duration;
 use portcullis::filter::{self, AddResult, Exemption, VerdictStatus, verdict_network};
 
-/// Whom a verdict is on, in words.
+/// The source of a verdict, in words.
 pub(super) fn whom(source: IpNet) -> String {
     let network = verdict_network(source.addr());
     match source {
@@ -18,13 +18,14 @@ pub(super) fn whom(source: IpNet) -> String {
     }
 }
 
-/// Why there is no room, and what makes some.
-pub(super) const NO_ROOM: &str = "there is no room: all verdicts that there can be were added by hand; `filter verdicts remove` and `flush` make some";
+/// Why there is no room, and what to do.
+pub(super) const NO_ROOM: &str = "there is no room: the map is full of verdicts that were added \
+     by hand; `filter verdicts remove` and `flush` make room";
 
 pub(super) fn in_words(
     source: IpNet,
     duration: Duration,
-    given: &AddResult,
+    result: &AddResult,
     except: &[Exemption],
 ) -> (String, ExitCode) {
     let (whom, duration) = (whom(source), write_duration(duration));
@@ -32,12 +33,12 @@ pub(super) fn in_words(
         [] => String::new(),
         except => format!(", {}", but_for(except)),
     };
-    match given {
+    match result {
         AddResult::Added => (
             format!("{whom} is kept out for {duration}{except}"),
             ExitCode::SUCCESS,
         ),
-        // What a person adds stands whatever was there before.
+        // A verdict of an operator replaces every other.
         AddResult::Renewed | AddResult::Kept => (
             format!("{whom} was kept out already, and is for {duration} from now{except}"),
             ExitCode::SUCCESS,
@@ -53,24 +54,25 @@ fn refused(source: IpNet, exemption: &Exemption) -> String {
         true => source.addr().to_string(),
         false => source.to_string(),
     };
-    let mut said = match exemption {
+    let mut text = match exemption {
         Exemption::Local { .. } => format!(
-            "{source} is in the local network {network} (relay.networks), which no verdict keeps out"
+            "{source} is in the local network {network} (relay.networks), which no verdict keeps \
+             out"
         ),
         Exemption::Permitted { list, .. } => format!(
             "{source} is permitted by the list \"{list}\" ({network}), which no verdict overrules"
         ),
     };
     if network.addr().is_ipv6() && network.prefix_len() > 64 {
-        said += &format!(
+        text += &format!(
             "; the rest of its /64 can be kept out: add {}",
             verdict_network(network.addr())
         );
     }
-    said
+    text
 }
 
-/// The note, and what of the source is let in all the same.
+/// The note, and the exempt parts of the source.
 pub(super) fn noted(verdict: &VerdictStatus) -> String {
     if verdict.except.is_empty() {
         return verdict.note.clone();
@@ -79,7 +81,7 @@ pub(super) fn noted(verdict: &VerdictStatus) -> String {
     format!("{} {except}", verdict.note).trim_start().to_owned()
 }
 
-/// The parts of a /64 that are let in all the same.
+/// The exempt parts of a /64, in words.
 fn but_for(except: &[Exemption]) -> String {
     let parts: Vec<String> = except
         .iter()
@@ -93,9 +95,9 @@ mod tests {
     use super::super::source;
     use super::*;
 
-    fn said(text: &str, given: &AddResult, except: &[Exemption]) -> String {
+    fn text(text: &str, result: &AddResult, except: &[Exemption]) -> String {
         let source = source(text).unwrap();
-        in_words(source, Duration::from_secs(3_600), given, except).0
+        in_words(source, Duration::from_secs(3_600), result, except).0
     }
 
     fn local(network: &str) -> Exemption {
@@ -105,9 +107,9 @@ mod tests {
     }
 
     #[test]
-    fn whoever_keeps_out_an_ipv6_address_hears_that_it_is_a_64_and_what_of_it_stays_in() {
+    fn a_verdict_on_an_ipv6_address_names_its_64_and_the_exempt_parts() {
         assert_eq!(
-            said("2001:db8::66", &AddResult::Added, &[]),
+            text("2001:db8::66", &AddResult::Added, &[]),
             "2001:db8::/64 (the /64 of 2001:db8::66) is kept out for 1h"
         );
         let friends = Exemption::Permitted {
@@ -115,28 +117,29 @@ mod tests {
             network: "2001:db8::7/128".parse().unwrap(),
         };
         assert_eq!(
-            said(
+            text(
                 "2001:db8::/64",
                 &AddResult::Added,
                 &[local("2001:db8:0:0:1::/80"), friends]
             ),
-            "2001:db8::/64 is kept out for 1h, but for 2001:db8:0:0:1::/80, which is local, and 2001:db8::7/128, \
-             which is permitted by friends"
+            "2001:db8::/64 is kept out for 1h, but for 2001:db8:0:0:1::/80, which is local, and \
+             2001:db8::7/128, which is permitted by friends"
         );
     }
 
     #[test]
     fn a_part_of_a_64_that_is_local_is_not_said_to_be_all_of_it() {
-        let given = AddResult::Refused(local("2001:db8:0:0:1::/80"));
+        let result = AddResult::Refused(local("2001:db8:0:0:1::/80"));
         assert_eq!(
-            said("2001:db8::1:0:0:9", &given, &[]),
-            "2001:db8::1:0:0:9 is in the local network 2001:db8:0:0:1::/80 (relay.networks), which no verdict keeps \
-             out; the rest of its /64 can be kept out: add 2001:db8::/64"
+            text("2001:db8::1:0:0:9", &result, &[]),
+            "2001:db8::1:0:0:9 is in the local network 2001:db8:0:0:1::/80 (relay.networks), \
+             which no verdict keeps out; the rest of its /64 can be kept out: add 2001:db8::/64"
         );
-        let given = AddResult::Refused(local("2001:db8::/32"));
+        let result = AddResult::Refused(local("2001:db8::/32"));
         assert_eq!(
-            said("2001:db8:1::/64", &given, &[]),
-            "2001:db8:1::/64 is in the local network 2001:db8::/32 (relay.networks), which no verdict keeps out"
+            text("2001:db8:1::/64", &result, &[]),
+            "2001:db8:1::/64 is in the local network 2001:db8::/32 (relay.networks), which no \
+             verdict keeps out"
         );
     }
 }
