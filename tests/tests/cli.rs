@@ -1,5 +1,5 @@
-//! The commands as a person meets them: help that teaches, exit codes that scripts can trust,
-//! errors that name the file, the line and the way out.
+//! The commands as a user sees them: help with examples, exit codes for scripts, and errors that
+//! name the file, the line and the next step.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::process::Output;
 use anyhow::{Result, ensure};
 use portcullis_tests::gate::portcullis;
 
-/// Every command, and words that its help must hold.
+/// Every command, and words that its help must have.
 const COMMANDS: &[(&[&str], &[&str])] = &[
     (
         &[],
@@ -192,7 +192,8 @@ fn a_port_that_is_taken_is_exit_code_1_and_named() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("portcullis.toml");
     let text = format!(
-        "hostname = \"gate.example\"\nstate_dir = \"{}\"\n[[listener]]\naddress = \"{address}\"\nservice = \"relay\"\n\
+        "hostname = \"gate.example\"\nstate_dir = \"{}\"\n\
+         [[listener]]\naddress = \"{address}\"\nservice = \"relay\"\n\
          [[route]]\ndomains = [\"*\"]\nnext_hop = [\"discard\"]\n",
         directory.path().display()
     );

@@ -1,5 +1,4 @@
-//! Clients of every sort get the same answers: swaks, curl, Python's smtplib, and hands on a
-//! keyboard.
+//! Clients of every sort get the same replies: swaks, curl, Python's smtplib, and a user who types.
 //!
 //! Each sends the same two messages, one to a recipient that is accepted and one to a recipient
 //! that the next hop refuses. The reply lines that it saw are compared, word by word, with those of
@@ -13,7 +12,7 @@ use portcullis_tests::gate::{Gate, relay_to};
 use portcullis_tests::receiver::{Act, Receiver};
 
 const ACCEPTED: &str = "friend@accepted.example";
-const REFUSED: &str = "nobody@refused.example";
+const REFUSED: &str = "nouser@refused.example";
 const SENDER: &str = "me@client.example";
 /// As it goes over the wire, with a line that is a dot.
 const MESSAGE: &str = "Subject: the same\r\n\r\nfor\r\n..\r\neverybody\r\n";
@@ -86,7 +85,9 @@ host, port, sender, recipient, message = sys.argv[1:]
 class Client(smtplib.SMTP):
     def _print_debug(self, *args):
         if args[0] == "reply:":
-            print(args[1].decode() if isinstance(args[1], bytes) else args[1].strip("b'").replace("\\r\\n", ""))
+            line = args[1]
+            line = line.decode() if isinstance(line, bytes) else line.strip("b'")
+            print(line.replace("\\r\\n", ""))
 client = Client(local_hostname="client.example", timeout=10)
 client.set_debuglevel(1)
 client.connect(host, int(port))
@@ -137,7 +138,7 @@ fn hands_on_a_keyboard_get_the_same_answers() -> Result<()> {
 fn compare(client: impl Fn(&Gate<'_>, &str) -> Result<Vec<String>>) -> Result<()> {
     let receiver = Receiver::scripted(|point| {
         if point.starts_with("RCPT") && point.contains(REFUSED) {
-            Act::Say("550 5.1.1 nobody of that name")
+            Act::Say("550 5.1.1 no such user")
         } else {
             Act::Usual
         }

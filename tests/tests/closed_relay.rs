@@ -1,8 +1,8 @@
-//! The relay is closed: from an outside address every known form of asking for a relay is refused,
-//! nothing arrives, and mail for the gate's own domain still does.
+//! The relay is closed: from an outside address every known form of a relay attempt is refused and
+//! nothing arrives, while mail for the gate's own domain does.
 //!
-//! The client sits in a namespace with an address outside of the gate's networks; from the loopback
-//! such a test would prove nothing, since loopback clients are trusted.
+//! The client is in a namespace, with an address outside of the gate's networks. From the loopback
+//! the test would prove nothing: loopback clients are trusted.
 
 use std::net::SocketAddr;
 
@@ -13,8 +13,8 @@ use portcullis_tests::gate::Gate;
 use portcullis_tests::postfix::Sink;
 use portcullis_tests::root;
 
-/// The recipients that relay testers try. `IP` is the gate's address, `SERVER` its name, `LOCAL`
-/// its own domain.
+/// The recipients that open-relay testers use. `IP` is the gate's address, `SERVER` its name,
+/// `LOCAL` its own domain.
 const RECIPIENTS: &[&str] = &[
     "user@foreign.example",
     "user@foreign.example.",
@@ -46,8 +46,8 @@ const RECIPIENTS: &[&str] = &[
     "IMCEASMTP-user+40foreign.example@SERVER",
 ];
 
-/// The senders that they try them with: a stranger, the gate's own domain, its name, its address,
-/// nobody.
+/// The senders that they use: a stranger, the gate's own domain, its name, its address, the null
+/// path.
 const SENDERS: &[&str] = &[
     "tester@stranger.example",
     "user@LOCAL",
@@ -102,7 +102,7 @@ impl Scene {
 }
 
 #[test]
-fn every_form_of_asking_for_a_relay_is_refused() -> Result<()> {
+fn every_form_of_a_relay_attempt_is_refused() -> Result<()> {
     if !root() {
         return Ok(());
     }

@@ -1,5 +1,5 @@
-//! `portcullis demo` keeps its promise: its figures are what they must be, in less than half a
-//! minute, and nothing of it stays behind, also when it is interrupted or may not do everything.
+//! `portcullis demo`: all figures have their expected values, in less than half a minute, and it
+//! leaves nothing behind, also when it is interrupted or runs without root.
 
 use std::fs;
 use std::path::Path;
@@ -13,10 +13,10 @@ use portcullis_tests::gate::{binary, portcullis};
 use portcullis_tests::{root, watch};
 use serde_json::Value;
 
-/// A show that takes longer loses its audience.
+/// The maximum time of a demo.
 const TIME_MAX: Duration = Duration::from_secs(30);
 
-/// What demo number `pid` would leave behind: namespaces, pins, files.
+/// What the demo with this process ID would leave behind: namespaces, pins, files.
 fn left_behind(pid: u32) -> Vec<String> {
     let names = |directory: &str, mark: &str| -> Vec<String> {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -79,7 +79,8 @@ fn the_figures_are_what_they_must_be_and_nothing_stays() -> Result<()> {
     Ok(())
 }
 
-/// Asked to end in any case, and waited for: a demo that is killed has to leave things behind.
+/// A demo that is stopped with a signal and waited for when this is dropped. After a kill it would
+/// leave things behind.
 struct Ended(Child);
 
 impl Drop for Ended {
@@ -105,7 +106,7 @@ fn an_interrupted_demo_cleans_up() -> Result<()> {
             .spawn()?;
         let pid = child.id();
         let mut child = Ended(child);
-        // Namespaces, lists and files are there once the gate has pinned its program.
+        // When the gate has pinned its program, there are namespaces, lists and files.
         let made = || (left_behind(pid).len() >= 4).then_some(());
         watch::until("the demo to be at work", Duration::from_secs(20), made)?;
         std::thread::sleep(Duration::from_millis(700));
@@ -125,7 +126,7 @@ fn an_interrupted_demo_cleans_up() -> Result<()> {
 #[test]
 fn without_root_it_says_what_it_leaves_out_and_shows_the_rest() -> Result<()> {
     let output = if portcullis::netns::permitted() {
-        // Nobody may not look into the place where the binary was built.
+        // The user `nobody` may not read the directory of the build.
         let directory = tempfile::tempdir()?;
         let copy = directory.path().join("portcullis");
         fs::copy(binary()?, &copy)?;
@@ -133,9 +134,9 @@ fn without_root_it_says_what_it_leaves_out_and_shows_the_rest() -> Result<()> {
             .args(["-R", "a+rx"])
             .arg(directory.path())
             .status()?;
-        let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+        let as_user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--"];
         Command::new("setpriv")
-            .args(nobody)
+            .args(as_user)
             .arg(&copy)
             .args(["demo", "--json"])
             .current_dir(Path::new("/"))

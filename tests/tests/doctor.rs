@@ -1,5 +1,4 @@
-//! `doctor` and `run` side by side, in environments that lack something: they agree whether the
-//! gate can run.
+//! `doctor` and `run` in environments that lack something: both agree whether the gate can run.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
@@ -13,16 +12,16 @@ use portcullis::netns::Namespace;
 use portcullis_tests::gate::binary;
 use portcullis_tests::{root, watch};
 
-/// Where the gate listens, and what it answers to the monitoring. Free in a namespace of the test's
-/// own.
+/// The addresses of the gate's listener and of its admin endpoint. They are free in the test's own
+/// namespace.
 const LISTENER: &str = "127.0.0.1:2525";
 const ADMIN: &str = "127.0.0.1:9925";
 
-/// An environment: what it is called, the commands around the gate, lines of the configuration, and
-/// whether a gate can run so.
+/// An environment: its name, the commands around the gate, lines of the configuration, and whether
+/// a gate can run in it.
 type Case = (&'static str, &'static [&'static str], &'static str, bool);
 
-const AS_NOBODY: &[&str] = &[
+const AS_USER: &[&str] = &[
     "setpriv",
     "--reuid=65534",
     "--regid=65534",
@@ -32,7 +31,7 @@ const WORKERS: &str = "workers = 2\n";
 
 const CASES: &[Case] = &[
     ("all that root may", &[], WORKERS, true),
-    ("an ordinary user", AS_NOBODY, WORKERS, true),
+    ("an ordinary user", AS_USER, WORKERS, true),
     (
         "root that becomes a user",
         &[],
@@ -84,7 +83,7 @@ const CASES: &[Case] = &[
     ),
     (
         "a user that only root becomes",
-        AS_NOBODY,
+        AS_USER,
         "workers = 2\nuser = \"daemon\"\n",
         false,
     ),
@@ -96,7 +95,7 @@ const CASES: &[Case] = &[
     ),
 ];
 
-/// How a gate for the test's own port is written.
+/// The configuration of a gate on the test's port.
 fn configuration(top: &str, listener: &str, admin: &str) -> String {
     format!(
         "hostname = \"gate.example\"\nadmin = \"{admin}\"\nstate_dir = \"/tmp\"\n{top}\
@@ -113,7 +112,7 @@ struct Place<'n> {
 impl<'n> Place<'n> {
     fn new(namespace: &'n Namespace) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        // Other users read it, and run what is in it.
+        // Other users have to read it, and run the files in it.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
         fs::copy(binary()?, directory.path().join("portcullis"))?;
         Ok(Self {
@@ -138,7 +137,7 @@ impl<'n> Place<'n> {
         Ok(command)
     }
 
-    /// What `doctor` says, and whether it says that the gate can run.
+    /// The output of `doctor`, and whether it reports that the gate can run.
     fn doctor(&self, around: &[&str], configuration: &str) -> Result<(bool, String)> {
         let output = self.command(around, "doctor", configuration)?.output()?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned()
@@ -146,7 +145,7 @@ impl<'n> Place<'n> {
         Ok((output.status.success(), said))
     }
 
-    /// What the gate writes to its log, and whether it comes to serve.
+    /// The log of the gate, and whether it starts to serve.
     fn run(&self, around: &[&str], configuration: &str) -> Result<(bool, String)> {
         let path = self.directory.path().join("log");
         let log = File::create(&path)?;
@@ -172,8 +171,8 @@ impl<'n> Place<'n> {
         Ok((serves, read(&path)))
     }
 
-    /// The sockets of a ring are closed some time after its process has ended, and belong to that
-    /// process's user until then.
+    /// The kernel closes the sockets of a ring some time after its process has ended. Until then
+    /// they count for that process's user.
     fn wait_for_the_port(&self) -> Result<()> {
         watch::until(
             "the port of a gate that has ended",
@@ -193,7 +192,7 @@ impl<'n> Place<'n> {
             doctor == serves,
             "{what}: doctor {doctor}, run {serves}:\n{findings}\n{log}"
         );
-        // Neither of them may be a crash.
+        // Neither may crash.
         ensure!(
             !log.contains("panicked") && !findings.contains("panicked"),
             "{what}: {log}\n{findings}"
@@ -266,13 +265,13 @@ fn doctor_finds_the_addresses_that_cannot_be_had() -> Result<()> {
     let with = |listener: &str, admin: &str| configuration(WORKERS, listener, admin);
     place.agree(
         "a privileged port",
-        AS_NOBODY,
+        AS_USER,
         &with("127.0.0.1:25", ADMIN),
         false,
     )?;
     place.agree(
         "a privileged admin port",
-        AS_NOBODY,
+        AS_USER,
         &with(LISTENER, "127.0.0.1:99"),
         false,
     )?;
@@ -300,7 +299,7 @@ fn doctor_finds_the_addresses_that_cannot_be_had() -> Result<()> {
     )
 }
 
-/// The filter stays when a gate ends; this is what takes it away.
+/// Detaches the filter, which stays when a gate ends.
 struct Pinned(std::path::PathBuf);
 
 impl Drop for Pinned {

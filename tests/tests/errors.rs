@@ -1,5 +1,5 @@
-//! What counts as an error of the client, and what does not: refusals of a next hop end nobody's
-//! session, but guessing addresses is not free.
+//! What counts as an error of the client: the refusals of a next hop do not end a session, but too
+//! many unknown recipients do.
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::dialogue::Dialogue;
@@ -11,7 +11,7 @@ const CONTENT: &[u8] = b"Subject: onward\r\n\r\ntext\r\n";
 const TRUSTED: &str = "[relay]\nnetworks = [\"127.0.0.0/8\"]\ndomains = [\"d.example\"]\n";
 const STRANGER: &str = "[relay]\nnetworks = [\"192.0.2.0/24\"]\ndomains = [\"d.example\"]\n";
 
-/// A next hop that knows `good` users, and says `refusal` to all others.
+/// A next hop that accepts the users `good`, and answers `refusal` to all others.
 fn receiver(refusal: &'static str) -> Result<Receiver> {
     Receiver::scripted(move |at| {
         if at.starts_with("RCPT") && !at.contains("<good") {
@@ -45,7 +45,7 @@ fn a_hundred_recipients_are_possible_whatever_the_next_hop_says_to_them() -> Res
         "451 4.3.0 not now",
         "452 4.2.2 mailbox full",
         "550 5.1.1 no such user",
-        "550 nobody of that name",
+        "550 no such user",
         "550 5.7.1 not from you",
     ];
     for refusal in refusals {
@@ -79,7 +79,7 @@ fn a_kept_connection_with_a_refused_recipient_in_each_message_lives_on() -> Resu
             session.expect("MAIL FROM:<a@b.example>", "250")?;
             session.expect("RCPT TO:<bad@d.example>", "550 5.1.1")?;
             session.expect("RCPT TO:<good@d.example>", "250")?;
-            // An error of its own is made up for by the message as well.
+            // The accepted message also takes off the client's own error.
             session.expect("NONSENSE", "500")?;
             content(&mut session)?;
         }
@@ -90,7 +90,7 @@ fn a_kept_connection_with_a_refused_recipient_in_each_message_lives_on() -> Resu
 
 #[test]
 fn guessing_addresses_is_for_trusted_clients_alone() -> Result<()> {
-    // What the next hop says to RCPT, and whether it gives away that there is no such recipient.
+    // The next hop's reply to RCPT, and whether it means that there is no such recipient.
     let table = [
         ("550 5.1.1 no such user", true),
         ("550 5.1.10 recipient not found", true),
@@ -159,7 +159,7 @@ fn what_the_policy_refuses_is_an_error_of_strangers_only() -> Result<()> {
     session.expect("MAIL FROM:<a@b.example>", "250")?;
     session.expect("RCPT TO:<good@d.example>", "250")?;
     for _ in 0..10 {
-        // Ours, and for a reason that the client cannot know.
+        // The gate's own refusal, for a reason that the client cannot know.
         session.expect("RCPT TO:<x@other.example>", "451 4.5.3")?;
     }
     content(&mut session)?;

@@ -1,5 +1,5 @@
-//! How sessions end: a connection with nothing more to say is closed at once, and no last reply
-//! gets lost for it.
+//! How sessions end: the gate closes the connection at once after its last reply, and the last
+//! reply does not get lost.
 
 use std::io::{Read as _, Write as _};
 use std::thread;
@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::gate::{Gate, relay_to};
 
-/// Far less than the second for which a client that does not hang up was once waited for, and time
-/// enough on a busy machine.
+/// Far less than a second, for which an earlier version waited for a client that does not hang up;
+/// and enough on a busy machine.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 #[test]
 fn after_221_the_connection_is_closed_at_once() -> Result<()> {
     let gate = Gate::start(&relay_to("discard", "")?)?;
-    // The best of some, for a machine that does other things as well.
+    // The best of several, because the machine may be busy.
     let mut best = Duration::MAX;
     for _ in 0..5 {
         let mut session = gate.dialogue()?;
@@ -36,7 +36,7 @@ fn a_client_that_talks_on_behind_quit_hears_its_221() -> Result<()> {
         let session = gate.dialogue()?;
         let mut stream = session.stream();
         stream.write_all(b"NOOP\r\nQUIT\r\nNOOP\r\n")?;
-        // More of it, while the gate says its last words and after that.
+        // More input, while the gate sends its last reply and after that.
         for _ in 0..round {
             thread::sleep(Duration::from_millis(1));
             if stream.write_all(b"NOOP\r\n").is_err() {

@@ -1,6 +1,6 @@
-//! Clients that mean harm, or behave as if: silent ones by the thousand, dripping ones, endless
-//! lines, and each limit run into on purpose. Honest mail goes on meanwhile, the gate's memory
-//! stays bounded, and every limit has its code.
+//! Hostile clients: thousands of silent ones, slow ones, endless lines, and each limit exceeded on
+//! purpose. Meanwhile honest mail is accepted, the gate's memory stays bounded, and every limit has
+//! its reply code.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
@@ -20,10 +20,10 @@ const SILENT_SESSIONS: usize = 10_000;
 const DRIPPING_SESSIONS: usize = 500;
 const ENDLESS_LINE: usize = 1 << 30;
 
-/// More than every test of this file needs at its worst moment.
+/// More than any test of this file needs.
 const OPEN_FILES: u64 = 20_000;
 
-/// The sessions of one test at a time: together they would run out of open files and of patience.
+/// One test at a time: the sessions of all together would need too many open files.
 static TURN: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -43,7 +43,7 @@ fn ten_thousand_silent_sessions_cost_little_and_are_ended_with_421() -> Result<(
     for _ in 0..SILENT_SESSIONS {
         sessions.push(gate.tcp(gate.address())?);
     }
-    // The last one greeted means that all are held.
+    // If the last one is greeted, all are accepted.
     Dialogue::greeted(sessions[SILENT_SESSIONS - 1].try_clone()?)?;
     ensure!(
         opened.elapsed() < Duration::from_secs(15),
@@ -61,7 +61,7 @@ fn ten_thousand_silent_sessions_cost_little_and_are_ended_with_421() -> Result<(
     for session in sessions.iter().step_by(SILENT_SESSIONS / 50) {
         let mut session = Dialogue::new(session.try_clone()?)?;
         session.patience(Duration::from_secs(40))?;
-        // All but the last still have their greeting to read.
+        // All but the last have not read their greeting yet.
         let rest = session.closed()?;
         ensure!(rest.contains("421 4.4.2 "), "ended with {rest:?}");
     }
@@ -86,8 +86,8 @@ fn dripping_does_not_extend_the_time_for_a_message() -> Result<()> {
     })
 }
 
-/// 500 clients, each brought to a point by `open`, then one octet a second: every one is ended with
-/// 421 4.4.2 within `limit`, and honest mail goes on meanwhile.
+/// 500 clients, each prepared by `open`, then one octet a second: every session is ended with 421
+/// 4.4.2 within `limit`, and honest mail is accepted meanwhile.
 fn drip(limit: Duration, open: impl Fn(&mut Dialogue) -> Result<()>) -> Result<()> {
     let _turn = TURN.lock();
     watch::allow_open_files(OPEN_FILES)?;
@@ -120,7 +120,7 @@ fn drip(limit: Duration, open: impl Fn(&mut Dialogue) -> Result<()>) -> Result<(
     Ok(())
 }
 
-/// An octet a second to each until all are closed; what each was told.
+/// Sends an octet a second to each until all are closed. Returns the last reply of each.
 fn drip_until_closed(sessions: &mut [Dialogue], limit: Duration) -> Result<Vec<String>> {
     let begun = Instant::now();
     let mut told: Vec<Option<String>> = vec![None; sessions.len()];
@@ -150,7 +150,7 @@ fn drip_until_closed(sessions: &mut [Dialogue], limit: Duration) -> Result<Vec<S
     Ok(told.into_iter().flatten().collect())
 }
 
-/// Sends honest messages, a few at a time, until told to stop; how many.
+/// Sends honest messages, a few at a time, until stopped. Returns how many.
 fn honest_until(over: &AtomicBool, to: SocketAddr) -> Result<usize> {
     let mut sent = 0;
     while !over.load(Ordering::Relaxed) {
@@ -160,7 +160,7 @@ fn honest_until(over: &AtomicBool, to: SocketAddr) -> Result<usize> {
     Ok(sent)
 }
 
-/// Honest messages must be taken without an error, and not slowly.
+/// Honest messages must be accepted without an error, and fast.
 fn honest_mail(to: SocketAddr, messages: usize) -> Result<()> {
     let begun = Instant::now();
     source(&["-s", "10", "-m", &messages.to_string(), "-l", "1024"], to).context("honest mail")?;
@@ -300,7 +300,7 @@ fn the_gate_as_a_whole_has_a_limit_of_sessions() -> Result<()> {
         "{} held, {refused} refused",
         held.len()
     );
-    // Each worker has its share of the sessions, and the kernel spreads connections unevenly.
+    // Each worker has its share of the limit, and the kernel spreads connections unevenly.
     ensure!(held.len() >= 20, "only {} held", held.len());
     drop(held);
     watch::until("room for new sessions", Duration::from_secs(5), || {
@@ -329,7 +329,7 @@ fn one_source_cannot_take_all_the_sessions() -> Result<()> {
     outside.addresses("up", crowd.chain(crowd6))?;
     let gate = Gate::start_in(&inside, PER_SOURCE)?;
 
-    // Source, and how many of twelve attempts are held: ten from one address or /64.
+    // The source, and how many of twelve attempts are accepted: ten from one address or /64.
     let table = [
         ("198.51.100.11", "198.51.100.1:25", 10),
         ("198.51.100.12", "198.51.100.1:25", 10),
@@ -415,8 +415,8 @@ fn a_client_that_never_reads_its_replies_is_ended() -> Result<()> {
     stream.set_write_timeout(Some(Duration::from_millis(500)))?;
     let noops = b"NOOP\r\n".repeat(10_000);
     let begun = Instant::now();
-    // The gate stops reading once its replies do not leave: our writes then stall, and at last
-    // fail.
+    // The gate stops reading when its replies are not read: our writes then stall, and fail at
+    // last.
     let ended = loop {
         match stream.write(&noops) {
             Ok(_) => {}

@@ -95,7 +95,7 @@ fn a_stop_finishes_the_message_in_flight_and_tells_the_others() -> Result<()> {
     flying.raw(b"and landed\r\n")?;
     flying.expect(".", "250")?;
     flying.closed()?;
-    // A client that is told to go and does not close would be waited for, for a while.
+    // The gate waits a while for a client that does not close after the 421.
     drop((idle, flying));
     let status = gate.wait(SOON)?;
     ensure!(status.success(), "{status}");
@@ -229,7 +229,7 @@ impl Filtered {
         })
     }
 
-    /// Lists lie where they outlive the gate's own directory.
+    /// The lists are outside of the gate's own directory, and outlive it.
     fn configuration(&self, lists: &std::path::Path) -> Result<String> {
         let file = lists.join("drop.netset");
         fs::write(&file, format!("{LISTED}/32\n"))?;
@@ -263,7 +263,7 @@ action = "drop"
         ))
     }
 
-    /// What `filter status --json` says of the list: packets dropped.
+    /// The packets dropped by the list, from `filter status --json`.
     fn dropped(&self, configuration: &std::path::Path) -> Result<u64> {
         let mut command = self.inside.command(binary()?);
         let output = command
@@ -386,7 +386,7 @@ fn a_listed_source_cannot_connect_and_an_unlisted_one_can() -> Result<()> {
     ensure!(!scene.listed_connects()?, "a listed source has connected");
     ensure!(scene.dropped(&file)? >= 1);
 
-    // Taking the source off the list and reloading lets it in.
+    // When the source is removed from the list, it connects after a reload.
     fs::write(lists.path().join("drop.netset"), "192.0.2.200/32\n")?;
     gate.signal(Signal::SIGHUP)?;
     let let_in = || scene.listed_connects().ok().filter(|connects| *connects);

@@ -1,6 +1,6 @@
-//! The next hop misbehaves and the client gets an honest answer: a 250 only for what arrived, the
-//! next hop's own refusals word for word, a 451 for everything that may be better later, and all
-//! within the time that was set.
+//! The next hop misbehaves, and the client gets the right reply: a 250 only for a message that
+//! arrived, the next hop's own refusals word for word, a 451 for every temporary failure, and all
+//! within the configured timeouts.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use portcullis_tests::gate::{Gate, relay_to};
 use portcullis_tests::receiver::{Act, Receiver};
 use portcullis_tests::watch;
 
-/// Short times, so that a test need not wait; the margin is for a busy machine.
+/// Short timeouts, so that a test is fast; the margin is for a busy machine.
 const RELAY: &str = r#"
 [relay]
 networks = ["127.0.0.0/8"]
@@ -30,13 +30,13 @@ fn gate_to(receiver: &Receiver) -> Result<Gate<'static>> {
     Gate::start(&relay_to(&receiver.address().to_string(), RELAY)?)
 }
 
-/// A message in a session of its own. The reply is the first one that is not positive, or the final
+/// Sends a message in a new session. Returns the first reply that is not positive, or the final
 /// one.
 fn offer(gate: &Gate<'_>) -> Result<Reply> {
     let mut session = gate.dialogue()?;
     session.expect("EHLO client.example", "250")?;
     let reply = transaction(&mut session, "c@d.example")?;
-    // Whatever became of the message, the session is in order.
+    // Whatever the result, the session goes on.
     session.expect("RSET", "250")?;
     session.expect("QUIT", "221")?;
     Ok(reply)
@@ -137,7 +137,8 @@ fn trouble(point: &'static str, fault: &Act) -> Result<()> {
         recovered,
     )?;
     let arrived = receiver.arrived().len();
-    // What the next hop took without saying so comes twice at worst: a duplicate, never a loss.
+    // A message that the next hop accepted, but whose reply was lost, may arrive twice: a
+    // duplicate, never a loss.
     ensure!(
         arrived == lost_reply + 1 && lost_reply <= usize::from(point == "."),
         "{arrived} arrived"
@@ -185,7 +186,7 @@ fn a_kept_connection_that_the_next_hop_closed_costs_no_message() -> Result<()> {
         let reply = offer(&gate)?;
         ensure!(reply.code == 250, "message {number}: {}", reply.text());
         receiver.hang_up();
-        // Now and then so short that the gate may not have seen it before it uses the connection.
+        // Sometimes so short that the gate may use the connection before it sees the close.
         std::thread::sleep(Duration::from_millis(if number % 2 == 0 { 50 } else { 0 }));
     }
     ensure!(
@@ -207,7 +208,7 @@ fn next_hops_are_tried_in_their_order() -> Result<()> {
         "the first one has it"
     );
 
-    // A next hop that says 554 or 421 at once is as good as down, as is one that is silent.
+    // A next hop that greets with 554 or 421 counts as down, and so does a silent one.
     for act in [
         Act::Say("554 5.3.2 no service"),
         Act::Say("421 4.3.2 later"),
@@ -239,11 +240,11 @@ fn next_hops_are_tried_in_their_order() -> Result<()> {
 
 #[test]
 fn refusals_of_the_next_hop_are_the_clients() -> Result<()> {
-    // Where the next hop refuses, and what the client is told, word for word.
+    // The command that the next hop refuses, and the reply to the client, word for word.
     let table = [
         ("MAIL", "550 5.7.1 not from you"),
         ("MAIL", "452 4.3.1 no room"),
-        ("RCPT", "550 5.1.1 nobody of that name"),
+        ("RCPT", "550 5.1.1 no such user"),
         ("RCPT", "450 4.2.0 try again later"),
         ("DATA", "554 5.7.0 not today"),
         (".", "554 5.7.1 looks like spam"),
@@ -359,12 +360,12 @@ fn fifty_megabytes_do_not_cost_fifty_megabytes() -> Result<()> {
     let configuration = relay_to(&receiver.address().to_string(), size)?;
     // One worker, so that the second message meets the buffers of the first.
     let gate = Gate::start(&configuration.replace("workers = 2", "workers = 1"))?;
-    // Touches the buffers that every message goes through, so that what grows from here on is the
-    // message's.
+    // Fills the buffers that every message uses, so that further growth is due to the message.
     send_megabytes(&gate, 50)?;
     let before = watch::resident_most_kib(gate.pid())?;
 
-    // The next hop reads nothing for a while: the client must be held back meanwhile, not stored.
+    // The next hop reads nothing for a while: the gate must stop reading from the client, and not
+    // store its data.
     let stall = Act::Stall(Duration::from_secs(2));
     receiver.script(move |at| {
         if at == "DATA" {

@@ -1,5 +1,4 @@
-//! Next hops that swallow what they are sent, where another one works: finding that out is not at
-//! the cost of honest mail.
+//! Next hops that do not answer, beside one that works: detecting them must not cost honest mail.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -10,9 +9,9 @@ use portcullis_tests::receiver::{Act, Receiver};
 use portcullis_tests::watch;
 use socket2::{Domain, Socket, Type};
 
-/// Longer than anything here is allowed to take.
+/// Longer than anything here may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
-/// The second of patience, and what a busy machine adds.
+/// The timeout of one second, and a margin for a busy machine.
 const LONGEST: Duration = Duration::from_secs(4);
 
 /// A listener whose queue is full: the kernel drops every further SYN.
@@ -32,7 +31,7 @@ impl Swallower {
         for _ in 0..4 {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
             socket.set_nonblocking(true)?;
-            // In progress for ever, but for the first ones.
+            // All but the first ones stay in progress for ever.
             let _ = socket.connect(&address.into());
             queued.push(socket);
         }
@@ -60,12 +59,12 @@ fn gate_to(next_hops: &[SocketAddr]) -> Result<Gate<'static>> {
          connect_timeout = \"{}s\"\nretry_after = \"1s\"\n",
         CONNECT_TIMEOUT.as_secs()
     );
-    // One worker, which knows what each message has shown.
+    // One worker, so that each message sees the state of the one before.
     let configuration = relay_to(&next_hops.join("\", \""), &relay)?;
     Gate::start(&configuration.replace("workers = 2", "workers = 1"))
 }
 
-/// A whole message; the code of its final reply, and how long it took.
+/// Sends a message. Returns the code of its final reply, and the time it took.
 fn offer(gate: &Gate<'_>) -> Result<(u16, Duration)> {
     let begun = Instant::now();
     let mut session = gate.dialogue()?;
@@ -175,7 +174,10 @@ fn a_slow_attempt_is_kept_and_used() -> Result<()> {
     let second = Receiver::start(true)?;
     let gate = gate_to(&[first.address(), second.address()])?;
     ensure!(offer(&gate)?.0 == 250);
-    ensure!(second.arrived().len() == 1, "nobody waited for the first");
+    ensure!(
+        second.arrived().len() == 1,
+        "no client waited for the first"
+    );
     watch::until("the first one to be used", CONNECT_TIMEOUT, || {
         let (code, _) = offer(&gate).ok()?;
         assert_eq!(code, 250);
@@ -199,7 +201,7 @@ fn an_only_next_hop_is_waited_for() -> Result<()> {
         "{code} after {took:?}"
     );
 
-    // And so is one that has failed, by those who come once it may be tried again.
+    // A next hop that has failed, too, is tried again by later messages.
     let swallower = Swallower::new()?;
     let gate = gate_to(&[swallower.address])?;
     let (code, took) = offer(&gate)?;
@@ -229,7 +231,7 @@ fn one_that_was_down_is_tried_again_while_another_swallows_connections() -> Resu
     drop(reserved);
     let gate = gate_to(&[first, swallower.address])?;
     std::thread::scope(|scope| -> Result<()> {
-        // Finds out that the first one is down, and waits for the other.
+        // Detects that the first one is down, and waits for the other.
         scope.spawn(|| offer(&gate));
         std::thread::sleep(Duration::from_millis(1_400));
         // It is still down, by a probe for this one.
@@ -243,7 +245,7 @@ fn one_that_was_down_is_tried_again_while_another_swallows_connections() -> Resu
 }
 
 #[test]
-fn an_attempt_that_nobody_waits_for_does_not_keep_the_gate_from_stopping() -> Result<()> {
+fn an_attempt_without_a_client_does_not_keep_the_gate_from_stopping() -> Result<()> {
     let (swallower, second) = (Swallower::new()?, Receiver::start(true)?);
     let gate = gate_to(&[swallower.address, second.address()])?;
     ensure!(offer(&gate)?.0 == 250);

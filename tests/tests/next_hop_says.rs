@@ -1,5 +1,5 @@
-//! What a next hop says of itself is used: its limits, what it offers and what it does not, and why
-//! it refuses us. The client hears the truth of it, and a message goes through wherever it can.
+//! The gate uses what a next hop says: its limits, its extensions, and the reasons of its refusals.
+//! The client gets the right reply, and a message is relayed wherever possible.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use portcullis_tests::receiver::{Act, Receiver};
 const CONTENT: &[u8] = b"Subject: onward\r\n\r\ntext\r\n";
 const PLAIN: &str = "250-plain.example\r\n250-PIPELINING\r\n250 8BITMIME";
 
-/// A next hop, and every line that it was told.
+/// A next hop, and every line that it received.
 struct Listening {
     receiver: Receiver,
     lines: Arc<Mutex<Vec<String>>>,
@@ -39,9 +39,9 @@ impl Listening {
         Self::new(move |at| says(at, "EHLO", ehlo))
     }
 
-    /// What it was told, of the lines that begin like this.
+    /// The received lines that begin like this.
     fn told(&self, beginning: &str) -> Vec<String> {
-        let lines = self.lines.lock().expect("nobody panics with it");
+        let lines = self.lines.lock().expect("no panic while it is locked");
         let lines = lines.iter().filter(|line| line.starts_with(beginning));
         lines.cloned().collect()
     }
@@ -68,8 +68,8 @@ fn session(gate: &Gate<'_>) -> Result<Dialogue> {
     Ok(session)
 }
 
-/// Sends these lines one by one, up to the first that is refused, and the content after DATA. The
-/// last reply.
+/// Sends these lines one by one, up to the first that is refused, and the content after DATA.
+/// Returns the last reply.
 fn transaction(session: &mut Dialogue, lines: &[&str], content: &[u8]) -> Result<Reply> {
     for line in lines.iter().chain(&["DATA"]) {
         let reply = session.say(line)?;
@@ -81,7 +81,8 @@ fn transaction(session: &mut Dialogue, lines: &[&str], content: &[u8]) -> Result
     session.say(".")
 }
 
-/// A message in a session of its own; the first reply that is no success, or the final one.
+/// Sends a message in a new session. Returns the first reply that is not positive, or the final
+/// one.
 fn offer(gate: &Gate<'_>) -> Result<Reply> {
     let lines = ["MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>"];
     let reply = transaction(&mut session(gate)?, &lines, CONTENT)?;
@@ -102,7 +103,7 @@ fn no_more_transactions_are_made_on_a_connection_than_mailmax_allows() -> Result
 
 #[test]
 fn recipients_beyond_the_limit_of_the_next_hop_are_put_off_in_their_order() -> Result<()> {
-    // What it says, and which of the recipients it has room for.
+    // Its limits, and which of the recipients it accepts.
     let cases = [
         ("RCPTMAX=2", [true, true, false, false]),
         ("RCPTDOMAINMAX=1 MAILMAX=100", [true, false, true, false]),
@@ -128,7 +129,7 @@ fn recipients_beyond_the_limit_of_the_next_hop_are_put_off_in_their_order() -> R
         session.expect(".", "250")?;
         let arrived = hop.receiver.arrived();
         ensure!(arrived[0].recipients.len() == taken.iter().filter(|taken| **taken).count());
-        // Sent again, they have room.
+        // Sent again, they are accepted.
         let rest = ["MAIL FROM:<a@b.example>", "RCPT TO:<d@f.example>"];
         let reply = transaction(&mut session, &rest, CONTENT)?;
         ensure!(reply.code == 250, "{limits}: {}", reply.text());
@@ -136,8 +137,8 @@ fn recipients_beyond_the_limit_of_the_next_hop_are_put_off_in_their_order() -> R
     Ok(())
 }
 
-/// A next hop that takes one message on a connection and then defers; `connections`: with how many
-/// it does so.
+/// A next hop that accepts one message on a connection and then defers. It does so on the first
+/// `connections` connections.
 fn one_message_each(connections: usize) -> Result<Listening> {
     let (connected, mails) = (AtomicUsize::new(0), AtomicUsize::new(0));
     Listening::new(move |at| {
@@ -168,7 +169,7 @@ fn a_sender_deferred_on_a_kept_connection_is_tried_on_a_new_one() -> Result<()> 
 
 #[test]
 fn a_sender_that_is_deferred_on_a_new_connection_too_hears_it() -> Result<()> {
-    // With no other connection to be had, and with one that says the same.
+    // Without another connection, and with another that replies the same.
     for connections in [1, usize::MAX] {
         let hop = one_message_each(connections)?;
         let gate = hop.gate("")?;
@@ -190,7 +191,7 @@ fn a_sender_that_is_deferred_on_a_new_connection_too_hears_it() -> Result<()> {
 
 #[test]
 fn why_a_next_hop_refuses_us_is_in_the_log_and_in_the_answer() -> Result<()> {
-    // Where, what it says, and what of it the client and the log have.
+    // The command, the reply of the next hop, and what of it the client and the log get.
     let cases = [
         (
             "CONNECT",
@@ -217,7 +218,7 @@ fn why_a_next_hop_refuses_us_is_in_the_log_and_in_the_answer() -> Result<()> {
             _ => Act::Usual,
         })?;
         let gate = hop.gate("")?;
-        // The second one comes while the next hop is left alone, and is told no less.
+        // The second one comes while the next hop is not tried, and gets the same reply.
         for _ in 0..2 {
             let reply = offer(&gate)?;
             ensure!(
@@ -317,7 +318,7 @@ fn what_needs_no_smtputf8_goes_through_without_it() -> Result<()> {
         "MAIL FROM:<a@b.example> SMTPUTF8 BODY=8BITMIME",
         "RCPT TO:<c@d.example>",
     ];
-    // Header and body, and what becomes of it.
+    // Header and body, and the result.
     let cases = [
         ("Subject: onward\r\n\r\ntext\r\n", "250"),
         ("Subject: onward\r\n\r\nGr\u{fc}\u{df}e\r\n", "250"),
@@ -349,10 +350,10 @@ fn what_needs_no_smtputf8_goes_through_without_it() -> Result<()> {
     let reply = transaction(&mut session, &sender, CONTENT)?;
     ensure!(reply.text().starts_with("550 5.6.7"), "{}", reply.text());
     session.expect("RSET", "250")?;
-    // One recipient that cannot be told does not keep the others.
+    // A recipient that cannot be passed on does not affect the others.
     session.raw(
-        "MAIL FROM:<a@b.example> SMTPUTF8\r\nRCPT TO:<c@d.example>\r\nRCPT TO:<j\u{fc}rgen@d.example>\r\n\
-         RCPT TO:<e@d.example>\r\nDATA\r\n"
+        "MAIL FROM:<a@b.example> SMTPUTF8\r\nRCPT TO:<c@d.example>\r\n\
+         RCPT TO:<j\u{fc}rgen@d.example>\r\nRCPT TO:<e@d.example>\r\nDATA\r\n"
             .as_bytes(),
     )?;
     for expected in ["250", "250", "550 5.6.7", "250", "354"] {
@@ -471,7 +472,7 @@ fn the_size_passed_on_is_that_of_what_arrives() -> Result<()> {
             "SIZE={declared} for {size}"
         );
     }
-    // It takes 1000 octets, and our own line is among them.
+    // It accepts 1000 octets, the gate's own line included.
     let (mails, arrived) = (hop.told("MAIL").len(), hop.receiver.arrived().len());
     for size in [1001, 990] {
         let mail = format!("MAIL FROM:<a@b.example> SIZE={size}");

@@ -1,5 +1,5 @@
-//! Connections to a next hop are few, and shared: what one client, or one odd reply, does to the
-//! others.
+//! Connections to a next hop are few, and shared: what one client, or one unusual reply, means for
+//! the others.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,15 +24,16 @@ fn gate_to(
     connections: u32,
 ) -> Result<Gate<'static>> {
     let more = format!(
-        "[relay]\nnetworks = [\"127.0.0.0/8\"]\ndomains = [\"gate.example\"]\nconnect_timeout = \"{connect}s\"\n\
-         reply_timeout = \"{reply}s\"\nconnections = {connections}\n[limits]\ncommand_timeout = \"{command}s\"\n"
+        "[relay]\nnetworks = [\"127.0.0.0/8\"]\ndomains = [\"gate.example\"]\n\
+         connect_timeout = \"{connect}s\"\nreply_timeout = \"{reply}s\"\n\
+         connections = {connections}\n[limits]\ncommand_timeout = \"{command}s\"\n"
     );
     // One worker: each has connections of its own.
     let configuration = relay_to(&next_hop.to_string(), &more)?;
     Gate::start(&configuration.replace("workers = 2", "workers = 1"))
 }
 
-/// A whole message in a session of its own; the code of its final reply.
+/// Sends a message in a new session. Returns the code of its final reply.
 fn offer(gate: &Gate<'_>) -> Result<u16> {
     let mut session = gate.dialogue()?;
     session.patience(Duration::from_secs(30))?;
@@ -83,7 +84,7 @@ fn a_kept_connection_needs_no_rset_between_messages() -> Result<()> {
         let said = Arc::clone(&said);
         move |at| {
             said.lock()
-                .expect("nobody panics with it")
+                .expect("no panic while it is locked")
                 .push(at.to_owned());
             Act::Usual
         }
@@ -92,14 +93,14 @@ fn a_kept_connection_needs_no_rset_between_messages() -> Result<()> {
     for _ in 0..3 {
         ensure!(offer(&gate)? == 250);
     }
-    let said = said.lock().expect("nobody panics with it").clone();
+    let said = said.lock().expect("no panic while it is locked").clone();
     ensure!(!said.iter().any(|line| line == "RSET"), "{said:?}");
     ensure!(receiver.sessions() == 1);
     Ok(())
 }
 
 #[test]
-fn a_next_hop_that_takes_only_so_many_connections_costs_nobody_a_message() -> Result<()> {
+fn a_next_hop_that_limits_its_connections_costs_no_message() -> Result<()> {
     let greeted = Arc::new(AtomicUsize::new(0));
     let receiver = Receiver::scripted({
         let greeted = Arc::clone(&greeted);

@@ -1,5 +1,5 @@
-//! Peers that read slowly: steady ones are served to the end, however long that takes; those that
-//! have stopped are left in time.
+//! Peers that read slowly: a steady one is served to the end, however long that takes; one that has
+//! stopped is given up in time.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -25,7 +25,7 @@ struct Pace<R> {
 }
 
 impl<R: std::io::Read> Pace<R> {
-    /// What it reads up to and with the end; at most so many octets.
+    /// Reads up to the end, that included; at most this many octets.
     fn read_to(&mut self, end: &[u8], octets_max: usize) -> Result<Vec<u8>> {
         let mut all = Vec::new();
         let mut piece = vec![0; self.piece];
@@ -105,11 +105,11 @@ fn a_next_hop_that_reads_slowly_but_steadily_gets_the_whole_message() -> Result<
 
 #[test]
 fn what_our_own_kernel_holds_has_not_been_read_by_the_next_hop() -> Result<()> {
-    // The gate is rid of it at once, and only the final reply is to come.
+    // The gate has sent all of it at once, and waits for the final reply.
     slow_message(300_000)
 }
 
-/// A message that takes its next hop ten seconds to read.
+/// A message that the next hop reads in ten seconds.
 fn slow_message(octets: usize) -> Result<()> {
     let (address, served) = slow_next_hop(octets / 100)?;
     let gate = Gate::start(&relay_to(&address.to_string(), TIMES)?)?;
@@ -130,7 +130,7 @@ fn a_next_hop_that_stops_reading_is_left_in_the_time_that_is_set() -> Result<()>
     })?;
     let gate = Gate::start(&relay_to(&receiver.address().to_string(), TIMES)?)?;
     let mut session = data(&gate)?;
-    // More than everything between here and there can hold.
+    // More than all buffers in between can hold.
     let begun = Instant::now();
     session.raw(&message(20_000_000))?;
     session.expect(".", "451 4.4.2")?;
@@ -151,7 +151,7 @@ fn pipelined(gate: &Gate<'_>, commands: usize, last: &'static [u8]) -> Result<Tc
     stream.write_all(b"EHLO client.example\r\n")?;
     thread::sleep(Duration::from_millis(300));
     let mut writing = stream.try_clone()?;
-    // It is held up for as long as the replies are not read.
+    // The gate stops reading for as long as its replies are not read.
     thread::spawn(move || {
         let commands = b"RSET\r\n".repeat(commands);
         writing.write_all(&[&commands, last].concat())

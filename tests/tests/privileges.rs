@@ -1,5 +1,5 @@
-//! A gate that became an ordinary user: it has given up what it does not need, and can still do
-//! what it must.
+//! A gate that became an ordinary user: it has dropped the privileges that it does not need, and
+//! can still do its work.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -39,7 +39,7 @@ fn filter_command(namespace: &Namespace, arguments: &[&str], file: &Path) -> Res
     Ok(output.stdout)
 }
 
-/// Looks at the status until it is as wanted.
+/// Polls the status until it is as expected.
 fn wait_for(
     namespace: &Namespace,
     file: &Path,
@@ -58,7 +58,7 @@ fn wait_for(
     }
 }
 
-/// Where the filter of the gate in a namespace is pinned; taken away at the end, whatever that is.
+/// The pin path of the gate in a namespace; removed at the end, however the test ends.
 struct Pins<'n>(&'n Namespace);
 
 impl Pins<'_> {
@@ -152,7 +152,7 @@ action = "drop"
         status["top_sources"]["watched"] == true && status["verdicts"]["expired"] == 1
     })?;
 
-    // The other end of the veth gets a program: the gate sees it, and answers from then on.
+    // The peer of the veth gets a program: the gate notices it, and answers from then on.
     let peer = lists.path().join("peer.toml");
     let pins_of_peer = Pins(&outside);
     let interface = "interfaces = [{ name = \"out\" }]\nports = [65535]";

@@ -1,8 +1,8 @@
-//! What goes in comes out: every message once, byte for byte, whatever the sessions, sizes and
-//! recipients, and without the gate growing.
+//! Every message arrives once, byte for byte, whatever the sessions, sizes and recipients, and the
+//! gate's memory does not grow.
 //!
-//! The load is `smtp-source`'s. What must arrive is learnt by sending one message of each kind
-//! straight to a sink of the same sort: the gate may add its `Received:` field in front, and
+//! `smtp-source` makes the load. The expected content comes from one message of each kind that goes
+//! directly to a sink of the same sort: the gate may add its `Received:` field in front, and
 //! nothing else.
 
 use std::collections::HashSet;
@@ -104,7 +104,7 @@ fn memory_does_not_grow_from_run_to_run() -> Result<()> {
         }
         resident.push(gate.resident_kib()?);
     }
-    // A kibibyte lost with each message would be three times this.
+    // A leak of one KiB for each message would be three times this.
     let allowed = resident[0] + 8 * 1024;
     ensure!(
         resident[2] <= allowed,

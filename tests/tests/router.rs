@@ -1,12 +1,12 @@
-//! An ISP's router in small: customers on one side, the world on the other, the filter on both
-//! interfaces with the role of each.
+//! A small model of an ISP's router: customers on one side, the Internet on the other, and the
+//! filter on both interfaces, each with its role.
 //!
 //! ```text
 //!   customer --- inside [ router ] wan --- world
 //! ```
 //!
-//! Everything is forwarded, nothing ends on the router, and the filter is put there by the command,
-//! as an operator would.
+//! The router forwards everything, and no connection ends on it. The filter is attached with the
+//! command, as an operator would do it.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -25,12 +25,11 @@ const CUSTOMER: [&str; 2] = ["198.18.0.10", "2001:db8:18::10"];
 /// A customer with a mail server of its own, which the operator permits.
 const BUSINESS: [&str; 2] = ["198.18.0.25", "2001:db8:18::25"];
 const WORLD: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
-/// The ISP's smart host, reached through the world.
+/// The ISP's smart host, behind the outer interface.
 const SMART_HOST: [&str; 2] = ["203.0.113.25", "2001:db8:113::25"];
 const SPAMMER: [&str; 2] = ["203.0.113.66", "2001:db8:113::66"];
 
-/// A connection that is refused is refused within this time; one that is dropped is not heard of
-/// for longer.
+/// A RST comes within this time; an attempt that takes longer was dropped.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 struct Router {
@@ -52,8 +51,8 @@ impl Router {
         };
         router.join()?;
         router.write(filter)?;
-        // A RST leaves by the way the packet came in, and a veth takes such a frame only if its
-        // other end has a program. The filter looks for it when it is put in place.
+        // A RST leaves on the interface that received the packet, and a veth passes such a frame
+        // only if its peer has a program. The filter checks for it when it is attached.
         router.attach(&router.customer, "peer.toml")?;
         router.attach(&router.router, "gate.toml")?;
         router.listen()
@@ -107,7 +106,8 @@ action = "drop"
         );
         fs::write(directory.join("gate.toml"), gate)?;
         let peer = format!(
-            "state_dir = \".\"\n[filter]\ninterfaces = [{{ name = \"eth0\" }}]\nports = [65535]\npin_path = \"{}\"\n",
+            "state_dir = \".\"\n[filter]\ninterfaces = [{{ name = \"eth0\" }}]\n\
+             ports = [65535]\npin_path = \"{}\"\n",
             self.pin_path("peer")
         );
         fs::write(directory.join("peer.toml"), peer)?;
@@ -186,12 +186,12 @@ impl Drop for Router {
     }
 }
 
-/// What becomes of an attempt to connect.
+/// The result of an attempt to connect.
 #[derive(Debug, PartialEq, Eq)]
 enum Attempt {
     Connected,
     Refused,
-    /// Nothing was heard.
+    /// No answer came.
     Silence,
 }
 
@@ -301,7 +301,7 @@ fn a_listed_source_does_not_get_through_to_a_customer_and_others_do() -> Result<
     Ok(())
 }
 
-/// So many SYNs of trafgen's from the world to a customer's port.
+/// Sends this number of SYNs with trafgen from the outside to a customer's port.
 fn trafgen(router: &Router, source: &str, to: &str, port: u16, packets: u64) -> Result<()> {
     let shown = router
         .router
@@ -314,7 +314,8 @@ fn trafgen(router: &Router, source: &str, to: &str, port: u16, packets: u64) -> 
         .context("an Ethernet address")?;
     let network = if source.contains(':') { "ipv6" } else { "ipv4" };
     let packet = format!(
-        "{{ eth(da={interface}), {network}(sa={source}, da={to}), tcp(sp=40001, dp={port}, syn, win=1024) }}"
+        "{{ eth(da={interface}), {network}(sa={source}, da={to}), \
+         tcp(sp=40001, dp={port}, syn, win=1024) }}"
     );
     let mut command = router.world.command("trafgen");
     command.args([
@@ -338,8 +339,8 @@ fn every_syn_of_trafgen_from_a_listed_source_is_dropped_and_counted_and_no_other
     if !root() {
         return Ok(());
     }
-    // More than any budget, through a router that has no cookie for them: what may be forged is not
-    // dropped for its number.
+    // More than any budget, through a router that has no cookie for them: packets whose source may
+    // be forged are not dropped because of their number.
     let router = Router::new("syn_budget = 1")?;
     for family in 0..2 {
         let [customer, world, spammer] =

@@ -1,5 +1,5 @@
-//! What must hold for sessions whatever a client says, found by trying things that real and hostile
-//! clients say.
+//! Properties of sessions that hold whatever a client sends, checked with what real and hostile
+//! clients send.
 
 use portcullis_smtp::Settings;
 use portcullis_tests::conversation::Conversation;
@@ -41,10 +41,11 @@ const SAYINGS: &[&str] = &[
     "\r",
     "\n",
     "\0",
-    "a line that is longer than a command may be in this test, because it says the same again and again: it says the same again and again\r\n",
+    "a line that is longer than a command may be in this test, because it repeats itself again \
+     and again: it repeats itself again and again\r\n",
 ];
 
-/// What keeps a session going, so that not all scripts end in their first mistake.
+/// Good lines, so that not every script ends with its first mistake.
 const COURTESIES: &[&str] = &[
     "MAIL FROM:<a@b.example>\r\n",
     "RCPT TO:<c@d.example>\r\n",
@@ -72,7 +73,7 @@ fn script() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(pattern, cut, groups)| [vec![pattern, cut], groups.join(&FLUSH)].concat())
 }
 
-/// What next hops say, in replies and pieces of them.
+/// Replies of next hops, and pieces of replies.
 const ANSWERS: &[&str] = &[
     "220 next.example ESMTP\r\n",
     "250 2.0.0 Ok\r\n",
@@ -120,7 +121,7 @@ proptest! {
     }
 }
 
-/// What comes of so many NOOPs in one write with something behind them: the replies, and the
+/// Sends this number of NOOPs in one write with something after them. Returns the replies and the
 /// events.
 fn noops(count: usize) -> Result<(usize, Vec<String>), String> {
     let settings = Settings::new("mx.example");

@@ -1,4 +1,4 @@
-//! The worker under a thousand seeds of a hostile network, and those that found something once.
+//! The worker in simulated hostile networks: a thousand seeds, and the seeds that found a fault.
 //!
 //! `PORTCULLIS_SEED=N` runs one seed; `PORTCULLIS_SEEDS=N` that many, from a random beginning, for
 //! a longer search.
@@ -48,7 +48,7 @@ fn whatever_breaks_no_reply_is_lost_no_message_is_lost_or_doubled_and_nothing_le
         turns += u64::from(summary.turns);
     }
     println!("{count} seeds: {accepted} messages accepted, {arrived} arrived, {turns} turns");
-    // A simulation in which nothing succeeds would hold all its invariants.
+    // If nothing succeeded, all invariants would hold.
     assert!(
         accepted as u64 > count && arrived as u64 > count / 2,
         "hardly any message got through"
@@ -94,13 +94,13 @@ fn a_next_hop_that_stops_reading_is_left_after_three_minutes() {
 
 #[test]
 fn a_client_that_reads_slowly_after_quit_is_held_for_half_a_minute_at_most() {
-    // It counts as a session no more, so that its source can have others.
+    // It does not count as a session any more, so its source can open others.
     let took = slow::farewell(20_000, 500).unwrap();
     assert!(
         took >= Duration::from_secs(30) && took < Duration::from_secs(90),
         "{took:?}"
     );
-    // One that is done with it in that time hears everything.
+    // A client that finishes within that time gets everything.
     let took = slow::farewell(20_000, 20_000).unwrap();
     assert!(took < Duration::from_secs(30), "{took:?}");
 }

@@ -1,5 +1,4 @@
-//! The snapshot of the lists, at size: against a search that knows nothing of it, and the kernel's
-//! look-up against ours.
+//! Large snapshots of lists: compared with a simple search, and the kernel's lookup with ours.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -125,7 +124,7 @@ fn compiled(lists: &[Vec<Prefix>], in_kernel: bool) -> Compiled {
     Compiled::build(lists.collect(), allocate)
 }
 
-/// Every prefix by itself: for an address each length is asked for, the longest first.
+/// A simple search: for an address it looks up each prefix length, the longest first.
 struct Naive {
     /// The first list of each action that has the prefix.
     listed: HashMap<(bool, u8, u128), [Option<u16>; 3]>,
@@ -153,7 +152,7 @@ impl Naive {
         Self { listed, lengths }
     }
 
-    /// What is to be said of an address: permitted or dropped, and rejected.
+    /// The answer for an address: permitted or dropped, and rejected.
     fn search(&self, is_ipv4: bool, bits: u128) -> [Option<(u16, IpNet)>; 2] {
         let mut of_action = [None; 3];
         for length in &self.lengths[usize::from(is_ipv4)] {

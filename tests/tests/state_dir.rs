@@ -1,6 +1,6 @@
-//! What the gate needs of the file system once it is an ordinary user: the state directory, its
-//! configuration, its lists. Each of them is told of when it cannot be used, at the start, by
-//! `doctor`, and in the metrics; none of them stops the mail.
+//! The files that the gate needs as an ordinary user: the state directory, its configuration, its
+//! lists. If one of them cannot be used, the start, `doctor` and the metrics report it, and mail
+//! goes on.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -15,11 +15,12 @@ use portcullis_tests::{root, watch};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A file that changed in its place is at rest after five looks, ten seconds.
+/// A file that was changed in place is read after five unchanged checks, ten seconds.
 const SOON: Duration = Duration::from_secs(30);
-const NOBODY: u32 = 65534;
+/// The user `nobody`.
+const USER: u32 = 65534;
 
-/// A directory that everybody may look into, with a list and a file of domains in it.
+/// A directory that all users may read, with a list and a file of domains in it.
 struct Files {
     directory: TempDir,
 }
@@ -40,7 +41,7 @@ impl Files {
         self.directory.path().join(name)
     }
 
-    /// A gate that becomes nobody, and keeps its state there.
+    /// A gate that becomes the user `nobody`, and keeps its state there.
     fn configuration(&self, state_dir: &Path) -> Result<String> {
         let (listener, admin) = (watch::free_address()?, watch::free_address()?);
         Ok(format!(
@@ -77,7 +78,7 @@ action = "reject"
         )?)
     }
 
-    /// What `doctor` says about files: level, subject and what was found.
+    /// The findings of `doctor` about files: level, subject and text.
     fn doctor(&self, configuration: &str) -> Result<Vec<String>> {
         let file = self.path("doctor.toml");
         fs::write(&file, configuration)?;
@@ -105,7 +106,7 @@ action = "reject"
     }
 }
 
-/// A small file system of its own; gone with it.
+/// A small file system, unmounted when this is dropped.
 struct Mounted(std::path::PathBuf);
 
 impl Mounted {
@@ -147,7 +148,7 @@ fn saves(gate: &Gate<'_>, result: &str) -> Result<f64> {
     )
 }
 
-/// A gate that comes up and serves, but cannot keep its lists: it says so, and so does `doctor`.
+/// A gate that starts and serves, but cannot keep its lists: it reports that, and so does `doctor`.
 fn is_told(files: &Files, state_dir: &Path, problem: &str) -> Result<()> {
     let configuration = files.configuration(state_dir)?;
     let told = files.doctor(&configuration)?;
@@ -190,7 +191,7 @@ fn a_missing_state_directory_is_made_for_the_user_that_the_gate_becomes() -> Res
     })?;
     let made = fs::metadata(&state_dir)?;
     ensure!(
-        (made.uid(), made.mode() & 0o777) == (NOBODY, 0o750),
+        (made.uid(), made.mode() & 0o777) == (USER, 0o750),
         "{made:?}"
     );
     watch::until("the save to be counted", SOON, || {
@@ -223,7 +224,7 @@ fn a_state_directory_that_cannot_be_written_is_told_at_the_start_and_by_doctor()
 
     let hidden = files.path("hidden");
     fs::create_dir_all(hidden.join("state"))?;
-    std::os::unix::fs::chown(hidden.join("state"), Some(NOBODY), None)?;
+    std::os::unix::fs::chown(hidden.join("state"), Some(USER), None)?;
     files.mode("hidden", 0o700)?;
     is_told(
         &files,
@@ -276,9 +277,9 @@ fn files_that_only_root_can_read_are_told_at_the_start_and_a_chmod_brings_them_i
     }
     ensure!(gate.metric("portcullis_file_unusable", "")? == 2.0);
 
-    // A new list arrives, and is not for the gate to read.
+    // A new list that the gate may not read.
     fs::write(files.path("list"), "192.0.2.1\n192.0.2.2\n")?;
-    // What is written in place has to rest for ten seconds.
+    // A file that is written in place is read after ten unchanged seconds.
     gate.wait_for_log("the lists stay as they were", 3 * SOON)?;
     files.mode("list", 0o644)?;
     gate.wait_for_log("list testers (1 -> 2 entries)", 3 * SOON)?;

@@ -1,5 +1,5 @@
-//! The loop closed: who was refused for a DNS list costs the kernel nanoseconds the next time, and
-//! nobody else pays for it.
+//! From DNS list to filter: packets of a source that was refused for a DNS list are dropped in the
+//! kernel afterwards, and no other source is affected.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,10 +17,10 @@ use crate::scene::{
     policy,
 };
 
-/// Long enough for a few looks at it, short enough to wait for.
+/// Long enough for a few checks, short enough to wait for.
 const DROP_FOR: Duration = Duration::from_secs(6);
 
-/// The filter stays when a gate ends; this is what takes it away.
+/// Detaches the filter, which stays when a gate ends.
 pub(crate) struct Pinned(pub(crate) PathBuf);
 
 impl Drop for Pinned {
@@ -67,7 +67,7 @@ fn dropped(scene: &Scene, file: &Path) -> Result<u64> {
     dropped.as_u64().with_context(|| format!("{status}"))
 }
 
-/// Where the gate's configuration says where its filter is.
+/// The gate's configuration, which has the pin path.
 pub(crate) fn configuration(gate: &Gate<'_>) -> PathBuf {
     gate.directory().join("portcullis.toml")
 }
@@ -76,7 +76,7 @@ fn start<'s>(scene: &'s Scene, more: &str) -> Result<(Pinned, Gate<'s>)> {
     let (pin_path, filter) = scene.filter();
     let pinned = Pinned(pin_path);
     let tables = format!("{filter}{more}{BL}{}", policy("drop_for = \"6s\""));
-    // Verdicts are given by whoever the gate has become.
+    // The gate adds verdicts as the user that it became.
     let configuration = format!("user = \"nobody\"\n{}", scene.configuration(&tables));
     let gate = Gate::start_in(&scene.inside, &configuration)?;
     Ok((pinned, gate))
@@ -113,7 +113,7 @@ fn the_next_syn_of_a_refused_source_is_dropped_until_its_time_is_over() -> Resul
             after > before,
             "{before} -> {after} packets dropped for a verdict"
         );
-        // Nobody else pays for it.
+        // No other source is affected.
         for other in [HONEST4, HONEST6, PERMITTED4, PERMITTED6, LOCAL4, LOCAL6] {
             scene.is_served(other)?;
         }
@@ -125,7 +125,7 @@ fn the_next_syn_of_a_refused_source_is_dropped_until_its_time_is_over() -> Resul
             .args(["filter", "verdicts", "remove", listed, "-c"])
             .arg(file);
         ensure!(remove.status()?.success());
-        refused("when its verdict was taken back")?;
+        refused("when its verdict was removed")?;
     }
     drop(gate);
     Ok(())
@@ -146,7 +146,7 @@ fn who_was_refused_is_told_with_the_reason_the_number_and_the_time() -> Result<(
             (refusals.len() == wanted).then_some(refusals)
         })
     };
-    ensure!(told(0)?.is_empty(), "nobody was refused");
+    ensure!(told(0)?.is_empty(), "no source was refused");
     for client in [LISTED6, LISTED4] {
         ensure!(scene.first_recipient(client)?.starts_with("554 5.7.1"));
         told(if client == LISTED6 { 1 } else { 2 })?;
@@ -179,7 +179,7 @@ fn who_was_refused_is_told_with_the_reason_the_number_and_the_time() -> Result<(
         second["times"] == 1 && second["first"] == second["last"],
         "{second:#}"
     );
-    // It is there to be read, too, and outlives the verdict.
+    // The refusal can be read too, and outlives the verdict.
     let mut why = scene.inside.command(gate::binary()?);
     why.args(["filter", "verdicts", "flush", "-c"]).arg(file);
     ensure!(why.status()?.success());
@@ -212,7 +212,7 @@ fn bad_segments(scene: &Scene) -> Result<u64> {
 }
 
 #[test]
-fn nobody_gets_a_verdict_for_a_syn_in_its_name() -> Result<()> {
+fn a_forged_syn_gets_its_source_no_verdict() -> Result<()> {
     if !root() {
         return Ok(());
     }

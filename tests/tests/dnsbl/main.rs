@@ -1,7 +1,7 @@
-//! DNS lists with a real rbldnsd, from outside: who is refused, who is served, who is not even
-//! asked about, and what it costs when a list is slow, silent or wrong. What the filter learns from
-//! it is in `filter.rs`, what becomes of bad name servers in `servers.rs`, and of zones that list
-//! the world in `world.rs`.
+//! DNS lists with a real rbldnsd, from outside: which clients are refused, which are served, for
+//! which there is no query, and what happens when a list is slow, silent or wrong. `filter.rs` has
+//! the verdicts that follow, `servers.rs` bad name servers, and `world.rs` zones that list every
+//! address.
 
 mod filter;
 mod scene;
@@ -40,7 +40,7 @@ fn a_listed_source_is_refused_its_recipients_with_the_name_of_the_list() -> Resu
             let reply = session.say(&format!("RCPT TO:<{recipient}>"))?;
             ensure!(reply.text() == expected, "{}", reply.text());
         }
-        // Whom a list has nothing to say about.
+        // A client on no list.
         session.expect(
             "RCPT TO:<user@elsewhere.example>",
             "550 5.7.1 Relaying denied",
@@ -86,7 +86,7 @@ fn a_listed_source_is_refused_its_recipients_with_the_name_of_the_list() -> Resu
 }
 
 #[test]
-fn permitted_and_local_sources_are_served_and_nobody_is_asked_about_them() -> Result<()> {
+fn permitted_and_local_sources_are_served_without_a_query() -> Result<()> {
     if !root() {
         return Ok(());
     }
@@ -102,7 +102,7 @@ fn permitted_and_local_sources_are_served_and_nobody_is_asked_about_them() -> Re
 }
 
 #[test]
-fn a_silent_list_costs_the_first_recipient_its_time_and_nobody_mail() -> Result<()> {
+fn a_silent_list_delays_the_first_recipient_and_costs_no_mail() -> Result<()> {
     if !root() {
         return Ok(());
     }
@@ -120,7 +120,10 @@ fn a_silent_list_costs_the_first_recipient_its_time_and_nobody_mail() -> Result<
     let before = begun.elapsed();
     ensure!(before < SOON, "{before:?} up to the first recipient");
     // A pipelined group: nothing overtakes the recipient that waits.
-    session.raw(b"RCPT TO:<one@isp.example>\r\nRCPT TO:<user@elsewhere.example>\r\nRCPT TO:<two@isp.example>\r\nDATA\r\n")?;
+    session.raw(
+        b"RCPT TO:<one@isp.example>\r\nRCPT TO:<user@elsewhere.example>\r\n\
+          RCPT TO:<two@isp.example>\r\nDATA\r\n",
+    )?;
     for beginning in ["250", "550", "250", "354"] {
         session.expect_reply(beginning)?;
     }
@@ -132,7 +135,7 @@ fn a_silent_list_costs_the_first_recipient_its_time_and_nobody_mail() -> Result<
     );
     session.expect("Subject: x\r\n\r\nx\r\n.", "250")?;
     session.expect("QUIT", "221")?;
-    // What the other lists say counts all the same.
+    // The other lists still count.
     let reply = scene.first_recipient(LISTED4)?;
     ensure!(reply.ends_with("is listed by bl.test"), "{reply}");
     let silent = gate.metric(
@@ -149,7 +152,7 @@ fn a_silent_list_costs_the_first_recipient_its_time_and_nobody_mail() -> Result<
 }
 
 #[test]
-fn more_questions_than_can_be_asked_cost_nobody_mail() -> Result<()> {
+fn more_queries_than_possible_cost_no_mail() -> Result<()> {
     if !root() {
         return Ok(());
     }
@@ -172,7 +175,7 @@ fn more_questions_than_can_be_asked_cost_nobody_mail() -> Result<()> {
     }
     let unasked = gate.metric("portcullis_dnsbl_unasked_total", "")?;
     ensure!(unasked > 0.0, "the bound was not reached");
-    // And all is well again afterwards.
+    // Afterwards all works again.
     watch::until("the questions to end", Duration::from_secs(10), || {
         let outstanding = gate.metric("portcullis_dnsbl_sources_outstanding", "");
         outstanding.is_ok_and(|number| number == 0.0).then_some(())
@@ -185,7 +188,7 @@ fn more_questions_than_can_be_asked_cost_nobody_mail() -> Result<()> {
 }
 
 #[test]
-fn a_name_server_that_is_down_costs_nobody_mail() -> Result<()> {
+fn a_name_server_that_is_down_costs_no_mail() -> Result<()> {
     if !root() {
         return Ok(());
     }
@@ -304,7 +307,7 @@ fn a_source_with_many_sessions_is_asked_about_once() -> Result<()> {
     for session in &mut sessions {
         session.expect_reply("554 5.7.1")?;
     }
-    // A question may be repeated when its answer is late.
+    // A query may be repeated when its answer is late.
     let answers = gate.metric("portcullis_dnsbl_answers_total", "")?;
     ensure!(
         answers <= 2.0,
@@ -321,7 +324,8 @@ fn explain_asks_the_lists_and_shows_what_each_says() -> Result<()> {
     }
     let scene = Scene::new()?;
     let zones = format!(
-        "{BL}score = 2\n[[dnsbl]]\nzone = \"welcome.test\"\nscore = -1\n[[dnsbl]]\nzone = \"silent.test\"\n"
+        "{BL}score = 2\n[[dnsbl]]\nzone = \"welcome.test\"\nscore = -1\n\
+         [[dnsbl]]\nzone = \"silent.test\"\n"
     );
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("gate.toml");

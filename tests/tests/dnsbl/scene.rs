@@ -26,7 +26,7 @@ pub(crate) const LOCAL4: &str = "192.0.2.66";
 pub(crate) const LOCAL6: &str = "2001:db8:10ca::66";
 /// Listed as the others, and on a welcome list.
 pub(crate) const WELCOME4: &str = "203.0.113.68";
-/// On a list that says so by 127.0.0.9.
+/// On a list with the answer 127.0.0.9.
 pub(crate) const WEAK4: &str = "203.0.113.69";
 
 const CLIENTS: [&str; 10] = [
@@ -38,7 +38,8 @@ const ZONES: [(&str, &str, &str); 11] = [
     (
         "bl.test",
         "ip4set",
-        ":127.0.0.2:Listed\n203.0.113.66\n203.0.113.67\n203.0.113.68\n192.0.2.66\n203.0.113.69 :127.0.0.9:Weak\n198.18.0.0/16\n",
+        ":127.0.0.2:Listed\n203.0.113.66\n203.0.113.67\n203.0.113.68\n192.0.2.66\n\
+         203.0.113.69 :127.0.0.9:Weak\n198.18.0.0/16\n",
     ),
     (
         "bl.test",
@@ -57,7 +58,7 @@ const ZONES: [(&str, &str, &str); 11] = [
         "ip4set",
         ":127.0.0.5:Welcome\n203.0.113.68\n",
     ),
-    // What a list says to a resolver that may not ask, and what a domain says that was given up.
+    // The answer of a list to a resolver without permission, and that of an abandoned domain.
     (
         "refuses.test",
         "ip4set",
@@ -68,7 +69,7 @@ const ZONES: [(&str, &str, &str); 11] = [
         "ip4set",
         ":192.0.2.80:Buy me\n0.0.0.0/1\n128.0.0.0/1\n",
     ),
-    // What a list says whose operator wants to be asked no more.
+    // The answer of a list that was shut down.
     (
         "world.test",
         "ip4set",
@@ -83,7 +84,7 @@ const ZONES: [(&str, &str, &str); 11] = [
     ("world6.test", "ip6trie", ":127.0.0.2:Listed\n::/0\n"),
 ];
 
-/// Where the gate asks.
+/// The name server of the gate.
 pub(crate) const TAP: &str = "127.0.0.1:5353";
 pub(crate) const RBLDNSD: &str = "127.0.0.1:5354";
 
@@ -126,7 +127,7 @@ impl Scene {
         })
     }
 
-    /// So many more clients, each with an address of its own.
+    /// Adds this number of clients, each with its own address.
     pub(crate) fn crowd(&self, count: u8) -> Result<Vec<String>> {
         let crowd: Vec<String> = (0..count)
             .map(|number| format!("198.19.0.{number}"))
@@ -141,7 +142,7 @@ impl Scene {
         Gate::start_in(&self.inside, &self.configuration(dnsbl))
     }
 
-    /// `[filter]` for the interface that clients come in by, under a path of this test's own.
+    /// `[filter]` for the interface of the clients, with this test's own pin path.
     pub(crate) fn filter(&self) -> (PathBuf, String) {
         let name = self.inside.name();
         let pin_path = PathBuf::from(format!("/sys/fs/bpf/portcullis-test-{name}"));
@@ -215,7 +216,7 @@ next_hop = ["discard"]
         session.expect("QUIT", "221").map(drop)
     }
 
-    /// Whether any zone was asked about this client.
+    /// Whether there was a query for this client, in any zone.
     pub(crate) fn was_asked_about(&self, client: &str) -> Result<bool> {
         let name = portcullis::policy::dnsbl::query_name(client.parse()?, "");
         let reversed = name.trim_end_matches('.');
@@ -227,7 +228,7 @@ next_hop = ["discard"]
     }
 }
 
-/// `[dnsbl_policy]` with the tap, and this besides.
+/// `[dnsbl_policy]` with the tap, and these lines.
 pub(crate) fn policy(more: &str) -> String {
     format!("[dnsbl_policy]\nservers = [\"{TAP}\"]\n{more}\n")
 }

@@ -1,5 +1,5 @@
-//! Several name servers, some of which do what name servers do: only an answer ends a question, and
-//! the ones that answer are asked first from then on.
+//! Several name servers, some of them broken: only an answer ends a query, and servers that answer
+//! are tried first from then on.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ const SECOND: &str = "127.0.0.1:5362";
 const GOOD: &str = "127.0.0.1:5353";
 /// Nothing listens there.
 const CLOSED: &str = "127.0.0.1:9";
-/// An address that cannot be used: it would have to say on which link.
+/// An address that cannot be used: it lacks the link.
 const UNUSABLE: &str = "[fe80::1]:53";
 
 fn policy(servers: &[&str], more: &str) -> String {
@@ -38,14 +38,14 @@ fn reload(scene: &Scene, gate: &Gate<'_>, dnsbl: &str, number: usize) -> Result<
     })
 }
 
-/// Two name servers in a mood.
+/// Two name servers, each with its behaviour.
 fn bad_servers(scene: &Scene) -> Result<[Tap; 2]> {
     let tap = |address: &str| Tap::start_in(&scene.inside, address.parse()?, RBLDNSD.parse()?);
     Ok([tap(FIRST)?, tap(SECOND)?])
 }
 
-/// Those that the list names are refused, the others are served. Returns how long that took for the
-/// slowest of them.
+/// Checks that clients on the list are refused and the others served. Returns the time of the
+/// slowest.
 fn is_filtered(scene: &Scene) -> Result<Duration> {
     let mut slowest = Duration::ZERO;
     for client in [LISTED4, HONEST6, LISTED6, HONEST4, WELCOME4] {
@@ -79,7 +79,7 @@ fn a_name_server_that_does_not_answer_the_question_does_not_decide_it() -> Resul
         Mood::TruncatesOnly,
         Mood::Forged,
     ];
-    // Another timeout each time, so that what was learnt and remembered before is forgotten.
+    // Another timeout each time: the change makes the gate forget cached answers.
     let table = |number: usize, servers: &[&str]| {
         let timeout = format!("timeout = \"{}ms\"", 20_000 + number);
         format!("{BL}{}", policy(servers, &timeout))
@@ -149,7 +149,7 @@ fn silent_name_servers_leave_the_next_one_its_time_and_are_asked_last_from_then_
     bad[0].turn("", Mood::Well);
     gate.wait_for_log("answers again for a DNS list", Duration::from_secs(20))?;
     ensure!(up(FIRST)? == 1.0 && up(SECOND)? == 0.0);
-    // Once for each, not for each question.
+    // Once for each server, not for each query.
     let told = gate
         .log()
         .matches("a name server fails for a DNS list")

@@ -1,5 +1,5 @@
-//! Zones that list the world: what they say does not count, and they are in use again when they are
-//! well.
+//! Zones that list every address: their answers do not count, and they are used again when they are
+//! repaired.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use crate::scene::{HONEST4, HONEST6, LISTED4, LISTED6, Scene, policy};
 const WORLD: &str = "[[dnsbl]]\nzone = \"world.test\"\n";
 const SOON: Duration = Duration::from_secs(10);
 
-/// A gate with a filter, for which what it learns is the worse.
+/// A gate with a filter, where a wrong listing does most harm.
 fn start<'s>(scene: &'s Scene, zones: &str, more: &str) -> Result<(Pinned, PathBuf, Gate<'s>)> {
     let (pin_path, filter) = scene.filter();
     let pinned = Pinned(pin_path.clone());
@@ -40,12 +40,12 @@ fn is_off(gate: &Gate<'_>, zone: &str, family: &str) -> Result<bool> {
 }
 
 #[test]
-fn a_zone_that_lists_the_world_refuses_nobody_and_gives_no_verdicts() -> Result<()> {
+fn a_zone_that_lists_the_world_refuses_no_client_and_adds_no_verdicts() -> Result<()> {
     if !root() {
         return Ok(());
     }
     let scene = Scene::new()?;
-    // The first client comes before the zone was ever tested, or with it.
+    // The first client comes before the first test of the zone, or during it.
     let zones = format!("{WORLD}{BL}[[dnsbl]]\nzone = \"world6.test\"\n");
     let (_pinned, pin_path, gate) = start(&scene, &zones, "")?;
     for honest in [HONEST4, HONEST6] {
@@ -69,7 +69,7 @@ fn a_zone_that_lists_the_world_refuses_nobody_and_gives_no_verdicts() -> Result<
     let expected = [
         ("world.test", "ipv4", true),
         ("world.test", "ipv6", true),
-        // Only what it says about IPv6 is of no use.
+        // Only its answers about IPv6 do not count.
         ("world6.test", "ipv4", false),
         ("world6.test", "ipv6", true),
         ("bl.test", "ipv4", false),
@@ -108,7 +108,7 @@ fn a_zone_that_is_not_tested_yet_is_not_believed() -> Result<()> {
     ensure!(sources(&pin_path)?.is_empty());
     let in_use = gate.metric("portcullis_dnsbl_zone_in_use", "ipv4")?;
     ensure!(in_use == 0.0);
-    // And then it shows what it is.
+    // Then it lists every address.
     for test_entry in ["1.0.0.127.", "2.0.0.127."] {
         scene.tap.turn(test_entry, Mood::ListsAll);
     }
@@ -130,7 +130,7 @@ fn a_zone_that_goes_bad_is_switched_off_with_its_verdicts_and_on_when_it_is_well
     scene.is_served(HONEST4)?;
     ensure!(scene.first_recipient(LISTED6)?.starts_with("554"));
     scene.tap.turn("bl.test.", Mood::ListsAll);
-    // Before the next test it is believed, and whom it names gets a verdict.
+    // Until the next test its answers count, and clients on it get a verdict.
     let crowd = scene.crowd(20)?;
     for client in &crowd {
         scene.first_recipient(client)?;
@@ -141,7 +141,7 @@ fn a_zone_that_goes_bad_is_switched_off_with_its_verdicts_and_on_when_it_is_well
     watch::until("its verdicts to be gone", SOON, || {
         sources(&pin_path).ok()?.is_empty().then_some(())
     })?;
-    // What was remembered of it is forgotten.
+    // Its cached answers are removed.
     for client in [HONEST4, HONEST6, &crowd[0], LISTED4] {
         scene.is_served(client)?;
     }
@@ -168,7 +168,7 @@ fn a_session_that_outlasts_the_zone_by_which_it_is_refused_brings_no_verdict() -
     watch::until("the zone to be off", 3 * SOON, || {
         is_off(&gate, "bl.test", "ipv4").ok()?.then_some(())
     })?;
-    // What the zone said when the session began.
+    // The answer of the zone when the session began.
     session.expect("RCPT TO:<user@isp.example>", "554")?;
     let refusals = watch::until("the refusal", SOON, || {
         let told = told(
@@ -205,7 +205,7 @@ fn a_list_that_means_it_can_be_excepted() -> Result<()> {
         !asked.iter().any(|name| name.starts_with("1.0.0.127.")),
         "{asked:?}"
     );
-    // With the exception gone it is tested, whatever was remembered.
+    // Without the exception it is tested, whatever is cached.
     gate.rewrite(&scene.configuration(&format!("{WORLD}{}", policy(""))))?;
     gate.signal(Signal::SIGHUP)?;
     gate.wait_for_log("which no list may", SOON)?;
@@ -254,7 +254,8 @@ fn doctor_and_explain_say_which_zones_are_of_no_use() -> Result<()> {
         ("bl.test", "\"warning\" \"it does not list 127.0.0.2"),
         (
             "not-served.test",
-            "\"warning\" \"no answer (127.0.0.1:5353: it answers REFUSED; 127.0.0.1:9: Connection refused",
+            "\"warning\" \"no answer (127.0.0.1:5353: it answers REFUSED; \
+             127.0.0.1:9: Connection refused",
         ),
         (
             "refuses.test",

@@ -1,5 +1,5 @@
-//! What the program sends back arrives, or it sends nothing: a veth loses it unless its other end
-//! runs a program, too.
+//! The answers of the program arrive, or it sends none: a veth loses them unless its peer runs a
+//! program, too.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -17,7 +17,7 @@ use crate::scene::{GATE4, HONEST4, HONEST6, Receiving, Scene, knock};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// Has the kernel want a cookie for every SYN, so that no flood is needed.
+/// Makes the kernel send a cookie for every SYN, so that no flood is needed.
 fn always_cookies(scene: &Scene) -> Result<()> {
     let file = "/proc/sys/net/ipv4/tcp_syncookies";
     Ok(scene.gate.run(|| fs::write(file, "2"))??)
@@ -77,7 +77,7 @@ fn a_program_at_the_other_end_of_a_veth_is_seen_from_this_one_and_nothing_else_p
     let generic = Receiving::in_mode(&scene, XdpMode::Generic)?;
     ensure!(lost()?, "a generic program is not enough");
     drop(generic);
-    // What is switched off by hand here does not look like a program there.
+    // A feature that is switched off by hand here does not look like a program at the peer.
     ethtool(&scene.gate, &["-K", "wan", "tso", "off"])?;
     ensure!(lost()?, "segmentation offload is off");
     ethtool(&scene.gate, &["-K", "wan", "tso", "on", "rxvlan", "off"])?;
@@ -141,7 +141,7 @@ fn clients_behind_a_veth_that_loses_answers_get_the_cookies_of_the_kernel() -> R
     let (_, by_kernel) = cookies(&scene)?;
     ensure!(by_kernel >= 2, "{by_kernel}");
 
-    // The other end gets a program, which the next reload notices.
+    // The peer gets a program, which the next reload notices.
     let receiving = Receiving::at_outside(&scene)?;
     scene.gate.run(|| filter.update_settings(&settings))??;
     for source in [HONEST4, HONEST6] {
@@ -150,12 +150,12 @@ fn clients_behind_a_veth_that_loses_answers_get_the_cookies_of_the_kernel() -> R
     ensure!(!scene.status().interfaces[0].answers_lost);
     ensure!(cookies(&scene)? == (2, by_kernel), "{:?}", cookies(&scene)?);
 
-    // And loses it.
+    // The peer loses it.
     drop(receiving);
     scene.gate.run(|| filter.update_settings(&settings))??;
     ensure!(scene.reaches(HONEST4, 25), "without the program");
     ensure!(cookies(&scene)? == (2, by_kernel + 1));
-    // From another namespace it cannot be looked at; what was found holds.
+    // In another namespace it cannot be checked, and keeps its fault.
     filter.update_settings(&settings)?;
     ensure!(scene.status().interfaces[0].answers_lost);
     Ok(())
@@ -225,19 +225,20 @@ fn an_interface_made_again_between_two_looks_is_looked_at_anew() -> Result<()> {
 
 #[test]
 fn the_start_doctor_attach_and_the_metrics_tell_where_answers_are_lost() -> Result<()> {
-    const TOLD: &str = "the other end of this veth runs no XDP program";
+    const WARNING: &str = "the other end of this veth runs no XDP program";
     if !root() {
         return Ok(());
     }
     let scene = Scene::without_listeners()?;
     let configuration = format!(
         "hostname = \"gate.example\"\nstate_dir = \"@DIR@\"\nadmin = \"127.0.0.1:9925\"\n\
-         [[listener]]\naddress = \"{GATE4}:25\"\n[[route]]\ndomains = [\"*\"]\nnext_hop = [\"discard\"]\n\
+         [[listener]]\naddress = \"{GATE4}:25\"\n\
+         [[route]]\ndomains = [\"*\"]\nnext_hop = [\"discard\"]\n\
          [filter]\ninterfaces = [{{ name = \"wan\" }}]\npin_path = \"{}\"\n",
         scene.pin_path.display()
     );
     let mut gate = Gate::start_in(&scene.gate, &configuration)?;
-    ensure!(gate.log().contains(TOLD), "{}", gate.log());
+    ensure!(gate.log().contains(WARNING), "{}", gate.log());
     let lost = gate.metric("portcullis_filter_answers_lost", "wan")?;
     ensure!(lost == 1.0, "{lost}");
     let file = gate.directory().join("portcullis.toml");
@@ -250,7 +251,7 @@ fn the_start_doctor_attach_and_the_metrics_tell_where_answers_are_lost() -> Resu
     };
     let said = doctor(0)?;
     ensure!(
-        said.contains(TOLD) && said.contains("answers on wan"),
+        said.contains(WARNING) && said.contains("answers on wan"),
         "{said}"
     );
     ensure!(
@@ -259,7 +260,7 @@ fn the_start_doctor_attach_and_the_metrics_tell_where_answers_are_lost() -> Resu
     );
     let receiving = Receiving::at_outside(&scene)?;
     ensure!(!doctor(0)?.contains("answers on wan"));
-    // Without being told to look.
+    // Without a reload.
     gate.wait_for_log("arrives from now on", 3 * SOON)?;
     watch::until("the metric", SOON, || {
         let lost = gate.metric("portcullis_filter_answers_lost", "wan").ok()?;
@@ -275,6 +276,6 @@ fn the_start_doctor_attach_and_the_metrics_tell_where_answers_are_lost() -> Resu
         .arg(&file)
         .output()?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success() && said.contains(TOLD), "{said}");
+    ensure!(output.status.success() && said.contains(WARNING), "{said}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Commands beside a gate that serves: what it holds they ask it for.
+//! Commands beside a running gate: they get from it what only it can read.
 
 use std::fs::{self, Permissions};
 use std::io::Read as _;
@@ -46,17 +46,17 @@ action = "drop"
     Ok(gate)
 }
 
-/// A gate that drops a list, beside its configuration, which is there when the gate is gone.
-struct Desk<'s> {
+/// A running gate with a drop list. Its configuration outlives it.
+struct RunningGate<'s> {
     gate: Gate<'s>,
     lists: TempDir,
     file: PathBuf,
 }
 
-impl<'s> Desk<'s> {
+impl<'s> RunningGate<'s> {
     fn new(scene: &'s Scene) -> Result<Self> {
         let lists = tempfile::tempdir()?;
-        // The gate reads them again as the user that it becomes.
+        // The gate reads them again as the user that it became.
         fs::set_permissions(lists.path(), Permissions::from_mode(0o755))?;
         let spammers = lists.path().join("spammers");
         fs::write(&spammers, "192.0.2.64/27\n")?;
@@ -73,22 +73,22 @@ fn a_full_table_is_told_by_the_command_the_log_and_the_metrics() -> Result<()> {
         return Ok(());
     }
     let scene = Scene::new()?;
-    let desk = Desk::new(&scene)?;
+    let running = RunningGate::new(&scene)?;
     let mut text = String::new();
     for number in 0..=VERDICTS_MAX {
         let [_, b, c, d] = number.to_be_bytes();
         text += &format!("10.{b}.{c}.{d}\n");
     }
-    let many = desk.lists.path().join("many");
+    let many = running.lists.path().join("many");
     fs::write(&many, text)?;
     let mut add = scene.gate.command(binary()?);
     add.args(["filter", "verdicts", "add", "--file"]).arg(&many);
-    let output = add.arg("-c").arg(&desk.file).output()?;
+    let output = add.arg("-c").arg(&running.file).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1), "{}: {said}", output.status);
     ensure!(said.contains("1 not added: there is no room"), "{said}");
     let full = "the recent verdicts are full";
-    desk.gate.wait_for_log(full, Duration::from_secs(30))?;
+    running.gate.wait_for_log(full, Duration::from_secs(30))?;
     let admin = "127.0.0.1:9925".parse()?;
     let mut metrics = String::new();
     scene
@@ -110,8 +110,8 @@ fn events_come_through_the_gate_that_reads_them_to_as_many_as_want_them() -> Res
         return Ok(());
     }
     let scene = Scene::new()?;
-    let desk = Desk::new(&scene)?;
-    let file = &desk.file;
+    let running = RunningGate::new(&scene)?;
+    let file = &running.file;
     let events = |arguments: &[&str]| -> Result<Command> {
         let mut command = scene.gate.command(binary()?);
         command.args(["filter", "events"]).args(arguments);
@@ -121,10 +121,13 @@ fn events_come_through_the_gate_that_reads_them_to_as_many_as_want_them() -> Res
     };
     let started = Instant::now();
     while !scene.status().top_sources.watched {
-        ensure!(started.elapsed() < Duration::from_secs(10), "nobody reads");
+        ensure!(
+            started.elapsed() < Duration::from_secs(10),
+            "the events have no reader"
+        );
         thread::sleep(Duration::from_millis(20));
     }
-    // The first follows for as long as there is a gate.
+    // The first command follows while there is a gate.
     let mut endless = Running(events(&[])?.spawn()?);
     let mut followers = Vec::new();
     for arguments in [&["--count", "2", "--json"][..], &["--count", "1"]] {
@@ -161,13 +164,13 @@ fn events_come_through_the_gate_that_reads_them_to_as_many_as_want_them() -> Res
         }
     }
     ensure!(endless.0.try_wait()?.is_none(), "it has nothing to end for");
-    // The gate ends: the follower says so, and the next one reads by itself.
-    drop(desk.gate);
+    // The gate ends: the follower reports it, and the next command is the reader itself.
+    drop(running.gate);
     let output = endless.output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1), "{}", output.status);
     ensure!(said.contains("127.0.0.1:9925 tells no more"), "{said}");
-    // The kernel closes what the gate had open a moment after its end.
+    // The kernel closes the gate's files a moment after its end.
     let started = Instant::now();
     loop {
         let mut alone = Running(events(&["--count", "1"])?.spawn()?);

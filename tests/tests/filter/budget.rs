@@ -1,5 +1,4 @@
-//! The SYN budget: what a source sends beyond it is counted, and never dropped, because the source
-//! may be forged.
+//! The SYN budget: SYNs beyond it are counted, and never dropped, because the source may be forged.
 
 use std::fs;
 
@@ -10,7 +9,7 @@ use portcullis_tests::root;
 
 use crate::scene::{GATE4, HONEST4, HONEST6, Scene};
 
-/// More than any second of these tests has room for.
+/// More SYNs than these tests send in a second.
 const TRIES: usize = 30;
 
 fn refused(scene: &Scene, source: &str) -> usize {
@@ -18,8 +17,7 @@ fn refused(scene: &Scene, source: &str) -> usize {
 }
 
 #[test]
-fn a_source_beyond_its_budget_connects_all_the_same_and_is_counted_unless_it_is_local() -> Result<()>
-{
+fn a_source_beyond_its_budget_connects_and_is_counted_unless_it_is_local() -> Result<()> {
     if !root() {
         return Ok(());
     }
@@ -45,7 +43,7 @@ fn a_source_beyond_its_budget_connects_all_the_same_and_is_counted_unless_it_is_
     Ok(())
 }
 
-/// Sends SYNs of this source to port 25 of the gate until stopped, from a place that is not its.
+/// Sends SYNs with this forged source to port 25 of the gate until stopped.
 fn flood(scene: &Scene, source: &str) -> Result<std::process::Child> {
     let link = scene
         .gate
@@ -77,7 +75,7 @@ fn syns_in_the_name_of_an_honest_source_do_not_lock_it_out() -> Result<()> {
             .gate
             .run(|| fs::write("/proc/sys/net/ipv4/tcp_syncookies", syncookies))??;
         let _filter = scene.attach(&scene.settings())?;
-        // The neighbours are known, so that nothing else is waited for.
+        // Makes the neighbours known, so that no packet waits for them.
         ensure!(scene.reaches(HONEST4, 25), "calm");
         let mut flood = flood(&scene, HONEST4)?;
         let begun = portcullis_tests::watch::until("the budget to be used up", SOON, || {
@@ -110,9 +108,11 @@ fn one_machine_runs_smtp_source_through_the_filter_with_its_defaults() -> Result
     let gate = Gate::start_in(
         &inside,
         &format!(
-            "hostname = \"gate.example\"\nstate_dir = \"@DIR@\"\n[[listener]]\naddress = \"192.0.2.1:25\"\n\
+            "hostname = \"gate.example\"\nstate_dir = \"@DIR@\"\n\
+             [[listener]]\naddress = \"192.0.2.1:25\"\n\
              [filter]\ninterfaces = [{{ name = \"wan\" }}]\npin_path = \"{}\"\n\
-             [relay]\ndomains = [\"isp.example\"]\n[[route]]\ndomains = [\"isp.example\"]\nnext_hop = [\"discard\"]\n",
+             [relay]\ndomains = [\"isp.example\"]\n\
+             [[route]]\ndomains = [\"isp.example\"]\nnext_hop = [\"discard\"]\n",
             pins.0.display()
         ),
     )?;
@@ -128,14 +128,14 @@ fn one_machine_runs_smtp_source_through_the_filter_with_its_defaults() -> Result
     let status = inside.run(|| portcullis::filter::status(&pins.0))??;
     let wan = &status.interfaces[0];
     ensure!(wan.dropped.total() == 0, "{wan:?}");
-    // A SYN that is dropped is sent again after a second: that would be the end of full speed.
+    // A dropped SYN is sent again only after a second, which would be slow.
     let again = outside.run(|| fs::read_to_string("/proc/thread-self/net/netstat"))??;
     ensure!(counter(&again, "TCPSynRetrans")? == 0, "{wan:?}");
     gate.terminate()?;
     Ok(())
 }
 
-/// Where the filter of a gate is pinned; taken away at the end.
+/// The pin path of a gate's filter; removed at the end.
 struct Pins(std::path::PathBuf);
 
 impl Drop for Pins {

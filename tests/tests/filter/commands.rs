@@ -1,5 +1,4 @@
-//! `portcullis filter` beside a filter in place: what a person types, what is said, and the exit
-//! code.
+//! `portcullis filter` with an attached filter: the command line, the output, and the exit code.
 
 use std::fs;
 use std::io::Write as _;
@@ -15,30 +14,33 @@ use tempfile::TempDir;
 
 use crate::scene::{HONEST4, LISTED4, PERMITTED4, Running, Scene};
 
-/// A scene with its filter in place, and the configuration that says so.
-struct Desk {
+/// A scene with an attached filter, and its configuration.
+struct Commands {
     scene: Scene,
     directory: TempDir,
 }
 
-impl Desk {
+impl Commands {
     fn new() -> Result<Self> {
-        let desk = Self {
+        let commands = Self {
             scene: Scene::new()?,
             directory: tempfile::tempdir()?,
         };
-        fs::write(desk.directory.path().join("friends"), "192.0.2.67\n")?;
-        fs::write(desk.directory.path().join("spammers"), "192.0.2.64/27\n")?;
+        fs::write(commands.directory.path().join("friends"), "192.0.2.67\n")?;
+        fs::write(
+            commands.directory.path().join("spammers"),
+            "192.0.2.64/27\n",
+        )?;
         let text = format!(
             "[filter]\ninterfaces = [{{ name = \"wan\" }}]\npin_path = \"{}\"\n\
              [[list]]\nname = \"friends\"\nfile = \"friends\"\naction = \"permit\"\n\
              [[list]]\nname = \"spammers\"\nfile = \"spammers\"\naction = \"drop\"\n\
              [relay]\nnetworks = [\"198.51.100.0/24\"]\n",
-            desk.scene.pin_path.display()
+            commands.scene.pin_path.display()
         );
-        fs::write(desk.file(), text)?;
-        desk.says(&["attach"], 0, &["in place on wan"])?;
-        Ok(desk)
+        fs::write(commands.file(), text)?;
+        commands.says(&["attach"], 0, &["in place on wan"])?;
+        Ok(commands)
     }
 
     fn file(&self) -> PathBuf {
@@ -52,7 +54,7 @@ impl Desk {
         Ok(command)
     }
 
-    /// Runs a command, and holds its exit code and words of what it says against what is expected.
+    /// Runs a command, and compares its exit code and words of its output with the expected ones.
     fn says(&self, arguments: &[&str], code: i32, words: &[&str]) -> Result<String> {
         let Output {
             status,
@@ -76,13 +78,13 @@ impl Desk {
 }
 
 #[test]
-fn verdicts_are_given_listed_and_taken_back_by_hand() -> Result<()> {
+fn verdicts_are_added_listed_and_removed_by_hand() -> Result<()> {
     if !root() {
         return Ok(());
     }
-    let desk = Desk::new()?;
-    let scene = &desk.scene;
-    desk.says(&["verdicts", "list"], 0, &["no recent verdicts"])?;
+    let commands = Commands::new()?;
+    let scene = &commands.scene;
+    commands.says(&["verdicts", "list"], 0, &["no recent verdicts"])?;
     let add = [
         "verdicts",
         "add",
@@ -92,15 +94,15 @@ fn verdicts_are_given_listed_and_taken_back_by_hand() -> Result<()> {
         "--note",
         "ticket 4711",
     ];
-    desk.says(&add, 0, &["192.0.2.10 is kept out for 30m"])?;
-    desk.says(&add, 0, &["was kept out already"])?;
-    ensure!(!scene.reaches(HONEST4, 25), "the verdict keeps nobody out");
-    desk.says(
+    commands.says(&add, 0, &["192.0.2.10 is kept out for 30m"])?;
+    commands.says(&add, 0, &["was kept out already"])?;
+    ensure!(!scene.reaches(HONEST4, 25), "the verdict has no effect");
+    commands.says(
         &["verdicts", "list"],
         0,
         &["expires in", "192.0.2.10", "operator", "ticket 4711"],
     )?;
-    let list = desk.says(&["verdicts", "list", "--json"], 0, &[])?;
+    let list = commands.says(&["verdicts", "list", "--json"], 0, &[])?;
     let list: serde_json::Value = serde_json::from_str(&list)?;
     ensure!(
         list[0]["packets"] == 1 && list[0]["cause"] == "operator",
@@ -108,28 +110,28 @@ fn verdicts_are_given_listed_and_taken_back_by_hand() -> Result<()> {
     );
 
     let permitted = ["verdicts", "add", PERMITTED4];
-    desk.says(&permitted, 1, &["192.0.2.67", "the list \"friends\""])?;
+    commands.says(&permitted, 1, &["192.0.2.67", "the list \"friends\""])?;
     let local = ["verdicts", "add", "198.51.100.7"];
-    desk.says(&local, 1, &["198.51.100.7", "local network"])?;
-    desk.says(
+    commands.says(&local, 1, &["198.51.100.7", "local network"])?;
+    commands.says(
         &["verdicts", "add", "192.0.2.0/24"],
         2,
         &["one IPv4 address"],
     )?;
-    desk.says(&["verdicts", "add", HONEST4, "--for", "3"], 2, &["unit"])?;
+    commands.says(&["verdicts", "add", HONEST4, "--for", "3"], 2, &["unit"])?;
     let ipv6 = ["verdicts", "add", "2001:db8:9::1"];
-    desk.says(&ipv6, 0, &["2001:db8:9::/64 (the /64 of 2001:db8:9::1)"])?;
+    commands.says(&ipv6, 0, &["2001:db8:9::/64 (the /64 of 2001:db8:9::1)"])?;
 
     let remove = ["verdicts", "remove", HONEST4, "203.0.113.1"];
-    desk.says(
+    commands.says(
         &remove,
         1,
         &["192.0.2.10 is let in again", "203.0.113.1 has no verdict"],
     )?;
     ensure!(scene.reaches(HONEST4, 25), "it was not let in");
-    desk.says(&["verdicts", "flush"], 0, &["1 recent verdict taken back"])?;
-    desk.says(&["detach"], 0, &[])?;
-    desk.says(
+    commands.says(&["verdicts", "flush"], 0, &["1 recent verdict removed"])?;
+    commands.says(&["detach"], 0, &[])?;
+    commands.says(
         &["verdicts", "list"],
         1,
         &["no filter is pinned", "filter attach"],
@@ -142,18 +144,18 @@ fn the_status_tells_every_reason() -> Result<()> {
     if !root() {
         return Ok(());
     }
-    let desk = Desk::new()?;
-    ensure!(!desk.scene.reaches(LISTED4, 25), "it is listed");
-    desk.says(&["verdicts", "add", HONEST4], 0, &[])?;
-    ensure!(!desk.scene.reaches(HONEST4, 25), "it has a verdict");
+    let commands = Commands::new()?;
+    ensure!(!commands.scene.reaches(LISTED4, 25), "it is listed");
+    commands.says(&["verdicts", "add", HONEST4], 0, &[])?;
+    ensure!(!commands.scene.reaches(HONEST4, 25), "it has a verdict");
     let words = [
         "over budget",
         "recent verdicts: 1 of at most 262144, 1 by hand",
         "of them permitted",
         "--watch",
     ];
-    desk.says(&["status"], 0, &words)?;
-    let status = desk.says(&["status", "--json"], 0, &[])?;
+    commands.says(&["status"], 0, &words)?;
+    let status = commands.says(&["status", "--json"], 0, &[])?;
     let status: serde_json::Value = serde_json::from_str(&status)?;
     let dropped = &status["interfaces"][0]["dropped"];
     ensure!(
@@ -175,21 +177,24 @@ fn events_are_told_as_they_happen_and_a_second_reader_hears_who_has_them() -> Re
     if !root() {
         return Ok(());
     }
-    let desk = Desk::new()?;
-    let mut reader = desk
+    let commands = Commands::new()?;
+    let mut reader = commands
         .command(&["events", "--json", "--count", "2"])?
         .stdout(Stdio::piped())
         .spawn()?;
     let started = Instant::now();
-    while !desk.scene.status().top_sources.watched {
-        ensure!(started.elapsed() < Duration::from_secs(10), "nobody reads");
+    while !commands.scene.status().top_sources.watched {
+        ensure!(
+            started.elapsed() < Duration::from_secs(10),
+            "the events have no reader"
+        );
         thread::sleep(Duration::from_millis(20));
     }
     let process = format!("process {} (portcullis)", reader.id());
-    desk.says(&["events"], 1, &[&process, "filter status"])?;
-    ensure!(!desk.scene.reaches(LISTED4, 25), "it is listed");
+    commands.says(&["events"], 1, &[&process, "filter status"])?;
+    ensure!(!commands.scene.reaches(LISTED4, 25), "it is listed");
     ensure!(reader.try_wait()?.is_none(), "one is not two");
-    ensure!(!desk.scene.reaches(LISTED4, 25), "it is listed");
+    ensure!(!commands.scene.reaches(LISTED4, 25), "it is listed");
     let output = reader.wait_with_output()?;
     ensure!(output.status.success(), "{}", output.status);
     let lines = String::from_utf8(output.stdout)?;
@@ -214,14 +219,14 @@ fn a_verdict_asks_the_lists_in_force_and_reads_none() -> Result<()> {
     if !root() {
         return Ok(());
     }
-    let desk = Desk::new()?;
-    // What the configuration says by now is not in force, and its lists are not even there.
+    let commands = Commands::new()?;
+    // The new configuration is not in force, and its lists do not exist.
     for list in ["friends", "spammers"] {
-        fs::remove_file(desk.directory.path().join(list))?;
+        fs::remove_file(commands.directory.path().join(list))?;
     }
     let permitted = ["verdicts", "add", PERMITTED4];
-    desk.says(&permitted, 1, &["the list \"friends\" (192.0.2.67/32)"])?;
-    desk.says(&["verdicts", "add", HONEST4], 0, &["is kept out for 1h"])?;
+    commands.says(&permitted, 1, &["the list \"friends\" (192.0.2.67/32)"])?;
+    commands.says(&["verdicts", "add", HONEST4], 0, &["is kept out for 1h"])?;
     Ok(())
 }
 
@@ -230,7 +235,7 @@ fn a_file_of_a_hundred_thousand_sources_is_added_and_its_invalid_lines_are_told(
     if !root() {
         return Ok(());
     }
-    let desk = Desk::new()?;
+    let commands = Commands::new()?;
     let mut text =
         format!("# attackers\n{HONEST4} 2h # ticket 7\u{1b}[2J\n{PERMITTED4}\n192.0.2.0/24\n");
     for number in 0..100_000_u32 {
@@ -238,7 +243,7 @@ fn a_file_of_a_hundred_thousand_sources_is_added_and_its_invalid_lines_are_told(
         text += &format!("10.{b}.{c}.{d}\n");
     }
     text += "2001:db8:9::/64\n198.51.100.7\nnonsense\n";
-    let file = desk.directory.path().join("attackers.txt");
+    let file = commands.directory.path().join("attackers.txt");
     fs::write(&file, &text)?;
     let file = file.to_str().expect("a path in UTF-8");
     let add = [
@@ -252,18 +257,18 @@ fn a_file_of_a_hundred_thousand_sources_is_added_and_its_invalid_lines_are_told(
         "100002 added, 0 renewed",
     ];
     let started = Instant::now();
-    desk.says(&add, 1, &words)?;
-    // A few seconds, and many more on a machine with much else to do.
+    commands.says(&add, 1, &words)?;
+    // A few seconds, and many more on a busy machine.
     ensure!(started.elapsed() < Duration::from_secs(60), "it is slow");
-    ensure!(!desk.scene.reaches(HONEST4, 25), "it is not kept out");
-    let list = desk.says(&["verdicts", "list"], 0, &["ticket 7\\u{1b}[2J", "flood"])?;
+    ensure!(!commands.scene.reaches(HONEST4, 25), "it is not kept out");
+    let list = commands.says(&["verdicts", "list"], 0, &["ticket 7\\u{1b}[2J", "flood"])?;
     ensure!(
         !list.contains('\u{1b}'),
         "a note reaches the terminal as it is"
     );
     ensure!(list.lines().count() == 100_003, "{}", list.lines().count());
 
-    let mut add = desk.command(&["verdicts", "add", "--file", "-", "--json"])?;
+    let mut add = commands.command(&["verdicts", "add", "--file", "-", "--json"])?;
     let mut add = add.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     add.stdin
         .take()
@@ -274,18 +279,18 @@ fn a_file_of_a_hundred_thousand_sources_is_added_and_its_invalid_lines_are_told(
     let told: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     ensure!(told["added"] == 1 && told["renewed"] == 1, "{told:#}");
     ensure!(told["invalid_lines"][0]["line"] == 4, "{told:#}");
-    desk.says(
+    commands.says(
         &["verdicts", "flush"],
         0,
-        &["100003 recent verdicts taken back"],
+        &["100003 recent verdicts removed"],
     )?;
-    desk.says(&["verdicts", "add", "--file", "/no/such"], 1, &["/no/such"])?;
-    desk.says(
+    commands.says(&["verdicts", "add", "--file", "/no/such"], 1, &["/no/such"])?;
+    commands.says(
         &["verdicts", "add", "--file", file, HONEST4],
         2,
         &["--file"],
     )?;
-    desk.says(&["verdicts", "add"], 2, &["<IP>"])?;
+    commands.says(&["verdicts", "add"], 2, &["<IP>"])?;
     Ok(())
 }
 
@@ -294,25 +299,31 @@ fn who_watches_takes_the_events_over_when_their_reader_ends() -> Result<()> {
     if !root() {
         return Ok(());
     }
-    let desk = Desk::new()?;
-    let mut reader = desk.command(&["events"])?;
+    let commands = Commands::new()?;
+    let mut reader = commands.command(&["events"])?;
     let reader = Running(reader.stdout(Stdio::null()).spawn()?);
     let started = Instant::now();
-    while !desk.scene.status().top_sources.watched {
-        ensure!(started.elapsed() < Duration::from_secs(10), "nobody reads");
+    while !commands.scene.status().top_sources.watched {
+        ensure!(
+            started.elapsed() < Duration::from_secs(10),
+            "the events have no reader"
+        );
         thread::sleep(Duration::from_millis(20));
     }
-    let mut watch = desk.command(&["status", "--watch"])?;
+    let mut watch = commands.command(&["status", "--watch"])?;
     let _watch = Running(watch.stdout(Stdio::null()).spawn()?);
-    // It has looked once, and waits.
+    // It has printed once, and waits.
     thread::sleep(Duration::from_millis(500));
     drop(reader);
     let started = Instant::now();
     let mut last = None;
     while last.is_none_or(|seen: Instant| seen.elapsed() < Duration::from_secs(3)) {
-        ensure!(started.elapsed() < Duration::from_secs(20), "nobody reads");
-        // What a reader has said holds for two seconds.
-        match desk.scene.status().top_sources.watched {
+        ensure!(
+            started.elapsed() < Duration::from_secs(20),
+            "the events have no reader"
+        );
+        // The announcement of a reader holds for two seconds.
+        match commands.scene.status().top_sources.watched {
             true => {
                 last.get_or_insert_with(Instant::now);
             }

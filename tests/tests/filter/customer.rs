@@ -1,5 +1,4 @@
-//! An interface with customers behind it: they hear at once that they may not send, unless they
-//! may.
+//! A customer interface: a customer that may not send gets a RST at once.
 
 use std::io::ErrorKind;
 

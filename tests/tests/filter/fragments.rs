@@ -1,17 +1,18 @@
-//! Fragments as Linux puts them together: what a frame has behind the end of its packet is cut off
-//! before. So a listed source must not get in by a first fragment that ends in front of TCP, with
-//! another protocol behind its end.
+//! Fragments as Linux reassembles them: bytes of a frame after the end of its packet are cut off
+//! first. So a listed source must not connect by a first fragment that ends before TCP, with
+//! another protocol in the bytes after its end.
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::root;
 
 use crate::scene::{GATE6, HONEST6, LISTED6, Scene};
 
-/// Sends a SYN to port 25 in two fragments, the first of which ends in front of the second of two
-/// extension headers; says whether it was answered.
+/// Sends a SYN to port 25 in two fragments, the first of which ends before the second of two
+/// extension headers. Prints whether it was answered.
 const SYN: &str = r#"
 import select, socket, struct, sys, time
-gate, source, destination, port = sys.argv[1], *map(lambda a: socket.inet_pton(socket.AF_INET6, a), sys.argv[2:4]), int(sys.argv[4])
+gate, port = sys.argv[1], int(sys.argv[4])
+source, destination = (socket.inet_pton(socket.AF_INET6, text) for text in sys.argv[2:4])
 def checksum(octets):
     total = sum(struct.unpack("!%dH" % (len(octets) // 2), octets))
     while total > 0xffff:
@@ -46,7 +47,7 @@ fn a_first_fragment_with_another_protocol_behind_its_end_brings_no_listed_source
         return Ok(());
     }
     let scene = Scene::new()?;
-    // The neighbours are known, so that nothing else is waited for.
+    // Makes the neighbours known, so that no packet waits for them.
     ensure!(scene.reaches(LISTED6, 25) && scene.reaches(HONEST6, 25));
     let shown = scene
         .gate

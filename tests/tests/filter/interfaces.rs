@@ -1,5 +1,5 @@
-//! Interfaces that come, go and change their names under a filter, and filters that are somewhere
-//! else than thought.
+//! Interfaces that are created, deleted and renamed while they have the filter, and filters that
+//! are attached elsewhere than expected.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, lchown, symlink};
@@ -17,7 +17,7 @@ use crate::scene::{HONEST4, LISTED4, Scene, dropped, has_program, lists};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A configuration of a gate that is an ordinary user while it serves, with the filter of a scene.
+/// The configuration of a gate that serves as an ordinary user, with the filter of a scene.
 fn configuration(scene: &Scene, filter: &str) -> String {
     format!(
         "hostname = \"gate.example\"\nstate_dir = \"@DIR@\"\nworkers = 1\nuser = \"nobody\"\n\
@@ -31,7 +31,7 @@ fn configuration(scene: &Scene, filter: &str) -> String {
 
 pub(crate) const WAN: &str = "interfaces = [{ name = \"wan\" }]";
 
-/// Starts a gate in the scene. Its files are there before it, and its user may read them.
+/// Starts a gate in the scene. Its files exist before, and its user may read them.
 fn start<'s>(scene: &'s Scene, configuration: &str) -> Result<(Gate<'s>, tempfile::TempDir)> {
     let files = tempfile::tempdir()?;
     fs::set_permissions(files.path(), Permissions::from_mode(0o755))?;
@@ -54,7 +54,7 @@ pub(crate) fn ip(namespace: &Namespace, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the gate's status says so of an interface.
+/// Waits until the gate's status has this for an interface.
 fn wait_for_status(
     gate: &Gate<'_>,
     interface: &str,
@@ -74,8 +74,7 @@ fn wait_for_status(
 }
 
 #[test]
-fn a_gate_without_privileges_puts_its_filter_back_on_an_interface_that_was_made_again() -> Result<()>
-{
+fn a_gate_without_privileges_attaches_its_filter_again_to_a_new_interface() -> Result<()> {
     if !root() {
         return Ok(());
     }
@@ -99,7 +98,7 @@ fn a_gate_without_privileges_puts_its_filter_back_on_an_interface_that_was_made_
     }
     gate.wait_for_log("the interface is gone", SOON)?;
     gate.wait_for_log("the filter is attached again", SOON)?;
-    // A reload does not pass over in silence what is still so.
+    // A reload logs again what has not changed.
     ip(&scene.gate, &["link", "del", "wan"])?;
     let told = || gate.log().matches("the interface is gone").count();
     let told_again =
@@ -109,11 +108,11 @@ fn a_gate_without_privileges_puts_its_filter_back_on_an_interface_that_was_made_
     told_again(4).with_context(|| gate.log())?;
     scene.connect_interfaces()?;
     wait_for_status(&gate, "wan", |wan| wan["attached"] == true)?;
-    // Slot and counters are those of before: a listed SYN was dropped each time.
+    // Slot and counters have stayed: a listed SYN was dropped each time.
     ensure!(dropped(&scene.status(), "spammers") == 3);
     ensure!(scene.status().interfaces[0].dropped.listed == 3);
 
-    // Gone and back between two looks.
+    // Deleted and created again between two checks.
     let again = "link del wan\nlink add name wan type veth peer name lan\nlink set wan up\n";
     let batch = gate.directory().join("batch");
     fs::write(&batch, again)?;
@@ -252,7 +251,7 @@ fn a_gate_tells_that_an_interface_was_renamed_and_filters_the_next_of_the_name_t
     Ok(())
 }
 
-/// An edge with 192.0.2.1 and a customer interface, as it is told of them.
+/// Settings with an edge interface, which has 192.0.2.1, and a customer interface.
 fn two(scene: &Scene) -> Result<Settings> {
     scene.gate.veth("cust", &scene.outside, "lan2")?;
     let mut settings = scene.settings();
@@ -295,7 +294,7 @@ fn two_interfaces_that_exchange_their_names_exchange_their_roles() -> Result<()>
         ("wan", "edge", true, None),
     ];
 
-    // Under a running owner: the interface with the address is the customers' now, and nobody there
+    // With a running owner: the interface with the address is the customers' now, and no customer
     // is permitted.
     exchange_names(&scene)?;
     scene.gate.run(|| owner.reattach(&[], false))?;
@@ -358,8 +357,7 @@ fn an_interface_that_moved_to_another_namespace_keeps_its_filter_there() -> Resu
 }
 
 #[test]
-fn a_foreign_program_on_an_interface_is_waited_out_and_told_with_the_way_to_remove_it() -> Result<()>
-{
+fn a_foreign_program_on_an_interface_is_reported_with_its_removal_and_waited_for() -> Result<()> {
     if !root() {
         return Ok(());
     }
@@ -441,7 +439,11 @@ fn a_gate_of_another_namespace_does_not_strip_the_first_one() -> Result<()> {
     let attach = || filter::Filter::attach(&settings, &lists()).err();
     let error = scene.outside.run(attach)?.context("it was taken over")?;
     ensure!(
-        matches!(&error, Error::OtherNamespace { interfaces, namespace: Some(_), .. } if interfaces == &["wan"]),
+        matches!(
+            &error,
+            Error::OtherNamespace { interfaces, namespace: Some(_), .. }
+                if interfaces == &["wan"]
+        ),
         "{error}"
     );
     let error = error.to_string();
@@ -453,7 +455,7 @@ fn a_gate_of_another_namespace_does_not_strip_the_first_one() -> Result<()> {
     ensure!(matches!(dry, Err(Error::OtherNamespace { .. })), "{dry:?}");
     ensure!(!scene.reaches(LISTED4, 25) && scene.status().interfaces[0].attached);
 
-    // Once nothing sits anywhere there is nothing to be stripped.
+    // With no program attached, nothing is lost.
     ip(&scene.gate, &["link", "del", "wan"])?;
     scene.connect_interfaces()?;
     let attach = || filter::Filter::attach(&settings, &lists()).map(drop);

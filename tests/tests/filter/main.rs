@@ -1,5 +1,5 @@
-//! The filter on real interfaces, in namespaces: who comes through, what is counted, what is left
-//! behind.
+//! The filter on real interfaces, in namespaces: which packets pass, what is counted, and what is
+//! left behind.
 
 mod answers;
 mod beside;
@@ -9,11 +9,11 @@ mod customer;
 mod fragments;
 mod interfaces;
 mod owners;
+mod reported;
 mod scene;
 mod seen;
 mod swaps;
 mod tags;
-mod told;
 mod tunnel;
 mod verdicts;
 
@@ -85,9 +85,9 @@ fn detach_leaves_nothing_behind() -> anyhow::Result<()> {
     let scene = Scene::new()?;
     drop(scene.attach(&scene.settings())?);
     assert!(!scene.reaches(LISTED4, 25));
-    let nobody = filter::detach(&scene.pin_path, &["lan".to_owned()]);
-    assert!(matches!(nobody, Err(Error::NotAttached { .. })));
-    // Who can see the interface waits until the kernel has let it go.
+    let elsewhere = filter::detach(&scene.pin_path, &["lan".to_owned()]);
+    assert!(matches!(elsewhere, Err(Error::NotAttached { .. })));
+    // Detaching in the interface's namespace waits until the kernel has done it.
     let detach = || filter::detach(&scene.pin_path, &["wan".to_owned()]);
     scene.gate.run(detach)??;
     assert!(scene.reaches(LISTED4, 25));
@@ -105,7 +105,7 @@ fn detach_leaves_nothing_behind() -> anyhow::Result<()> {
 }
 
 #[test]
-fn an_owner_hears_that_its_filter_was_detached_and_changes_nobody_elses() -> anyhow::Result<()> {
+fn an_owner_notices_that_its_filter_was_detached_and_changes_no_other() -> anyhow::Result<()> {
     if !root() {
         return Ok(());
     }
@@ -161,7 +161,7 @@ fn each_interface_counts_for_itself_and_all_share_the_lists() -> anyhow::Result<
     assert_eq!(drops, [("second.7", 1), ("wan", 1)]);
     assert_eq!(dropped(&status, "spammers"), 2);
 
-    // Who can see the interface waits until the kernel has let it go.
+    // Detaching in the interface's namespace waits until the kernel has done it.
     let detach = || filter::detach(&scene.pin_path, &["second.7".to_owned()]);
     scene.gate.run(detach)??;
     assert!(!has_program(&scene.gate, "second.7")? && has_program(&scene.gate, "wan")?);
@@ -181,7 +181,7 @@ fn another_program_on_the_interface_is_named_and_left_alone() -> anyhow::Result<
     let _first = scene.attach(&scene.settings())?;
     let mut settings = scene.settings();
     settings.pin_path.set_extension("second");
-    // A dot is refused by the BPF file system, so the name is made without one.
+    // The BPF file system refuses a dot, so the pin's name has none.
     settings.pin_path = PathBuf::from(settings.pin_path.to_string_lossy().replace('.', "-"));
     let error = scene
         .attach(&settings)
@@ -271,7 +271,7 @@ fn lists_and_settings_change_while_packets_flow_and_counters_stay() -> anyhow::R
     );
     assert!(filter.status()?.interfaces.is_empty());
 
-    // Slots that change hands begin anew, though the counters in the kernel are never cleared.
+    // A slot with a new owner counts from 0, though the counters in the kernel are never cleared.
     settings.interfaces = scene.settings().interfaces;
     scene.gate.run(|| filter.update_settings(&settings))??;
     let renamed = |name: &str| {
@@ -321,7 +321,7 @@ fn generic_mode_is_taken_only_when_it_is_asked_for() -> anyhow::Result<()> {
     }
     let scene = Scene::new()?;
     let mut settings = scene.settings();
-    // The loopback has no XDP of its own.
+    // The loopback driver runs no XDP programs.
     settings.interfaces[0].name = "lo".to_owned();
     let error = scene.attach(&settings).err();
     assert!(

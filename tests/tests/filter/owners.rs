@@ -33,7 +33,7 @@ fn a_killed_owner_leaves_the_drops_in_place_and_the_next_takes_them_over_without
         .stdout(Stdio::null())
         .spawn()?;
     let started = Instant::now();
-    // Its slot is written down before the program is there.
+    // Its slot is recorded before the program is attached.
     let is_attached = || {
         let status = scene.gate.run(|| filter::status(&scene.pin_path))?;
         anyhow::Ok(status.is_ok_and(|status| status.interfaces.iter().any(|wan| wan.attached)))
@@ -74,7 +74,7 @@ fn a_killed_owner_leaves_the_drops_in_place_and_the_next_takes_them_over_without
     Ok(())
 }
 
-/// Sends single SYNs from the listed address until told to stop; says how many.
+/// Sends single SYNs from the listed address until stopped. Returns how many.
 fn syn_stream(stop: &AtomicBool) -> io::Result<u64> {
     let mut sent = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -147,7 +147,7 @@ fn another_layout_of_the_maps_is_taken_over_without_a_gap() -> anyhow::Result<()
     }
     let scene = Scene::new()?;
     drop(scene.attach(&scene.settings())?);
-    // What an older version would have left: its link, and its maps in a directory of their own.
+    // As an older version leaves it: its link, and its maps in a directory of their own.
     let ours = scene.pin_path.join(format!("v{LAYOUT_VERSION}"));
     let older = scene.pin_path.join("v0");
     fs::rename(&ours, &older)?;
@@ -160,7 +160,7 @@ fn another_layout_of_the_maps_is_taken_over_without_a_gap() -> anyhow::Result<()
     })?;
     assert!(
         sent > 0 && ours.exists() && !older.exists(),
-        "the maps that nobody uses are gone"
+        "the unused maps are gone"
     );
     assert!(scene.status().interfaces[0].attached);
     assert!(!scene.reaches(LISTED4, 25));

@@ -22,8 +22,7 @@ pub(crate) const LISTED4: &str = "192.0.2.66";
 pub(crate) const LISTED6: &str = "2001:db8::66";
 pub(crate) const PERMITTED4: &str = "192.0.2.67";
 
-/// A SYN that nobody answers would be sent again after a second: whoever waits shorter sends one
-/// packet.
+/// A SYN without an answer is sent again after a second: an attempt that ends earlier is one packet.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(300);
 
 /// A gate with an interface `wan`, and the outside with a few addresses.
@@ -111,7 +110,7 @@ impl Scene {
         Ok(stream)
     }
 
-    /// Whether a client with this address comes through to this port of the gate.
+    /// Whether a client with this address can connect to this port of the gate.
     pub(crate) fn reaches(&self, source: &str, port: u16) -> bool {
         self.outside
             .run(|| knock(source, port).is_ok())
@@ -121,13 +120,13 @@ impl Scene {
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        // Most tests end with a filter in place; one that is not is what others want.
+        // Most tests end with an attached filter; for the others there is nothing to detach.
         let _ = filter::detach(&self.pin_path, &[]);
     }
 }
 
-/// A program at the outside that passes everything: what is sent back out of a veth arrives only if
-/// there is one in the driver at its other end.
+/// A program on the outside that passes everything: answers on a veth arrive only if its peer runs
+/// a program in the driver.
 pub(crate) struct Receiving<'s> {
     outside: &'s Namespace,
     pin_path: PathBuf,
@@ -160,7 +159,7 @@ impl<'s> Receiving<'s> {
 
 impl Drop for Receiving<'_> {
     fn drop(&mut self) {
-        // From within: then it is gone on return. One that is left is in the way of no other.
+        // From within its namespace: then it is gone on return. A failure affects no other test.
         let _ = self.outside.run(|| filter::detach(&self.pin_path, &[]));
     }
 }
@@ -169,7 +168,7 @@ impl Drop for Receiving<'_> {
 pub(crate) struct Running(pub(crate) Child);
 
 impl Running {
-    /// Waits until it ends by itself; gives what it has written. It writes little.
+    /// Waits until it ends by itself. Returns its output, which is short.
     pub(crate) fn output(mut self) -> io::Result<Output> {
         let status = self.0.wait()?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());

@@ -1,5 +1,4 @@
-//! What is seen of the filter's work: events for one who reads along, and the top sources for
-//! everybody.
+//! What users see of the filter's work: events for one reader, and the top sources for all.
 
 use std::process;
 use std::thread;
@@ -25,13 +24,13 @@ fn next(scene: &Scene, events: &mut Events) -> anyhow::Result<Option<Event>> {
 }
 
 #[test]
-fn a_drop_is_told_to_whoever_reads_and_to_one_at_a_time() -> anyhow::Result<()> {
+fn a_drop_is_an_event_for_one_reader_at_a_time() -> anyhow::Result<()> {
     if !root() {
         return Ok(());
     }
     let scene = Scene::new()?;
     let mut filter = scene.attach(&scene.settings())?;
-    assert!(!scene.reaches(LISTED4, 25), "nobody reads");
+    assert!(!scene.reaches(LISTED4, 25), "there is no reader");
     let mut events = Events::open(&scene.pin_path)?;
     events.become_reader()?;
     assert_eq!(
@@ -124,7 +123,7 @@ fn a_flood_that_is_watched_is_dropped_and_counted_whole_and_told_as_a_sample() -
     events.become_reader()?;
     assert!(trial.run(&syn, PACKETS)?.dropped);
     let told = std::iter::from_fn(|| events.next(&names)).count();
-    // What the buffer has room for, and what may be told in a second, which may have been two.
+    // As many as the buffer can hold, and as the limit allows in a second, or in two.
     assert!((100..=4_000).contains(&told), "{told} events");
     // The next second has events again, from its first packet on.
     thread::sleep(Duration::from_millis(1_100));

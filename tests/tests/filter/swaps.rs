@@ -1,4 +1,4 @@
-//! Lists swapped under flood: no packet is judged by half a list, or by none.
+//! Lists swapped during a flood: no packet is checked against half a list, or against none.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::scene::{GATE4, GATE6, LISTED4, LISTED6, Scene, dropped};
 
 const SWAPS: u32 = 1_000;
-/// How often the packet is judged at a time.
+/// How often the packet is run through the program at a time.
 const RUNS: u32 = 200_000;
 
 /// A generation in which the flooder is on one of two lists; both are there in each, so that both
@@ -36,9 +36,9 @@ fn generation(first: &[&str], second: &[&str]) -> Compiled {
     )
 }
 
-/// Sends SYNs until told to stop; says how many.
+/// Sends SYNs until stopped. Returns how many.
 fn flood(stop: &AtomicBool) -> io::Result<u64> {
-    // The kernel adds the IP header; what is sent begins with the TCP header.
+    // The kernel adds the IP header; the data begins with the TCP header.
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP))?;
     let source: IpAddr = LISTED4.parse().map_err(io::Error::other)?;
     socket.bind(&SocketAddr::new(source, 0).into())?;
@@ -58,7 +58,7 @@ fn flood(stop: &AtomicBool) -> io::Result<u64> {
     Ok(sent)
 }
 
-/// Packets that the sender's end of the link threw away, because the other did not keep up.
+/// Packets that the sender's end of the link dropped, because the other end did not keep up.
 fn lost(scene: &Scene) -> anyhow::Result<u64> {
     let shown = scene
         .outside
@@ -87,7 +87,7 @@ fn a_thousand_swaps_under_flood_let_no_packet_of_a_source_on_both_lists_pass() -
     let mut owner = scene
         .gate
         .run(|| filter::Filter::attach(&settings, &generations[1]))??;
-    // Whoever sends first asks for the address of the gate, and loses packets while nobody answers.
+    // Makes the gate's link-layer address known: packets that wait for it may be lost.
     assert!(!scene.reaches(LISTED4, 25));
     assert!(scene.reaches(LISTED4, 587));
     let before = scene.status();
@@ -147,8 +147,8 @@ fn lists_of_several_blocks_are_swapped_as_whole_as_those_of_one() -> anyhow::Res
     gives_one_answer(&generations, &[0, 0, 1, 2, 2, 1, 1, 0, 2])
 }
 
-/// Swaps these generations in this order again and again while a packet of a source that all of
-/// them list is judged.
+/// Swaps these generations in this order again and again, while a packet of a source that all of
+/// them list is run through the program.
 fn gives_one_answer(generations: &[Compiled], order: &[usize]) -> anyhow::Result<()> {
     if !root() {
         return Ok(());
@@ -173,7 +173,8 @@ fn gives_one_answer(generations: &[Compiled], order: &[usize]) -> anyhow::Result
         let flood = scope.spawn(|| -> Result<u64, filter::Error> {
             let mut runs = 0;
             while !stop.load(Ordering::Relaxed) {
-                // Beginning and ending take the kernel milliseconds, in which nothing is judged.
+                // The kernel needs milliseconds to begin and to end a run; no packet is checked
+                // then.
                 assert!(trial.run(&frame, RUNS)?.dropped);
                 runs += u64::from(RUNS);
             }

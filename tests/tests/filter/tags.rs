@@ -1,15 +1,16 @@
-//! VLAN tags as Linux takes them: priority tags, as many as there are, come off one after the
-//! other, and what is behind them is answered. So a listed source must not get in by adding some.
+//! VLAN tags as Linux handles them: it removes priority tags, however many, one after the other,
+//! and answers the packet. So a listed source must not connect by adding tags.
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::root;
 
 use crate::scene::{GATE4, HONEST4, LISTED4, PERMITTED4, Scene};
 
-/// Sends a SYN to port 25 behind so many tags of VLAN 0, and says whether it was answered.
+/// Sends a SYN to port 25 after this number of tags of VLAN 0. Prints whether it was answered.
 const SYN: &str = r#"
 import select, socket, struct, sys, time
-gate, source, destination, tags, port = sys.argv[1], *map(socket.inet_aton, sys.argv[2:4]), *map(int, sys.argv[4:])
+gate, tags, port = sys.argv[1], *map(int, sys.argv[4:])
+source, destination = map(socket.inet_aton, sys.argv[2:4])
 def checksum(octets):
     total = sum(struct.unpack("!%dH" % (len(octets) // 2), octets))
     while total > 0xffff:
@@ -27,12 +28,13 @@ link.send(frame)
 until = time.monotonic() + 0.5
 while select.select([link], [], [], max(0, until - time.monotonic()))[0]:
     answer = link.recv(65536)
-    if answer[26:34] == destination + source and answer[36:38] == struct.pack("!H", port) and answer[47] == 0x12:
+    ports_match = answer[36:38] == struct.pack("!H", port)
+    if answer[26:34] == destination + source and ports_match and answer[47] == 0x12:
         print("answered")
         break
 "#;
 
-/// Whether a SYN from this source behind so many tags is answered.
+/// Whether a SYN from this source with this number of tags is answered.
 fn is_answered(scene: &Scene, gate: &str, source: &str, tags: u16) -> Result<bool> {
     let output = scene
         .outside

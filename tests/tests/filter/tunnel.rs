@@ -1,5 +1,5 @@
-//! An interface without an Ethernet header, a TUN device: what is listed does not come in by a
-//! tunnel, either; and what the program cannot read is not said to be filtered.
+//! An interface without an Ethernet header, a TUN device: listed sources are dropped on a tunnel
+//! too, and an interface that the program cannot read is refused.
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, ErrorKind};
@@ -16,8 +16,7 @@ use crate::scene::{
     GATE4, HONEST4, HONEST6, LISTED4, LISTED6, PERMITTED4, Scene, dropped, has_program, knock,
 };
 
-/// Two TUN devices, one in each namespace, with what is written into the one coming out of the
-/// other.
+/// Two TUN devices, one in each namespace, connected with each other.
 const TUNNEL: &str = r#"
 import ctypes, fcntl, os, select, struct, sys
 TUNSETIFF, TUNSETLINK, IFF_TUN_NO_PI = 0x400454ca, 0x400454cd, 0x1001
@@ -47,7 +46,7 @@ while True:
             pass  # One of them is down.
 "#;
 
-/// A tunnel that is there for as long as this is.
+/// A tunnel that exists as long as this value.
 struct Tunnel {
     process: Child,
     _until_closed: ChildStdin,
@@ -196,7 +195,8 @@ fn an_interface_that_the_program_cannot_read_is_refused_and_doctor_says_why() ->
         std::process::id()
     );
     let text = format!(
-        "[filter]\ninterfaces = [{{ name = \"wan\" }}]\nxdp_mode = \"generic\"\npin_path = \"{pin_path}\"\n"
+        "[filter]\ninterfaces = [{{ name = \"wan\" }}]\nxdp_mode = \"generic\"\n\
+         pin_path = \"{pin_path}\"\n"
     );
     fs::write(&file, text)?;
     let commands = [["filter", "attach"].as_slice(), &["doctor"]];
@@ -231,8 +231,7 @@ fn doctor_says_where_customers_hear_nothing() -> Result<()> {
         return Ok(());
     }
     let gate = Namespace::create("gate")?;
-    // Its reader wants to be told what each packet is, and what the kernel says of an answer is
-    // wrong.
+    // Its packets begin with packet information, which the kernel fills in wrongly for answers.
     let made = gate
         .command("ip")
         .args(["tuntap", "add", "dev", "wan", "mode", "tun", "pi"])
@@ -242,8 +241,8 @@ fn doctor_says_where_customers_hear_nothing() -> Result<()> {
     let file = directory.path().join("portcullis.toml");
     let doctor = |refusal: &str| -> Result<String> {
         let text = format!(
-            "[filter]\ninterfaces = [{{ name = \"wan\", role = \"customer\" }}]\nxdp_mode = \"generic\"\n\
-             customer_refusal = \"{refusal}\"\n"
+            "[filter]\ninterfaces = [{{ name = \"wan\", role = \"customer\" }}]\n\
+             xdp_mode = \"generic\"\ncustomer_refusal = \"{refusal}\"\n"
         );
         fs::write(&file, text)?;
         let mut doctor = gate.command(binary()?);
@@ -252,6 +251,6 @@ fn doctor_says_where_customers_hear_nothing() -> Result<()> {
     };
     let words = "customers are dropped there instead of being answered";
     ensure!(doctor("reset")?.contains(words), "nothing is said");
-    ensure!(!doctor("drop")?.contains(words), "nobody asked for answers");
+    ensure!(!doctor("drop")?.contains(words), "answers are off");
     Ok(())
 }

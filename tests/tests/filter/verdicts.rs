@@ -1,4 +1,4 @@
-//! Recent verdicts: who is kept out by one, for how long, and who never is.
+//! Recent verdicts: which sources they drop, for how long, and which never.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
@@ -25,7 +25,7 @@ fn verdict(address: &str, duration: Duration) -> anyhow::Result<NewVerdict<'stat
 }
 
 #[test]
-fn a_verdict_keeps_a_source_out_until_it_is_taken_back() -> anyhow::Result<()> {
+fn a_verdict_drops_a_source_until_it_is_removed() -> anyhow::Result<()> {
     if !root() {
         return Ok(());
     }
@@ -116,10 +116,10 @@ fn permitted_and_local_sources_are_never_kept_out_by_a_verdict() -> anyhow::Resu
     });
     let friend = verdict(PERMITTED4, HOUR)?;
     assert_eq!(verdicts.add(&friend, Some(&lists()))?, permitted);
-    // Who does not know the lists can give one; the program knows them.
+    // A caller without the lists can add one; the program knows the lists.
     assert_eq!(verdicts.add(&friend, None)?, AddResult::Added);
     assert!(scene.reaches(PERMITTED4, 25));
-    // The command line has no lists but those in force.
+    // The command line has only the lists in force.
     let beside = Verdicts::open(&scene.pin_path)?;
     assert_eq!(beside.add(&friend, None)?, permitted);
 
@@ -174,9 +174,9 @@ fn when_there_is_no_room_the_learned_verdicts_of_least_use_go_and_never_those_of
     let verdicts = filter.verdicts();
     let learned = |number| of_number(number, Cause::Dnsbl);
     let by_hand = |number| of_number(number, Cause::Operator);
-    // What goes at once when there is no room.
+    // How many are evicted at once when there is no room.
     let batch = VERDICTS_MAX / 16;
-    // The first of all, and without a packet: of the least use.
+    // The oldest, and without a packet: of the least use.
     assert_eq!(verdicts.add(&by_hand(0), None)?, AddResult::Added);
     verdicts.add(&verdict(HONEST4, HOUR)?, None)?;
     for number in 2..batch + 2 {
@@ -206,7 +206,7 @@ fn when_there_is_no_room_the_learned_verdicts_of_least_use_go_and_never_those_of
     let has = |number: u32| verdicts.remove(learned(number).source.addr());
     assert!(!has(2)? && !has(batch + 1)? && has(VERDICTS_MAX + 999)?);
 
-    // People take all the room there is, and leave none.
+    // Verdicts of operators fill the map.
     for number in 1..batch + 2 {
         assert_eq!(verdicts.add(&by_hand(number), None)?, AddResult::Added);
     }
@@ -286,9 +286,10 @@ fn a_part_of_a_64_that_is_local_or_permitted_stays_in_and_is_named() -> anyhow::
     // The whole /64: the part does not matter.
     settings.local_networks.push("2001:db8::/48".parse()?);
     filter.update_settings(&settings)?;
-    assert!(
-        matches!(add(all)?, AddResult::Refused(Exemption::Local { network }) if network.prefix_len() == 48)
-    );
+    assert!(matches!(
+        add(all)?,
+        AddResult::Refused(Exemption::Local { network }) if network.prefix_len() == 48
+    ));
 
     settings.local_networks.clear();
     filter.update_settings(&settings)?;
@@ -322,9 +323,10 @@ fn a_part_of_a_64_that_is_local_or_permitted_stays_in_and_is_named() -> anyhow::
         filter.verdicts().list()?.is_empty(),
         "all of it is permitted, whatever is listed of its parts"
     );
-    assert!(
-        matches!(add(all)?, AddResult::Refused(Exemption::Permitted { network, .. }) if network.prefix_len() == 56)
-    );
+    assert!(matches!(
+        add(all)?,
+        AddResult::Refused(Exemption::Permitted { network, .. }) if network.prefix_len() == 56
+    ));
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! The house rules as a test: who may know whom, where unsafe code is, how files open and how long
 //! they get.
 //!
-//! A rule that nobody checks is forgotten in a month, and a reviewer's time is better spent on what
-//! no program can see.
+//! A rule without a check is forgotten in a month, and a reviewer's time is better spent on what no
+//! program can see.
 
 mod columns;
 mod rules;

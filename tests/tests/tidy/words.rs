@@ -37,7 +37,7 @@ const OUT: &[(&str, In, &str)] = &[
     ("looks closer", In::Everything, "takes the slow path"),
     ("the whole way", In::Everything, "the slow path"),
     ("glance", In::Everything, "packed settings"),
-    ("says the same", In::Everything, "same content"),
+    ("says the same", In::Names, "same content"),
     ("desk", In::Everything, "DnsblService, or what it is"),
     ("findings", In::Types, "Listings, or what was found"),
     ("asking", In::Names, "query"),
@@ -199,7 +199,8 @@ fn is_joined(text: &str, words: &[Word]) -> bool {
 fn is_user(text: &str, word: &Word) -> bool {
     let (front, behind) = (&text[..word.at.start], &text[word.at.end..]);
     let is_quoted = front.ends_with(['"', '`', '\'']) && behind.starts_with(['"', '`', '\'', '\\']);
-    word.text == "nobody" && (is_quoted || front.ends_with("user "))
+    let is_named = front.ends_with("user ") || front.ends_with("permission denied for ");
+    word.text == "nobody" && (is_quoted || is_named)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Plays a client transcript: commands are asked for, the next hop's lines go in, octets and events
-//! are compared.
+//! Plays a client transcript: calls the client's commands, passes the next hop's lines in, and
+//! compares octets and events.
 
 use std::collections::VecDeque;
 

@@ -1,8 +1,8 @@
 //! Every transcript in `tests/transcripts`, played against the sessions of `portcullis-smtp`.
 //!
-//! A server transcript is played many times over: with its octets in one piece, one by one, and cut
-//! in two at every place; with answers given at once and as late as can be. All of it must come out
-//! the same.
+//! A server transcript is played many times: with its octets in one piece, one by one, and cut in
+//! two at every place; with answers at once and as late as possible. The result must always be the
+//! same.
 
 mod client;
 mod server;
@@ -44,8 +44,8 @@ fn client_sessions_go_as_written() {
     play("client", 10, client::play_every_way);
 }
 
-/// Takes one whole reply off the front of what was written, and holds it against what was expected:
-/// its lines, or with `...` at the end, how its first line begins.
+/// Splits one complete reply off the front of the output, and compares it with the expected one:
+/// its lines or, with `...` at the end, the beginning of its first line.
 fn expect_reply(written: &mut &str, expected: &str) -> Result<(), String> {
     let line = |text: &str| text.split_inclusive("\r\n").next().unwrap_or("").to_owned();
     let first = line(written);

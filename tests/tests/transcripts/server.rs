@@ -1,4 +1,5 @@
-//! Plays a server transcript: the client's lines go in, replies, events and messages are compared.
+//! Plays a server transcript: passes the client's lines in, and compares replies, events and
+//! messages.
 
 use std::cell::RefCell;
 
@@ -9,10 +10,10 @@ use portcullis_tests::transcript::{Case, Line};
 
 use crate::expect_reply;
 
-/// Octets of a group at whose beginning and end every cut is tried.
+/// How many octets at the beginning and at the end of a group are tried as cuts.
 const CUTS_MAX: usize = 200;
 
-/// What is sent at once, and all that comes of it.
+/// The lines that are sent at once, and all that follows from them.
 #[derive(Default)]
 struct Exchange {
     line: usize,
@@ -20,11 +21,11 @@ struct Exchange {
     replies: Vec<String>,
     events: Vec<String>,
     answers: Vec<Planned>,
-    /// The replies are not handed over before the next group is taken.
+    /// The replies are not flushed before the next group is passed in.
     hold: bool,
 }
 
-/// The kind of event, the answer to it, and what it counts against.
+/// The kind of event, the answer to it, and the limit that it counts toward.
 type Planned = (String, Reply<'static>, Blame);
 
 struct Script {

@@ -1,5 +1,5 @@
-//! What the commands say of a filter: one that no configuration has any more, one that is not as it
-//! should be, one that would be put in place.
+//! What the commands report about a filter: one that no configuration has any more, one that
+//! differs from its settings, one that would be attached.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use crate::scene::{LISTED4, Scene, has_program};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// What a command says, standard output and error together.
+/// The output of a command, standard output and error together.
 fn said(namespace: &Namespace, arguments: &[&str]) -> Result<(Option<i32>, String)> {
     let Output {
         status,
@@ -69,7 +69,7 @@ fn a_filter_that_no_configuration_has_any_more_is_told_with_the_way_to_end_it() 
         ensure!(line.contains(&removal), "{line}");
         gate.terminate()?;
     }
-    // A configuration that has its filter somewhere else by now.
+    // A configuration whose filter has another pin path now.
     let moved = "[filter]\ninterfaces = [{ name = \"lo\" }]\npin_path = \"/sys/fs/bpf/none\"\n";
     let path = file("moved", moved)?.display().to_string();
     for command in ["check", "doctor"] {
@@ -79,7 +79,7 @@ fn a_filter_that_no_configuration_has_any_more_is_told_with_the_way_to_end_it() 
             "{text}"
         );
     }
-    // Here it drops nothing.
+    // In this mode it drops nothing.
     let path = file("elsewhere", &none.replace("@DIR@", "/tmp"))?;
     let (_, text) = said(
         &scene.outside,
@@ -182,7 +182,7 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() -> Result<()> {
     ensure!(code == Some(1) && text.contains("mount -t bpf"), "{text}");
     ensure!(scene.status().interfaces[0].attached && !has_program(&scene.gate, "second")?);
 
-    // What a dry run said that it would take off is told when it is.
+    // What the dry run would detach is reported when it is detached.
     write("{ name = \"second\" }")?;
     let (_, text) = said(&scene.gate, &["doctor", "-c", &path])?;
     ensure!(
@@ -223,7 +223,7 @@ fn a_doctor_does_not_call_well_what_is_not_as_the_configuration_has_it() -> Resu
     let lost = state_of(|_| {})?;
     ensure!(lost.contains("without it now"), "{lost}");
 
-    // Taken off beside the process that holds it.
+    // Detached by another process than the one that holds it.
     let mut settings = scene.settings();
     scene.gate.veth("second", &scene.outside, "lan2")?;
     settings.interfaces.push(Interface {
@@ -246,7 +246,7 @@ fn a_doctor_does_not_call_well_what_is_not_as_the_configuration_has_it() -> Resu
         "{differences}"
     );
     drop(owner);
-    // Nothing holds it: the next start puts it there.
+    // No process holds it: the next start attaches it.
     ensure!(state()??.differences.is_empty());
     Ok(())
 }
