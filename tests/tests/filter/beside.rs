@@ -169,7 +169,10 @@ fn events_come_through_the_gate_that_reads_them_to_as_many_as_want_them() -> Res
     let output = endless.output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1), "{}", output.status);
-    ensure!(said.contains("127.0.0.1:9925 tells no more"), "{said}");
+    ensure!(
+        said.contains("127.0.0.1:9925 sends no more events"),
+        "{said}"
+    );
     // The kernel closes the gate's files a moment after its end.
     let started = Instant::now();
     loop {

@@ -22,7 +22,7 @@ pub(crate) const LISTED4: &str = "192.0.2.66";
 pub(crate) const LISTED6: &str = "2001:db8::66";
 pub(crate) const PERMITTED4: &str = "192.0.2.67";
 
-/// A SYN without an answer is sent again after a second: an attempt that ends earlier is one packet.
+/// A SYN without an answer is sent again after a second, so a shorter attempt is one packet.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(300);
 
 /// A gate with an interface `wan`, and the outside with a few addresses.
