@@ -99,7 +99,7 @@ pub struct Session {
     /// The client did not wait. After the end of the session: input came after the last command.
     early_input: bool,
     chunk_last: bool,
-    /// Commands with [`Waits::PerGroup`](command::Waits) since the last flush.
+    /// Commands with `Waits::PerGroup` since the last flush.
     unwaited: u8,
     /// Errors of the client in the whole session.
     errors: u32,
