@@ -8,8 +8,8 @@
 //! This crate is the only place in the gateway that talks to the kernel about rings, and it keeps
 //! what that takes in unsafe code to itself: the interface is safe however it is used, including
 //! when a ring is dropped with operations in flight. Rejected: a general wrapper of io_uring (the
-//! gateway needs nine operations), and futures (a future per idle session costs more than the
-//! session).
+//! gateway needs nine operations), and futures
+//! (what waits for a completion is for the worker to know, and the simulated driver has no ring).
 //!
 //! | file | subject |
 //! |---|---|
@@ -37,11 +37,12 @@ mod syscall;
 mod token;
 mod wake;
 
-pub use completion::{Event, Outcome, ReceiveEnd};
+pub use buffers::Buffer;
+pub use completion::{Completion, Outcome, ReceiveEnd};
 pub use limits::{allowed_cores, pin_to_core, raise_descriptor_limit};
-pub use listener::{ListenError, listen};
+pub use listener::{ListenError, Listener, listen};
 pub use ring::{PreparedRing, Ring};
-pub use settings::{Batch, Settings, SetupError};
+pub use settings::{Settings, SetupError};
 pub use support::{Missing, Support, Unavailable, support};
 pub use token::{Conn, SLOTS_MAX};
 pub use wake::Waker;

@@ -31,8 +31,12 @@ pub(crate) fn descriptor_limits() -> io::Result<(u64, u64)> {
 
 /// The largest table a ring can have now.
 pub(crate) fn table_max() -> u32 {
-    let limit = descriptor_limits().map_or(TABLE_MAX, |(soft, _)| soft);
-    limit.min(TABLE_MAX) as u32
+    table_max_under(descriptor_limits().map_or(TABLE_MAX, |(soft, _)| soft))
+}
+
+/// The largest table a ring can have under this limit of open files.
+pub(crate) fn table_max_under(descriptors: u64) -> u32 {
+    descriptors.min(TABLE_MAX) as u32
 }
 
 fn descriptor_limit() -> io::Result<libc::rlimit> {

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use portcullis::driver::sim::Network;
 use portcullis::policy::dnsbl::{Answer, Finding};
 use portcullis::worker::dnsbl::{Inbox, Lookups, Question, Refusal};
 
+use super::driver::Network;
 use super::{Record, Shelf};
 
 /// The `timeout` of the configuration, and the second that a worker adds.

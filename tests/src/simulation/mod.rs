@@ -12,6 +12,7 @@
 //! - everything comes to rest: no connection, no receive buffer and no session is left over.
 
 pub mod client;
+pub mod driver;
 mod lists;
 pub mod next_hop;
 pub mod slow;
@@ -27,11 +28,11 @@ use std::time::Duration;
 
 use portcullis::config;
 use portcullis::driver::Listener;
-use portcullis::driver::sim::{Faults, simulation};
 use portcullis::worker::counters::Counters;
 use portcullis::worker::{Life, Shared, Size, Worker};
 
 use self::client::{Client, Plan};
+use self::driver::{Dial, Faults, simulation};
 use self::lists::{Listing, Lists};
 use self::next_hop::NextHop;
 
@@ -284,11 +285,7 @@ fn faults(rng: &mut fastrand::Rng) -> Faults {
 }
 
 /// Three next hops with their moods; nothing answers anywhere else.
-fn next_hops(
-    rng: &mut fastrand::Rng,
-    shelf: &Shelf,
-    pace: Option<u32>,
-) -> portcullis::driver::sim::Dial {
+fn next_hops(rng: &mut fastrand::Rng, shelf: &Shelf, pace: Option<u32>) -> Dial {
     let mut rng = rng.fork();
     let shelf = Rc::clone(shelf);
     let moods: Vec<next_hop::Mood> = (0..3).map(|_| next_hop::Mood::random(&mut rng)).collect();

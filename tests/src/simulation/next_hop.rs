@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use portcullis::driver::sim::{Fate, Peer};
 use portcullis_smtp::{EnhancedCode, Event, Reply, Session, Settings};
 
+use super::driver::{Fate, Peer};
 use super::{Message, Shelf};
 
 /// How a next hop is today; probabilities in percent.

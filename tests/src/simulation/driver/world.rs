@@ -6,8 +6,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use portcullis::driver::{Conn, Listener, Outcome, ReceiveEnd};
+
 use super::{Dial, Fate, Faults, Peer};
-use crate::driver::{Conn, Listener, Outcome, ReceiveEnd};
 
 pub(super) enum Event {
     Arrive(Listener, SocketAddr, Box<dyn Peer>),
@@ -19,10 +20,10 @@ pub(super) enum Event {
     ToPeer(Conn, Vec<u8>),
     PeerWake(Conn, u64),
     EndToPeer(Conn),
-    ToGate(Conn, Vec<u8>),
-    EndToGate(Conn),
-    ResetToGate(Conn),
-    /// Somebody outside does something and wakes the worker.
+    ToWorker(Conn, Vec<u8>),
+    EndToWorker(Conn),
+    ResetToWorker(Conn),
+    /// Another thread does something and wakes the worker.
     Outside(Box<dyn FnOnce(Duration)>),
 }
 
@@ -45,7 +46,7 @@ pub(super) struct Link {
     pub(super) shut_write: bool,
     /// Nothing overtakes in either direction.
     pub(super) to_peer: Duration,
-    pub(super) to_gate: Duration,
+    pub(super) to_worker: Duration,
     /// Which of its wake-ups a peer still wants.
     pub(super) wake: u64,
 }
@@ -107,11 +108,11 @@ impl World {
         self.schedule(at, event);
     }
 
-    pub(super) fn send_to_gate(&mut self, conn: Conn, event: Event) {
+    pub(super) fn send_to_worker(&mut self, conn: Conn, event: Event) {
         let at = self.now + self.delay();
         let Some(link) = self.link(conn) else { return };
-        link.to_gate = link.to_gate.max(at);
-        let at = link.to_gate;
+        link.to_worker = link.to_worker.max(at);
+        let at = link.to_worker;
         self.schedule(at, event);
     }
 
@@ -162,17 +163,17 @@ impl World {
                 }
             }
             Event::EndToPeer(conn) => self.call_peer(conn, |peer, now, send| peer.ended(now, send)),
-            Event::ToGate(conn, octets) => {
+            Event::ToWorker(conn, octets) => {
                 if self.link(conn).is_some_and(|link| link.shut_read) {
-                    // Nobody will read it: the kernel answers with a RST, which may overtake our
-                    // last octets.
+                    // The worker will not read it: the kernel answers with a RST, which may
+                    // overtake our last octets.
                     self.break_peer(conn);
                 } else if let Some(link) = self.link(conn) {
                     link.inbound.extend(octets);
                     self.receive_some(conn);
                 }
             }
-            Event::EndToGate(conn) => {
+            Event::EndToWorker(conn) => {
                 if let Some(link) = self.link(conn) {
                     link.inbound_end = true;
                     self.receive_some(conn);
@@ -180,13 +181,9 @@ impl World {
             }
             Event::Outside(act) => {
                 act(self.now);
-                let nobody = Conn {
-                    slot: 0,
-                    generation: 0,
-                };
-                self.complete(nobody, Outcome::Wake);
+                self.complete(Conn::NONE, Outcome::Wake);
             }
-            Event::ResetToGate(conn) => {
+            Event::ResetToWorker(conn) => {
                 if let Some(link) = self.link(conn) {
                     link.broken = true;
                     link.inbound.clear();
@@ -263,7 +260,7 @@ impl World {
         link.sending = false;
         link.unread += taken;
         let pace = link.peer.as_ref().and_then(|peer| peer.pace());
-        // With a pace of nought it is on its way for ever.
+        // With a pace of 0 it is on its way for ever.
         let mut rest = &buffer[..if pace == Some(0) { 0 } else { taken }];
         while !rest.is_empty() {
             let piece = if self.chance(self.faults.cut) {
@@ -306,7 +303,7 @@ impl World {
             self.schedule(at, Event::Stale(conn));
         }
         self.complete(conn, Outcome::Closed);
-        // The peer may go on for a while; what it says then finds nobody.
+        // The peer may go on for a while; what it says then is lost.
         self.links.remove(&conn);
     }
 
@@ -353,18 +350,18 @@ impl World {
                 rest.len()
             };
             let (octets, more) = rest.split_at(piece);
-            self.send_to_gate(conn, Event::ToGate(conn, octets.to_vec()));
+            self.send_to_worker(conn, Event::ToWorker(conn, octets.to_vec()));
             rest = more;
         }
         match fate {
             Fate::Stay => {}
             Fate::Wake(after) => self.schedule(now + after, Event::PeerWake(conn, wake)),
-            Fate::Close => self.send_to_gate(conn, Event::EndToGate(conn)),
+            Fate::Close => self.send_to_worker(conn, Event::EndToWorker(conn)),
             Fate::Reset => {
                 if let Some(link) = self.link(conn) {
                     link.peer = None;
                 }
-                self.send_to_gate(conn, Event::ResetToGate(conn));
+                self.send_to_worker(conn, Event::ResetToWorker(conn));
             }
         }
     }
