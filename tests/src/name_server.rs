@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result};
 use portcullis::netns::Namespace;
 use tempfile::TempDir;
 
-use crate::watch;
+use crate::wait;
 
 /// Part of the name of a zone that the tap never answers for.
 pub const SILENT: &str = "silent.";
@@ -82,7 +82,7 @@ impl Rbldnsd {
         };
         let probe = namespace.run(|| UdpSocket::bind("127.0.0.1:0"))??;
         probe.set_read_timeout(Some(Duration::from_millis(100)))?;
-        watch::until("rbldnsd to answer", Duration::from_secs(10), || {
+        wait::until("rbldnsd to answer", Duration::from_secs(10), || {
             // The root's name servers: refused, which is an answer.
             let question = b"\x01\x02\0\0\0\x01\0\0\0\0\0\0\0\0\x02\0\x01";
             let ended = server.child.try_wait().ok().flatten().is_some();

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::watch;
+use crate::wait;
 
 /// A message that arrived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -149,7 +149,7 @@ impl Receiver {
     /// When they do not come in time.
     pub fn wait_for(&self, messages: usize, limit: Duration) -> Result<Vec<Arrived>> {
         let enough = || (lock(&self.shared.arrived).len() >= messages).then_some(());
-        watch::until("messages to arrive", limit, enough)
+        wait::until("messages to arrive", limit, enough)
             .with_context(|| format!("{} of {messages} arrived", self.arrived().len()))?;
         Ok(self.arrived())
     }

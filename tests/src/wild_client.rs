@@ -7,7 +7,7 @@
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 use portcullis_smtp::server::{Blame, Settings};
 
-use crate::conversation::Conversation;
+use crate::checked_session::CheckedSession;
 
 /// Ends a group: what follows is sent after the replies have gone out. (No UTF-8 text has this
 /// octet.)
@@ -80,19 +80,19 @@ fn play(pattern: u8, cut: usize, late_answers: bool, groups: &[&[u8]]) -> Result
         let blame = BLAMES[answers as usize % BLAMES.len()];
         refuse.then(|| (refusal.clone(), blame))
     };
-    let mut conversation = Conversation::new(&settings, late_answers, Box::new(policy));
-    conversation.greet()?;
-    let mut replies = conversation.flushed()?;
+    let mut session = CheckedSession::new(&settings, late_answers, Box::new(policy));
+    session.greet()?;
+    let mut replies = session.flushed()?;
     for group in groups {
         for piece in group.chunks(cut) {
-            conversation.take(piece)?;
+            session.take(piece)?;
         }
-        conversation.settle()?;
-        replies += &conversation.flushed()?;
+        session.settle()?;
+        replies += &session.flushed()?;
     }
-    let Conversation {
+    let CheckedSession {
         events, messages, ..
-    } = conversation;
+    } = session;
     Ok(Outcome {
         replies,
         events,

@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result, ensure};
 use portcullis::netns::Namespace;
 use portcullis_tests::dialogue::Dialogue;
-use portcullis_tests::gate::Gate;
 use portcullis_tests::postfix::Sink;
+use portcullis_tests::process::Process;
 use portcullis_tests::root;
 
 /// The recipients that relay testers try. `IP` is the gate's address, `SERVER` its name, `LOCAL`
@@ -112,7 +112,7 @@ fn every_form_of_asking_for_a_relay_is_refused() -> Result<()> {
         SocketAddr::from(([127, 0, 0, 1], 2525)),
         true,
     )?;
-    let _gate = Gate::start_in(&scene.inside, CONFIGURATION)?;
+    let _gate = Process::start_in(&scene.inside, CONFIGURATION)?;
     let mut wrong = Vec::new();
     for (to, ip) in [
         ("198.51.100.1:25", "198.51.100.1"),
@@ -144,7 +144,7 @@ fn mail_for_the_own_domain_is_taken_from_a_stranger() -> Result<()> {
         SocketAddr::from(([127, 0, 0, 1], 2525)),
         true,
     )?;
-    let _gate = Gate::start_in(&scene.inside, CONFIGURATION)?;
+    let _gate = Process::start_in(&scene.inside, CONFIGURATION)?;
     for (number, to) in ["198.51.100.1:25", "[2001:db8:1::1]:25"]
         .into_iter()
         .enumerate()
@@ -195,7 +195,7 @@ fn a_local_client_may_relay_anywhere() -> Result<()> {
         true,
     )?;
     let configuration = CONFIGURATION.replacen("198.51.100.1:25", "192.0.2.1:25", 1);
-    let _gate = Gate::start_in(&scene.inside, &configuration)?;
+    let _gate = Process::start_in(&scene.inside, &configuration)?;
     let mut session = Dialogue::from_inside(&scene.outside, "192.0.2.1:25".parse()?)?;
     let reply = session.message(
         "me@isp.example",

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use portcullis::netns::Namespace;
-use portcullis_tests::gate::{Gate, binary};
+use portcullis_tests::process::{Process, binary};
 use portcullis_tests::root;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -111,7 +111,7 @@ action = "drop"
         pins.path().display(),
         list.display()
     );
-    let gate = Gate::start_in(&inside, &configuration)?;
+    let gate = Process::start_in(&inside, &configuration)?;
     // Connections are queued a moment before it serves, while it is still root.
     gate.wait_for_log("serving", SOON)?;
     let file = gate.directory().join("portcullis.toml");

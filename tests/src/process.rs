@@ -15,7 +15,7 @@ use portcullis::netns::Namespace;
 use tempfile::TempDir;
 
 use crate::dialogue::Dialogue;
-use crate::watch;
+use crate::{machine, wait};
 
 /// How long a gate may take to listen; it takes milliseconds, unless the machine is very busy.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -63,7 +63,7 @@ where
 
 /// A running gate; killed when dropped.
 #[derive(Debug)]
-pub struct Gate<'n> {
+pub struct Process<'n> {
     child: Child,
     directory: TempDir,
     listeners: Vec<SocketAddr>,
@@ -72,7 +72,7 @@ pub struct Gate<'n> {
     namespace: Option<&'n Namespace>,
 }
 
-impl<'n> Gate<'n> {
+impl<'n> Process<'n> {
     /// Starts the gate with this configuration and waits until it listens. `@DIR@` in the text
     /// stands for the gate's own directory, which is deleted with it.
     ///
@@ -121,7 +121,7 @@ impl<'n> Gate<'n> {
 
     fn wait_until_it_listens(&mut self) -> Result<()> {
         let mut ended = None;
-        let listening = watch::until("the gate to listen", START_MAX, || {
+        let listening = wait::until("the gate to listen", START_MAX, || {
             ended = self.child.try_wait().ok().flatten();
             let all = self
                 .listeners
@@ -195,15 +195,31 @@ impl<'n> Gate<'n> {
                 .find(|line| line.contains(text))
                 .map(str::to_owned)
         };
-        watch::until(text, limit, find).with_context(|| format!("the log was:\n{}", self.log()))
+        wait::until(text, limit, find).with_context(|| format!("the log was:\n{}", self.log()))
     }
 
-    /// Resident memory in KiB.
+    /// Resident memory in KiB (`VmRSS`).
     ///
     /// # Errors
     /// When the gate is gone.
     pub fn resident_kib(&self) -> Result<u64> {
-        watch::resident_kib(self.pid())
+        self.status_kib("VmRSS:")
+    }
+
+    /// The most resident memory that the gate has had, in KiB (`VmHWM`).
+    ///
+    /// # Errors
+    /// When the gate is gone.
+    pub fn resident_most_kib(&self) -> Result<u64> {
+        self.status_kib("VmHWM:")
+    }
+
+    fn status_kib(&self, field: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kib = kib.with_context(|| format!("no {field} of a gate that is gone"))?;
+        Ok(kib.trim().parse()?)
     }
 
     /// A session with the gate, greeted.
@@ -288,7 +304,7 @@ impl<'n> Gate<'n> {
     /// # Errors
     /// When it does not.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
-        watch::until("the gate to end", limit, || {
+        wait::until("the gate to end", limit, || {
             self.child.try_wait().ok().flatten()
         })
         .with_context(|| format!("the log was:\n{}", self.log()))
@@ -310,7 +326,7 @@ impl<'n> Gate<'n> {
     }
 }
 
-impl Drop for Gate<'_> {
+impl Drop for Process<'_> {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -326,7 +342,7 @@ impl Drop for Gate<'_> {
 /// # Errors
 /// When there are no free ports.
 pub fn relay_to(next_hop: &str, more: &str) -> Result<String> {
-    let (listener, admin) = (watch::free_address()?, watch::free_address()?);
+    let (listener, admin) = (machine::free_address()?, machine::free_address()?);
     Ok(format!(
         r#"hostname = "gate.example"
 state_dir = "@DIR@"
