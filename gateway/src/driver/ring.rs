@@ -52,12 +52,6 @@ impl RingDriver {
         Ok(driver)
     }
 
-    /// A handle that ends the driver's wait with [`Outcome::Wake`](super::Outcome::Wake), from any thread.
-    #[must_use]
-    pub fn waker(&self) -> Waker {
-        self.ring.waker()
-    }
-
     fn read_clock(&mut self) {
         self.now = self.began.elapsed();
         self.unix_time = SystemTime::now()

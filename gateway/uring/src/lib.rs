@@ -16,10 +16,12 @@
 //! | `settings.rs`, `ring.rs` | setting a ring up, waiting, tearing it down |
 //! | `operations.rs` | what can be submitted |
 //! | `completion.rs` | what completions mean |
-//! | `slots.rs`, `buffers.rs` | memory that the kernel holds meanwhile: send buffers and addresses, receive buffers |
+//! | `slots.rs` | memory that the kernel holds meanwhile: send buffers and addresses |
+//! | `buffers.rs` | receive buffers |
 //! | `token.rs`, `address.rs`, `mapping.rs` | user data, socket addresses, pages |
 //! | `wake.rs` | waking a ring from a thread that has none |
-//! | `listener.rs`, `limits.rs`, `support.rs` | listening sockets; descriptors and cores; what the kernel offers |
+//! | `listener.rs`, `limits.rs` | listening sockets; descriptors and cores |
+//! | `support.rs` | what the kernel offers |
 //! | `syscall.rs` | the system calls that the io-uring crate has no wrapper for |
 
 mod address;
@@ -43,6 +45,6 @@ pub use limits::{allowed_cores, pin_to_core, raise_descriptor_limit};
 pub use listener::{ListenError, Listener, listen};
 pub use ring::{PreparedRing, Ring};
 pub use settings::{Settings, SetupError};
-pub use support::{Missing, Support, Unavailable, support};
+pub use support::{Missing, Unavailable, missing_features};
 pub use token::{Conn, SLOTS_MAX};
 pub use wake::Waker;

@@ -1,11 +1,14 @@
 //! A ring: setting it up, waiting on it, tearing it down.
 //!
-//! | flag | why |
-//! |---|---|
-//! | `SINGLE_ISSUER`, `DEFER_TASKRUN`, `COOP_TASKRUN` | one thread submits, and the kernel works for it when it waits and not by interrupting it |
-//! | `R_DISABLED` | made on the main thread while there are privileges, enabled by the worker that will own it |
-//! | `SUBMIT_ALL`, `NO_SQARRAY` | a bad entry does not stop a batch; one indirection less |
-//! | a completion queue of 16 times the submission queue | multishot receives complete more often than they are submitted |
+//! The flags of a ring, and why:
+//!
+//! - `SINGLE_ISSUER`, `DEFER_TASKRUN`, `COOP_TASKRUN`: one thread submits, and the kernel works for
+//!   it when it waits and not by interrupting it;
+//! - `R_DISABLED`: the main thread makes it while there are privileges, and the worker that will own
+//!   it enables it;
+//! - `SUBMIT_ALL`, `NO_SQARRAY`: a bad entry does not stop a batch; one indirection less;
+//! - a completion queue of 16 times the submission queue: multishot receives complete more often
+//!   than they are submitted.
 //!
 //! No `SQPOLL`: a polling kernel thread would take a core away from a worker.
 
@@ -192,7 +195,7 @@ pub(crate) struct Core {
     registered: Option<RegisteredRing>,
     pub(crate) tables: Tables,
     pub(crate) listeners: Vec<OwnedFd>,
-    /// An operation could not be submitted at all: the next wait says so.
+    /// An operation could not be submitted at all: the next wait fails with this.
     broken: Option<io::Error>,
 }
 

@@ -1,10 +1,10 @@
-//! How a ring is to be, and why it cannot be made so.
+//! The sizes of a ring, its listeners, and why it could not be made.
 
 use crate::support::Unavailable;
 use std::os::fd::OwnedFd;
 use std::{fmt, io};
 
-/// How a ring is to be.
+/// The sizes of a ring and its listeners.
 #[derive(Debug)]
 pub struct Settings {
     /// Connections the ring can hold: the size of its table, below `RLIMIT_NOFILE` (which it does

@@ -2,23 +2,11 @@
 //! do.
 
 use crate::completion::{Completion, Outcome};
-use crate::limits;
 use crate::ring::PreparedRing;
 use crate::settings::{Settings, SetupError};
 use io_uring::{IoUring, Probe, opcode};
 use std::time::Duration;
 use std::{fmt, fs, io};
-
-/// What the kernel offers.
-#[derive(Debug)]
-pub struct Support {
-    /// Features that a ring needs and that are not there; empty if all is well.
-    pub missing: Vec<Missing>,
-    /// The limit of open files now, and as far as it can be raised without privileges.
-    pub descriptors: (u64, u64),
-    /// The most connections that one ring (that is, one worker) can hold once the limit is raised.
-    pub slots_max: u32,
-}
 
 /// A feature that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,11 +99,12 @@ const fn missing(feature: &'static str, since: &'static str) -> Missing {
     Missing { feature, since }
 }
 
-/// Tries out what a ring needs, by making a small one and waking it.
+/// Tries out what a ring needs, by making a small one and waking it: the features that are not
+/// there, none if all is well.
 ///
 /// # Errors
 /// [`Unavailable`] if the kernel offers no io_uring.
-pub fn support() -> Result<Support, Unavailable> {
+pub fn missing_features() -> Result<Vec<Missing>, Unavailable> {
     let plain = IoUring::new(4).map_err(Unavailable::from_setup)?;
     let mut probe = Probe::new();
     plain
@@ -155,12 +144,7 @@ pub fn support() -> Result<Support, Unavailable> {
         }
     }
     missing.extend(try_a_ring()?);
-    let descriptors = limits::descriptor_limits().map_err(Unavailable::Other)?;
-    Ok(Support {
-        missing,
-        descriptors,
-        slots_max: limits::table_max_under(descriptors.1),
-    })
+    Ok(missing)
 }
 
 /// Makes a ring with all it takes, wakes it and looks whether it woke up.
@@ -202,9 +186,7 @@ mod tests {
 
     #[test]
     fn this_kernel_has_all_that_is_needed() {
-        let support = support().unwrap();
-        assert_eq!(support.missing, []);
-        assert!(support.slots_max > 0);
+        assert_eq!(missing_features().unwrap(), []);
     }
 
     #[test]

@@ -12,8 +12,8 @@
 /// One use of one slot of the ring's table.
 ///
 /// The kernel may deliver completions of an old use after the slot was taken again. They carry the
-/// generation that their operation was submitted with, so that they can be told from those of the
-/// present use.
+/// generation that their operation was submitted with, so that a caller can distinguish them
+/// from those of the present use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Conn {
     /// Index into the table, below [`SLOTS_MAX`].
