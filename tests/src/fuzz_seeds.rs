@@ -1,5 +1,4 @@
-//! The tables of cases as the beginning of a fuzzer's corpus: what people thought of, for the fuzzer
-//! to go on from.
+//! The tables of cases as the beginning of a fuzzer's corpus.
 //!
 //! Each target writes its own when it starts, as scripts of the `wild_*` module that it feeds, into
 //! the directory that `PORTCULLIS_FUZZ_SEEDS` names; `cargo xtask fuzz` sets it.

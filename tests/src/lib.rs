@@ -1,19 +1,25 @@
 //! What tests share: the gate as a process, peers for it to talk to, a simulation of its network,
 //! and readers of the tables of cases. Fuzz targets use it too.
 //!
-//! | module | what it is for |
-//! |---|---|
-//! | [`process`] | the real binary with a configuration of its own |
-//! | [`dialogue`] | the client of a whole-system test: SMTP over a socket, line by line |
-//! | [`receiver`], [`postfix`], [`name_server`] | the peers of one: a next hop that follows a script, `smtp-source` and `smtp-sink`, a DNS server |
-//! | [`syn`] | single SYNs, made by hand |
-//! | [`wait`], [`machine`] | waiting with a bound; free ports and open files |
-//! | [`simulation`] | a worker on a simulated network, on virtual time |
-//! | [`checked_session`] | the SMTP engine alone, in memory, with what must hold after each step |
-//! | [`transcript`], [`list_cases`], [`packet_cases`], [`policy_cases`] | readers of the tables: `transcripts`, `lists`, `packets`, `policy` |
-//! | [`wild_client`], [`wild_next_hop`], [`wild_list`], [`wild_packet`] | any octets as input, and what must hold: for fuzz targets and properties |
-//! | [`fuzz_seeds`] | the tables as the beginning of a fuzzer's corpus |
-//! | [`random_frame`] | frames at random, for the differential test of the filter |
+//! For whole-system tests:
+//! - [`process`]: the real binary with a configuration of its own;
+//! - [`dialogue`]: their client, SMTP over a socket, line by line;
+//! - [`receiver`], [`postfix`], [`name_server`]: their peers, which are a next hop that follows a
+//!   script, `smtp-source` and `smtp-sink`, and a DNS server;
+//! - [`syn`]: single SYNs, made by hand;
+//! - [`wait`], [`machine`]: waiting with a bound; free ports and open files.
+//!
+//! For tests of one part:
+//! - [`simulation`]: a worker on a simulated network, on virtual time;
+//! - [`checked_session`]: the SMTP engine alone, in memory, with what must hold after each step;
+//! - [`random_frame`]: frames at random, for the comparison of the filter with tcpdump.
+//!
+//! For tables of cases and for fuzzing:
+//! - [`transcript`], [`list_cases`], [`packet_cases`], [`policy_cases`]: readers of the tables in
+//!   `transcripts`, `lists`, `packets` and `policy`;
+//! - [`wild_client`], [`wild_next_hop`], [`wild_list`], [`wild_packet`]: any octets as input, and
+//!   what must hold, for fuzz targets and properties;
+//! - [`fuzz_seeds`]: the tables as the beginning of a fuzzer's corpus.
 //!
 //! A whole-system test starts the real binary and looks at it from outside only: sockets, logs,
 //! metrics, `/proc`. What needs root says so in one visible line where it cannot run ([`root`]).

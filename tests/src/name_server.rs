@@ -1,9 +1,8 @@
 //! Name servers for the tests: rbldnsd with zones of its own, and a tap in front of it.
 //!
-//! The tap is what the gate is told to ask. It keeps every question, so that a test can say who was
-//! *not* asked about, passes most of them on to rbldnsd and its answers back, and does otherwise
-//! where a test says so: as those name servers do that make operators wish they had a second one
-//! ([`Mood`]).
+//! The gate sends its queries to the tap. The tap keeps every one, so that a test can say which
+//! address was *not* looked up. It passes most of them on to rbldnsd, and the answers back; where a
+//! test wants it, it behaves like a name server that is broken or slow ([`Mood`]).
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};

@@ -1,5 +1,4 @@
-//! The gate as a process: the real binary with a configuration of its own, in a directory of its
-//! own.
+//! The gate as a process: the real binary with a configuration and a directory of its own.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -233,7 +232,7 @@ impl<'n> Process<'n> {
     /// A connection to the gate from where the gate is (its own namespace), not yet greeted.
     ///
     /// # Errors
-    /// When nobody listens.
+    /// When nothing listens.
     pub fn tcp(&self, to: SocketAddr) -> Result<TcpStream> {
         let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(5));
         match self.namespace {
@@ -367,6 +366,25 @@ next_hop = ["{next_hop}"]
             LOOPBACK_IS_LOCAL
         },
     ))
+}
+
+/// A configuration that discards all mail, for a gate in a namespace of its own that becomes an
+/// ordinary user once it serves; its admin address is `127.0.0.1:9925`. `more` is appended.
+#[must_use]
+pub fn discard_as_user(listener: &str, more: &str) -> String {
+    format!(
+        r#"hostname = "gate.example"
+state_dir = "@DIR@"
+workers = 1
+user = "nobody"
+admin = "127.0.0.1:9925"
+[[listener]]
+address = "{listener}"
+[[route]]
+domains = ["*"]
+next_hop = ["discard"]
+{more}"#
+    )
 }
 
 /// So that a test's client on the loopback may relay.

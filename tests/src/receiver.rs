@@ -21,7 +21,7 @@ pub struct Arrived {
     pub sender: String,
     /// What stood between the angle brackets of each accepted RCPT.
     pub recipients: Vec<String>,
-    /// Header and body with CRLF, dots unstuffed; empty if the receiver was told not to
+    /// Header and body with CRLF, dots unstuffed; empty if the receiver does not
     /// [keep](Receiver::start) it.
     pub content: Vec<u8>,
     /// Octets of the content, kept or not.
@@ -313,7 +313,8 @@ impl Session<'_> {
     }
 }
 
-const EXTENSIONS: &str = "250-receiver.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES";
+const EXTENSIONS: &str = "250-receiver.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n\
+     250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES";
 
 /// What stands between the angle brackets.
 fn bracketed(line: &str) -> String {

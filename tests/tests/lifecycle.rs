@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -229,11 +230,12 @@ impl Filtered {
         })
     }
 
-    /// Lists lie where they outlive the gate's own directory.
-    fn configuration(&self, lists: &std::path::Path) -> Result<String> {
+    /// Lists lie where they outlive the gate's own directory, and so does a copy of the
+    /// configuration, for commands.
+    fn configuration(&self, lists: &Path) -> Result<(String, PathBuf)> {
         let file = lists.join("drop.netset");
         fs::write(&file, format!("{LISTED}/32\n"))?;
-        Ok(format!(
+        let configuration = format!(
             r#"hostname = "gate.example"
 state_dir = "@DIR@"
 workers = 1
@@ -260,11 +262,17 @@ action = "drop"
 "#,
             pins = self.pins,
             file = file.display(),
-        ))
+        );
+        let copy = lists.join("portcullis.toml");
+        fs::write(
+            &copy,
+            configuration.replace("@DIR@", &lists.display().to_string()),
+        )?;
+        Ok((configuration, copy))
     }
 
     /// What `filter status --json` says of the list: packets dropped.
-    fn dropped(&self, configuration: &std::path::Path) -> Result<u64> {
+    fn dropped(&self, configuration: &Path) -> Result<u64> {
         let mut command = self.inside.command(binary()?);
         let output = command
             .args(["filter", "status", "--json", "-c"])
@@ -282,7 +290,7 @@ action = "drop"
         Ok(connect_from(&self.outside, LISTED.parse()?, GATE.parse()?).is_ok())
     }
 
-    fn detach(&self, configuration: &std::path::Path) -> Result<()> {
+    fn detach(&self, configuration: &Path) -> Result<()> {
         let mut command = self.inside.command(binary()?);
         let output = command
             .args(["filter", "detach", "-c"])
@@ -294,7 +302,7 @@ action = "drop"
             String::from_utf8_lossy(&output.stderr)
         );
         ensure!(
-            !std::path::Path::new(&self.pins).join("links").exists(),
+            !Path::new(&self.pins).join("links").exists(),
             "links are left"
         );
         Ok(())
@@ -314,12 +322,7 @@ fn the_filter_outlives_a_killed_gate_and_is_taken_over_without_a_gap() -> Result
     }
     let scene = Filtered::set()?;
     let lists = tempfile::tempdir()?;
-    let configuration = scene.configuration(lists.path())?;
-    let file = lists.path().join("portcullis.toml");
-    fs::write(
-        &file,
-        configuration.replace("@DIR@", &lists.path().display().to_string()),
-    )?;
+    let (configuration, file) = scene.configuration(lists.path())?;
 
     let gate = Process::start_in(&scene.inside, &configuration)?;
     // From here on a SYN every 200 us or so, each of which has to be counted as dropped.
@@ -375,12 +378,7 @@ fn a_listed_source_cannot_connect_and_an_unlisted_one_can() -> Result<()> {
     }
     let scene = Filtered::set()?;
     let lists = tempfile::tempdir()?;
-    let configuration = scene.configuration(lists.path())?;
-    let file = lists.path().join("portcullis.toml");
-    fs::write(
-        &file,
-        configuration.replace("@DIR@", &lists.path().display().to_string()),
-    )?;
+    let (configuration, file) = scene.configuration(lists.path())?;
     let gate = Process::start_in(&scene.inside, &configuration)?;
     Dialogue::from_inside(&scene.outside, GATE.parse()?)?.expect("QUIT", "221")?;
     ensure!(!scene.listed_connects()?, "a listed source has connected");

@@ -81,6 +81,18 @@ fn offer(gate: &Process<'_>) -> Result<(u16, Duration)> {
     Ok((reply.code, begun.elapsed()))
 }
 
+/// Each of them without a wait for the first next hop.
+fn three_offers_are_accepted(gate: &Process<'_>) -> Result<()> {
+    for number in 0..3 {
+        let (code, took) = offer(gate)?;
+        ensure!(
+            code == 250 && took < LONGEST,
+            "message {number}: {code} after {took:?}"
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn a_first_next_hop_that_swallows_connections_costs_a_message_a_second_once() -> Result<()> {
     let (swallower, second) = (Swallower::new()?, Receiver::start(true)?);
@@ -121,14 +133,7 @@ fn several_that_swallow_connections_cost_no_more_than_one() -> Result<()> {
         .collect();
     next_hops.push(last.address());
     let gate = gate_to(&next_hops)?;
-    for number in 0..3 {
-        let (code, took) = offer(&gate)?;
-        ensure!(
-            code == 250 && took < LONGEST,
-            "message {number}: {code} after {took:?}"
-        );
-    }
-    Ok(())
+    three_offers_are_accepted(&gate)
 }
 
 #[test]
@@ -156,14 +161,7 @@ fn a_next_hop_that_takes_connections_and_does_not_greet_is_no_better() -> Result
     })?;
     let second = Receiver::start(true)?;
     let gate = gate_to(&[first.address(), second.address()])?;
-    for number in 0..3 {
-        let (code, took) = offer(&gate)?;
-        ensure!(
-            code == 250 && took < LONGEST,
-            "message {number}: {code} after {took:?}"
-        );
-    }
-    Ok(())
+    three_offers_are_accepted(&gate)
 }
 
 #[test]

@@ -7,8 +7,9 @@
 //!   `Received:` line, from its sender and to exactly the recipients that were accepted;
 //! - no message arrives twice, however often connections break, and however slowly next hops read;
 //! - a client that says nothing more is sent away in time;
-//! - a stranger's recipient is not answered before DNS lists have spoken or their time is over; who
-//!   is on no list is never refused for one, who is on one is, and only strangers are asked about;
+//! - a stranger's recipient is not answered before DNS lists have spoken or their time is over; a
+//!   client that is on no list is never refused for one, a client that is on one is, and only
+//!   strangers are looked up;
 //! - everything comes to rest: no connection, no receive buffer and no session is left over.
 
 pub mod client;
@@ -111,7 +112,7 @@ pub struct Record {
     pub arrived: BTreeMap<String, Vec<Message>>,
     /// Clients whose plan is at its end, one way or another.
     pub clients_done: usize,
-    /// The gate was told to stop, so 421 is no surprise.
+    /// The gate is stopping, so 421 is no surprise.
     pub stopping: bool,
     /// What DNS lists know of the clients that are asked about, by their number.
     listings: BTreeMap<usize, Listing>,

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use portcullis::driver::{Buffer, Completion, Conn, Driver, Listener, Outcome, ReceiveEnd};
 
-/// How the driver under test is to be.
+/// The sizes of the driver under test.
 struct Shape {
     slots: u32,
     buffers: u16,

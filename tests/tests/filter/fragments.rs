@@ -2,7 +2,7 @@
 //! before. So a listed source must not get in by a first fragment that ends in front of TCP, with
 //! another protocol behind its end.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use portcullis_tests::root;
 
 use crate::scene::{GATE6, HONEST6, LISTED6, Scene};
@@ -48,13 +48,7 @@ fn a_first_fragment_with_another_protocol_behind_its_end_brings_no_listed_source
     let scene = Scene::new()?;
     // The neighbours are known, so that nothing else is waited for.
     ensure!(scene.reaches(LISTED6, 25) && scene.reaches(HONEST6, 25));
-    let shown = scene
-        .gate
-        .command("ip")
-        .args(["-br", "link", "show", "wan"])
-        .output()?;
-    let shown = String::from_utf8(shown.stdout)?;
-    let gate = shown.split_whitespace().nth(2).context("an address")?;
+    let gate = &scene.gate_hardware_address()?;
     let is_answered = |source: &str, port: &str| -> Result<bool> {
         let mut sender = scene.outside.command("python3");
         let arguments = ["-c", SYN, gate, source, GATE6, port];
