@@ -236,13 +236,7 @@ impl Driver for SimDriver {
     fn send(&mut self, conn: Conn, buffer: Vec<u8>) {
         let mut world = self.world.borrow_mut();
         assert!(!buffer.is_empty(), "an empty send");
-        let cut = world.faults.cut;
-        let short = world.chance(cut);
-        let taken = if short {
-            world.rng.usize(1..=buffer.len())
-        } else {
-            buffer.len()
-        };
+        let taken = world.cut(buffer.len());
         // Nothing is sent in no time.
         let at = world.now + world.delay().max(Duration::from_micros(1));
         let link = world
