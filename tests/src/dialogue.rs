@@ -1,5 +1,5 @@
-//! The client of a whole-system test: SMTP over a socket, one line at a time. Its errors say what was
-//! expected and what came instead.
+//! The client of a whole-system test: SMTP over a socket, one line at a time. Its errors say what
+//! was expected and what came instead.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};

@@ -4,8 +4,8 @@
 //!
 //! - `SINGLE_ISSUER`, `DEFER_TASKRUN`, `COOP_TASKRUN`: one thread submits, and the kernel works for
 //!   it when it waits and not by interrupting it;
-//! - `R_DISABLED`: the main thread makes it while there are privileges, and the worker that will own
-//!   it enables it;
+//! - `R_DISABLED`: the main thread makes it while there are privileges, and the worker that will
+//!   own it enables it;
 //! - `SUBMIT_ALL`, `NO_SQARRAY`: a bad entry does not stop a batch; one indirection less;
 //! - a completion queue of 16 times the submission queue: multishot receives complete more often
 //!   than they are submitted.
