@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis::netns::Namespace;
-use portcullis_tests::gate::binary;
-use portcullis_tests::{root, watch};
+use portcullis_tests::process::binary;
+use portcullis_tests::{root, wait};
 
 /// The addresses of the gate's listener and of its admin endpoint. They are free in the test's own
 /// namespace.
@@ -152,7 +152,7 @@ impl<'n> Place<'n> {
         let mut command = self.command(around, "run", configuration)?;
         let mut child = command.stdout(log.try_clone()?).stderr(log).spawn()?;
         let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-        let serves = watch::until(
+        let serves = wait::until(
             "the gate to serve or to end",
             Duration::from_secs(20),
             || {
@@ -174,7 +174,7 @@ impl<'n> Place<'n> {
     /// The kernel closes the sockets of a ring some time after its process has ended. Until then
     /// they count for that process's user.
     fn wait_for_the_port(&self) -> Result<()> {
-        watch::until(
+        wait::until(
             "the port of a gate that has ended",
             Duration::from_secs(20),
             || {

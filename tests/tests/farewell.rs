@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use portcullis_tests::gate::{Gate, relay_to};
+use portcullis_tests::process::{Process, relay_to};
 
 /// Far less than a second, for which an earlier version waited for a client that does not hang up;
 /// and enough on a busy machine.
@@ -14,7 +14,7 @@ const AT_ONCE: Duration = Duration::from_millis(500);
 
 #[test]
 fn after_221_the_connection_is_closed_at_once() -> Result<()> {
-    let gate = Gate::start(&relay_to("discard", "")?)?;
+    let gate = Process::start(&relay_to("discard", "")?)?;
     // The best of several, because the machine may be busy.
     let mut best = Duration::MAX;
     for _ in 0..5 {
@@ -31,7 +31,7 @@ fn after_221_the_connection_is_closed_at_once() -> Result<()> {
 
 #[test]
 fn a_client_that_talks_on_behind_quit_hears_its_221() -> Result<()> {
-    let gate = Gate::start(&relay_to("discard", "")?)?;
+    let gate = Process::start(&relay_to("discard", "")?)?;
     for round in 0..20 {
         let session = gate.dialogue()?;
         let mut stream = session.stream();
