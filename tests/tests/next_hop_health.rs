@@ -172,7 +172,10 @@ fn a_slow_attempt_is_kept_and_used() -> Result<()> {
     let second = Receiver::start(true)?;
     let gate = gate_to(&[first.address(), second.address()])?;
     ensure!(offer(&gate)?.0 == 250);
-    ensure!(second.arrived().len() == 1, "nobody waited for the first");
+    ensure!(
+        second.arrived().len() == 1,
+        "no client waited for the first"
+    );
     wait::until("the first one to be used", CONNECT_TIMEOUT, || {
         let (code, _) = offer(&gate).ok()?;
         assert_eq!(code, 250);
