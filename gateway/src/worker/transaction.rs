@@ -1,0 +1,191 @@
+//! A client's transaction as the tasks of a worker share it: the session of the client, and that
+//! with the next hop which carries it.
+//!
+//! [`relay::transaction`](crate::relay::transaction) knows what to say; this knows who has to hear
+//! of it, which connection carries it or is waited for, and what the log will say. It is one
+//! allocation, made at MAIL, so that a session between transactions pays nothing for it.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_smtp::client::{Client, Sent};
+use portcullis_smtp::envelope::Mail;
+use portcullis_smtp::reply::Reply;
+
+use super::local::Local;
+use super::log::{Id, LoggedReply};
+use crate::config::Config;
+use crate::driver::Conn;
+use crate::policy::Rule;
+use crate::relay::destination::Loss;
+use crate::relay::owner::{Owner, Standing};
+use crate::relay::transaction::{Lost, Transaction};
+
+/// More octets than this waiting for the next hop stop the client's receive.
+pub(super) const CONGESTION_HIGH: usize = 256 << 10;
+/// Fewer octets than this waiting for the next hop let the client's receive go on.
+const CONGESTION_LOW: usize = 64 << 10;
+
+/// What only the session looks at.
+#[derive(Default)]
+pub(super) struct Notes {
+    /// Octets of content so far.
+    pub(super) octets: u64,
+    /// Recipients that were refused, by us or by the next hop.
+    pub(super) refused: u32,
+    /// The rule that let the first recipient in, and its route.
+    pub(super) accepted_by: Option<(Rule, u16)>,
+    /// The latest refusal: what the log names if nothing comes of the transaction.
+    pub(super) refusal: Option<LoggedReply>,
+    /// The last word about the whole transaction, once it is certain.
+    pub(super) verdict: Option<LoggedReply>,
+}
+
+/// A client's transaction in progress.
+pub(super) struct OpenTransaction {
+    pub(super) id: Id,
+    /// The task of the client's session.
+    pub(super) client: Conn,
+    /// The configuration that it began under, and that it ends under.
+    pub(super) config: Arc<Config>,
+    pub(super) since: Duration,
+    state: Local<Transaction>,
+    notes: Local<Notes>,
+    /// The connection that it has, or that is being opened for it.
+    pub(super) hop: Cell<Option<Conn>>,
+    /// It waits for a connection to this next hop.
+    pub(super) queued: Cell<Option<SocketAddr>>,
+    /// How long it may wait for one.
+    pub(super) queue_due: Cell<Option<Duration>>,
+    /// There is something to tell a next hop, and no connection for it.
+    pub(super) wants_hop: Cell<bool>,
+    /// The next hop takes the content more slowly than the client sends it.
+    pub(super) congested: Cell<bool>,
+    /// The next hop that was spoken to, for the log.
+    pub(super) next_hop: Cell<Option<SocketAddr>>,
+}
+
+impl OpenTransaction {
+    pub(super) fn new(
+        mail: &Mail<'_>,
+        id: Id,
+        client: Conn,
+        config: Arc<Config>,
+        since: Duration,
+    ) -> Self {
+        Self {
+            id,
+            client,
+            config,
+            since,
+            state: Local::new(Transaction::new(mail)),
+            notes: Local::default(),
+            hop: Cell::new(None),
+            queued: Cell::new(None),
+            queue_due: Cell::new(None),
+            wants_hop: Cell::new(false),
+            congested: Cell::new(false),
+            next_hop: Cell::new(None),
+        }
+    }
+
+    /// Looks at what was agreed, or changes it.
+    pub(super) fn with<T>(&self, look: impl FnOnce(&mut Transaction) -> T) -> T {
+        self.state.with(look)
+    }
+
+    /// Looks at what is noted for the log, or changes it.
+    pub(super) fn note<T>(&self, look: impl FnOnce(&mut Notes) -> T) -> T {
+        self.notes.with(look)
+    }
+
+    /// Notes a refusal: of this recipient, or of the sender when there is none.
+    pub(super) fn note_refusal(&self, rule: Rule, recipient: &str, reply: &Reply<'_>) {
+        self.notes.with(|notes| {
+            notes.refused += u32::from(!recipient.is_empty());
+            notes.refusal = Some(LoggedReply::of_recipient(rule, reply, recipient));
+        });
+    }
+
+    /// Notes the last word about the whole transaction, unless there is one.
+    pub(super) fn note_verdict(&self, rule: Rule, reply: &Reply<'_>) {
+        let word = || LoggedReply::of_message(rule, reply);
+        self.notes.with(|notes| {
+            notes.verdict.get_or_insert_with(word);
+        });
+    }
+
+    /// The rule for what a next hop refused, or did not take.
+    pub(super) fn reached(&self) -> Rule {
+        if self.next_hop.get().is_some() {
+            Rule::NEXT_HOP
+        } else {
+            Rule::NEXT_HOP_UNAVAILABLE
+        }
+    }
+
+    /// Whether it waits for a connection.
+    pub(super) fn waits_in_queue(&self) -> bool {
+        self.queued.get().is_some()
+    }
+}
+
+impl Owner for OpenTransaction {
+    fn task(&self) -> Conn {
+        self.client
+    }
+
+    fn advance(&self, address: SocketAddr, hop: &mut Client, out: &mut Vec<u8>) -> bool {
+        self.next_hop.set(Some(address));
+        // Should it have to wait for another connection later, that is a wait of its own.
+        self.queue_due.set(None);
+        self.with(|transaction| transaction.advance(hop, out))
+    }
+
+    fn reply(&self, to: Sent, reply: &Reply<'_>) {
+        self.with(|transaction| transaction.reply(to, reply));
+    }
+
+    fn interrupted(&self, reply: &Reply<'_>) {
+        self.with(|transaction| transaction.interrupted(reply));
+    }
+
+    fn standing(&self) -> Standing {
+        self.with(|transaction| Standing {
+            past_envelope: transaction.is_past_envelope(),
+            awaits_final: transaction.is_ending(),
+            settled: transaction.is_settled(),
+        })
+    }
+
+    fn may_be_the_connection(&self) -> bool {
+        let next_hops = |transaction: &mut Transaction| {
+            let next_hops = transaction.next_hops();
+            next_hops.is_some_and(|next_hops| next_hops.may_be_the_connection())
+        };
+        self.with(next_hops)
+    }
+
+    fn asks_for_dsn(&self) -> bool {
+        self.with(|transaction| transaction.envelope.asks_for_dsn())
+    }
+
+    fn relieved(&self, waiting: usize) -> bool {
+        self.congested.get() && waiting < CONGESTION_LOW
+    }
+
+    fn lost(&self, address: SocketAddr, loss: Loss, said: Option<Reply<'static>>) {
+        self.hop.set(None);
+        self.congested.set(false);
+        let lost = self.with(|transaction| {
+            let lost = transaction.lost(said.as_ref());
+            if let Some(next_hops) = transaction.next_hops() {
+                next_hops.lost(address, loss, said);
+            }
+            lost
+        });
+        self.wants_hop.set(lost == Lost::Again);
+    }
+}
