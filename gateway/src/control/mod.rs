@@ -11,7 +11,8 @@
 //! | `lists.rs` | lists over time: their files watched, great losses refused, what is in force kept |
 //! | `files.rs` | files and directories that are needed later, as another user |
 //! | `names.rs` | next hops that are given by name |
-//! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
+//! | `port.rs` | the workers' ports: which service answers which question |
+//! | `dnsbl.rs`, `dnsbl/` | the service for DNS lists; what the filter learns of them |
 //! | `admin.rs`, `state.rs`, `metrics.rs`, `metrics/` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
 //! | `dropped.rs` | expired verdicts, lost answers, the top sources of the filter, and what it drops while that happens |
@@ -35,6 +36,7 @@ pub mod log;
 mod metrics;
 mod names;
 mod notify;
+mod port;
 pub mod refusals;
 mod reload;
 pub mod serve;
@@ -48,6 +50,7 @@ use std::time::Instant;
 use self::dropped::Drops;
 use self::files::Files;
 use self::names::Names;
+use self::port::Ports;
 use self::refusals::Refusals;
 use self::reload::Reloads;
 use self::start::RunningWorker;
@@ -63,12 +66,34 @@ struct Control {
     filter: Option<HeldFilter>,
     names: Names,
     files: Files,
+    ports: Arc<Ports>,
     dnsbl: Arc<dnsbl::Counts>,
     refusals: Refusals,
     drops: Drops,
     reloads: Reloads,
     log_level: log::Level,
     since: Instant,
+}
+
+#[cfg(test)]
+impl Control {
+    /// A control plane with nothing to control, for tests.
+    fn idle(config: crate::config::Config) -> Self {
+        Self {
+            shared: Arc::new(Shared::new(Arc::new(config))),
+            workers: Vec::new(),
+            filter: None,
+            names: Names::default(),
+            files: Files::default(),
+            ports: Arc::default(),
+            dnsbl: Arc::default(),
+            refusals: Refusals::default(),
+            drops: Drops::default(),
+            reloads: Reloads::default(),
+            log_level: log::Level::of_no_log(),
+            since: Instant::now(),
+        }
+    }
 }
 
 /// The filter, and what was last seen of it: putting lists in place may take seconds, and whoever

@@ -13,7 +13,7 @@ use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::filter::{self, Exemption, Given};
-use crate::worker::dnsbl::Refusal;
+use crate::worker::port::Refusal;
 
 /// Sources that are remembered.
 const SOURCES_MAX: usize = 16_384;

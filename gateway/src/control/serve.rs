@@ -15,6 +15,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::dropped::Drops;
 use super::files::{self, Files};
 use super::names::Names;
+use super::port::{Ports, Services};
 use super::refusals::Refusals;
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
@@ -126,17 +127,18 @@ async fn live(
     }
     let events = held.filter.as_mut().and_then(Filter::take_events);
     let verdicts = held.filter.as_ref().map(Filter::verdicts);
-    let counts = Arc::new(dnsbl::Counts::default());
-    let (lookups, requests) = dnsbl::requests(&counts);
-    let shared = Arc::new(Shared::new(Arc::new(config)).with_lookups(lookups));
-    let (workers, ends) = start::run(held.workers, &shared)?;
+    let shared = Arc::new(Shared::new(Arc::new(config)));
+    let mut ports = Ports::default();
+    let (workers, ends) = start::run(held.workers, &shared, &mut ports)?;
+    let ports = Arc::new(ports);
     let control = Arc::new(Control {
         shared,
         workers,
         filter: held.filter.map(HeldFilter::new),
         names,
         files: Files::default(),
-        dnsbl: counts,
+        ports: Arc::clone(&ports),
+        dnsbl: Arc::default(),
         refusals: Refusals::default(),
         drops: Drops::default(),
         reloads: Reloads::default(),
@@ -155,7 +157,9 @@ async fn live(
     }
     interfaces::watch(&control)?;
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
+    let (dnsbl, requests) = dnsbl::requests(&control.dnsbl);
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
+    tokio::spawn(Services { dnsbl }.serve(ports));
     control.files.try_all(&control.shared.config.load());
     tokio::spawn(files::watch(Arc::clone(&control)));
     lists::save(&control, &control.shared.config.load_full());
@@ -292,17 +296,8 @@ mod tests {
             counters: Arc::default(),
         };
         let control = Arc::new(Control {
-            shared: Arc::new(Shared::new(Arc::new(Config::default_gate()))),
             workers: (0..ends.len()).map(worker).collect(),
-            filter: None,
-            names: Names::default(),
-            files: Files::default(),
-            dnsbl: Arc::default(),
-            refusals: Refusals::default(),
-            drops: Drops::default(),
-            reloads: Reloads::default(),
-            log_level: log::Level::of_no_log(),
-            since: Instant::now(),
+            ..Control::idle(Config::default_gate())
         });
         let (to, received) = mpsc::unbounded_channel();
         for (index, result) in ends.into_iter().enumerate() {

@@ -118,7 +118,7 @@ impl State {
             state_dir: control.files.state_dir(),
             unusable_files: control.files.unusable(),
             names: names(control),
-            dnsbl: control.dnsbl.told(),
+            dnsbl: control.dnsbl.told(control.ports.dnsbl_unasked()),
             filter: control.filter.as_ref().and_then(HeldFilter::status),
             ..Self::default()
         };

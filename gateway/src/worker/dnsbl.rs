@@ -1,17 +1,13 @@
 //! The worker's side of DNS lists: a stranger is asked about when it connects, and only its first
 //! recipient waits for what they say.
 //!
-//! Asking is the control plane's business ([`Lookups`]); a question never blocks, and its answer
-//! comes back through the worker's [`Inbox`]. The worker has a deadline of its own, a little after
-//! that of the control plane: if nothing comes (the question was one too many, the control plane is
-//! stuck), no list has said anything, and mail goes on. Nothing here can refuse more than
-//! [`Policy::listings`](crate::policy::Policy::listings) does.
+//! The question goes through the worker's [`Port`](super::port::Port). Without an answer (it was
+//! one question too many, the control plane is stuck) no list has said anything, and mail goes on.
+//! Nothing here can refuse more than [`Policy::listings`](crate::policy::Policy::listings) does.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_smtp::envelope::Rcpt;
@@ -19,102 +15,30 @@ use portcullis_smtp::path::Path;
 
 use super::Gate;
 use super::connection::Role;
+use super::port::{Answered, LookupAnswer, Notice, Question, QuestionId, Refusal};
 use super::session::{ClientSession, Flow};
 use crate::driver::Conn;
 use crate::policy::dnsbl::Finding;
 
-/// How long after the time that an answer may take the worker gives it up by itself.
+/// How long after the time that DNS lists may take the worker gives their answer up by itself.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// What workers have somebody else ask, who may take his time. Neither call ever waits.
-pub trait Lookups: Send + Sync {
-    /// Asks all zones about an address; the answer goes to the question's inbox. `false`: there are
-    /// too many questions already, and no answer will come.
-    fn ask(&self, question: Question) -> bool;
-    /// A recipient of this client was refused for what the zones say.
-    fn refused(&self, refusal: Refusal);
-}
-
-/// A client that is to be asked about.
-#[derive(Debug)]
-pub struct Question {
-    /// Its address.
-    pub client: IpAddr,
-    /// Its connection, which the answer names.
-    pub conn: Conn,
-    /// Where the answer goes.
-    pub inbox: Arc<Inbox>,
-}
-
-/// A client that was refused: it has completed a handshake and has spoken SMTP, so its address is
-/// its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Its address.
-    pub client: IpAddr,
-    /// The rule that refused it: `dnsbl:ZONE`.
-    pub rule: Cow<'static, str>,
-}
-
-/// What the zones say about the client of a connection; zones that say nothing may be left out, and
-/// `None` is for all of them.
-pub type Answer = (Conn, Option<Arc<[Finding]>>);
-
-/// Answers for one worker. It holds no more of them than the worker has sessions.
-pub struct Inbox {
-    answers: Mutex<Vec<Answer>>,
-    /// There may be some: a worker looks at every batch, and mostly there is nothing.
-    filled: AtomicBool,
-    wake: Box<dyn Fn() + Send + Sync>,
-}
-
-impl Inbox {
-    /// An empty inbox; `wake` ends the worker's wait.
-    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
-        Self {
-            answers: Mutex::default(),
-            filled: AtomicBool::new(false),
-            wake: Box::new(wake),
-        }
-    }
-
-    /// Puts an answer in, and wakes the worker.
-    pub fn put(&self, answer: Answer) {
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        answers.push(answer);
-        self.filled.store(true, Ordering::Release);
-        drop(answers);
-        (self.wake)();
-    }
-
-    fn take(&self) -> Vec<Answer> {
-        if !self.filled.load(Ordering::Acquire) {
-            return Vec::new();
-        }
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        self.filled.store(false, Ordering::Release);
-        std::mem::take(&mut *answers)
-    }
-}
-
-impl fmt::Debug for Inbox {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Inbox")
-    }
-}
 
 /// What is known of a session's client.
 #[derive(Debug)]
 pub(super) enum Listings {
-    /// The answer is to come; after this moment it is not waited for.
-    Awaited(Duration),
-    /// What the zones said; `None` when that was nothing, or nobody was asked.
+    /// The answer to this question is to come.
+    Awaited(QuestionId),
+    /// What the zones said; `None` when that was nothing, or they were not asked.
     Known(Option<Arc<[Finding]>>),
 }
 
 impl Listings {
-    fn is_awaited(&self, now: Duration) -> bool {
-        matches!(self, Self::Awaited(due) if now < *due)
+    /// What an answer says. No answer is no listing.
+    fn from_answer(answer: LookupAnswer) -> Self {
+        match answer {
+            LookupAnswer::Dnsbl(findings) => Self::Known(findings),
+            LookupAnswer::Full | LookupAnswer::Late => Self::Known(None),
+        }
     }
 }
 
@@ -124,17 +48,14 @@ pub(super) struct HeldRecipient {
     path: String,
     notify: Option<String>,
     original: Option<String>,
-    /// How long it waits at most.
-    due: Duration,
 }
 
 impl HeldRecipient {
-    fn new(rcpt: &Rcpt<'_>, due: Duration) -> Self {
+    fn new(rcpt: &Rcpt<'_>) -> Self {
         Self {
             path: rcpt.path.raw.to_owned(),
             notify: rcpt.notify.map(str::to_owned),
             original: rcpt.original_recipient.map(str::to_owned),
-            due,
         }
     }
 
@@ -150,14 +71,12 @@ impl HeldRecipient {
 
 impl ClientSession {
     /// Holds a recipient back if what DNS lists say about the client is not there yet.
-    pub(super) fn hold_recipient(&mut self, rcpt: &Rcpt<'_>, now: Duration) -> bool {
-        match self.listings {
-            Listings::Awaited(due) if now < due => {
-                self.held = Some(Box::new(HeldRecipient::new(rcpt, due)));
-                true
-            }
-            _ => false,
+    pub(super) fn hold_recipient(&mut self, rcpt: &Rcpt<'_>) -> bool {
+        let awaited = matches!(self.listings, Listings::Awaited(_));
+        if awaited {
+            self.held = Some(Box::new(HeldRecipient::new(rcpt)));
         }
+        awaited
     }
 
     /// Notes the rule by which a recipient is refused for a listing; gives it back if it is the
@@ -181,52 +100,56 @@ impl ClientSession {
 }
 
 impl Gate {
-    /// Has the zones asked about a client that has just connected.
+    /// Asks the zones about a client that has just connected.
     pub(super) fn ask_zones(&mut self, conn: Conn) {
-        let (now, timeout) = (self.now, self.config.dnsbl.timeout);
+        let now = self.now;
+        let due = now + self.config.dnsbl.timeout + GRACE;
         let Role::Client(session) = &mut self.table[conn].role else {
-            return;
-        };
-        let Some(lookups) = self.shared.lookups() else {
             return;
         };
         if !self.config.policy.asks_about(&session.client) {
             return;
         }
-        let question = Question {
-            client: session.client.address,
-            conn,
-            inbox: Arc::clone(&self.inbox),
+        let question = Question::Dnsbl(session.client.address);
+        session.listings = match self.port.ask(conn, question, now, due) {
+            Ok(id) => Listings::Awaited(id),
+            Err(answer) => Listings::from_answer(answer),
         };
-        if lookups.ask(question) {
-            session.listings = Listings::Awaited(now + timeout + GRACE);
-        }
     }
 
     /// Takes the answers that have come. Some may be for sessions that are over.
     pub(super) fn take_answers(&mut self) {
-        for (conn, findings) in self.inbox.take() {
-            if self.table.current(conn).is_none() {
+        for Answered { asker, id, answer } in self.port.take(self.now) {
+            if self.table.current(asker).is_none() {
                 continue;
             }
-            let Some(session) = self.session(conn) else {
+            let Some(session) = self.session(asker) else {
                 continue;
             };
-            session.listings = Listings::Known(findings);
-            if session.held.is_some() {
-                self.resume.push(conn);
+            if !matches!(session.listings, Listings::Awaited(awaited) if awaited == id) {
+                continue;
             }
+            session.listings = Listings::from_answer(answer);
+            if session.held.is_some() {
+                self.resume.push(asker);
+            }
+        }
+    }
+
+    /// The session is over: it waits for no answer.
+    pub(super) fn forget_question(&mut self, listings: &Listings) {
+        if let Listings::Awaited(id) = listings {
+            self.port.forget(*id);
         }
     }
 
     /// Decides about the recipient that waited, if it need not wait any longer. Returns whether it
     /// was.
     pub(super) fn decide_held(&mut self, conn: Conn) -> bool {
-        let now = self.now;
         let Some(session) = self.session(conn) else {
             return false;
         };
-        if session.listings.is_awaited(now) {
+        if matches!(session.listings, Listings::Awaited(_)) {
             return false;
         }
         let Some(held) = session.held.take() else {
@@ -240,26 +163,24 @@ impl Gate {
         true
     }
 
-    /// Sets the client's deadline to the earlier of those for what it waits for: what DNS lists
-    /// say, and a connection to the next hop.
+    /// Sets the client's deadline to that for what it waits for: a connection to the next hop. For
+    /// what DNS lists say the port has one.
     pub(super) fn expect_answer(&mut self, conn: Conn) {
         let Some(session) = self.session(conn) else {
             return;
         };
-        let held = session.held.as_ref().map(|held| held.due);
         let passage = session.passage.as_ref();
         let queued = passage
             .filter(|passage| passage.waits_in_queue())
             .and_then(|passage| passage.queue_due);
-        if let Some(due) = held.into_iter().chain(queued).min() {
-            self.wheel.set(conn.slot, due);
+        match queued {
+            Some(due) => self.wheel.set(conn.slot, due),
+            None => self.wheel.clear(conn.slot),
         }
     }
 
     /// Tells the control plane of a refusal, for the filter.
     pub(super) fn report_refusal(&self, client: IpAddr, rule: Cow<'static, str>) {
-        if let Some(lookups) = self.shared.lookups() {
-            lookups.refused(Refusal { client, rule });
-        }
+        self.port.tell(Notice::Refused(Refusal { client, rule }));
     }
 }

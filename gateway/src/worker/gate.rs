@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use super::connection::{Connection, Ending, Receive, Role, Table};
 use super::counters::Counters;
-use super::dnsbl::Inbox;
 use super::passage::Id;
+use super::port::Port;
 use super::wheel::Wheel;
 use super::{Shared, session};
 use crate::config::Config;
@@ -56,7 +56,7 @@ pub(super) struct Gate {
     pub(super) settings: portcullis_smtp::server::Settings,
     pub(super) shared: Arc<Shared>,
     pub(super) counters: Arc<Counters>,
-    pub(super) inbox: Arc<Inbox>,
+    pub(super) port: Port,
     /// The moment of the present batch.
     pub(super) now: Duration,
     pub(super) clock: Clock,
@@ -111,6 +111,9 @@ impl Gate {
         }
         let mut sleep = self.wheel.sleep(self.now);
         if let Some((due, _)) = self.patience.front() {
+            sleep = sleep.min(due.saturating_sub(self.now));
+        }
+        if let Some(due) = self.port.next_due() {
             sleep = sleep.min(due.saturating_sub(self.now));
         }
         if self.pool.has_stranded() {

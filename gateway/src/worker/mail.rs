@@ -60,7 +60,6 @@ impl Gate {
 
     pub(super) fn rcpt(&mut self, conn: Conn, rcpt: &Rcpt<'_>) -> Flow {
         let config = Arc::clone(&self.config);
-        let now = self.now;
         let Role::Client(session) = &mut self.table[conn].role else {
             return Flow::Wait;
         };
@@ -75,7 +74,7 @@ impl Gate {
         }
         let mut newly_listed = None;
         if decision.is_accept() && config.policy.depends_on_listings(&client, decision.rule) {
-            if session.hold_recipient(rcpt, now) {
+            if session.hold_recipient(rcpt) {
                 return Flow::Wait;
             }
             if let Some(refusal) = config.policy.listings(&client, session.findings()) {

@@ -6,15 +6,17 @@
 //! be read in place while everything else changes, and the same decisions run on the ring and in
 //! the simulation. Workers share nothing but [`Shared`].
 
+mod bounded_queue;
 mod connection;
 pub mod counters;
-pub mod dnsbl;
+mod dnsbl;
 mod gate;
 mod lease;
 mod log;
 mod mail;
 mod next_hop;
 mod passage;
+pub mod port;
 mod progress;
 mod session;
 pub mod sources;
@@ -30,8 +32,8 @@ use arc_swap::ArcSwap;
 
 use self::connection::{Role, Table};
 use self::counters::Counters;
-use self::dnsbl::{Inbox, Lookups};
 use self::gate::{Clock, Gate};
+use self::port::Port;
 use self::sources::Sources;
 use self::wheel::Wheel;
 use crate::config::Config;
@@ -60,8 +62,6 @@ pub struct Shared {
     pub config: Arc<ArcSwap<Config>>,
     sources: Sources,
     life: AtomicU8,
-    /// Who asks DNS lists; without one nobody is asked.
-    lookups: Option<Arc<dyn Lookups>>,
 }
 
 impl Shared {
@@ -71,20 +71,7 @@ impl Shared {
             config: Arc::new(ArcSwap::new(config)),
             sources: Sources::default(),
             life: AtomicU8::new(Life::Running as u8),
-            lookups: None,
         }
-    }
-
-    /// The same with somebody who asks DNS lists.
-    pub fn with_lookups(self, lookups: Arc<dyn Lookups>) -> Self {
-        Self {
-            lookups: Some(lookups),
-            ..self
-        }
-    }
-
-    fn lookups(&self) -> Option<&dyn Lookups> {
-        self.lookups.as_deref()
     }
 
     /// Tells the workers how to go on; they look when they are woken.
@@ -130,15 +117,15 @@ pub struct Worker<D> {
 }
 
 impl<D: Driver> Worker<D> {
-    /// A worker that has not begun. `index` tells it from the other workers, in the log; `inbox` is
-    /// for what it has others look up.
+    /// A worker that has not begun. `index` tells it from the other workers, in the log; through
+    /// `port` it asks what it cannot know by itself.
     pub fn new(
         driver: D,
         index: u8,
         size: Size,
         shared: Arc<Shared>,
         counters: Arc<Counters>,
-        inbox: Arc<Inbox>,
+        port: Port,
     ) -> Self {
         let config = shared.config.load_full();
         let gate = Gate {
@@ -148,7 +135,7 @@ impl<D: Driver> Worker<D> {
             settings: config.session_settings(),
             config,
             counters,
-            inbox,
+            port,
             shared,
             now: Duration::ZERO,
             clock: Clock::default(),

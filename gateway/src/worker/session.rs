@@ -487,6 +487,7 @@ impl Gate {
         if let Some(source) = session.source {
             self.shared.sources.leave(source);
         }
+        self.forget_question(&session.listings);
         self.sessions -= 1;
         self.counters.session_closed();
         if let Some(rule) = &rule {

@@ -1,0 +1,63 @@
+//! The control plane's end of the workers' ports: each question goes to the service for its kind,
+//! and the service answers the worker itself.
+//!
+//! A service that is behind with its questions has a bound as well: what it has no room for is
+//! answered with `Full` at once.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use super::dnsbl;
+use crate::worker::port::{ControlEnd, Message, Notice, Question};
+
+/// The ends of all workers' ports, and what wakes the control plane for them.
+#[derive(Debug, Default)]
+pub(super) struct Ports {
+    ends: Vec<ControlEnd>,
+    woken: Arc<Notify>,
+}
+
+impl Ports {
+    /// What a worker's port is to call when there is something in it.
+    pub(super) fn wake(&self) -> impl Fn() + Send + Sync + 'static {
+        let woken = Arc::clone(&self.woken);
+        move || woken.notify_one()
+    }
+
+    /// Adds a worker's port.
+    pub(super) fn add(&mut self, end: ControlEnd) {
+        self.ends.push(end);
+    }
+
+    /// Questions about DNS lists that were one too many for a port.
+    pub(super) fn dnsbl_unasked(&self) -> u64 {
+        self.ends.iter().map(ControlEnd::dnsbl_unasked).sum()
+    }
+}
+
+/// The services: one for each kind of question.
+pub(super) struct Services {
+    pub(super) dnsbl: dnsbl::Requests,
+}
+
+impl Services {
+    /// Passes on what workers ask and tell, for as long as the gate lives.
+    pub(super) async fn serve(self, ports: Arc<Ports>) {
+        loop {
+            ports.woken.notified().await;
+            for message in ports.ends.iter().flat_map(ControlEnd::take) {
+                self.pass_on(message);
+            }
+        }
+    }
+
+    fn pass_on(&self, message: Message) {
+        match message {
+            Message::Ask(ask) => match ask.question {
+                Question::Dnsbl(client) => self.dnsbl.query(client, ask),
+            },
+            Message::Notice(Notice::Refused(refusal)) => self.dnsbl.learn(refusal),
+        }
+    }
+}
