@@ -244,8 +244,8 @@ fn zone_of(refusal: &Refusal) -> &str {
 }
 
 /// Remembers a refusal of which the filter learns nothing.
-fn remember(control: &Control, refusal: &Refusal, why_not: &str) {
-    let kept_out = KeptOut::Not(why_not.to_owned());
+fn remember(control: &Control, refusal: &Refusal, why_not: &'static str) {
+    let kept_out = KeptOut::Not(why_not.into());
     control.refusals.add(refusal, kept_out, SystemTime::now());
 }
 

@@ -16,7 +16,8 @@
 //! | `admin.rs`, `state.rs`, `metrics.rs`, `metrics/` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
 //! | `dropped.rs` | expired verdicts, lost answers, the top sources of the filter, and what it drops while that happens |
-//! | `refusals.rs` | who was refused of late, why and until when |
+//! | `records.rs`, `records/` | the stream of records of sessions and transactions; their lines in the log |
+//! | `refusals.rs` | which sources were refused of late, why and until when |
 //! | `ask.rs` | how a command asks the gate beside it |
 //! | `interfaces.rs` | interfaces that come, go and lose their filter; filters that no configuration has |
 //! | `doctor.rs`, `doctor/` | is this machine able to run it? |
@@ -37,6 +38,7 @@ mod metrics;
 mod names;
 mod notify;
 mod port;
+mod records;
 pub mod refusals;
 mod reload;
 pub mod serve;
@@ -51,6 +53,7 @@ use self::dropped::Drops;
 use self::files::Files;
 use self::names::Names;
 use self::port::Ports;
+use self::records::Records;
 use self::refusals::Refusals;
 use self::reload::Reloads;
 use self::start::RunningWorker;
@@ -68,6 +71,7 @@ struct Control {
     files: Files,
     ports: Arc<Ports>,
     dnsbl: Arc<dnsbl::Counts>,
+    records: Arc<Records>,
     refusals: Refusals,
     drops: Drops,
     reloads: Reloads,
@@ -87,6 +91,7 @@ impl Control {
             files: Files::default(),
             ports: Arc::default(),
             dnsbl: Arc::default(),
+            records: Arc::default(),
             refusals: Refusals::default(),
             drops: Drops::default(),
             reloads: Reloads::default(),

@@ -9,7 +9,12 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::dnsbl;
-use crate::worker::port::{ControlEnd, Message, Notice, Question};
+use crate::driver::ring::Waker;
+use crate::worker::port::{ControlEnd, Message, Notice, Port, Question, port};
+
+/// Questions of one worker that may be outstanding: a flood of clients at a slow name server stays
+/// below it, and all of them take 8 MiB.
+const QUESTIONS_MAX: usize = 65_536;
 
 /// The ends of all workers' ports, and what wakes the control plane for them.
 #[derive(Debug, Default)]
@@ -19,15 +24,16 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// What a worker's port is to call when there is something in it.
-    pub(super) fn wake(&self) -> impl Fn() + Send + Sync + 'static {
+    /// The port of a further worker, which its answers wake through `waker`.
+    pub(super) fn add(&mut self, waker: Waker) -> Port {
         let woken = Arc::clone(&self.woken);
-        move || woken.notify_one()
-    }
-
-    /// Adds a worker's port.
-    pub(super) fn add(&mut self, end: ControlEnd) {
+        let (port, end) = port(
+            QUESTIONS_MAX,
+            move || waker.wake(),
+            move || woken.notify_one(),
+        );
         self.ends.push(end);
+        port
     }
 
     /// Questions about DNS lists that were one too many for a port.

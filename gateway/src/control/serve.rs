@@ -16,7 +16,8 @@ use super::dropped::Drops;
 use super::files::{self, Files};
 use super::names::Names;
 use super::port::{Ports, Services};
-use super::refusals::Refusals;
+use super::records::{LogWriter, Records};
+use super::refusals::{self, Refusals};
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
 use super::user::User;
@@ -25,6 +26,7 @@ use super::{
 };
 use crate::config::{Config, FilterMode};
 use crate::filter::{self, Filter};
+use crate::worker::records::SCHEMA;
 use crate::worker::{Life, Shared};
 
 /// Serves until SIGTERM or SIGINT: the first lets what is in flight finish, the second stops at
@@ -129,7 +131,12 @@ async fn live(
     let verdicts = held.filter.as_ref().map(Filter::verdicts);
     let shared = Arc::new(Shared::new(Arc::new(config)));
     let mut ports = Ports::default();
-    let (workers, ends) = start::run(held.workers, &shared, &mut ports)?;
+    let records = Arc::new(Records::default());
+    let is_user = shared.config.load().user.is_some();
+    let log_writer = LogWriter::start(&records, is_user)
+        .map_err(|error| Error::Io("start the thread that writes the log", error))?;
+    let refusals = records.subscribe("refusals", refusals::BYTES_MAX);
+    let (workers, ends) = start::run(held.workers, &shared, &mut ports, &records)?;
     let ports = Arc::new(ports);
     let control = Arc::new(Control {
         shared,
@@ -139,6 +146,7 @@ async fn live(
         files: Files::default(),
         ports: Arc::clone(&ports),
         dnsbl: Arc::default(),
+        records: Arc::clone(&records),
         refusals: Refusals::default(),
         drops: Drops::default(),
         reloads: Reloads::default(),
@@ -165,8 +173,16 @@ async fn live(
     lists::save(&control, &control.shared.config.load_full());
     tokio::spawn(lists::watch(Arc::clone(&control)));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
+    tokio::spawn(refusals::read(Arc::clone(&control), refusals));
+    tokio::spawn({
+        let records = Arc::clone(&records);
+        async move { records.serve().await }
+    });
     announce(&control);
-    watch(&control, ends, &mut stop).await
+    let watched = watch(&control, ends, &mut stop).await;
+    log_writer.finish(&records).await;
+    tracing::info!("stopped");
+    watched
 }
 
 /// Lets commands beside this gate find it. Without it they have to be told where it is.
@@ -187,6 +203,7 @@ fn announce(control: &Control) {
         listening = addresses.join(" "),
         workers = control.workers.len(),
         filter = control.filter.is_some(),
+        schema = SCHEMA,
         "serving"
     );
     notify::ready();
@@ -226,7 +243,6 @@ async fn watch(
             }
         }
     }
-    tracing::info!("stopped");
     failed.map_or(Ok(()), Err)
 }
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use super::connection::{Connection, Ending, Receive, Role, Table};
 use super::counters::Counters;
-use super::passage::Id;
 use super::port::Port;
+use super::records::{RecordQueue, TraceId};
 use super::wheel::Wheel;
 use super::{Shared, session};
 use crate::config::Config;
@@ -57,6 +57,7 @@ pub(super) struct Gate {
     pub(super) shared: Arc<Shared>,
     pub(super) counters: Arc<Counters>,
     pub(super) port: Port,
+    pub(super) records: Arc<RecordQueue>,
     /// The moment of the present batch.
     pub(super) now: Duration,
     pub(super) clock: Clock,
@@ -126,9 +127,9 @@ impl Gate {
         }
     }
 
-    pub(super) fn next_id(&mut self) -> Id {
+    pub(super) fn next_id(&mut self) -> TraceId {
         self.ids += 1;
-        Id(self.clock.unix_time << 32 | (self.ids & 0xff_ffff) << 8 | u64::from(self.index))
+        TraceId(self.clock.unix_time << 32 | (self.ids & 0xff_ffff) << 8 | u64::from(self.index))
     }
 
     /// Has the connection brought in line with the driver at the end of the batch.

@@ -95,6 +95,11 @@ impl Gate {
             Verdict::Refuse(reply) => {
                 let blame = self.blame(conn, decision.rule);
                 let rule = rule_name(&config, decision.rule);
+                if blame == Blame::Client
+                    && let Some(passage) = self.passage(conn)
+                {
+                    passage.recipient_refused_by = Some(rule.clone());
+                }
                 let flow = self.refuse_recipient(conn, rule, rcpt.path.raw, reply, blame);
                 if let Some(rule) = newly_listed {
                     self.report_refusal(client.address, rule);

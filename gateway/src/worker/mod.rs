@@ -12,12 +12,12 @@ pub mod counters;
 mod dnsbl;
 mod gate;
 mod lease;
-mod log;
 mod mail;
 mod next_hop;
 mod passage;
 pub mod port;
 mod progress;
+pub mod records;
 mod session;
 pub mod sources;
 mod wheel;
@@ -34,6 +34,7 @@ use self::connection::{Role, Table};
 use self::counters::Counters;
 use self::gate::{Clock, Gate};
 use self::port::Port;
+use self::records::RecordQueue;
 use self::sources::Sources;
 use self::wheel::Wheel;
 use crate::config::Config;
@@ -118,7 +119,7 @@ pub struct Worker<D> {
 
 impl<D: Driver> Worker<D> {
     /// A worker that has not begun. `index` tells it from the other workers, in the log; through
-    /// `port` it asks what it cannot know by itself.
+    /// `port` it asks what it cannot know by itself; `records` takes what it records.
     pub fn new(
         driver: D,
         index: u8,
@@ -126,6 +127,7 @@ impl<D: Driver> Worker<D> {
         shared: Arc<Shared>,
         counters: Arc<Counters>,
         port: Port,
+        records: Arc<RecordQueue>,
     ) -> Self {
         let config = shared.config.load_full();
         let gate = Gate {
@@ -136,6 +138,7 @@ impl<D: Driver> Worker<D> {
             config,
             counters,
             port,
+            records,
             shared,
             now: Duration::ZERO,
             clock: Clock::default(),

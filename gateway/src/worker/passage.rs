@@ -5,8 +5,7 @@
 //! that the client sends it again.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use portcullis_smtp::envelope::Mail;
@@ -15,22 +14,12 @@ use portcullis_smtp::reply::Reply;
 use super::Gate;
 use super::connection::Role;
 use super::counters::Outcome;
-use super::log::{Destination, TransactionRecord};
+use super::records::{Reached, Record, TraceId, TransactionRecord, TransactionTexts};
 use super::session::ClientSession;
 use crate::config::{Config, Limits, NextHop};
 use crate::driver::Conn;
 use crate::policy::Rule;
 use crate::relay::transaction::{Envelope, Transaction};
-
-/// Names a session or a transaction in the log and in the `Received:` line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Id(pub(super) u64);
-
-impl fmt::Display for Id {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:X}", self.0)
-    }
-}
 
 /// Where the message is to go.
 pub(super) enum Target {
@@ -79,7 +68,7 @@ impl Told {
 pub(super) struct Passage {
     pub(super) relay: Transaction,
     pub(super) target: Target,
-    pub(super) id: Id,
+    pub(super) id: TraceId,
     pub(super) since: Duration,
     /// The connection it has, or that is being opened for it.
     pub(super) hop: Option<Conn>,
@@ -109,6 +98,8 @@ pub(super) struct Passage {
     pub(super) content_due: Option<Duration>,
     pub(super) octets: u64,
     pub(super) refused: u32,
+    /// The rule by which our policy refused a recipient, the last one if there were several.
+    pub(super) recipient_refused_by: Option<Cow<'static, str>>,
     /// The rule that let the first recipient in.
     pub(super) rule: Cow<'static, str>,
     /// The next hop that was spoken to, for the log.
@@ -120,7 +111,7 @@ pub(super) struct Passage {
 }
 
 impl Passage {
-    pub(super) fn new(mail: &Mail<'_>, id: Id, since: Duration) -> Self {
+    pub(super) fn new(mail: &Mail<'_>, id: TraceId, since: Duration) -> Self {
         Self {
             relay: Transaction::new(Envelope::new(mail)),
             target: Target::Undecided,
@@ -140,6 +131,7 @@ impl Passage {
             content_due: None,
             octets: 0,
             refused: 0,
+            recipient_refused_by: None,
             rule: Cow::Borrowed(""),
             next_hop: None,
             refusal: None,
@@ -213,6 +205,33 @@ impl Passage {
         }
     }
 
+    /// What is recorded of it at its end.
+    fn into_record(self, client: IpAddr, now: Duration) -> TransactionRecord {
+        let envelope = &self.relay.envelope;
+        let recipients = envelope.recipients().len();
+        let told = self.verdict.or(self.refusal.filter(|_| recipients == 0));
+        let refused = told.as_ref().map_or("", |told| told.recipient.as_str());
+        let recipient = envelope.recipients().next().unwrap_or(refused);
+        let reply = told.as_ref().map(|told| &told.reply);
+        TransactionRecord {
+            id: self.id,
+            client,
+            texts: TransactionTexts::new(&envelope.sender, recipient, reply),
+            outcome: told.as_ref().map_or(Outcome::Abandoned, Told::outcome),
+            rule: told.map_or("client".into(), |told| told.rule),
+            recipient_refused_by: self.recipient_refused_by,
+            recipients: recipients as u32,
+            refused: self.refused,
+            reached: match (&self.target, self.next_hop) {
+                (Target::Discard, _) => Reached::Discard,
+                (_, Some(address)) => Reached::NextHop(address),
+                _ => Reached::Nothing,
+            },
+            octets: self.octets,
+            time: now.saturating_sub(self.since),
+        }
+    }
+
     pub(super) fn reached(&self) -> Cow<'static, str> {
         if self.next_hop.is_some() {
             "next-hop".into()
@@ -234,7 +253,7 @@ impl Gate {
         self.session(conn)?.passage.as_deref_mut()
     }
 
-    /// Ends the client's transaction, if there is one, and writes its line into the log.
+    /// Ends the client's transaction, if there is one, counts and records it.
     pub(super) fn end_passage(&mut self, conn: Conn) {
         self.detach(conn);
         let Some(session) = self.session(conn) else {
@@ -246,29 +265,10 @@ impl Gate {
             return;
         };
         let client = session.client.address;
-        let envelope = &passage.relay.envelope;
-        let recipients = envelope.recipients().len();
-        let told = passage
-            .verdict
-            .or(passage.refusal.filter(|_| recipients == 0));
-        let refused = told.as_ref().map_or("", |told| told.recipient.as_str());
-        let record = TransactionRecord {
-            id: passage.id,
-            client,
-            told: told.as_ref(),
-            sender: &envelope.sender,
-            recipient: envelope.recipients().next().unwrap_or(refused),
-            recipients,
-            refused: passage.refused,
-            next_hop: match (&passage.target, passage.next_hop) {
-                (Target::Discard, _) => Destination::Discard,
-                (_, Some(address)) => Destination::NextHop(address),
-                _ => Destination::None,
-            },
-            octets: passage.octets,
-            time: self.now.saturating_sub(passage.since),
-        };
-        record.write(&self.counters);
+        let record = passage.into_record(client, self.now);
+        self.counters
+            .transaction(record.outcome, record.rule.clone(), record.octets);
+        self.records.push(Record::Transaction(record));
         if self.draining {
             self.resume.push(conn);
         }

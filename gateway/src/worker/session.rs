@@ -15,9 +15,9 @@ use portcullis_smtp::server::{Blame, Event, Session, Step};
 use super::Gate;
 use super::connection::{Ending, Receive, Role};
 use super::dnsbl::{HeldRecipient, Listings};
-use super::log::SessionRecord;
-use super::passage::{Id, Passage, Told, rule_name};
+use super::passage::{Passage, Told, rule_name};
 use super::progress::{Look, next_look};
+use super::records::{Record, SessionRecord, TraceId};
 use super::sources::Source;
 use crate::driver::Conn;
 use crate::policy::{self, Decision, Rule, Standing, Verdict};
@@ -26,7 +26,7 @@ use crate::policy::{self, Decision, Rule, Standing, Verdict};
 pub(super) struct ClientSession {
     pub(super) smtp: Session,
     pub(super) client: policy::Client,
-    pub(super) id: Id,
+    pub(super) id: TraceId,
     pub(super) helo: String,
     /// When it began.
     pub(super) since: Duration,
@@ -496,12 +496,8 @@ impl Gate {
         let record = SessionRecord {
             id: session.id,
             client: session.client.address,
-            helo: &session.helo,
-            decision: if rule.is_some() || session.listed.is_some() {
-                "refused"
-            } else {
-                "served"
-            },
+            helo: session.helo.into(),
+            is_refused: rule.is_some() || session.listed.is_some(),
             rule: rule.or(session.listed).unwrap_or(session.admitted),
             accepted: session.accepted,
             refused: session.refused,
@@ -509,7 +505,7 @@ impl Gate {
             octets: session.octets,
             time: self.now.saturating_sub(session.since),
         };
-        record.write();
+        self.records.push(Record::Session(record));
         self.wheel.clear(conn.slot);
         let connection = &mut self.table[conn];
         connection.input = Vec::new();

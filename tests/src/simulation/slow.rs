@@ -15,6 +15,8 @@ use portcullis::worker::counters::Counters;
 use portcullis::worker::port::port;
 use portcullis::worker::{Shared, Size, Worker};
 
+use super::records;
+
 /// All times are those by default.
 const CONFIGURATION: &str = r#"
 hostname = "gate.example"
@@ -101,7 +103,15 @@ fn worker(driver: SimDriver, counters: Arc<Counters>) -> Result<Worker<SimDriver
     let shared = Arc::new(Shared::new(Arc::new(config)));
     // There are no zones, and so no questions.
     let (port, _) = port(0, || (), || ());
-    Ok(Worker::new(driver, 0, size, shared, counters, port))
+    Ok(Worker::new(
+        driver,
+        0,
+        size,
+        shared,
+        counters,
+        port,
+        records(),
+    ))
 }
 
 /// The reply that a client heard to its message of so many octets, and how long after the message,
