@@ -11,11 +11,13 @@
 //! | `lists.rs` | lists over time: their files watched, great losses refused, what is in force kept |
 //! | `files.rs` | files and directories that are needed later, as another user |
 //! | `names.rs` | next hops that are given by name |
-//! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
+//! | `port.rs` | the workers' ports: which service answers which question |
+//! | `dnsbl.rs`, `dnsbl/` | the service for DNS lists; what the filter learns of them |
 //! | `admin.rs`, `state.rs`, `metrics.rs`, `metrics/` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
 //! | `dropped.rs` | expired verdicts, lost answers, the top sources of the filter, and what it drops while that happens |
-//! | `refusals.rs` | who was refused of late, why and until when |
+//! | `records.rs`, `records/` | the stream of records of sessions and transactions; their lines in the log |
+//! | `refusals.rs` | which sources were refused of late, why and until when |
 //! | `ask.rs` | how a command asks the gate beside it |
 //! | `interfaces.rs` | interfaces that come, go and lose their filter; filters that no configuration has |
 //! | `doctor.rs`, `doctor/` | is this machine able to run it? |
@@ -35,6 +37,8 @@ pub mod log;
 mod metrics;
 mod names;
 mod notify;
+mod port;
+mod records;
 pub mod refusals;
 mod reload;
 pub mod serve;
@@ -48,6 +52,8 @@ use std::time::Instant;
 use self::dropped::Drops;
 use self::files::Files;
 use self::names::Names;
+use self::port::Ports;
+use self::records::Records;
 use self::refusals::Refusals;
 use self::reload::Reloads;
 use self::start::RunningWorker;
@@ -63,12 +69,36 @@ struct Control {
     filter: Option<HeldFilter>,
     names: Names,
     files: Files,
+    ports: Arc<Ports>,
     dnsbl: Arc<dnsbl::Counts>,
+    records: Arc<Records>,
     refusals: Refusals,
     drops: Drops,
     reloads: Reloads,
     log_level: log::Level,
     since: Instant,
+}
+
+#[cfg(test)]
+impl Control {
+    /// A control plane with nothing to control, for tests.
+    fn idle(config: crate::config::Config) -> Self {
+        Self {
+            shared: Arc::new(Shared::new(Arc::new(config))),
+            workers: Vec::new(),
+            filter: None,
+            names: Names::default(),
+            files: Files::default(),
+            ports: Arc::default(),
+            dnsbl: Arc::default(),
+            records: Arc::default(),
+            refusals: Refusals::default(),
+            drops: Drops::default(),
+            reloads: Reloads::default(),
+            log_level: log::Level::of_no_log(),
+            since: Instant::now(),
+        }
+    }
 }
 
 /// The filter, and what was last seen of it: putting lists in place may take seconds, and whoever

@@ -217,11 +217,6 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::control::files::Files;
-    use crate::control::log;
-    use crate::control::names::Names;
-    use crate::worker::Shared;
-    use std::time::Instant;
 
     const GOOD: &str = "workers = 1\n[[listener]]\naddress = \"127.0.0.1:2525\"\n\
                         [[route]]\ndomains = [\"*\"]\nnext_hop = [\"192.0.2.1:25\"]\n[limits]\nsessions = 5\n";
@@ -231,19 +226,7 @@ mod tests {
         let file = directory.join("portcullis.toml");
         fs::write(&file, GOOD).unwrap();
         let config = config::load(&file).unwrap_or_else(|errors| panic!("{errors}"));
-        let control = Control {
-            log_level: log::Level::of_no_log(),
-            shared: Arc::new(Shared::new(Arc::new(config))),
-            workers: Vec::new(),
-            filter: None,
-            names: Names::default(),
-            files: Files::default(),
-            dnsbl: Arc::default(),
-            refusals: Default::default(),
-            drops: Default::default(),
-            reloads: Reloads::default(),
-            since: Instant::now(),
-        };
+        let control = Control::idle(config);
         (Arc::new(control), file)
     }
 

@@ -15,7 +15,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::dropped::Drops;
 use super::files::{self, Files};
 use super::names::Names;
-use super::refusals::Refusals;
+use super::port::{Ports, Services};
+use super::records::{LogWriter, Records};
+use super::refusals::{self, Refusals};
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
 use super::user::User;
@@ -24,6 +26,7 @@ use super::{
 };
 use crate::config::{Config, FilterMode};
 use crate::filter::{self, Filter};
+use crate::worker::records::SCHEMA;
 use crate::worker::{Life, Shared};
 
 /// Serves until SIGTERM or SIGINT: the first lets what is in flight finish, the second stops at
@@ -126,17 +129,24 @@ async fn live(
     }
     let events = held.filter.as_mut().and_then(Filter::take_events);
     let verdicts = held.filter.as_ref().map(Filter::verdicts);
-    let counts = Arc::new(dnsbl::Counts::default());
-    let (lookups, requests) = dnsbl::requests(&counts);
-    let shared = Arc::new(Shared::new(Arc::new(config)).with_lookups(lookups));
-    let (workers, ends) = start::run(held.workers, &shared)?;
+    let shared = Arc::new(Shared::new(Arc::new(config)));
+    let mut ports = Ports::default();
+    let records = Arc::new(Records::default());
+    let is_user = shared.config.load().user.is_some();
+    let log_writer = LogWriter::start(&records, is_user)
+        .map_err(|error| Error::Io("start the thread that writes the log", error))?;
+    let refusals = records.subscribe("refusals", refusals::BYTES_MAX);
+    let (workers, ends) = start::run(held.workers, &shared, &mut ports, &records)?;
+    let ports = Arc::new(ports);
     let control = Arc::new(Control {
         shared,
         workers,
         filter: held.filter.map(HeldFilter::new),
         names,
         files: Files::default(),
-        dnsbl: counts,
+        ports: Arc::clone(&ports),
+        dnsbl: Arc::default(),
+        records: Arc::clone(&records),
         refusals: Refusals::default(),
         drops: Drops::default(),
         reloads: Reloads::default(),
@@ -155,14 +165,24 @@ async fn live(
     }
     interfaces::watch(&control)?;
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
+    let (dnsbl, requests) = dnsbl::requests(&control.dnsbl);
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
+    tokio::spawn(Services { dnsbl }.serve(ports));
     control.files.try_all(&control.shared.config.load());
     tokio::spawn(files::watch(Arc::clone(&control)));
     lists::save(&control, &control.shared.config.load_full());
     tokio::spawn(lists::watch(Arc::clone(&control)));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
+    tokio::spawn(refusals::read(Arc::clone(&control), refusals));
+    tokio::spawn({
+        let records = Arc::clone(&records);
+        async move { records.serve().await }
+    });
     announce(&control);
-    watch(&control, ends, &mut stop).await
+    let watched = watch(&control, ends, &mut stop).await;
+    log_writer.finish(&records).await;
+    tracing::info!("stopped");
+    watched
 }
 
 /// Lets commands beside this gate find it. Without it they have to be told where it is.
@@ -183,6 +203,7 @@ fn announce(control: &Control) {
         listening = addresses.join(" "),
         workers = control.workers.len(),
         filter = control.filter.is_some(),
+        schema = SCHEMA,
         "serving"
     );
     notify::ready();
@@ -222,7 +243,6 @@ async fn watch(
             }
         }
     }
-    tracing::info!("stopped");
     failed.map_or(Ok(()), Err)
 }
 
@@ -292,17 +312,8 @@ mod tests {
             counters: Arc::default(),
         };
         let control = Arc::new(Control {
-            shared: Arc::new(Shared::new(Arc::new(Config::default_gate()))),
             workers: (0..ends.len()).map(worker).collect(),
-            filter: None,
-            names: Names::default(),
-            files: Files::default(),
-            dnsbl: Arc::default(),
-            refusals: Refusals::default(),
-            drops: Drops::default(),
-            reloads: Reloads::default(),
-            log_level: log::Level::of_no_log(),
-            since: Instant::now(),
+            ..Control::idle(Config::default_gate())
         });
         let (to, received) = mpsc::unbounded_channel();
         for (index, result) in ends.into_iter().enumerate() {

@@ -13,11 +13,14 @@ use portcullis_uring::{allowed_cores, pin_to_core, raise_descriptor_limit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
+use super::port::Ports;
+use super::records::Records;
 use super::{Error, user};
 use crate::config::Config;
 use crate::driver::ring::{PreparedRing, RingDriver, RingSettings, Waker, listen};
 use crate::worker::counters::Counters;
-use crate::worker::dnsbl::Inbox;
+use crate::worker::port::Port;
+use crate::worker::records::RecordQueue;
 use crate::worker::{Shared, Size, Worker};
 
 /// Connections that may wait to be accepted, per listening socket; the kernel caps it at
@@ -219,14 +222,16 @@ pub(super) fn rehearse_threads(prepared: Vec<PreparedWorker>) -> Result<(), Erro
     first_failure.map_or(Ok(()), |error| Err(Error::Io("start a ring", error)))
 }
 
-/// Starts the threads, each on a core of its own as far as there are enough. Their ends come
-/// through the receiver.
+/// Starts the threads, each on a core of its own as far as there are enough, with their ports and
+/// the queues of their records. Their ends come through the receiver.
 ///
 /// # Errors
 /// When a thread cannot be started.
 pub(super) fn run(
     prepared: Vec<PreparedWorker>,
     shared: &Arc<Shared>,
+    ports: &mut Ports,
+    records: &Records,
 ) -> Result<(Vec<RunningWorker>, UnboundedReceiver<WorkerEnd>), Error> {
     let cores = allowed_cores().unwrap_or_default();
     let (to, ends) = mpsc::unbounded_channel();
@@ -237,7 +242,15 @@ pub(super) fn run(
             result: None,
             to: to.clone(),
         };
-        run_worker(worker, core, Arc::clone(shared), notice)
+        let port = ports.add(worker.ring.waker());
+        run_worker(
+            worker,
+            core,
+            Arc::clone(shared),
+            port,
+            records.queue(),
+            notice,
+        )
     };
     let workers: Result<_, _> = prepared.into_iter().enumerate().map(start).collect();
     Ok((workers?, ends))
@@ -247,15 +260,13 @@ fn run_worker(
     prepared: PreparedWorker,
     core: Option<usize>,
     shared: Arc<Shared>,
+    port: Port,
+    records: Arc<RecordQueue>,
     notice: EndNotice,
 ) -> Result<RunningWorker, Error> {
     let waker = prepared.ring.waker();
     let counters = Arc::new(Counters::default());
     let worker_counters = Arc::clone(&counters);
-    let inbox = {
-        let waker = waker.clone();
-        Arc::new(Inbox::new(move || waker.wake()))
-    };
     // The configuration has at most 1,024 workers, of which the log tells 256 apart.
     let (name, index) = (format!("worker-{}", notice.index), notice.index as u8);
     let work = move || {
@@ -266,7 +277,16 @@ fn run_worker(
             user::give_up_capabilities()?;
         }
         let driver = RingDriver::start(prepared.ring)?;
-        Worker::new(driver, index, prepared.size, shared, worker_counters, inbox).run()
+        Worker::new(
+            driver,
+            index,
+            prepared.size,
+            shared,
+            worker_counters,
+            port,
+            records,
+        )
+        .run()
     };
     thread::Builder::new()
         .name(name)

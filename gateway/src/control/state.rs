@@ -32,6 +32,9 @@ pub(super) struct State {
     pub(super) recipients_refused: BTreeMap<String, u64>,
     pub(super) received_octets: u64,
     pub(super) starved_receives: u64,
+    /// Records of sessions and transactions that did not reach a reader, by reader; `all`: none
+    /// got them.
+    pub(super) records_lost: BTreeMap<&'static str, u64>,
     pub(super) next_hops: Vec<NextHop>,
     pub(super) names: Vec<Name>,
     pub(super) dnsbl: Dnsbl,
@@ -117,8 +120,9 @@ impl State {
             },
             state_dir: control.files.state_dir(),
             unusable_files: control.files.unusable(),
+            records_lost: control.records.lost(),
             names: names(control),
-            dnsbl: control.dnsbl.told(),
+            dnsbl: control.dnsbl.told(control.ports.dnsbl_unasked()),
             filter: control.filter.as_ref().and_then(HeldFilter::status),
             ..Self::default()
         };

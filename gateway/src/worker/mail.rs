@@ -13,8 +13,8 @@ use portcullis_smtp::server::{Blame, Event};
 use super::connection::Role;
 use super::deadline::Deadline;
 use super::lease;
-use super::log::TransactionRecord;
 use super::lookup::HeldRecipient;
+use super::records::Record;
 use super::session::{End, Heard, Session};
 use super::transaction::{CONGESTION_HIGH, OpenTransaction};
 use crate::config::NextHop;
@@ -205,6 +205,7 @@ impl Session {
                 self.reactor.counters.recipient_refused(rule);
                 self.refused += 1;
                 transaction.note_refusal(rule, rcpt.path.raw, &reply);
+                transaction.note(|notes| notes.recipient_refused_by = Some(rule));
                 if transaction.with(|state| state.unanswered()) > 0 {
                     withheld.refusal = Some(Box::new((reply, blame)));
                 } else {
@@ -504,23 +505,15 @@ impl Session {
             connection.role = Role::Client(None);
             connection.congested = false;
         });
-        self.log_transaction(transaction);
+        self.record_transaction(transaction);
     }
 
-    pub(super) fn log_transaction(&self, transaction: &OpenTransaction) {
-        let time = self.reactor.now.get().saturating_sub(transaction.since);
-        transaction.with(|state| {
-            transaction.note(|notes| {
-                let record = TransactionRecord::new(
-                    transaction,
-                    self.client.address,
-                    state,
-                    notes,
-                    time,
-                );
-                record.write(&self.reactor.counters);
-            });
-        });
+    /// Counts the transaction and records it.
+    pub(super) fn record_transaction(&self, transaction: &OpenTransaction) {
+        let record = transaction.record(self.client.address, self.reactor.now.get());
+        let counters = &self.reactor.counters;
+        counters.transaction(record.outcome, record.rule, record.octets);
+        self.reactor.records.push(Record::Transaction(record));
     }
 }
 

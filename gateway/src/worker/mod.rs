@@ -19,13 +19,13 @@ mod executor;
 mod lease;
 mod listener;
 mod local;
-mod log;
 mod lookup;
 mod mail;
 mod next_hop;
 pub mod port;
 mod progress;
 mod reactor;
+pub mod records;
 mod session;
 pub mod sources;
 mod transaction;
@@ -47,6 +47,7 @@ use self::counters::Counters;
 use self::executor::Executor;
 use self::port::Port;
 use self::reactor::{Reactor, Service};
+use self::records::RecordQueue;
 use self::sources::Sources;
 use crate::config::Config;
 use crate::driver::{self, Buffer, Completion, Conn, Driver, Outcome, ReceiveEnd};
@@ -81,8 +82,6 @@ pub struct Shared {
     pub config: Arc<ArcSwap<Config>>,
     sources: Sources,
     life: AtomicU8,
-    /// Who asks DNS lists; without one nobody is asked.
-    lookups: Option<Arc<dyn Lookups>>,
 }
 
 impl Shared {
@@ -92,20 +91,7 @@ impl Shared {
             config: Arc::new(ArcSwap::new(config)),
             sources: Sources::default(),
             life: AtomicU8::new(Life::Running as u8),
-            lookups: None,
         }
-    }
-
-    /// The same with somebody who asks DNS lists.
-    pub fn with_lookups(self, lookups: Arc<dyn Lookups>) -> Self {
-        Self {
-            lookups: Some(lookups),
-            ..self
-        }
-    }
-
-    fn lookups(&self) -> Option<&dyn Lookups> {
-        self.lookups.as_deref()
     }
 
     /// Tells the workers how to go on; they look when they are woken.
@@ -157,7 +143,7 @@ pub struct Worker {
 
 impl Worker {
     /// A worker that has not begun. `index` tells it from the other workers, in the log; what it
-    /// cannot know by itself it asks through `port`.
+    /// cannot know by itself it asks through `port`; `records` takes what it records.
     pub fn new(
         driver: impl Driver + 'static,
         index: u8,
@@ -165,8 +151,9 @@ impl Worker {
         shared: Arc<Shared>,
         counters: Arc<Counters>,
         port: Port,
+        records: Arc<RecordQueue>,
     ) -> Self {
-        let reactor = Reactor::new(Box::new(driver), index, size, shared, counters, port);
+        let reactor = Reactor::new(Box::new(driver), index, size, shared, counters, port, records);
         Self {
             reactor: Rc::new(reactor),
             executor: Executor::default(),

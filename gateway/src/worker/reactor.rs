@@ -20,9 +20,9 @@ use super::connection::{Connection, Ending, Receive, Role, Table};
 use super::counters::Counters;
 use super::listener::Listener;
 use super::local::Local;
-use super::log::Id;
 use super::port::{LookupAnswer, Notice, Port, Question, QuestionId};
 use super::progress::{Look, Progress};
+use super::records::{RecordQueue, TraceId};
 use super::wheel::Wheel;
 use super::{Shared, Size};
 use crate::config::Config;
@@ -69,6 +69,7 @@ pub(super) struct Reactor {
     answers: Local<FxHashMap<QuestionId, LookupAnswer>>,
     pub(super) shared: Arc<Shared>,
     pub(super) counters: Arc<Counters>,
+    pub(super) records: Arc<RecordQueue>,
     config: Local<Arc<Config>>,
     /// Counts the configurations, so that a session notices that there is a new one.
     generation: Cell<u32>,
@@ -109,6 +110,7 @@ impl Reactor {
         shared: Arc<Shared>,
         counters: Arc<Counters>,
         port: Port,
+        records: Arc<RecordQueue>,
     ) -> Self {
         let config = shared.config.load_full();
         Self {
@@ -126,6 +128,7 @@ impl Reactor {
             generation: Cell::new(0),
             shared,
             counters,
+            records,
             now: Cell::default(),
             clock: Local::default(),
             index,
@@ -176,10 +179,10 @@ impl Reactor {
             .with(|listeners| listeners.get(usize::from(number.0)).cloned())
     }
 
-    pub(super) fn next_id(&self) -> Id {
+    pub(super) fn next_id(&self) -> TraceId {
         self.ids.set(self.ids.get() + 1);
         let unix_time = self.clock.with(|clock| clock.unix_time);
-        Id(unix_time << 32 | (self.ids.get() & 0xff_ffff) << 8 | u64::from(self.index))
+        TraceId(unix_time << 32 | (self.ids.get() & 0xff_ffff) << 8 | u64::from(self.index))
     }
 
     /// Shows `show` the date as a message has it.

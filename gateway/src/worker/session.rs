@@ -19,10 +19,10 @@ use portcullis_smtp::server::{self, Abuse, Event};
 use super::connection::{Ending, OUTPUT_MAX, Role};
 use super::deadline::Deadline;
 use super::listener::Listener;
-use super::log::{Id, SessionRecord};
 use super::lookup::Listings;
 use super::progress::{Look, next_look};
 use super::reactor::{Reactor, Service};
+use super::records::{Record, SessionRecord, TraceId};
 use super::sources::Source;
 use super::transaction::OpenTransaction;
 use crate::config::{Config, Limits};
@@ -114,7 +114,7 @@ pub(super) struct Session {
     pub(super) client: policy::Client,
     /// The configuration that the above are from.
     generation: u32,
-    id: Id,
+    id: TraceId,
     pub(super) helo: String,
     /// When it began.
     since: Duration,
@@ -421,7 +421,7 @@ impl Session {
         }
         self.answer(&decision, out);
         if !decision.is_accept() {
-            self.log_transaction(&transaction);
+            self.record_transaction(&transaction);
             return None;
         }
         let transaction = Rc::new(transaction);
@@ -495,12 +495,8 @@ impl Session {
         let record = SessionRecord {
             id: self.id,
             client: self.client.address,
-            helo: &self.helo,
-            decision: if rule.is_some() || self.listed.is_some() {
-                "refused"
-            } else {
-                "served"
-            },
+            helo: std::mem::take(&mut self.helo).into_boxed_str(),
+            is_refused: rule.is_some() || self.listed.is_some(),
             rule: rule.or(self.listed).unwrap_or(self.admitted),
             accepted: self.accepted,
             refused: self.refused,
@@ -508,7 +504,7 @@ impl Session {
             octets: self.octets,
             time: reactor.now.get().saturating_sub(self.since),
         };
-        record.write();
+        reactor.records.push(Record::Session(record));
         reactor.finish(self.conn, end.ending());
     }
 }

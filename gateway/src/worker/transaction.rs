@@ -6,7 +6,7 @@
 //! allocation, made at MAIL, so that a session between transactions pays nothing for it.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +14,13 @@ use portcullis_smtp::client::{Client, Sent};
 use portcullis_smtp::envelope::Mail;
 use portcullis_smtp::reply::Reply;
 
+use super::counters::Outcome;
 use super::local::Local;
-use super::log::{Id, LoggedReply};
+use super::records::{Reached, TraceId, TransactionRecord, TransactionTexts};
 use crate::config::Config;
 use crate::driver::Conn;
 use crate::policy::Rule;
-use crate::relay::destination::Loss;
+use crate::relay::destination::{Destination, Loss};
 use crate::relay::owner::{Owner, Standing};
 use crate::relay::transaction::{Lost, Transaction};
 
@@ -37,15 +38,46 @@ pub(super) struct Notes {
     pub(super) refused: u32,
     /// The rule that let the first recipient in, and its route.
     pub(super) accepted_by: Option<(Rule, u16)>,
+    /// The rule by which our policy refused a recipient, the last one if there were several.
+    pub(super) recipient_refused_by: Option<Rule>,
     /// The latest refusal: what the log names if nothing comes of the transaction.
     pub(super) refusal: Option<LoggedReply>,
     /// The last word about the whole transaction, once it is certain.
     pub(super) verdict: Option<LoggedReply>,
 }
 
+/// What the client was told, and by which rule.
+pub(super) struct LoggedReply {
+    rule: Rule,
+    reply: Reply<'static>,
+    /// Whom it is about, if it is about one recipient.
+    recipient: String,
+}
+
+impl LoggedReply {
+    fn new(rule: Rule, reply: &Reply<'_>, recipient: &str) -> Self {
+        Self {
+            rule,
+            reply: reply.clone().into_owned(),
+            recipient: recipient.to_owned(),
+        }
+    }
+
+    /// How a transaction ends in which this is the last word.
+    fn outcome(&self) -> Outcome {
+        if self.reply.is_positive() {
+            Outcome::Accepted
+        } else if self.reply.is_permanent() {
+            Outcome::Refused
+        } else {
+            Outcome::Deferred
+        }
+    }
+}
+
 /// A client's transaction in progress.
 pub(super) struct OpenTransaction {
-    pub(super) id: Id,
+    pub(super) id: TraceId,
     /// The task of the client's session.
     pub(super) client: Conn,
     /// The configuration that it began under, and that it ends under.
@@ -70,7 +102,7 @@ pub(super) struct OpenTransaction {
 impl OpenTransaction {
     pub(super) fn new(
         mail: &Mail<'_>,
-        id: Id,
+        id: TraceId,
         client: Conn,
         config: Arc<Config>,
         since: Duration,
@@ -105,13 +137,13 @@ impl OpenTransaction {
     pub(super) fn note_refusal(&self, rule: Rule, recipient: &str, reply: &Reply<'_>) {
         self.notes.with(|notes| {
             notes.refused += u32::from(!recipient.is_empty());
-            notes.refusal = Some(LoggedReply::of_recipient(rule, reply, recipient));
+            notes.refusal = Some(LoggedReply::new(rule, reply, recipient));
         });
     }
 
     /// Notes the last word about the whole transaction, unless there is one.
     pub(super) fn note_verdict(&self, rule: Rule, reply: &Reply<'_>) {
-        let word = || LoggedReply::of_message(rule, reply);
+        let word = || LoggedReply::new(rule, reply, "");
         self.notes.with(|notes| {
             notes.verdict.get_or_insert_with(word);
         });
@@ -124,6 +156,37 @@ impl OpenTransaction {
         } else {
             Rule::NEXT_HOP_UNAVAILABLE
         }
+    }
+
+    /// What is recorded of it at its end.
+    pub(super) fn record(&self, client: IpAddr, now: Duration) -> TransactionRecord {
+        let record = |state: &mut Transaction, notes: &mut Notes| {
+            let mut recipients = state.envelope.recipients();
+            let count = recipients.len();
+            let refusal = notes.refusal.as_ref().filter(|_| count == 0);
+            let last = notes.verdict.as_ref().or(refusal);
+            let refused = last.map_or("", |last| last.recipient.as_str());
+            let recipient = recipients.next().unwrap_or(refused);
+            let reply = last.map(|last| &last.reply);
+            TransactionRecord {
+                id: self.id,
+                client,
+                texts: TransactionTexts::new(state.envelope.sender(), recipient, reply),
+                outcome: last.map_or(Outcome::Abandoned, LoggedReply::outcome),
+                rule: last.map_or(Rule::CLIENT, |last| last.rule),
+                recipient_refused_by: notes.recipient_refused_by,
+                recipients: count as u32,
+                refused: notes.refused,
+                reached: match (&state.destination, self.next_hop.get()) {
+                    (Destination::Discard, _) => Reached::Discard,
+                    (_, Some(address)) => Reached::NextHop(address),
+                    _ => Reached::Nothing,
+                },
+                octets: notes.octets,
+                time: now.saturating_sub(self.since),
+            }
+        };
+        self.with(|state| self.note(|notes| record(state, notes)))
     }
 
     /// Whether it waits for a connection.

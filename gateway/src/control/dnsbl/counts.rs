@@ -156,8 +156,8 @@ impl Counts {
         self.outstanding.store(sources as u64, Ordering::Relaxed);
     }
 
-    /// What was counted so far.
-    pub(in crate::control) fn told(&self) -> Dnsbl {
+    /// What was counted so far; `unasked` were one too many before they came here.
+    pub(in crate::control) fn told(&self, unasked: u64) -> Dnsbl {
         let zones = self.zones.lock().unwrap_or_else(PoisonError::into_inner);
         Dnsbl {
             zones: zones
@@ -176,7 +176,7 @@ impl Counts {
                 .collect(),
             cache_hits: self.cache_hits.load(Ordering::Relaxed),
             outstanding: self.outstanding.load(Ordering::Relaxed),
-            unasked: self.unasked.load(Ordering::Relaxed),
+            unasked: unasked + self.unasked.load(Ordering::Relaxed),
         }
     }
 }

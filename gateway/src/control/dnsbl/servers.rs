@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
 
 use super::counts::Counts;
-use super::query::{Answered, QueryError, Question};
+use super::query::{DnsAnswer, DnsQuery, QueryError};
 
 /// Questions to name servers at a time; each has a socket. One more is not asked. Fewer where the
 /// limit of open files is low.
@@ -75,7 +75,7 @@ pub(super) enum NoAnswer {
 }
 
 /// What came of a question to one server.
-type Attempt = (SocketAddr, Result<Answered, QueryError>);
+type Attempt = (SocketAddr, Result<DnsAnswer, QueryError>);
 
 impl NameServers {
     /// These servers; a question to all of them together may take so long.
@@ -105,8 +105,8 @@ impl NameServers {
     pub(super) async fn ask(
         self: &Arc<Self>,
         zone: &Arc<str>,
-        question: &Arc<Question>,
-    ) -> Result<Answered, NoAnswer> {
+        question: &Arc<DnsQuery>,
+    ) -> Result<DnsAnswer, NoAnswer> {
         let (order, probes) = self.order(zone);
         self.probe(zone, question, probes);
         let share = self.share();
@@ -165,14 +165,14 @@ impl NameServers {
 
     /// Asks every server in the background whether it answers for a zone, if there are several:
     /// else the one that is needed last would be known by its first failure.
-    pub(super) fn probe_all(self: &Arc<Self>, zone: &Arc<str>, question: &Arc<Question>) {
+    pub(super) fn probe_all(self: &Arc<Self>, zone: &Arc<str>, question: &Arc<DnsQuery>) {
         if self.servers.len() > 1 {
             self.probe(zone, question, self.servers.clone());
         }
     }
 
     /// Asks each of the servers by itself, one beside the other, for `doctor`.
-    pub(super) async fn ask_each(&self, question: &Arc<Question>) -> Vec<Attempt> {
+    pub(super) async fn ask_each(&self, question: &Arc<DnsQuery>) -> Vec<Attempt> {
         let mut attempts = JoinSet::new();
         for server in self.servers.clone() {
             let (question, timeout) = (Arc::clone(question), self.timeout);
@@ -223,7 +223,7 @@ impl NameServers {
     fn probe(
         self: &Arc<Self>,
         zone: &Arc<str>,
-        question: &Arc<Question>,
+        question: &Arc<DnsQuery>,
         servers: Vec<SocketAddr>,
     ) {
         for server in servers {
@@ -306,7 +306,7 @@ fn queries_max(open_files: u64) -> usize {
 }
 
 async fn attempt(
-    question: Arc<Question>,
+    question: Arc<DnsQuery>,
     server: SocketAddr,
     permit: OwnedSemaphorePermit,
 ) -> Attempt {
@@ -317,9 +317,9 @@ async fn attempt(
 
 async fn within(
     timeout: Duration,
-    question: &Question,
+    question: &DnsQuery,
     server: SocketAddr,
-) -> Result<Answered, QueryError> {
+) -> Result<DnsAnswer, QueryError> {
     let asked = time::timeout(timeout, question.ask(server)).await;
     asked.unwrap_or(Err(QueryError::Silent))
 }

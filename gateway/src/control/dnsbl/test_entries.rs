@@ -26,7 +26,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::counts::Counts;
-use super::query::{Answered, Question};
+use super::query::{DnsAnswer, DnsQuery};
 use super::servers::{NameServers, NoAnswer};
 use crate::policy::dnsbl::{Answer, Meaning, TestEntry, Zone, query_name};
 
@@ -139,12 +139,12 @@ impl Family {
     }
 
     /// The question for a test entry.
-    pub(super) fn question(self, entry: TestEntry, zone: &Zone) -> Option<Arc<Question>> {
+    pub(super) fn question(self, entry: TestEntry, zone: &Zone) -> Option<Arc<DnsQuery>> {
         let name = match self {
             Self::Ipv4 => entry.name_ipv4(&zone.name),
             Self::Ipv6 => entry.name_ipv6(&zone.name),
         };
-        Question::new(&name).map(Arc::new)
+        DnsQuery::new(&name).map(Arc::new)
     }
 }
 
@@ -314,7 +314,7 @@ impl TestResult {
 /// 127.0.0.1, and it is asked because rbldnsd answers for mapped addresses from its IPv4 data: a
 /// file that has `::/0` would not show.
 pub(super) async fn ask(servers: &Arc<NameServers>, zone: &Zone, family: Family) -> TestResult {
-    let ask = |question: Option<Arc<Question>>| async move {
+    let ask = |question: Option<Arc<DnsQuery>>| async move {
         let Some(question) = question else {
             return Err(NoAnswer::Unasked);
         };
@@ -326,7 +326,7 @@ pub(super) async fn ask(servers: &Arc<NameServers>, zone: &Zone, family: Family)
         let (unlisted, listed) = tokio::join!(ask(unlisted), ask(listed));
         return TestResult { unlisted, listed };
     }
-    let loopback = Question::new(&query_name(Ipv6Addr::LOCALHOST.into(), &zone.name));
+    let loopback = DnsQuery::new(&query_name(Ipv6Addr::LOCALHOST.into(), &zone.name));
     let loopback = ask(loopback.map(Arc::new));
     let (mapped, loopback, listed) = tokio::join!(ask(unlisted), loopback, ask(listed));
     let is_listed = |answer: &Answer| zone.meaning(answer) == Meaning::Listed;
@@ -338,7 +338,7 @@ pub(super) async fn ask(servers: &Arc<NameServers>, zone: &Zone, family: Family)
 }
 
 /// An answer as a fact about the address that was asked about.
-pub(super) fn answer(answered: Answered) -> Answer {
+pub(super) fn answer(answered: DnsAnswer) -> Answer {
     if answered.addresses.is_empty() {
         Answer::NotListed
     } else {

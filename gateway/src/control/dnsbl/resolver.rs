@@ -1,5 +1,5 @@
-//! Asking the zones about an address: all at once, each with its time, and each answer remembered
-//! for as long as its zone allows.
+//! The resolver of DNS lists: it queries all zones about an address at once, each with its time, and
+//! remembers each answer for as long as its zone allows.
 //!
 //! Answers are remembered with a bound. Silence is not remembered: the next client may find the
 //! zone well again. An answer that there is no such name is remembered only if it says for how long
@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time;
 
 use super::counts::Counts;
-use super::query::{QueryError, Question};
+use super::query::{DnsQuery, QueryError};
 use super::servers::{NameServers, NoAnswer};
 use super::test_entries::{self, Family, Tests, Trust};
 use crate::config::DnsblPolicy;
@@ -65,8 +65,8 @@ impl Expiry<(Arc<str>, IpAddr), Remembered> for AsAnswered {
 /// A zone that was switched off, and for which addresses.
 pub(super) type SwitchedOff = (Arc<str>, Family);
 
-/// Who asks, and what it has learnt.
-pub(super) struct Asking {
+/// Queries zones, and remembers their answers.
+pub(super) struct Resolver {
     policy: DnsblPolicy,
     servers: Arc<NameServers>,
     tests: Tests,
@@ -75,8 +75,8 @@ pub(super) struct Asking {
     complained: Mutex<FxHashMap<(Arc<str>, &'static str), Instant>>,
 }
 
-impl Asking {
-    /// Asks as this configuration wants it. `switched_off` hears of zones that turn out to list the
+impl Resolver {
+    /// A resolver for this configuration. `switched_off` hears of zones that turn out to list the
     /// world.
     pub(super) fn new(
         policy: &DnsblPolicy,
@@ -93,7 +93,7 @@ impl Asking {
             move |zone: &Arc<str>, family| {
                 // Of all zones: it happens once in years.
                 cache.invalidate_all();
-                // With nobody listening there are no verdicts to take back.
+                // With no receiver there are no verdicts to remove.
                 let _ = switched_off.send((Arc::clone(zone), family));
             }
         };
@@ -107,7 +107,7 @@ impl Asking {
         }
     }
 
-    /// Whether it asks as this configuration wants it.
+    /// Whether it works as this configuration wants it.
     pub(super) fn follows(&self, policy: &DnsblPolicy) -> bool {
         let same = DnsblPolicy {
             drop_for: self.policy.drop_for,
@@ -121,8 +121,12 @@ impl Asking {
         self.tests.trust(zone, Family::of(client))
     }
 
-    /// Asks all zones about an address.
-    pub(super) async fn ask_all(self: Arc<Self>, zones: Vec<Zone>, client: IpAddr) -> Vec<Finding> {
+    /// Queries all zones about an address.
+    pub(super) async fn query_all(
+        self: Arc<Self>,
+        zones: Vec<Zone>,
+        client: IpAddr,
+    ) -> Vec<Finding> {
         let mut answers = JoinSet::new();
         let mut findings: Vec<Finding> = Vec::with_capacity(zones.len());
         for (number, zone) in zones.into_iter().enumerate() {
@@ -130,8 +134,8 @@ impl Asking {
                 zone: Arc::clone(&zone.name),
                 answer: Answer::Silent,
             });
-            let asking = Arc::clone(&self);
-            answers.spawn(async move { (number, asking.ask(&zone, client).await) });
+            let resolver = Arc::clone(&self);
+            answers.spawn(async move { (number, resolver.query(&zone, client).await) });
         }
         while let Some(done) = answers.join_next().await {
             if let Ok((number, answer)) = done
@@ -151,14 +155,14 @@ impl Asking {
         for zone in zones.iter().filter(|zone| zone.test_entries) {
             for family in Family::BOTH {
                 if self.tests.is_due(zone, family) {
-                    let (asking, zone) = (Arc::clone(self), zone.clone());
-                    tokio::spawn(async move { asking.tests.test_now(&zone, family).await });
+                    let (resolver, zone) = (Arc::clone(self), zone.clone());
+                    tokio::spawn(async move { resolver.tests.test_now(&zone, family).await });
                 }
             }
         }
     }
 
-    async fn ask(&self, zone: &Zone, client: IpAddr) -> Answer {
+    async fn query(&self, zone: &Zone, client: IpAddr) -> Answer {
         let family = Family::of(client);
         if self.tests.trust(zone, family) == Trust::SwitchedOff {
             return Answer::SwitchedOff;
@@ -169,7 +173,7 @@ impl Asking {
             return remembered.answer;
         }
         let deadline = time::Instant::now() + self.policy.timeout;
-        let Some((mut answer, mut lasts)) = self.question(zone, client).await else {
+        let Some((mut answer, mut lasts)) = self.query_servers(zone, client).await else {
             return Answer::Silent;
         };
         let mut meaning = zone.meaning(&answer);
@@ -216,9 +220,9 @@ impl Asking {
 
     /// Asks the name servers. Returns what the zone says, and for how long; `None` if it was one
     /// question too many.
-    async fn question(&self, zone: &Zone, client: IpAddr) -> Option<(Answer, Duration)> {
+    async fn query_servers(&self, zone: &Zone, client: IpAddr) -> Option<(Answer, Duration)> {
         let name = query_name(client, &zone.name);
-        let asked = match Question::new(&name).map(Arc::new) {
+        let asked = match DnsQuery::new(&name).map(Arc::new) {
             Some(question) => self.servers.ask(&zone.name, &question).await,
             None => Err(NoAnswer::Failed(QueryError::Broken(
                 "there is no such name in DNS",
@@ -245,7 +249,7 @@ impl Asking {
                     tracing::warn!(
                         zone = &*zone.name,
                         %error,
-                        "a DNS list gives no answer: it counts as silent, and nobody is refused for it"
+                        "a DNS list gives no answer: it counts as silent, and refuses no client"
                     );
                 });
                 Some((Answer::Silent, Duration::ZERO))
