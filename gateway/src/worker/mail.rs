@@ -8,18 +8,19 @@ use std::time::Duration;
 
 use portcullis_smtp::envelope::{Mail, Rcpt};
 use portcullis_smtp::reply::Reply;
-use portcullis_smtp::server::{Blame, Event};
+use portcullis_smtp::server::{Blame, Event, Verb};
 
 use super::connection::Role;
 use super::deadline::Deadline;
 use super::lease;
 use super::lookup::HeldRecipient;
-use super::records::Record;
+use super::records::{Record, TransactionRecord};
 use super::session::{End, Heard, Session};
-use super::transaction::{CONGESTION_HIGH, OpenTransaction};
+use super::transaction::{CONGESTION_HIGH, LoggedReply, OpenTransaction};
 use crate::config::NextHop;
 use crate::policy::{Rule, RuleKind};
-use crate::policy::pipeline::{Decision, Facts, Recipient, Stage, decide};
+use crate::policy::pipeline::Recipient;
+use crate::policy::{Decision, Facts, Stage, decide};
 use crate::relay::destination::{Destination, NextHops};
 use crate::relay::received::Received;
 use crate::relay::owner::Owner;
@@ -158,7 +159,7 @@ impl Session {
                 self.pass_on(transaction);
             }
             Event::Reset => return Some(Ok(After::Over)),
-            event => return self.end_by(&event).map(Err),
+            event => return self.common_event(Some(transaction), &event).map(Err),
         }
         let after = self.give_answers(transaction, withheld, out);
         let waits = (!withheld.is_empty()).then_some(After::Waits);
@@ -296,7 +297,7 @@ impl Session {
     ) -> Option<After> {
         let reply = &answer.reply;
         let blame = match answer.to {
-            AnswerTo::RecipientUnknown if !self.client.is_exempt() => Blame::UnknownRecipient,
+            AnswerTo::RecipientUnknown => self.client.blame_for_unknown_recipient(),
             _ => Blame::Nobody,
         };
         if answer.to == AnswerTo::Proceed {
@@ -400,7 +401,7 @@ impl Session {
                 Some(Ok(false))
             }
             Event::Reset => Some(Ok(false)),
-            event => session.end_by(&event).map(Err),
+            event => session.common_event(Some(transaction), &event).map(Err),
         });
         match heard? {
             Heard::Some(is_complete) => {
@@ -487,7 +488,9 @@ impl Session {
             return Poll::Ready(Ok(()));
         }
         // Nothing is taken before the answer; what comes meanwhile is noticed.
-        let heard = self.poll_events(|session, event, _| session.end_by(&event).map(Err));
+        let heard = self.poll_events(|session, event, _| {
+            session.common_event(Some(transaction), &event).map(Err)
+        });
         match heard? {
             Heard::Some(()) | Heard::More { .. } | Heard::Wait => Poll::Pending,
         }
@@ -508,9 +511,46 @@ impl Session {
         self.record_transaction(transaction);
     }
 
+    /// The SMTP engine has refused a command by itself: it is counted, and named in the log if
+    /// nothing better comes of the transaction.
+    pub(super) fn note_refused_command(
+        &mut self,
+        transaction: Option<&OpenTransaction>,
+        verb: Verb,
+        rule: Rule,
+        reply: &Reply<'_>,
+    ) {
+        let counters = &self.reactor.counters;
+        match (verb, transaction) {
+            (Verb::Mail, _) => {
+                let id = self.reactor.next_id();
+                let record = LoggedReply::new(rule, reply, "").into_record(id, self.client.address);
+                self.record(record);
+            }
+            (Verb::Rcpt, transaction) => {
+                self.refused += 1;
+                counters.recipient_refused(rule);
+                if let Some(transaction) = transaction {
+                    transaction.note(|notes| notes.refused += 1);
+                    transaction.note_refusal(rule, "", reply);
+                }
+            }
+            (Verb::Content, Some(transaction)) => {
+                counters.command_refused(rule);
+                if transaction.note(|notes| notes.refusal.is_none()) {
+                    transaction.note_refusal(rule, "", reply);
+                }
+            }
+            (Verb::Content | Verb::Other, _) => counters.command_refused(rule),
+        }
+    }
+
     /// Counts the transaction and records it.
     pub(super) fn record_transaction(&self, transaction: &OpenTransaction) {
-        let record = transaction.record(self.client.address, self.reactor.now.get());
+        self.record(transaction.record(self.client.address, self.reactor.now.get()));
+    }
+
+    fn record(&self, record: TransactionRecord) {
         let counters = &self.reactor.counters;
         counters.transaction(record.outcome, record.rule, record.octets);
         self.reactor.records.push(Record::Transaction(record));

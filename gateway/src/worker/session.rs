@@ -27,21 +27,14 @@ use super::sources::Source;
 use super::transaction::OpenTransaction;
 use crate::config::{Config, Limits};
 use crate::driver::Conn;
-use crate::policy::pipeline::{Counts, Decision, Facts, Stage, decide};
-use crate::policy::{self, Rule};
+use crate::policy::pipeline::{Count, Counts};
+use crate::policy::{self, Decision, Facts, Rule, Stage, decide};
 
 const TIMEOUT: Reply<'static> = Reply::fixed(
     421,
     EnhancedCode(4, 4, 2),
     "Timeout, closing the connection",
 );
-/// The answer to what cannot be finished before the gate stops.
-const STOPPING: Reply<'static> = Reply::fixed(
-    421,
-    EnhancedCode(4, 3, 2),
-    "The service is stopping, please try again later",
-);
-
 /// How a session ends. Whatever it waits for, this is carried out to [`Session::end`].
 #[derive(Clone, Debug)]
 pub(super) enum End {
@@ -75,7 +68,7 @@ impl End {
     pub(super) fn last_words(&self) -> Option<&'static Reply<'static>> {
         match self {
             Self::Timeout => Some(&TIMEOUT),
-            Self::Stopping => Some(&STOPPING),
+            Self::Stopping => Some(&policy::STOPPING),
             Self::Gone | Self::Quit { .. } | Self::Refused(_) | Self::Abuse(_) => None,
         }
     }
@@ -206,8 +199,11 @@ impl Session {
     /// Holds a new session to the policy and the limits.
     fn admit(&mut self) -> Result<(), End> {
         let config = self.reactor.config();
-        let mut facts = Facts::new(self.listener.facts, &self.client);
-        facts.counts = self.count();
+        let counts = self.count();
+        let facts = Facts {
+            counts,
+            ..self.facts()
+        };
         match decide(Stage::Connect, &config.policy, &facts) {
             Decision::Refuse { rule, reply, .. } => {
                 self.reactor.write(self.conn, |out| reply.write(out));
@@ -222,27 +218,26 @@ impl Session {
         }
     }
 
-    /// Counts the session in, as far as limits ask for that.
+    /// Counts the session in.
     fn count(&mut self) -> Counts {
         let reactor = &self.reactor;
-        let limit = self.limits().sessions_per_source;
-        let mut counts = Counts {
-            stopping: reactor.service.get() != Service::Open,
-            ..Counts::default()
-        };
-        counts.sessions.now = reactor.sessions.get();
-        counts.sessions.max = reactor.sessions_max;
-        if !self.client.is_exempt() && !counts.stopping && !counts.sessions.is_exceeded() {
+        let mut source_sessions = Count::default();
+        if !self.client.is_exempt() {
             let source = Source::from(self.client.address);
-            counts.source_sessions.max = limit;
-            if reactor.shared.sources.enter(source, limit) {
-                self.source = Some(source);
-                counts.source_sessions.now = limit;
-            } else {
-                counts.source_sessions.now = limit.saturating_add(1);
-            }
+            self.source = Some(source);
+            source_sessions = Count {
+                now: reactor.shared.sources.enter(source),
+                max: self.listener.limits().sessions_per_source,
+            };
         }
-        counts
+        Counts {
+            stopping: reactor.service.get() != Service::Open,
+            sessions: Count {
+                now: reactor.sessions.get(),
+                max: reactor.sessions_max,
+            },
+            source_sessions,
+        }
     }
 
     fn greet(&mut self) {
@@ -258,7 +253,7 @@ impl Session {
         if self.reactor.service.get() != Service::Open {
             return Poll::Ready(Err(End::Stopping));
         }
-        let heard = self.poll_events(|session, event, _| session.end_by(&event).map(Err))?;
+        let heard = self.poll_events(|session, event, _| session.common_event(None, &event).map(Err))?;
         match heard {
             Heard::Some(()) | Heard::More { is_over: true } => {
                 return Poll::Ready(Err(End::Gone));
@@ -282,7 +277,7 @@ impl Session {
                 session.hello(name, out);
                 None
             }
-            event => session.end_by(&event).map(Err),
+            event => session.common_event(None, &event).map(Err),
         })?;
         match heard {
             Heard::Some(transaction) => Poll::Ready(Ok(transaction)),
@@ -291,9 +286,18 @@ impl Session {
         }
     }
 
-    /// How an event ends the session, if it does, wherever the session stands.
-    pub(super) fn end_by(&self, event: &Event<'_>) -> Option<End> {
+    /// What is the same wherever the session stands: commands that the SMTP engine refuses by
+    /// itself, which are noted, and the end of the session, which is returned.
+    pub(super) fn common_event(
+        &mut self,
+        transaction: Option<&OpenTransaction>,
+        event: &Event<'_>,
+    ) -> Option<End> {
         match event {
+            Event::Refused { verb, error, reply } => {
+                self.note_refused_command(transaction, *verb, (*error).into(), reply);
+                None
+            }
             Event::Quit => Some(End::Quit {
                 talks_on: self.smtp.talks_on(),
             }),

@@ -37,7 +37,7 @@ pub(super) struct Notes {
     /// Recipients that were refused, by us or by the next hop.
     pub(super) refused: u32,
     /// The rule that let the first recipient in, and its route.
-    pub(super) accepted_by: Option<(Rule, u16)>,
+    pub(super) accepted_by: Option<(Rule, usize)>,
     /// The rule by which our policy refused a recipient, the last one if there were several.
     pub(super) recipient_refused_by: Option<Rule>,
     /// The latest refusal: what the log names if nothing comes of the transaction.
@@ -55,11 +55,28 @@ pub(super) struct LoggedReply {
 }
 
 impl LoggedReply {
-    fn new(rule: Rule, reply: &Reply<'_>, recipient: &str) -> Self {
+    pub(super) fn new(rule: Rule, reply: &Reply<'_>, recipient: &str) -> Self {
         Self {
             rule,
             reply: reply.clone().into_owned(),
             recipient: recipient.to_owned(),
+        }
+    }
+
+    /// The record of a transaction that did not begin.
+    pub(super) fn into_record(self, id: TraceId, client: IpAddr) -> TransactionRecord {
+        TransactionRecord {
+            id,
+            client,
+            texts: TransactionTexts::new("", "", Some(&self.reply)),
+            outcome: self.outcome(),
+            rule: self.rule,
+            recipient_refused_by: None,
+            recipients: 0,
+            refused: 0,
+            reached: Reached::Nothing,
+            octets: 0,
+            time: Duration::ZERO,
         }
     }
 
