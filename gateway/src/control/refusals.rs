@@ -117,7 +117,7 @@ impl Refusals {
         history.client = refusal.client;
         history.last = now;
         history.kept_out = kept_out;
-        history.count(&refusal.rule);
+        history.count(refusal.rule.name());
     }
 
     /// All, the last refused first.
@@ -197,11 +197,12 @@ fn utc(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Rule;
 
     fn refusal(client: IpAddr, rule: &str) -> Refusal {
         Refusal {
             client,
-            rule: rule.to_owned().into(),
+            rule: Rule::of_zone(rule.trim_start_matches("dnsbl:")),
         }
     }
 

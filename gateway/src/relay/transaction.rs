@@ -249,6 +249,17 @@ fn quoting(reply: &Reply<'static>, said: &Reply<'_>) -> Reply<'static> {
     Reply::new(reply.code, reply.enhanced, text)
 }
 
+/// Why a message must not be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// It has too many `Received:` lines.
+    MailLoop,
+    /// It has 8-bit content, and the next hop takes none.
+    EightBit,
+    /// It has a header beyond ASCII, and the next hop takes none.
+    Utf8Header,
+}
+
 const DONE: Reply<'static> = Reply::fixed(503, EnhancedCode(5, 5, 1), "The transaction is over");
 
 /// Whether a refusal of RCPT says that there is no such recipient, which is what guessing addresses
@@ -472,26 +483,26 @@ impl Transaction {
     /// data.
     ///
     /// # Errors
-    /// The rule and the reply when the message must not be passed on: a loop, or 8-bit content for
+    /// Why, and the reply, when the message must not be passed on: a loop, or 8-bit content for
     /// a next hop that takes none (RFC 6152 section 3), or a header beyond ASCII for one without
     /// SMTPUTF8. The transaction is settled then.
     pub fn content(
         &mut self,
         piece: &[u8],
         out: &mut Vec<u8>,
-    ) -> Result<(), (&'static str, Reply<'static>)> {
+    ) -> Result<(), (Unfit, Reply<'static>)> {
         if !matches!(self.stage, Stage::Content | Stage::Discard) {
             return Ok(());
         }
         let header = self.hops.update(piece);
         let refusal = if self.hops.is_loop() {
-            ("mail-loop", LOOP)
+            (Unfit::MailLoop, LOOP)
         } else if self.seven_bit_only && !piece.is_ascii() {
-            ("8-bit", NOT_SEVEN_BIT)
+            (Unfit::EightBit, NOT_SEVEN_BIT)
         } else if self.ascii_only && !piece[..header].is_ascii() {
             // The headers within a body of several parts are not looked for: that would be to parse
             // MIME.
-            ("utf8-header", NO_UTF8_HEADER)
+            (Unfit::Utf8Header, NO_UTF8_HEADER)
         } else {
             if self.stage == Stage::Content {
                 self.stuffer.write(piece, out);

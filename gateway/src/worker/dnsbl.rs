@@ -5,9 +5,8 @@
 //! comes back through the worker's [`Inbox`]. The worker has a deadline of its own, a little after
 //! that of the control plane: if nothing comes (the question was one too many, the control plane is
 //! stuck), no list has said anything, and mail goes on. Nothing here can refuse more than
-//! [`Policy::listings`](crate::policy::Policy::listings) does.
+//! the check of the [policy](crate::policy) does.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +20,7 @@ use super::Gate;
 use super::connection::Role;
 use super::session::{ClientSession, Flow};
 use crate::driver::Conn;
+use crate::policy::Rule;
 use crate::policy::dnsbl::Finding;
 
 /// How long after the time that an answer may take the worker gives it up by itself.
@@ -53,7 +53,7 @@ pub struct Refusal {
     /// Its address.
     pub client: IpAddr,
     /// The rule that refused it: `dnsbl:ZONE`.
-    pub rule: Cow<'static, str>,
+    pub rule: Rule,
 }
 
 /// What the zones say about the client of a connection; zones that say nothing may be left out, and
@@ -149,33 +149,27 @@ impl HeldRecipient {
 }
 
 impl ClientSession {
-    /// Holds a recipient back if what DNS lists say about the client is not there yet.
-    pub(super) fn hold_recipient(&mut self, rcpt: &Rcpt<'_>, now: Duration) -> bool {
-        match self.listings {
-            Listings::Awaited(due) if now < due => {
-                self.held = Some(Box::new(HeldRecipient::new(rcpt, due)));
-                true
-            }
-            _ => false,
+    /// Holds a recipient back until it is known what DNS lists say about the client.
+    pub(super) fn hold_recipient(&mut self, rcpt: &Rcpt<'_>) {
+        if let Listings::Awaited(due) = self.listings {
+            self.held = Some(Box::new(HeldRecipient::new(rcpt, due)));
         }
     }
 
     /// Notes the rule by which a recipient is refused for a listing; gives it back if it is the
     /// first one, which the filter hears of.
-    pub(super) fn refuse_as_listed(
-        &mut self,
-        rule: Cow<'static, str>,
-    ) -> Option<Cow<'static, str>> {
+    pub(super) fn refuse_as_listed(&mut self, rule: Rule) -> Option<Rule> {
         let first = self.listed.is_none();
-        self.listed = Some(rule.clone());
+        self.listed = Some(rule);
         first.then_some(rule)
     }
 
-    /// What DNS lists have said so far.
-    pub(super) fn findings(&self) -> &[Finding] {
+    /// What DNS lists have said; `None`: they may still say something.
+    pub(super) fn findings(&self, now: Duration) -> Option<&[Finding]> {
         match &self.listings {
-            Listings::Known(Some(findings)) => findings,
-            _ => &[],
+            Listings::Awaited(_) if self.listings.is_awaited(now) => None,
+            Listings::Known(Some(findings)) => Some(findings),
+            Listings::Awaited(_) | Listings::Known(None) => Some(&[]),
         }
     }
 }
@@ -257,7 +251,7 @@ impl Gate {
     }
 
     /// Tells the control plane of a refusal, for the filter.
-    pub(super) fn report_refusal(&self, client: IpAddr, rule: Cow<'static, str>) {
+    pub(super) fn report_refusal(&self, client: IpAddr, rule: Rule) {
         if let Some(lookups) = self.shared.lookups() {
             lookups.refused(Refusal { client, rule });
         }

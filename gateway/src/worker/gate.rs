@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::Shared;
 use super::connection::{Connection, Ending, Receive, Role, Table};
 use super::counters::Counters;
 use super::dnsbl::Inbox;
 use super::passage::Id;
 use super::wheel::Wheel;
-use super::{Shared, session};
 use crate::config::Config;
 use crate::driver::{Conn, Driver, ReceiveEnd};
+use crate::policy::{Listener, Rule, STOPPING, Service};
 use crate::relay::pool::Pool;
 use crate::relay::received;
 
@@ -140,8 +141,9 @@ impl Gate {
     pub(super) fn accepted(&mut self, conn: Conn, result: io::Result<SocketAddr>) {
         match result {
             Ok(peer) => {
+                let listener = self.listener(conn);
                 self.table[conn].opened();
-                self.client_connected(conn, peer);
+                self.client_connected(conn, listener, peer);
                 self.touch(conn);
             }
             Err(error) => {
@@ -152,6 +154,19 @@ impl Gate {
                 }
             }
         }
+    }
+
+    /// Where a connection that was just taken has come in.
+    fn listener(&self, conn: Conn) -> Listener {
+        let number = match self.table[conn].role {
+            Role::Accepting(listener) => usize::from(listener.0),
+            _ => 0,
+        };
+        let listener = self.config.listeners.get(number).copied();
+        listener.unwrap_or(Listener {
+            address: SocketAddr::from(([0; 4], 0)),
+            service: Service::Relay,
+        })
     }
 
     pub(super) fn connected(&mut self, conn: Conn, result: io::Result<()>) {
@@ -333,7 +348,7 @@ impl Gate {
             && let Role::Client(session) = &self.table[conn].role
             && session.passage.is_none()
         {
-            self.dismiss(conn, &session::STOPPING, "stopping");
+            self.dismiss(conn, &STOPPING, Rule::STOPPING);
         }
     }
 
@@ -341,7 +356,7 @@ impl Gate {
         if self.now >= self.drain_until {
             for conn in self.table.open_conns() {
                 match self.table[conn].role {
-                    Role::Client(_) => self.dismiss(conn, &session::STOPPING, "stopping"),
+                    Role::Client(_) => self.dismiss(conn, &STOPPING, Rule::STOPPING),
                     Role::NextHop(_) => self.drop_next_hop(conn),
                     Role::None | Role::Accepting(_) => {}
                 }

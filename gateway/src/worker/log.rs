@@ -3,13 +3,13 @@
 //! The fields have the same names in text and in JSON, and the rule is the one that
 //! `portcullis explain` names.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::counters::{Counters, Outcome};
 use super::passage::{Id, Told};
+use crate::policy::Rule;
 
 /// Where a message went.
 #[derive(Clone, Copy)]
@@ -47,11 +47,27 @@ pub(super) struct TransactionRecord<'a> {
     pub(super) time: Duration,
 }
 
-impl TransactionRecord<'_> {
+impl<'a> TransactionRecord<'a> {
+    /// That a MAIL was refused before its sender was known.
+    pub(super) fn refused(id: Id, client: IpAddr, told: &'a Told) -> Self {
+        Self {
+            id,
+            client,
+            told: Some(told),
+            sender: "",
+            recipient: "",
+            recipients: 0,
+            refused: 0,
+            next_hop: Destination::None,
+            octets: 0,
+            time: Duration::ZERO,
+        }
+    }
+
     /// Writes the line and counts the transaction.
     pub(super) fn write(self, counters: &Counters) {
         let outcome = self.told.map_or(Outcome::Abandoned, Told::outcome);
-        let rule = self.told.map_or("client".into(), |told| told.rule.clone());
+        let rule = self.told.map_or(Rule::CLIENT, |told| told.rule);
         tracing::info!(
             target: "transaction",
             id = %self.id,
@@ -77,7 +93,7 @@ pub(super) struct SessionRecord<'a> {
     pub(super) client: IpAddr,
     pub(super) helo: &'a str,
     pub(super) decision: &'static str,
-    pub(super) rule: Cow<'static, str>,
+    pub(super) rule: Rule,
     /// Messages accepted, recipients refused by us or by the next hop, and the client's own errors.
     pub(super) accepted: u32,
     pub(super) refused: u32,

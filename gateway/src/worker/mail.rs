@@ -1,26 +1,36 @@
 //! The commands and the content of a mail transaction: what the policy says of them, what goes to
 //! the relay, and the answers.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use portcullis_smtp::data::Fault;
 use portcullis_smtp::envelope::{Mail, Rcpt};
 use portcullis_smtp::reply::Reply;
-use portcullis_smtp::server::Blame;
+use portcullis_smtp::server::{Blame, Verb};
 
 use super::Gate;
 use super::connection::Role;
+use super::log::TransactionRecord;
 use super::next_hop::Renew;
-use super::passage::{Passage, Told, rule_name};
+use super::passage::{Passage, Told};
 use super::session::Flow;
 use crate::driver::Conn;
-use crate::policy::{self, Verdict};
+use crate::policy::pipeline::Recipient;
+use crate::policy::{Decision, Facts, Lookup, Rule, RuleKind, Stage, decide};
 use crate::relay::received::Received;
-use crate::relay::transaction::Answer;
+use crate::relay::transaction::{Answer, Unfit};
 
 /// More octets than this waiting for the next hop stop the client's receive.
 const CONGESTION_HIGH: usize = 256 << 10;
+
+/// The rule by which a message is not passed on.
+const fn rule_of(unfit: Unfit) -> Rule {
+    match unfit {
+        Unfit::MailLoop => Rule::MAIL_LOOP,
+        Unfit::EightBit => Rule::EIGHT_BIT,
+        Unfit::Utf8Header => Rule::UTF8_HEADER,
+    }
+}
 
 impl Gate {
     pub(super) fn mail(&mut self, conn: Conn, mail: &Mail<'_>) {
@@ -33,7 +43,12 @@ impl Gate {
         };
         // A new configuration may see this client with other eyes.
         session.client = policy.client(session.client.address);
-        let decision = policy.mail(&session.client, mail);
+        let facts = Facts {
+            sender: mail.path.map_or("", |path| path.raw),
+            next_hops: None,
+            ..session.facts(now)
+        };
+        let decision = decide(Stage::Mail, policy, &facts);
         let mut passage = Box::new(Passage::new(mail, id, now));
         if passage.relay.envelope.declares_size() {
             let received = Received {
@@ -49,8 +64,8 @@ impl Gate {
             let length = received.length_max();
             passage.relay.envelope.set_trace_length(length);
         }
-        if let Verdict::Refuse(reply) = &decision.verdict {
-            passage.refuse(rule_name(&config, decision.rule), "", reply.clone());
+        if let Decision::Refuse { rule, reply, .. } = &decision {
+            passage.refuse(*rule, "", reply.clone());
         }
         session.passage = Some(passage);
         if !self.answer_decision(conn, decision) {
@@ -64,45 +79,38 @@ impl Gate {
         let Role::Client(session) = &mut self.table[conn].role else {
             return Flow::Wait;
         };
-        let client = session.client;
-        let mut decision = config.policy.recipient(&client, rcpt);
-        let mut route = None;
-        if decision.is_accept() {
-            match config.route(&rcpt.path.mailbox) {
-                Ok(number) => route = Some(number),
-                Err(no_route) => decision = no_route,
-            }
-        }
-        let mut newly_listed = None;
-        if decision.is_accept() && config.policy.depends_on_listings(&client, decision.rule) {
-            if session.hold_recipient(rcpt, now) {
-                return Flow::Wait;
-            }
-            if let Some(refusal) = config.policy.listings(&client, session.findings()) {
-                newly_listed = session.refuse_as_listed(rule_name(&config, refusal.rule));
-                decision = refusal;
-            }
-        }
-        let Some(passage) = session.passage.as_deref_mut() else {
-            return Flow::Wait;
+        let route = config.route(&rcpt.path.mailbox);
+        let route = route.and_then(|number| config.routes.get(number));
+        let facts = Facts {
+            recipient: Some(Recipient {
+                rcpt,
+                next_hops: route.map(|route| &*route.target),
+            }),
+            ..session.facts(now)
         };
-        if let (true, Some(route)) = (decision.is_accept(), route) {
-            let rule = rule_name(&config, decision.rule);
-            if !passage.direct(&config.routes[route].next_hops, rule) {
-                decision = policy::other_next_hop();
+        match decide(Stage::Rcpt, &config.policy, &facts) {
+            Decision::Wait(Lookup::Dnsbl) => {
+                session.hold_recipient(rcpt);
+                Flow::Wait
             }
-        }
-        match decision.verdict {
-            Verdict::Refuse(reply) => {
-                let blame = self.blame(conn, decision.rule);
-                let rule = rule_name(&config, decision.rule);
+            Decision::Refuse { rule, reply, blame } => {
+                let client = session.client.address;
+                let newly_listed = (rule.kind() == RuleKind::Dnsbl)
+                    .then(|| session.refuse_as_listed(rule))
+                    .flatten();
                 let flow = self.refuse_recipient(conn, rule, rcpt.path.raw, reply, blame);
                 if let Some(rule) = newly_listed {
-                    self.report_refusal(client.address, rule);
+                    self.report_refusal(client, rule);
                 }
                 flow
             }
-            Verdict::Accept => {
+            Decision::Accept(rule) => {
+                let Some(passage) = session.passage.as_deref_mut() else {
+                    return Flow::Wait;
+                };
+                if let Some(route) = route {
+                    passage.direct(route, rule);
+                }
                 passage.relay.recipient(rcpt);
                 self.pass_on(conn);
                 self.deliver_answers(conn);
@@ -111,16 +119,51 @@ impl Gate {
         }
     }
 
+    /// The SMTP session has refused a command by itself: counted, and named in the log if nothing
+    /// better comes of the transaction.
+    pub(super) fn refused_by_smtp(
+        &mut self,
+        conn: Conn,
+        verb: Verb,
+        rule: Rule,
+        reply: &'static Reply<'static>,
+    ) {
+        let id = self.next_id();
+        let Role::Client(session) = &mut self.table[conn].role else {
+            return;
+        };
+        match (verb, session.passage.as_deref_mut()) {
+            (Verb::Mail, _) => {
+                let told = Told::of_message(rule, reply.clone());
+                let record = TransactionRecord::refused(id, session.client.address, &told);
+                record.write(&self.counters);
+            }
+            (Verb::Rcpt, passage) => {
+                session.refused += 1;
+                self.counters.recipient_refused(rule);
+                if let Some(passage) = passage {
+                    passage.refused += 1;
+                    passage.refuse(rule, "", reply.clone());
+                }
+            }
+            (Verb::Content, Some(passage)) if passage.refusal.is_none() => {
+                passage.refuse(rule, "", reply.clone());
+                self.counters.command_refused(rule);
+            }
+            (Verb::Content | Verb::Other, _) => self.counters.command_refused(rule),
+        }
+    }
+
     /// Refuses a recipient, once those before it have their answers.
     fn refuse_recipient(
         &mut self,
         conn: Conn,
-        rule: Cow<'static, str>,
+        rule: Rule,
         recipient: &str,
         reply: Reply<'static>,
         blame: Blame,
     ) -> Flow {
-        self.counters.recipient_refused(rule.clone());
+        self.counters.recipient_refused(rule);
         let Some(session) = self.session(conn) else {
             return Flow::Wait;
         };
@@ -167,9 +210,9 @@ impl Gate {
         let result = passage.relay.content(piece, output);
         passage.congested = output.len() > CONGESTION_HIGH;
         let hop = passage.hop;
-        if let Err((rule, reply)) = result {
+        if let Err((unfit, reply)) = result {
             passage.congested = false;
-            passage.verdict = Some(Told::of_message(rule.into(), reply));
+            passage.verdict = Some(Told::of_message(rule_of(unfit), reply));
         }
         let lost = passage
             .relay
@@ -190,7 +233,7 @@ impl Gate {
     /// The session has given the message up, and answers for it at its end.
     pub(super) fn fault(&mut self, conn: Conn, fault: Fault) {
         if let Some(passage) = self.passage(conn) {
-            let (rule, reply) = (fault.rule().into(), fault.reply().clone());
+            let (rule, reply) = (fault.into(), fault.reply().clone());
             passage.verdict = Some(Told::of_message(rule, reply));
             self.end_passage(conn);
         }
@@ -240,14 +283,9 @@ impl Gate {
                     self.note_recipient(conn, &path, reply);
                 }
                 Answer::RecipientUnknown(path, reply) => {
-                    let exempt = self
-                        .session(conn)
-                        .is_some_and(|session| session.client.is_exempt());
-                    let blame = if exempt {
-                        Blame::Nobody
-                    } else {
-                        Blame::UnknownRecipient
-                    };
+                    let blame = self.session(conn).map_or(Blame::Nobody, |session| {
+                        session.client.blame_for_unknown_recipient()
+                    });
                     self.refuse(conn, &reply, blame);
                     self.note_recipient(conn, &path, reply);
                 }
@@ -293,7 +331,7 @@ impl Gate {
             return;
         };
         let rule = passage.reached();
-        passage.refuse(rule.clone(), path, reply);
+        passage.refuse(rule, path, reply);
         self.counters.recipient_refused(rule);
     }
 
@@ -308,7 +346,7 @@ impl Gate {
         // What was refused because of its content has its verdict already.
         if passage.verdict.is_none() {
             let rule = if reply.is_positive() {
-                passage.rule.clone()
+                passage.rule
             } else {
                 passage.reached()
             };

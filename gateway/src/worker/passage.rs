@@ -4,9 +4,9 @@
 //! A transaction has one next hop: a recipient that needs another one is deferred (451 4.5.3), so
 //! that the client sends it again.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_smtp::envelope::Mail;
@@ -17,7 +17,7 @@ use super::connection::Role;
 use super::counters::Outcome;
 use super::log::{Destination, TransactionRecord};
 use super::session::ClientSession;
-use crate::config::{Config, Limits, NextHop};
+use crate::config::{Limits, NextHop, Route};
 use crate::driver::Conn;
 use crate::policy::Rule;
 use crate::relay::transaction::{Envelope, Transaction};
@@ -42,20 +42,15 @@ pub(super) enum Target {
 
 /// What the client was told, and by which rule.
 pub(super) struct Told {
-    pub(super) rule: Cow<'static, str>,
+    pub(super) rule: Rule,
     pub(super) reply: Reply<'static>,
     /// Whom it is about, if it is about one recipient.
     pub(super) recipient: String,
 }
 
-/// The stable name of a rule, kept beyond the configuration it comes from.
-pub(super) fn rule_name(config: &Config, rule: Rule) -> Cow<'static, str> {
-    Cow::Owned(config.policy.rule_name(rule).to_owned())
-}
-
 impl Told {
     /// A word about the whole message, or the whole transaction.
-    pub(super) fn of_message(rule: Cow<'static, str>, reply: Reply<'static>) -> Self {
+    pub(super) fn of_message(rule: Rule, reply: Reply<'static>) -> Self {
         Self {
             rule,
             reply,
@@ -79,6 +74,8 @@ impl Told {
 pub(super) struct Passage {
     pub(super) relay: Transaction,
     pub(super) target: Target,
+    /// The next hops that its first recipient has given it, by name.
+    pub(super) next_hops: Option<Arc<str>>,
     pub(super) id: Id,
     pub(super) since: Duration,
     /// The connection it has, or that is being opened for it.
@@ -110,7 +107,7 @@ pub(super) struct Passage {
     pub(super) octets: u64,
     pub(super) refused: u32,
     /// The rule that let the first recipient in.
-    pub(super) rule: Cow<'static, str>,
+    pub(super) rule: Rule,
     /// The next hop that was spoken to, for the log.
     pub(super) next_hop: Option<SocketAddr>,
     /// The latest refusal; what the log names if nothing comes of the transaction.
@@ -124,6 +121,7 @@ impl Passage {
         Self {
             relay: Transaction::new(Envelope::new(mail)),
             target: Target::Undecided,
+            next_hops: None,
             id,
             since,
             hop: None,
@@ -140,7 +138,7 @@ impl Passage {
             content_due: None,
             octets: 0,
             refused: 0,
-            rule: Cow::Borrowed(""),
+            rule: Rule::CLIENT,
             next_hop: None,
             refusal: None,
             verdict: None,
@@ -175,12 +173,7 @@ impl Passage {
     }
 
     /// Notes a refusal: of this recipient, or of the sender or the message when there is none.
-    pub(super) fn refuse(
-        &mut self,
-        rule: Cow<'static, str>,
-        recipient: &str,
-        reply: Reply<'static>,
-    ) {
+    pub(super) fn refuse(&mut self, rule: Rule, recipient: &str, reply: Reply<'static>) {
         self.refused += u32::from(!recipient.is_empty());
         let recipient = recipient.to_owned();
         self.refusal = Some(Told {
@@ -190,34 +183,27 @@ impl Passage {
         });
     }
 
-    /// Fits a recipient's route to the transaction; the first recipient decides for all, and `rule`
-    /// is what let it in.
-    pub(super) fn direct(&mut self, next_hops: &[NextHop], rule: Cow<'static, str>) -> bool {
-        let discard = next_hops.contains(&NextHop::Discard);
-        let mut addresses = next_hops.iter().flat_map(NextHop::addresses).copied();
-        match &self.target {
-            Target::Undecided => {
-                self.rule = rule;
-                self.target = if discard {
-                    Target::Discard
-                } else {
-                    Target::NextHops(addresses.collect())
-                };
-                if discard {
-                    self.relay.discard();
-                }
-                true
-            }
-            Target::Discard => discard,
-            Target::NextHops(chosen) => !discard && addresses.by_ref().eq(chosen.iter().copied()),
+    /// Gives the transaction the way of its first recipient; `rule` is what let that in.
+    pub(super) fn direct(&mut self, route: &Route, rule: Rule) {
+        if self.next_hops.is_some() {
+            return;
+        }
+        self.next_hops = Some(Arc::clone(&route.target));
+        self.rule = rule;
+        if route.next_hops.contains(&NextHop::Discard) {
+            self.target = Target::Discard;
+            self.relay.discard();
+        } else {
+            let addresses = route.next_hops.iter().flat_map(NextHop::addresses);
+            self.target = Target::NextHops(addresses.copied().collect());
         }
     }
 
-    pub(super) fn reached(&self) -> Cow<'static, str> {
+    pub(super) fn reached(&self) -> Rule {
         if self.next_hop.is_some() {
-            "next-hop".into()
+            Rule::NEXT_HOP
         } else {
-            "next-hop-unavailable".into()
+            Rule::NEXT_HOP_UNAVAILABLE
         }
     }
 }

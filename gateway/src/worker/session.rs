@@ -5,7 +5,6 @@
 //! further command meanwhile (further RCPTs of a pipelined group excepted), and [`Gate::resume`]
 //! goes on when the answer is there.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,15 +15,17 @@ use super::Gate;
 use super::connection::{Ending, Receive, Role};
 use super::dnsbl::{HeldRecipient, Listings};
 use super::log::SessionRecord;
-use super::passage::{Id, Passage, Told, rule_name};
+use super::passage::{Id, Passage, Told};
 use super::progress::{Look, next_look};
 use super::sources::Source;
 use crate::driver::Conn;
-use crate::policy::{self, Decision, Rule, Standing, Verdict};
+use crate::policy::pipeline::{Answers, Count, Counts};
+use crate::policy::{self, Decision, Facts, Listener, Rule, Stage, decide};
 
 /// One client's session.
 pub(super) struct ClientSession {
     pub(super) smtp: Session,
+    pub(super) listener: Listener,
     pub(super) client: policy::Client,
     pub(super) id: Id,
     pub(super) helo: String,
@@ -35,7 +36,7 @@ pub(super) struct ClientSession {
     /// The greeting is still to come.
     pub(super) awaits_greeting: bool,
     /// The rule that let it in.
-    admitted: Cow<'static, str>,
+    admitted: Rule,
     /// Counted in the sessions of this source.
     source: Option<Source>,
     pub(super) passage: Option<Box<Passage>>,
@@ -46,7 +47,7 @@ pub(super) struct ClientSession {
     /// A recipient that waits for it.
     pub(super) held: Option<Box<HeldRecipient>>,
     /// The rule by which recipients were refused for it.
-    pub(super) listed: Option<Cow<'static, str>>,
+    pub(super) listed: Option<Rule>,
     pub(super) accepted: u32,
     pub(super) refused: u32,
     pub(super) octets: u64,
@@ -70,31 +71,30 @@ const OUTPUT_MAX: usize = 64 << 10;
 /// next hop: there are fewer of those than of clients.
 const HOLD_MAX: Duration = Duration::from_secs(10);
 
-const TOO_MANY_SESSIONS: Reply<'static> = Reply::fixed(
-    421,
-    EnhancedCode(4, 3, 2),
-    "Too many sessions, please try again later",
-);
-const TOO_MANY_FROM_SOURCE: Reply<'static> = Reply::fixed(
-    421,
-    EnhancedCode(4, 7, 0),
-    "Too many sessions from your address, please try again later",
-);
 const TIMEOUT: Reply<'static> = Reply::fixed(
     421,
     EnhancedCode(4, 4, 2),
     "Timeout, closing the connection",
 );
-/// The answer to what cannot be finished before the gate stops.
-pub(super) const STOPPING: Reply<'static> = Reply::fixed(
-    421,
-    EnhancedCode(4, 3, 2),
-    "The service is stopping, please try again later",
-);
+impl ClientSession {
+    /// What is known of the client at this moment.
+    pub(super) fn facts(&self, now: Duration) -> Facts<'_> {
+        let passage = self.passage.as_deref();
+        Facts {
+            helo: &self.helo,
+            sender: passage.map_or("", |passage| &passage.relay.envelope.sender),
+            next_hops: passage.and_then(|passage| passage.next_hops.as_deref()),
+            answers: Answers {
+                dnsbl: self.findings(now),
+            },
+            ..Facts::new(self.listener, &self.client)
+        }
+    }
+}
 
 impl Gate {
     /// A connection was taken.
-    pub(super) fn client_connected(&mut self, conn: Conn, peer: SocketAddr) {
+    pub(super) fn client_connected(&mut self, conn: Conn, listener: Listener, peer: SocketAddr) {
         self.counters.session_opened();
         self.sessions += 1;
         let address = peer.ip().to_canonical();
@@ -106,7 +106,7 @@ impl Gate {
             since: self.now,
             command_due: Duration::ZERO,
             awaits_greeting: true,
-            admitted: Cow::Borrowed(""),
+            admitted: Rule::CLIENT,
             source: None,
             passage: None,
             withheld: None,
@@ -116,6 +116,7 @@ impl Gate {
             accepted: 0,
             refused: 0,
             octets: 0,
+            listener,
             client,
         };
         self.table[conn].role = Role::Client(Box::new(session));
@@ -135,34 +136,41 @@ impl Gate {
         }
     }
 
-    /// Holds a new session against the policy and the limits; returns the refusal and its rule.
-    fn admit(&mut self, conn: Conn) -> Option<(Cow<'static, str>, Reply<'static>)> {
+    /// Checks a new session against the policy and the limits; returns the refusal and its rule.
+    fn admit(&mut self, conn: Conn) -> Option<(Rule, Reply<'static>)> {
+        let limits = &self.config.limits;
         let Role::Client(session) = &mut self.table[conn].role else {
             return None;
         };
-        let Decision { verdict, rule } = self.config.policy.connect(&session.client);
-        if let Verdict::Refuse(reply) = verdict {
-            return Some((rule_name(&self.config, rule), reply));
-        }
-        session.admitted = rule_name(&self.config, rule);
-        if self.draining {
-            return Some(("stopping".into(), STOPPING));
-        }
-        if self.sessions > self.sessions_max {
-            return Some(("sessions".into(), TOO_MANY_SESSIONS));
-        }
+        let mut source_sessions = Count::default();
         if !session.client.is_exempt() {
             let source = Source::from(session.client.address);
-            if !self
-                .shared
-                .sources
-                .enter(source, self.config.limits.sessions_per_source)
-            {
-                return Some(("sessions-per-source".into(), TOO_MANY_FROM_SOURCE));
-            }
             session.source = Some(source);
+            source_sessions = Count {
+                now: self.shared.sources.enter(source),
+                max: limits.sessions_per_source,
+            };
         }
-        None
+        let counts = Counts {
+            stopping: self.draining,
+            sessions: Count {
+                now: self.sessions,
+                max: self.sessions_max,
+            },
+            source_sessions,
+        };
+        let facts = Facts {
+            counts,
+            ..session.facts(self.now)
+        };
+        match decide(Stage::Connect, &self.config.policy, &facts) {
+            Decision::Accept(rule) => {
+                session.admitted = rule;
+                None
+            }
+            Decision::Refuse { rule, reply, .. } => Some((rule, reply)),
+            Decision::Wait(_) => None,
+        }
     }
 
     fn greet(&mut self, conn: Conn) {
@@ -273,6 +281,9 @@ impl Gate {
             Event::MessageFault(fault) => self.fault(conn, fault),
             Event::MessageEnd { .. } => self.message_end(conn),
             Event::Reset => self.end_passage(conn),
+            Event::Refused { verb, error, reply } => {
+                self.refused_by_smtp(conn, verb, error.into(), reply);
+            }
             Event::Quit => {
                 let session = self.session(conn);
                 let talks_on = session.is_some_and(|session| session.smtp.talks_on());
@@ -284,7 +295,7 @@ impl Gate {
                 self.end_session(conn, ending, None);
             }
             Event::Abort(abuse) => {
-                self.end_session(conn, Ending::Linger, Some(abuse.rule().into()));
+                self.end_session(conn, Ending::Linger, Some(abuse.into()));
             }
         }
         Flow::Next
@@ -295,35 +306,21 @@ impl Gate {
             return;
         };
         name.clone_into(&mut session.helo);
-        let decision = self.config.policy.hello(&session.client, name);
+        let decision = decide(Stage::Hello, &self.config.policy, &session.facts(self.now));
         self.answer_decision(conn, decision);
     }
 
     /// Answers what the policy alone decides; returns whether it was accepted.
     pub(super) fn answer_decision(&mut self, conn: Conn, decision: Decision) -> bool {
-        match decision.verdict {
-            Verdict::Accept => {
+        match decision {
+            Decision::Accept(_) | Decision::Wait(_) => {
                 self.accept(conn);
                 true
             }
-            Verdict::Refuse(reply) => {
-                let blame = self.blame(conn, decision.rule);
+            Decision::Refuse { reply, blame, .. } => {
                 self.refuse(conn, &reply, blame);
                 false
             }
-        }
-    }
-
-    /// What a refusal of ours by this rule counts against: a stranger's errors, unless it is our
-    /// configuration that makes it.
-    pub(super) fn blame(&mut self, conn: Conn, rule: Rule) -> Blame {
-        let stranger = self
-            .session(conn)
-            .is_some_and(|session| session.client.standing == Standing::Stranger);
-        match rule {
-            Rule::NoRoute | Rule::OtherNextHop => Blame::Nobody,
-            _ if stranger => Blame::Client,
-            _ => Blame::Nobody,
         }
     }
 
@@ -425,7 +422,7 @@ impl Gate {
             self.park(conn);
             self.wheel.set(conn.slot, due);
         } else if passage.is_some_and(Passage::in_content) {
-            self.dismiss(conn, &TIMEOUT, "timeout");
+            self.dismiss(conn, &TIMEOUT, Rule::TIMEOUT);
         } else {
             // It may be busy with reading our replies.
             self.ask_progress(conn);
@@ -448,19 +445,19 @@ impl Gate {
         } else if now < due {
             self.wheel.set(conn.slot, due);
         } else {
-            self.dismiss(conn, &TIMEOUT, "timeout");
+            self.dismiss(conn, &TIMEOUT, Rule::TIMEOUT);
         }
     }
 
     /// Ends a session from our side, with a 421.
-    pub(super) fn dismiss(&mut self, conn: Conn, reply: &Reply<'_>, rule: &'static str) {
+    pub(super) fn dismiss(&mut self, conn: Conn, reply: &Reply<'_>, rule: Rule) {
         if let Some(passage) = self.passage(conn) {
             passage
                 .verdict
-                .get_or_insert_with(|| Told::of_message(rule.into(), reply.clone().into_owned()));
+                .get_or_insert_with(|| Told::of_message(rule, reply.clone().into_owned()));
         }
         reply.write(&mut self.table[conn].output);
-        self.end_session(conn, Ending::Linger, Some(rule.into()));
+        self.end_session(conn, Ending::Linger, Some(rule));
     }
 
     /// The peer has closed its side. Answers still owed are given first, for clients that close
@@ -470,12 +467,7 @@ impl Gate {
     }
 
     /// Ends the session's part in everything, and the connection once its last reply is out.
-    pub(super) fn end_session(
-        &mut self,
-        conn: Conn,
-        ending: Ending,
-        rule: Option<Cow<'static, str>>,
-    ) {
+    pub(super) fn end_session(&mut self, conn: Conn, ending: Ending, rule: Option<Rule>) {
         if !matches!(self.table[conn].role, Role::Client(_)) {
             return;
         }
@@ -489,8 +481,8 @@ impl Gate {
         }
         self.sessions -= 1;
         self.counters.session_closed();
-        if let Some(rule) = &rule {
-            self.counters.session_ended(rule.clone());
+        if let Some(rule) = rule {
+            self.counters.session_ended(rule);
         }
         let record = SessionRecord {
             id: session.id,
