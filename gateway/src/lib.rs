@@ -8,6 +8,7 @@
 pub mod config;
 pub mod control;
 pub mod driver;
+pub mod explain;
 pub mod filter;
 pub mod lists;
 pub mod netns;

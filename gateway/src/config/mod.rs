@@ -11,6 +11,7 @@ mod dnsbl;
 mod document;
 mod error;
 mod filter;
+mod kernel;
 mod limits;
 mod list;
 mod relay;
@@ -44,8 +45,9 @@ use portcullis_smtp::server::{LongLines, Settings};
 use crate::lists::format::foreign::foreign;
 use crate::lists::guard::{Protected, ProtectedRole};
 use crate::lists::{Allocate, Compiled, ListAction, Memory};
+use crate::policy::Policy;
 use crate::policy::domain::Domains;
-use crate::policy::{Decision, Policy, no_route};
+pub use crate::policy::{Listener, Service};
 
 /// What the gate does without a configuration file: it harms nobody and shows that it works.
 const DEFAULT_GATE: &str = r#"[[listener]]
@@ -98,22 +100,6 @@ pub struct Config {
     /// The files that it was read from besides, but for those of lists: of domains, of networks.
     pub named_files: Vec<PathBuf>,
     route_index: Domains,
-}
-
-/// Where sessions come in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listener {
-    /// The address to listen on.
-    pub address: SocketAddr,
-    /// What is spoken there.
-    pub service: Service,
-}
-
-/// What is spoken on a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
-    /// SMTP between servers, as on port 25.
-    Relay,
 }
 
 /// `[log]`.
@@ -245,13 +231,11 @@ impl Config {
         }
     }
 
-    /// The route of a recipient, as its place in [`routes`](Config::routes).
-    ///
-    /// # Errors
-    /// The refusal to answer when there is none.
-    pub fn route(&self, mailbox: &Mailbox<'_>) -> Result<usize, Decision> {
+    /// The route of a recipient, as its place in [`routes`](Config::routes); `None`: no route
+    /// covers it.
+    pub fn route(&self, mailbox: &Mailbox<'_>) -> Option<usize> {
         let number = self.route_index.lookup(self.policy.routed_domain(mailbox));
-        number.map(usize::from).ok_or_else(no_route)
+        number.map(usize::from)
     }
 
     /// The same configuration with its lists read anew, and what is doubtful about them as its only

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::relay::texts_and_file;
 use super::section::Section;
@@ -18,6 +19,9 @@ pub struct Route {
     pub domains: Vec<Pattern>,
     /// In the order in which they are tried. Never empty; [`NextHop::Discard`] stands alone.
     pub next_hops: Vec<NextHop>,
+    /// The next hops as the configuration writes them: what tells one destination from another.
+    /// See [`Recipient::next_hops`](crate::policy::pipeline::Recipient::next_hops).
+    pub target: Arc<str>,
     /// When the client is told that its message was taken.
     pub mode: RouteMode,
     /// Its next hops offer DSN (RFC 3461).
@@ -113,6 +117,7 @@ pub(super) fn read(
         let dsn = s.flag("dsn", false);
         routes.push(Route {
             domains,
+            target: target(&next_hops),
             next_hops,
             mode: mode.unwrap_or(RouteMode::CutThrough),
             dsn,
@@ -131,6 +136,11 @@ pub(super) fn read(
         );
     }
     (routes, index)
+}
+
+fn target(next_hops: &[NextHop]) -> Arc<str> {
+    let names: Vec<_> = next_hops.iter().map(NextHop::to_string).collect();
+    names.join(", ").into()
 }
 
 fn read_next_hops(s: &mut Section<'_, '_>, listeners: &[SocketAddr]) -> Vec<NextHop> {

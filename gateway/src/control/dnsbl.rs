@@ -239,8 +239,8 @@ fn learn(control: &Arc<Control>, verdicts: Option<&Arc<Verdicts>>, refusal: Refu
 }
 
 /// The zone that refused a source.
-fn zone_of(refusal: &Refusal) -> &str {
-    refusal.rule.strip_prefix("dnsbl:").unwrap_or(&refusal.rule)
+fn zone_of(refusal: &Refusal) -> &'static str {
+    refusal.rule.subject()
 }
 
 /// Remembers a refusal of which the filter learns nothing.

@@ -101,6 +101,13 @@ fn sessions(text: &mut Text, state: &State) {
         text.sample(&[("rule", rule)], count);
     }
     text.counter(
+        "portcullis_commands_refused_total",
+        "Commands other than MAIL and RCPT that the SMTP session refused, by the rule that did it.",
+    );
+    for (rule, count) in &state.commands_refused {
+        text.sample(&[("rule", rule)], count);
+    }
+    text.counter(
         "portcullis_received_octets_total",
         "Octets of message content taken from clients.",
     );
@@ -452,6 +459,7 @@ mod tests {
         State {
             version: "1.2.3",
             recipients_refused: BTreeMap::from([("closed-relay".to_owned(), 11)]),
+            commands_refused: BTreeMap::from([("sequence".to_owned(), 12)]),
             transactions: vec![Transactions {
                 outcome: "accepted",
                 rule: "local-network".to_owned(),
@@ -535,6 +543,7 @@ mod tests {
             "portcullis_build_info{version=\"1.2.3\"} 1",
             "portcullis_lists_old 0",
             "portcullis_recipients_refused_total{rule=\"closed-relay\"} 11",
+            "portcullis_commands_refused_total{rule=\"sequence\"} 12",
             "portcullis_transactions_total{outcome=\"accepted\",rule=\"local-network\"} 12",
             "portcullis_next_hop_up{next_hop=\"[2001:db8::1]:25\"} 1",
             "portcullis_next_hop_failures_total{next_hop=\"[2001:db8::1]:25\"} 2",

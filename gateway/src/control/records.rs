@@ -220,7 +220,7 @@ mod tests {
             client: [192, 0, 2, 1].into(),
             helo: "client.example".into(),
             is_refused: false,
-            rule: "unlisted".into(),
+            rule: crate::policy::Rule::UNLISTED,
             accepted: 0,
             refused: 0,
             errors: 0,

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::Control;
 use super::records::Reader;
 use crate::filter::{self, Exemption, Given};
+use crate::policy::{Rule, RuleKind};
 use crate::worker::port::Refusal;
 use crate::worker::records::Record;
 
@@ -114,16 +115,17 @@ pub struct RefusedBy {
 /// The client that a record says was refused, and the rule that did it.
 ///
 /// What DNS lists refuse is told by their service. A timeout and a gate that stops refuse no source.
-fn refusal(record: &Record) -> Option<(IpAddr, &str)> {
+fn refusal(record: &Record) -> Option<(IpAddr, Rule)> {
     let (client, rule) = match record {
-        Record::Session(session) if session.is_refused => (session.client, &session.rule),
+        Record::Session(session) if session.is_refused => (session.client, session.rule),
         Record::Session(_) => return None,
         Record::Transaction(transaction) => {
-            let rule = transaction.recipient_refused_by.as_ref()?;
+            let rule = transaction.recipient_refused_by?;
             (transaction.client, rule)
         }
     };
-    let is_other = matches!(&**rule, "timeout" | "stopping") || rule.starts_with("dnsbl:");
+    let is_other =
+        rule == Rule::TIMEOUT || rule == Rule::STOPPING || rule.kind() == RuleKind::Dnsbl;
     (!is_other).then_some((client, rule))
 }
 
@@ -144,7 +146,7 @@ impl Refusals {
 
     /// Remembers a refusal by a DNS list, and what became of the source.
     pub(super) fn add(&self, refusal: &Refusal, kept_out: KeptOut, now: SystemTime) {
-        self.remember(refusal.client, &refusal.rule, now, |history| {
+        self.remember(refusal.client, refusal.rule.name(), now, |history| {
             history.kept_out = kept_out;
             history.decided = now;
         });
@@ -153,7 +155,7 @@ impl Refusals {
     /// Remembers what a record says of a refusal, if it does.
     fn add_record(&self, record: &Record, now: SystemTime) {
         if let Some((client, rule)) = refusal(record) {
-            self.remember(client, rule, now, |_| ());
+            self.remember(client, rule.name(), now, |_| ());
         }
     }
 
@@ -262,11 +264,12 @@ fn utc(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Rule;
 
     fn refusal(client: IpAddr, rule: &str) -> Refusal {
         Refusal {
             client,
-            rule: rule.to_owned().into(),
+            rule: Rule::of_zone(rule.trim_start_matches("dnsbl:")),
         }
     }
 

@@ -30,6 +30,9 @@ pub(super) struct State {
     pub(super) transactions: Vec<Transactions>,
     /// By rule.
     pub(super) recipients_refused: BTreeMap<String, u64>,
+    /// Commands that the SMTP session refused and that are neither a transaction nor a recipient,
+    /// by rule.
+    pub(super) commands_refused: BTreeMap<String, u64>,
     pub(super) received_octets: u64,
     pub(super) starved_receives: u64,
     /// Records of sessions and transactions that did not reach a reader, by reader; `all`: none
@@ -141,7 +144,7 @@ impl State {
             .into_iter()
             .map(|((outcome, rule), count)| Transactions {
                 outcome: outcome.name(),
-                rule: rule.into_owned(),
+                rule: rule.name().to_owned(),
                 count,
             })
             .collect();
@@ -155,13 +158,13 @@ impl State {
         self.received_octets += count(&counters.octets_total);
         self.starved_receives += count(&counters.starved_total);
         for (rule, count) in counters.sessions_by_rule() {
-            *self.sessions.ended.entry(rule.into_owned()).or_default() += count;
+            *self.sessions.ended.entry(rule.to_string()).or_default() += count;
         }
         for (rule, count) in counters.recipients_by_rule() {
-            *self
-                .recipients_refused
-                .entry(rule.into_owned())
-                .or_default() += count;
+            *self.recipients_refused.entry(rule.to_string()).or_default() += count;
+        }
+        for (rule, count) in counters.commands_by_rule() {
+            *self.commands_refused.entry(rule.to_string()).or_default() += count;
         }
     }
 }

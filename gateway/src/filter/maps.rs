@@ -19,7 +19,6 @@ use super::control::Control;
 use super::error::kernel;
 use super::memory::{self, BlockMap, KernelMemory};
 use super::pins::Pins;
-use super::settings::role_in_kernel;
 use crate::config::{Interface, Role, XdpMode};
 
 /// The maps that the program's object defines; the loader creates and pins them.
@@ -296,7 +295,7 @@ impl Maps {
     pub(super) fn take_interface_slot(&mut self, taken: &InterfaceSlot) -> Result<(), Error> {
         let record = InterfaceRecord {
             name: padded::<INTERFACE_NAME_MAX>(&taken.interface.name),
-            role: role_in_kernel(taken.interface.role) as u32,
+            role: taken.interface.role.in_kernel() as u32,
             xdp_mode: u32::from(taken.xdp_mode == XdpMode::Generic),
             counted_before: taken.counted_before,
         };

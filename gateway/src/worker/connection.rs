@@ -182,6 +182,12 @@ impl Connection {
             || self.output.len() > OUTPUT_MAX;
     }
 
+    /// Octets that the kernel is still to take, if it is known how many: not while it is about some
+    /// of them.
+    pub(super) fn waiting(&self) -> Option<usize> {
+        (!self.sending).then_some(self.unsent.len() + self.output.len())
+    }
+
     /// Whether the dialogue goes on.
     pub(super) fn is_open(&self) -> bool {
         self.phase == Phase::Open

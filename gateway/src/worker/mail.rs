@@ -178,14 +178,14 @@ impl Session {
         let route = config.route(&rcpt.path.mailbox);
         let recipient = Recipient {
             rcpt,
-            next_hops: route.map(|route| config.routes[route].target.as_str()),
+            next_hops: route.map(|route| &*config.routes[route].target),
         };
         let decision = transaction.with(|state| {
             let accepted = transaction.note(|notes| notes.accepted_by);
             let facts = Facts {
                 sender: state.envelope.sender(),
                 recipient: Some(recipient),
-                next_hops: accepted.map(|(_, route)| config.routes[route].target.as_str()),
+                next_hops: accepted.map(|(_, route)| &*config.routes[route].target),
                 ..self.facts()
             };
             decide(Stage::Rcpt, &config.policy, &facts)
@@ -193,7 +193,9 @@ impl Session {
         match decision {
             Decision::Accept(rule) => {
                 if let Some(route) = route {
-                    transaction.note(|notes| notes.accepted_by.get_or_insert((rule, route)));
+                    transaction.note(|notes| {
+                        notes.accepted_by.get_or_insert((rule, route));
+                    });
                     direct(transaction, &config.routes[route].next_hops);
                 }
                 transaction.with(|state| state.recipient(rcpt));
@@ -302,7 +304,7 @@ impl Session {
         };
         if answer.to == AnswerTo::Proceed {
             let listener = self.listener();
-            self.smtp.accept(listener.settings(false), out);
+            self.smtp.accept(listener.settings(self.is_encrypted), out);
             return Some(After::Content);
         }
         self.refuse(reply, blame, out);
@@ -329,7 +331,7 @@ impl Session {
 
     fn refuse(&mut self, reply: &Reply<'_>, blame: Blame, out: &mut Vec<u8>) {
         let listener = self.listener();
-        self.smtp.refuse(listener.settings(false), reply, blame, out);
+        self.smtp.refuse(listener.settings(self.is_encrypted), reply, blame, out);
     }
 
     /// The destination waits for the message: our own line goes first.
@@ -467,11 +469,13 @@ impl Session {
             self.reactor.with(self.conn, |connection| connection.congested = false);
             return;
         }
-        let waiting = transaction
-            .hop
-            .get()
-            .and_then(|hop| self.reactor.with(hop, |connection| connection.output.len()));
-        if waiting.is_none_or(|waiting| transaction.relieved(waiting)) {
+        let hop = transaction.hop.get();
+        let waiting = hop.map(|hop| self.reactor.with(hop, |connection| connection.waiting()));
+        let is_relieved = match waiting {
+            Some(Some(waiting)) => waiting.is_some_and(|waiting| transaction.relieved(waiting)),
+            Some(None) | None => true,
+        };
+        if is_relieved {
             self.set_congested(transaction, false);
             *due = self.reactor.now.get() + self.limits().data_timeout;
         }

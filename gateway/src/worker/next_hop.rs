@@ -278,7 +278,7 @@ impl Session {
             self.state.awaits_final = true;
             renew = Renew::Yes;
         }
-        if let Some(waiting) = self.reactor.with(conn, |c| c.output.len())
+        if let Some(Some(waiting)) = self.reactor.with(conn, |connection| connection.waiting())
             && owner.relieved(waiting)
         {
             self.reactor.wake(owner.task());

@@ -11,7 +11,6 @@
 //! A further kind of question is a variant of [`Question`] and of [`LookupAnswer`], and a service in
 //! the control plane.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use rustc_hash::FxHashMap;
 
 use super::bounded_queue::BoundedQueue;
 use crate::driver::Conn;
+use crate::policy::Rule;
 use crate::policy::dnsbl::Finding;
 
 /// Names a question of one worker. No two questions of a worker have the same.
@@ -61,7 +61,7 @@ pub struct Refusal {
     /// Its address.
     pub client: IpAddr,
     /// The rule that refused it: `dnsbl:ZONE`.
-    pub rule: Cow<'static, str>,
+    pub rule: Rule,
 }
 
 /// What comes out at the control plane's end.
@@ -364,7 +364,7 @@ mod tests {
             }
             let refusal = Refusal {
                 client: [192, 0, 2, 1].into(),
-                rule: "dnsbl:a".into(),
+                rule: Rule::of_zone("a"),
             };
             port.tell(Notice::Refused(refusal));
             assert_eq!(control.load(Ordering::Relaxed), batch);

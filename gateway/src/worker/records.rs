@@ -4,7 +4,6 @@
 //! plane hands them to its readers: the log, the memory of refusals, later a dashboard. So a log
 //! that is written slowly costs records, which are counted, and holds up no mail.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +13,7 @@ use portcullis_smtp::reply::{EnhancedCode, Reply};
 
 use super::bounded_queue::BoundedQueue;
 use super::counters::Outcome;
+use crate::policy::Rule;
 
 /// The version of what a record holds, and so of the fields of its line in the log. It goes up when
 /// a field is renamed, removed or gets another meaning, not when one is added.
@@ -50,7 +50,7 @@ pub struct SessionRecord {
     /// The gate refused or ended it, or refused recipients for what DNS lists say.
     pub is_refused: bool,
     /// The rule that did it, or the one that let it in.
-    pub rule: Cow<'static, str>,
+    pub rule: Rule,
     /// Messages accepted.
     pub accepted: u32,
     /// Recipients refused, by the gate or by the next hop.
@@ -73,9 +73,9 @@ pub struct TransactionRecord {
     /// How it ended.
     pub outcome: Outcome,
     /// The rule that decided.
-    pub rule: Cow<'static, str>,
+    pub rule: Rule,
     /// The rule by which the policy refused a recipient, the last one if there were several.
-    pub recipient_refused_by: Option<Cow<'static, str>>,
+    pub recipient_refused_by: Option<Rule>,
     /// Recipients that were not refused.
     pub recipients: u32,
     /// Recipients that were.
@@ -154,18 +154,11 @@ impl TransactionTexts {
 impl Record {
     /// The memory that it takes, in bytes.
     pub fn size(&self) -> usize {
-        let owned = |rule: &Cow<'static, str>| match rule {
-            Cow::Borrowed(_) => 0,
-            Cow::Owned(rule) => rule.capacity(),
+        let texts = match self {
+            Self::Session(record) => record.helo.len(),
+            Self::Transaction(record) => record.texts.joined.len(),
         };
-        size_of::<Self>()
-            + match self {
-                Self::Session(record) => record.helo.len() + owned(&record.rule),
-                Self::Transaction(record) => {
-                    let refused_by = record.recipient_refused_by.as_ref();
-                    record.texts.joined.len() + owned(&record.rule) + refused_by.map_or(0, owned)
-                }
-            }
+        size_of::<Self>() + texts
     }
 }
 
@@ -237,7 +230,7 @@ mod tests {
                 client: [192, 0, 2, 1].into(),
                 helo: helo.into(),
                 is_refused: false,
-                rule: "unlisted".into(),
+                rule: Rule::UNLISTED,
                 accepted: 0,
                 refused: 0,
                 errors: 0,

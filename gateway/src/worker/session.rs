@@ -30,7 +30,7 @@ use crate::driver::Conn;
 use crate::policy::pipeline::{Count, Counts};
 use crate::policy::{self, Decision, Facts, Rule, Stage, decide};
 
-const TIMEOUT: Reply<'static> = Reply::fixed(
+static TIMEOUT: Reply<'static> = Reply::fixed(
     421,
     EnhancedCode(4, 4, 2),
     "Timeout, closing the connection",
@@ -66,9 +66,10 @@ impl End {
 
     /// Our last words, where they are not said yet.
     pub(super) fn last_words(&self) -> Option<&'static Reply<'static>> {
+        static STOPPING: Reply<'static> = policy::STOPPING;
         match self {
             Self::Timeout => Some(&TIMEOUT),
-            Self::Stopping => Some(&policy::STOPPING),
+            Self::Stopping => Some(&STOPPING),
             Self::Gone | Self::Quit { .. } | Self::Refused(_) | Self::Abuse(_) => None,
         }
     }
@@ -102,6 +103,8 @@ pub(super) struct Session {
     pub(super) conn: Conn,
     pub(super) smtp: server::Session,
     listener: Rc<Listener>,
+    /// Its transport encrypts. What EHLO offers depends on that.
+    pub(super) is_encrypted: bool,
     /// What is known of the client. It is renewed when the configuration changes, and never made
     /// anew from the address alone.
     pub(super) client: policy::Client,
@@ -156,8 +159,10 @@ impl Session {
         reactor.counters.session_opened();
         reactor.sessions.set(reactor.sessions.get() + 1);
         let now = reactor.now.get();
+        let is_encrypted = reactor.with(conn, |connection| connection.transport.is_encrypted());
         Self {
             smtp: server::Session::new(),
+            is_encrypted: is_encrypted.unwrap_or(false),
             client: reactor.config().policy.client(address),
             generation: reactor.generation(),
             id: reactor.next_id(),
@@ -241,7 +246,7 @@ impl Session {
     }
 
     fn greet(&mut self) {
-        let settings = self.listener.settings(false);
+        let settings = self.listener.settings(self.is_encrypted);
         let smtp = &mut self.smtp;
         self.reactor
             .write(self.conn, |out| smtp.greet(settings, out));
@@ -321,7 +326,7 @@ impl Session {
         }
         let reactor = Rc::clone(&self.reactor);
         let listener = Rc::clone(&self.listener);
-        let settings = listener.settings(false);
+        let settings = listener.settings(self.is_encrypted);
         let mut progress = false;
         let heard = reactor.read(self.conn, |input, out| {
             let (mut taken, written) = (0, out.len());
@@ -438,7 +443,7 @@ impl Session {
 
     /// Answers what the policy alone decides.
     fn answer(&mut self, decision: &Decision, out: &mut Vec<u8>) {
-        let settings = self.listener.settings(false);
+        let settings = self.listener.settings(self.is_encrypted);
         match decision {
             // No check before RCPT looks anything up.
             Decision::Accept(_) | Decision::Wait(_) => self.smtp.accept(settings, out),

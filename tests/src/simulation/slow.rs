@@ -92,7 +92,7 @@ fn faults(room: usize) -> Faults {
     }
 }
 
-fn worker(driver: SimDriver, counters: Arc<Counters>) -> Result<Worker<SimDriver>, String> {
+fn worker(driver: SimDriver, counters: Arc<Counters>) -> Result<Worker, String> {
     let config = config::parse(Path::new("simulation.toml"), CONFIGURATION)
         .map_err(|errors| errors.to_string())?;
     let size = Size {

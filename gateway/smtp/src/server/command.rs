@@ -1,7 +1,7 @@
 //! The commands: a table, and what each one does.
 
 use super::line::Frame;
-use super::{Abuse, Doom, Event, Owed, Phase, Session, Settings};
+use super::{Abuse, CommandError, Doom, Event, Owed, Phase, Session, Settings, Verb};
 use crate::data::{Decoder, Framing};
 use crate::envelope::{Mail, Rcpt};
 use crate::path::is_client_name;
@@ -11,6 +11,8 @@ use crate::reply::{EnhancedCode, Reply};
 pub(super) enum Taken<'a> {
     /// It is answered, or will be in its place.
     Answered,
+    /// It is refused, and the reply is written.
+    Refused(Verb, CommandError, &'static Reply<'static>),
     /// It is for the caller to know.
     Event(Event<'a>),
     /// Something else is for the caller to know first; the command is still to be taken.
@@ -120,6 +122,16 @@ static RECIPIENTS: Reply<'static> = Reply::fixed(452, EnhancedCode(4, 5, 3), "To
 static NO_RECIPIENTS: Reply<'static> =
     Reply::fixed(554, EnhancedCode(5, 5, 1), "No valid recipients");
 
+const fn out_of_sequence(text: &'static str) -> Reply<'static> {
+    Reply::fixed(503, EnhancedCode(5, 5, 1), text)
+}
+static NO_SERVICE: Reply<'static> = out_of_sequence("No service here");
+static HELLO_FIRST: Reply<'static> = out_of_sequence("EHLO or HELO first");
+static TRANSACTION_OPEN: Reply<'static> = out_of_sequence("A transaction is open already");
+static CHUNKS_OPEN: Reply<'static> = out_of_sequence("BDAT was begun and goes on with BDAT");
+static MAIL_REFUSED: Reply<'static> = out_of_sequence("MAIL was refused");
+static MAIL_FIRST: Reply<'static> = out_of_sequence("MAIL first");
+
 impl Session {
     /// Takes one line, without CRLF.
     pub(super) fn command<'a>(
@@ -133,16 +145,14 @@ impl Session {
             .iter()
             .find(|c| verb.eq_ignore_ascii_case(c.verb.as_bytes()))
         else {
-            self.unknown(settings, verb, out);
+            let taken = self.unknown(settings, verb, out);
             self.exclusive |= !self.extended;
-            return Taken::Answered;
+            return taken;
         };
         let taken = if !command.phases.contains(&self.phase) {
-            self.out_of_sequence(settings, out);
-            Taken::Answered
+            self.out_of_sequence(settings, out)
         } else if !command.any_octets && !arguments.iter().all(|b| matches!(b, b' '..=b'~')) {
-            self.fail(settings, &NOT_PRINTABLE, out);
-            Taken::Answered
+            self.refuse_syntax(settings, &NOT_PRINTABLE, out)
         } else {
             (command.handler)(self, settings, arguments, out)
         };
@@ -159,30 +169,42 @@ impl Session {
         taken
     }
 
-    fn unknown(&mut self, settings: &Settings, verb: &[u8], out: &mut Vec<u8>) {
+    /// Refuses the arguments of a command that is neither MAIL nor RCPT.
+    fn refuse_syntax<'a>(
+        &mut self,
+        settings: &Settings,
+        reply: &'static Reply<'static>,
+        out: &mut Vec<u8>,
+    ) -> Taken<'a> {
+        self.fail(settings, reply, out);
+        Taken::Refused(Verb::Other, CommandError::Syntax, reply)
+    }
+
+    fn unknown<'a>(&mut self, settings: &Settings, verb: &[u8], out: &mut Vec<u8>) -> Taken<'a> {
         let is_http = HTTP_METHODS.iter().any(|method| verb == method.as_bytes());
         if is_http && self.phase == Phase::Fresh {
             self.abort(Abuse::Http, out);
-        } else {
-            self.fail(settings, &UNKNOWN, out);
+            return Taken::Answered;
         }
+        self.fail(settings, &UNKNOWN, out);
+        Taken::Refused(Verb::Other, CommandError::UnknownCommand, &UNKNOWN)
     }
 
     /// What a pipelining client could not know yet is not held against it.
-    fn out_of_sequence(&mut self, settings: &Settings, out: &mut Vec<u8>) {
-        let text = match self.phase {
-            Phase::Refused => "No service here",
-            Phase::Fresh => "EHLO or HELO first",
-            Phase::Envelope => "A transaction is open already",
-            Phase::Chunks => "BDAT was begun and goes on with BDAT",
-            _ if self.doom.is_some() => "MAIL was refused",
-            _ => "MAIL first",
+    fn out_of_sequence<'a>(&mut self, settings: &Settings, out: &mut Vec<u8>) -> Taken<'a> {
+        let reply = match self.phase {
+            Phase::Refused => &NO_SERVICE,
+            Phase::Fresh => &HELLO_FIRST,
+            Phase::Envelope => &TRANSACTION_OPEN,
+            Phase::Chunks => &CHUNKS_OPEN,
+            _ if self.doom.is_some() => &MAIL_REFUSED,
+            _ => &MAIL_FIRST,
         };
-        let reply = Reply::fixed(503, EnhancedCode(5, 5, 1), text);
         reply.write(out);
         if self.doom.is_none() {
             self.count_error(settings, out);
         }
+        Taken::Refused(Verb::Other, CommandError::Sequence, reply)
     }
 
     fn ehlo<'a>(
@@ -214,8 +236,7 @@ impl Session {
             .ok()
             .filter(|name| is_client_name(name))
         else {
-            self.fail(settings, &CLIENT_NAME, out);
-            return Taken::Answered;
+            return self.refuse_syntax(settings, &CLIENT_NAME, out);
         };
         // RFC 5321, 4.1.4: it resets as RSET does.
         if self.in_transaction() {
@@ -239,22 +260,27 @@ impl Session {
         }
         self.doom = Some(Doom::Refused);
         match Mail::parse(arguments, self.dsn || settings.dsn) {
-            Err(reply) => self.fail(settings, reply, out),
+            Err(reply) => {
+                self.fail(settings, reply, out);
+                Taken::Refused(Verb::Mail, CommandError::of_arguments(reply), reply)
+            }
             Ok(mail)
                 if mail
                     .size
                     .is_some_and(|size| size > settings.message_size_max) =>
             {
                 SIZE.write(out);
+                // It is no error, but has a bound all the same (RFC 9422, 5 counts MAIL commands).
+                self.transactions = self.transactions.saturating_add(1);
+                Taken::Refused(Verb::Mail, CommandError::MessageSize, &SIZE)
             }
             Ok(mail) => {
                 self.doom = None;
                 self.smtputf8 = mail.smtputf8;
                 self.owed = Owed::Mail;
-                return Taken::Event(Event::Mail(mail));
+                Taken::Event(Event::Mail(mail))
             }
         }
-        Taken::Answered
     }
 
     fn rcpt<'a>(
@@ -264,15 +290,20 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Taken<'a> {
         match Rcpt::parse(arguments, self.smtputf8, self.dsn || settings.dsn) {
-            Err(reply) => self.fail(settings, reply, out),
-            Ok(_) if self.recipients >= settings.recipients_max => RECIPIENTS.write(out),
+            Err(reply) => {
+                self.fail(settings, reply, out);
+                Taken::Refused(Verb::Rcpt, CommandError::of_arguments(reply), reply)
+            }
+            Ok(_) if self.recipients >= settings.recipients_max => {
+                RECIPIENTS.write(out);
+                Taken::Refused(Verb::Rcpt, CommandError::Recipients, &RECIPIENTS)
+            }
             Ok(rcpt) => {
                 self.owed = Owed::Rcpt;
                 self.recipients_owed = 1;
-                return Taken::Event(Event::Rcpt(rcpt));
+                Taken::Event(Event::Rcpt(rcpt))
             }
         }
-        Taken::Answered
     }
 
     /// Takes one more RCPT while earlier ones wait for their answers, if what comes is one and
@@ -312,15 +343,15 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Taken<'a> {
         if !arguments.is_empty() {
-            self.fail(settings, &ARGUMENT, out);
+            self.refuse_syntax(settings, &ARGUMENT, out)
         } else if self.recipients == 0 {
             NO_RECIPIENTS.write(out);
+            Taken::Refused(Verb::Content, CommandError::NoRecipients, &NO_RECIPIENTS)
         } else {
             self.decoder = Decoder::new(Framing::Dots);
             self.owed = Owed::Data;
-            return Taken::Event(Event::Message);
+            Taken::Event(Event::Message)
         }
-        Taken::Answered
     }
 
     /// RFC 3030. The octets of a chunk that is refused are left in `chunk_left`, and swallowed.
@@ -336,6 +367,7 @@ impl Session {
         };
         self.chunk_left = size;
         self.chunk_last = last;
+        let mut taken = Taken::Answered;
         match (self.phase, self.doom) {
             (Phase::Chunks, _) => self.phase = Phase::Chunk,
             (Phase::Envelope, _) if self.extended && self.recipients > 0 => {
@@ -343,14 +375,17 @@ impl Session {
                 self.owed = Owed::FirstChunk;
                 return Taken::Event(Event::Message);
             }
-            (Phase::Envelope, _) if self.extended => NO_RECIPIENTS.write(out),
+            (Phase::Envelope, _) if self.extended => {
+                NO_RECIPIENTS.write(out);
+                taken = Taken::Refused(Verb::Content, CommandError::NoRecipients, &NO_RECIPIENTS);
+            }
             (_, Some(Doom::Fault(fault))) => fault.reply().write(out),
-            _ => self.out_of_sequence(settings, out),
+            _ => taken = self.out_of_sequence(settings, out),
         }
         if last {
             self.doom = None;
         }
-        Taken::Answered
+        taken
     }
 
     fn rset<'a>(
@@ -360,8 +395,7 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Taken<'a> {
         if !arguments.is_empty() {
-            self.fail(settings, &ARGUMENT, out);
-            return Taken::Answered;
+            return self.refuse_syntax(settings, &ARGUMENT, out);
         }
         RESET_OK.write(out);
         self.doom = None;
@@ -378,12 +412,11 @@ impl Session {
         arguments: &'a [u8],
         out: &mut Vec<u8>,
     ) -> Taken<'a> {
-        if arguments.is_empty() {
-            BYE.write(out);
-            self.phase = Phase::Ending(None);
-        } else {
-            self.fail(settings, &ARGUMENT, out);
+        if !arguments.is_empty() {
+            return self.refuse_syntax(settings, &ARGUMENT, out);
         }
+        BYE.write(out);
+        self.phase = Phase::Ending(None);
         Taken::Answered
     }
 
@@ -399,10 +432,9 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Taken<'a> {
         if arguments.is_empty() {
-            self.fail(settings, &NO_ARGUMENT, out);
-        } else {
-            NOT_VERIFIED.write(out);
+            return self.refuse_syntax(settings, &NO_ARGUMENT, out);
         }
+        NOT_VERIFIED.write(out);
         Taken::Answered
     }
 
@@ -418,7 +450,7 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Taken<'a> {
         self.fail(settings, &NOT_IMPLEMENTED, out);
-        Taken::Answered
+        Taken::Refused(Verb::Other, CommandError::NotImplemented, &NOT_IMPLEMENTED)
     }
 }
 

@@ -20,7 +20,7 @@ mod event;
 mod line;
 mod settings;
 
-pub use event::{Abuse, Blame, Event, Step};
+pub use event::{Abuse, Blame, CommandError, Event, Step, Verb};
 pub use settings::{LongLines, Settings};
 
 use crate::data::{Decoder, Fault, Framing};
@@ -383,19 +383,32 @@ impl Session {
     ) -> (usize, Option<Event<'a>>) {
         let (used, frame) = self.framer.next(settings.command_length_max, input);
         match frame {
-            Frame::NeedInput => return (used, Some(Event::NeedInput)),
-            Frame::RefusedLineEnd => return (used, None),
+            Frame::NeedInput => (used, Some(Event::NeedInput)),
+            Frame::RefusedLineEnd => (used, None),
             Frame::Line(line) => match self.command(settings, line, out) {
-                Taken::Answered => {}
-                Taken::Event(event) => {
-                    return (used, Some(event));
+                Taken::Answered => (used, None),
+                Taken::Event(event) => (used, Some(event)),
+                Taken::Refused(verb, error, reply) => {
+                    let refused = Event::Refused { verb, error, reply };
+                    (used, Some(refused))
                 }
-                Taken::NotYet(event) => return (0, Some(event)),
+                Taken::NotYet(event) => (0, Some(event)),
             },
-            Frame::TooLong => self.fail_line(settings, &LINE_TOO_LONG, out),
-            Frame::BareLineFeed => self.fail_line(settings, &BARE_LINE_FEED, out),
+            Frame::TooLong => {
+                let error = CommandError::CommandLength;
+                (
+                    used,
+                    Some(self.fail_line(settings, error, &LINE_TOO_LONG, out)),
+                )
+            }
+            Frame::BareLineFeed => {
+                let error = CommandError::BareLineFeed;
+                (
+                    used,
+                    Some(self.fail_line(settings, error, &BARE_LINE_FEED, out)),
+                )
+            }
         }
-        (used, None)
     }
 
     /// The state after an answer was written.
@@ -455,9 +468,20 @@ impl Session {
     }
 
     /// Answers what is no command line.
-    fn fail_line(&mut self, settings: &Settings, reply: &Reply<'_>, out: &mut Vec<u8>) {
+    fn fail_line(
+        &mut self,
+        settings: &Settings,
+        error: CommandError,
+        reply: &'static Reply<'static>,
+        out: &mut Vec<u8>,
+    ) -> Event<'static> {
         self.fail(settings, reply, out);
         self.exclusive |= !self.extended;
+        Event::Refused {
+            verb: Verb::Other,
+            error,
+            reply,
+        }
     }
 
     fn count_error(&mut self, settings: &Settings, out: &mut Vec<u8>) {

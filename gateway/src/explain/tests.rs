@@ -5,7 +5,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::explain::{Outcome, Question, explain};
+use super::{Question, StepOutcome, explain};
 use crate::config::{self, Config};
 
 const GATE: &str = r#"
@@ -70,13 +70,13 @@ proptest! {
     ) {
         let recipient = pieces.concat();
         let question = Question {
-            client: [203, 0, 113, 7].into(),
             hello: Some(hello.to_owned()),
             sender: Some(sender.to_owned()),
             recipients: vec![recipient.clone()],
+            ..Question::new([203, 0, 113, 7].into())
         };
         let stages = explain(&gate(), &question).expect("no line ends").stages;
-        let reached = stages.iter().any(|stage| stage.stage == "rcpt" && stage.outcome == Outcome::Accept);
+        let reached = stages.iter().any(|stage| stage.stage == "rcpt" && stage.outcome == StepOutcome::Accept);
         prop_assert!(!reached || is_plainly_local(&recipient), "{recipient}: {stages:?}");
     }
 }
@@ -92,10 +92,8 @@ fn an_ipv4_client_that_comes_over_ipv6_has_the_standing_of_its_ipv4_address() {
 #[test]
 fn a_line_end_in_a_question_is_not_taken_for_two_commands() {
     let question = Question {
-        client: [203, 0, 113, 7].into(),
-        hello: None,
-        sender: None,
         recipients: vec!["a@isp.example>\r\nRCPT TO:<b@isp.example".to_owned()],
+        ..Question::new([203, 0, 113, 7].into())
     };
     assert!(explain(&gate(), &question).is_err());
 }
@@ -105,10 +103,8 @@ fn a_local_client_without_a_route_is_told_so_in_the_session() {
     let text = GATE.replace("\"*\"", "\"isp.example\"");
     let gate = config::parse(Path::new("gate"), &text).expect("a good configuration");
     let question = Question {
-        client: [192, 0, 2, 10].into(),
-        hello: None,
-        sender: None,
         recipients: vec!["user@elsewhere.example".to_owned()],
+        ..Question::new([192, 0, 2, 10].into())
     };
     let stages = explain(&gate, &question).expect("no line ends").stages;
     let last = stages.last().map(|stage| (stage.code, stage.rule.as_str()));
