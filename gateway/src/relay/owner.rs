@@ -19,8 +19,9 @@ pub struct Standing {
     pub past_envelope: bool,
     /// Only the final reply is still to come.
     pub awaits_final: bool,
-    /// The next hop has nothing more to do with it.
-    pub settled: bool,
+    /// There is something for its own task to do: an answer to give, or the connection to let go
+    /// because the next hop has nothing more to do with it.
+    pub has_news: bool,
 }
 
 /// What a connection to a next hop carries.

@@ -177,9 +177,8 @@ impl Connection {
     /// Stops or continues the receive of a client: too much is waiting to be answered, to be read by
     /// the client, or to be taken by the next hop.
     pub(super) fn hold_if_full(&mut self) {
-        self.held = self.congested
-            || self.input.len() > INPUT_MAX
-            || self.output.len() > OUTPUT_MAX;
+        self.held =
+            self.congested || self.input.len() > INPUT_MAX || self.output.len() > OUTPUT_MAX;
     }
 
     /// Octets that the kernel is still to take, if it is known how many: not while it is about some

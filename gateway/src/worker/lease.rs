@@ -208,7 +208,11 @@ pub(super) fn lose_patience(reactor: &Rc<Reactor>) {
     let now = reactor.now.get();
     let is_due = |patience: &mut VecDeque<(Duration, Conn)>| {
         let (due, _) = patience.front()?;
-        if *due <= now { patience.pop_front() } else { None }
+        if *due <= now {
+            patience.pop_front()
+        } else {
+            None
+        }
     };
     while let Some((_, hop)) = reactor.patience.with(is_due) {
         let Some(next_hop) = next_hop(reactor, hop) else {

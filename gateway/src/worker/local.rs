@@ -17,8 +17,10 @@ impl<T> Local<T> {
     }
 
     /// Looks at it or changes it.
+    #[track_caller]
     pub(super) fn with<R>(&self, look: impl FnOnce(&mut T) -> R) -> R {
-        look(&mut self.0.borrow_mut())
+        let mut borrowed = self.0.borrow_mut();
+        look(&mut borrowed)
     }
 
     /// Puts something else in its place.

@@ -18,12 +18,12 @@ use super::records::{Record, TransactionRecord};
 use super::session::{End, Heard, Session};
 use super::transaction::{CONGESTION_HIGH, LoggedReply, OpenTransaction};
 use crate::config::NextHop;
-use crate::policy::{Rule, RuleKind};
 use crate::policy::pipeline::Recipient;
 use crate::policy::{Decision, Facts, Stage, decide};
+use crate::policy::{Rule, RuleKind};
 use crate::relay::destination::{Destination, NextHops};
-use crate::relay::received::Received;
 use crate::relay::owner::Owner;
+use crate::relay::received::Received;
 use crate::relay::transaction::{Answer, AnswerTo, ContentRefusal, Transaction};
 
 /// A client that takes longer over its next command than this does so without a connection to the
@@ -253,7 +253,11 @@ impl Session {
 
     /// The client waits for us, for as long as it takes.
     fn poll_gone<T>(&mut self) -> Poll<Result<T, End>> {
-        if self.reactor.with(self.conn, |connection| connection.is_open()) == Some(true) {
+        if self
+            .reactor
+            .with(self.conn, |connection| connection.is_open())
+            == Some(true)
+        {
             Poll::Pending
         } else {
             Poll::Ready(Err(End::Gone))
@@ -270,9 +274,8 @@ impl Session {
     ) -> Option<After> {
         let mut given = false;
         let after = loop {
-            let next = transaction.with(|state| {
-                state.next_answer(|answer| self.give(transaction, &answer, out))
-            });
+            let next = transaction
+                .with(|state| state.next_answer(|answer| self.give(transaction, &answer, out)));
             match next {
                 None => break None,
                 Some(None) => given = true,
@@ -331,7 +334,8 @@ impl Session {
 
     fn refuse(&mut self, reply: &Reply<'_>, blame: Blame, out: &mut Vec<u8>) {
         let listener = self.listener();
-        self.smtp.refuse(listener.settings(self.is_encrypted), reply, blame, out);
+        self.smtp
+            .refuse(listener.settings(self.is_encrypted), reply, blame, out);
     }
 
     /// The destination waits for the message: our own line goes first.
@@ -342,9 +346,15 @@ impl Session {
         transaction.with(|state| {
             let mut recipients = state.envelope.recipients();
             let recipient = recipients.next().filter(|_| recipients.len() == 0);
-            self.with_received(transaction, state.envelope.is_utf8(), recipient, |received| {
-                self.reactor.with(hop, |connection| received.write(&mut connection.output));
-            });
+            self.with_received(
+                transaction,
+                state.envelope.is_utf8(),
+                recipient,
+                |received| {
+                    self.reactor
+                        .with(hop, |connection| received.write(&mut connection.output));
+                },
+            );
         });
         self.reactor.touch(hop);
         self.reactor.wake(hop);
@@ -466,7 +476,8 @@ impl Session {
     fn go_on_if_relieved(&self, transaction: &OpenTransaction, due: &mut Duration) {
         if !transaction.congested.get() {
             // A connection that is lost takes the congestion with it.
-            self.reactor.with(self.conn, |connection| connection.congested = false);
+            self.reactor
+                .with(self.conn, |connection| connection.congested = false);
             return;
         }
         let hop = transaction.hop.get();

@@ -153,7 +153,15 @@ impl Worker {
         port: Port,
         records: Arc<RecordQueue>,
     ) -> Self {
-        let reactor = Reactor::new(Box::new(driver), index, size, shared, counters, port, records);
+        let reactor = Reactor::new(
+            Box::new(driver),
+            index,
+            size,
+            shared,
+            counters,
+            port,
+            records,
+        );
         Self {
             reactor: Rc::new(reactor),
             executor: Executor::default(),
@@ -210,7 +218,10 @@ impl Worker {
         let now = self.reactor.now.get();
         let until = |due: Duration| due.saturating_sub(now);
         let mut sleep = self.reactor.wheel.with(|wheel| wheel.sleep(now));
-        let patience = self.reactor.patience.with(|patience| patience.front().copied());
+        let patience = self
+            .reactor
+            .patience
+            .with(|patience| patience.front().copied());
         if let Some((due, _)) = patience {
             sleep = sleep.min(until(due));
         }
@@ -239,7 +250,9 @@ impl Worker {
             .pool
             .with(|pool| (pool.states(), pool.take_stranded(now)));
         self.reactor.counters.publish_hops(states);
-        self.reactor.waiting_again.with(|waiting| waiting.extend(again));
+        self.reactor
+            .waiting_again
+            .with(|waiting| waiting.extend(again));
     }
 
     /// Keeps enough accepts outstanding, as long as there is room for the sessions.

@@ -192,9 +192,7 @@ impl Session {
     }
 
     fn is_connecting(&self) -> bool {
-        let opening = |connection: &mut Connection| {
-            connection.phase == Phase::Opening
-        };
+        let opening = |connection: &mut Connection| connection.phase == Phase::Opening;
         self.reactor.with(self.conn, opening).unwrap_or(false)
     }
 
@@ -283,9 +281,7 @@ impl Session {
         {
             self.reactor.wake(owner.task());
         }
-        if standing.settled {
-            // It has nothing more to say here: whether the session goes on is for the owner, which
-            // lets go of the connection.
+        if standing.has_news {
             self.reactor.wake(owner.task());
         }
         self.expect(renew);
@@ -388,9 +384,7 @@ impl Session {
         });
         match read {
             Some(Some(After::Ends(end))) => Poll::Ready(Err(end)),
-            _ if self.reactor.is_at_end(self.conn) => {
-                Poll::Ready(Err(End::Lost(Loss::Broken)))
-            }
+            _ if self.reactor.is_at_end(self.conn) => Poll::Ready(Err(End::Lost(Loss::Broken))),
             Some(Some(after)) => Poll::Ready(Ok(after)),
             Some(None) => Poll::Pending,
             None => Poll::Ready(Err(End::Lost(Loss::Broken))),
@@ -428,7 +422,9 @@ impl Session {
     /// again unless it is renewed: a reply that drips in, or recipients added one by one, are no
     /// reason to wait longer.
     fn expect(&mut self, renew: Renew) {
-        let has_output = self.reactor.with(self.conn, |connection| connection.has_output());
+        let has_output = self
+            .reactor
+            .with(self.conn, |connection| connection.has_output());
         let has_output = has_output.unwrap_or(false);
         let config = self.reactor.config();
         let Some((deadline, timeout)) = self.awaited(has_output, &config.relay) else {
@@ -488,7 +484,11 @@ impl Session {
         self.waits = Some((deadline, since));
         let due = since + timeout;
         if now < due {
-            let look = if unsent { now + next_look(timeout) } else { due };
+            let look = if unsent {
+                now + next_look(timeout)
+            } else {
+                due
+            };
             self.look_at = Some(due.min(look));
             return false;
         }
@@ -541,7 +541,9 @@ impl Session {
             self.reactor.finish(conn, Ending::Quiet);
         }
         if self.shared.background.get() {
-            self.reactor.pool.with(|pool| pool.background_ended(address));
+            self.reactor
+                .pool
+                .with(|pool| pool.background_ended(address));
         }
         closed_in_pool(&self.reactor, address, Some(conn), ready);
         if let Some(owner) = owner {
@@ -574,7 +576,9 @@ impl Session {
             None => tracing::warn!(next_hop = %address, "next hop cannot be reached"),
         }
         let said = said.cloned();
-        self.reactor.pool.with(|pool| pool.note_refusal(address, said));
+        self.reactor
+            .pool
+            .with(|pool| pool.note_refusal(address, said));
         Loss::NoAnswer
     }
 }

@@ -203,7 +203,9 @@ impl Reactor {
 
     /// Has the connection brought in line with the driver at the end of the batch.
     pub(super) fn touch(&self, conn: Conn) {
-        let is_new = self.with(conn, |connection| !std::mem::replace(&mut connection.touched, true));
+        let is_new = self.with(conn, |connection| {
+            !std::mem::replace(&mut connection.touched, true)
+        });
         if is_new == Some(true) {
             self.touched.with(|touched| touched.push(conn.slot));
         }
@@ -299,7 +301,9 @@ impl Reactor {
         let (mut kept, mut output, mut transport) = taken??;
         let arrived = self.take_arrived(conn);
         let (used, value) = self.driver.with(|driver| {
-            let received = arrived.as_ref().map_or(&[][..], |buffer| driver.bytes(buffer));
+            let received = arrived
+                .as_ref()
+                .map_or(&[][..], |buffer| driver.bytes(buffer));
             let opened = transport.open(received);
             if kept.is_empty() {
                 let (used, value) = take(&opened, &mut output);
@@ -337,16 +341,22 @@ impl Reactor {
 
     /// Lets `write` append to what the connection sends next. Nothing is written to one on which
     /// nothing more can be said.
-    pub(super) fn write<T: Default>(
-        &self,
-        conn: Conn,
-        write: impl FnOnce(&mut Vec<u8>) -> T,
-    ) -> T {
-        let written = self.with(conn, |connection| {
-            connection.is_open().then(|| write(&mut connection.output))
+    pub(super) fn write<T: Default>(&self, conn: Conn, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let output = self.with(conn, |connection| {
+            let is_open = connection.is_open();
+            is_open.then(|| std::mem::take(&mut connection.output))
+        });
+        let Some(Some(mut output)) = output else {
+            return T::default();
+        };
+        // The table is not borrowed meanwhile: `write` may look at other connections.
+        let written = write(&mut output);
+        self.with(conn, |connection| {
+            output.append(&mut connection.output);
+            connection.output = output;
         });
         self.touch(conn);
-        written.flatten().unwrap_or_default()
+        written
     }
 
     /// Whether the peer will send nothing more, or nothing more can be said to it.
@@ -391,7 +401,12 @@ impl Reactor {
     }
 
     /// Asks the control plane on behalf of a client; `None` if that is not possible now.
-    pub(super) fn ask(&self, conn: Conn, question: Question, within: Duration) -> Option<QuestionId> {
+    pub(super) fn ask(
+        &self,
+        conn: Conn,
+        question: Question,
+        within: Duration,
+    ) -> Option<QuestionId> {
         let now = self.now.get();
         let asked = self
             .port

@@ -145,7 +145,12 @@ enum ReaderLook {
 }
 
 /// The task of a client's session.
-pub(super) async fn session(reactor: Rc<Reactor>, conn: Conn, address: IpAddr, listener: Rc<Listener>) {
+pub(super) async fn session(
+    reactor: Rc<Reactor>,
+    conn: Conn,
+    address: IpAddr,
+    listener: Rc<Listener>,
+) {
     let mut session = Session::new(reactor, conn, address, listener);
     let end = match session.dialogue().await {
         Ok(never) => match never {},
@@ -258,7 +263,8 @@ impl Session {
         if self.reactor.service.get() != Service::Open {
             return Poll::Ready(Err(End::Stopping));
         }
-        let heard = self.poll_events(|session, event, _| session.common_event(None, &event).map(Err))?;
+        let heard =
+            self.poll_events(|session, event, _| session.common_event(None, &event).map(Err))?;
         match heard {
             Heard::Some(()) | Heard::More { is_over: true } => {
                 return Poll::Ready(Err(End::Gone));

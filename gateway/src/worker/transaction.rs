@@ -236,7 +236,7 @@ impl Owner for OpenTransaction {
         self.with(|transaction| Standing {
             past_envelope: transaction.is_past_envelope(),
             awaits_final: transaction.is_ending(),
-            settled: transaction.is_settled(),
+            has_news: transaction.has_answer() || transaction.is_settled(),
         })
     }
 
