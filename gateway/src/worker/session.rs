@@ -523,3 +523,26 @@ impl Session {
         reactor.finish(self.conn, end.ending());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_session_is_small() {
+        let size = size_of_future(session);
+        println!(
+            "future {size}, session {}, smtp {}, client {}, conn {}, txn {}",
+            size_of::<Session>(),
+            size_of::<server::Session>(),
+            size_of::<policy::Client>(),
+            size_of::<super::super::connection::Connection>(),
+            size_of::<OpenTransaction>()
+        );
+        assert!(size <= 512, "{size}");
+    }
+}
