@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use portcullis::driver::sim::Network;
 use portcullis::policy::dnsbl::{Answer, Finding};
 use portcullis::worker::port::{
     Ask, ControlEnd, LookupAnswer, Message, Notice, Port, Question, Refusal, port,
 };
 
+use super::driver::Network;
 use super::{Record, Shelf};
 
 /// The `timeout` of the configuration, and the second that a worker adds.
