@@ -1,6 +1,6 @@
 //! What Prometheus hears of DNS lists.
 
-use super::Text;
+use super::text::Text;
 use crate::control::dnsbl::{Dnsbl, Family, Server, Trust};
 
 /// What is known of DNS lists and of the name servers that are asked about them.

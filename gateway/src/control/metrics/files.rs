@@ -1,6 +1,6 @@
 //! What Prometheus hears of the files and directories that the gate needs.
 
-use super::Text;
+use super::text::Text;
 use crate::control::state::State;
 
 /// What was kept, and what cannot be used.
