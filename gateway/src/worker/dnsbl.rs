@@ -181,6 +181,6 @@ impl Gate {
 
     /// Tells the control plane of a refusal, for the filter.
     pub(super) fn report_refusal(&self, client: IpAddr, rule: Cow<'static, str>) {
-        self.port.tell(Notice::Refused(Refusal { client, rule }));
+        self.port.notify(Notice::Refused(Refusal { client, rule }));
     }
 }

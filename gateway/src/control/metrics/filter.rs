@@ -1,10 +1,10 @@
-//! What Prometheus hears of the filter: its interfaces, lists, recent verdicts and top sources.
+//! The metrics of the filter: its interfaces, lists, recent verdicts and top sources.
 
 use super::text::Text;
 use crate::filter::{InterfaceStatus, ListStatus, Status, TopSources, VerdictCounts};
 
 /// Top sources in the metrics; `/api/status` has more.
-const TOP_SOURCES_TOLD: usize = 10;
+const TOP_SOURCES_MAX: usize = 10;
 
 /// What the filter counts, and what is in force.
 pub(super) fn render(text: &mut Text, filter: &Status) {
@@ -87,7 +87,7 @@ fn counters(text: &mut Text, filter: &Status) {
         ),
         (
             "portcullis_filter_hidden_packets_total",
-            "Packets whose port cannot be read: judged as if it were a filtered one, and counted \
+            "Packets without a readable port: judged as if it were a filtered one, and counted \
              as passed or dropped, too.",
             |interface| interface.hidden,
         ),
@@ -205,7 +205,7 @@ fn top_sources(text: &mut Text, top: &TopSources) {
         "portcullis_filter_top_source_events",
         "Sampled drops of those sources that have the most; one a minute ago counts for a half.",
     );
-    for source in top.sources.iter().take(TOP_SOURCES_TOLD) {
+    for source in top.sources.iter().take(TOP_SOURCES_MAX) {
         let labels = [
             ("source", &*source.source),
             ("reason", source.reason),

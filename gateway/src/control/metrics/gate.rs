@@ -1,4 +1,4 @@
-//! What Prometheus hears of the process, its sessions and its records.
+//! The metrics of the process, its sessions and its records.
 
 use super::text::Text;
 use crate::control::state::State;
@@ -85,8 +85,8 @@ pub(super) fn sessions(text: &mut Text, state: &State) {
     text.sample(&[], state.starved_receives);
     text.counter(
         "portcullis_records_lost_total",
-        "Records of sessions and transactions that a reader of them did not get, because it was \
-         too slow; all: none got them.",
+        "Records of sessions and transactions that a reader of them lost because it was too slow; \
+         all: every reader lost them.",
     );
     for (reader, count) in &state.records_lost {
         text.sample(&[("reader", reader)], count);

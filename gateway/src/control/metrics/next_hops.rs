@@ -1,4 +1,4 @@
-//! What Prometheus hears of next hops.
+//! The metrics of next hops.
 
 use super::text::Text;
 use crate::control::state::{NextHop, State};

@@ -58,23 +58,23 @@ fn write_transaction(record: &TransactionRecord) {
 /// What the log has said of lost records.
 #[derive(Default)]
 pub(super) struct Losses {
-    told: BTreeMap<&'static str, u64>,
+    logged: BTreeMap<&'static str, u64>,
     last: Option<Instant>,
 }
 
 impl Losses {
     /// Says what was lost since the last time, unless that was a moment ago.
-    pub(super) fn tell(&mut self, lost: &BTreeMap<&'static str, u64>) {
+    pub(super) fn log(&mut self, lost: &BTreeMap<&'static str, u64>) {
         if self
             .last
             .is_none_or(|last| last.elapsed() >= COMPLAINT_PAUSE)
         {
-            self.tell_all(lost);
+            self.log_all(lost);
         }
     }
 
     /// Says what was lost since the last time.
-    pub(super) fn tell_all(&mut self, lost: &BTreeMap<&'static str, u64>) {
+    pub(super) fn log_all(&mut self, lost: &BTreeMap<&'static str, u64>) {
         for (reader, records) in self.news(lost) {
             self.last = Some(Instant::now());
             tracing::warn!(
@@ -89,9 +89,9 @@ impl Losses {
     fn news(&mut self, lost: &BTreeMap<&'static str, u64>) -> Vec<(&'static str, u64)> {
         let mut news = Vec::new();
         for (reader, records) in lost {
-            let told = self.told.insert(reader, *records).unwrap_or_default();
-            if *records > told {
-                news.push((*reader, *records - told));
+            let logged = self.logged.insert(reader, *records).unwrap_or_default();
+            if *records > logged {
+                news.push((*reader, *records - logged));
             }
         }
         news
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_is_told_once_with_what_came_since() {
+    fn a_loss_is_logged_once_with_what_came_since() {
         let mut losses = Losses::default();
         assert_eq!(losses.news(&[("log", 0)].into()), []);
         assert_eq!(losses.news(&[("log", 3)].into()), [("log", 3)]);
