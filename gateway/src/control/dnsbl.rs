@@ -260,9 +260,9 @@ fn add_verdict(control: &Control, verdicts: &Verdicts, refusal: &Refusal, config
     };
     let client = refusal.client;
     match verdicts.add(&verdict, Some(config.policy.lists())) {
-        Ok(given) => {
-            tracing::debug!(%client, rule = %refusal.rule, ?given, "a verdict for the filter");
-            let kept_out = KeptOut::by(&given, duration);
+        Ok(added) => {
+            tracing::debug!(%client, rule = %refusal.rule, ?added, "a verdict for the filter");
+            let kept_out = KeptOut::by(&added, duration);
             control.refusals.add(refusal, kept_out, SystemTime::now());
         }
         Err(error) => {
@@ -283,10 +283,10 @@ fn remove_verdicts(verdicts: &Arc<Verdicts>, zone: Arc<str>, family: Family) {
             Ok(number) => tracing::warn!(
                 zone = &*zone,
                 number,
-                "recent verdicts for a DNS list that is switched off are taken back"
+                "recent verdicts for a DNS list that is switched off were removed"
             ),
             Err(error) => {
-                tracing::warn!(zone = &*zone, %error, "cannot take back recent verdicts");
+                tracing::warn!(zone = &*zone, %error, "cannot remove recent verdicts");
             }
         }
     });

@@ -56,11 +56,13 @@ impl fmt::Display for Error {
             Self::Filter(error) => write!(f, "the filter cannot be put in place: {error}"),
             Self::Admin { address, error } => write!(
                 f,
-                "admin = \"{address}\": cannot listen there: {error}; choose another address, or leave `admin` out"
+                "admin = \"{address}\": cannot listen there: {error}; choose another address, or \
+                 leave `admin` out"
             ),
             Self::NoSuchUser { name } => write!(
                 f,
-                "user = \"{name}\": there is no such user; `useradd --system --no-create-home {name}` makes one"
+                "user = \"{name}\": there is no such user; \
+                 `useradd --system --no-create-home {name}` makes one"
             ),
             Self::User { name, step, error } => {
                 write!(f, "user = \"{name}\": cannot {step}: {error}")?;

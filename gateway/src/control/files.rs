@@ -4,7 +4,7 @@
 //! weeks later; and a `state_dir` that cannot be written leaves the guard over lists without what
 //! it compares with, at a start when it is needed. So they are tried as that user once it is taken
 //! on, from time to time while the gate runs, and by `doctor`. The state directory is made if it is
-//! missing. What is there already keeps its owner and its mode: it is somebody's.
+//! missing. What is there already keeps its owner and its mode.
 //!
 //! Tried with `faccessat(2)` rather than opened: a FIFO would hang, and a file need not be writable
 //! to be replaced.
@@ -58,7 +58,7 @@ pub(super) struct Files {
     last_saved: AtomicU64,
 }
 
-/// The state directory, as it is told about.
+/// The state directory, as it is reported.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct StateDir {
     pub(super) saves_good: u64,
@@ -137,7 +137,11 @@ pub(super) fn make_state_dir(config: &Config, user: Option<&user::User>) {
     match make_directory(path, user) {
         Ok(()) => tracing::info!(path = %path.display(), "state_dir: made, it was missing"),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "state_dir: is missing and cannot be made");
+            tracing::warn!(
+                path = %path.display(),
+                %error,
+                "state_dir: is missing and cannot be made"
+            );
         }
     }
 }
@@ -226,7 +230,8 @@ fn unusable_state_dir(config: &Config) -> Option<Unusable> {
         what: "state_dir",
         path: path.clone(),
         problem,
-        consequence: "the lists in force are not kept, so the next start has nothing to compare its lists with",
+        consequence: "the lists in force are not kept, so the next start has nothing to compare \
+                      its lists with",
         next_step,
     })
 }
@@ -295,8 +300,9 @@ mod tests {
 
     fn config_with(state_dir: &Path, list: &Path) -> Config {
         let text = format!(
-            "state_dir = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:2525\"\n[[route]]\ndomains = [\"*\"]\n\
-             next_hop = [\"discard\"]\n[[list]]\nname = \"drop\"\nfile = \"{}\"\naction = \"reject\"\n",
+            "state_dir = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:2525\"\n[[route]]\n\
+             domains = [\"*\"]\nnext_hop = [\"discard\"]\n[[list]]\nname = \"drop\"\n\
+             file = \"{}\"\naction = \"reject\"\n",
             state_dir.display(),
             list.display()
         );

@@ -1,25 +1,25 @@
-//! The control plane: starts the workers, watches over them, and talks to the people and programs
-//! around the gate.
+//! The control plane: starts the workers, watches over them, answers what they cannot know, and
+//! talks to the people and programs around the gate.
 //!
 //! One thread with a tokio runtime, a task for each subject. It shares with the workers what
 //! [`Shared`] holds, and nothing waits for it: mail goes on while it reloads, resolves or answers.
 //!
 //! | file | subject |
 //! |---|---|
-//! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what is held before it serves; who it is while it serves |
+//! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what it opens first; its user |
 //! | `reload.rs`, `changes.rs` | SIGHUP; what a new configuration changes and what it cannot |
-//! | `lists.rs` | lists over time: their files watched, great losses refused, what is in force kept |
+//! | `lists.rs` | lists over time: files watched, great losses refused, a copy kept |
 //! | `files.rs` | files and directories that are needed later, as another user |
 //! | `names.rs` | next hops that are given by name |
 //! | `port.rs` | the workers' ports: which service answers which question |
 //! | `dnsbl.rs`, `dnsbl/` | the service for DNS lists; what the filter learns of them |
-//! | `admin.rs`, `state.rs`, `metrics.rs`, `metrics/` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
+//! | `admin.rs`, `state.rs`, `metrics/` | the HTTP endpoint; its content; the form for Prometheus |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
-//! | `dropped.rs` | expired verdicts, lost answers, the top sources of the filter, and what it drops while that happens |
-//! | `records.rs`, `records/` | the stream of records of sessions and transactions; their lines in the log |
+//! | `dropped.rs` | expired verdicts, lost answers, top sources, drops as they happen |
+//! | `records.rs`, `records/` | the stream of records, and their lines in the log |
 //! | `refusals.rs` | which sources were refused of late, why and until when |
 //! | `ask.rs` | how a command asks the gate beside it |
-//! | `interfaces.rs` | interfaces that come, go and lose their filter; filters that no configuration has |
+//! | `interfaces.rs` | interfaces that come, go or lose their filter; filters left over |
 //! | `doctor.rs`, `doctor/` | is this machine able to run it? |
 
 mod admin;
@@ -101,8 +101,8 @@ impl Control {
     }
 }
 
-/// The filter, and what was last seen of it: putting lists in place may take seconds, and whoever
-/// asks for the counters meanwhile is not to wait for it.
+/// The filter, and what was last seen of it: putting lists in place may take seconds, and a reader
+/// of the counters does not wait for it.
 struct HeldFilter {
     filter: Mutex<Filter>,
     last: Mutex<Option<Status>>,

@@ -1,4 +1,4 @@
-//! The stream of records: from the workers' queues to all who read them.
+//! The stream of records: from the workers' queues to all readers.
 //!
 //! Each reader has a bound in bytes of its own. One that is slow loses records, which are counted
 //! by reader, and holds up neither the workers nor the other readers. There are two today: the log
@@ -34,7 +34,7 @@ const COLLECT_AFTER: Duration = Duration::from_millis(20);
 /// For the log to be written when the gate stops.
 const WRITE_MAX: Duration = Duration::from_secs(5);
 
-/// Who loses what is lost in the queue of a worker.
+/// The name of the readers that lose what is lost in the queue of a worker.
 const ALL_READERS: &str = "all";
 
 /// The stream.
@@ -189,9 +189,9 @@ impl LogWriter {
             let mut losses = lines::Losses::default();
             while let Some(batch) = reader.blocking_next() {
                 batch.records.iter().for_each(lines::write);
-                losses.tell(&records.lost());
+                losses.log(&records.lost());
             }
-            losses.tell_all(&records.lost());
+            losses.log_all(&records.lost());
         };
         let thread = thread::Builder::new().name("log".to_owned()).spawn(work)?;
         Ok(Self(thread))

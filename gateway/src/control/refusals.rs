@@ -1,10 +1,10 @@
 //! Which sources were refused of late, why, how often, and until when they are kept out: for people
 //! who are asked "why can I not send?".
 //!
-//! What DNS lists refuse is told by their service, with what the filter has learned of it; all other
-//! refusals come from the stream of records. The memory goes with the gate: verdicts outlive it, and
-//! say themselves why and until when. It has a bound, and what is gone first is what was refused the
-//! longest time ago.
+//! What DNS lists refuse comes from their service, with what the filter has learned of it; all
+//! other refusals come from the stream of records. The memory goes with the gate: verdicts outlive
+//! it, and say themselves why and until when. It has a bound, and what is gone first is what was
+//! refused the longest time ago.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -28,7 +28,7 @@ pub(super) const BYTES_MAX: usize = 16 << 20;
 const SOURCES_MAX: usize = 16_384;
 /// What goes at once when there are more.
 const BATCH: usize = SOURCES_MAX / 16;
-/// Rules that are told apart for a source.
+/// Rules that are counted apart for a source.
 const RULES_MAX: usize = 8;
 /// The rule of all that are one too many.
 const OTHER_RULES: &str = "others";
@@ -64,7 +64,7 @@ const NO_DNSBL: KeptOut = KeptOut::Not(Cow::Borrowed(
 ));
 
 impl KeptOut {
-    /// What it means that a verdict was given so, for so long.
+    /// What it means that a verdict for so long was added, or was not.
     pub(super) fn by(given: &Given, duration: Duration) -> Self {
         match given {
             Given::Added | Given::Renewed => Self::For(duration),
@@ -80,7 +80,7 @@ impl KeptOut {
     }
 }
 
-/// A source that was refused, as it is told.
+/// A source that was refused, as it is reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedSource {
     /// An IPv4 address, or an IPv6 /64.
@@ -114,7 +114,8 @@ pub struct RefusedBy {
 
 /// The client that a record says was refused, and the rule that did it.
 ///
-/// What DNS lists refuse is told by their service. A timeout and a gate that stops refuse no source.
+/// What DNS lists refuse comes from their service. A timeout and a gate that stops refuse no
+/// source.
 fn refusal(record: &Record) -> Option<(IpAddr, Rule)> {
     let (client, rule) = match record {
         Record::Session(session) if session.is_refused => (session.client, session.rule),
@@ -186,14 +187,14 @@ impl Refusals {
     }
 
     /// All, the last refused first.
-    pub(super) fn told(&self) -> Vec<RefusedSource> {
+    pub(super) fn list(&self) -> Vec<RefusedSource> {
         let sources = self.sources();
         let mut sources: Vec<_> = sources.iter().collect();
         sources.sort_by_key(|(source, history)| (std::cmp::Reverse(history.last), **source));
-        let told = sources
+        let listed = sources
             .into_iter()
-            .map(|(source, history)| history.told(source));
-        told.collect()
+            .map(|(source, history)| history.report(source));
+        listed.collect()
     }
 }
 
@@ -219,7 +220,7 @@ impl History {
         }
     }
 
-    fn told(&self, source: &IpNet) -> RefusedSource {
+    fn report(&self, source: &IpNet) -> RefusedSource {
         let (until, why_not) = match &self.kept_out {
             KeptOut::For(duration) => (self.decided.checked_add(*duration).map(utc), None),
             KeptOut::ByPerson => (None, None),
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_told_with_all_that_it_was_refused_for() {
+    fn a_source_is_listed_with_all_that_it_was_refused_for() {
         let refusals = Refusals::default();
         let hour = KeptOut::For(Duration::from_secs(3_600));
         for (second, client, rule) in [
@@ -291,7 +292,7 @@ mod tests {
         }
         let other = refusal("::ffff:192.0.2.1".parse().unwrap(), "dnsbl:a");
         refusals.add(&other, KeptOut::Not("monitor".into()), at(30));
-        let told = refusals.told();
+        let listed = refusals.list();
         let by = |rule: &str, times| RefusedBy {
             rule: rule.to_owned(),
             times,
@@ -306,9 +307,9 @@ mod tests {
             kept_out_until: Some("1970-01-01T01:01:01Z".to_owned()),
             not_kept_out: None,
         };
-        assert_eq!(told[0], expected);
-        assert_eq!((told.len(), &*told[1].source), (2, "192.0.2.1"));
-        assert_eq!(told[1].not_kept_out.as_deref(), Some("monitor"));
+        assert_eq!(listed[0], expected);
+        assert_eq!((listed.len(), &*listed[1].source), (2, "192.0.2.1"));
+        assert_eq!(listed[1].not_kept_out.as_deref(), Some("monitor"));
     }
 
     #[test]
@@ -320,9 +321,9 @@ mod tests {
             let kept_out = KeptOut::Not("".into());
             refusals.add(&refusal, kept_out, at(number.into()));
         }
-        let told = refusals.told();
-        assert!((SOURCES_MAX - BATCH..=SOURCES_MAX).contains(&told.len()));
-        assert_eq!(told[0].client, IpAddr::from(last.to_be_bytes()));
+        let listed = refusals.list();
+        assert!((SOURCES_MAX - BATCH..=SOURCES_MAX).contains(&listed.len()));
+        assert_eq!(listed[0].client, IpAddr::from(last.to_be_bytes()));
     }
 
     #[test]
@@ -332,8 +333,8 @@ mod tests {
             let refusal = refusal([192, 0, 2, 1].into(), &format!("dnsbl:{number}"));
             refusals.add(&refusal, KeptOut::Not("".into()), at(number));
         }
-        let told = refusals.told();
-        assert_eq!((told[0].times, told[0].rules.len()), (100, RULES_MAX));
-        assert_eq!(told[0].rules[RULES_MAX - 1].rule, OTHER_RULES);
+        let listed = refusals.list();
+        assert_eq!((listed[0].times, listed[0].rules.len()), (100, RULES_MAX));
+        assert_eq!(listed[0].rules[RULES_MAX - 1].rule, OTHER_RULES);
     }
 }

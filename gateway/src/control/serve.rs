@@ -1,6 +1,6 @@
 //! The life of a gate: start, serve, stop.
 //!
-//! Signals are taken over first, so that one that comes early is not the end. Then comes what can
+//! Signals are taken over first, so that an early one does not end it. Then comes what can
 //! fail, before anything is served: the filter, so that no listed source gets as far as a
 //! handshake, then sockets and rings, then the user. The filter stays in place when the gate ends,
 //! however that happens; `portcullis filter detach` takes it away.
@@ -63,7 +63,10 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
         if let Some(filter) = &held.filter
             && let Err(error) = filter.give_links(user.uid(), user.gid())
         {
-            tracing::warn!(%error, "an interface that is deleted and made again will stay unfiltered until a restart");
+            tracing::warn!(
+                %error,
+                "an interface that is deleted and made again will stay unfiltered until a restart"
+            );
         }
         user.take_on(held.filter.is_some())?;
     }
@@ -85,7 +88,7 @@ struct Held {
 /// switched off then.
 fn attach(config: &Config) -> Result<Option<Filter>, Error> {
     let settings = config.filter.as_ref();
-    // One that this start takes over is told below.
+    // One that this start takes over is reported below.
     let taken_over = settings.map(|settings| &settings.pin_path);
     for found in interfaces::unconfigured(config, false) {
         if Some(&found.pin_path) != taken_over {
@@ -100,8 +103,8 @@ fn attach(config: &Config) -> Result<Option<Filter>, Error> {
             return Ok(None);
         }
         tracing::warn!(
-            "filter.mode is off: the filter of an earlier run stays in place and passes everything; \
-             `{}` takes it away",
+            "filter.mode is off: the filter of an earlier run stays in place and passes \
+             everything; `{}` takes it away",
             filter::removal(&settings.pin_path)
         );
     }
@@ -185,7 +188,7 @@ async fn live(
     watched
 }
 
-/// Lets commands beside this gate find it. Without it they have to be told where it is.
+/// Lets commands beside this gate find it. Without it they need its address.
 fn tell_commands(filter: &mut Filter, admin: Option<&TcpListener>) {
     let address = admin.and_then(|listener| listener.local_addr().ok());
     if let Err(error) = filter.set_admin(address) {
@@ -209,9 +212,9 @@ fn announce(control: &Control) {
     notify::ready();
 }
 
-/// Waits for the end of all workers, and passes on what they are told meanwhile. A worker that ends
-/// by itself takes the gate with it: half a gate would turn away clients for no reason that they or
-/// their operator could see.
+/// Waits for the end of all workers, and passes on the signals that come meanwhile. A worker that
+/// ends by itself takes the gate with it: half a gate would turn clients away for no reason that
+/// they or their operator could see.
 async fn watch(
     control: &Control,
     mut ends: UnboundedReceiver<WorkerEnd>,
@@ -230,7 +233,9 @@ async fn watch(
             Some(WorkerEnd { index, result }) = ends.recv() => {
                 running -= 1;
                 let error = match result {
-                    Ok(()) if life == Life::Running => std::io::Error::other("it ended for no reason"),
+                    Ok(()) if life == Life::Running => {
+                        std::io::Error::other("it ended for no reason")
+                    }
                     Ok(()) => continue,
                     Err(error) => error,
                 };

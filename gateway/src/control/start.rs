@@ -49,7 +49,7 @@ pub(super) struct WorkerEnd {
     pub(super) result: io::Result<()>,
 }
 
-/// Tells that the thread it lives on ends, however that comes about.
+/// Sends notice of the end of the thread that it lives on, however that comes about.
 struct EndNotice {
     index: usize,
     result: Option<io::Result<()>>,
@@ -69,13 +69,12 @@ impl Drop for EndNotice {
             index: self.index,
             result: self.result.take().unwrap_or_else(panicked),
         };
-        // With the control plane gone there is nobody to tell.
+        // With the control plane gone there is no receiver.
         let _ = self.to.send(end);
     }
 }
 
-/// Opens the listening sockets and the rings. Without a listener there is nothing to work on, and
-/// nobody to do it.
+/// Opens the listening sockets and the rings. Without a listener there are no workers.
 ///
 /// # Errors
 /// An address that is in use, a kernel without io_uring, limits that are too low.
@@ -115,7 +114,8 @@ fn prepare_with(
         tracing::info!(
             sessions,
             wanted = config.limits.sessions,
-            "fewer sessions than configured: the limit of open files bounds the table of each worker (ulimit -n, LimitNOFILE=)"
+            "fewer sessions than configured: the limit of open files bounds the table of each \
+             worker (ulimit -n, LimitNOFILE=)"
         );
     }
     (0..workers)
@@ -203,7 +203,7 @@ pub(super) fn rehearse_threads(prepared: Vec<PreparedWorker>) -> Result<(), Erro
                     Ok(driver) => (Some(driver), Ok(())),
                     Err(error) => (None, Err(error)),
                 };
-                // Who waits for it outlives it.
+                // The receiver outlives it.
                 let _ = started.send(result);
                 // It ends when the other end is dropped: nothing is ever sent.
                 let _ = released.recv();
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sessions_that_are_told_to_fit_are_never_more_than_configured() {
+    fn the_sessions_that_fit_are_never_more_than_configured() {
         let config = Config::default_gate();
         for descriptors in [64, 1_024, 20_000, 1 << 20] {
             let sessions = sessions_max(&config, descriptors);

@@ -1,5 +1,5 @@
-//! What the gate tells about itself: collected from the workers, the filter and the control plane,
-//! and then either written as it is (`/api/status`) or in the words of Prometheus (`/metrics`).
+//! What the gate reports about itself: collected from the workers, the filter and the control
+//! plane, and then either written as JSON (`/api/status`) or for Prometheus (`/metrics`).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -35,8 +35,8 @@ pub(super) struct State {
     pub(super) commands_refused: BTreeMap<String, u64>,
     pub(super) received_octets: u64,
     pub(super) starved_receives: u64,
-    /// Records of sessions and transactions that did not reach a reader, by reader; `all`: none
-    /// got them.
+    /// Records of sessions and transactions that did not reach a reader, by reader; `all`: they
+    /// reached none.
     pub(super) records_lost: BTreeMap<&'static str, u64>,
     pub(super) next_hops: Vec<NextHop>,
     pub(super) names: Vec<Name>,
@@ -125,7 +125,7 @@ impl State {
             unusable_files: control.files.unusable(),
             records_lost: control.records.lost(),
             names: names(control),
-            dnsbl: control.dnsbl.told(control.ports.dnsbl_unasked()),
+            dnsbl: control.dnsbl.snapshot(control.ports.dnsbl_unasked()),
             filter: control.filter.as_ref().and_then(HeldFilter::status),
             ..Self::default()
         };
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_next_hop_that_one_worker_cannot_reach_is_not_told_to_be_well() {
+    fn a_next_hop_that_one_worker_cannot_reach_is_not_reported_as_up() {
         let state = |up, open| HopState {
             address: SocketAddr::from(([192, 0, 2, 1], 25)),
             up,

@@ -2,13 +2,14 @@
 //!
 //! What the gate may still do afterwards, and nothing else of what root may:
 //!
-//! | what | how |
-//! |---|---|
-//! | accept, connect, answer on the admin address | sockets and rings that are open already |
-//! | put other lists and settings into a filter in place | its maps are open already; `CAP_BPF` is kept for making new ones |
-//! | read the filter's counters and events, give and remove recent verdicts | its maps and links are open already |
-//! | put the filter back on an interface that was made again | its programs and the directory of its links are open already, and that directory is the user's |
-//! | read the configuration and its files again | only if that user may read them |
+//! - accept, connect, answer on the admin address: sockets and rings are open already;
+//! - put other lists and settings into a filter in place: its maps are open already, and `CAP_BPF`
+//!   is kept for making new ones;
+//! - read the filter's counters and events, add and remove recent verdicts: its maps and links are
+//!   open already;
+//! - put the filter back on an interface that was made again: its programs and the directory of its
+//!   links are open already, and that directory is the user's;
+//! - read the configuration and its files again: only if that user may read them.
 //!
 //! It can no longer listen on other ports or load other programs. Only the control plane's thread
 //! keeps `CAP_BPF`, and only if there is a filter; the workers, which are the ones to talk to

@@ -3,8 +3,8 @@
 //!
 //! The consumer is woken by the first item after it has looked, and not by those behind it: one
 //! wake a batch, however many items. The lock is held to push one item or to swap the vector, and
-//! each queue has one producer or one consumer, so two workers never want the same lock. Rejected: a
-//! lock-free ring. It needs unsafe code or a second crate, and saves 20 ns an item.
+//! each queue has one producer or one consumer, so two workers never want the same lock. Rejected:
+//! a lock-free ring. It needs unsafe code or a second crate, and saves 20 ns an item.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};

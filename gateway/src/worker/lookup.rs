@@ -113,7 +113,8 @@ impl Session {
     pub(super) fn note_listed(&mut self, rule: Rule) {
         if self.listed.replace(rule).is_none() {
             let client = self.client.address;
-            self.reactor.tell(Notice::Refused(Refusal { client, rule }));
+            self.reactor
+                .notify(Notice::Refused(Refusal { client, rule }));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The port between a worker and the control plane: what a worker cannot know by itself (what DNS
-//! lists say of a client; later passwords, reverse DNS, greylisting, shared state) it asks here, and
-//! what the control plane should hear of, it tells here.
+//! lists say of a client; later passwords, reverse DNS, greylisting, shared state) it asks here,
+//! and what the control plane should hear of, it tells here.
 //!
 //! Neither end ever waits for the other. A question has an id, a deadline and a bound, and gets
 //! exactly one answer: that of a service, [`Full`](LookupAnswer::Full) at once if too many are
@@ -8,8 +8,8 @@
 //! connection: an answer that comes late, twice, or after its client has gone finds no question
 //! and goes no further, so it cannot reach another session that has the same slot by then.
 //!
-//! A further kind of question is a variant of [`Question`] and of [`LookupAnswer`], and a service in
-//! the control plane.
+//! A further kind of question is a variant of [`Question`] and of [`LookupAnswer`], and a service
+//! in the control plane.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -216,7 +216,7 @@ impl Port {
     }
 
     /// Tells the control plane something. What there is no room for is lost.
-    pub fn tell(&self, notice: Notice) {
+    pub fn notify(&self, notice: Notice) {
         self.shared.messages.put(Message::Notice(notice), 1);
     }
 
@@ -366,7 +366,7 @@ mod tests {
                 client: [192, 0, 2, 1].into(),
                 rule: Rule::of_zone("a"),
             };
-            port.tell(Notice::Refused(refusal));
+            port.notify(Notice::Refused(refusal));
             assert_eq!(control.load(Ordering::Relaxed), batch);
             for message in end.take() {
                 if let Message::Ask(ask) = message {

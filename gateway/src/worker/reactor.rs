@@ -437,7 +437,7 @@ impl Reactor {
         self.port.with(|port| port.forget(id));
     }
 
-    pub(super) fn tell(&self, notice: Notice) {
-        self.port.with(|port| port.tell(notice));
+    pub(super) fn notify(&self, notice: Notice) {
+        self.port.with(|port| port.notify(notice));
     }
 }

@@ -1,8 +1,8 @@
 //! The records of a worker: one for each session and each transaction, at its end.
 //!
-//! They are facts, not text. The worker pushes them into a bounded queue of its own, and the control
-//! plane hands them to its readers: the log, the memory of refusals, later a dashboard. So a log
-//! that is written slowly costs records, which are counted, and holds up no mail.
+//! They are facts, not text. The worker pushes them into a bounded queue of its own, and the
+//! control plane hands them to its readers: the log, the memory of refusals, later a dashboard. So
+//! a log that is written slowly costs records, which are counted, and holds up no mail.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

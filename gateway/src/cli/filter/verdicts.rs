@@ -58,9 +58,9 @@ enum Command {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 With --why the gate that holds the filter is asked, at its admin endpoint, which sources it has
-refused for a DNS list: how often, since when, for which lists, and until when the filter drops
-them. It remembers the last 16384 since it was started; with --json there are two arrays,
-`verdicts` and `refusals`. Other refusals are in its log alone.")]
+refused: how often, since when, by which rules (DNS lists, reject lists, relaying, limits), and
+until when the filter drops them, or why it does not. It remembers the last 16384 since it was
+started; with --json there are two arrays, `verdicts` and `refusals`.")]
 struct ListArgs {
     #[command(flatten)]
     place: Place,

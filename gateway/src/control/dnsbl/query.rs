@@ -59,7 +59,7 @@ pub(super) enum QueryError {
     Silent,
     /// It says that it cannot or does not want to answer.
     Code(ResponseCode),
-    /// It refers to other servers: it does not have the zone, and asks nobody.
+    /// It refers to other servers: it does not have the zone, and does not recurse.
     Referral,
     /// What it sent is no answer that could be read.
     Broken(&'static str),
@@ -175,7 +175,7 @@ impl DnsQuery {
     /// none.
     ///
     /// # Errors
-    /// When it belongs to this question and cannot be read.
+    /// When it belongs to this question and is no DNS message.
     fn response_in(&self, octets: &[u8]) -> Result<Option<Message>, QueryError> {
         if octets.first_chunk() != Some(&self.id.to_be_bytes()) {
             return Ok(None);

@@ -1,5 +1,5 @@
-//! The resolver of DNS lists: it queries all zones about an address at once, each with its time, and
-//! remembers each answer for as long as its zone allows.
+//! The resolver of DNS lists: it queries all zones about an address at once, each with its time,
+//! and remembers each answer for as long as its zone allows.
 //!
 //! Answers are remembered with a bound. Silence is not remembered: the next client may find the
 //! zone well again. An answer that there is no such name is remembered only if it says for how long
@@ -190,7 +190,8 @@ impl Resolver {
                     self.complain(zone, "untested", || {
                         tracing::warn!(
                             zone = &*zone.name,
-                            "a DNS list gives listings, but no answer to its test entries yet: it counts as silent"
+                            "a DNS list gives listings, but no answer to its test entries yet: \
+                             it counts as silent"
                         );
                     });
                     (answer, lasts, meaning) = (Answer::Silent, Duration::ZERO, Meaning::Silent);
@@ -204,7 +205,8 @@ impl Resolver {
                     zone = &*zone.name,
                     %client,
                     %address,
-                    "a DNS list gave an answer that never counts as a listing: it refuses this resolver, or has been given up"
+                    "a DNS list gave an answer that never counts as a listing: it refuses this \
+                     resolver, or has been given up"
                 );
             });
         }
@@ -218,8 +220,8 @@ impl Resolver {
         answer
     }
 
-    /// Asks the name servers. Returns what the zone says, and for how long; `None` if it was one
-    /// question too many.
+    /// Queries the name servers. Returns what the zone says, and for how long; `None` if there were
+    /// too many queries already.
     async fn query_servers(&self, zone: &Zone, client: IpAddr) -> Option<(Answer, Duration)> {
         let name = query_name(client, &zone.name);
         let asked = match DnsQuery::new(&name).map(Arc::new) {
@@ -239,7 +241,8 @@ impl Resolver {
                     tracing::warn!(
                         zone = &*zone.name,
                         queries = self.servers.queries_max(),
-                        "too many questions to DNS lists at a time: some were not asked, and count as not listed"
+                        "too many questions to DNS lists at a time: some were not asked, and \
+                         count as not listed"
                     );
                 });
                 None

@@ -9,8 +9,8 @@
 //!
 //! What is known of a server is known for one zone: a server may refuse one zone and have another,
 //! and a resolver that says SERVFAIL for a zone whose own servers are down is none the worse for
-//! it. One that has failed is asked last, and a copy of a question finds out from time to time
-//! whether it is well again: no client waits for that.
+//! it. One that has failed is asked last, and a copy of a question shows from time to time whether
+//! it is well again: no client waits for that.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,7 +62,7 @@ struct Known {
     /// When the log said that it has failed.
     complained: Option<Instant>,
     /// Whether the log said so of the failure that lasts.
-    is_told: bool,
+    is_logged: bool,
 }
 
 /// Why there is no answer.
@@ -114,7 +114,7 @@ impl NameServers {
         let mut turn = Instant::now();
         let mut waiting = order.into_iter().peekable();
         let mut attempts: JoinSet<Attempt> = JoinSet::new();
-        // Who has been asked and when, but for those that have said something.
+        // The servers that were asked and have not answered, and when they were asked.
         let mut asked: Vec<(SocketAddr, Instant)> = Vec::new();
         let mut last = None;
         loop {
@@ -250,7 +250,7 @@ impl NameServers {
         let known = all.entry((Arc::clone(zone), server)).or_default();
         known.misses = 0;
         known.has_failed = false;
-        if std::mem::take(&mut known.is_told) {
+        if std::mem::take(&mut known.is_logged) {
             tracing::info!(zone = &**zone, %server, "a name server answers again for a DNS list");
         }
         self.counts.server_answered(zone, server);
@@ -283,8 +283,8 @@ impl NameServers {
         known.has_failed = true;
         known.asked = Some(now);
         let said = known.complained;
-        if !known.is_told && said.is_none_or(|said| now.duration_since(said) >= COMPLAINT_PAUSE) {
-            known.is_told = true;
+        if !known.is_logged && said.is_none_or(|said| now.duration_since(said) >= COMPLAINT_PAUSE) {
+            known.is_logged = true;
             known.complained = Some(now);
             tracing::warn!(
                 zone = &**zone,

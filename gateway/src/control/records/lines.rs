@@ -58,23 +58,23 @@ fn write_transaction(record: &TransactionRecord) {
 /// What the log has said of lost records.
 #[derive(Default)]
 pub(super) struct Losses {
-    told: BTreeMap<&'static str, u64>,
+    logged: BTreeMap<&'static str, u64>,
     last: Option<Instant>,
 }
 
 impl Losses {
     /// Says what was lost since the last time, unless that was a moment ago.
-    pub(super) fn tell(&mut self, lost: &BTreeMap<&'static str, u64>) {
+    pub(super) fn log(&mut self, lost: &BTreeMap<&'static str, u64>) {
         if self
             .last
             .is_none_or(|last| last.elapsed() >= COMPLAINT_PAUSE)
         {
-            self.tell_all(lost);
+            self.log_all(lost);
         }
     }
 
     /// Says what was lost since the last time.
-    pub(super) fn tell_all(&mut self, lost: &BTreeMap<&'static str, u64>) {
+    pub(super) fn log_all(&mut self, lost: &BTreeMap<&'static str, u64>) {
         for (reader, records) in self.news(lost) {
             self.last = Some(Instant::now());
             tracing::warn!(
@@ -89,9 +89,9 @@ impl Losses {
     fn news(&mut self, lost: &BTreeMap<&'static str, u64>) -> Vec<(&'static str, u64)> {
         let mut news = Vec::new();
         for (reader, records) in lost {
-            let told = self.told.insert(reader, *records).unwrap_or_default();
-            if *records > told {
-                news.push((*reader, *records - told));
+            let logged = self.logged.insert(reader, *records).unwrap_or_default();
+            if *records > logged {
+                news.push((*reader, *records - logged));
             }
         }
         news
@@ -100,10 +100,87 @@ impl Losses {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::net::SocketAddr;
+    use std::sync::{Arc, Mutex};
+
+    use portcullis_smtp::reply::{EnhancedCode, Reply};
+
     use super::*;
+    use crate::policy::Rule;
+    use crate::worker::counters::Outcome;
+    use crate::worker::records::{Reached, TraceId, TransactionTexts};
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(octets)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn session() -> Record {
+        Record::Session(SessionRecord {
+            id: TraceId(0xab),
+            client: [192, 0, 2, 1].into(),
+            helo: "client.example".into(),
+            is_refused: true,
+            rule: Rule::ERRORS,
+            accepted: 1,
+            refused: 2,
+            errors: 3,
+            octets: 4,
+            time: Duration::from_millis(5),
+        })
+    }
+
+    fn transaction(reply: Option<&Reply<'_>>) -> Record {
+        Record::Transaction(TransactionRecord {
+            id: TraceId(0xac),
+            client: [192, 0, 2, 1].into(),
+            outcome: Outcome::Accepted,
+            rule: Rule::LOCAL_DOMAIN,
+            recipient_refused_by: Some(Rule::CLOSED_RELAY),
+            recipients: 1,
+            refused: 2,
+            reached: Reached::NextHop(SocketAddr::from(([10, 0, 0, 5], 25))),
+            octets: 3,
+            time: Duration::from_millis(4),
+            texts: TransactionTexts::new("a@b.example", "c@d.example", reply),
+        })
+    }
 
     #[test]
-    fn a_loss_is_told_once_with_what_came_since() {
+    fn the_lines_have_the_fields_that_scripts_know_in_their_order() {
+        let reply = Reply::new(250, Some(EnhancedCode(2, 0, 0)), "taken\nas it is");
+        let records = [session(), transaction(Some(&reply)), transaction(None)];
+        let written = Written::default();
+        let writer = written.clone();
+        let lines = tracing_subscriber::fmt()
+            .without_time()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(lines, || records.iter().for_each(write));
+        let octets = written.0.lock().unwrap().clone();
+        let expected = "INFO session: id=AB client=192.0.2.1 helo=\"client.example\" \
+            decision=\"refused\" rule=errors accepted=1 refused=2 errors=3 bytes=4 ms=5\n \
+            INFO transaction: id=AC client=192.0.2.1 decision=\"accepted\" rule=local-domain \
+            from=\"a@b.example\" to=\"c@d.example\" recipients=1 refused=2 \
+            next_hop=10.0.0.5:25 bytes=3 ms=4 reply=\"250 2.0.0 taken as it is\"\n \
+            INFO transaction: id=AC client=192.0.2.1 decision=\"accepted\" rule=local-domain \
+            from=\"a@b.example\" to=\"c@d.example\" recipients=1 refused=2 \
+            next_hop=10.0.0.5:25 bytes=3 ms=4\n";
+        assert_eq!(String::from_utf8(octets).unwrap().trim_start(), expected);
+    }
+
+    #[test]
+    fn a_loss_is_logged_once_with_what_came_since() {
         let mut losses = Losses::default();
         assert_eq!(losses.news(&[("log", 0)].into()), []);
         assert_eq!(losses.news(&[("log", 3)].into()), [("log", 3)]);
