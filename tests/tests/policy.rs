@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use portcullis::config::{self, Config};
-use portcullis::policy::explain::{Outcome, Question, Stage, explain};
+use portcullis::explain::{Question, Step, StepOutcome, explain};
 use portcullis_tests::policy_cases::{self, Case};
 
 fn gate() -> Result<Config> {
@@ -13,12 +13,12 @@ fn gate() -> Result<Config> {
 }
 
 /// The stages that a client sees, which the route is not.
-fn stages(config: &Config, case: &Case) -> Result<Vec<Stage>> {
+fn stages(config: &Config, case: &Case) -> Result<Vec<Step>> {
     let question = Question {
-        client: case.client,
         hello: Some(case.hello.clone()),
         sender: Some(case.sender.clone()),
         recipients: vec![case.recipient.clone()],
+        ..Question::new(case.client)
     };
     let mut stages = explain(config, &question)?.stages;
     stages.retain(|stage| stage.stage != "route");
@@ -82,10 +82,8 @@ next_hop = ["192.0.2.2:25"]
         "u@same.example",
     ];
     let question = Question {
-        client: "127.0.0.1".parse()?,
-        hello: None,
-        sender: None,
         recipients: recipients.map(str::to_owned).to_vec(),
+        ..Question::new("127.0.0.1".parse()?)
     };
     let stages = explain(&config, &question)?.stages;
     let answers = stages.iter().filter(|stage| stage.stage == "rcpt");
@@ -111,7 +109,7 @@ fn no_stranger_reaches_anything_but_a_local_domain_whatever_it_says() -> Result<
         let is_local = case.recipient.ends_with("@isp.example");
         let reached = stages(&config, &case)?
             .iter()
-            .any(|s| s.stage == "rcpt" && s.outcome == Outcome::Accept);
+            .any(|s| s.stage == "rcpt" && s.outcome == StepOutcome::Accept);
         assert_eq!(reached, is_local, "{}", case.place);
     }
     Ok(())

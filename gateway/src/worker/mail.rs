@@ -180,7 +180,29 @@ impl Gate {
         Flow::Next
     }
 
+    /// What the policy says of a message that is about to come, or is there: a refusal ends the
+    /// transaction. Returns whether it goes on.
+    fn admits_content(&mut self, conn: Conn, stage: Stage) -> bool {
+        let now = self.now;
+        let Role::Client(session) = &mut self.table[conn].role else {
+            return false;
+        };
+        let decision = decide(stage, &self.config.policy, &session.facts(now));
+        let Decision::Refuse { rule, reply, blame } = decision else {
+            return true;
+        };
+        if let Some(passage) = session.passage.as_deref_mut() {
+            passage.verdict = Some(Told::of_message(rule, reply.clone()));
+        }
+        self.end_passage(conn);
+        self.refuse(conn, &reply, blame);
+        false
+    }
+
     pub(super) fn message(&mut self, conn: Conn) {
+        if !self.admits_content(conn, Stage::Data) {
+            return;
+        }
         let Some(passage) = self.passage(conn) else {
             return;
         };
@@ -240,6 +262,9 @@ impl Gate {
     }
 
     pub(super) fn message_end(&mut self, conn: Conn) {
+        if !self.admits_content(conn, Stage::Message) {
+            return;
+        }
         let Some(session) = self.session(conn) else {
             return;
         };
