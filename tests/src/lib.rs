@@ -12,6 +12,7 @@ pub mod list_cases;
 pub mod name_server;
 pub mod packet_cases;
 pub mod policy_cases;
+pub mod policy_sessions;
 pub mod postfix;
 pub mod random_frame;
 pub mod receiver;
