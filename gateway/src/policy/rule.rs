@@ -159,7 +159,7 @@ fixed_rules! {
         "The message has more than 50 `Received:` lines.";
     EIGHT_BIT Fixed "8-bit" "554"
         "The message has 8-bit content and the next hop does not offer 8BITMIME.";
-    UTF8_HEADER Fixed "utf8-header" "554"
+    UTF8_HEADER Fixed "utf8-header" "550"
         "The message has a header beyond ASCII and the next hop does not offer SMTPUTF8.";
 
     EARLY_TALKER Fixed "early-talker" "554"
