@@ -6,7 +6,7 @@
 //! | client \ recipient | local domain | anywhere else |
 //! |---|---|---|
 //! | local network | accept | accept |
-//! | anyone else | accept | 550 5.7.1 |
+//! | every other client | accept | 550 5.7.1 |
 //!
 //! Everything else is in addition to this table and can only refuse. The order of all checks is one
 //! table, [`pipeline::CHECKS`]; of those of a stage the first that refuses decides, and the first
@@ -55,7 +55,7 @@ pub struct Terms {
     pub addresses: Vec<IpAddr>,
     /// The networks that may relay to anywhere.
     pub networks: Vec<IpNet>,
-    /// The domains that anybody may send to. [`Pattern::Any`] has no place here: it would open the
+    /// The domains that every client may send to. [`Pattern::Any`] has no place here: it would open the
     /// relay.
     pub domains: Vec<Pattern>,
     /// The lists.
@@ -89,7 +89,7 @@ pub struct Policy {
 pub enum Standing {
     /// In one of the local networks: may send to anywhere.
     Local,
-    /// Anybody else: may send to local domains.
+    /// Every other client: may send to local domains.
     Stranger,
 }
 
@@ -217,7 +217,7 @@ impl Policy {
         self.addresses.contains(&address.to_canonical())
     }
 
-    /// Whether anybody may send to this domain.
+    /// Whether every client may send to this domain.
     pub fn is_local_domain(&self, domain: &str) -> bool {
         self.domains.lookup(domain).is_some()
     }

@@ -411,7 +411,7 @@ mod tests {
     #[test]
     fn a_list_has_the_same_rule_in_every_configuration_and_another_action_another_rule() {
         let rule = Rule::of_list(ListAction::Drop, "spam");
-        assert_eq!(rule, Rule::of_list(ListAction::Drop, &"spam".to_owned()));
+        assert_eq!(rule, Rule::of_list(ListAction::Drop, "spam"));
         assert_eq!((rule.name(), rule.subject()), ("drop-list:spam", "spam"));
         assert_ne!(rule, Rule::of_list(ListAction::Reject, "spam"));
         assert_eq!(Rule::of_zone("bl.example").name(), "dnsbl:bl.example");
