@@ -55,8 +55,8 @@ pub struct Terms {
     pub addresses: Vec<IpAddr>,
     /// The networks that may relay to anywhere.
     pub networks: Vec<IpNet>,
-    /// The domains that every client may send to. [`Pattern::Any`] has no place here: it would open the
-    /// relay.
+    /// The domains that every client may send to. [`Pattern::Any`] has no place here: it would
+    /// open the relay.
     pub domains: Vec<Pattern>,
     /// The lists.
     pub lists: Compiled,

@@ -82,7 +82,8 @@ fixed_rules! {
     LOCAL_NETWORK Fixed "local-network" "220, 250"
         "The client is in one of the local networks, and may send to anywhere.";
     PERMIT_LIST PermitList "permit-list" "220"
-        "The client is on this permit list: no other list and no limit for one source holds for it.";
+        "The client is on this permit list: no other list and no limit for one source holds \
+         for it.";
     ANY_HELLO Fixed "any-hello" "250"
         "Every HELO or EHLO name is accepted, and none makes a client local.";
     ANY_SENDER Fixed "any-sender" "250"
