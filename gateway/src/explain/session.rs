@@ -138,7 +138,7 @@ impl<'a> Rehearsal<'a> {
         };
         match &decided.decision {
             Decision::Accept(_) | Decision::Wait(_) => {
-                self.session.accept(&self.settings, &mut out)
+                self.session.accept(&self.settings, &mut out);
             }
             Decision::Refuse { reply, blame, .. } => {
                 self.session.refuse(&self.settings, reply, *blame, &mut out);

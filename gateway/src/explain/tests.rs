@@ -5,8 +5,10 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{Question, StepOutcome, explain};
+use super::{PacketFacts, Question, RecentVerdict, StepOutcome, explain};
 use crate::config::{self, Config};
+use crate::policy::dnsbl::{Answer, Finding};
+use crate::policy::{Listener, Service};
 
 const GATE: &str = r#"
 hostname = "mx1.isp.example"
@@ -76,7 +78,8 @@ proptest! {
             ..Question::new([203, 0, 113, 7].into())
         };
         let stages = explain(&gate(), &question).expect("no line ends").stages;
-        let reached = stages.iter().any(|stage| stage.stage == "rcpt" && stage.outcome == StepOutcome::Accept);
+        let mut at_rcpt = stages.iter().filter(|stage| stage.stage == "rcpt");
+        let reached = at_rcpt.any(|stage| stage.outcome == StepOutcome::Accept);
         prop_assert!(!reached || is_plainly_local(&recipient), "{recipient}: {stages:?}");
     }
 }
@@ -109,4 +112,183 @@ fn a_local_client_without_a_route_is_told_so_in_the_session() {
     let stages = explain(&gate, &question).expect("no line ends").stages;
     let last = stages.last().map(|stage| (stage.code, stage.rule.as_str()));
     assert_eq!(last, Some((Some(550), "no-route")));
+}
+
+/// A gate with a filter on both sides, DNS lists, and these settings of `[filter]` besides.
+fn filtering(more: &str) -> Config {
+    let text = GATE.replace(
+        "[relay]",
+        &format!(
+            "[filter]\ninterfaces = [{{ name = \"out\", role = \"edge\" }}, \
+             {{ name = \"in\", role = \"customer\" }}]\n{more}\n\
+             [[dnsbl]]\nzone = \"bl.example\"\nreplies = [\"127.0.0.2\"]\nscore = 1\n\
+             [dnsbl_policy]\nservers = [\"127.0.0.1:53\"]\nreject_at = 1\n[relay]"
+        ),
+    );
+    config::parse(Path::new("gate"), &text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn stranger() -> Question {
+    Question {
+        recipients: vec!["user@isp.example".to_owned()],
+        ..Question::new([203, 0, 113, 7].into())
+    }
+}
+
+/// The outcome and the rule of the step at this stage.
+fn at(config: &Config, question: &Question, stage: &str) -> (StepOutcome, String) {
+    let stages = explain(config, question).expect("no line ends").stages;
+    let step = stages.into_iter().find(|step| step.stage == stage);
+    step.map(|step| (step.outcome, step.rule))
+        .unwrap_or_else(|| panic!("no {stage}"))
+}
+
+#[test]
+fn the_packet_is_judged_by_what_is_known_of_the_filter() {
+    use super::RecentVerdict::{Absent, Present};
+    let facts = |interface: &str, recent: Option<RecentVerdict>, over_budget| PacketFacts {
+        interface: Some(interface.to_owned()),
+        recent,
+        over_budget,
+    };
+    let unlisted_drop = "unlisted = \"drop\"";
+    let monitor = "mode = \"monitor\"";
+    let other_port = "ports = [2525]";
+    let recent = || Some(Present("dnsbl bl.example".to_owned()));
+    let cases = [
+        (
+            "",
+            facts("out", Some(Absent), None),
+            StepOutcome::Accept,
+            "unlisted",
+        ),
+        ("", facts("out", None, None), StepOutcome::Wait, "unlisted"),
+        (
+            "",
+            facts("out", recent(), None),
+            StepOutcome::Drop,
+            "recent-verdict",
+        ),
+        (
+            "",
+            facts("out", Some(Absent), Some(true)),
+            StepOutcome::Accept,
+            "syn-budget",
+        ),
+        (
+            "",
+            facts("in", Some(Absent), None),
+            StepOutcome::Drop,
+            "customer",
+        ),
+        (
+            unlisted_drop,
+            facts("out", Some(Absent), None),
+            StepOutcome::Drop,
+            "unlisted-drop",
+        ),
+        (
+            unlisted_drop,
+            facts("out", recent(), None),
+            StepOutcome::Drop,
+            "recent-verdict",
+        ),
+        (
+            unlisted_drop,
+            facts("out", None, None),
+            StepOutcome::Drop,
+            "unlisted-drop",
+        ),
+        (
+            monitor,
+            facts("out", recent(), None),
+            StepOutcome::Accept,
+            "recent-verdict",
+        ),
+        (
+            monitor,
+            facts("in", None, None),
+            StepOutcome::Accept,
+            "customer",
+        ),
+        (
+            other_port,
+            facts("in", None, None),
+            StepOutcome::Accept,
+            "not-filtered",
+        ),
+    ];
+    for (more, packet, outcome, rule) in cases {
+        let question = Question {
+            packet: packet.clone(),
+            ..stranger()
+        };
+        let found = at(&filtering(more), &question, "packet");
+        assert_eq!(found, (outcome, rule.to_owned()), "{more} {packet:?}");
+    }
+}
+
+#[test]
+fn a_local_source_is_not_dropped_for_a_verdict() {
+    let question = Question {
+        packet: PacketFacts {
+            recent: Some(RecentVerdict::Present(String::new())),
+            ..PacketFacts::default()
+        },
+        ..Question::new([192, 0, 2, 10].into())
+    };
+    let found = at(&filtering(""), &question, "packet");
+    assert_eq!(found, (StepOutcome::Accept, "unlisted".to_owned()));
+}
+
+#[test]
+fn an_ipv6_syn_is_judged_as_well() {
+    let config = filtering("unlisted = \"drop\"");
+    let question = Question {
+        listener: Some(Listener {
+            address: "[2001:db8:100::25]:25".parse().expect("an address"),
+            service: Service::Relay,
+        }),
+        ..Question::new("2001:db8::7".parse().expect("an address"))
+    };
+    let found = at(&config, &question, "packet");
+    assert_eq!(found, (StepOutcome::Drop, "unlisted-drop".to_owned()));
+}
+
+#[test]
+fn what_is_not_looked_up_is_named_and_what_follows_is_told_as_if_it_came_to_nothing() {
+    let config = filtering("");
+    let explanation = explain(&config, &stranger()).expect("no line ends");
+    assert_eq!(explanation.waits_for, ["dnsbl", "recent-verdict"]);
+    assert_eq!(
+        at(&config, &stranger(), "rcpt"),
+        (StepOutcome::Wait, "local-domain".to_owned())
+    );
+    let listed = |answer: &str| Question {
+        dnsbl: Some(vec![Finding {
+            zone: "bl.example".into(),
+            answer: Answer::Addresses(vec![answer.parse().expect("an address")]),
+        }]),
+        ..stranger()
+    };
+    assert_eq!(
+        at(&config, &listed("127.0.0.2"), "rcpt"),
+        (StepOutcome::Refuse, "dnsbl:bl.example".to_owned())
+    );
+    let other = listed("127.0.0.3");
+    let explanation = explain(&config, &other).expect("no line ends");
+    assert_eq!(explanation.waits_for, ["recent-verdict"]);
+    assert_eq!(
+        at(&config, &other, "rcpt"),
+        (StepOutcome::Accept, "local-domain".to_owned())
+    );
+    // One that is refused anyway does not wait.
+    let relaying = Question {
+        recipients: vec!["user@elsewhere.example".to_owned()],
+        ..stranger()
+    };
+    assert_eq!(
+        at(&config, &relaying, "rcpt"),
+        (StepOutcome::Refuse, "closed-relay".to_owned())
+    );
 }

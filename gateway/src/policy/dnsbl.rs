@@ -16,11 +16,11 @@ use std::sync::Arc;
 
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 
-/// Where lists answer what is no listing but an error of whoever asks.
+/// Where lists answer what is no listing but an error of the resolver or its query.
 pub const OPERATOR_ERRORS: RangeInclusive<Ipv4Addr> =
     Ipv4Addr::new(127, 255, 255, 0)..=Ipv4Addr::new(127, 255, 255, 255);
 
-/// Octets of zone names that fit into a refusal with all else that stands on its line; the
+/// Bytes of zone names that fit into a refusal with all else that stands on its line; the
 /// highest-scoring zone always does.
 const NAMED_LENGTH_MAX: usize = 300;
 
@@ -67,7 +67,7 @@ pub enum Meaning {
     Listed,
     /// Nothing.
     NotListed,
-    /// Nothing, and somebody should look at it: this address is never a listing.
+    /// Nothing, and the operator should look at it: this address is never a listing.
     Ignored(Ipv4Addr),
     /// Nothing.
     Silent,

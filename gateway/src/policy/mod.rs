@@ -6,34 +6,25 @@
 //! | client \ recipient | local domain | anywhere else |
 //! |---|---|---|
 //! | local network | accept | accept |
-//! | anyone else | accept | 550 5.7.1 |
+//! | every other client | accept | 550 5.7.1 |
 //!
-//! Everything else is in addition to this table and can only refuse. In this order, the first that
-//! speaks decides:
+//! Everything else is in addition to this table and can only refuse. The order of all checks is one
+//! table, [`pipeline::CHECKS`]; of those of a stage the first that refuses decides, and the first
+//! that accepts is what admits:
 //!
-//! | at | what | rule |
-//! |---|---|---|
-//! | connect | on a permit list: accepted, whatever other lists say | `permit-list:NAME` |
-//! | connect | on a drop list (unless the filter only monitors): 554 | `drop-list:NAME` |
-//! | connect | on a reject list: 554, local networks included | `reject-list:NAME` |
-//! | connect | in a local network; on no list: accepted | `local-network`, `unlisted` |
-//! | HELO, MAIL | accepted; neither ever makes a client local | `any-hello`, `any-sender` |
-//! | RCPT | `<postmaster>`, and postmaster at our own name: accepted | `postmaster` |
-//! | RCPT | the client is in a local network: accepted | `local-network` |
-//! | RCPT | the recipient asks to be sent on elsewhere: 550 | the [form](address), for example `percent-hack` |
-//! | RCPT | an address literal: one of ours is accepted, others get 550 | `own-literal`, `foreign-literal` |
-//! | RCPT | a local domain: accepted | `local-domain` |
-//! | RCPT | anything else: 550 | `closed-relay` |
-//! | RCPT | accepted so far, and DNS lists give a stranger that no permit list names too high a score: 554 | `dnsbl:ZONE` |
+#![doc = include_str!("checks.md")]
 //!
-//! A permit list does not make a client local: what it permits is to connect. The DNS lists have
-//! the last word because they are the only ones that a client may have to wait for: whoever is
-//! refused anyway does not. The postmaster can be reached from everywhere (RFC 5321 section 4.5.1),
+//! A permit list does not make a client local: what it permits is to connect. The DNS lists come
+//! late because they are the only ones that a client may have to wait for: one that is refused
+//! anyway does not wait. The postmaster can be reached from everywhere (RFC 5321 section 4.5.1),
 //! also by those who want to know why they are on a list.
 
 pub mod address;
+mod changes;
 mod checks;
 pub mod dnsbl;
+#[cfg(test)]
+mod document;
 pub mod domain;
 pub mod pipeline;
 pub mod prefixes;
@@ -47,6 +38,7 @@ use portcullis_smtp::reply::Reply;
 use portcullis_smtp::server::Blame;
 
 use crate::lists::{Compiled, ListAction};
+pub use changes::changes;
 pub use checks::STOPPING;
 use dnsbl::{Dnsbl, Finding};
 use domain::{Domains, Pattern, normal_form};
@@ -63,8 +55,8 @@ pub struct Terms {
     pub addresses: Vec<IpAddr>,
     /// The networks that may relay to anywhere.
     pub networks: Vec<IpNet>,
-    /// The domains that anybody may send to. [`Pattern::Any`] has no place here: it would open the
-    /// relay.
+    /// The domains that every client may send to. [`Pattern::Any`] has no place here: it would
+    /// open the relay.
     pub domains: Vec<Pattern>,
     /// The lists.
     pub lists: Compiled,
@@ -97,7 +89,7 @@ pub struct Policy {
 pub enum Standing {
     /// In one of the local networks: may send to anywhere.
     Local,
-    /// Anybody else: may send to local domains.
+    /// Every other client: may send to local domains.
     Stranger,
 }
 
@@ -225,7 +217,7 @@ impl Policy {
         self.addresses.contains(&address.to_canonical())
     }
 
-    /// Whether anybody may send to this domain.
+    /// Whether every client may send to this domain.
     pub fn is_local_domain(&self, domain: &str) -> bool {
         self.domains.lookup(domain).is_some()
     }

@@ -267,8 +267,18 @@ impl Decision {
 
 /// What the policy does at this stage with what is known.
 pub fn decide(stage: Stage, policy: &Policy, facts: &Facts<'_>) -> Decision {
+    decide_by(checks(stage), policy, facts)
+}
+
+/// What these checks come to, in this order. [`decide`] is for all but those who want to know what
+/// the order is good for.
+pub fn decide_by<'c>(
+    checks: impl IntoIterator<Item = &'c Check>,
+    policy: &Policy,
+    facts: &Facts<'_>,
+) -> Decision {
     let mut admitted = None;
-    for check in checks(stage) {
+    for check in checks {
         if check.effect == Effect::Admits && admitted.is_some() {
             continue;
         }
@@ -289,7 +299,7 @@ pub fn decide(stage: Stage, policy: &Policy, facts: &Facts<'_>) -> Decision {
 }
 
 /// The checks of a stage, in their order.
-fn checks(stage: Stage) -> &'static [Check] {
+pub fn checks(stage: Stage) -> &'static [Check] {
     CHECKS
         .iter()
         .find(|(of, _)| *of == stage)

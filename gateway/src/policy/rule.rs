@@ -82,7 +82,8 @@ fixed_rules! {
     LOCAL_NETWORK Fixed "local-network" "220, 250"
         "The client is in one of the local networks, and may send to anywhere.";
     PERMIT_LIST PermitList "permit-list" "220"
-        "The client is on this permit list: no other list and no limit for one source holds for it.";
+        "The client is on this permit list: no other list and no limit for one source holds \
+         for it.";
     ANY_HELLO Fixed "any-hello" "250"
         "Every HELO or EHLO name is accepted, and none makes a client local.";
     ANY_SENDER Fixed "any-sender" "250"
@@ -159,7 +160,7 @@ fixed_rules! {
         "The message has more than 50 `Received:` lines.";
     EIGHT_BIT Fixed "8-bit" "554"
         "The message has 8-bit content and the next hop does not offer 8BITMIME.";
-    UTF8_HEADER Fixed "utf8-header" "554"
+    UTF8_HEADER Fixed "utf8-header" "550"
         "The message has a header beyond ASCII and the next hop does not offer SMTPUTF8.";
 
     EARLY_TALKER Fixed "early-talker" "554"
@@ -411,7 +412,7 @@ mod tests {
     #[test]
     fn a_list_has_the_same_rule_in_every_configuration_and_another_action_another_rule() {
         let rule = Rule::of_list(ListAction::Drop, "spam");
-        assert_eq!(rule, Rule::of_list(ListAction::Drop, &"spam".to_owned()));
+        assert_eq!(rule, Rule::of_list(ListAction::Drop, "spam"));
         assert_eq!((rule.name(), rule.subject()), ("drop-list:spam", "spam"));
         assert_ne!(rule, Rule::of_list(ListAction::Reject, "spam"));
         assert_eq!(Rule::of_zone("bl.example").name(), "dnsbl:bl.example");

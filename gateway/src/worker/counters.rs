@@ -55,7 +55,7 @@ pub struct Counters {
     pub sessions_total: AtomicU64,
     /// Sessions open now.
     pub sessions_open: AtomicU64,
-    /// Octets of message content taken from clients.
+    /// Bytes of message content taken from clients.
     pub octets_total: AtomicU64,
     /// How often a receive found no free buffer.
     pub starved_total: AtomicU64,

@@ -155,6 +155,9 @@ impl Session {
         match event {
             Event::Rcpt(rcpt) => self.recipient(transaction, withheld, &rcpt, out),
             Event::Message => {
+                if self.refuses_content(transaction, Stage::Data, out) {
+                    return Some(Ok(After::Over));
+                }
                 transaction.with(Transaction::ask);
                 self.pass_on(transaction);
             }
@@ -180,16 +183,7 @@ impl Session {
             rcpt,
             next_hops: route.map(|route| &*config.routes[route].target),
         };
-        let decision = transaction.with(|state| {
-            let accepted = transaction.note(|notes| notes.accepted_by);
-            let facts = Facts {
-                sender: state.envelope.sender(),
-                recipient: Some(recipient),
-                next_hops: accepted.map(|(_, route)| &*config.routes[route].target),
-                ..self.facts()
-            };
-            decide(Stage::Rcpt, &config.policy, &facts)
-        });
+        let decision = self.decide_in(transaction, Stage::Rcpt, Some(recipient));
         match decision {
             Decision::Accept(rule) => {
                 if let Some(route) = route {
@@ -217,6 +211,44 @@ impl Session {
             }
             Decision::Wait(_) => withheld.held = Some(HeldRecipient::new(rcpt)),
         }
+    }
+
+    /// Whether the policy refuses a message that is about to come, or is there. The transaction is
+    /// over then, and the client has its answer.
+    fn refuses_content(
+        &mut self,
+        transaction: &OpenTransaction,
+        stage: Stage,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let decision = self.decide_in(transaction, stage, None);
+        let Decision::Refuse { rule, reply, blame } = decision else {
+            return false;
+        };
+        transaction.note_verdict(rule, &reply);
+        lease::let_go(&self.reactor, transaction);
+        self.refuse(&reply, blame, out);
+        true
+    }
+
+    /// What the policy says within a transaction.
+    fn decide_in(
+        &self,
+        transaction: &OpenTransaction,
+        stage: Stage,
+        recipient: Option<Recipient<'_>>,
+    ) -> Decision {
+        let config = &transaction.config;
+        let accepted = transaction.note(|notes| notes.accepted_by);
+        transaction.with(|state| {
+            let facts = Facts {
+                sender: state.envelope.sender(),
+                recipient,
+                next_hops: accepted.map(|(_, route)| &*config.routes[route].target),
+                ..self.facts()
+            };
+            decide(stage, &config.policy, &facts)
+        })
     }
 
     /// Has the next hop told what is new, finding a connection first if there is none.
@@ -401,12 +433,16 @@ impl Session {
         due: &mut Duration,
     ) -> Poll<Result<bool, End>> {
         self.go_on_if_relieved(transaction, due);
-        let heard = self.poll_events(|session, event, _| match event {
+        let heard = self.poll_events(|session, event, out| match event {
             Event::Body(piece) => {
                 session.content(transaction, piece, due);
                 None
             }
-            Event::MessageEnd { .. } => Some(Ok(true)),
+            Event::MessageEnd { .. } => Some(Ok(!session.refuses_content(
+                transaction,
+                Stage::Message,
+                out,
+            ))),
             Event::MessageFault(fault) => {
                 // The engine swallows the rest, and answers at its end.
                 transaction.note_verdict(fault.into(), fault.reply());
