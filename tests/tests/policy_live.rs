@@ -10,11 +10,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use portcullis::netns::{Family, Namespace};
 use portcullis_tests::dialogue::{Dialogue, connect_from};
-use portcullis_tests::gate::Gate;
 use portcullis_tests::name_server::Rbldnsd;
 use portcullis_tests::policy_cases::{self, Case};
 use portcullis_tests::policy_sessions::{self, PolicySession};
-use portcullis_tests::{root, watch};
+use portcullis_tests::process::Process;
+use portcullis_tests::{root, wait};
 use serde_json::Value;
 
 const GATE_V4: &str = "198.51.100.25:25";
@@ -43,7 +43,7 @@ fn a_live_session_gets_the_code_and_the_rule_of_every_case() -> Result<()> {
     let (inside, outside) = (Namespace::create("gate")?, Namespace::create("clients")?);
     set_up(&inside, &outside, cases.iter().map(|case| case.client))?;
     let configuration = configuration(&policy_cases::directory().join("gate.toml"))?;
-    let gate = Gate::start_in(&inside, &configuration)?;
+    let gate = Process::start_in(&inside, &configuration)?;
     let mut wrong = Vec::new();
     for case in &cases {
         let live = play(&outside, &gate, case).with_context(|| case.place.clone())?;
@@ -86,7 +86,7 @@ fn a_live_session_gets_the_codes_and_the_rules_of_every_step() -> Result<()> {
             .map(|(zone, lines)| (*zone, "ip4set", lines.as_str()))
             .collect();
         let _name_server = Rbldnsd::start_in(&inside, NAME_SERVER.parse()?, &zones)?;
-        let gate = Gate::start_in(&inside, &configuration(file)?)?;
+        let gate = Process::start_in(&inside, &configuration(file)?)?;
         for session in sessions.iter().filter(|session| session.not_live.is_none()) {
             let faults = play_session(&outside, &gate, session);
             wrong.extend(faults.with_context(|| session.place.clone())?);
@@ -157,7 +157,7 @@ fn connect(outside: &Namespace, client: IpAddr) -> Result<Dialogue> {
 /// Plays a session; what was not as it is written.
 fn play_session(
     outside: &Namespace,
-    gate: &Gate<'_>,
+    gate: &Process<'_>,
     session: &PolicySession,
 ) -> Result<Vec<String>> {
     let others = others(outside, session)?;
@@ -178,7 +178,7 @@ fn play_session(
     drop(others);
     let expected = expected_counts(session);
     let mut found = BTreeMap::new();
-    let are_counted = watch::until("the refusals to be counted", Duration::from_secs(5), || {
+    let are_counted = wait::until("the refusals to be counted", Duration::from_secs(5), || {
         found = counted(gate).ok()?;
         for (key, count) in &before {
             *found.entry(key.clone()).or_default() -= count;
@@ -235,7 +235,7 @@ fn expected_counts(session: &PolicySession) -> BTreeMap<(String, String), i64> {
 }
 
 /// What the gate has counted as refused so far.
-fn counted(gate: &Gate<'_>) -> Result<BTreeMap<(String, String), i64>> {
+fn counted(gate: &Process<'_>) -> Result<BTreeMap<(String, String), i64>> {
     let (_, text) = gate.get("/metrics")?;
     let mut counts = BTreeMap::new();
     for line in text.lines() {
@@ -266,7 +266,7 @@ fn counted(gate: &Gate<'_>) -> Result<BTreeMap<(String, String), i64>> {
 }
 
 /// Plays a case; the code that it ends with, and the rule that the gate's log names for it.
-fn play(outside: &Namespace, gate: &Gate<'_>, case: &Case) -> Result<(u16, String)> {
+fn play(outside: &Namespace, gate: &Process<'_>, case: &Case) -> Result<(u16, String)> {
     let before = gate.log_lines().len();
     let mut session = connect(outside, case.client)?;
     let mut reply = session.reply()?;
@@ -285,7 +285,7 @@ fn play(outside: &Namespace, gate: &Gate<'_>, case: &Case) -> Result<(u16, Strin
     drop(session);
     let client = case.client.to_string();
     let what = "the session's line in the log";
-    let lines = watch::until(what, Duration::from_secs(5), || {
+    let lines = wait::until(what, Duration::from_secs(5), || {
         let mut lines = gate.log_lines().split_off(before);
         lines.retain(|line| line["client"] == client.as_str());
         let ended = lines.iter().any(|line| line["target"] == "session");
