@@ -176,7 +176,7 @@ fn on_host(file: &File, case: &Case, frame: &[u8], what: &str) -> Verdict {
     assert_eq!(Expected::of(file, verdict), expected, "{what}");
     let content = packet::read(&frame, case.circumstances.layer);
     let segment = content.segment();
-    let hidden = segment.is_some_and(|segment| segment.hidden);
+    let hidden = segment.is_some_and(|segment| segment.port.is_hidden());
     assert_eq!(hidden, case.hidden, "{what}: hidden");
     let unread = match content {
         Content::Unread(encapsulation) => Some(encapsulation),
@@ -354,7 +354,7 @@ fn events(
             .context("no segment")?,
     );
     assert_eq!(event.source, segment.source.0, "{what}");
-    assert_eq!(event.port, segment.port, "{what}");
+    assert_eq!(event.port, segment.port.get().unwrap_or(0), "{what}");
     assert_eq!(event.reason, reason as u32, "{what}");
     assert_eq!(event.monitored == 1, mode == Mode::Monitor, "{what}");
     let listed = matches!(verdict, Verdict::Listed(_));

@@ -17,23 +17,28 @@
 
 mod link;
 
-use self::link::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Start};
+use self::link::Start;
 use crate::encapsulation::Encapsulation;
 use crate::layout::{LinkLayer, VerdictKey};
 
-pub use self::link::{Framing, NETWORK_MAX, VLAN_TAGS_MAX};
+pub(crate) use self::link::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, PPP_IPV4, PPP_IPV6, PPP_PROTOCOL};
+pub use self::link::{ETHERNET_HEADER, Framing, NETWORK_MAX, VLAN_TAGS_MAX};
 
 /// Extension headers (hop-by-hop, routing, destination options, fragment) that are looked past.
 pub const EXTENSION_HEADERS_MAX: usize = 8;
 
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
+/// Bytes of an IPv4 header without options.
+pub const IPV4_HEADER: usize = 20;
+/// Bytes of an IPv6 header.
+pub const IPV6_HEADER: usize = 40;
+/// Bytes of a TCP header without options.
+pub const TCP_HEADER: usize = 20;
 
 /// No TCP header begins further inside of a frame.
 pub const TRANSPORT_MAX: usize = NETWORK_MAX + IPV6_HEADER + EXTENSION_HEADERS_MAX * 2048;
 
 const HOP_BY_HOP: u8 = 0;
-const TCP: u8 = 6;
+pub(crate) const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -144,10 +149,8 @@ impl Source {
 pub struct Segment {
     /// Who sent it, as far as the packet says.
     pub source: Source,
-    /// The TCP port it goes to; 0 if it is hidden.
-    pub port: u16,
-    /// It is TCP, or may well be, but its ports cannot be read.
-    pub hidden: bool,
+    /// The TCP port that it goes to.
+    pub port: Port,
     /// It is the first fragment of a packet.
     pub fragment: bool,
     /// What is in front of the header of IPv4 or IPv6.
@@ -156,6 +159,44 @@ pub struct Segment {
     pub network: usize,
     /// Where the TCP header begins, unless that is hidden.
     pub transport: usize,
+}
+
+/// The port that a segment goes to, or that it is hidden: the packet is TCP, or may well be, but its
+/// ports cannot be read.
+///
+/// A word, because of an `Option` the compiler leaves the value of `None` unwritten, and the
+/// verifier refuses the copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port(u32);
+
+impl Port {
+    /// It cannot be read.
+    pub const HIDDEN: Self = Self(1 << 16);
+
+    /// This port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(port: u16) -> Self {
+        Self(port as u32)
+    }
+
+    /// The port; `None` if it is hidden.
+    #[inline(always)]
+    #[must_use]
+    pub const fn get(self) -> Option<u16> {
+        if self.is_hidden() {
+            None
+        } else {
+            Some(self.0 as u16)
+        }
+    }
+
+    /// Whether it is hidden.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_hidden(self) -> bool {
+        self.0 == Self::HIDDEN.0
+    }
 }
 
 /// What a frame holds.
@@ -229,13 +270,12 @@ fn ipv4<P: Packet + ?Sized>(frame: &P, start: Start) -> Content {
     if protocol != TCP {
         return unread(not_tcp(frame, protocol, transport));
     }
-    let Some((port, hidden)) = port(frame, transport) else {
+    let Some(port) = port(frame, transport) else {
         return Content::Other;
     };
     Content::Segment(Segment {
         source: Source([Source::FAMILY_IPV4, source, 0, 0, 0]),
         port,
-        hidden,
         fragment: fragment & 0x2000 != 0,
         framing,
         network,
@@ -270,8 +310,7 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, start: Start) -> Content {
     let end = network + IPV6_HEADER + (u32::from_be(second) >> 16) as usize;
     let mut segment = Segment {
         source: Source([Source::FAMILY_IPV6, a, b, c, d]),
-        port: 0,
-        hidden: true,
+        port: Port::HIDDEN,
         fragment: false,
         framing,
         network,
@@ -293,7 +332,7 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, start: Start) -> Content {
             let Some(port) = port(frame, segment.transport) else {
                 return hidden_if(segment.fragment, segment);
             };
-            (segment.port, segment.hidden) = port;
+            segment.port = port;
             return Content::Segment(segment);
         }
         if !is_extension {
@@ -331,15 +370,15 @@ const fn hidden_if(condition: bool, segment: Segment) -> Content {
     }
 }
 
-/// The port that a TCP header names, and whether it is hidden. `None`: the packet is cut off in
-/// front of the header.
+/// The port that a TCP header names, or that it is hidden. `None`: the packet is cut off in front
+/// of the header.
 #[inline(always)]
-fn port<P: Packet + ?Sized>(frame: &P, transport: usize) -> Option<(u16, bool)> {
+fn port<P: Packet + ?Sized>(frame: &P, transport: usize) -> Option<Port> {
     if let Some(port) = frame.half(transport + 2) {
-        return Some((port, false));
+        return Some(Port::new(port));
     }
     if frame.continues() || frame.half(transport - 2).is_some() {
-        return Some((0, true));
+        return Some(Port::HIDDEN);
     }
     None
 }
@@ -377,7 +416,7 @@ pub mod flags {
 /// read.
 #[inline(always)]
 pub fn opens<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> bool {
-    if segment.hidden {
+    if segment.port.is_hidden() {
         return true;
     }
     match frame.half(segment.transport + 12) {

@@ -157,7 +157,7 @@ impl Trial {
         let mut ring = RingBuf::try_from(data).map_err(kernel("opening the events"))?;
         let mut events = Vec::new();
         while let Some(item) = ring.next() {
-            events.extend(Event::from_octets(&item));
+            events.extend(Event::from_bytes(&item));
         }
         Ok(events)
     }

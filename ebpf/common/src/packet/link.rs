@@ -8,26 +8,27 @@ use crate::layout::LinkLayer;
 /// Tags (802.1Q, 802.1ad) that are looked past. Networks have one or two, and rarely a third.
 pub const VLAN_TAGS_MAX: usize = 8;
 
-const ETHERNET_HEADER: usize = 14;
+/// Bytes of an Ethernet header.
+pub const ETHERNET_HEADER: usize = 14;
 const VLAN_TAG: usize = 4;
 /// The header of PPPoE (RFC 2516, section 4), and the protocol of PPP behind it.
 const PPPOE_HEADER: usize = 6;
-const PPP_PROTOCOL: usize = 2;
+pub(crate) const PPP_PROTOCOL: usize = 2;
 
 /// No header of IPv4 or IPv6 begins further inside of a frame.
 pub const NETWORK_MAX: usize =
     ETHERNET_HEADER + VLAN_TAGS_MAX * VLAN_TAG + PPPOE_HEADER + PPP_PROTOCOL;
 
-pub(super) const ETHERTYPE_IPV4: u16 = 0x0800;
-pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_PROVIDER_VLAN: u16 = 0x88a8;
 /// What provider tags had before 802.1ad gave them a type; still in use.
 const ETHERTYPE_OLD_PROVIDER_VLAN: u16 = 0x9100;
 const ETHERTYPE_PPPOE_SESSION: u16 = 0x8864;
 
-const PPP_IPV4: u16 = 0x0021;
-const PPP_IPV6: u16 = 0x0057;
+pub(crate) const PPP_IPV4: u16 = 0x0021;
+pub(crate) const PPP_IPV6: u16 = 0x0057;
 /// From here on a protocol of PPP is control (RFC 1661, section 2).
 const PPP_CONTROL: u16 = 0x8000;
 
