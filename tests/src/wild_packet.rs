@@ -5,7 +5,9 @@
 use std::num::NonZeroU16;
 
 use portcullis_ebpf_common::fast_path::{self, Beginning, Headers, PlainSource, SlowPath};
-use portcullis_ebpf_common::layout::{LinkLayer, Measures, Mode, PackedSettings, Role, Settings, VerdictKey};
+use portcullis_ebpf_common::layout::{
+    LinkLayer, Measures, Mode, PackedSettings, Role, Settings, VerdictKey,
+};
 use portcullis_ebpf_common::packet::{self, NETWORK_MAX, TRANSPORT_MAX, VLAN_TAGS_MAX};
 use portcullis_ebpf_common::reply::{self, Answer};
 use portcullis_ebpf_common::{
@@ -387,8 +389,8 @@ impl fast_path::Sources for Alike {
     }
 }
 
-/// What the fast path reads, and its verdict where it has one, are those of the slow path. It leaves
-/// to the slow path only what it has to.
+/// What the fast path reads, and its verdict where it has one, are those of the slow path. It
+/// leaves to the slow path only what it has to.
 fn the_fast_path_keeps_to_the_slow_one(
     circumstances: u8,
     known: u8,

@@ -61,7 +61,11 @@ where
         Content::Unread(_) | Content::Other => return Verdict::Other,
     };
     // A hidden port is taken for a filtered one.
-    if segment.port.get().is_some_and(|port| !settings.filters(port)) {
+    if segment
+        .port
+        .get()
+        .is_some_and(|port| !settings.filters(port))
+    {
         return Verdict::Other;
     }
     let Ok(verdict) = decide(&AllFacts {

@@ -22,6 +22,6 @@ pub mod traffic;
 pub mod verdict;
 
 pub use encapsulation::Encapsulation;
-pub use packet::{Content, Framing, Packet, Port, Segment, Source};
 pub use judge::{Lookup, Memory, Recent, judge};
+pub use packet::{Content, Framing, Packet, Port, Segment, Source};
 pub use verdict::{Action, Class, Facts, Verdict, decide};

@@ -3,16 +3,20 @@
 //!
 //! | the packet | verdict |
 //! |---|---|
-//! | has more VLAN tags than are read | [`Verdict::Tags`]: dropped, because no source can be permitted |
-//! | is not TCP to a filtered port | [`Verdict::Other`]: passes, always |
+//! | has more VLAN tags than are read | [`Verdict::Tags`] |
+//! | is not TCP to a filtered port | [`Verdict::Other`] |
 //! | comes from a source on a permit list | [`Verdict::Permitted`] |
 //! | comes from a customer, to a destination on a permit list | [`Verdict::Permitted`] |
-//! | comes from a customer | [`Verdict::Customer`]: a RST, or dropped |
-//! | comes from a source on a drop list | [`Verdict::Listed`], counted against that list |
-//! | comes from a source that has a recent verdict | [`Verdict::Recent`], if the source is not local |
+//! | comes from a customer | [`Verdict::Customer`] |
+//! | comes from a source on a drop list | [`Verdict::Listed`] |
+//! | comes from a source with a recent verdict that is not local | [`Verdict::Recent`] |
 //! | comes from a source on no list, and those are dropped | [`Verdict::Unlisted`] |
-//! | opens a connection, beyond what its source may in a second | [`Verdict::OverBudget`], if the source is not local: passes as the next one does |
-//! | is anything else | [`Verdict::Passed`], perhaps with the answer of a SYN cookie |
+//! | opens a connection beyond the budget of its source, which is not local | [`Verdict::OverBudget`] |
+//! | is anything else | [`Verdict::Passed`] |
+//!
+//! [`Verdict::reason`] says which of them are dropped. Behind too many tags no source is read, so
+//! none could be permitted; a customer gets a RST, if it is to have one; and a SYN that passes may
+//! be answered with a cookie.
 //!
 //! The first two rows come from the headers alone ([`judge`](crate::judge)); from the third on,
 //! [`decide`] is the table. The source of a SYN may be forged, so a budget drops nothing: a sender
@@ -97,8 +101,8 @@ pub enum Verdict {
     Passed,
 }
 
-/// The facts about a TCP segment to a filtered port. [`decide`] asks for each at most once, and only
-/// if those before it have not decided.
+/// The facts about a TCP segment to a filtered port. [`decide`] asks for each at most once, and
+/// only if those before it have not decided.
 pub trait Facts {
     /// Why a fact cannot be known here; [`Infallible`](core::convert::Infallible) where all can.
     type Unknown;

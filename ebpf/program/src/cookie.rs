@@ -148,8 +148,8 @@ fn cookie<const WORDS: usize, const BYTES: usize>(
     (made >= 0).then_some((made as u32, NonZeroU16::new((made >> 32) as u16)))
 }
 
-/// Whether a packet is for this host. The lookup of a listener on all addresses succeeds for packets
-/// that only pass through, too.
+/// Whether a packet is for this host. The lookup of a listener on all addresses succeeds for
+/// packets that only pass through, too.
 #[inline(always)]
 fn is_ours<const WORDS: usize>(context: *mut xdp_md, request: &mut CookieRequest) -> bool {
     let route = &mut request.route;

@@ -1,5 +1,5 @@
-//! Events: a sample of the packets that are dropped, for a reader. Without one they cost one read of
-//! a word, and beyond the sample one of the clock.
+//! Events: a sample of the packets that are dropped, for a reader. Without one they cost one read
+//! of a word, and beyond the sample one of the clock.
 
 use aya_ebpf::btf_maps::{PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
@@ -18,8 +18,8 @@ static EVENTS: RingBuf<Event, { EVENTS_SIZE as usize }> = RingBuf::new();
 #[btf_map]
 static EVENT_RATES: PerCpuArray<RateUse, 1> = PerCpuArray::new();
 
-/// Whether there is a reader, and room in the sample of this second. Beyond the sample a flood costs
-/// little more because it is watched.
+/// Whether there is a reader, and room in the sample of this second. Beyond the sample a flood
+/// costs little more because it is watched.
 #[inline(always)]
 pub(crate) fn are_wanted(control: &Control) -> bool {
     let until_ns = control.reader_until_ns.get();

@@ -3,9 +3,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use portcullis_ebpf_common::Class;
-use portcullis_ebpf_common::fast_path::{
-    self, Beginning, Headers, PlainSource, SlowPath, Sources,
-};
+use portcullis_ebpf_common::fast_path::{self, Beginning, Headers, PlainSource, SlowPath, Sources};
 use portcullis_ebpf_common::layout::{Control, Mode, VerdictKey};
 
 use crate::control::control;

@@ -1,5 +1,5 @@
-//! A frame as the kernel hands it over: between two pointers, against which the verifier wants every
-//! access checked.
+//! A frame as the kernel hands it over: between two pointers, against which the verifier wants
+//! every access checked.
 //!
 //! Headers lie at odd multiples of two, so the compiler would read them byte by byte. Machines with
 //! unaligned access read them in one piece, and on others the verifier refuses the program: hence
@@ -70,8 +70,8 @@ impl<const FRAGS: bool> Frame<FRAGS> {
         Some(Self::new(self.context))
     }
 
-    /// A part of it, checked once: the compiler takes out a second check that follows from the first,
-    /// and the verifier cannot see that it does.
+    /// A part of it, checked once: the compiler takes out a second check that follows from the
+    /// first, and the verifier cannot see that it does.
     #[inline(always)]
     pub(crate) fn part<const BYTES: usize>(&self, offset: usize) -> Option<Part<BYTES>> {
         self.at::<[u8; BYTES]>(offset).map(Part)
@@ -91,8 +91,8 @@ impl<const FRAGS: bool> Frame<FRAGS> {
     }
 }
 
-/// `BYTES` bytes of a frame, whose bounds were checked. Places in it are constants, counted in words
-/// unless in bytes by name; none is beyond the end.
+/// `BYTES` bytes of a frame, whose bounds were checked. Places in it are constants, counted in
+/// words unless in bytes by name; none is beyond the end.
 pub(crate) struct Part<const BYTES: usize>(usize);
 
 impl<const BYTES: usize> Part<BYTES> {
@@ -130,7 +130,8 @@ impl<const BYTES: usize> Part<BYTES> {
         // SAFETY: as above.
         unsafe {
             asm!("{double} = *(u64 *)({place} + {at})", double = out(reg) double,
-                place = in(reg) self.0, at = const AT, options(pure, readonly, nostack, preserves_flags));
+                place = in(reg) self.0, at = const AT,
+                options(pure, readonly, nostack, preserves_flags));
         }
         double
     }

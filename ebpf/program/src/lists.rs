@@ -13,8 +13,8 @@ use portcullis_ebpf_common::{Class, Lookup, Source};
 static SNAPSHOT: ArrayOfMaps<Array<Block, 1, MAPPED>, { SNAPSHOT_SLOTS as usize }> =
     ArrayOfMaps::new();
 
-/// The lines of the snapshot in force. One packet sees one generation: its blocks stay in place until
-/// all packets that read its header are done.
+/// The lines of the snapshot in force. One packet sees one generation: its blocks stay in place
+/// until all packets that read its header are done.
 struct InMap {
     /// The header, the classes, presence and most of the directory.
     first: *const Block,
@@ -116,8 +116,8 @@ pub(crate) fn ipv6_network(upper: u64) -> Result<Class, Deep> {
     Ok(snapshot::class_of(&lines, mark))
 }
 
-/// A global function: the verifier follows it once for all callers, and many ways lead to it through
-/// the extension headers.
+/// A global function: the verifier follows it once for all callers, and many ways lead to it
+/// through the extension headers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn class_of_ipv4(address: u32) -> u32 {

@@ -2,9 +2,9 @@
 //! it, and passes, drops or answers it.
 //!
 //! It is loaded once per interface, with the interface's slot and role as a constant: the counters
-//! to use need no lookup, and the verifier removes what the other role would do. All instances share
-//! the pinned maps. Where settings or lists are missing the frame passes: the filter drops only what
-//! a list or a setting says.
+//! to use need no lookup, and the verifier removes what the other role would do. All instances
+//! share the pinned maps. Where settings or lists are missing the frame passes: the filter drops
+//! only what a list or a setting says.
 //!
 //! What is rare (answers, events, budgets, frames with tags or options) is in subprograms, out of
 //! the way of the packets of a flood.
@@ -12,8 +12,9 @@
 //! The verifier processes some 200,000 instructions of it (140,000 for a customer's interface), of
 //! the million that it allows; `verified_insns` in the fdinfo of a loaded program says how many.
 //! Most of that is the lookup of an address, where each line may be in the first block or in
-//! another. `Frame::forget` and `Judged` keep it from following each way to an offset by itself; they
-//! have to stay. The stack is 512 bytes for all calls together; large things lie in per-CPU maps.
+//! another. `Frame::forget` and `Judged` keep it from following each way to an offset by itself;
+//! they have to stay. The stack is 512 bytes for all calls together; large things lie in per-CPU
+//! maps.
 
 #![no_std]
 #![no_main]

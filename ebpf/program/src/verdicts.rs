@@ -1,5 +1,5 @@
-//! What the maps know of a source: its recent verdict, whether it is local, and how many SYNs it has
-//! sent.
+//! What the maps know of a source: its recent verdict, whether it is local, and how many SYNs it
+//! has sent.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie};
@@ -66,8 +66,8 @@ fn is_local(source: &Source) -> bool {
     LOCAL_NETWORKS.get(&key).is_some()
 }
 
-/// A recent verdict in its map. If userspace removes it meanwhile, the counts go to another entry or
-/// to none, and are wrong by one packet.
+/// A recent verdict in its map. If userspace removes it meanwhile, the counts go to another entry
+/// or to none, and are wrong by one packet.
 pub(crate) struct Entry(*mut RecentVerdict);
 
 impl Recent for Entry {

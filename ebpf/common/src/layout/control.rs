@@ -67,8 +67,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Whether there may be a recent verdict under this key. Most sources have none, and a lookup in
-    /// a hash costs as much as all the rest.
+    /// Whether there may be a recent verdict under this key. Most sources have none, and a lookup
+    /// in a hash costs as much as all the rest.
     #[inline(always)]
     #[must_use]
     pub fn may_be_recent(&self, key: &VerdictKey) -> bool {

@@ -1,12 +1,12 @@
 //! What the program counts, per CPU: packets of interfaces and of lists.
 
+use super::{INTERFACE_SLOTS, LIST_SLOTS};
 #[cfg(doc)]
 use super::{Mode, Reason};
-use super::{INTERFACE_SLOTS, LIST_SLOTS};
 use crate::encapsulation::{ENCAPSULATIONS, Encapsulation};
 
-/// All counters of one CPU. They are never cleared: a record of a slot says where its counters stood
-/// when the slot was taken.
+/// All counters of one CPU. They are never cleared: a record of a slot says where its counters
+/// stood when the slot was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Counters {

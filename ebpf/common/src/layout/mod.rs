@@ -1,24 +1,43 @@
 //! The layout of the maps that the program and userspace share, and of the pins under which a
 //! restart finds them.
 //!
-//! | map | kind | written by | holds |
-//! |---|---|---|---|
-//! | `SETTINGS` | array of one inner array | userspace, swapped whole | [`Settings`] |
-//! | `CONTROL` | array of one | userspace, mapped | what the program reads for nearly every packet: [`Control`] |
-//! | `SNAPSHOT` | array of inner arrays | userspace, mapped; swapped whole | all lists, one block each of what [`snapshot`](crate::snapshot) describes: [`snapshot_slot`] |
-//! | `COUNTERS` | per-CPU array of one | the program | what is counted for interfaces and lists: [`Counters`] |
-//! | `VERDICTS` | hash | userspace; the program counts | source, or its /64 -> [`RecentVerdict`] |
-//! | `LOCAL_NETWORKS` | LPM trie | userspace | [`Source`](crate::Source) prefix -> any value |
-//! | `SYN_SKETCH` | array | the program | [`SketchLine`]s: SYNs of sources in this second |
-//! | `RATES` | array | the program | [`Rate`] -> [`RateUse`] |
-//! | `EVENTS` | ring buffer | the program | [`Event`]s, while there is a reader |
-//! | `EVENT_RATES` | per-CPU array of one | the program | [`RateUse`] of its events |
-//! | `JUDGED`, `COOKIE_REQUEST` | per-CPU arrays of one | the program, for itself; not pinned | what has no room on its stack |
-//! | `LIST_RECORDS` | array | userspace, for itself | what a list's slot means, in two banks: [`ListRecord`] |
-//! | `INTERFACE_RECORDS` | array | userspace, for itself | what an interface's slot means: [`InterfaceRecord`] |
-//! | `VERDICT_COUNTERS` | array | userspace, for itself | recent verdicts added and removed: [`VerdictCounter`] |
-//! | `TOP_SOURCES` | array | the reader of events | the sources that are dropped most: [`TopSource`], in their order |
-//! | `GATE` | array of one | the gate | where its admin endpoint is: [`GateRecord`] |
+//! | map | kind | written by |
+//! |---|---|---|
+//! | `SETTINGS` | array of one inner array | userspace, swapped whole |
+//! | `CONTROL` | array of one | userspace, mapped |
+//! | `SNAPSHOT` | array of inner arrays | userspace, mapped; swapped whole |
+//! | `COUNTERS` | per-CPU array of one | the program |
+//! | `VERDICTS` | hash | userspace; the program counts |
+//! | `LOCAL_NETWORKS` | LPM trie | userspace |
+//! | `SYN_SKETCH` | array | the program |
+//! | `RATES` | array | the program |
+//! | `EVENTS` | ring buffer | the program |
+//! | `EVENT_RATES` | per-CPU array of one | the program |
+//! | `JUDGED`, `COOKIE_REQUEST` | per-CPU arrays of one | the program, for itself; not pinned |
+//! | `LIST_RECORDS` | array | userspace, for itself |
+//! | `INTERFACE_RECORDS` | array | userspace, for itself |
+//! | `VERDICT_COUNTERS` | array | userspace, for itself |
+//! | `TOP_SOURCES` | array | the reader of events |
+//! | `GATE` | array of one | the gate |
+//!
+//! | map | holds |
+//! |---|---|
+//! | `SETTINGS` | [`Settings`] |
+//! | `CONTROL` | what the program reads for nearly every packet: [`Control`] |
+//! | `SNAPSHOT` | the blocks of a [`snapshot`](crate::snapshot) of all lists: [`snapshot_slot`] |
+//! | `COUNTERS` | what is counted for interfaces and lists: [`Counters`] |
+//! | `VERDICTS` | source, or its /64 -> [`RecentVerdict`] |
+//! | `LOCAL_NETWORKS` | [`Source`](crate::Source) prefix -> any value |
+//! | `SYN_SKETCH` | [`SketchLine`]s: SYNs of sources in this second |
+//! | `RATES` | [`Rate`] -> [`RateUse`] |
+//! | `EVENTS` | [`Event`]s, while there is a reader |
+//! | `EVENT_RATES` | [`RateUse`] of its events |
+//! | `JUDGED`, `COOKIE_REQUEST` | what has no room on the program's stack |
+//! | `LIST_RECORDS` | what a list's slot means, in two banks: [`ListRecord`] |
+//! | `INTERFACE_RECORDS` | what an interface's slot means: [`InterfaceRecord`] |
+//! | `VERDICT_COUNTERS` | recent verdicts added and removed: [`VerdictCounter`] |
+//! | `TOP_SOURCES` | the sources that are dropped most: [`TopSource`], in their order |
+//! | `GATE` | where its admin endpoint is: [`GateRecord`] |
 //!
 //! All lists of both address families are in one snapshot, whose first block has the header, so
 //! that one update of one element puts a generation of them in place. The header holds the number
@@ -65,8 +84,8 @@ pub const LAYOUT_VERSION: u32 = 6;
 pub const LIST_SLOTS: u32 = 512;
 /// Most interfaces that share a pin path.
 pub const INTERFACES_MAX: u32 = 64;
-/// Slots for interfaces: the last is for frames that come from no interface, but are run through the
-/// program to try it.
+/// Slots for interfaces: the last is for frames that come from no interface, but are run through
+/// the program to try it.
 pub const INTERFACE_SLOTS: u32 = INTERFACES_MAX + 1;
 /// Most local networks.
 pub const LOCAL_NETWORKS_MAX: u32 = 65_536;

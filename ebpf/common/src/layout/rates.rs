@@ -3,7 +3,8 @@
 /// Lines of the SYN sketch, a power of two: 8 MiB.
 pub const SKETCH_LINES: u32 = 131_072;
 
-/// How much of a rate was used in one second: the second in the upper half, the number in the lower.
+/// How much of a rate was used in one second: the second in the upper half, the number in the
+/// lower.
 pub type RateUse = u64;
 
 /// A line of the SYN sketch: one cache line of cells.
