@@ -9,7 +9,7 @@ use portcullis_ebpf_common::layout::{
     LinkLayer, Measures, Mode, PackedSettings, Role, Settings, VerdictKey,
 };
 use portcullis_ebpf_common::packet::{self, NETWORK_MAX, TRANSPORT_MAX, VLAN_TAGS_MAX};
-use portcullis_ebpf_common::reply::{self, Answer};
+use portcullis_ebpf_common::reply::{self, TcpReply};
 use portcullis_ebpf_common::{
     Action, Class, Content, Framing, Lookup, Memory, Packet, Port, Recent, Segment, Source,
     Verdict, judge,
@@ -232,7 +232,7 @@ fn bytes(words: &[u32]) -> Vec<u8> {
 
 fn answers_make_sense(frame: &[u8], segment: &Segment) -> Result<(), String> {
     let reset = reply::reset(frame, segment);
-    let cookie = Answer::cookie(0x0102_fffe, u32::MAX, NonZeroU16::new(1460));
+    let cookie = TcpReply::cookie(0x0102_fffe, u32::MAX, NonZeroU16::new(1460));
     if let Some(reset) = reset {
         let is_part = segment.port.is_hidden() || segment.fragment;
         hold(!is_part, "a RST for a part")?;

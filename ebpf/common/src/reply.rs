@@ -25,7 +25,7 @@ const WINDOW: u32 = 64_240;
 
 /// What a TCP header says, apart from its ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct TcpReply {
     /// Its sequence number.
     pub sequence: u32,
     /// Its acknowledgement number.
@@ -36,7 +36,7 @@ pub struct Answer {
     pub mss: Option<NonZeroU16>,
 }
 
-impl Answer {
+impl TcpReply {
     /// The SYN-ACK that carries a cookie.
     #[inline(always)]
     #[must_use]
@@ -70,7 +70,7 @@ impl Answer {
 /// padded, and a RST that counts the padding would acknowledge bytes that were never sent, and be
 /// ignored.
 #[inline(always)]
-pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Answer> {
+pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<TcpReply> {
     let (group, _) = pair(frame.half(0)?);
     let to_many = group & 1 != 0 && segment.framing != Framing::Tun;
     if segment.port.is_hidden() || segment.fragment || to_many {
@@ -107,7 +107,7 @@ pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Answer>
         return None;
     }
     if header & flags::ACK != 0 {
-        return Some(Answer {
+        return Some(TcpReply {
             sequence: u32::from_be(frame.word(segment.transport + 8)?),
             acknowledgement: 0,
             flags: flags::RST,
@@ -118,7 +118,7 @@ pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Answer>
     // SYN and FIN take one sequence number each.
     let controls = ((header & flags::SYN) >> 1) + (header & flags::FIN);
     let length = (packet - headers) as u32 + u32::from(controls);
-    Some(Answer {
+    Some(TcpReply {
         sequence: 0,
         acknowledgement: sequence.wrapping_add(length),
         flags: flags::RST | flags::ACK,
@@ -155,7 +155,7 @@ pub const fn pppoe(packet: usize, is_ipv4: bool) -> u32 {
 /// The IPv4 header of an answer, up to its addresses, of which `addresses` is the [`sum`].
 #[inline(always)]
 #[must_use]
-pub fn ipv4(addresses: u64, answer: &Answer) -> [u32; 3] {
+pub fn ipv4(addresses: u64, answer: &TcpReply) -> [u32; 3] {
     let length = IPV4_HEADER as u32 + answer.tcp_bytes();
     // No identification and "do not fragment", as the kernel's own.
     let mut words = [
@@ -171,7 +171,7 @@ pub fn ipv4(addresses: u64, answer: &Answer) -> [u32; 3] {
 /// The IPv6 header of an answer, up to its addresses.
 #[inline(always)]
 #[must_use]
-pub fn ipv6(answer: &Answer) -> [u32; 2] {
+pub fn ipv6(answer: &TcpReply) -> [u32; 2] {
     [
         0x6000_0000_u32.to_be(),
         (answer.tcp_bytes() << 16 | TCP << 8 | TIME_TO_LIVE).to_be(),
@@ -182,7 +182,7 @@ pub fn ipv6(answer: &Answer) -> [u32; 2] {
 /// those of the answer as they lie in memory, `addresses` the [`sum`] of both addresses.
 #[inline(always)]
 #[must_use]
-pub fn tcp(ports: u32, addresses: u64, answer: &Answer) -> [u32; 6] {
+pub fn tcp(ports: u32, addresses: u64, answer: &TcpReply) -> [u32; 6] {
     let length = answer.tcp_bytes();
     let reset = answer.flags & flags::RST != 0;
     let window = if reset { 0 } else { WINDOW };
@@ -291,7 +291,7 @@ mod tests {
     fn a_reset_and_a_cookie_lie_in_memory_as_they_go_over_the_wire() {
         let addresses = words(&[192, 0, 2, 1, 192, 0, 2, 9]);
         let sum = sum(&addresses);
-        let reset = Answer {
+        let reset = TcpReply {
             sequence: 0,
             acknowledgement: 2,
             flags: flags::RST | flags::ACK,
@@ -308,7 +308,7 @@ mod tests {
             [0, 25, 0x9c, 0x41, 0, 0, 0, 0, 0, 0, 0, 2, 0x50, 0x14, 0, 0]
         );
 
-        let cookie = Answer::cookie(0x0102_0304, u32::MAX, NonZeroU16::new(1460));
+        let cookie = TcpReply::cookie(0x0102_0304, u32::MAX, NonZeroU16::new(1460));
         assert_eq!((cookie.acknowledgement, cookie.tcp_bytes()), (0, 24));
         let segment = tcp(ports, sum, &cookie);
         let bytes: Vec<u8> = segment.iter().flat_map(|word| word.to_ne_bytes()).collect();

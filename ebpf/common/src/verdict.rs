@@ -9,9 +9,9 @@
 //! | comes from a customer, to a destination on a permit list | [`Verdict::Permitted`] |
 //! | comes from a customer | [`Verdict::Customer`] |
 //! | comes from a source on a drop list | [`Verdict::Listed`] |
-//! | comes from a source with a recent verdict that is not local | [`Verdict::Recent`] |
+//! | comes from a source with a recent verdict, which is not local | [`Verdict::Recent`] |
 //! | comes from a source on no list, and those are dropped | [`Verdict::Unlisted`] |
-//! | opens a connection beyond the budget of its source, which is not local | [`Verdict::OverBudget`] |
+//! | opens a connection beyond its source's budget, which is not local | [`Verdict::OverBudget`] |
 //! | is anything else | [`Verdict::Passed`] |
 //!
 //! [`Verdict::reason`] says which of them are dropped. Behind too many tags no source is read, so

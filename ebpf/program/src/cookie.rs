@@ -17,7 +17,7 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::btf_map;
 use portcullis_ebpf_common::packet::{IPV4_HEADER, IPV6_HEADER, TCP_HEADER, flags};
-use portcullis_ebpf_common::reply::Answer;
+use portcullis_ebpf_common::reply::TcpReply;
 use portcullis_ebpf_common::{Framing, Packet};
 
 use crate::frame::{Frame, Part};
@@ -108,7 +108,7 @@ fn made<const FRAGS: bool, const WORDS: usize, const BYTES: usize>(
     if !is_ours::<WORDS>(context, request) {
         return None;
     }
-    let answer = Answer::cookie(cookie, u32::from_be(request.tcp[1]), mss);
+    let answer = TcpReply::cookie(cookie, u32::from_be(request.tcp[1]), mss);
     reply::send::<FRAGS>(context, &segment, &answer).then_some(())
 }
 

@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::xdp_md;
 use portcullis_ebpf_common::layout::Rate;
 use portcullis_ebpf_common::packet::{IPV4_HEADER, IPV6_HEADER, TCP_HEADER};
-use portcullis_ebpf_common::reply::{self, Answer, MSS_OPTION, PPPOE_LENGTH};
+use portcullis_ebpf_common::reply::{self, MSS_OPTION, PPPOE_LENGTH, TcpReply};
 use portcullis_ebpf_common::{Framing, Packet, Segment};
 
 use crate::budget;
@@ -29,7 +29,7 @@ pub(crate) fn reset<const FRAGS: bool>(context: *mut xdp_md, judged: &Judged) ->
 pub(crate) fn send<const FRAGS: bool>(
     context: *mut xdp_md,
     segment: &Segment,
-    answer: &Answer,
+    answer: &TcpReply,
 ) -> bool {
     if segment.source.is_ipv4() {
         ipv4::<FRAGS>(context, segment, answer)
@@ -39,13 +39,13 @@ pub(crate) fn send<const FRAGS: bool>(
 }
 
 #[inline(never)]
-fn ipv4<const FRAGS: bool>(context: *mut xdp_md, segment: &Segment, answer: &Answer) -> bool {
+fn ipv4<const FRAGS: bool>(context: *mut xdp_md, segment: &Segment, answer: &TcpReply) -> bool {
     let start = |addresses| reply::ipv4(addresses, answer);
     put::<FRAGS, 1, 3, { IPV4_HEADER + TCP_HEADER }>(context, segment, answer, start).is_some()
 }
 
 #[inline(never)]
-fn ipv6<const FRAGS: bool>(context: *mut xdp_md, segment: &Segment, answer: &Answer) -> bool {
+fn ipv6<const FRAGS: bool>(context: *mut xdp_md, segment: &Segment, answer: &TcpReply) -> bool {
     let start = |_| reply::ipv6(answer);
     put::<FRAGS, 4, 2, { IPV6_HEADER + TCP_HEADER }>(context, segment, answer, start).is_some()
 }
@@ -56,7 +56,7 @@ fn ipv6<const FRAGS: bool>(context: *mut xdp_md, segment: &Segment, answer: &Ans
 fn put<const FRAGS: bool, const N: usize, const START: usize, const BYTES: usize>(
     context: *mut xdp_md,
     segment: &Segment,
-    answer: &Answer,
+    answer: &TcpReply,
     start: impl FnOnce(u64) -> [u32; START],
 ) -> Option<()> {
     let frame = Frame::<FRAGS>::new(context);

@@ -21,7 +21,7 @@ pub const NETWORK_MAX: usize =
 
 pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
 pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
-/// No packet that concerns the filter: a length of 802.3, as no EtherType is.
+/// No EtherType, but a length of 802.3: nothing that concerns the filter.
 const ETHERTYPE_NONE: u16 = 0;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_PROVIDER_VLAN: u16 = 0x88a8;
@@ -51,8 +51,8 @@ pub enum Framing {
 }
 
 /// Where the packet in a frame begins, and its EtherType, or the one that stands for what PPP
-/// carries. A plain struct: of a `Result` the compiler leaves registers unwritten, which the
-/// verifier refuses.
+/// carries, or [`ETHERTYPE_NONE`]. A plain struct with a number: of a `Result`, or of an enum with
+/// what is carried, the compiler leaves registers unwritten, which the verifier refuses.
 #[derive(Clone, Copy)]
 pub(super) struct Start {
     pub(super) ether_type: u16,
