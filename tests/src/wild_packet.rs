@@ -407,6 +407,7 @@ fn the_fast_path_keeps_to_the_slow_one(
         plain.source.key() == segment.source.key(),
         "the fast path reads another source",
     )?;
+    hold(!segment.fragment, "the fast path reads a fragment")?;
     let scene = Scene::new(circumstances, known);
     let packed = PackedSettings::new(&scene.settings);
     let decided = fast_path::judge(&plain, packed, &scene.alike);
