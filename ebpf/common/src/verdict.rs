@@ -18,9 +18,9 @@
 //! none could be permitted; a customer gets a RST, if it is to have one; and a SYN that passes may
 //! be answered with a cookie.
 //!
-//! The first two rows come from the headers alone ([`judge`](crate::judge)); from the third on,
-//! [`decide`] is the table. The source of a SYN may be forged, so a budget drops nothing: a sender
-//! of SYNs in the name of an honest source would lock that source out.
+//! The first two rows come from the headers alone ([`judge`](crate::slow_path::judge)); from the
+//! third on, [`decide`] is the table. The source of a SYN may be forged, so a budget drops nothing:
+//! a sender of SYNs in the name of an honest source would lock that source out.
 //!
 //! Where several lists cover a source, the compile has settled which one decides: a lookup has one
 //! answer.
