@@ -8,7 +8,7 @@ use std::process::{self, Child, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use portcullis::config::{self, FilterMode, Interface, Role, XdpMode};
 use portcullis::filter::{self, Error, Filter, Status};
 use portcullis::lists::{Compiled, ListAction};
@@ -57,18 +57,6 @@ impl Scene {
             }
         }
         Ok(self)
-    }
-
-    /// The Ethernet address of the gate, as `ip` prints it.
-    pub(crate) fn gate_mac(&self) -> Result<String> {
-        let shown = self
-            .gate
-            .command("ip")
-            .args(["-br", "link", "show", "wan"])
-            .output()?;
-        let shown = String::from_utf8(shown.stdout)?;
-        let mac = shown.split_whitespace().nth(2).context("an address")?;
-        Ok(mac.to_owned())
     }
 
     /// Whether a SYN is answered that this script sends from outside; it prints `answered` then.
@@ -132,6 +120,17 @@ impl Scene {
         status
             .expect("the thread enters the namespace")
             .expect("a status")
+    }
+
+    /// The hardware address of the gate's `wan`, as `ip` shows it.
+    pub(crate) fn gate_hardware_address(&self) -> io::Result<String> {
+        let mut show = self.gate.command("ip");
+        let shown = show.args(["-br", "link", "show", "wan"]).output()?;
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let address = shown.split_whitespace().nth(2);
+        address
+            .map(str::to_owned)
+            .ok_or_else(|| io::Error::other(format!("no address: {shown}")))
     }
 
     /// The connection that came first to port 25 over IPv4.

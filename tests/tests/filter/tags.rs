@@ -46,7 +46,7 @@ fn tags_that_linux_takes_off_bring_no_listed_source_in() -> Result<()> {
         return Ok(());
     }
     let scene = Scene::new()?;
-    let gate = &scene.gate_mac()?;
+    let gate = &scene.gate_hardware_address()?;
     for tags in [3, 9] {
         let answered = is_answered(&scene, gate, LISTED4, tags)?;
         ensure!(answered, "Linux looks behind {tags} tags");
