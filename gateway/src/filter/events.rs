@@ -246,7 +246,7 @@ impl Events {
         let ring = self.ring.as_mut()?;
         loop {
             // One of another size would be of another layout, which has a buffer of its own.
-            let event = layout::Event::from_octets(&ring.next()?);
+            let event = layout::Event::from_bytes(&ring.next()?);
             if let Some(event) = event {
                 self.ranking.add(&event);
                 return Some(event);

@@ -7,9 +7,9 @@
 use aya::Pod;
 use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray};
 use portcullis_ebpf_common::layout::{
-    self, Counters, GateRecord, Glance, INTERFACE_NAME_MAX, INTERFACE_SLOTS, INTERFACES_MAX,
+    self, Counters, GateRecord, INTERFACE_NAME_MAX, INTERFACE_SLOTS, INTERFACES_MAX,
     InterfaceCounters, InterfaceRecord, LIST_SLOTS, ListCounters, ListRecord, NOTHING_COUNTED,
-    RecentVerdict, SNAPSHOT_BLOCKS_MAX, TOP_SOURCES_MAX, TopSource,
+    PackedSettings, RecentVerdict, SNAPSHOT_BLOCKS_MAX, TOP_SOURCES_MAX, TopSource,
     VERDICT_COUNTERS as VERDICT_COUNTERS_MAX, snapshot_slot,
 };
 use portcullis_ebpf_common::snapshot::Line;
@@ -136,17 +136,20 @@ impl Maps {
     }
 
     /// Puts settings in place whole: they are written beside the old ones, and one update swaps
-    /// them. Meanwhile no packet takes the way that needs only a glance at them.
+    /// them. Meanwhile every packet takes the slow path, which reads the settings themselves.
     pub(super) fn swap_settings(&mut self, settings: layout::Settings) -> Result<(), Error> {
         let failed = "writing the settings";
         let mut inner = Array::create(1, 0).map_err(kernel(failed))?;
         inner.set(0, Value(settings), 0).map_err(kernel(failed))?;
-        let before = self.control.glance();
-        self.control.set_glance(Glance::NOTHING);
+        let before = self.control.packed_settings();
+        self.control
+            .set_packed_settings(PackedSettings::SLOW_PATH_ONLY);
         let result = self.settings.set(0, &inner, 0).map_err(kernel(failed));
         // After an error the old settings are in force.
-        let glance = result.as_ref().map_or(before, |()| Glance::at(&settings));
-        self.control.set_glance(glance);
+        let packed = result
+            .as_ref()
+            .map_or(before, |()| PackedSettings::new(&settings));
+        self.control.set_packed_settings(packed);
         result
     }
 

@@ -6,10 +6,11 @@ use portcullis_tests::root;
 
 use crate::scene::{GATE4, HONEST4, LISTED4, PERMITTED4, Scene};
 
-/// Sends a SYN to port 25 behind so many tags of VLAN 0, and says whether it was answered.
+/// Sends a SYN to port 25 behind this many tags of VLAN 0, and says whether it was answered.
 const SYN: &str = r#"
 import select, socket, struct, sys, time
-gate, source, destination, tags, port = sys.argv[1], *map(socket.inet_aton, sys.argv[2:4]), *map(int, sys.argv[4:])
+gate, tags, port = sys.argv[1], *map(int, sys.argv[4:])
+source, destination = map(socket.inet_aton, sys.argv[2:4])
 def checksum(octets):
     total = sum(struct.unpack("!%dH" % (len(octets) // 2), octets))
     while total > 0xffff:
@@ -27,25 +28,16 @@ link.send(frame)
 until = time.monotonic() + 0.5
 while select.select([link], [], [], max(0, until - time.monotonic()))[0]:
     answer = link.recv(65536)
-    if answer[26:34] == destination + source and answer[36:38] == struct.pack("!H", port) and answer[47] == 0x12:
+    is_ours = answer[26:34] == destination + source and answer[36:38] == struct.pack("!H", port)
+    if is_ours and answer[47] == 0x12:
         print("answered")
         break
 "#;
 
-/// Whether a SYN from this source behind so many tags is answered.
+/// Whether a SYN from this source behind this many tags is answered.
 fn is_answered(scene: &Scene, gate: &str, source: &str, tags: u16) -> Result<bool> {
-    let output = scene
-        .outside
-        .command("python3")
-        .args(["-c", SYN, gate, source, GATE4])
-        .args([tags.to_string(), (40_000 + tags).to_string()])
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(output.stdout.starts_with(b"answered"))
+    let [tags, port] = [tags.to_string(), (40_000 + tags).to_string()];
+    scene.is_answered(SYN, &[gate, source, GATE4, &tags, &port])
 }
 
 #[test]
