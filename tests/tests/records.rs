@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use portcullis_tests::dialogue::Dialogue;
-use portcullis_tests::gate::{Gate, binary, relay_to};
-use portcullis_tests::watch;
+use portcullis_tests::process::{Process, binary, relay_to};
+use portcullis_tests::wait;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
@@ -40,7 +40,7 @@ fn from(source: [u8; 4], to: SocketAddr) -> Result<TcpStream> {
 }
 
 /// A session with one message.
-fn session(gate: &Gate<'_>) -> Result<()> {
+fn session(gate: &Process<'_>) -> Result<()> {
     let mut client = gate.dialogue()?;
     client.expect("EHLO client.example", "250")?;
     client.message("a@client.example", &["b@gate.example"], b"x\r\n")?;
@@ -50,7 +50,7 @@ fn session(gate: &Gate<'_>) -> Result<()> {
 
 #[test]
 fn a_clean_stop_loses_no_line_of_the_log_and_the_order_is_that_of_the_worker() -> Result<()> {
-    let mut gate = Gate::start(&configuration("")?)?;
+    let mut gate = Process::start(&configuration("")?)?;
     let sessions = 300;
     for _ in 0..sessions {
         session(&gate)?;
@@ -89,12 +89,12 @@ fn a_clean_stop_loses_no_line_of_the_log_and_the_order_is_that_of_the_worker() -
 
 #[test]
 fn a_session_is_in_the_log_soon_after_its_end() -> Result<()> {
-    let gate = Gate::start(&configuration("")?)?;
+    let gate = Process::start(&configuration("")?)?;
     let mut took = Vec::new();
     for number in 1..=5 {
         session(&gate)?;
         let ended = Instant::now();
-        watch::until("the line", Duration::from_secs(5), || {
+        wait::until("the line", Duration::from_secs(5), || {
             let lines = gate.log_lines();
             let mail = lines.iter().filter(|line| line["accepted"] == 1);
             (mail.count() == number).then_some(())
@@ -115,7 +115,7 @@ fn refusals_by_other_rules_than_dns_lists_are_remembered_too() -> Result<()> {
     let directory = tempfile::tempdir()?;
     fs::write(directory.path().join("unwanted"), "127.0.0.66\n")?;
     let more = STRANGERS.replace("@DIR@", &directory.path().display().to_string());
-    let gate = Gate::start(&configuration(&more)?)?;
+    let gate = Process::start(&configuration(&more)?)?;
 
     let mut listed = Dialogue::new(from([127, 0, 0, 66], gate.address())?)?;
     listed.expect_reply("554")?;
@@ -129,7 +129,7 @@ fn refusals_by_other_rules_than_dns_lists_are_remembered_too() -> Result<()> {
     let mut clumsy = Dialogue::greeted(from([127, 0, 0, 68], gate.address())?)?;
     while clumsy.say("XXXX")?.code != 421 {}
 
-    let refusals = watch::until("three refusals", Duration::from_secs(5), || {
+    let refusals = wait::until("three refusals", Duration::from_secs(5), || {
         let (_, body) = gate.get("/api/refusals").ok()?;
         let refusals: Vec<Value> = serde_json::from_str(&body).ok()?;
         (refusals.len() == 3).then_some(refusals)
@@ -153,10 +153,10 @@ fn refusals_by_other_rules_than_dns_lists_are_remembered_too() -> Result<()> {
     Ok(())
 }
 
-/// Ends the process that it holds.
-struct Process(std::process::Child);
+/// A gate whose log is never read; killed when dropped.
+struct Unread(std::process::Child);
 
-impl Drop for Process {
+impl Drop for Unread {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -185,9 +185,9 @@ fn a_log_that_nothing_takes_holds_up_no_mail() -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
-    let process = Process(process);
+    let process = Unread(process);
     let address: SocketAddr = address;
-    watch::until("the gate", Duration::from_secs(20), || {
+    wait::until("the gate", Duration::from_secs(20), || {
         TcpStream::connect(address).ok()
     })?;
     for number in 0..600 {

@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use portcullis::driver::sim::Network;
 use portcullis::policy::dnsbl::{Answer, Finding};
 use portcullis::worker::port::{
     Ask, ControlEnd, LookupAnswer, Message, Notice, Port, Question, Refusal, port,
 };
 
+use super::driver::Network;
 use super::{Record, Shelf};
 
 /// The `timeout` of the configuration, and the second that a worker adds.
@@ -108,7 +108,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Clients are told apart by the last octet of their address; strangers come from 10.8.
+/// Clients are distinguished by the last octet of their address; strangers come from 10.8.
 fn number(client: IpAddr) -> Option<usize> {
     match client {
         IpAddr::V4(address) if address.octets()[1] == 8 => {

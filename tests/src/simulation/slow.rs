@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use portcullis::config;
 use portcullis::driver::Listener;
-use portcullis::driver::sim::{Fate, Faults, Peer, SimDriver, simulation};
 use portcullis::worker::counters::Counters;
 use portcullis::worker::port::port;
 use portcullis::worker::{Shared, Size, Worker};
 
+use super::driver::{Fate, Faults, Peer, SimDriver, simulation};
 use super::records;
 
 /// All times are those by default.
