@@ -153,10 +153,10 @@ fn refusals_by_other_rules_than_dns_lists_are_remembered_too() -> Result<()> {
     Ok(())
 }
 
-/// Ends the process that it holds.
-struct Spawned(std::process::Child);
+/// A gate whose log is never read; killed when dropped.
+struct Unread(std::process::Child);
 
-impl Drop for Spawned {
+impl Drop for Unread {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -185,7 +185,7 @@ fn a_log_that_nothing_takes_holds_up_no_mail() -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
-    let process = Spawned(process);
+    let process = Unread(process);
     let address: SocketAddr = address;
     wait::until("the gate", Duration::from_secs(20), || {
         TcpStream::connect(address).ok()

@@ -23,8 +23,6 @@ pub mod address;
 mod changes;
 mod checks;
 pub mod dnsbl;
-#[cfg(test)]
-mod document;
 pub mod domain;
 pub mod pipeline;
 pub mod prefixes;

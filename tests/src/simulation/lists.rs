@@ -108,7 +108,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Clients are told apart by the last octet of their address; strangers come from 10.8.
+/// Clients are distinguished by the last octet of their address; strangers come from 10.8.
 fn number(client: IpAddr) -> Option<usize> {
     match client {
         IpAddr::V4(address) if address.octets()[1] == 8 => {
@@ -178,8 +178,8 @@ impl Lists {
         let mut reported = BTreeSet::new();
         for Refusal { client, rule } in lock(&self.refusals).iter() {
             let listing = number(*client).and_then(|number| record.listings.get(&number));
-            let right = listing.is_some_and(|listing| listing.is_listed)
-                && rule.name() == "dnsbl:bl.example";
+            let right =
+                listing.is_some_and(|listing| listing.is_listed) && rule == "dnsbl:bl.example";
             if !right || !reported.insert(*client) {
                 record
                     .violations

@@ -1,19 +1,21 @@
 //! The documents that are made from the tables: the checks in the order in which they decide
-//! (`checks.md`, which the documentation of this module shows), and the rules with their meaning
+//! (`checks.md`, which the documentation of the policy shows), and the rules with their meaning
 //! (a section of `docs/operations.md`). The tests compare both; `PORTCULLIS_BLESS=1` writes them.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::Rule;
-use super::pipeline::{CHECKS, Check, Effect};
+use portcullis::policy::Rule;
+use portcullis::policy::pipeline::{CHECKS, Check, Effect};
 
 /// Where the section of the rules begins and ends.
 const BEGIN: &str = "<!-- rules -->\n";
 const END: &str = "<!-- /rules -->\n";
 
 fn of_gateway(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../gateway")
+        .join(path)
 }
 
 /// The table of the checks.
