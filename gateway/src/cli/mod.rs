@@ -106,7 +106,7 @@ impl ConfigFile {
     /// The configuration as a start takes it: where files of lists cannot be used, those of the
     /// last compile stand in. No memory of the kernel is taken.
     fn load_as_a_start(&self) -> Result<Config, ExitCode> {
-        self.load_by(|path| config::load_for_start(path, portcullis::lists::Memory::private))
+        self.load_by(|path| config::load_for_start(path, portcullis::lists::private))
     }
 
     fn load_by(

@@ -17,7 +17,7 @@ use super::{
     Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, relay, route,
     saved_lists, value,
 };
-use crate::lists::{Compiled, Memory};
+use crate::lists::{Compiled, private};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
 use crate::policy::{Policy, Terms};
 
@@ -64,7 +64,7 @@ pub(super) fn config<'d>(
             let allocate = if for_kernel {
                 allocate
             } else {
-                Memory::private
+                private
             };
             let mut outcome = lists.compile(allocate);
             if matches!(files, Files::ReadOrLast(_)) {

@@ -43,7 +43,7 @@ use portcullis_smtp::server::{LongLines, Settings};
 
 use crate::lists::format::foreign::foreign;
 use crate::lists::guard::{Protected, ProtectedRole};
-use crate::lists::{Allocate, Compiled, ListAction, Memory};
+use crate::lists::{Allocate, Compiled, ListAction, private};
 use crate::policy::domain::Domains;
 use crate::policy::{Decision, Policy, no_route};
 
@@ -154,7 +154,7 @@ pub enum LogLevel {
 /// # Errors
 /// Every fault that was found, in the order of the file.
 pub fn load(path: &Path) -> Result<Config, Errors> {
-    load_into(path, Memory::private)
+    load_into(path, private)
 }
 
 /// As [`load`], with what the filter needs of the lists built into this memory.
@@ -207,7 +207,7 @@ fn text_of(path: &Path) -> Result<String, Errors> {
 /// # Errors
 /// As [`load`].
 pub fn parse(path: &Path, text: &str) -> Result<Config, Errors> {
-    parse_with(path, text, Files::Read(Memory::private))
+    parse_with(path, text, Files::Read(private))
 }
 
 fn parse_with(path: &Path, text: &str, files: Files) -> Result<Config, Errors> {

@@ -122,7 +122,7 @@ pub(super) fn list_differences(old: &Config, new: &Config) -> Vec<String> {
         }
     }
     let same =
-        old.filtered.says_the_same(&new.filtered) && old.rejected.says_the_same(&new.rejected);
+        old.filtered.same_content(&new.filtered) && old.rejected.same_content(&new.rejected);
     if differences.is_empty() && !same {
         differences.push("the content of the lists".to_owned());
     }

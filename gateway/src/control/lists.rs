@@ -26,7 +26,7 @@ use crate::lists::file::{self, About, Fault, Stored};
 use crate::lists::guard::{self, Growth, GrowthLimits, Loss, Protected, ProtectedRole};
 use crate::lists::watch::{Seen, Stamp, Watch};
 use crate::lists::writers::Writers;
-use crate::lists::{Compiled, List, Memory};
+use crate::lists::{Compiled, List, private};
 
 /// Between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -100,7 +100,7 @@ fn refusal_at_start(last: &Stored, config: &Config, path: &Path) -> Refusal {
     if config.lists.are_forced || !limits.may_be_passed(after) {
         return refusal;
     }
-    match file::load(path, Memory::private) {
+    match file::load(path, private) {
         Ok(before) => refusal.growths = guard::growths(&before, after, &limits),
         Err(error) => {
             tracing::warn!("{error}; what the lists cover is compared with nothing");
@@ -157,10 +157,10 @@ fn ip_address(address: SockaddrStorage) -> Option<IpAddr> {
 /// told.
 fn take_last(last: Stored, config: &mut Config, path: &Path) -> String {
     let compiled_at = last.about().compiled_at;
-    let allocate = if config.policy.lists().filtered.in_kernel().is_some() {
+    let allocate = if config.policy.lists().filtered.memory::<filter::KernelMemory>().is_some() {
         filter::memory
     } else {
-        Memory::private
+        private
     };
     match last.load(allocate) {
         Ok(compiled) => {
@@ -255,7 +255,7 @@ pub(super) fn refusal(old: &Config, new: &Config) -> Refusal {
 }
 
 fn has_not_grown_since(last: Stored, after: &Compiled, limits: &GrowthLimits<'_>) -> bool {
-    last.load(Memory::private)
+    last.load(private)
         .is_ok_and(|last| guard::growths(&last, after, limits).is_empty())
 }
 

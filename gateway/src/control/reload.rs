@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 use super::{Control, HeldFilter, changes, lists, names, notify};
 use crate::config::{self, Config, Errors};
 use crate::filter;
-use crate::lists::Memory;
+use crate::lists::private;
 
 /// How often it went well, and how often not.
 #[derive(Debug, Default)]
@@ -111,7 +111,7 @@ pub(super) async fn lists(control: &Arc<Control>) -> Result<Done, Refused> {
     let allocate = if control.filter.is_some() {
         filter::memory
     } else {
-        Memory::private
+        private
     };
     let config = Arc::clone(&old);
     let read = spawn_blocking(move || config.with_lists_again(allocate)).await;

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::build::{self, Source};
 use super::entries::Entries;
-use super::snapshot::{Allocate, Memory, Snapshot};
+use super::snapshot::{Allocate, private, Snapshot};
 
 /// What being on a list means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,7 +99,7 @@ impl Compiled {
             };
             (list, prefixes.into_iter().collect())
         });
-        Compiled::build(lists.collect(), Memory::private)
+        Compiled::build(lists.collect(), private)
     }
 
     /// Settles the overlaps of these lists, given in the order of the configuration. What the
@@ -126,7 +126,7 @@ impl Compiled {
         Compiled {
             lists: kept,
             filtered: build::snapshot(filtered, allocate),
-            rejected: build::snapshot(rejected, Memory::private),
+            rejected: build::snapshot(rejected, private),
         }
     }
 
@@ -279,7 +279,7 @@ mod tests {
             ipv6_entries: 4,
             file: None,
         };
-        let compiled = Compiled::build(vec![(list, nets.into_iter().collect())], Memory::private);
+        let compiled = Compiled::build(vec![(list, nets.into_iter().collect())], private);
         for net in nets {
             let found = compiled.filtered(net.addr()).map(|found| found.prefix);
             assert_eq!(found, Some(net));

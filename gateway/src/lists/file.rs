@@ -31,7 +31,7 @@ use portcullis_ebpf_common::snapshot::{
 use serde::{Deserialize, Serialize};
 
 use super::compiled::{Compiled, List, ListAction, Listing, listing};
-use super::snapshot::{Allocate, Memory, Snapshot, lookup};
+use super::snapshot::{Allocate, Snapshot, lookup, private};
 
 mod left_over;
 
@@ -418,7 +418,7 @@ impl Stored {
         self.file.seek(SeekFrom::Start(self.header.lines_at()))?;
         let mut sum = Hasher::new();
         let filtered = self.read_snapshot(self.header.filtered, allocate, &mut sum)?;
-        let rejected = self.read_snapshot(self.header.rejected, Memory::private, &mut sum)?;
+        let rejected = self.read_snapshot(self.header.rejected, private, &mut sum)?;
         if sum.finalize() != self.header.lines_sum {
             return Err(Fault::Damaged("the lists themselves"));
         }
@@ -436,7 +436,7 @@ impl Stored {
         }
         let mut memory = allocate(count as usize);
         let mut chunk = vec![Line::default(); CHUNK];
-        for lines in memory.as_mut_slice().chunks_mut(CHUNK) {
+        for lines in memory.lines_mut().chunks_mut(CHUNK) {
             let read = &mut chunk[..lines.len()];
             let octets = bytemuck::cast_slice_mut(read);
             self.file.read_exact(octets).map_err(ended)?;
@@ -445,7 +445,7 @@ impl Stored {
                 lines.copy_from_slice(read);
             }
         }
-        let header = memory.as_slice()[0];
+        let header = memory.lines()[0];
         if Field::MAGIC.of(&header) != MAGIC || Field::LINES.of(&header) != u64::from(count) {
             return Err(Fault::Damaged("the header of the lines"));
         }

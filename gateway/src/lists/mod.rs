@@ -8,7 +8,7 @@
 //! | `compiled.rs` | all lists together: what an address is listed as |
 //! | `build/` | how overlaps are settled and a snapshot is made |
 //! | `file.rs` | a compiled snapshot on disk |
-//! | `snapshot.rs` | a snapshot in memory, the kernel's or our own |
+//! | `snapshot.rs` | a snapshot in memory, of whatever kind |
 //! | `guard.rs`, `coverage.rs` | what is too great a loss or growth to be true; how much is refused that was not before |
 //! | `watch.rs`, `writers.rs` | which files have changed and are at rest; which are being written |
 
@@ -26,4 +26,4 @@ pub mod writers;
 
 pub use self::compiled::{Compiled, List, ListAction, Listing};
 pub use self::coverage::Covered;
-pub use self::snapshot::{Allocate, Memory, Snapshot};
+pub use self::snapshot::{Allocate, Memory, Snapshot, private};

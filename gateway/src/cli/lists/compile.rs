@@ -13,7 +13,7 @@ use portcullis::lists::file::{self, About, Fault, Stored};
 use portcullis::lists::format::{Format, Reading};
 use portcullis::lists::guard::{self, Growth, GrowthLimits};
 use portcullis::lists::source::{Finding, Findings, Source};
-use portcullis::lists::{Compiled, Covered, List, ListAction, Memory};
+use portcullis::lists::{Compiled, Covered, List, ListAction, private};
 use serde::Serialize;
 
 use super::super::progress::Bar;
@@ -194,7 +194,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
     };
     if losses.is_empty() {
         bar.say("settling overlaps");
-        let compiled = Compiled::build(lists, Memory::private);
+        let compiled = Compiled::build(lists, private);
         bar.clear();
         for doubt in config
             .iter()
@@ -384,7 +384,7 @@ fn growths(
     if force || !limits.may_be_passed(compiled) {
         return Vec::new();
     }
-    match last.load(Memory::private) {
+    match last.load(private) {
         Ok(before) => guard::growths(&before, compiled, &limits),
         Err(error) => {
             eprintln!("warning: {error}; nothing is known of what the lists covered before");

@@ -66,7 +66,7 @@ pub(super) fn snapshot(sources: Vec<Source>, allocate: Allocate) -> Snapshot {
 
     let count = FIRST_FREE + ipv4.lines() + ipv6.lines();
     let mut memory = allocate(count);
-    let (fixed, rest) = memory.as_mut_slice().split_at_mut(FIRST_FREE);
+    let (fixed, rest) = memory.lines_mut().split_at_mut(FIRST_FREE);
     let [header, heads @ ..] = fixed.first_chunk_mut::<CLASSES>().expect("the fixed lines");
     Field::MAGIC.set(header, MAGIC);
     Field::LINES.set(header, count as u64);
