@@ -11,7 +11,7 @@
 mod asking;
 mod counts;
 mod query;
-pub(super) mod report;
+pub(crate) mod report;
 mod servers;
 mod test_entries;
 

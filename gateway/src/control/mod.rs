@@ -18,16 +18,14 @@
 //! | `refusals.rs` | who was refused of late, why and until when |
 //! | `ask.rs` | how a command asks the gate beside it |
 //! | `interfaces.rs` | interfaces that come, go and lose their filter; filters that no configuration has |
-//! | `doctor.rs`, `doctor/` | is this machine able to run it? |
 
 mod admin;
 pub mod ask;
 mod changes;
 pub mod dnsbl;
-pub mod doctor;
 mod dropped;
 mod error;
-mod files;
+pub(crate) mod files;
 pub mod interfaces;
 pub mod interrupt;
 pub mod lists;
@@ -38,9 +36,9 @@ mod notify;
 pub mod refusals;
 mod reload;
 pub mod serve;
-mod start;
+pub(crate) mod start;
 mod state;
-mod user;
+pub(crate) mod user;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
