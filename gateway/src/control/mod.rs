@@ -7,6 +7,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what is held before it serves; who it is while it serves |
+//! | `rehearsal.rs` | a start that serves nothing |
 //! | `reload.rs`, `changes.rs` | SIGHUP; what a new configuration changes and what it cannot |
 //! | `lists.rs` | lists over time: their files watched, great losses refused, what is in force kept |
 //! | `files.rs` | files and directories that are needed later, as another user |
@@ -34,6 +35,7 @@ mod metrics;
 mod names;
 mod notify;
 pub mod refusals;
+pub(crate) mod rehearsal;
 mod reload;
 pub mod serve;
 pub(crate) mod start;

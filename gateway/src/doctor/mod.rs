@@ -12,7 +12,6 @@ mod files;
 mod machine;
 mod network;
 mod packets;
-mod rehearsal;
 mod zones;
 
 use std::fmt::Display;
@@ -20,6 +19,7 @@ use std::fmt::Display;
 use serde::Serialize;
 
 use crate::config::{Config, FilterMode};
+use crate::control::rehearsal;
 
 /// How something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
