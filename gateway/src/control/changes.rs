@@ -1,9 +1,57 @@
 //! What a new configuration changes, in the words of its file; and what it cannot change while the
 //! gate runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
 
 use crate::config::{Config, Filter, Table};
+use crate::lists::List;
+
+/// So many changes are told: a generated configuration may differ in thousands of keys.
+const TOLD_MAX: usize = 50;
+
+/// What a reload changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Changes {
+    /// Keys of the configuration, lists, rules, interfaces; at most [`TOLD_MAX`] of them.
+    pub(super) changed: Vec<String>,
+    /// How many more there are.
+    pub(super) more: usize,
+    /// What cannot change while the gate runs, and keeps its value.
+    pub(super) kept: Vec<&'static str>,
+}
+
+impl Changes {
+    pub(super) fn new(mut changed: Vec<String>, kept: Vec<&'static str>) -> Self {
+        let more = changed.len().saturating_sub(TOLD_MAX);
+        changed.truncate(TOLD_MAX);
+        Self {
+            changed,
+            more,
+            kept,
+        }
+    }
+
+    /// Logs them; `what` was done.
+    pub(super) fn log(&self, what: &str) {
+        for kept in &self.kept {
+            tracing::warn!(
+                "{kept} cannot change while the gate runs; the old value stays until a restart"
+            );
+        }
+        if self.changed.is_empty() {
+            let else_ = if self.kept.is_empty() { "" } else { " else" };
+            tracing::info!("{what}; nothing{else_} has changed");
+            return;
+        }
+        let mut changed = self.changed.join(", ");
+        if self.more > 0 {
+            changed += &format!(", and {} more", self.more);
+        }
+        tracing::info!(changed, "{what}");
+    }
+}
 
 /// Puts the old values back into a new configuration where the running gate cannot follow it.
 /// Returns what that concerns, as it is called in the file. `holds_filter`: whether the gate has
@@ -82,9 +130,10 @@ fn keep_attachment(
     kept
 }
 
-/// What differs between the files of two configurations and in the lists that they name:
-/// `limits.sessions`, `route[2].next_hop`, `list drop (3 -> 5 entries)`. Defaults count: a key that
-/// is removed has changed if its default differs. What was kept is left out.
+/// What differs between the files of two configurations, in the lists that they name and in the
+/// rules: `limits.sessions`, `route[2].next_hop`, `list drop (3 -> 5 entries)`, `rule drop-list:new
+/// (new)`. Defaults count: a key that is removed has changed if its default differs. What was kept
+/// is left out.
 pub(super) fn differences(old: &Config, new: &Config, kept: &[&str]) -> Vec<String> {
     let (before, after) = (settings(&old.in_force), settings(&new.in_force));
     let mut differences: Vec<String> = Vec::new();
@@ -98,7 +147,22 @@ pub(super) fn differences(old: &Config, new: &Config, kept: &[&str]) -> Vec<Stri
     }
     differences.retain(|key| !kept.iter().any(|kept| is_within(key, kept)));
     differences.extend(list_differences(old, new));
+    differences.extend(rule_differences(old, new));
     differences
+}
+
+/// The rules that one of two configurations has alone: metrics and logs have others from now on.
+fn rule_differences(old: &Config, new: &Config) -> Vec<String> {
+    let of =
+        |config: &Config| -> BTreeSet<String> { config.policy.rules().iter().cloned().collect() };
+    let (before, after) = (of(old), of(new));
+    let came = after
+        .difference(&before)
+        .map(|rule| format!("rule {rule} (new)"));
+    let went = before
+        .difference(&after)
+        .map(|rule| format!("rule {rule} (removed)"));
+    came.chain(went).collect()
 }
 
 /// Whether a key is this one or beneath it: `listener[1].address` is within `[[listener]]`.
@@ -107,22 +171,27 @@ fn is_within(key: &str, kept: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// What differs in the lists: `list drop (3 -> 5 entries)`.
+/// What differs in the lists: `list drop (3 -> 5 entries)`, `list feed (new, 7 entries)`.
 pub(super) fn list_differences(old: &Config, new: &Config) -> Vec<String> {
     let (old, new) = (old.policy.lists(), new.policy.lists());
     let mut differences = Vec::new();
-    for list in &new.lists {
-        let before = old.lists.iter().find(|before| before.name == list.name);
-        let entries = before.map_or(0, |before| before.entries);
-        if entries != list.entries {
-            differences.push(format!(
-                "list {} ({entries} -> {} entries)",
-                list.name, list.entries
-            ));
+    for List { name, entries, .. } in &new.lists {
+        match old.lists.iter().find(|before| before.name == *name) {
+            None => differences.push(format!("list {name} (new, {entries} entries)")),
+            Some(List {
+                entries: before, ..
+            }) if before != entries => {
+                differences.push(format!("list {name} ({before} -> {entries} entries)"));
+            }
+            Some(_) => {}
         }
     }
-    let same =
-        old.filtered.same_content(&new.filtered) && old.rejected.same_content(&new.rejected);
+    for List { name, entries, .. } in &old.lists {
+        if !new.lists.iter().any(|after| after.name == *name) {
+            differences.push(format!("list {name} (removed, {entries} entries)"));
+        }
+    }
+    let same = old.filtered.same_content(&new.filtered) && old.rejected.same_content(&new.rejected);
     if differences.is_empty() && !same {
         differences.push("the content of the lists".to_owned());
     }

@@ -162,8 +162,7 @@ fn make_directory(path: &Path, user: Option<&user::User>) -> io::Result<()> {
 
 /// Whether anything is kept there under this configuration.
 pub(crate) fn needs_state(config: &Config) -> bool {
-    let has_lists = !config.lists.sources.is_empty() || config.lists.snapshot.is_some();
-    has_lists && lists::kept_at(config).is_some()
+    !config.lists.sources.is_empty() && lists::kept_at(config).is_some()
 }
 
 /// What the process as it is now cannot use.

@@ -9,7 +9,7 @@
 //! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what is held before it serves; who it is while it serves |
 //! | `rehearsal.rs` | a start that serves nothing |
 //! | `reload.rs`, `changes.rs` | SIGHUP; what a new configuration changes and what it cannot |
-//! | `lists.rs` | lists over time: their files watched, great losses refused, what is in force kept |
+//! | `lists.rs`, `watch.rs` | lists over time: great losses refused, what is in force kept; their files watched |
 //! | `files.rs` | files and directories that are needed later, as another user |
 //! | `names.rs` | next hops that are given by name |
 //! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
@@ -41,6 +41,7 @@ pub mod serve;
 pub(crate) mod start;
 mod state;
 pub(crate) mod user;
+mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;

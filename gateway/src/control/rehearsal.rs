@@ -1,9 +1,9 @@
 //! A start that serves nothing, for `doctor`: everything that `run` takes before it serves, in the
 //! same order and held at the same time.
 
-use crate::config::Config;
 use super::user::User;
 use super::{Error, start};
+use crate::config::Config;
 
 /// Takes it all, and lets it go. The process is the user of the configuration afterwards.
 pub(crate) fn start(config: &Config) -> Result<(), Error> {

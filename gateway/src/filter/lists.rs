@@ -238,6 +238,7 @@ mod tests {
                     action: *action,
                     entries: 1,
                     ipv6_entries: 0,
+                    covered: None,
                     file: None,
                 })
                 .collect(),

@@ -13,6 +13,8 @@ mod ipv6;
 #[cfg(test)]
 mod tests;
 
+use serde::{Deserialize, Serialize};
+
 use super::compiled::{Compiled, ListAction};
 use super::entries::Entries;
 
@@ -49,7 +51,7 @@ impl Families {
 }
 
 /// How many addresses there are: of IPv4, and of IPv6 in 2000::/3.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Covered {
     /// Of 2^32.
     pub ipv4: u64,

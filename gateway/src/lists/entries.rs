@@ -11,7 +11,7 @@
 //! million lines).
 
 use core::fmt;
-use core::net::{Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -188,6 +188,14 @@ impl Entries {
         ipv4 + finish(&mut self.ipv6, excluded.ipv6, whole_octets)
     }
 
+    /// Whether one of the prefixes, which are sorted, covers an address.
+    pub fn cover(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => covers(&self.ipv4, address.to_bits(), 32),
+            IpAddr::V6(address) => covers(&self.ipv6, address.to_bits(), 128),
+        }
+    }
+
     /// All prefixes.
     pub fn iter(&self) -> impl Iterator<Item = IpNet> {
         self.nets_v4().chain(self.nets_v6())
@@ -217,6 +225,12 @@ impl FromIterator<IpNet> for Entries {
         }
         entries
     }
+}
+
+/// By a search for the prefix of each length around the address.
+fn covers<P: Prefix>(sorted: &[P], address: P::Address, length_max: u8) -> bool {
+    let mut around = (0..=length_max).map(|length| P::around(address, length));
+    !sorted.is_empty() && around.any(|prefix| sorted.binary_search(&prefix).is_ok())
 }
 
 /// What the two families have in common.

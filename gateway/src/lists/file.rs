@@ -31,7 +31,7 @@ use portcullis_ebpf_common::snapshot::{
 use serde::{Deserialize, Serialize};
 
 use super::compiled::{Compiled, List, ListAction, Listing, listing};
-use super::snapshot::{Allocate, Snapshot, lookup, private};
+use super::snapshot::{Allocate, lookup, private};
 
 mod left_over;
 
@@ -345,6 +345,25 @@ impl Stored {
         }
     }
 
+    /// Opens the file of the last compile, which all that is compiled later is compared with; `None`
+    /// if there is none.
+    ///
+    /// # Errors
+    /// Every [`Fault`]; those of the lines, too.
+    pub fn open_last(path: &Path) -> Result<Option<Self>, Error> {
+        match Self::open(path) {
+            Ok(stored) => {
+                stored.verify()?;
+                Ok(Some(stored))
+            }
+            Err(Error {
+                fault: Fault::Io(error),
+                ..
+            }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What the file says of itself.
     pub fn about(&self) -> &About {
         &self.about
@@ -403,53 +422,69 @@ impl Stored {
     ///
     /// # Errors
     /// [`Fault::Io`] and [`Fault::Damaged`].
-    pub fn load(mut self, allocate: Allocate) -> Result<Compiled, Error> {
-        match self.read_lines(allocate) {
-            Ok((filtered, rejected)) => Ok(Compiled {
-                lists: self.about.lists,
-                filtered,
-                rejected,
-            }),
-            Err(fault) => Err(self.error(fault)),
-        }
+    pub fn load(&self, allocate: Allocate) -> Result<Compiled, Error> {
+        let Header {
+            filtered, rejected, ..
+        } = self.header;
+        let mut filtered = allocate(filtered as usize);
+        let mut rejected = private(rejected as usize);
+        let mut take = |part: Part, at: usize, read: &[Line]| {
+            let lines = match part {
+                Part::Filtered => filtered.lines_mut(),
+                Part::Rejected => rejected.lines_mut(),
+            };
+            // What is zero is so already, and costs no memory if it is not touched.
+            if !is_zero(read) {
+                lines[at..at + read.len()].copy_from_slice(read);
+            }
+        };
+        self.read_lines(&mut take)
+            .map_err(|fault| self.error(fault))?;
+        Ok(Compiled {
+            lists: self.about.lists.clone(),
+            filtered: filtered.into(),
+            rejected: rejected.into(),
+        })
     }
 
-    fn read_lines(&mut self, allocate: Allocate) -> Result<(Snapshot, Snapshot), Fault> {
-        self.file.seek(SeekFrom::Start(self.header.lines_at()))?;
+    /// Reads the lines, and keeps none: whether they are as they were written.
+    ///
+    /// # Errors
+    /// As [`load`](Stored::load).
+    pub fn verify(&self) -> Result<(), Error> {
+        let verified = self.read_lines(&mut |_, _, _| {});
+        verified.map_err(|fault| self.error(fault))
+    }
+
+    /// Reads all lines, some at a time: of which part, from which on.
+    fn read_lines(&self, take: &mut impl FnMut(Part, usize, &[Line])) -> Result<(), Fault> {
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(self.header.lines_at()))?;
         let mut sum = Hasher::new();
-        let filtered = self.read_snapshot(self.header.filtered, allocate, &mut sum)?;
-        let rejected = self.read_snapshot(self.header.rejected, private, &mut sum)?;
+        let mut chunk = vec![Line::default(); CHUNK];
+        let parts = [
+            (Part::Filtered, self.header.filtered as usize),
+            (Part::Rejected, self.header.rejected as usize),
+        ];
+        for (part, count) in parts {
+            if count < FIRST_FREE {
+                return Err(Fault::Damaged("too few lines"));
+            }
+            for at in (0..count).step_by(CHUNK) {
+                let read = &mut chunk[..CHUNK.min(count - at)];
+                let octets = bytemuck::cast_slice_mut(read);
+                file.read_exact(octets).map_err(ended)?;
+                sum.update(octets);
+                if at == 0 && !is_header(&read[0], count) {
+                    return Err(Fault::Damaged("the header of the lines"));
+                }
+                take(part, at, read);
+            }
+        }
         if sum.finalize() != self.header.lines_sum {
             return Err(Fault::Damaged("the lists themselves"));
         }
-        Ok((filtered, rejected))
-    }
-
-    fn read_snapshot(
-        &mut self,
-        count: u32,
-        allocate: Allocate,
-        sum: &mut Hasher,
-    ) -> Result<Snapshot, Fault> {
-        if (count as usize) < FIRST_FREE {
-            return Err(Fault::Damaged("too few lines"));
-        }
-        let mut memory = allocate(count as usize);
-        let mut chunk = vec![Line::default(); CHUNK];
-        for lines in memory.lines_mut().chunks_mut(CHUNK) {
-            let read = &mut chunk[..lines.len()];
-            let octets = bytemuck::cast_slice_mut(read);
-            self.file.read_exact(octets).map_err(ended)?;
-            sum.update(octets);
-            if !is_zero(read) {
-                lines.copy_from_slice(read);
-            }
-        }
-        let header = memory.lines()[0];
-        if Field::MAGIC.of(&header) != MAGIC || Field::LINES.of(&header) != u64::from(count) {
-            return Err(Fault::Damaged("the header of the lines"));
-        }
-        Ok(Snapshot::from(memory))
+        Ok(())
     }
 
     fn error(&self, fault: Fault) -> Error {
@@ -458,6 +493,17 @@ impl Stored {
             fault,
         }
     }
+}
+
+/// One of the two snapshots in a file.
+#[derive(Clone, Copy)]
+enum Part {
+    Filtered,
+    Rejected,
+}
+
+fn is_header(line: &Line, count: usize) -> bool {
+    Field::MAGIC.of(line) == MAGIC && Field::LINES.of(line) == count as u64
 }
 
 /// Reads compiled lists; those of permit and drop lists into the memory that is asked for.

@@ -13,17 +13,23 @@
 //! | `watch.rs`, `writers.rs` | which files have changed and are at rest; which are being written |
 
 mod build;
+mod check;
 mod compiled;
 mod coverage;
 pub mod entries;
 pub mod file;
 pub mod format;
 pub mod guard;
+mod read;
 pub mod snapshot;
 pub mod source;
 pub mod watch;
 pub mod writers;
 
+pub use self::check::{Before, Checked, Placed, Refusal};
 pub use self::compiled::{Compiled, List, ListAction, Listing};
 pub use self::coverage::Covered;
+pub use self::read::{Attempt, Read, ReadObserver};
+pub use portcullis_ebpf_common::snapshot::LISTS_MAX;
+
 pub use self::snapshot::{Allocate, Memory, Snapshot, private};

@@ -59,7 +59,7 @@ impl From<Box<dyn Memory>> for Snapshot {
 /// No lists.
 impl Default for Snapshot {
     fn default() -> Self {
-        build::snapshot(Vec::new(), private)
+        build::plan(Vec::new()).write(private)
     }
 }
 

@@ -12,7 +12,7 @@ use portcullis_ebpf_common::snapshot::{
 
 use super::super::entries::Ipv4Prefix;
 use super::presence::Presence;
-use super::{Permits, Source};
+use super::{NumberedList, Permits};
 
 /// Prefixes that cover whole /24s are painted over the directory.
 const SHORT_MAX: u8 = 24;
@@ -123,8 +123,8 @@ fn mark(list: u16, length: u8) -> u16 {
 }
 
 impl Prefixes {
-    pub(super) fn with_room_for(sources: &[Source]) -> Self {
-        let prefixes = sources.iter().flat_map(|source| &source.entries.ipv4);
+    pub(super) fn with_room_for(lists: &[NumberedList]) -> Self {
+        let prefixes = lists.iter().flat_map(|list| &list.entries.ipv4);
         let short = prefixes
             .clone()
             .filter(|prefix| prefix.length <= SHORT_MAX)
