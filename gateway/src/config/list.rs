@@ -1,8 +1,8 @@
 //! `[lists]`, `[[list]]` and the files they name: the addresses that the filter and the SMTP side
 //! are given.
 //!
-//! What is in the files goes its own way ([`lists`](crate::lists)); here is what the tables say, and
-//! where in the configuration a fault of a file is told.
+//! What is in the files goes its own way ([`lists`](crate::lists)); here is what the tables say,
+//! and where in the configuration a fault of a file is told.
 
 use std::fs;
 use std::ops::Range;

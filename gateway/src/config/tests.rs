@@ -5,8 +5,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::Pending;
-use super::{Config, load, parse};
+use super::{Config, Pending, load, parse};
 
 /// Every table and every kind of value, inline and not.
 const GOOD: &str = r#"hostname = "mx1.isp.example"

@@ -319,7 +319,8 @@ format = "json"
             ),
             (
                 "[[listener]]",
-                "syn_budget = 9\nsyn_cookies = false\ncustomer_refusal = \"drop\"\nresets_per_second = 9\n[[listener]]",
+                "syn_budget = 9\nsyn_cookies = false\ncustomer_refusal = \
+                 \"drop\"\nresets_per_second = 9\n[[listener]]",
             ),
             ("format = \"json\"", "format = \"json\"\nlevel = \"debug\""),
         ] {
@@ -353,6 +354,53 @@ format = "json"
             removed.contains(&"route[2].next_hop (removed)".to_owned()),
             "{removed:?}"
         );
+    }
+
+    #[test]
+    fn lists_and_rules_that_come_and_go_are_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let with_lists = |names: &[&str]| {
+            let mut text = BASE.to_owned();
+            for name in names {
+                let file = directory.path().join(name);
+                std::fs::write(&file, "192.0.2.1\n192.0.2.9\n").unwrap();
+                text += &format!(
+                    "[[list]]\nname = \"{name}\"\naction = \"drop\"\nfile = \"{}\"\n",
+                    file.display()
+                );
+            }
+            with(&text)
+        };
+        let (old, new) = (
+            with_lists(&["gone", "stays"]),
+            with_lists(&["stays", "came"]),
+        );
+        assert_eq!(
+            list_differences(&old, &new),
+            [
+                "list came (new, 2 entries)",
+                "list gone (removed, 2 entries)"
+            ]
+        );
+        let told = differences(&old, &new, &[]);
+        for rule in ["rule drop-list:came (new)", "rule drop-list:gone (removed)"] {
+            assert!(told.iter().any(|line| line == rule), "{told:?}");
+        }
+        assert!(
+            !told.iter().any(|line| line.contains("drop-list:stays")),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn a_thousand_changes_are_told_by_the_first_of_them_and_their_number() {
+        let changed: Vec<String> = (0..1_000).map(|number| format!("key-{number}")).collect();
+        let changes = Changes::new(changed, Vec::new());
+        assert_eq!(
+            (changes.changed.len(), changes.more),
+            (TOLD_MAX, 1_000 - TOLD_MAX)
+        );
+        assert_eq!(Changes::new(vec!["one".to_owned()], Vec::new()).more, 0);
     }
 
     #[test]

@@ -192,7 +192,8 @@ fn refused(refusal: &Refusal, config: &Config) -> Vec<String> {
         let file = config.path.as_deref();
         let file = file.map_or_else(|| "FILE".into(), Path::to_string_lossy);
         format!(
-            "if this is meant: portcullis lists compile -c {file} --force, and reload; else put the \
+            "if this is meant: portcullis lists compile -c {file} --force, and reload; else put \
+             the \
              file right, which is noticed"
         )
     });

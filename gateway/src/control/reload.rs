@@ -1,10 +1,10 @@
 //! SIGHUP: the configuration and its lists are read again. A change of their files: the lists
 //! alone.
 //!
-//! All or nothing: what cannot be read changes nothing, and neither does what the kernel does not
-//! take. Reading and filling the filter happen off this thread and off the workers; what reaches
-//! the workers is one pointer. Sessions that are open go on under the new configuration from their
-//! next command.
+//! All or nothing: a configuration with a fault changes nothing, nor do lists that are refused, nor
+//! does what the kernel does not take. Reading and filling the filter happen off this thread and
+//! off the workers; what reaches the workers is one pointer. Sessions that are open go on under the new
+//! configuration from their next command.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -277,7 +277,8 @@ mod tests {
     use std::time::Instant;
 
     const GOOD: &str = "workers = 1\n[[listener]]\naddress = \"127.0.0.1:2525\"\n\
-                        [[route]]\ndomains = [\"*\"]\nnext_hop = [\"192.0.2.1:25\"]\n[limits]\nsessions = 5\n";
+                        [[route]]\ndomains = [\"*\"]\nnext_hop = \
+                        [\"192.0.2.1:25\"]\n[limits]\nsessions = 5\n";
 
     /// A control plane without workers, and the file of its configuration.
     fn control(directory: &Path) -> (Arc<Control>, PathBuf) {
@@ -316,6 +317,34 @@ mod tests {
         let done = reload_now(&control, &file).unwrap();
         assert_eq!(done.changed, ["limits.sessions"]);
         assert_eq!(control.shared.config.load().limits.sessions, 7);
+    }
+
+    #[test]
+    fn what_became_of_the_last_reload_can_be_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (control, file) = control(directory.path());
+        assert!(control.reloads.last().is_none());
+        let tell = |text: &str| {
+            fs::write(&file, text).unwrap();
+            let result = reload_now(&control, &file);
+            control.reloads.tell(What::Configuration, &result);
+            let last = control.reloads.last().unwrap();
+            serde_json::to_value(last).unwrap()
+        };
+        let good = tell(
+            &GOOD
+                .replace("sessions = 5", "sessions = 7")
+                .replace("2525", "2526"),
+        );
+        assert_eq!(good["result"], "good");
+        assert_eq!(good["what"], "configuration");
+        assert_eq!(good["changed"], serde_json::json!(["limits.sessions"]));
+        assert_eq!(good["kept"], serde_json::json!(["[[listener]]"]));
+        let bad = tell(&"= = =\n".repeat(100));
+        assert_eq!(bad["result"], "bad");
+        assert_eq!(bad["changed"], serde_json::json!([]));
+        let errors = bad["errors"].as_array().unwrap().len();
+        assert!((1..=ERRORS_KEPT).contains(&errors), "{errors}");
     }
 
     #[test]

@@ -112,7 +112,8 @@ fn lists(config: &Config) -> Option<Finding> {
         Finding::warning(
             "lists",
             config.lists.fallback.join("; "),
-            "put the files right: a gate that runs notices it, a start before that takes the old lists",
+            "put the files right: a gate that runs notices it, a start before that takes the old \
+             lists",
         )
     })
 }

@@ -246,3 +246,6 @@ impl Checked {
         Ok(Placed { compiled, warnings })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -281,11 +281,17 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(96))]
         #[test]
         fn settled_lists_answer_as_the_rules_of_precedence_do(
-            lists in prop::collection::vec((action(), prop::collection::vec(crowded_prefix(), 0..20)), 0..6),
+            lists in prop::collection::vec(
+                (action(), prop::collection::vec(crowded_prefix(), 0..20)),
+                0..6,
+            ),
             addresses in prop::collection::vec(crowded_address(), 1..40),
         ) {
             let sources: Vec<_> =
-                lists.into_iter().map(|(action, nets)| (action.as_str().to_owned(), action, nets)).collect();
+                lists
+                    .into_iter()
+                    .map(|(action, nets)| (action.as_str().to_owned(), action, nets))
+                    .collect();
             let compiled = Compiled::new(sources.clone());
             for address in addresses {
                 let found = compiled.filtered(address).or_else(|| compiled.rejected(address));

@@ -2,15 +2,16 @@
 //! time of one copy.
 //!
 //! ```text
-//! octets 0-63    magic, version of this format and of the lines, sizes, check sums (little-endian)
-//! from 64        what the lists are called and where they came from, JSON, filled up with zeros to a multiple of 64
-//! then           the lines of permit and drop lists, then those of reject lists, as they lie in memory
+//! bytes 0-63     magic, version of this format and of the lines, sizes, check sums (little-endian)
+//! from 64        what the lists are called and where they came from, JSON,
+//!                with zeros up to a multiple of 64
+//! then           the lines of permit and drop lists, then those of reject lists, as in memory
 //! ```
 //!
-//! It is written beside its place and renamed, so that nobody reads half of one. It is read, never
-//! mapped: a mapped file could be truncated under the look-ups. Stretches of zeros are not written,
-//! and on reading not touched, so that a sparse directory costs neither disk nor memory. Generation
-//! and classes, which belong to a kernel, are left out.
+//! It is written beside its place and renamed, so that no reader sees half of one. It is read,
+//! never mapped: a mapped file could be truncated under the look-ups. Ranges of zeros are not
+//! written, and on reading not touched, so that a sparse directory costs neither disk nor memory.
+//! Generation and classes, which belong to a kernel, are left out.
 
 use core::cell::Cell;
 use core::fmt;
@@ -43,7 +44,7 @@ const LINE: usize = size_of::<Line>();
 /// the copy.
 const CHUNK: usize = 1024;
 static ZEROS: [Line; CHUNK] = [[0; 8]; CHUNK];
-/// Octets of a description; a list has some hundred.
+/// Bytes of a description; a list has some hundred.
 const ABOUT_MAX: u32 = 1 << 22;
 
 /// What a file says of itself.
@@ -95,9 +96,9 @@ pub enum Fault {
     Version,
     /// It has not the length that it ought to have.
     Length {
-        /// Octets that there are.
+        /// Bytes that there are.
         found: u64,
-        /// Octets that there should be.
+        /// Bytes that there should be.
         expected: u64,
     },
     /// A check sum is wrong, or what is in it contradicts itself.
@@ -114,7 +115,7 @@ impl fmt::Display for Error {
             Fault::Length { found, expected } => {
                 write!(
                     f,
-                    "{path}: {found} octets long, where {expected} are wanted"
+                    "{path}: {found} bytes long, where {expected} are expected"
                 )?;
             }
             Fault::Damaged(what) => write!(f, "{path}: damaged: {what}")?,
@@ -131,7 +132,7 @@ impl From<io::Error> for Fault {
     }
 }
 
-/// The first octets of a file.
+/// The first bytes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Header {
     about: u32,
@@ -345,8 +346,8 @@ impl Stored {
         }
     }
 
-    /// Opens the file of the last compile, which all that is compiled later is compared with; `None`
-    /// if there is none.
+    /// Opens the file of the last compile, which later ones are compared with; `None` if there is
+    /// none.
     ///
     /// # Errors
     /// Every [`Fault`]; those of the lines, too.
@@ -374,7 +375,7 @@ impl Stored {
         &self.path
     }
 
-    /// Octets of the lines: of the permit and drop lists, and of the reject lists.
+    /// Bytes of the lines: of the permit and drop lists, and of the reject lists.
     pub fn sizes(&self) -> (u64, u64) {
         let octets = |lines: u32| u64::from(lines) * LINE as u64;
         (octets(self.header.filtered), octets(self.header.rejected))

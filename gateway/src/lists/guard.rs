@@ -1,6 +1,6 @@
 //! The guard: a list that lost much at once has probably lost it on the way, and a gate that takes
 //! it opens itself. One that refuses much more than before, or those whom the gate lives by, has
-//! probably been fed a mistake, and a gate that takes it shuts everybody out.
+//! probably been fed a mistake, and a gate that takes it shuts every client out.
 //!
 //! Downloads end early, disks fill up, a provider puts an error page where the list was, a feed
 //! gains 0.0.0.0/0. What was in force before is then better than what is there now, however old it
@@ -271,7 +271,8 @@ pub fn unknown_before(after: &Compiled, guard: &Guard) -> Vec<String> {
     let told = |(list, what): (&List, String)| {
         let (action, name) = (list.action.as_str(), &list.name);
         format!(
-            "the {action} list \"{name}\" covers {what}, and no earlier compile is known that this could be compared with"
+            "the {action} list \"{name}\" covers {what}, and no earlier compile is known that \
+             this could be compared with"
         )
     };
     wide.chain(held).map(told).collect()

@@ -3,13 +3,14 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `source.rs`, `format/` | where a list comes from and what is wrong with it; how files are read |
+//! | `source.rs`, `format/` | where a list comes from, what is wrong with it; formats of files |
 //! | `entries.rs` | the prefixes of one list |
+//! | `read.rs`, `check.rs` | the one way from files into force: read, compared, placed |
 //! | `compiled.rs` | all lists together: what an address is listed as |
 //! | `build/` | how overlaps are settled and a snapshot is made |
 //! | `file.rs` | a compiled snapshot on disk |
 //! | `snapshot.rs` | a snapshot in memory, of whatever kind |
-//! | `guard.rs`, `coverage.rs` | what is too great a loss or growth to be true; how much is refused that was not before |
+//! | `guard.rs`, `coverage.rs` | a loss or growth too great to be true; how much is newly refused |
 //! | `watch.rs`, `writers.rs` | which files have changed and are at rest; which are being written |
 
 mod build;

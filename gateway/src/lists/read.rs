@@ -4,14 +4,15 @@
 //! Sources --read--> Read --check--> Checked --place--> Compiled --write--> file
 //! ```
 //!
-//! [`Sources::read`] takes in what the files hold and looks for faults; a snapshot that was compiled
-//! elsewhere is opened and its check sums are looked at. [`Read::check`] compares that with the lists
-//! before ([`guard`](super::guard)). [`Checked::place`](super::Checked::place) asks for the memory in
-//! which the lists are to lie and writes them there. So files that are of no use, and lists that are
-//! refused, take no memory of the kernel. A start, a reload and `lists compile` all go this way.
+//! [`Sources::read`] takes in what the files hold and looks for faults; a snapshot that was
+//! compiled elsewhere is opened, and its check sums are verified. [`Read::check`] compares that
+//! with the lists before ([`guard`](super::guard)). [`Checked::place`](super::Checked::place) asks
+//! for the memory in which the lists are to lie, and writes them there. So files with faults, and
+//! lists that are refused, take no memory of the kernel. A start, a reload and `lists compile` all
+//! go this way.
 //!
 //! Rejected: to write the lists where they are to lie and to judge them there, which was one step
-//! less, and had the kernel's memory twice for lists that nobody took.
+//! less, and took memory of the kernel for lists that were then refused.
 
 use std::io;
 use std::path::Path;
@@ -148,7 +149,7 @@ impl Read {
     /// Settles the overlaps.
     pub(super) fn settle(self) -> Settled {
         match self.from {
-            From::Text(lists) => Settled::Text(Plan::of(lists)),
+            From::Text(lists) => Settled::Text(Box::new(Plan::of(lists))),
             From::Snapshot(stored) => Settled::Snapshot(stored),
         }
     }
@@ -158,7 +159,7 @@ impl Read {
 /// often as that is.
 #[derive(Debug)]
 pub(super) enum Settled {
-    Text(Plan),
+    Text(Box<Plan>),
     Snapshot(Stored),
 }
 

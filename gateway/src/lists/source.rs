@@ -71,7 +71,7 @@ impl Sources {
 pub struct FileFindings {
     /// Why the list must not be used.
     pub faults: Vec<FileFinding>,
-    /// What somebody should look at.
+    /// What an operator should look at.
     pub doubts: Vec<FileFinding>,
 }
 
@@ -100,44 +100,45 @@ impl FileFindings {
     /// Looks at a list as it was read.
     pub fn of(reading: &Reading, strict: bool) -> FileFindings {
         let mut findings = FileFindings::default();
-        let (bad, empty) = (reading.bad_line_count, reading.entries.is_empty());
+        let (bad, empty) = (reading.invalid_line_count, reading.entries.is_empty());
         if let Some(foreign) = reading.foreign {
             findings.faults.push(FileFinding::of_file(foreign));
             return findings;
         }
         if strict {
-            let lines = reading.bad_lines.iter().map(|bad| FileFinding {
+            let lines = reading.invalid_lines.iter().map(|bad| FileFinding {
                 line: Some((bad.line, bad.text.clone())),
                 message: bad.reason.to_owned(),
                 advice: None,
             });
             findings.faults.extend(lines);
-            if bad > reading.bad_lines.len() as u64 {
+            if bad > reading.invalid_lines.len() as u64 {
                 findings.faults.push(FileFinding::of_file(format!(
-                    "{bad} lines in all cannot be read; the first are shown"
+                    "{bad} invalid lines in all; the first are shown"
                 )));
             }
             let incomplete = reading.incomplete.map(FileFinding::of_file);
             findings.faults.extend(incomplete);
-        } else if let Some(first) = reading.bad_lines.first() {
+        } else if let Some(first) = reading.invalid_lines.first() {
             let line = Some((first.line, first.text.clone()));
             if empty {
                 findings.faults.push(FileFinding {
                     line,
-                    message: format!("{}, and no other line can be read, either", first.reason),
+                    message: format!("{}, and no other line is valid", first.reason),
                     advice: Some("is this the right file, and is its `format` another one?"),
                 });
             } else {
                 let count = match bad {
                     1 => String::new(),
-                    2 => " (and one more line that cannot be read)".to_owned(),
-                    _ => format!(" (and {} more lines that cannot be read)", bad - 1),
+                    2 => " (and one more invalid line)".to_owned(),
+                    _ => format!(" (and {} more invalid lines)", bad - 1),
                 };
                 findings.doubts.push(FileFinding {
                     line,
                     message: format!("skipped: {}{count}", first.reason),
                     advice: Some(
-                        "`strict = true` makes this an error; `portcullis lists compile` shows more of them",
+                        "`strict = true` makes this an error; `portcullis lists compile` shows \
+                         more of them",
                     ),
                 });
             }
@@ -148,7 +149,8 @@ impl FileFindings {
         }
         if let Some(line) = reading.masked_first {
             findings.doubts.push(FileFinding::of_file(format!(
-                "{} of {} prefixes have bits set beyond their length, which are ignored; the first is in line {line}",
+                "{} of {} prefixes have bits set beyond their length, which are ignored; the \
+                 first is in line {line}",
                 reading.masked,
                 reading.entries.len()
             )));
@@ -204,7 +206,7 @@ mod tests {
     #[test]
     fn an_empty_list_is_a_doubt() {
         for strict in [false, true] {
-            let findings = of("# nobody at the moment\n", strict);
+            let findings = of("# none at the moment\n", strict);
             assert_eq!((findings.faults.len(), findings.doubts.len()), (0, 1));
         }
     }

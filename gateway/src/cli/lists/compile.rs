@@ -22,8 +22,8 @@ use super::settings;
 /// Arguments of `portcullis lists compile`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A line that cannot be read is skipped and counted, and the first ten are shown. A list that came out
-empty, or lost more entries than lists.shrink_max allows since the last compile, is refused, and the
+An invalid line is skipped and counted, and the first ten are shown. A list that came out empty, or
+lost more entries than lists.shrink_max allows since the last compile, is refused, and the
 snapshot that is there stays: the file may have been cut off on its way. So is a drop or reject list
 that would newly cover more of all addresses than lists.grow_max allows, or a local network, an
 address of the gate, a next hop or a name server of the configuration.
@@ -49,13 +49,19 @@ pub(super) struct Args {
     )]
     config: Option<PathBuf>,
     /// A list, in place of those of a configuration; may be given more than once
-    #[arg(long, value_name = "NAME=ACTION:FORMAT:FILE", value_parser = source, conflicts_with = "config", requires = "output")]
+    #[arg(
+        long,
+        value_name = "NAME=ACTION:FORMAT:FILE",
+        value_parser = source,
+        conflicts_with = "config",
+        requires = "output"
+    )]
     list: Vec<ListSource>,
     /// Where to write the snapshot; without this, to lists.snapshot in the state_dir of the
     /// configuration
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// A line that cannot be read is an error
+    /// An invalid line is an error
     #[arg(long)]
     strict: bool,
     /// Take a list that lost more than it may, or would newly cover more
@@ -134,7 +140,7 @@ struct Bad {
 
 impl Row {
     fn of(source: &ListSource, reading: &Reading) -> Row {
-        let bad = reading.bad_lines.iter();
+        let bad = reading.invalid_lines.iter();
         Row {
             name: source.name.clone(),
             action: source.action.as_str(),
@@ -147,7 +153,7 @@ impl Row {
             masked: reading.masked,
             excluded: reading.excluded,
             skipped: reading.skipped,
-            refused: reading.bad_line_count,
+            refused: reading.invalid_line_count,
             incomplete: reading.incomplete,
             bad_lines: bad
                 .map(|bad| Bad {
@@ -189,7 +195,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
     };
     let refusal = match checked {
         Ok(checked) => {
-            let placed = checked.place(None).map_err(failed)?;
+            let placed = checked.place(None).map_err(|error| failed(&error))?;
             bar.clear();
             tell_doubts(&placed, config.as_ref());
             bar.say("writing the snapshot");
@@ -223,7 +229,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
     Err(ExitCode::FAILURE)
 }
 
-fn failed(error: file::Error) -> ExitCode {
+fn failed(error: &file::Error) -> ExitCode {
     eprintln!("portcullis lists: {error}");
     ExitCode::FAILURE
 }
@@ -316,13 +322,13 @@ impl ReadObserver for Told {
 fn tell(source: &ListSource, reading: &Reading, findings: &FileFindings) {
     let file = source.file.display();
     for bad in reading
-        .bad_lines
+        .invalid_lines
         .iter()
         .filter(|_| findings.faults.is_empty())
     {
         eprintln!("{file}:{}: skipped: {}: {}", bad.line, bad.reason, bad.text);
     }
-    let more = reading.bad_line_count - reading.bad_lines.len() as u64;
+    let more = reading.invalid_line_count - reading.invalid_lines.len() as u64;
     if more > 0 && findings.faults.is_empty() {
         eprintln!("{file}: {more} more lines are skipped");
     }
@@ -389,7 +395,8 @@ fn write(output: &Path, compiled: &Compiled, forced: bool) -> Result<(), ExitCod
             && !directory.exists()
         {
             eprintln!(
-                "there is no directory {0}: `install -d -m 750 -o USER {0}` makes it, with the user of the gate, and so \
+                "there is no directory {0}: `install -d -m 750 -o USER {0}` makes it, with the \
+                 user of the gate, and so \
                  does a start of the gate that has it as its state_dir; -o names another file",
                 directory.display()
             );

@@ -347,7 +347,7 @@ impl Plan {
         // What is not written costs no memory.
         self.directory
             .for_each_painted(|network, mark| set(network, all(mark)));
-        // Cells and marks are counted from line 0, so that nobody needs the header to find them.
+        // Cells and marks are counted from line 0, so that no reader needs the header to find them.
         // All of IPv4, address by address, comes to fewer than 2^28 lines before the last cell.
         let marks_before = (first_cell + self.cells) * MARKS;
         let (mut cell_count, mut mark_count) = (0, 0);

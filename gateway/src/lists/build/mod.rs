@@ -5,11 +5,12 @@
 //!    the configuration.
 //!
 //! Each family is planned first (sorted, settled, counted), then memory is asked for, in its final
-//! size, then written. So the lines can lie in a kernel map from the start, and a plan can be written
-//! once to be judged and again where it is to lie. While it is built, sixteen octets an IPv4 prefix are needed beside the snapshot at most (eight as it was
-//! read, eight as it is sorted; the first are given back before the snapshot is written), two for
-//! each /24 where there are prefixes up to /24 (32 MiB at most), the presence bits (6 MiB at most),
-//! and about 140 octets an IPv6 prefix.
+//! size, then written. So the lines can lie in a kernel map from the start, and a plan can be
+//! written once to be judged and again where it is to lie. While it is built, sixteen bytes an IPv4
+//! prefix are needed beside the snapshot at most (eight as it was read, eight as it is sorted; the
+//! first are given back before the snapshot is written), two for each /24 where there are prefixes
+//! up to /24 (32 MiB at most), the presence bits (6 MiB at most), and about 140 bytes an IPv6
+//! prefix.
 
 mod hashed;
 mod ipv4;
