@@ -310,11 +310,11 @@ mod tests {
         );
         assert_broken(
             "gateway/src/control/reload.rs",
-            "use super::lists::{self as l};",
+            "use super::watch::{self as w};",
         );
         assert_kept(
-            "gateway/src/control/lists.rs",
-            "use super::{Control, reload};",
+            "gateway/src/control/reload.rs",
+            "use super::{Control, lists};",
         );
         assert_kept("gateway/src/control/reload.rs", "use crate::lists::file;");
     }
