@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod driver;
 pub mod explain;
 pub mod filter;

@@ -12,25 +12,26 @@ use super::document::Document;
 use super::error::Error;
 use super::limits::Limits;
 use super::list::{Files, Lists};
+use super::pending::Places;
 use super::section::Section;
 use super::{
     Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, relay, route,
     saved_lists, value,
 };
-use crate::lists::{Compiled, Memory};
+use crate::lists::{Compiled, Read};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
 use crate::policy::{Policy, Terms};
 
 /// Tables that are described but not built yet.
 const LATER: [&str; 3] = ["tls", "auth", "spool"];
 
-/// Reads all tables. Faults are noted in the document; with faults, what comes back is not to be
-/// used.
+/// Reads all tables, and the files of the lists. Faults are noted in the document; with faults,
+/// what comes back is not to be used. The policy has no lists yet.
 pub(super) fn config<'d>(
     document: &Document<'d>,
     root: &Spanned<DeTable<'d>>,
     files: Files,
-) -> Config {
+) -> (Config, Option<Read>, Places) {
     let mut top = Section::new(document, "", Some(root.get_ref()), 0..0);
     let hostname = read_hostname(&mut top);
     let state_dir = read_state_dir(&mut top);
@@ -56,23 +57,11 @@ pub(super) fn config<'d>(
     let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
     let (mut lists, list_files) = Lists::read(lists_table, list_tables);
-    let are_lists_known = !matches!(files, Files::Leave);
-    let compiled = match files {
-        Files::Read(allocate) | Files::ReadOrLast(allocate) => {
-            let is_filtered = |filter: &Filter| filter.mode != FilterMode::Off;
-            let for_kernel = filter.as_ref().is_some_and(is_filtered) && !document.has_errors();
-            let allocate = if for_kernel {
-                allocate
-            } else {
-                Memory::private
-            };
-            let mut outcome = lists.compile(allocate);
-            if matches!(files, Files::ReadOrLast(_)) {
-                outcome = lists.fall_back(outcome, &saved_lists(&state_dir), allocate);
-            }
-            outcome.tell(document, &list_files)
-        }
-        Files::Leave => Compiled::default(),
+    let last = saved_lists(&state_dir);
+    let last = matches!(files, Files::ReadOrLast).then_some(&*last);
+    let read = match files {
+        Files::Read | Files::ReadOrLast => lists.read_and_tell(document, &list_files, last),
+        Files::Leave => None,
     };
     let (zones, dnsbl) = dnsbl::read(zone_tables, dnsbl_table);
     let (local, relay) = relay::read(&mut relay_table);
@@ -106,7 +95,7 @@ pub(super) fn config<'d>(
         addresses: own.chain(local.addresses).collect(),
         networks: local.networks,
         domains: local.domains,
-        lists: compiled,
+        lists: Compiled::default(),
         drop_lists_refuse: !monitored,
         dnsbl: zones,
     });
@@ -131,15 +120,8 @@ pub(super) fn config<'d>(
         named_files: Vec::new(),
         route_index,
     };
-    if are_lists_known {
-        for doubt in config.customer_doubts(config.policy.lists()) {
-            document.warn(&filter_span, doubt);
-        }
-    }
-    for doubt in config.list_doubts(config.policy.lists()) {
-        document.warn(&relay_span, doubt);
-    }
-    config
+    let places = Places::new(document, &filter_span, &relay_span);
+    (config, read, places)
 }
 
 /// A gate that would do nothing, or take mail that has nowhere to go.

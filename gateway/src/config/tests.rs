@@ -5,8 +5,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{Config, load, parse};
-use crate::lists::Memory;
+use super::{Config, Pending, load, parse};
 
 /// Every table and every kind of value, inline and not.
 const GOOD: &str = r#"hostname = "mx1.isp.example"
@@ -95,7 +94,7 @@ fn lists_that_are_read_again_bring_every_doubt_that_a_check_tells() {
     assert_eq!(told(&config), [""; 0]);
     std::fs::write(file("gate"), "198.51.100.26\n").unwrap();
     std::fs::write(file("feed"), "192.0.2.0/24\n").unwrap();
-    let again = config.with_lists_again(Memory::private);
+    let again = Pending::again(&config).and_then(Pending::unchecked);
     let again = told(&again.unwrap_or_else(|errors| panic!("{errors}")));
     assert_eq!(again.len(), 2, "{again:?}");
     assert_eq!(again, told(&loaded()));

@@ -11,7 +11,7 @@
 
 mod counts;
 mod query;
-pub(super) mod report;
+pub(crate) mod report;
 mod resolver;
 mod servers;
 mod test_entries;

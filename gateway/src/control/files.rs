@@ -37,16 +37,16 @@ const STATE_DIR_MODE: u32 = 0o750;
 
 /// A file or directory that this process cannot use as it has to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Unusable {
+pub(crate) struct Unusable {
     /// What the configuration calls it.
-    pub(super) what: &'static str,
-    pub(super) path: PathBuf,
+    pub(crate) what: &'static str,
+    pub(crate) path: PathBuf,
     /// What is wrong with it.
-    pub(super) problem: String,
+    pub(crate) problem: String,
     /// What will not work for it.
-    pub(super) consequence: &'static str,
+    pub(crate) consequence: &'static str,
     /// What to do.
-    pub(super) next_step: String,
+    pub(crate) next_step: String,
 }
 
 /// What is known of them.
@@ -165,13 +165,12 @@ fn make_directory(path: &Path, user: Option<&user::User>) -> io::Result<()> {
 }
 
 /// Whether anything is kept there under this configuration.
-pub(super) fn needs_state(config: &Config) -> bool {
-    let has_lists = !config.lists.sources.is_empty() || config.lists.snapshot.is_some();
-    has_lists && lists::kept_at(config).is_some()
+pub(crate) fn needs_state(config: &Config) -> bool {
+    !config.lists.sources.is_empty() && lists::kept_at(config).is_some()
 }
 
 /// What the process as it is now cannot use.
-pub(super) fn unusable(config: &Config) -> Vec<Unusable> {
+pub(crate) fn unusable(config: &Config) -> Vec<Unusable> {
     let mut found = Vec::new();
     if needs_state(config) {
         found.extend(unusable_state_dir(config));

@@ -7,8 +7,9 @@
 //! | file | subject |
 //! |---|---|
 //! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what it opens first; its user |
+//! | `rehearsal.rs` | a start that serves nothing |
 //! | `reload.rs`, `changes.rs` | SIGHUP; what a new configuration changes and what it cannot |
-//! | `lists.rs` | lists over time: files watched, great losses refused, a copy kept |
+//! | `lists.rs`, `watch.rs` | lists over time: great losses refused, a copy kept; files watched |
 //! | `files.rs` | files and directories that are needed later, as another user |
 //! | `names.rs` | next hops that are given by name |
 //! | `port.rs` | the workers' ports: which service answers which question |
@@ -20,16 +21,14 @@
 //! | `refusals.rs` | which sources were refused of late, why and until when |
 //! | `ask.rs` | how a command asks the gate beside it |
 //! | `interfaces.rs` | interfaces that come, go or lose their filter; filters left over |
-//! | `doctor.rs`, `doctor/` | is this machine able to run it? |
 
 mod admin;
 pub mod ask;
 mod changes;
 pub mod dnsbl;
-pub mod doctor;
 mod dropped;
 mod error;
-mod files;
+pub(crate) mod files;
 pub mod interfaces;
 pub mod interrupt;
 pub mod lists;
@@ -40,11 +39,13 @@ mod notify;
 mod port;
 mod records;
 pub mod refusals;
+pub(crate) mod rehearsal;
 mod reload;
 pub mod serve;
-mod start;
+pub(crate) mod start;
 mod state;
-mod user;
+pub(crate) mod user;
+mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;

@@ -14,6 +14,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::dropped::Drops;
 use super::files::{self, Files};
+use super::lists::Started;
 use super::names::Names;
 use super::port::{Ports, Services};
 use super::records::{LogWriter, Records};
@@ -24,7 +25,7 @@ use super::user::User;
 use super::{
     Control, Error, HeldFilter, admin, dnsbl, dropped, interfaces, lists, log, names, notify,
 };
-use crate::config::{Config, FilterMode};
+use crate::config::{Config, FilterMode, Pending};
 use crate::filter::{self, Filter};
 use crate::worker::records::SCHEMA;
 use crate::worker::{Life, Shared};
@@ -34,8 +35,8 @@ use crate::worker::{Life, Shared};
 ///
 /// # Errors
 /// When the gate cannot start, or a worker failed.
-pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
-    let user = config.user.as_deref().map(User::find).transpose()?;
+pub fn serve(pending: Pending, log_level: log::Level) -> Result<(), Error> {
+    let user = pending.config.user.as_deref().map(User::find).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -44,15 +45,11 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
         let _inside = runtime.enter();
         Signals::new()?
     };
-    let notes = lists::hold_against_last(&mut config);
-    notes
-        .errors
-        .iter()
-        .for_each(|line| tracing::error!("{line}"));
-    notes
-        .warnings
-        .iter()
-        .for_each(|line| tracing::warn!("{line}"));
+    let Started { config, errors } = lists::start(pending).map_err(Error::Configuration)?;
+    for warning in &config.warnings {
+        tracing::warn!("{}", warning.one_line());
+    }
+    errors.iter().for_each(|line| tracing::error!("{line}"));
     let held = Held {
         filter: attach(&config)?,
         workers: start::prepare(&config)?,
@@ -174,7 +171,7 @@ async fn live(
     control.files.try_all(&control.shared.config.load());
     tokio::spawn(files::watch(Arc::clone(&control)));
     lists::save(&control, &control.shared.config.load_full());
-    tokio::spawn(lists::watch(Arc::clone(&control)));
+    tokio::spawn(super::watch::run(Arc::clone(&control)));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
     tokio::spawn(refusals::read(Arc::clone(&control), refusals));
     tokio::spawn({

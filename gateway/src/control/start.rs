@@ -25,10 +25,10 @@ use crate::worker::{Shared, Size, Worker};
 
 /// Connections that may wait to be accepted, per listening socket; the kernel caps it at
 /// `net.core.somaxconn`.
-pub(super) const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 
 /// A worker that is ready to run on a thread of its own.
-pub(super) struct PreparedWorker {
+pub(crate) struct PreparedWorker {
     ring: PreparedRing,
     size: Size,
 }
@@ -89,7 +89,7 @@ pub(super) fn prepare(config: &Config) -> Result<Vec<PreparedWorker>, Error> {
 ///
 /// # Errors
 /// As [`prepare`].
-pub(super) fn rehearse(config: &Config) -> Result<Vec<PreparedWorker>, Error> {
+pub(crate) fn rehearse(config: &Config) -> Result<Vec<PreparedWorker>, Error> {
     prepare_with(config, |address| {
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP));
@@ -140,13 +140,13 @@ fn prepare_worker(
 }
 
 /// How many sessions the whole gate can have with this limit of open files.
-pub(super) fn sessions_max(config: &Config, descriptors: u64) -> u32 {
+pub(crate) fn sessions_max(config: &Config, descriptors: u64) -> u32 {
     let all = size(config, descriptors).sessions_max * config.workers as u32;
     all.min(config.limits.sessions)
 }
 
 /// The entries of each worker's table, if they do not fit under this limit of open files.
-pub(super) fn slots_beyond(config: &Config, descriptors: u64) -> Option<u32> {
+pub(crate) fn slots_beyond(config: &Config, descriptors: u64) -> Option<u32> {
     let slots = size(config, descriptors).slots();
     (u64::from(slots) > descriptors).then_some(slots)
 }
@@ -176,7 +176,7 @@ fn size(config: &Config, descriptors: u64) -> Size {
 ///
 /// # Errors
 /// Those of the kernel.
-pub(super) fn try_thread() -> Result<(), Error> {
+pub(crate) fn try_thread() -> Result<(), Error> {
     let thread = thread::Builder::new().spawn(|| ());
     // It does nothing that could fail.
     let _ = thread
@@ -189,7 +189,7 @@ pub(super) fn try_thread() -> Result<(), Error> {
 ///
 /// # Errors
 /// The first that cannot be started.
-pub(super) fn rehearse_threads(prepared: Vec<PreparedWorker>) -> Result<(), Error> {
+pub(crate) fn rehearse_threads(prepared: Vec<PreparedWorker>) -> Result<(), Error> {
     let (started, results) = std::sync::mpsc::channel();
     let mut threads = Vec::new();
     for (number, worker) in prepared.into_iter().enumerate() {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::dnsbl::Dnsbl;
 use super::files::{StateDir, Unusable};
+use super::reload::LastReload;
 use super::{Control, HeldFilter};
 use crate::filter::Status;
 use crate::relay::pool::HopState;
@@ -53,6 +54,8 @@ pub(super) struct Reloads {
     pub(super) lists: ListReloads,
     /// Whether the lists in force are of an earlier compile than what was read at the start.
     pub(super) lists_are_old: bool,
+    /// What became of the last one.
+    pub(super) last: Option<LastReload>,
 }
 
 /// Lists that were read again because their files had changed.
@@ -120,6 +123,7 @@ impl State {
                     refused: count(&control.reloads.lists_refused),
                 },
                 lists_are_old: control.shared.config.load().lists.are_old,
+                last: control.reloads.last(),
             },
             state_dir: control.files.state_dir(),
             unusable_files: control.files.unusable(),

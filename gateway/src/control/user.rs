@@ -28,7 +28,7 @@ use super::Error;
 
 /// A user of this system.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct User {
+pub(crate) struct User {
     name: String,
     uid: unistd::Uid,
     gid: unistd::Gid,
@@ -36,7 +36,7 @@ pub(super) struct User {
 
 impl User {
     /// Looks a user up by name.
-    pub(super) fn find(name: &str) -> Result<Self, Error> {
+    pub(crate) fn find(name: &str) -> Result<Self, Error> {
         let found = unistd::User::from_name(name).map_err(|errno| Error::User {
             name: name.to_owned(),
             step: "look it up",
@@ -63,7 +63,7 @@ impl User {
     }
 
     /// Whether the process is this user's already.
-    pub(super) fn is_taken_on(&self) -> bool {
+    pub(crate) fn is_taken_on(&self) -> bool {
         unistd::geteuid() == self.uid
     }
 
@@ -72,7 +72,7 @@ impl User {
     /// them.
     ///
     /// `keep_bpf` keeps what updates of the filter need.
-    pub(super) fn take_on(&self, keep_bpf: bool) -> Result<(), Error> {
+    pub(crate) fn take_on(&self, keep_bpf: bool) -> Result<(), Error> {
         if !self.is_taken_on() {
             self.change_ids(keep_bpf)?;
         }

@@ -28,7 +28,7 @@ use portcullis_ebpf_common::snapshot::{BLOCK_LINES, Block, FIRST_FREE, Field, Li
 
 use super::Error;
 use super::error::kernel;
-use crate::lists::Memory;
+use crate::lists::{Memory, private};
 
 /// The value of the map. None is ever made: they are written and read where they lie.
 #[derive(Clone, Copy)]
@@ -84,17 +84,6 @@ impl KernelMemory {
         })
     }
 
-    /// The lines.
-    #[must_use]
-    pub fn as_slice(&self) -> &[Line] {
-        self.lines.as_slice()
-    }
-
-    /// The lines, to be written.
-    pub fn as_mut_slice(&mut self) -> &mut [Line] {
-        self.lines.as_mut_slice()
-    }
-
     /// The maps, to put them in place.
     pub(super) fn blocks(&self) -> &[BlockMap] {
         &self.blocks
@@ -120,13 +109,23 @@ impl KernelMemory {
 
     /// The number of the generation that it is, or was last.
     pub(super) fn generation(&self) -> u32 {
-        let header = self.as_slice().first().copied().unwrap_or_default();
+        let header = self.lines().first().copied().unwrap_or_default();
         Field::GENERATION.of(&header) as u32
     }
 
     /// How many blocks it has.
     pub(super) fn block_count(&self) -> u32 {
         blocks_of(self.lines.count)
+    }
+}
+
+impl Memory for KernelMemory {
+    fn lines(&self) -> &[Line] {
+        self.lines.as_slice()
+    }
+
+    fn lines_mut(&mut self) -> &mut [Line] {
+        self.lines.as_mut_slice()
     }
 }
 
@@ -261,12 +260,12 @@ impl ControlMemory {
 /// Memory for a snapshot that the filter is going to be given: that of a map, or our own where the
 /// kernel does not give us one, from which the filter will make a copy.
 #[must_use]
-pub fn memory(lines: usize) -> Memory {
+pub fn memory(lines: usize) -> Box<dyn Memory> {
     match KernelMemory::new(lines) {
-        Ok(memory) => Memory::Kernel(memory),
+        Ok(memory) => Box::new(memory),
         Err(error) => {
             tracing::debug!(%error, "the lists are built outside of the kernel");
-            Memory::private(lines)
+            private(lines)
         }
     }
 }

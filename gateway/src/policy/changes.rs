@@ -16,10 +16,10 @@ pub fn changes(old: &Policy, new: &Policy) -> Vec<String> {
         names
     };
     for name in names(after.difference(&before).collect()) {
-        changes.push(format!("rule {name} is new"));
+        changes.push(format!("rule {name} (new)"));
     }
     for name in names(before.difference(&after).collect()) {
-        changes.push(format!("rule {name} is gone"));
+        changes.push(format!("rule {name} (removed)"));
     }
     changes.extend(zone_changes(old, new));
     let (before, after) = (old.drop_lists_refuse, new.drop_lists_refuse);
@@ -98,10 +98,10 @@ mod tests {
             3,
         );
         let expected = [
-            "rule dnsbl:c.example is new",
-            "rule drop-list:spam is new",
-            "rule dnsbl:a.example is gone",
-            "rule reject-list:spam is gone",
+            "rule dnsbl:c.example (new)",
+            "rule drop-list:spam (new)",
+            "rule dnsbl:a.example (removed)",
+            "rule reject-list:spam (removed)",
             "a listing in b.example scores 3 instead of 1",
             "clients are refused at a score of 3 instead of 2",
         ];

@@ -178,8 +178,8 @@ impl Lists {
         let mut reported = BTreeSet::new();
         for Refusal { client, rule } in lock(&self.refusals).iter() {
             let listing = number(*client).and_then(|number| record.listings.get(&number));
-            let right =
-                listing.is_some_and(|listing| listing.is_listed) && rule == "dnsbl:bl.example";
+            let right = listing.is_some_and(|listing| listing.is_listed)
+                && rule.name() == "dnsbl:bl.example";
             if !right || !reported.insert(*client) {
                 record
                     .violations

@@ -4,6 +4,7 @@
 //! A rule that nobody checks is forgotten in a month, and a reviewer's time is better spent on what
 //! no program can see.
 
+mod directions;
 mod rules;
 mod source;
 
@@ -53,6 +54,23 @@ fn every_file_keeps_the_house_rules() {
             rules::check(&Source::new(&path.to_string_lossy(), &text))
         })
         .collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn no_module_knows_one_that_stands_above_or_beside_it() {
+    let mut files = Vec::new();
+    rust_files(&top().join("gateway/src"), &mut files).expect("the repository can be read");
+    files.sort();
+    let (mut faults, mut needed) = (Vec::new(), Vec::new());
+    for file in files {
+        let path = file.strip_prefix(top()).expect("found below the top");
+        let text = fs::read_to_string(&file).expect("source is UTF-8");
+        let (found, exceptions) = directions::check(&Source::new(&path.to_string_lossy(), &text));
+        faults.extend(found);
+        needed.extend(exceptions);
+    }
+    faults.extend(directions::superfluous(&needed));
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 

@@ -1,12 +1,12 @@
-//! A start that serves nothing: everything that `run` takes before it serves, in the same order and
-//! held at the same time.
+//! A start that serves nothing, for `doctor`: everything that `run` takes before it serves, in the
+//! same order and held at the same time.
 
+use super::user::User;
+use super::{Error, start};
 use crate::config::Config;
-use crate::control::user::User;
-use crate::control::{Error, start};
 
 /// Takes it all, and lets it go. The process is the user of the configuration afterwards.
-pub(super) fn start(config: &Config) -> Result<(), Error> {
+pub(crate) fn start(config: &Config) -> Result<(), Error> {
     let user = config.user.as_deref().map(User::find).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -39,24 +39,25 @@ fn judge_syn_cookies(value: Option<u64>, filter_answers: bool) -> Finding {
     match value {
         Some(0) => Finding::warning(
             "SYN cookies",
-            "net.ipv4.tcp_syncookies is 0: a flood of spoofed SYNs keeps everybody out",
+            "net.ipv4.tcp_syncookies is 0: a flood of spoofed SYNs keeps every client out",
             "sysctl -w net.ipv4.tcp_syncookies=1",
         ),
         Some(2) if filter_answers => Finding::ok(
             "SYN cookies",
-            "net.ipv4.tcp_syncookies is 2: the filter answers every SYN for a port of this host, at the price of window \
-             scaling and SACK for every client",
+            "net.ipv4.tcp_syncookies is 2: the filter answers every SYN for a port of this \
+             host, at the price of window scaling and SACK for every client",
         ),
         Some(1) if filter_answers => Finding::ok(
             "SYN cookies",
-            "net.ipv4.tcp_syncookies is 1: the filter answers SYNs while the queue of a listener is full; with 2 it answers \
-             every one, and no flood gets as far as that queue, at the price of window scaling and SACK for every client",
+            "net.ipv4.tcp_syncookies is 1: the filter answers SYNs while the queue of a \
+             listener is full; with 2 it answers every one, and no flood gets as far as that \
+             queue, at the price of window scaling and SACK for every client",
         ),
         Some(value) => Finding::ok("SYN cookies", format!("net.ipv4.tcp_syncookies is {value}")),
         // A kernel can be built without them.
         None => Finding::warning(
             "SYN cookies",
-            "this kernel has none: a flood of spoofed SYNs keeps everybody out",
+            "this kernel has none: a flood of spoofed SYNs keeps every client out",
             "use a kernel with CONFIG_SYN_COOKIES",
         ),
     }
@@ -111,7 +112,7 @@ fn judge_error(subject: String, address: SocketAddr, error: &io::Error) -> Findi
                 "ports below {} are not for this user",
                 setting("net/ipv4/ip_unprivileged_port_start").unwrap_or(1024)
             ),
-            "start as root (with `user`, to run as somebody else), or with CAP_NET_BIND_SERVICE",
+            "start as root (with `user`, to run as another user), or with CAP_NET_BIND_SERVICE",
         ),
         Some(libc::EADDRNOTAVAIL) => Finding::problem(
             subject,
@@ -122,7 +123,7 @@ fn judge_error(subject: String, address: SocketAddr, error: &io::Error) -> Findi
     }
 }
 
-/// Takes an address for a moment, without listening: nobody is connected to us meanwhile.
+/// Takes an address for a moment, without listening: no client connects meanwhile.
 fn bind(address: SocketAddr, shared: bool) -> io::Result<()> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -175,8 +176,8 @@ mod tests {
     #[test]
     fn what_a_cookie_for_every_syn_brings_is_told_where_a_filter_would_send_them() {
         for (value, filter_answers, level, words) in [
-            (Some(0), true, Level::Warning, "keeps everybody out"),
-            (None, true, Level::Warning, "keeps everybody out"),
+            (Some(0), true, Level::Warning, "keeps every client out"),
+            (None, true, Level::Warning, "keeps every client out"),
             (Some(1), true, Level::Ok, "with 2 it answers every one"),
             (Some(2), true, Level::Ok, "at the price of window scaling"),
             (Some(1), false, Level::Ok, "tcp_syncookies is 1"),

@@ -48,7 +48,7 @@ pub(super) fn ring() -> Finding {
             let found = format!("missing: {}", missing.join(", "));
             Finding::problem("io_uring", found, "Linux 6.13 or newer is needed")
         }
-        Err(why) => Finding::problem("io_uring", "not to be had", why),
+        Err(why) => Finding::problem("io_uring", "not available", why),
     }
 }
 
@@ -69,10 +69,12 @@ fn judge_descriptors(config: &Config, hard: u64) -> Finding {
         return Finding::problem(
             "open files",
             format!(
-                "a limit of {hard} is too low: the table of each worker has {slots} entries at least"
+                "a limit of {hard} is too low: the table of each worker has {slots} entries at \
+                 least"
             ),
             format!(
-                "raise the limit to {needed} or more (LimitNOFILE={needed}, or `ulimit -Hn {needed}`)"
+                "raise the limit to {needed} or more (LimitNOFILE={needed}, or `ulimit -Hn \
+                 {needed}`)"
             ),
         );
     }
@@ -83,12 +85,14 @@ fn judge_descriptors(config: &Config, hard: u64) -> Finding {
     }
     let workers = config.workers;
     let found = format!(
-        "a limit of {hard} bounds the table of each worker: {sessions} sessions in all, {wanted} are configured"
+        "a limit of {hard} bounds the table of each worker: {sessions} sessions in all, {wanted} \
+         are configured"
     );
     let needed = u64::from(wanted.div_ceil(workers as u32))
         + hard.saturating_sub(u64::from(sessions) / workers as u64);
     let next_step = format!(
-        "raise the limit to {needed} (LimitNOFILE={needed}, or `ulimit -Hn {needed}`), or lower limits.sessions"
+        "raise the limit to {needed} (LimitNOFILE={needed}, or `ulimit -Hn {needed}`), or lower \
+         limits.sessions"
     );
     Finding::warning("open files", found, next_step)
 }

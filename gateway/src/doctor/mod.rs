@@ -12,7 +12,6 @@ mod files;
 mod machine;
 mod network;
 mod packets;
-mod rehearsal;
 mod zones;
 
 use std::fmt::Display;
@@ -20,6 +19,7 @@ use std::fmt::Display;
 use serde::Serialize;
 
 use crate::config::{Config, FilterMode};
+use crate::control::rehearsal;
 
 /// How something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -112,7 +112,8 @@ fn lists(config: &Config) -> Option<Finding> {
         Finding::warning(
             "lists",
             config.lists.fallback.join("; "),
-            "put the files right: a gate that runs notices it, a start before that takes the old lists",
+            "put the files right: a gate that runs notices it, a start before that takes the old \
+             lists",
         )
     })
 }

@@ -38,13 +38,15 @@ fn zone(subject: &str, report: &ZoneReport) -> Finding {
     match report.state {
         ZoneState::ListsAll => Finding::warning(
             subject,
-            "it lists 127.0.0.1, which no list may, so most likely it lists everything: the gate does not ask it",
-            "ask its operator, and remove it if it was given up; test_entries = false if it means 127.0.0.0/8",
+            "it lists 127.0.0.1, which no list may, so most likely it lists everything: the gate \
+             does not ask it",
+            "ask its operator, and remove it if it was given up; test_entries = false if it means \
+             127.0.0.0/8",
         ),
         _ if report.lists_all_of_ipv6 => Finding::warning(
             subject,
-            "it lists ::ffff:127.0.0.1 or ::1, which no list may, so most likely it lists all of IPv6: \
-             the gate does not ask it about IPv6",
+            "it lists ::ffff:127.0.0.1 or ::1, which no list may, so most likely it lists all of \
+             IPv6: the gate does not ask it about IPv6",
             "ask its operator; test_entries = false if it means them",
         ),
         ZoneState::Silent => {
@@ -60,7 +62,8 @@ fn zone(subject: &str, report: &ZoneReport) -> Finding {
         }
         ZoneState::Refuses => Finding::warning(
             subject,
-            "it answers its test entry with an error: it refuses this resolver, or has been given up",
+            "it answers its test entry with an error: it refuses this resolver, or has been given \
+             up",
             "ask it through a resolver of your own: lists refuse public ones",
         ),
         ZoneState::EntryMissing => Finding::warning(

@@ -58,7 +58,7 @@ fn capabilities() -> Finding {
         Finding::problem(
             subject,
             found,
-            "run as root (with `user`, to serve as somebody else)",
+            "run as root (with `user`, to serve as another user)",
         )
     }
 }
@@ -74,7 +74,8 @@ fn file_system(settings: &Filter) -> Finding {
         Finding::warning(
             subject,
             found,
-            "enter a network namespace with `nsenter --net=/run/netns/NAME`, not with `ip netns exec`",
+            "enter a network namespace with `nsenter --net=/run/netns/NAME`, not with `ip netns \
+             exec`",
         )
     } else if mounted {
         Finding::ok(subject, format!("{} is on one", path.display()))
@@ -127,7 +128,8 @@ fn interface(settings: &Filter, interface: &Interface) -> Finding {
         return Finding::warning(
             subject,
             format!("{found}{}", state.differences.join("; ")),
-            "restart the gate, or without one: portcullis filter attach (a running gate puts a lost filter back at SIGHUP)",
+            "restart the gate, or without one: portcullis filter attach (a running gate puts a \
+             lost filter back at SIGHUP)",
         );
     }
     if state.is_ours {
@@ -148,7 +150,8 @@ fn interface(settings: &Filter, interface: &Interface) -> Finding {
         ),
         (XdpMode::Driver, None) => Finding::warning(
             subject,
-            "the kernel does not tell whether its driver runs XDP programs (it does since Linux 6.3)",
+            "the kernel does not tell whether its driver runs XDP programs (it does since Linux \
+             6.3)",
             "try it: portcullis filter attach",
         ),
     }
