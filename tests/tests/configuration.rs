@@ -22,7 +22,7 @@ fn cases(directory: &str) -> Vec<PathBuf> {
 }
 
 /// Compares with the file, or writes it when asked to. No file and nothing to say are the same.
-fn hold_against(file: &Path, said: &str) -> Result<(), String> {
+fn compare(file: &Path, said: &str) -> Result<(), String> {
     if std::env::var_os("PORTCULLIS_BLESS").is_some() {
         let written = if said.is_empty() {
             Ok(())
@@ -36,7 +36,7 @@ fn hold_against(file: &Path, said: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "--- {} says\n{expected}\n--- but this was said\n{said}",
+        "--- {} has\n{expected}\n--- but this was printed\n{said}",
         file.display()
     ))
 }
@@ -51,8 +51,9 @@ fn every_fault_of_a_configuration_is_told_with_its_place() {
     for case in cases("config/bad") {
         match config::load(&case) {
             Ok(_) => faults.push(format!("{} was taken", case.display())),
-            Err(errors) => faults
-                .extend(hold_against(&case.with_extension("errors"), &format!("{errors}\n")).err()),
+            Err(errors) => {
+                faults.extend(compare(&case.with_extension("errors"), &format!("{errors}\n")).err())
+            }
         }
     }
     fail_with(&faults);
@@ -70,7 +71,7 @@ fn a_good_configuration_is_taken_and_doubts_are_told() {
                     .iter()
                     .map(|warning| format!("{warning}\n"))
                     .collect();
-                faults.extend(hold_against(&case.with_extension("warnings"), &warnings).err());
+                faults.extend(compare(&case.with_extension("warnings"), &warnings).err());
             }
         }
     }
@@ -94,6 +95,28 @@ fn the_gate_without_a_file_listens_on_the_loopback_alone_and_sends_nothing_on() 
             .all(|route| route.next_hops == [config::NextHop::Discard])
     );
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+/// What the document of the configuration says is what the code reads by.
+#[test]
+fn the_document_of_the_configuration_describes_every_key_as_it_is_read() {
+    const MARK: &str = "--test configuration -->\n";
+    let path = Path::new("../gateway/docs/configuration.md");
+    let document = fs::read_to_string(path).expect("the document is UTF-8");
+    let (opening, keys) = document
+        .split_once(MARK)
+        .expect("the mark is in the document");
+    let written = config::reference::markdown();
+    if std::env::var_os("PORTCULLIS_BLESS").is_some() {
+        fs::write(path, format!("{opening}{MARK}{written}")).expect("it can be written");
+    } else {
+        assert!(
+            keys == written,
+            "{} differs from the descriptions in gateway/src/config; to write it anew:\n\
+             PORTCULLIS_BLESS=1 cargo test -p portcullis-tests --test configuration",
+            path.display()
+        );
+    }
 }
 
 /// So that a new key is in the example that is said to have them all, and in what `check` prints.

@@ -5,9 +5,10 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use portcullis::config::Config;
+use portcullis::config::reference::{self, Description, fill};
 use portcullis::control::interfaces::unconfigured;
 
-use super::ConfigFile;
+use super::{ConfigFile, EXIT_USAGE, finished};
 
 /// Arguments of `portcullis check`.
 #[derive(Debug, clap::Args)]
@@ -21,22 +22,33 @@ Examples:
   portcullis check -c /etc/portcullis.toml
   portcullis check                            what is in force without a file
   portcullis check -c new.toml > /dev/null && systemctl reload portcullis
+  portcullis check --keys                     what can be configured: every key, described
+  portcullis check --keys limits              the keys of a table; also limits.sessions, or sessions
 
 Exit code: 0 if the configuration is good, 2 if not: then every fault is told with its file, line
-and column.")]
+and column. With --keys: 2 if there is no such table or key.")]
 pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigFile,
+    /// Describe the keys of the configuration instead: all, or those of one table or name
+    #[arg(long, value_name = "TABLE", num_args = 0..=1, conflicts_with = "config")]
+    keys: Option<Option<String>>,
+    /// Print the descriptions as JSON
+    #[arg(long, requires = "keys")]
+    json: bool,
 }
 
-/// Prints what is in force, or every fault.
+/// Prints what is in force, or every fault; or describes keys.
 pub(crate) fn run(args: &Args) -> ExitCode {
+    if let Some(name) = &args.keys {
+        return describe(name.as_deref(), args.json);
+    }
     let config = match args.config.load() {
         Ok(config) => config,
         Err(code) => return code,
     };
     for warning in &config.warnings {
-        // With nobody listening on the standard error the configuration is no worse.
+        // That the standard error cannot be written to makes the configuration no worse.
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     for found in unconfigured(&config, true) {
@@ -47,9 +59,60 @@ pub(crate) fn run(args: &Args) -> ExitCode {
             found.removal
         );
     }
-    match io::stdout().write_all(in_force(&config).as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
-        _ => ExitCode::SUCCESS,
+    finished(io::stdout().write_all(in_force(&config).as_bytes()))
+}
+
+/// Describes all keys, or those of a name.
+fn describe(name: Option<&str>, json: bool) -> ExitCode {
+    let tables = match name {
+        None => reference::tables(),
+        Some(name) => match reference::find(name) {
+            Ok(found) => found,
+            Err(meant) => {
+                let meant = meant.map(|meant| format!("; did you mean `{meant}`?"));
+                let meant = meant.unwrap_or_default();
+                eprintln!("portcullis check: there is no table or key `{name}`{meant}");
+                return ExitCode::from(EXIT_USAGE);
+            }
+        },
+    };
+    if json {
+        let keys: Vec<Description> = tables.into_iter().flat_map(|table| table.keys).collect();
+        let mut stdout = io::stdout().lock();
+        let printed = serde_json::to_writer_pretty(&mut stdout, &keys).map_err(io::Error::from);
+        return finished(printed.and_then(|()| writeln!(stdout)));
+    }
+    let mut text = String::new();
+    for table in tables {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        let header = Some(table.header).filter(|header| !header.is_empty());
+        let header = header.unwrap_or("# at the top of the file");
+        writeln!(text, "{header}\n{}", fill(table.about, WIDTH, "# ")).ok();
+        table
+            .keys
+            .iter()
+            .for_each(|key| describe_key(key, &mut text));
+    }
+    finished(io::stdout().write_all(text.as_bytes()))
+}
+
+/// Columns of a description: what a terminal has at least, as a rule.
+const WIDTH: usize = 80;
+
+fn describe_key(key: &Description, text: &mut String) {
+    let indent = "    ";
+    writeln!(text, "\n{}", key.key).ok();
+    let value = format!("{}; default: {}", key.value, key.default);
+    writeln!(text, "{}", fill(&value, WIDTH, indent)).ok();
+    writeln!(text, "{}", fill(&key.about, WIDTH, indent)).ok();
+    if key.needs_restart {
+        writeln!(text, "{indent}A change waits for the next start.").ok();
+    }
+    if !key.see.is_empty() {
+        let see = format!("See {}.", key.see.join(", "));
+        writeln!(text, "{}", fill(&see, WIDTH, indent)).ok();
     }
 }
 

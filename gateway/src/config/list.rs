@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::document::Document;
 use super::error::{Error, Errors, Position};
+use super::keys::{Absent, Form, Key, KeyTable, count, flag, text, word};
 use super::section::Section;
 use crate::lists::file::About;
 use crate::lists::format::{Format, Reading};
@@ -18,6 +19,104 @@ use crate::lists::{file, guard};
 
 /// The most lists that a configuration may have: each has its counters in the kernel.
 const LISTS_MAX: usize = 256;
+
+pub(super) static LISTS_KEYS: KeyTable = KeyTable {
+    header: "[lists]",
+    about: "What holds for all lists.",
+    keys: &[
+        Key::new(
+            "snapshot",
+            text("a path", Absent::Nothing),
+            "A file that `portcullis lists compile` has written, perhaps on another machine. It \
+             takes the place of all `[[list]]` tables.",
+        ),
+        Key::new(
+            "shrink_max",
+            count("percent", guard::SHRINK_MAX as u64, 0..=guard::OFF as u64),
+            "How many of its entries a list may lose between two compiles. When one loses more, or \
+             comes out empty, all lists stay as they were. 100 switches the guard off.",
+        ),
+        Key::new(
+            "grow_max",
+            count("percent", guard::GROW_MAX as u64, 0..=guard::OFF as u64),
+            "How much of all addresses a drop or reject list may newly cover between two \
+             compiles. Whatever its size it may not newly cover a local network, an address of the \
+             gate, a next hop or a name server. 100 switches both off.",
+        )
+        .see(&["relay.networks", "route.next_hop", "dnsbl_policy.servers"]),
+        Key::new(
+            "watch",
+            flag(true),
+            "Whether files of lists that change are read again within seconds. Otherwise SIGHUP \
+             reads them.",
+        ),
+    ],
+    later: &[],
+};
+
+pub(super) static KEYS: KeyTable = KeyTable {
+    header: "[[list]]",
+    about: "A list of addresses from a file. A permit list wins over every other; among the rest \
+            the longest prefix decides, then the order in the file. At most 256.",
+    keys: &[
+        Key::new(
+            "name",
+            text(
+                "1 to 64 letters, digits, `-`, `_` and `.`",
+                Absent::Required,
+            ),
+            "What the list is called in metrics, in rule names and in replies.",
+        ),
+        Key::new(
+            "file",
+            text("a path", Absent::Required),
+            "The file of the list. Replace it by renaming a new one into its place.",
+        )
+        .see(&["lists.watch"]),
+        Key::new(
+            "format",
+            word(
+                "cidr",
+                &[
+                    ("cidr", "an address, a prefix or a range a line"),
+                    (
+                        "rbldnsd-ip4set",
+                        "a zone file of rbldnsd, as are the next four",
+                    ),
+                    ("rbldnsd-ip4trie", "as its name says"),
+                    ("rbldnsd-ip4tset", "as its name says"),
+                    ("rbldnsd-ip6trie", "as its name says"),
+                    ("rbldnsd-ip6tset", "as its name says"),
+                    ("spamhaus-json", "Spamhaus DROP: a JSON object a line"),
+                ],
+            ),
+            "How the file is written.",
+        ),
+        Key::new(
+            "action",
+            Form::Word {
+                default: Absent::Required,
+                words: &[
+                    (
+                        "drop",
+                        "the filter drops it in the kernel; without a filter 554 in SMTP",
+                    ),
+                    ("reject", "554 in SMTP"),
+                    ("permit", "it passes, whatever other lists say"),
+                ],
+                later: &[],
+            },
+            "What happens to a source on the list. A permit list does not make a client local.",
+        )
+        .see(&["filter.mode", "filter.interfaces.role"]),
+        Key::new(
+            "strict",
+            flag(false),
+            "Whether an invalid line is an error. Otherwise it is skipped, counted and reported.",
+        ),
+    ],
+    later: &["url", "refresh"],
+};
 
 /// `[lists]` and `[[list]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,15 +187,11 @@ impl Lists {
             fallback: Vec::new(),
             covered: None,
             are_forced: false,
-            shrink_max: table.count(
-                "shrink_max",
-                guard::SHRINK_MAX.into(),
-                0..=guard::OFF.into(),
-            ) as u8,
-            grow_max: table.count("grow_max", guard::GROW_MAX.into(), 0..=guard::OFF.into()) as u8,
-            watch: table.flag("watch", true),
+            shrink_max: table.count("shrink_max") as u8,
+            grow_max: table.count("grow_max") as u8,
+            watch: table.flag("watch"),
         };
-        table.finish(&[]);
+        table.finish();
         let mut spans = Vec::new();
         spans.extend(snapshot_span);
         for (number, s) in sections.into_iter().enumerate() {
@@ -321,19 +416,18 @@ impl Outcome {
 
 /// A table and where it names its file.
 fn read_source(mut s: Section<'_, '_>, others: &[Source]) -> Option<(Source, Range<usize>)> {
-    let name = s.required_text("name", |name| match list_name(name) {
+    let name = s.text("name", |name| match list_name(name) {
         Ok(()) if others.iter().any(|other| other.name == name) => {
             Err(format!("\"{name}\" is named twice"))
         }
         checked => checked.map(|()| name.to_owned()),
     });
     let document = s.document;
-    let file = s.required_text("file", |file| Ok(document.resolve(file)));
-    let format = s.word("format", Some("cidr"), &Format::ALL, &[]);
-    s.missing_unless_given("action");
-    let action = s.word("action", None, &ACTIONS, &[]);
-    let strict = s.flag("strict", false);
-    s.finish(&["url", "refresh"]);
+    let file = s.text("file", |file| Ok(document.resolve(file)));
+    let format = s.word("format", &Format::ALL);
+    let action = s.word("action", &ACTIONS);
+    let strict = s.flag("strict");
+    s.finish();
     let (name, file) = (name?.into_inner(), file?);
     let span = file.span();
     let source = Source {

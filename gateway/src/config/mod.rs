@@ -11,13 +11,16 @@ mod dnsbl;
 mod document;
 mod error;
 mod filter;
+mod keys;
 mod limits;
 mod list;
+pub mod reference;
 mod relay;
 mod route;
 mod section;
 #[cfg(test)]
 mod tests;
+mod typed;
 mod value;
 
 use std::net::SocketAddr;

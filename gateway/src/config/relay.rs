@@ -6,12 +6,120 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv6Net};
 
 use super::error::{Error, Position};
-use super::limits::count;
+use super::keys::{Absent, DAY, Form, Key, KeyTable, SECOND, count, duration, text};
 use super::list::read_file;
 use super::section::Section;
 use super::value;
 use crate::lists::format::foreign::foreign;
 use crate::policy::domain::Pattern;
+
+pub(super) static KEYS: KeyTable = KeyTable {
+    header: "[relay]",
+    about: "Who and what is local, which is what makes a closed relay, and how patient the gate is \
+            with a next hop.",
+    keys: &[
+        Key::new(
+            "networks",
+            Form::Texts {
+                what: "networks or addresses",
+                default: Absent::Is(&["127.0.0.0/8", "::1/128"]),
+            },
+            "Clients in these networks may send to every recipient. Networks that are too wide \
+             (IPv4 wider than /8, IPv6 wider than /16) are refused: that would be an open relay. \
+             The default holds only without `networks_file`, too.",
+        )
+        .see(&[
+            "relay.networks_file",
+            "limits.sessions_per_source",
+            "lists.grow_max",
+        ]),
+        Key::new(
+            "networks_file",
+            text("a path", Absent::Nothing),
+            "A file with more of them, one a line; `#` begins a comment.",
+        )
+        .see(&["relay.networks"]),
+        Key::new(
+            "domains",
+            Form::Texts {
+                what: "domains, or `.parent` for all that is beneath it",
+                default: Absent::Nothing,
+            },
+            "Local domains: every client may send to them. Each needs a route.",
+        )
+        .see(&["relay.domains_file", "route.domains"]),
+        Key::new(
+            "domains_file",
+            text("a path", Absent::Nothing),
+            "A file with more of them, one a line; `#` begins a comment.",
+        )
+        .see(&["relay.domains"]),
+        Key::new(
+            "addresses",
+            Form::Texts {
+                what: "IP addresses",
+                default: Absent::Nothing,
+            },
+            "Addresses of this gate besides those of its listeners: recipients in an address \
+             literal of one of them are local.",
+        )
+        .see(&["listener.address"]),
+        Key::new(
+            "connect_timeout",
+            duration(HALF_A_MINUTE, SECOND..=FIVE_MINUTES),
+            "How long a connection to a next hop may take to be ready. Another next hop of the \
+             route is tried after one second.",
+        )
+        .see(&["route.next_hop"]),
+        Key::new(
+            "reply_timeout",
+            duration(TWO_MINUTES, SECOND..=DAY),
+            "How long a next hop may take for each reply but the last of a message. Less than the \
+             five minutes that a client waits (RFC 5321 section 4.5.3.2), so that the client hears \
+             the 451.",
+        )
+        .see(&["relay.send_timeout"]),
+        Key::new(
+            "send_timeout",
+            Form::Duration {
+                default: Absent::Varies("`\"3m\"`, or `reply_timeout` where that is set"),
+                range: SECOND..=DAY,
+            },
+            "How long a next hop may take nothing of what it is sent, however little it takes. RFC \
+             5321 section 4.5.3.2.5 asks for three minutes.",
+        )
+        .see(&["relay.reply_timeout"]),
+        Key::new(
+            "message_timeout",
+            duration(NINE_MINUTES, SECOND..=DAY),
+            "How long a next hop may take for its reply to the end of the data. Less than the ten \
+             minutes that a client waits.",
+        ),
+        Key::new(
+            "idle_timeout",
+            duration(HALF_A_MINUTE, SECOND..=DAY),
+            "How long a connection to a next hop is kept for the next message.",
+        ),
+        Key::new(
+            "connections",
+            count("connections", 100, 1..=1_000_000),
+            "Connections at a time to one next hop, of each worker.",
+        )
+        .see(&["workers"]),
+        Key::new(
+            "retry_after",
+            duration(HALF_A_MINUTE, SECOND..=DAY),
+            "How long at most a next hop that did not answer is left alone while there is another.",
+        ),
+    ],
+    later: &[],
+};
+
+const HALF_A_MINUTE: Duration = Duration::from_secs(30);
+const TWO_MINUTES: Duration = Duration::from_secs(120);
+const THREE_MINUTES: Duration = Duration::from_secs(180);
+const FIVE_MINUTES: Duration = Duration::from_secs(300);
+const NINE_MINUTES: Duration = Duration::from_secs(540);
 
 /// How the relay treats its next hops.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,9 +152,6 @@ pub(super) struct Local {
 
 /// Reads the whole table.
 pub(super) fn read(s: &mut Section<'_, '_>) -> (Local, Relay) {
-    const SECOND: Duration = Duration::from_secs(1);
-    const MINUTE: Duration = Duration::from_secs(60);
-    const DAY: Duration = Duration::from_secs(86_400);
     let local = Local {
         networks: read_networks(s),
         domains: texts_and_file(s, "domains", "domains_file", local_domain).unwrap_or_default(),
@@ -56,33 +161,29 @@ pub(super) fn read(s: &mut Section<'_, '_>) -> (Local, Relay) {
             .unwrap_or_default(),
     };
     let reply_timeout_given = s.has("reply_timeout");
-    let reply_timeout = s.duration("reply_timeout", 2 * MINUTE, SECOND..=DAY);
+    let reply_timeout = s.duration("reply_timeout");
     let send_timeout = if reply_timeout_given {
         reply_timeout
     } else {
-        3 * MINUTE
+        THREE_MINUTES
     };
     let relay = Relay {
-        connect_timeout: s.duration("connect_timeout", 30 * SECOND, SECOND..=5 * MINUTE),
+        connect_timeout: s.duration("connect_timeout"),
         reply_timeout,
-        send_timeout: s.duration("send_timeout", send_timeout, SECOND..=DAY),
-        message_timeout: s.duration("message_timeout", 9 * MINUTE, SECOND..=DAY),
-        idle_timeout: s.duration("idle_timeout", 30 * SECOND, SECOND..=DAY),
-        connections: count(s, "connections", 100, 1..=1_000_000),
-        retry_after: s.duration("retry_after", 30 * SECOND, SECOND..=DAY),
+        send_timeout: s.duration_or("send_timeout", send_timeout),
+        message_timeout: s.duration("message_timeout"),
+        idle_timeout: s.duration("idle_timeout"),
+        connections: s.count_u32("connections"),
+        retry_after: s.duration("retry_after"),
     };
     (local, relay)
 }
 
-/// With nothing said, those on this host are local and nobody else.
+/// Without the keys, clients on this host are local and no other.
 fn read_networks(s: &mut Section<'_, '_>) -> Vec<IpNet> {
-    const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
     match texts_and_file(s, "networks", "networks_file", local_network) {
         Some(networks) => networks,
-        None => {
-            s.by_default("networks", format_args!("{LOOPBACK:?}"));
-            LOOPBACK.iter().filter_map(|net| net.parse().ok()).collect()
-        }
+        None => s.default_texts("networks", local_network),
     }
 }
 

@@ -30,7 +30,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "the number is too big".to_owned())
 }
 
-/// `"50MB"`, `"20GB"`, `"1MiB"`, `"4096"`: octets, with decimal or binary multiples.
+/// `"50MB"`, `"20GB"`, `"1MiB"`, `"4096"`: bytes, with decimal or binary multiples.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = number_and_unit(text)?;
     let factor: u64 = match unit {
@@ -82,6 +82,16 @@ pub fn write_duration(duration: Duration) -> String {
     } else {
         format!("{milliseconds}ms")
     }
+}
+
+/// The shortest way to write a number of bytes with a binary unit that [`size`] takes.
+pub(super) fn write_size(bytes: u64) -> String {
+    for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
+        if bytes != 0 && bytes.trailing_zeros() >= shift {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    format!("{bytes}B")
 }
 
 /// An address and a port: `"192.0.2.1:25"` or `"[2001:db8::1]:25"`. IPv4 that is written as IPv6 is
@@ -161,13 +171,14 @@ mod tests {
 
     #[test]
     fn a_size_is_never_read_with_another_factor() {
-        for (text, octets) in [
+        for (text, bytes) in [
             ("50MB", 50_000_000),
             ("1MiB", 1_048_576),
             ("20GB", 20_000_000_000),
             ("512", 512),
         ] {
-            assert_eq!(size(text), Ok(octets));
+            assert_eq!(size(text), Ok(bytes));
+            assert_eq!(size(&write_size(bytes)), Ok(bytes));
         }
         for text in ["50mb", "MB", "1.5GB", "-1", "99999999TB"] {
             assert!(size(text).is_err(), "{text}");
