@@ -1,5 +1,5 @@
-//! What people are told about their configuration, as data: `config/bad/NAME.toml` with
-//! `NAME.errors` beside it (what is printed for it, word for word), and `config/good/NAME.toml`
+//! What is printed about a configuration, as data: `config/bad/NAME.toml` with
+//! `NAME.errors` beside it (word for word), and `config/good/NAME.toml`
 //! with `NAME.warnings` where there are any.
 //!
 //! To add a case, write the `.toml`, run with `PORTCULLIS_BLESS=1`, and read what was written
@@ -21,22 +21,22 @@ fn cases(directory: &str) -> Vec<PathBuf> {
     cases
 }
 
-/// Compares with the file, or writes it when asked to. No file and nothing to say are the same.
-fn compare(file: &Path, said: &str) -> Result<(), String> {
+/// Compares with the file, or writes it when asked to. No file and nothing to print are the same.
+fn compare(file: &Path, printed: &str) -> Result<(), String> {
     if std::env::var_os("PORTCULLIS_BLESS").is_some() {
-        let written = if said.is_empty() {
+        let written = if printed.is_empty() {
             Ok(())
         } else {
-            fs::write(file, said)
+            fs::write(file, printed)
         };
         return written.map_err(|error| error.to_string());
     }
     let expected = fs::read_to_string(file).unwrap_or_default();
-    if said == expected {
+    if printed == expected {
         return Ok(());
     }
     Err(format!(
-        "--- {} has\n{expected}\n--- but this was printed\n{said}",
+        "--- {} has\n{expected}\n--- but this was printed\n{printed}",
         file.display()
     ))
 }
@@ -119,7 +119,7 @@ fn the_document_of_the_configuration_describes_every_key_as_it_is_read() {
     }
 }
 
-/// So that a new key is in the example that is said to have them all, and in what `check` prints.
+/// So that a new key is in the example that has them all, and in what `check` prints.
 #[test]
 fn the_complete_configuration_has_every_key_that_check_prints() {
     // [lists] snapshot and [[list]] exclude one another.

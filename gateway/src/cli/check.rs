@@ -15,7 +15,7 @@ use super::{ConfigFile, EXIT_USAGE, finished};
 #[command(after_help = "\
 Prints every setting in force as TOML, with those by default marked, and what became of the lists.
 Reads the files that the configuration names (lists, networks, domains); changes nothing, needs no
-rights, and does not resolve names. As root it also tells of a filter that is still in place
+rights, and does not resolve names. As root it also reports a filter that is still in place
 although the configuration has none.
 
 Examples:
@@ -25,7 +25,7 @@ Examples:
   portcullis check --keys                     what can be configured: every key, described
   portcullis check --keys limits              the keys of a table; also limits.sessions, or sessions
 
-Exit code: 0 if the configuration is good, 2 if not: then every fault is told with its file, line
+Exit code: 0 if the configuration is good, 2 if not: then every fault is printed with its file, line
 and column. With --keys: 2 if there is no such table or key.")]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -384,7 +384,7 @@ fn read_log(s: &mut Section<'_, '_>) -> Log {
     }
 }
 
-/// Mail that anybody may send here needs a way on: else it would be accepted by the policy and
+/// Mail that every client may send here needs a way on: else it would be accepted by the policy and
 /// refused for want of a route.
 fn check_routes(
     document: &Document<'_>,
@@ -394,7 +394,7 @@ fn check_routes(
 ) {
     let covered = |pattern: &&Pattern| match pattern {
         Pattern::Exact(domain) => index.lookup(domain).is_some(),
-        // A name that nobody can have listed by itself.
+        // A name that no route can have by itself.
         Pattern::Beneath(domain) => index.lookup(&format!("*.{domain}")).is_some(),
         Pattern::Any => true,
     };

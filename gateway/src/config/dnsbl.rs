@@ -3,7 +3,7 @@
 //!
 //! The name servers have no default. The system's are often a public resolver, which the operators
 //! of lists refuse (with answers in 127.255.255.0/24), so that a default would look like a list
-//! that never lists anybody.
+//! that never lists a client.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -37,7 +37,7 @@ pub(super) static ZONE_KEYS: KeyTable = KeyTable {
         Key::new(
             "replies",
             // 127.0.0.1 is what RFC 5782 section 5 forbids to list, and lists with meanings beyond
-            // the last octet have to be read up on anyway.
+            // the last octet have to be looked up anyway.
             Form::Texts {
                 what: "addresses or ranges of them, in 127.0.0.0/8",
                 default: Absent::Is(&["127.0.0.2-127.0.0.255"]),
@@ -137,7 +137,7 @@ pub struct DnsblPolicy {
     pub cache: u32,
 }
 
-/// Reads the tables. The first part of the result goes into the policy, the second to whoever asks.
+/// Reads the tables. The first part of the result goes into the policy, the second to the resolver.
 pub(super) fn read(zones: Vec<Section<'_, '_>>, mut s: Section<'_, '_>) -> (Dnsbl, DnsblPolicy) {
     let spans: Vec<_> = zones.iter().map(|zone| zone.span.clone()).collect();
     let zones = read_zones(zones);
@@ -155,17 +155,22 @@ pub(super) fn read(zones: Vec<Section<'_, '_>>, mut s: Section<'_, '_>) -> (Dnsb
         Some(first) if servers.is_none() || s.is_empty_list("servers") => document.error_with(
             if s.is_given() { &s.span } else { first },
             "`servers` is missing in [dnsbl_policy]: who is asked about this zone?",
-            "write servers = [\"127.0.0.1:53\"] for a resolver of your own; lists refuse to answer public ones",
+            "write servers = [\"127.0.0.1:53\"] for a resolver of your own; \
+             lists refuse to answer public ones",
         ),
         None if s.is_given() => {
-            document.warn(&s.span, "[dnsbl_policy] without a [[dnsbl]]: nobody is asked");
+            document.warn(
+                &s.span,
+                "[dnsbl_policy] without a [[dnsbl]]: no list is asked",
+            );
         }
         _ => {}
     }
     let most: i64 = zones.iter().map(|zone| i64::from(zone.score.max(0))).sum();
     if !zones.is_empty() && zones.len() == spans.len() && most < i64::from(reject_at) {
         let message = format!(
-            "all zones together give a score of {most}, and `reject_at` is {reject_at}: nobody is ever refused"
+            "all zones together give a score of {most}, and `reject_at` is {reject_at}: \
+             no client is ever refused"
         );
         document.warn(&s.span_of("reject_at"), message);
     }
@@ -248,7 +253,9 @@ fn reply_range(text: &str) -> Result<RangeInclusive<Ipv4Addr>, String> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let parse = |text: &str| {
         text.trim().parse::<Ipv4Addr>().map_err(|_| {
-            "an address or a range of them is wanted, like \"127.0.0.2\" or \"127.0.0.2-127.0.0.11\"".to_owned()
+            "an address or a range of them is wanted, like \"127.0.0.2\" or \
+             \"127.0.0.2-127.0.0.11\""
+                .to_owned()
         })
     };
     let (first, last) = (parse(first)?, parse(last)?);
@@ -256,10 +263,18 @@ fn reply_range(text: &str) -> Result<RangeInclusive<Ipv4Addr>, String> {
         return Err(format!("{first} comes after {last}"));
     }
     if !first.is_loopback() || !last.is_loopback() {
-        return Err("lists answer within 127.0.0.0/8: an answer from elsewhere is a zone that was given up, never a listing".to_owned());
+        return Err(
+            "lists answer within 127.0.0.0/8: an answer from elsewhere is a zone that \
+             was given up, never a listing"
+                .to_owned(),
+        );
     }
     if *OPERATOR_ERRORS.start() <= last && first <= *OPERATOR_ERRORS.end() {
-        return Err("127.255.255.0/24 is never a listing: by it the operator of the list says that the question was wrong, or that this resolver may not ask".to_owned());
+        return Err(
+            "127.255.255.0/24 is never a listing: by it the operator of the list says that \
+             the query was wrong, or that this resolver may not ask"
+                .to_owned(),
+        );
     }
     Ok(first..=last)
 }
@@ -272,7 +287,7 @@ fn server(text: &str) -> Result<SocketAddr, String> {
     };
     match address {
         Ok(address) if address.port() != 0 && !address.ip().is_unspecified() => Ok(address),
-        Ok(_) => Err("nobody can be asked at this address".to_owned()),
+        Ok(_) => Err("no name server can have this address".to_owned()),
         Err(_) => Err(
             "the address of a name server is wanted, like \"127.0.0.1:53\" or \"[::1]:53\""
                 .to_owned(),

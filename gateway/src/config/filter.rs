@@ -72,8 +72,8 @@ pub(super) static KEYS: KeyTable = KeyTable {
             word(
                 "pass",
                 &[
-                    ("pass", "passes them"),
-                    ("drop", "drops them: only what a permit list names passes"),
+                    ("pass", "they pass"),
+                    ("drop", "only what a permit list names passes"),
                 ],
             ),
             "What the filter does with sources that are on no list.",
@@ -119,8 +119,8 @@ pub(super) static KEYS: KeyTable = KeyTable {
             word(
                 "reset",
                 &[
-                    ("reset", "a RST: its connection is refused at once"),
-                    ("drop", "no answer: its connection times out"),
+                    ("reset", "a RST, so its connection is refused at once"),
+                    ("drop", "no answer, so its connection times out"),
                 ],
             ),
             "How a customer hears that it may not send.",
@@ -170,11 +170,11 @@ static INTERFACES: KeyTable = KeyTable {
                 &[
                     (
                         "edge",
-                        "the outside: what comes in is checked against the lists",
+                        "the outside, and what comes in is checked against the lists",
                     ),
                     (
                         "customer",
-                        "customers: what they send to a filtered port passes only if a permit \
+                        "customers, and what they send to a filtered port passes only if a permit \
                          list names its source or its destination",
                     ),
                 ],

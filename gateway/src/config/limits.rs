@@ -140,7 +140,7 @@ pub struct Limits {
     pub unknown_recipients_per_session: u32,
     /// MAIL commands in one session; then `421`, and the client comes again.
     pub transactions_per_session: u32,
-    /// From the moment we wait for a command to its last octet; then `421 4.4.2`. Octets that drip
+    /// From the moment we wait for a command to its last octet; then `421 4.4.2`. Bytes that drip
     /// in do not move it.
     pub command_timeout: Duration,
     /// How far ahead the deadline for message data is: that much after the 354, moved on by what
@@ -148,10 +148,10 @@ pub struct Limits {
     pub data_timeout: Duration,
     /// Octets of message data a second that a client has to keep up over time.
     pub data_rate_min: u64,
-    /// How long a stranger waits for the greeting. Whoever talks before it is not honest; nought
-    /// asks no patience.
+    /// How long a stranger waits for the greeting. A client that talks before it is refused;
+    /// zero: no delay.
     pub greeting_delay: Duration,
-    /// How long sessions may go on with a transaction once the gate was told to stop; then
+    /// How long sessions may go on with a transaction after the gate was asked to stop; then
     /// `421 4.3.2`.
     pub shutdown_timeout: Duration,
     /// What happens to lines of message data over the 998 octets of RFC 5322 section 2.1.1.

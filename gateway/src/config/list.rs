@@ -81,13 +81,22 @@ pub(super) static KEYS: KeyTable = KeyTable {
                     ("cidr", "an address, a prefix or a range a line"),
                     (
                         "rbldnsd-ip4set",
-                        "a zone file of rbldnsd, as are the next four",
+                        "rbldnsd's file of IPv4 addresses, prefixes and ranges",
                     ),
-                    ("rbldnsd-ip4trie", "as its name says"),
-                    ("rbldnsd-ip4tset", "as its name says"),
-                    ("rbldnsd-ip6trie", "as its name says"),
-                    ("rbldnsd-ip6tset", "as its name says"),
-                    ("spamhaus-json", "Spamhaus DROP: a JSON object a line"),
+                    (
+                        "rbldnsd-ip4trie",
+                        "rbldnsd's file of IPv4 prefixes, of which the longest decides",
+                    ),
+                    ("rbldnsd-ip4tset", "rbldnsd's file of single IPv4 addresses"),
+                    (
+                        "rbldnsd-ip6trie",
+                        "rbldnsd's file of IPv6 prefixes, of which the longest decides",
+                    ),
+                    ("rbldnsd-ip6tset", "rbldnsd's file of IPv6 /64s"),
+                    (
+                        "spamhaus-json",
+                        "a JSON object a line, as Spamhaus DROP is published",
+                    ),
                 ],
             ),
             "How the file is written.",
@@ -174,7 +183,8 @@ impl Lists {
             document.error_with(
                 &file.span(),
                 "there is a compiled snapshot and there are [[list]] tables: one or the other",
-                "compile the lists into the snapshot with `portcullis lists compile`, or leave it out",
+                "compile the lists into the snapshot with `portcullis lists compile`, \
+                 or leave it out",
             );
         }
         let snapshot_span = snapshot.as_ref().map(toml::Spanned::span);
@@ -284,7 +294,8 @@ impl Lists {
         self.fallback
             .push(of_last_compile(Path::new(&path), compiled_at));
         self.fallback.push(
-            "put the files right, which is noticed (with lists.watch) or wants a reload; `portcullis check` shows every fault"
+            "put the files right, which is noticed (with lists.watch) or wants a reload; \
+             `portcullis check` shows every fault"
                 .to_owned(),
         );
         self.are_old = true;

@@ -50,7 +50,7 @@ use crate::lists::{Allocate, Compiled, ListAction, Memory};
 use crate::policy::domain::Domains;
 use crate::policy::{Decision, Policy, no_route};
 
-/// What the gate does without a configuration file: it harms nobody and shows that it works.
+/// What the gate does without a configuration file: it does no harm and shows that it works.
 const DEFAULT_GATE: &str = r#"[[listener]]
 address = "127.0.0.1:2525"
 service = "relay"
@@ -178,7 +178,7 @@ pub fn load_for_start(path: &Path, allocate: Allocate) -> Result<Config, Errors>
     parse_with(path, &text_of(path)?, Files::ReadOrLast(allocate))
 }
 
-/// As [`load`], but that the files of the lists are left to whoever asks: the policy has none.
+/// As [`load`], but the caller reads the files of the lists: the policy has none.
 ///
 /// # Errors
 /// As [`load`], without what is in those files.
@@ -188,16 +188,16 @@ pub fn load_without_lists(path: &Path) -> Result<Config, Errors> {
 
 fn text_of(path: &Path) -> Result<String, Errors> {
     let only = |message| Errors(vec![Error::whole_file(path, message)]);
-    let octets = std::fs::read(path)
+    let bytes = std::fs::read(path)
         .map_err(|error| only(format!("cannot read the configuration: {error}")))?;
-    String::from_utf8(octets).map_err(|error| {
+    String::from_utf8(bytes).map_err(|error| {
         if let Some(foreign) = foreign(error.as_bytes()) {
             return only(format!("the file is {foreign}"));
         }
         let sane = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..sane]
             .iter()
-            .filter(|&&octet| octet == b'\n')
+            .filter(|&&byte| byte == b'\n')
             .count()
             + 1;
         only(format!("not UTF-8 (line {line}), as TOML has to be"))
@@ -281,7 +281,7 @@ impl Config {
         saved_lists(&self.state_dir)
     }
 
-    /// Those whom no list may newly refuse, as far as the configuration names them.
+    /// The addresses that no list may newly refuse, as far as the configuration names them.
     pub fn protected(&self) -> Vec<Protected> {
         let networks = self.policy.networks();
         let networks = networks.map(|net| Protected::new(net, ProtectedRole::LocalNetwork));
@@ -314,7 +314,8 @@ impl Config {
             let (action, name) = (list.action.as_str(), &list.name);
             Some(if is_all {
                 format!(
-                    "the {action} list \"{name}\" holds all of {protected}: nobody there can connect"
+                    "the {action} list \"{name}\" holds all of {protected}: \
+                     no client there can connect"
                 )
             } else {
                 format!(
@@ -354,7 +355,8 @@ impl Config {
             };
             let interface = &customers.name;
             Some(format!(
-                "customers on {interface} reach the listener {address} only if a permit list covers them or {own}: its port is filtered"
+                "customers on {interface} reach the listener {address} only if a permit list \
+                 covers them or {own}: its port is filtered"
             ))
         };
         self.listeners.iter().filter_map(doubt).collect()

@@ -87,7 +87,7 @@ impl DescribedTable {
 
 impl Description {
     /// How the key is called outside of its table: `limits.sessions`, `hostname`.
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         match self.table.trim_matches(['[', ']']) {
             "" => self.key.to_owned(),
             table => format!("{table}.{}", self.key),

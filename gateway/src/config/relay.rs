@@ -189,20 +189,22 @@ fn read_networks(s: &mut Section<'_, '_>) -> Vec<IpNet> {
 
 fn local_network(text: &str) -> Result<IpNet, String> {
     let net = value::network(text)?;
-    let is_everybodys = match net {
+    let is_too_wide = match net {
         IpNet::V4(net) => net.prefix_len() < 8,
-        IpNet::V6(net) => is_everybodys_ipv6(net),
+        IpNet::V6(net) => is_too_wide_ipv6(net),
     };
-    if is_everybodys {
-        return Err("this would be an open relay: everybody's network".to_owned());
+    if is_too_wide {
+        return Err(
+            "this would be an open relay: wider than any provider's own network".to_owned(),
+        );
     }
     Ok(net)
 }
 
-/// Nobody's own network is wider than a /16 of what is assigned, 2000::/3. In addresses that
+/// No provider's own network is wider than a /16 of what is assigned, 2000::/3. In addresses that
 /// translate or tunnel IPv4 (RFC 6052 and its prefix for local use, 6to4) a network is as wide as
-/// the IPv4 in it, and more than a /8 of that is everybody's, too.
-fn is_everybodys_ipv6(net: Ipv6Net) -> bool {
+/// the IPv4 in it, and more than a /8 of that is too wide as well.
+fn is_too_wide_ipv6(net: Ipv6Net) -> bool {
     const ASSIGNED: Ipv6Addr = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0);
     const OF_IPV4: [(Ipv6Addr, u8); 3] = [
         (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96),
@@ -218,7 +220,7 @@ fn is_everybodys_ipv6(net: Ipv6Net) -> bool {
 
 fn local_domain(text: &str) -> Result<Pattern, String> {
     match Pattern::parse(text)? {
-        Pattern::Any => Err("this would be an open relay: everybody's domain".to_owned()),
+        Pattern::Any => Err("this would be an open relay: `*` is every domain".to_owned()),
         pattern => Ok(pattern),
     }
 }
@@ -234,14 +236,14 @@ pub(super) fn texts_and_file<T>(
     let here = s.texts(key, parse);
     let there = s.text(file_key, |path| Ok(path.to_owned())).map(|path| {
         let resolved = s.document.resolve(path.get_ref());
-        let mut octets = read_file(s, &resolved, &path.span()).unwrap_or_default();
-        if let Some(foreign) = foreign(&octets) {
+        let mut bytes = read_file(s, &resolved, &path.span()).unwrap_or_default();
+        if let Some(foreign) = foreign(&bytes) {
             let message = format!("{} is {foreign}", resolved.display());
             s.document.error(&path.span(), message);
-            octets.clear();
+            bytes.clear();
         }
         let mut entries = Vec::new();
-        for (number, line) in (1..).zip(String::from_utf8_lossy(&octets).lines()) {
+        for (number, line) in (1..).zip(String::from_utf8_lossy(&bytes).lines()) {
             let entry = line.split('#').next().unwrap_or(line).trim();
             if entry.is_empty() {
                 continue;
@@ -284,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_of_everybody_is_no_local_network_in_whatever_form() {
+    fn a_network_of_strangers_is_no_local_network_in_any_form() {
         for text in [
             "0.0.0.0/0",
             "0.0.0.0/1",

@@ -50,7 +50,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
                 words: &[("cut-through", "when the next hop has taken it")],
                 later: &["spool"],
             },
-            "When the client is told that its message was accepted.",
+            "When the client hears that its message was accepted.",
         ),
         Key::new(
             "dsn",
@@ -73,13 +73,13 @@ pub struct Route {
     pub domains: Vec<Pattern>,
     /// In the order in which they are tried. Never empty; [`NextHop::Discard`] stands alone.
     pub next_hops: Vec<NextHop>,
-    /// When the client is told that its message was taken.
+    /// When the client hears that its message was accepted.
     pub mode: RouteMode,
     /// Its next hops offer DSN (RFC 3461).
     pub dsn: bool,
 }
 
-/// When the client is told that its message was taken.
+/// When the client hears that its message was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteMode {
     /// When the next hop has taken it: the client's final reply is the next hop's.
@@ -177,7 +177,8 @@ pub(super) fn read(
     {
         document.warn(
             &span,
-            "DSN is not offered, because this [[route]] does not say `dsn = true` as another one does",
+            "DSN is not offered, because this [[route]] does not say `dsn = true` \
+             as another one does",
         );
     }
     (routes, index)
@@ -249,7 +250,7 @@ fn next_hop(text: &str) -> Result<NextHop, String> {
     if name
         .rsplit('.')
         .next()
-        .is_some_and(|label| label.bytes().all(|octet| octet.is_ascii_digit()))
+        .is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()))
     {
         return Err(format!("`{name}` is neither an address nor a name"));
     }

@@ -1,5 +1,5 @@
-//! That no text can break the reading of the configuration. What people are told about theirs is
-//! data, in `tests/config`.
+//! That no text can break the reading of the configuration. What is printed about a configuration
+//! is data, in `tests/config`.
 
 use std::path::Path;
 
@@ -72,10 +72,11 @@ fn the_same_is_read_from_inline_tables_and_dotted_keys() {
 }
 
 #[test]
-fn lists_that_are_read_again_bring_every_doubt_that_a_check_tells() {
+fn lists_that_are_read_again_bring_every_warning_of_a_check() {
     let directory = tempfile::tempdir().unwrap();
     let file = |name: &str| directory.path().join(name);
-    let text = "hostname = \"mx.isp.example\"\nstate_dir = \"/tmp\"\nrelay.networks = [\"192.0.2.0/24\"]\n\
+    let text = "hostname = \"mx.isp.example\"\nstate_dir = \"/tmp\"\n\
+        relay.networks = [\"192.0.2.0/24\"]\n\
         [filter]\ninterfaces = [{ name = \"eth0\" }, { name = \"eth1\", role = \"customer\" }]\n\
         [[list]]\nname = \"gate\"\nfile = \"gate\"\naction = \"permit\"\n\
         [[list]]\nname = \"feed\"\nfile = \"feed\"\naction = \"drop\"\n\
@@ -85,37 +86,41 @@ fn lists_that_are_read_again_bring_every_doubt_that_a_check_tells() {
     std::fs::write(file("gate"), "198.51.100.25\n").unwrap();
     std::fs::write(file("feed"), "203.0.113.9\n").unwrap();
     let loaded = || load(&file("gate.toml")).unwrap_or_else(|errors| panic!("{errors}"));
-    let told = |config: &Config| -> Vec<String> {
+    let doubts = |config: &Config| -> Vec<String> {
         let warnings = config.warnings.iter();
-        let mut told: Vec<String> = warnings.map(|warning| warning.message.clone()).collect();
-        told.sort();
-        told
+        let mut doubts: Vec<String> = warnings.map(|warning| warning.message.clone()).collect();
+        doubts.sort();
+        doubts
     };
     let config = loaded();
-    assert_eq!(told(&config), [""; 0]);
+    assert_eq!(doubts(&config), [""; 0]);
     std::fs::write(file("gate"), "198.51.100.26\n").unwrap();
     std::fs::write(file("feed"), "192.0.2.0/24\n").unwrap();
     let again = config.with_lists_again(Memory::private);
-    let again = told(&again.unwrap_or_else(|errors| panic!("{errors}")));
+    let again = doubts(&again.unwrap_or_else(|errors| panic!("{errors}")));
     assert_eq!(again.len(), 2, "{again:?}");
-    assert_eq!(again, told(&loaded()));
+    assert_eq!(again, doubts(&loaded()));
 }
 
 proptest! {
     #[test]
     fn no_text_breaks_the_reading_and_every_fault_has_its_line(
-        edits in prop::collection::vec((0..700usize, 0..12usize, prop::sample::select(SPLICES.to_vec())), 1..5),
+        edits in prop::collection::vec(
+            (0..700usize, 0..12usize, prop::sample::select(SPLICES.to_vec())),
+            1..5,
+        ),
     ) {
         let mut text = GOOD.to_owned();
         for (at, length, splice) in edits {
             let (from, to) = (floor(&text, at), floor(&text, at + length));
             text.replace_range(from..to, splice);
         }
-        let said: Result<Config, _> = parse(Path::new("spliced"), &text);
-        for error in said.err().map(|errors| errors.0).unwrap_or_default() {
+        let read: Result<Config, _> = parse(Path::new("spliced"), &text);
+        for error in read.err().map(|errors| errors.0).unwrap_or_default() {
             prop_assert!(!error.to_string().is_empty());
             if let Some(at) = error.position {
-                let line = text.split('\n').nth(at.line - 1).map(|line| line.trim_end_matches('\r'));
+                let line = text.split('\n').nth(at.line - 1);
+                let line = line.map(|line| line.trim_end_matches('\r'));
                 prop_assert_eq!(line, Some(at.text.as_str()));
             }
         }

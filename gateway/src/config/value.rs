@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use crate::lists::entries::{MappedTooWide, unmapped};
 
 /// `"250ms"`, `"30s"`, `"5m"`, `"1h"`, `"7d"`: a whole number and its unit. A number without a unit
-/// is refused, because nobody can tell seconds from minutes when reading it.
+/// is refused, because a reader cannot tell seconds from minutes.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = number_and_unit(text)?;
     let milliseconds = match unit {
@@ -98,7 +98,8 @@ pub(super) fn write_size(bytes: u64) -> String {
 /// IPv4.
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| {
-        "an IP address and a port are wanted, like \"0.0.0.0:25\" or \"[::]:25\" (names are not resolved here)"
+        "an IP address and a port are wanted, like \"0.0.0.0:25\" or \"[::]:25\" \
+         (names are not resolved here)"
             .to_owned()
     })?;
     if address.port() == 0 {
