@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use portcullis::config::Config;
-use portcullis::config::reference::{self, Description, fill};
+use portcullis::config::reference::{self, DescribedTable, Description, fill};
 use portcullis::control::interfaces::unconfigured;
 
 use super::{ConfigFile, EXIT_USAGE, finished};
@@ -82,6 +82,10 @@ fn describe(name: Option<&str>, json: bool) -> ExitCode {
         let printed = serde_json::to_writer_pretty(&mut stdout, &keys).map_err(io::Error::from);
         return finished(printed.and_then(|()| writeln!(stdout)));
     }
+    finished(io::stdout().write_all(descriptions(&tables).as_bytes()))
+}
+
+fn descriptions(tables: &[DescribedTable]) -> String {
     let mut text = String::new();
     for table in tables {
         if !text.is_empty() {
@@ -95,7 +99,7 @@ fn describe(name: Option<&str>, json: bool) -> ExitCode {
             .iter()
             .for_each(|key| describe_key(key, &mut text));
     }
-    finished(io::stdout().write_all(text.as_bytes()))
+    text
 }
 
 /// Columns of a description: what a terminal has at least, as a rule.
@@ -191,5 +195,46 @@ mod tests {
                 .collect()
         };
         assert_eq!(second.as_deref().map(settings), Ok(settings(&first)));
+    }
+    #[test]
+    fn a_key_is_described_with_its_range_its_default_and_what_it_interacts_with() {
+        let tables = reference::find("filter.xdp_mode").expect("there is such a key");
+        let text = descriptions(&tables);
+        for part in [
+            "[filter]\n# ",
+            "\nxdp_mode\n    `\"driver\"` or `\"generic\"`; default: `\"driver\"`\n",
+            "A change waits for the next start.",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        let tables = reference::find("sessions_per_source").expect("there is such a key");
+        let text = descriptions(&tables);
+        let interacts = "See relay.networks, list.action.";
+        assert!(text.contains("from 1 to 10000000; default: `50`"), "{text}");
+        assert!(text.contains(interacts), "{text}");
+        assert!(
+            text.lines().all(|line| line.chars().count() <= WIDTH),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_keys_are_an_option_with_and_without_a_name() {
+        use clap::Parser as _;
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        let keys = |line: &[&str]| Line::try_parse_from(line).map(|line| line.args.keys).ok();
+        assert_eq!(keys(&["check"]), Some(None));
+        assert_eq!(keys(&["check", "--keys"]), Some(Some(None)));
+        assert_eq!(keys(&["check", "--keys", "--json"]), Some(Some(None)));
+        assert_eq!(
+            keys(&["check", "--keys", "limits"]),
+            Some(Some(Some("limits".to_owned())))
+        );
+        assert_eq!(keys(&["check", "--json"]), None);
+        assert_eq!(keys(&["check", "--keys", "-c", "file"]), None);
     }
 }

@@ -146,8 +146,8 @@ fn value(form: &Form) -> String {
             let (least, most) = (write_size(*range.start()), write_size(*range.end()));
             format!("a size from {least} to {most}")
         }
-        Form::Table(table) => format!("the table {}", table.header),
-        Form::Tables(table) => format!("tables {}", table.header),
+        Form::Table(table) => format!("the table `{}`", table.header),
+        Form::Tables(table) => format!("tables `{}`", table.header),
     }
 }
 
