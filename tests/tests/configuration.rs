@@ -97,6 +97,27 @@ fn the_gate_without_a_file_listens_on_the_loopback_alone_and_sends_nothing_on() 
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }
 
+/// The configuration that a newcomer copies is good as it stands, once its lists are there.
+#[test]
+fn the_configuration_in_the_readme_is_good() {
+    let readme = fs::read_to_string("../README.md").expect("the README is UTF-8");
+    let sample = readme
+        .split_once("```toml\n")
+        .and_then(|(_, rest)| rest.split_once("```"));
+    let (sample, _) = sample.expect("there is a sample");
+    let directory = tempfile::tempdir().expect("a directory of its own");
+    fs::create_dir(directory.path().join("lists")).expect("it can be made");
+    for (list, entry) in [("partners", "198.51.100.7"), ("drop", "203.0.113.0/24")] {
+        let file = directory.path().join(format!("lists/{list}.netset"));
+        fs::write(file, format!("{entry}\n")).expect("it can be written");
+    }
+    let file = directory.path().join("portcullis.toml");
+    fs::write(&file, sample).expect("it can be written");
+    let config = config::load(&file).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert!(config.filter.is_some() && !config.listeners.is_empty());
+}
+
 /// What the document of the configuration says is what the code reads by.
 #[test]
 fn the_document_of_the_configuration_describes_every_key_as_it_is_read() {
