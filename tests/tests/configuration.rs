@@ -52,7 +52,8 @@ fn every_fault_of_a_configuration_is_told_with_its_place() {
         match config::load(&case) {
             Ok(_) => faults.push(format!("{} was taken", case.display())),
             Err(errors) => {
-                faults.extend(compare(&case.with_extension("errors"), &format!("{errors}\n")).err())
+                let printed = format!("{errors}\n");
+                faults.extend(compare(&case.with_extension("errors"), &printed).err());
             }
         }
     }

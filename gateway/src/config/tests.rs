@@ -5,6 +5,8 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
+use super::document::Document;
+use super::section::Section;
 use super::{Config, load, parse};
 use crate::lists::Memory;
 
@@ -100,6 +102,25 @@ fn lists_that_are_read_again_bring_every_warning_of_a_check() {
     let again = doubts(&again.unwrap_or_else(|errors| panic!("{errors}")));
     assert_eq!(again.len(), 2, "{again:?}");
     assert_eq!(again, doubts(&loaded()));
+}
+
+/// That all keys are read is an assertion of debug builds.
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "the assertion is not in this build")]
+#[should_panic(expected = "a described key of \"[limits]\" is not read")]
+fn a_key_that_is_described_and_not_read_fails_the_tests() {
+    let document = Document::new(Path::new("x"), "");
+    let mut limits = Section::new(&document, &super::limits::KEYS, None, 0..0);
+    limits.count("sessions");
+    limits.finish();
+}
+
+#[test]
+#[should_panic(expected = "session of \"[limits]\" is described")]
+fn a_key_that_is_read_and_not_described_fails_the_tests() {
+    let document = Document::new(Path::new("x"), "");
+    let mut limits = Section::new(&document, &super::limits::KEYS, None, 0..0);
+    limits.count("session");
 }
 
 proptest! {

@@ -84,12 +84,12 @@ impl<'d> Section<'_, 'd> {
 
     /// A whole number.
     pub(super) fn count(&mut self, key: &'static str) -> u64 {
-        let default = match *self.form(key) {
-            Form::Count {
-                default: Absent::Is(default),
-                ..
-            } => default,
-            _ => panic!("{key} is described as a number with a default"),
+        let Form::Count {
+            default: Absent::Is(default),
+            ..
+        } = *self.form(key)
+        else {
+            panic!("{key} is described as a number with a default");
         };
         self.count_or(key, default)
     }
@@ -174,12 +174,12 @@ impl<'d> Section<'_, 'd> {
 
     /// A length of time.
     pub(super) fn duration(&mut self, key: &'static str) -> Duration {
-        let default = match *self.form(key) {
-            Form::Duration {
-                default: Absent::Is(default),
-                ..
-            } => default,
-            _ => panic!("{key} is described as a length of time with a default"),
+        let Form::Duration {
+            default: Absent::Is(default),
+            ..
+        } = *self.form(key)
+        else {
+            panic!("{key} is described as a length of time with a default");
         };
         self.duration_or(key, default)
     }
