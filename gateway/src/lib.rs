@@ -2,8 +2,8 @@
 //!
 //! One policy, held in two places: an XDP program that drops packets of listed sources before the
 //! kernel allocates anything for them ([`filter`]), and a relay with one io_uring per core that
-//! takes the sessions that survive ([`worker`], [`relay`]). `docs/architecture.md` has the
-//! picture.
+//! takes the sessions that survive ([`worker`], [`relay`]). The README's architecture section has
+//! the picture.
 
 pub mod config;
 pub mod control;

@@ -83,10 +83,14 @@ pub(super) static KEYS: KeyTable = KeyTable {
         ),
         Key::new(
             "lists",
-            Form::Table(&list::LISTS_KEYS),
+            Form::Table(&list::keys::LISTS),
             "What holds for all lists.",
         ),
-        Key::new("list", Form::Tables(&list::KEYS), "Lists of addresses."),
+        Key::new(
+            "list",
+            Form::Tables(&list::keys::LIST),
+            "Lists of addresses.",
+        ),
         Key::new("dnsbl", Form::Tables(&dnsbl::ZONE_KEYS), "DNS lists."),
         Key::new(
             "dnsbl_policy",

@@ -178,7 +178,7 @@ pub fn load_for_start(path: &Path, allocate: Allocate) -> Result<Config, Errors>
     parse_with(path, &text_of(path)?, Files::ReadOrLast(allocate))
 }
 
-/// As [`load`], but the caller reads the files of the lists: the policy has none.
+/// As [`load`], but that the files of the lists are left alone: the policy has none.
 ///
 /// # Errors
 /// As [`load`], without what is in those files.
@@ -281,7 +281,7 @@ impl Config {
         saved_lists(&self.state_dir)
     }
 
-    /// The addresses that no list may newly refuse, as far as the configuration names them.
+    /// Those whom no list may newly refuse, as far as the configuration names them.
     pub fn protected(&self) -> Vec<Protected> {
         let networks = self.policy.networks();
         let networks = networks.map(|net| Protected::new(net, ProtectedRole::LocalNetwork));

@@ -73,7 +73,7 @@ pub struct Route {
     pub domains: Vec<Pattern>,
     /// In the order in which they are tried. Never empty; [`NextHop::Discard`] stands alone.
     pub next_hops: Vec<NextHop>,
-    /// When the client hears that its message was accepted.
+    /// When the client is told that its message was taken.
     pub mode: RouteMode,
     /// Its next hops offer DSN (RFC 3461).
     pub dsn: bool,

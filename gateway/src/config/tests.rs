@@ -88,20 +88,20 @@ fn lists_that_are_read_again_bring_every_warning_of_a_check() {
     std::fs::write(file("gate"), "198.51.100.25\n").unwrap();
     std::fs::write(file("feed"), "203.0.113.9\n").unwrap();
     let loaded = || load(&file("gate.toml")).unwrap_or_else(|errors| panic!("{errors}"));
-    let doubts = |config: &Config| -> Vec<String> {
+    let told = |config: &Config| -> Vec<String> {
         let warnings = config.warnings.iter();
-        let mut doubts: Vec<String> = warnings.map(|warning| warning.message.clone()).collect();
-        doubts.sort();
-        doubts
+        let mut told: Vec<String> = warnings.map(|warning| warning.message.clone()).collect();
+        told.sort();
+        told
     };
     let config = loaded();
-    assert_eq!(doubts(&config), [""; 0]);
+    assert_eq!(told(&config), [""; 0]);
     std::fs::write(file("gate"), "198.51.100.26\n").unwrap();
     std::fs::write(file("feed"), "192.0.2.0/24\n").unwrap();
     let again = config.with_lists_again(Memory::private);
-    let again = doubts(&again.unwrap_or_else(|errors| panic!("{errors}")));
+    let again = told(&again.unwrap_or_else(|errors| panic!("{errors}")));
     assert_eq!(again.len(), 2, "{again:?}");
-    assert_eq!(again, doubts(&loaded()));
+    assert_eq!(again, told(&loaded()));
 }
 
 /// That all keys are read is an assertion of debug builds.

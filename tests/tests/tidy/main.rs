@@ -21,20 +21,23 @@ fn top() -> &'static Path {
 
 /// All Rust files below a directory, but not what was built.
 fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
-    files_with("rs", directory, found)
+    files_with(&["rs"], directory, found)
 }
 
-/// All files of this extension below a directory, but not what was built.
-fn files_with(extension: &str, directory: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
+/// All files below a directory with one of these extensions, but not what was built.
+fn files_with(extensions: &[&str], directory: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let path = entry.path();
         if entry.file_type()?.is_dir() {
             let is_built = entry.file_name() == "target" || entry.file_name() == ".git";
             if !is_built {
-                files_with(extension, &path, found)?;
+                files_with(extensions, &path, found)?;
             }
-        } else if path.extension().is_some_and(|end| end == extension) {
+        } else if path
+            .extension()
+            .is_some_and(|found| extensions.iter().any(|one| found == *one))
+        {
             found.push(path);
         }
     }
@@ -84,7 +87,7 @@ fn operations_names_no_metric_and_no_log_message_that_is_not_in_the_code() {
 fn documents_are_short_lead_somewhere_and_are_here() {
     let read = |path: &Path| fs::read_to_string(top().join(path)).expect("the text is UTF-8");
     let mut paths = Vec::new();
-    files_with("md", top(), &mut paths).expect("the repository can be read");
+    files_with(&["md"], top(), &mut paths).expect("the repository can be read");
     let documents: documents::Documents = paths
         .iter()
         .map(|path| {
@@ -101,7 +104,7 @@ fn documents_are_short_lead_somewhere_and_are_here() {
         .map(|name| name.to_string_lossy().into_owned())
         .collect();
     let mut sources = Vec::new();
-    files_with("rs", top(), &mut sources).expect("the repository can be read");
+    files_with(&["rs"], top(), &mut sources).expect("the repository can be read");
     for source in &sources {
         let path = source.strip_prefix(top()).expect("found below the top");
         let source = Source::new(&path.to_string_lossy(), &read(path));
@@ -115,7 +118,7 @@ fn operations_explains_every_metric() {
     let document = fs::read_to_string(top().join("gateway/docs/operations.md"));
     let document = document.expect("the document is UTF-8");
     let mut files = Vec::new();
-    files_with("rs", &top().join("gateway/src/control"), &mut files).expect("it can be read");
+    files_with(&["rs"], &top().join("gateway/src/control"), &mut files).expect("it can be read");
     let text = |file: &PathBuf| fs::read_to_string(file).expect("source is UTF-8");
     let code: String = files.iter().map(text).collect();
     assert_eq!(documents::unexplained_metrics(&document, &code), [""; 0]);
