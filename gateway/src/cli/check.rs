@@ -128,6 +128,7 @@ fn in_force(config: &Config) -> String {
         None => writeln!(text, "# in force without a configuration file"),
     }
     .ok();
+    writeln!(text, "# `portcullis check --keys` describes every key").ok();
     for table in &config.in_force {
         if !table.header.is_empty() {
             writeln!(text, "\n{}", table.header).ok();

@@ -59,7 +59,7 @@ pub(super) enum Files {
     Read(Allocate),
     /// The same; those of the last compile stand in where files cannot be used.
     ReadOrLast(Allocate),
-    /// Somebody else reads them.
+    /// The caller reads them.
     Leave,
 }
 
