@@ -11,12 +11,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::document::Document;
 use super::error::{Error, Errors, Position};
 use super::section::Section;
+use crate::lists::file;
 use crate::lists::file::About;
 use crate::lists::format::{Format, Reading};
 use crate::lists::source::{Finding, Findings, Source};
 use crate::lists::watch::Stamp;
 use crate::lists::{Allocate, Compiled, Covered, List, ListAction};
-use crate::lists::{file, guard};
 
 /// The most lists that a configuration may have: each has its counters in the kernel.
 const LISTS_MAX: usize = 256;
