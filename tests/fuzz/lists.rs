@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use portcullis_tests::wild_list;
+use portcullis_tests::{fuzz_seeds, wild_list};
 
-fuzz_target!(init: wild_list::write_seeds(), |script: &[u8]| {
+fuzz_target!(init: fuzz_seeds::lists(), |script: &[u8]| {
     if let Err(error) = wild_list::check(script) {
         panic!("{error}");
     }

@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use portcullis_tests::{packet_cases, wild_packet};
+use portcullis_tests::{fuzz_seeds, wild_packet};
 
-fuzz_target!(init: packet_cases::write_seeds(), |script: &[u8]| {
+fuzz_target!(init: fuzz_seeds::packets(), |script: &[u8]| {
     if let Err(error) = wild_packet::check(script) {
         panic!("{error}");
     }

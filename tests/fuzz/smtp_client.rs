@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use portcullis_tests::{transcript, wild_next_hop};
+use portcullis_tests::{fuzz_seeds, wild_next_hop};
 
-fuzz_target!(init: transcript::write_seeds("client", "S", &[], &[wild_next_hop::COMMAND, 0]), |script: &[u8]| {
+fuzz_target!(init: fuzz_seeds::client(), |script: &[u8]| {
     if let Err(error) = wild_next_hop::check(script) {
         panic!("{error}");
     }

@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use portcullis_tests::{transcript, wild_client};
+use portcullis_tests::{fuzz_seeds, wild_client};
 
-fuzz_target!(init: transcript::write_seeds("server", "C", &[0, 3], &[wild_client::FLUSH]), |script: &[u8]| {
+fuzz_target!(init: fuzz_seeds::server(), |script: &[u8]| {
     if let Err(error) = wild_client::check(script) {
         panic!("{error}");
     }

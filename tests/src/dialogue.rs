@@ -1,4 +1,5 @@
-//! An SMTP client for tests: one line at a time, saying what was expected and what came instead.
+//! The client of a whole-system test: SMTP over a socket, one line at a time. Its errors say what
+//! was expected and what came instead.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -11,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 /// Connects from inside a namespace, from one of its own addresses.
 ///
 /// # Errors
-/// When the address is not the namespace's, or nobody answers within two seconds.
+/// When the address is not the namespace's, or there is no answer within two seconds.
 pub fn connect_from(namespace: &Namespace, source: IpAddr, to: SocketAddr) -> Result<TcpStream> {
     namespace.run(|| {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
@@ -89,7 +90,7 @@ impl Dialogue {
     /// Connects from inside a namespace, and reads the greeting.
     ///
     /// # Errors
-    /// When nobody listens there or the greeting is not 220.
+    /// When nothing listens there or the greeting is not 220.
     pub fn from_inside(namespace: &Namespace, to: SocketAddr) -> Result<Self> {
         let limit = Duration::from_secs(5);
         Self::greeted(namespace.run(|| TcpStream::connect_timeout(&to, limit))??)

@@ -1,28 +1,50 @@
-//! What the whole-system tests share: the gate as a process, peers for it to talk to, and data
-//! tables to run.
+//! What tests share: the gate as a process, peers for it to talk to, a simulation of its network,
+//! and readers of the tables of cases. Fuzz targets use it too.
 //!
-//! The tests start the real binary with a real configuration and look at it from outside only:
-//! sockets, logs, metrics, `/proc`. What needs root says so in one visible line where it cannot run
-//! ([`root`]).
+//! For whole-system tests:
+//! - [`process`]: the real binary with a configuration of its own;
+//! - [`dialogue`]: their client, SMTP over a socket, line by line;
+//! - [`receiver`], [`postfix`], [`name_server`]: their peers, which are a next hop that follows a
+//!   script, `smtp-source` and `smtp-sink`, and a DNS server;
+//! - [`syn`]: single SYNs, made by hand;
+//! - [`wait`], [`machine`]: waiting with a bound; free ports and open files.
+//!
+//! For tests of one part:
+//! - [`simulation`]: a worker on a simulated network, on virtual time;
+//! - [`checked_session`]: the SMTP engine alone, in memory, with what must hold after each step;
+//! - [`random_frame`]: frames at random, for the comparison of the filter with tcpdump.
+//!
+//! For tables of cases and for fuzzing:
+//! - [`transcript`], [`list_cases`], [`packet_cases`], [`policy_cases`]: readers of the tables in
+//!   `transcripts`, `lists`, `packets` and `policy`;
+//! - [`wild_client`], [`wild_next_hop`], [`wild_list`], [`wild_packet`]: any octets as input, and
+//!   what must hold, for fuzz targets and properties;
+//! - [`fuzz_seeds`]: the tables as the beginning of a fuzzer's corpus.
+//!
+//! A whole-system test starts the real binary and looks at it from outside only: sockets, logs,
+//! metrics, `/proc`. What needs root says so in one visible line where it cannot run ([`root`]).
+//! Where a new case belongs is in `tests/README.md`.
 
-pub mod conversation;
+pub mod checked_session;
 pub mod dialogue;
-pub mod gate;
+pub mod fuzz_seeds;
 pub mod list_cases;
+pub mod machine;
 pub mod name_server;
 pub mod packet_cases;
 pub mod policy_cases;
 pub mod postfix;
+pub mod process;
 pub mod random_frame;
 pub mod receiver;
 pub mod simulation;
+pub mod syn;
 pub mod transcript;
-pub mod watch;
+pub mod wait;
 pub mod wild_client;
 pub mod wild_list;
 pub mod wild_next_hop;
 pub mod wild_packet;
-pub mod wire;
 
 use std::io::Write as _;
 

@@ -1,9 +1,8 @@
 //! Name servers for the tests: rbldnsd with zones of its own, and a tap in front of it.
 //!
-//! The tap is what the gate is told to ask. It keeps every question, so that a test can say who was
-//! *not* asked about, passes most of them on to rbldnsd and its answers back, and does otherwise
-//! where a test says so: as those name servers do that make operators wish they had a second one
-//! ([`Mood`]).
+//! The gate sends its queries to the tap. The tap keeps every one, so that a test can say which
+//! address was *not* looked up. It passes most of them on to rbldnsd, and the answers back; where a
+//! test wants it, it behaves like a name server that is broken or slow ([`Mood`]).
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -19,7 +18,7 @@ use anyhow::{Context as _, Result};
 use portcullis::netns::Namespace;
 use tempfile::TempDir;
 
-use crate::watch;
+use crate::wait;
 
 /// Part of the name of a zone that the tap never answers for.
 pub const SILENT: &str = "silent.";
@@ -82,7 +81,7 @@ impl Rbldnsd {
         };
         let probe = namespace.run(|| UdpSocket::bind("127.0.0.1:0"))??;
         probe.set_read_timeout(Some(Duration::from_millis(100)))?;
-        watch::until("rbldnsd to answer", Duration::from_secs(10), || {
+        wait::until("rbldnsd to answer", Duration::from_secs(10), || {
             // The root's name servers: refused, which is an answer.
             let question = b"\x01\x02\0\0\0\x01\0\0\0\0\0\0\0\0\x02\0\x01";
             let ended = server.child.try_wait().ok().flatten().is_some();

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use portcullis::netns::Namespace;
 use tempfile::TempDir;
 
-use crate::watch;
+use crate::{machine, wait};
 
 /// Both tools live where only root has its path.
 const DIRECTORY: &str = "/usr/sbin";
@@ -42,7 +42,7 @@ impl Sink {
     /// # Errors
     /// When the tool is missing (`cargo xtask setup` installs it) or does not listen.
     pub fn start(dump: bool) -> Result<Self> {
-        Self::start_at(watch::free_address()?, dump, None)
+        Self::start_at(machine::free_address()?, dump, None)
     }
 
     /// Starts it at an address inside a namespace.
@@ -76,7 +76,7 @@ impl Sink {
             dump: directory,
         };
         let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok();
-        watch::until(
+        wait::until(
             "smtp-sink to listen",
             Duration::from_secs(10),
             || match namespace {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::watch;
+use crate::wait;
 
 /// A message that arrived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Arrived {
     pub sender: String,
     /// What stood between the angle brackets of each accepted RCPT.
     pub recipients: Vec<String>,
-    /// Header and body with CRLF, dots unstuffed; empty if the receiver was told not to
+    /// Header and body with CRLF, dots unstuffed; empty if the receiver does not
     /// [keep](Receiver::start) it.
     pub content: Vec<u8>,
     /// Octets of the content, kept or not.
@@ -149,7 +149,7 @@ impl Receiver {
     /// When they do not come in time.
     pub fn wait_for(&self, messages: usize, limit: Duration) -> Result<Vec<Arrived>> {
         let enough = || (lock(&self.shared.arrived).len() >= messages).then_some(());
-        watch::until("messages to arrive", limit, enough)
+        wait::until("messages to arrive", limit, enough)
             .with_context(|| format!("{} of {messages} arrived", self.arrived().len()))?;
         Ok(self.arrived())
     }
@@ -313,7 +313,8 @@ impl Session<'_> {
     }
 }
 
-const EXTENSIONS: &str = "250-receiver.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES";
+const EXTENSIONS: &str = "250-receiver.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n\
+     250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES";
 
 /// What stands between the angle brackets.
 fn bracketed(line: &str) -> String {

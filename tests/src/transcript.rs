@@ -1,5 +1,5 @@
-//! Transcripts: SMTP sessions written down, to be held against the code. The format is described in
-//! `tests/transcripts/README.md`, for people who write them.
+//! Reads transcripts: SMTP sessions written down, each of which is checked against the code. The
+//! format is described in `tests/transcripts/README.md`, for people who write them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub struct Case {
     pub lines: Vec<Line>,
 }
 
-/// One line of a case: a key, and a text that means something to whoever runs the case.
+/// One line of a case: a key, and a text that the test behind the key understands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     /// Counted from 1, for messages.
@@ -108,40 +108,6 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<Case>> {
         });
     }
     Ok(cases)
-}
-
-/// Writes what one side says in each transcript into the directory that `PORTCULLIS_FUZZ_SEEDS`
-/// names, if it does: the beginning of a fuzzer's corpus. `key` is the side; `separator` goes where
-/// the other side spoke.
-pub fn write_seeds(kind: &str, key: &str, begin: &[u8], separator: &[u8]) {
-    let Some(directory) = std::env::var_os("PORTCULLIS_FUZZ_SEEDS") else {
-        return;
-    };
-    let written = read(kind).and_then(|cases| {
-        for (index, case) in cases.iter().enumerate() {
-            let seed = seed(case, key, begin, separator)?;
-            fs::write(Path::new(&directory).join(format!("{kind}-{index}")), seed)?;
-        }
-        Ok(())
-    });
-    if let Err(error) = written {
-        eprintln!("no seeds: {error:#}");
-    }
-}
-
-fn seed(case: &Case, key: &str, begin: &[u8], separator: &[u8]) -> Result<Vec<u8>> {
-    let mut seed = begin.to_vec();
-    let mut speaking = true;
-    for line in &case.lines {
-        if line.key == key {
-            if !speaking && seed.len() > begin.len() {
-                seed.extend_from_slice(separator);
-            }
-            seed.extend(line.octets()?);
-        }
-        speaking = line.key == key;
-    }
-    Ok(seed)
 }
 
 fn unescape(text: &str, octets: &mut Vec<u8>) -> Result<()> {

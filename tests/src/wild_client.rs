@@ -7,7 +7,7 @@
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 use portcullis_smtp::server::{Blame, Settings};
 
-use crate::conversation::Conversation;
+use crate::checked_session::CheckedSession;
 
 /// Ends a group: what follows is sent after the replies have gone out. (No UTF-8 text has this
 /// octet.)
@@ -24,7 +24,7 @@ const BLAMES: [Blame; 3] = [Blame::Client, Blame::Nobody, Blame::UnknownRecipien
 
 /// All that a session shows to the outside.
 #[derive(Debug, PartialEq)]
-struct Outcome {
+struct Shown {
     replies: String,
     events: Vec<String>,
     messages: Vec<Vec<u8>>,
@@ -42,10 +42,10 @@ pub fn check(script: &[u8]) -> Result<(), String> {
     let cut = usize::from(*cut % 16) + 1;
     let expected = play(*pattern, usize::MAX, false, &groups)?;
     for (cut, late_answers) in [(cut, false), (usize::MAX, true), (cut, true)] {
-        let outcome = play(*pattern, cut, late_answers, &groups)?;
-        if outcome != expected {
+        let shown = play(*pattern, cut, late_answers, &groups)?;
+        if shown != expected {
             return Err(format!(
-                "cut {cut}, late answers {late_answers}:\n{outcome:#?}\ninstead of\n{expected:#?}"
+                "cut {cut}, late answers {late_answers}:\n{shown:#?}\ninstead of\n{expected:#?}"
             ));
         }
     }
@@ -62,7 +62,7 @@ pub fn check(script: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-fn play(pattern: u8, cut: usize, late_answers: bool, groups: &[&[u8]]) -> Result<Outcome, String> {
+fn play(pattern: u8, cut: usize, late_answers: bool, groups: &[&[u8]]) -> Result<Shown, String> {
     let settings = Settings {
         message_size_max: 200,
         recipients_max: 3,
@@ -80,20 +80,20 @@ fn play(pattern: u8, cut: usize, late_answers: bool, groups: &[&[u8]]) -> Result
         let blame = BLAMES[answers as usize % BLAMES.len()];
         refuse.then(|| (refusal.clone(), blame))
     };
-    let mut conversation = Conversation::new(&settings, late_answers, Box::new(policy));
-    conversation.greet()?;
-    let mut replies = conversation.flushed()?;
+    let mut session = CheckedSession::new(&settings, late_answers, Box::new(policy));
+    session.greet()?;
+    let mut replies = session.flushed()?;
     for group in groups {
         for piece in group.chunks(cut) {
-            conversation.take(piece)?;
+            session.take(piece)?;
         }
-        conversation.settle()?;
-        replies += &conversation.flushed()?;
+        session.settle()?;
+        replies += &session.flushed()?;
     }
-    let Conversation {
+    let CheckedSession {
         events, messages, ..
-    } = conversation;
-    Ok(Outcome {
+    } = session;
+    Ok(Shown {
         replies,
         events,
         messages,

@@ -2,12 +2,11 @@
 //! the file.
 
 use std::io::BufReader;
-use std::path::PathBuf;
 
 use portcullis::lists::entries::{Ipv4Prefix, Ipv6Prefix};
 use portcullis::lists::format::{self, Format, Reading};
 
-use crate::list_cases::{self, Case};
+use crate::list_cases::Case;
 
 /// Reads a file in several ways.
 ///
@@ -89,22 +88,6 @@ fn check_counts(reading: &Reading) -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-/// Writes the files of the list cases to where the fuzzer begins, if it says where.
-pub fn write_seeds() {
-    let Some(directory) = std::env::var_os("PORTCULLIS_FUZZ_SEEDS").map(PathBuf::from) else {
-        return;
-    };
-    let written = list_cases::load().and_then(|cases| {
-        for (number, case) in cases.iter().enumerate() {
-            std::fs::write(directory.join(format!("case-{number}")), script(case))?;
-        }
-        Ok(())
-    });
-    if let Err(error) = written {
-        eprintln!("no seeds: {error:#}");
-    }
 }
 
 /// The script for a case.

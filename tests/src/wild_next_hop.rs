@@ -28,9 +28,9 @@ pub fn check(script: &[u8]) -> Result<(), String> {
 }
 
 /// The replies and octets of a session.
-type Outcome = (Vec<(Option<Sent>, Reply<'static>)>, Vec<u8>);
+type Played = (Vec<(Option<Sent>, Reply<'static>)>, Vec<u8>);
 
-fn play(script: &[u8], cut: usize) -> Result<Outcome, String> {
+fn play(script: &[u8], cut: usize) -> Result<Played, String> {
     let mut client = Client::new();
     let mut out = Vec::new();
     let mut replies = Vec::new();

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Output;
 
 use anyhow::{Result, ensure};
-use portcullis_tests::gate::portcullis;
+use portcullis_tests::process::portcullis;
 
 /// Every command, and words that its help must hold.
 const COMMANDS: &[(&[&str], &[&str])] = &[

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use portcullis_tests::gate::{Gate, relay_to};
+use portcullis_tests::process::{Process, relay_to};
 use portcullis_tests::receiver::{Act, Receiver};
 
 const ACCEPTED: &str = "friend@accepted.example";
@@ -134,7 +134,7 @@ fn hands_on_a_keyboard_get_the_same_answers() -> Result<()> {
 }
 
 /// Sends the two messages by `client`, and by a client that sends one line at a time.
-fn compare(client: impl Fn(&Gate<'_>, &str) -> Result<Vec<String>>) -> Result<()> {
+fn compare(client: impl Fn(&Process<'_>, &str) -> Result<Vec<String>>) -> Result<()> {
     let receiver = Receiver::scripted(|point| {
         if point.starts_with("RCPT") && point.contains(REFUSED) {
             Act::Say("550 5.1.1 nobody of that name")
@@ -142,7 +142,7 @@ fn compare(client: impl Fn(&Gate<'_>, &str) -> Result<Vec<String>>) -> Result<()
             Act::Usual
         }
     })?;
-    let gate = Gate::start(&relay_to(&receiver.address().to_string(), "")?)?;
+    let gate = Process::start(&relay_to(&receiver.address().to_string(), "")?)?;
     for recipient in [ACCEPTED, REFUSED] {
         let expected = by_line(&gate, recipient, |session, text| {
             session.raw(text.as_bytes())
@@ -172,7 +172,7 @@ fn compare(client: impl Fn(&Gate<'_>, &str) -> Result<Vec<String>>) -> Result<()
 
 /// A session in which `send` gets each line; the reply lines as they came.
 fn by_line(
-    gate: &Gate<'_>,
+    gate: &Process<'_>,
     recipient: &str,
     send: impl Fn(&mut portcullis_tests::dialogue::Dialogue, &str) -> Result<()>,
 ) -> Result<Vec<String>> {

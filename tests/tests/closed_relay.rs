@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result, ensure};
 use portcullis::netns::Namespace;
 use portcullis_tests::dialogue::Dialogue;
-use portcullis_tests::gate::Gate;
 use portcullis_tests::postfix::Sink;
+use portcullis_tests::process::Process;
 use portcullis_tests::root;
 
 /// The recipients that relay testers try. `IP` is the gate's address, `SERVER` its name, `LOCAL`
@@ -99,6 +99,12 @@ impl Scene {
         outside.addresses("up", ["198.51.100.66/24", "2001:db8:1::66/64"])?;
         Ok(Self { inside, outside })
     }
+
+    /// The next hop, which keeps what it is sent.
+    fn sink(&self) -> Result<Sink> {
+        let address = SocketAddr::from(([127, 0, 0, 1], 2525));
+        Sink::start_in(&self.inside, address, true)
+    }
 }
 
 #[test]
@@ -107,12 +113,8 @@ fn every_form_of_asking_for_a_relay_is_refused() -> Result<()> {
         return Ok(());
     }
     let scene = Scene::set()?;
-    let sink = Sink::start_in(
-        &scene.inside,
-        SocketAddr::from(([127, 0, 0, 1], 2525)),
-        true,
-    )?;
-    let _gate = Gate::start_in(&scene.inside, CONFIGURATION)?;
+    let sink = scene.sink()?;
+    let _gate = Process::start_in(&scene.inside, CONFIGURATION)?;
     let mut wrong = Vec::new();
     for (to, ip) in [
         ("198.51.100.1:25", "198.51.100.1"),
@@ -139,12 +141,8 @@ fn mail_for_the_own_domain_is_taken_from_a_stranger() -> Result<()> {
         return Ok(());
     }
     let scene = Scene::set()?;
-    let sink = Sink::start_in(
-        &scene.inside,
-        SocketAddr::from(([127, 0, 0, 1], 2525)),
-        true,
-    )?;
-    let _gate = Gate::start_in(&scene.inside, CONFIGURATION)?;
+    let sink = scene.sink()?;
+    let _gate = Process::start_in(&scene.inside, CONFIGURATION)?;
     for (number, to) in ["198.51.100.1:25", "[2001:db8:1::1]:25"]
         .into_iter()
         .enumerate()
@@ -189,13 +187,9 @@ fn a_local_client_may_relay_anywhere() -> Result<()> {
     let scene = Scene::set()?;
     scene.inside.address("edge", "192.0.2.1/24")?;
     scene.outside.address("up", "192.0.2.7/24")?;
-    let sink = Sink::start_in(
-        &scene.inside,
-        SocketAddr::from(([127, 0, 0, 1], 2525)),
-        true,
-    )?;
+    let sink = scene.sink()?;
     let configuration = CONFIGURATION.replacen("198.51.100.1:25", "192.0.2.1:25", 1);
-    let _gate = Gate::start_in(&scene.inside, &configuration)?;
+    let _gate = Process::start_in(&scene.inside, &configuration)?;
     let mut session = Dialogue::from_inside(&scene.outside, "192.0.2.1:25".parse()?)?;
     let reply = session.message(
         "me@isp.example",

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use portcullis_tests::gate::{binary, portcullis};
-use portcullis_tests::{root, watch};
+use portcullis_tests::process::{binary, portcullis};
+use portcullis_tests::{root, wait};
 use serde_json::Value;
 
 /// A show that takes longer loses its audience.
@@ -107,11 +107,11 @@ fn an_interrupted_demo_cleans_up() -> Result<()> {
         let mut child = Ended(child);
         // Namespaces, lists and files are there once the gate has pinned its program.
         let made = || (left_behind(pid).len() >= 4).then_some(());
-        watch::until("the demo to be at work", Duration::from_secs(20), made)?;
+        wait::until("the demo to be at work", Duration::from_secs(20), made)?;
         std::thread::sleep(Duration::from_millis(700));
         kill(Pid::from_raw(i32::try_from(pid)?), signal)?;
         let ended = || child.0.try_wait().ok().flatten();
-        let status = watch::until("the demo to end", Duration::from_secs(10), ended)?;
+        let status = wait::until("the demo to end", Duration::from_secs(10), ended)?;
         ensure!(status.code() == Some(1), "{signal}: {status}");
         ensure!(
             left_behind(pid).is_empty(),

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis::netns::Namespace;
-use portcullis_tests::gate::binary;
-use portcullis_tests::{root, watch};
+use portcullis_tests::process::binary;
+use portcullis_tests::{root, wait};
 
 /// Where the gate listens, and what it answers to the monitoring. Free in a namespace of the test's
 /// own.
@@ -153,7 +153,7 @@ impl<'n> Place<'n> {
         let mut command = self.command(around, "run", configuration)?;
         let mut child = command.stdout(log.try_clone()?).stderr(log).spawn()?;
         let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-        let serves = watch::until(
+        let serves = wait::until(
             "the gate to serve or to end",
             Duration::from_secs(20),
             || {
@@ -175,7 +175,7 @@ impl<'n> Place<'n> {
     /// The sockets of a ring are closed some time after its process has ended, and belong to that
     /// process's user until then.
     fn wait_for_the_port(&self) -> Result<()> {
-        watch::until(
+        wait::until(
             "the port of a gate that has ended",
             Duration::from_secs(20),
             || {

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::dialogue::Dialogue;
-use portcullis_tests::gate::{Gate, relay_to};
+use portcullis_tests::process::{Process, relay_to};
 use portcullis_tests::receiver::{Act, Receiver};
 
 const CONTENT: &[u8] = b"Subject: onward\r\n\r\ntext\r\n";
@@ -22,11 +22,11 @@ fn receiver(refusal: &'static str) -> Result<Receiver> {
     })
 }
 
-fn gate_to(receiver: &Receiver, more: &str) -> Result<Gate<'static>> {
-    Gate::start(&relay_to(&receiver.address().to_string(), more)?)
+fn gate_to(receiver: &Receiver, more: &str) -> Result<Process<'static>> {
+    Process::start(&relay_to(&receiver.address().to_string(), more)?)
 }
 
-fn begin(gate: &Gate<'_>) -> Result<Dialogue> {
+fn begin(gate: &Process<'_>) -> Result<Dialogue> {
     let mut session = gate.dialogue()?;
     session.expect("EHLO client.example", "250")?;
     Ok(session)

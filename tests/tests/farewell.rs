@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use portcullis_tests::gate::{Gate, relay_to};
+use portcullis_tests::process::{Process, relay_to};
 
 /// Far less than the second for which a client that does not hang up was once waited for, and time
 /// enough on a busy machine.
@@ -14,7 +14,7 @@ const AT_ONCE: Duration = Duration::from_millis(500);
 
 #[test]
 fn after_221_the_connection_is_closed_at_once() -> Result<()> {
-    let gate = Gate::start(&relay_to("discard", "")?)?;
+    let gate = Process::start(&relay_to("discard", "")?)?;
     // The best of some, for a machine that does other things as well.
     let mut best = Duration::MAX;
     for _ in 0..5 {
@@ -31,7 +31,7 @@ fn after_221_the_connection_is_closed_at_once() -> Result<()> {
 
 #[test]
 fn a_client_that_talks_on_behind_quit_hears_its_221() -> Result<()> {
-    let gate = Gate::start(&relay_to("discard", "")?)?;
+    let gate = Process::start(&relay_to("discard", "")?)?;
     for round in 0..20 {
         let session = gate.dialogue()?;
         let mut stream = session.stream();

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use portcullis::netns::Namespace;
 use portcullis_tests::dialogue::{Dialogue, connect_from};
-use portcullis_tests::gate::{Gate, relay_to};
 use portcullis_tests::postfix::{Sink, source};
-use portcullis_tests::{root, watch};
+use portcullis_tests::process::{Process, relay_to};
+use portcullis_tests::{machine, root, wait};
 
 const SILENT_SESSIONS: usize = 10_000;
 const DRIPPING_SESSIONS: usize = 500;
@@ -29,9 +29,9 @@ static TURN: Mutex<()> = Mutex::new(());
 #[test]
 fn ten_thousand_silent_sessions_cost_little_and_are_ended_with_421() -> Result<()> {
     let _turn = TURN.lock();
-    watch::allow_open_files(OPEN_FILES)?;
+    machine::allow_open_files(OPEN_FILES)?;
     let sink = Sink::start(false)?;
-    let gate = Gate::start(&relay_to(
+    let gate = Process::start(&relay_to(
         &sink.address().to_string(),
         "[limits]\ncommand_timeout = \"20s\"\n",
     )?)?;
@@ -90,10 +90,10 @@ fn dripping_does_not_extend_the_time_for_a_message() -> Result<()> {
 /// 421 4.4.2 within `limit`, and honest mail goes on meanwhile.
 fn drip(limit: Duration, open: impl Fn(&mut Dialogue) -> Result<()>) -> Result<()> {
     let _turn = TURN.lock();
-    watch::allow_open_files(OPEN_FILES)?;
+    machine::allow_open_files(OPEN_FILES)?;
     let sink = Sink::start(false)?;
     let times = "[limits]\ncommand_timeout = \"5s\"\ndata_timeout = \"5s\"\n";
-    let gate = Gate::start(&relay_to(&sink.address().to_string(), times)?)?;
+    let gate = Process::start(&relay_to(&sink.address().to_string(), times)?)?;
     let before = gate.resident_kib()?;
     let mut dripping = Vec::new();
     for _ in 0..DRIPPING_SESSIONS {
@@ -173,17 +173,10 @@ fn honest_mail(to: SocketAddr, messages: usize) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_gigabyte_with_no_line_end_costs_no_memory_and_one_error() -> Result<()> {
-    let _turn = TURN.lock();
-    let sink = Sink::start(false)?;
-    let gate = Gate::start(&relay_to(&sink.address().to_string(), "")?)?;
-    honest_mail(gate.address(), 200)?;
-    let before = gate.resident_kib()?;
-    let mut session = gate.dialogue()?;
-    session.expect("EHLO endless.example", "250")?;
+/// Sends a line that does not end; the most resident memory meanwhile, in KiB.
+fn send_endless_line(session: &mut Dialogue, gate: &Process<'_>) -> Result<u64> {
     let piece = vec![b'A'; 1 << 20];
-    let mut highest = before;
+    let mut highest = 0;
     for number in 0..ENDLESS_LINE / piece.len() {
         session
             .raw(&piece)
@@ -192,6 +185,19 @@ fn a_gigabyte_with_no_line_end_costs_no_memory_and_one_error() -> Result<()> {
             highest = highest.max(gate.resident_kib()?);
         }
     }
+    Ok(highest)
+}
+
+#[test]
+fn a_gigabyte_with_no_line_end_costs_no_memory_and_one_error() -> Result<()> {
+    let _turn = TURN.lock();
+    let sink = Sink::start(false)?;
+    let gate = Process::start(&relay_to(&sink.address().to_string(), "")?)?;
+    honest_mail(gate.address(), 200)?;
+    let before = gate.resident_kib()?;
+    let mut session = gate.dialogue()?;
+    session.expect("EHLO endless.example", "250")?;
+    let highest = send_endless_line(&mut session, &gate)?;
     honest_mail(gate.address(), 200)?;
     ensure!(
         highest < before + 8 * 1024,
@@ -206,7 +212,7 @@ fn a_gigabyte_with_no_line_end_costs_no_memory_and_one_error() -> Result<()> {
 fn a_gigabyte_of_message_with_no_line_end_is_swallowed_and_refused() -> Result<()> {
     let _turn = TURN.lock();
     let sink = Sink::start(false)?;
-    let gate = Gate::start(&relay_to(
+    let gate = Process::start(&relay_to(
         &sink.address().to_string(),
         "[limits]\nmessage_size = \"10MB\"\n",
     )?)?;
@@ -215,16 +221,7 @@ fn a_gigabyte_of_message_with_no_line_end_is_swallowed_and_refused() -> Result<(
     session.expect("EHLO endless.example", "250")?;
     session.envelope("a@b.example", &["c@d.example"])?;
     session.expect("DATA", "354")?;
-    let piece = vec![b'A'; 1 << 20];
-    let mut highest = before;
-    for number in 0..ENDLESS_LINE / piece.len() {
-        session
-            .raw(&piece)
-            .with_context(|| format!("after {number} MiB"))?;
-        if number % 64 == 0 {
-            highest = highest.max(gate.resident_kib()?);
-        }
-    }
+    let highest = send_endless_line(&mut session, &gate)?;
     ensure!(
         highest < before + 16 * 1024,
         "grown from {before} to {highest} KiB"
@@ -241,7 +238,7 @@ fn each_limit_of_a_session_has_its_code() -> Result<()> {
     let sink = Sink::start(false)?;
     let limits =
         "[limits]\nrecipients_per_message = 5\nmessage_size = \"1MB\"\nerrors_per_session = 4\n";
-    let gate = Gate::start(&relay_to(&sink.address().to_string(), limits)?)?;
+    let gate = Process::start(&relay_to(&sink.address().to_string(), limits)?)?;
 
     let mut session = gate.dialogue()?;
     session.expect("EHLO client.example", "250")?;
@@ -282,7 +279,7 @@ fn each_limit_of_a_session_has_its_code() -> Result<()> {
 fn the_gate_as_a_whole_has_a_limit_of_sessions() -> Result<()> {
     let _turn = TURN.lock();
     let sink = Sink::start(false)?;
-    let gate = Gate::start(&relay_to(
+    let gate = Process::start(&relay_to(
         &sink.address().to_string(),
         "[limits]\nsessions = 40\n",
     )?)?;
@@ -303,7 +300,7 @@ fn the_gate_as_a_whole_has_a_limit_of_sessions() -> Result<()> {
     // Each worker has its share of the sessions, and the kernel spreads connections unevenly.
     ensure!(held.len() >= 20, "only {} held", held.len());
     drop(held);
-    watch::until("room for new sessions", Duration::from_secs(5), || {
+    wait::until("room for new sessions", Duration::from_secs(5), || {
         gate.dialogue().ok()
     })?;
     Ok(())
@@ -327,7 +324,7 @@ fn one_source_cannot_take_all_the_sessions() -> Result<()> {
     ]
     .map(String::from);
     outside.addresses("up", crowd.chain(crowd6))?;
-    let gate = Gate::start_in(&inside, PER_SOURCE)?;
+    let gate = Process::start_in(&inside, PER_SOURCE)?;
 
     // Source, and how many of twelve attempts are held: ten from one address or /64.
     let table = [
@@ -368,7 +365,7 @@ fn one_source_cannot_take_all_the_sessions() -> Result<()> {
         .ok()?;
         (session.reply().ok()?.code == 220).then_some(())
     };
-    watch::until(
+    wait::until(
         "a place for the first source",
         Duration::from_secs(5),
         again,
@@ -403,7 +400,7 @@ sessions_per_source = 10
 fn a_client_that_never_reads_its_replies_is_ended() -> Result<()> {
     let _turn = TURN.lock();
     let sink = Sink::start(false)?;
-    let gate = Gate::start(&relay_to(
+    let gate = Process::start(&relay_to(
         &sink.address().to_string(),
         "[limits]\ncommand_timeout = \"3s\"\n",
     )?)?;

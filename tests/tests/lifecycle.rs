@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,15 +13,15 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use portcullis::netns::Namespace;
 use portcullis_tests::dialogue::{Dialogue, connect_from};
-use portcullis_tests::gate::{Gate, binary, relay_to};
+use portcullis_tests::process::{Process, binary, relay_to};
 use portcullis_tests::receiver::Receiver;
 use portcullis_tests::root;
-use portcullis_tests::wire::SynSender;
+use portcullis_tests::syn::SynSender;
 
 const CONTENT: &[u8] = b"Subject: life\r\n\r\ntext\r\n";
 const SOON: Duration = Duration::from_secs(5);
 
-fn deliver(gate: &Gate<'_>) -> Result<()> {
+fn deliver(gate: &Process<'_>) -> Result<()> {
     let reply = gate
         .dialogue()?
         .message("a@b.example", &["c@d.example"], CONTENT)?;
@@ -32,7 +33,7 @@ fn deliver(gate: &Gate<'_>) -> Result<()> {
 fn a_reload_puts_a_good_configuration_in_force_without_ending_sessions() -> Result<()> {
     let (old, new) = (Receiver::start(true)?, Receiver::start(true)?);
     let configuration = relay_to(&old.address().to_string(), "")?;
-    let gate = Gate::start(&configuration)?;
+    let gate = Process::start(&configuration)?;
     let mut early = gate.dialogue()?;
     early.expect("EHLO early.example", "250")?;
     deliver(&gate)?;
@@ -55,7 +56,7 @@ fn a_reload_puts_a_good_configuration_in_force_without_ending_sessions() -> Resu
 fn a_reload_with_a_bad_configuration_changes_nothing_and_says_why() -> Result<()> {
     let receiver = Receiver::start(true)?;
     let configuration = relay_to(&receiver.address().to_string(), "")?;
-    let mut gate = Gate::start(&configuration)?;
+    let mut gate = Process::start(&configuration)?;
     let bad = configuration.replace("next_hop", "next_hopp");
     let line = 1 + bad
         .lines()
@@ -78,7 +79,7 @@ fn a_reload_with_a_bad_configuration_changes_nothing_and_says_why() -> Result<()
 #[test]
 fn a_stop_finishes_the_message_in_flight_and_tells_the_others() -> Result<()> {
     let receiver = Receiver::start(true)?;
-    let mut gate = Gate::start(&relay_to(&receiver.address().to_string(), "")?)?;
+    let mut gate = Process::start(&relay_to(&receiver.address().to_string(), "")?)?;
     let mut idle = gate.dialogue()?;
     idle.expect("EHLO idle.example", "250")?;
     let mut flying = gate.dialogue()?;
@@ -107,7 +108,7 @@ fn a_stop_finishes_the_message_in_flight_and_tells_the_others() -> Result<()> {
 fn a_stop_waits_no_longer_than_it_was_told() -> Result<()> {
     let receiver = Receiver::start(true)?;
     let limit = "[limits]\nshutdown_timeout = \"1s\"\n";
-    let mut gate = Gate::start(&relay_to(&receiver.address().to_string(), limit)?)?;
+    let mut gate = Process::start(&relay_to(&receiver.address().to_string(), limit)?)?;
     let mut flying = gate.dialogue()?;
     flying.expect("EHLO flying.example", "250")?;
     flying.envelope("a@b.example", &["c@d.example"])?;
@@ -132,7 +133,7 @@ fn a_stop_waits_no_longer_than_it_was_told() -> Result<()> {
 #[test]
 fn a_second_sigterm_ends_at_once() -> Result<()> {
     let receiver = Receiver::start(true)?;
-    let mut gate = Gate::start(&relay_to(&receiver.address().to_string(), "")?)?;
+    let mut gate = Process::start(&relay_to(&receiver.address().to_string(), "")?)?;
     let mut flying = gate.dialogue()?;
     flying.expect("EHLO flying.example", "250")?;
     flying.envelope("a@b.example", &["c@d.example"])?;
@@ -156,7 +157,7 @@ fn a_second_sigterm_ends_at_once() -> Result<()> {
 #[test]
 fn metrics_count_what_happened() -> Result<()> {
     let receiver = Receiver::start(true)?;
-    let gate = Gate::start(&relay_to(&receiver.address().to_string(), "")?)?;
+    let gate = Process::start(&relay_to(&receiver.address().to_string(), "")?)?;
     for _ in 0..3 {
         deliver(&gate)?;
     }
@@ -229,11 +230,12 @@ impl Filtered {
         })
     }
 
-    /// Lists lie where they outlive the gate's own directory.
-    fn configuration(&self, lists: &std::path::Path) -> Result<String> {
+    /// Lists lie where they outlive the gate's own directory, and so does a copy of the
+    /// configuration, for commands.
+    fn configuration(&self, lists: &Path) -> Result<(String, PathBuf)> {
         let file = lists.join("drop.netset");
         fs::write(&file, format!("{LISTED}/32\n"))?;
-        Ok(format!(
+        let configuration = format!(
             r#"hostname = "gate.example"
 state_dir = "@DIR@"
 workers = 1
@@ -260,11 +262,17 @@ action = "drop"
 "#,
             pins = self.pins,
             file = file.display(),
-        ))
+        );
+        let copy = lists.join("portcullis.toml");
+        fs::write(
+            &copy,
+            configuration.replace("@DIR@", &lists.display().to_string()),
+        )?;
+        Ok((configuration, copy))
     }
 
     /// What `filter status --json` says of the list: packets dropped.
-    fn dropped(&self, configuration: &std::path::Path) -> Result<u64> {
+    fn dropped(&self, configuration: &Path) -> Result<u64> {
         let mut command = self.inside.command(binary()?);
         let output = command
             .args(["filter", "status", "--json", "-c"])
@@ -282,7 +290,7 @@ action = "drop"
         Ok(connect_from(&self.outside, LISTED.parse()?, GATE.parse()?).is_ok())
     }
 
-    fn detach(&self, configuration: &std::path::Path) -> Result<()> {
+    fn detach(&self, configuration: &Path) -> Result<()> {
         let mut command = self.inside.command(binary()?);
         let output = command
             .args(["filter", "detach", "-c"])
@@ -294,7 +302,7 @@ action = "drop"
             String::from_utf8_lossy(&output.stderr)
         );
         ensure!(
-            !std::path::Path::new(&self.pins).join("links").exists(),
+            !Path::new(&self.pins).join("links").exists(),
             "links are left"
         );
         Ok(())
@@ -314,14 +322,9 @@ fn the_filter_outlives_a_killed_gate_and_is_taken_over_without_a_gap() -> Result
     }
     let scene = Filtered::set()?;
     let lists = tempfile::tempdir()?;
-    let configuration = scene.configuration(lists.path())?;
-    let file = lists.path().join("portcullis.toml");
-    fs::write(
-        &file,
-        configuration.replace("@DIR@", &lists.path().display().to_string()),
-    )?;
+    let (configuration, file) = scene.configuration(lists.path())?;
 
-    let gate = Gate::start_in(&scene.inside, &configuration)?;
+    let gate = Process::start_in(&scene.inside, &configuration)?;
     // From here on a SYN every 200 us or so, each of which has to be counted as dropped.
     let source: IpAddr = LISTED.parse()?;
     let sender = SynSender::new(&scene.outside, source, GATE.parse()?)?;
@@ -349,7 +352,7 @@ fn the_filter_outlives_a_killed_gate_and_is_taken_over_without_a_gap() -> Result
                 scene.dropped(&file)? > early,
                 "nothing is dropped any more with the gate gone"
             );
-            let gate = Gate::start_in(&scene.inside, &configuration)?;
+            let gate = Process::start_in(&scene.inside, &configuration)?;
             thread::sleep(Duration::from_millis(500));
             gate.terminate()?;
             thread::sleep(Duration::from_millis(300));
@@ -375,13 +378,8 @@ fn a_listed_source_cannot_connect_and_an_unlisted_one_can() -> Result<()> {
     }
     let scene = Filtered::set()?;
     let lists = tempfile::tempdir()?;
-    let configuration = scene.configuration(lists.path())?;
-    let file = lists.path().join("portcullis.toml");
-    fs::write(
-        &file,
-        configuration.replace("@DIR@", &lists.path().display().to_string()),
-    )?;
-    let gate = Gate::start_in(&scene.inside, &configuration)?;
+    let (configuration, file) = scene.configuration(lists.path())?;
+    let gate = Process::start_in(&scene.inside, &configuration)?;
     Dialogue::from_inside(&scene.outside, GATE.parse()?)?.expect("QUIT", "221")?;
     ensure!(!scene.listed_connects()?, "a listed source has connected");
     ensure!(scene.dropped(&file)? >= 1);
@@ -390,7 +388,7 @@ fn a_listed_source_cannot_connect_and_an_unlisted_one_can() -> Result<()> {
     fs::write(lists.path().join("drop.netset"), "192.0.2.200/32\n")?;
     gate.signal(Signal::SIGHUP)?;
     let let_in = || scene.listed_connects().ok().filter(|connects| *connects);
-    portcullis_tests::watch::until("the source to be let in", SOON, let_in)?;
+    portcullis_tests::wait::until("the source to be let in", SOON, let_in)?;
     gate.terminate()?;
     scene.detach(&file)
 }
@@ -400,7 +398,7 @@ fn a_warning_is_one_line_of_the_text_log() -> Result<()> {
     let receiver = Receiver::start(true)?;
     let configuration = relay_to(&receiver.address().to_string(), "[dnsbl_policy]\n")?;
     let configuration = configuration.replace("format = \"json\"", "format = \"text\"");
-    let gate = Gate::start(&configuration)?;
+    let gate = Process::start(&configuration)?;
     let warning = gate.wait_for_log("[dnsbl_policy] without a [[dnsbl]]", SOON)?;
     ensure!(warning.contains("portcullis.toml:"), "no place: {warning}");
     gate.rewrite(&configuration.replace("hostname = \"gate", "hostname = \"door"))?;

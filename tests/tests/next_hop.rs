@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::dialogue::{Dialogue, Reply};
-use portcullis_tests::gate::{Gate, relay_to};
+use portcullis_tests::process::{Process, relay_to};
 use portcullis_tests::receiver::{Act, Receiver};
-use portcullis_tests::watch;
+use portcullis_tests::{machine, wait};
 
 /// Short times, so that a test need not wait; the margin is for a busy machine.
 const RELAY: &str = r#"
@@ -26,13 +26,13 @@ const MARGIN: Duration = Duration::from_secs(2);
 
 const CONTENT: &[u8] = b"Subject: onward\r\n\r\ntext\r\n";
 
-fn gate_to(receiver: &Receiver) -> Result<Gate<'static>> {
-    Gate::start(&relay_to(&receiver.address().to_string(), RELAY)?)
+fn gate_to(receiver: &Receiver) -> Result<Process<'static>> {
+    Process::start(&relay_to(&receiver.address().to_string(), RELAY)?)
 }
 
 /// A message in a session of its own. The reply is the first one that is not positive, or the final
 /// one.
-fn offer(gate: &Gate<'_>) -> Result<Reply> {
+fn offer(gate: &Process<'_>) -> Result<Reply> {
     let mut session = gate.dialogue()?;
     session.expect("EHLO client.example", "250")?;
     let reply = transaction(&mut session, "c@d.example")?;
@@ -59,8 +59,8 @@ fn transaction(session: &mut Dialogue, recipient: &str) -> Result<Reply> {
 
 #[test]
 fn a_next_hop_that_is_down_is_a_451_in_time_and_is_found_again() -> Result<()> {
-    let address = watch::free_address()?;
-    let gate = Gate::start(&relay_to(&address.to_string(), RELAY)?)?;
+    let address = machine::free_address()?;
+    let gate = Process::start(&relay_to(&address.to_string(), RELAY)?)?;
     let begun = Instant::now();
     let reply = offer(&gate)?;
     ensure!(reply.text().starts_with("451 4.4.1"), "{}", reply.text());
@@ -72,7 +72,7 @@ fn a_next_hop_that_is_down_is_a_451_in_time_and_is_found_again() -> Result<()> {
 
     let receiver = Receiver::start_on(TcpListener::bind(address)?, true, |_| Act::Usual)?;
     let recovered = || offer(&gate).ok().filter(|reply| reply.code == 250);
-    watch::until(
+    wait::until(
         "the next hop to be used again",
         Duration::from_secs(10),
         recovered,
@@ -131,7 +131,7 @@ fn trouble(point: &'static str, fault: &Act) -> Result<()> {
 
     receiver.script(|_| Act::Usual);
     let recovered = || offer(&gate).ok().filter(|reply| reply.code == 250);
-    watch::until(
+    wait::until(
         "the next hop to be used again",
         Duration::from_secs(10),
         recovered,
@@ -200,7 +200,7 @@ fn a_kept_connection_that_the_next_hop_closed_costs_no_message() -> Result<()> {
 fn next_hops_are_tried_in_their_order() -> Result<()> {
     let (first, second) = (Receiver::start(true)?, Receiver::start(true)?);
     let both = format!("{}\", \"{}", first.address(), second.address());
-    let gate = Gate::start(&relay_to(&both, RELAY)?)?;
+    let gate = Process::start(&relay_to(&both, RELAY)?)?;
     ensure!(offer(&gate)?.code == 250);
     ensure!(
         (first.arrived().len(), second.arrived().len()) == (1, 0),
@@ -336,7 +336,7 @@ fn a_recipient_that_needs_another_next_hop_waits_for_another_transaction() -> Re
         "[[route]]\ndomains = [\"other.example\"]\nnext_hop = [\"{}\"]\n{RELAY}",
         other.address()
     );
-    let gate = Gate::start(&relay_to(&one.address().to_string(), &more)?)?;
+    let gate = Process::start(&relay_to(&one.address().to_string(), &more)?)?;
     let mut session = gate.dialogue()?;
     session.expect("EHLO client.example", "250")?;
     session.expect("MAIL FROM:<a@b.example>", "250")?;
@@ -358,11 +358,11 @@ fn fifty_megabytes_do_not_cost_fifty_megabytes() -> Result<()> {
     let size = "[limits]\nmessage_size = \"60MB\"\n";
     let configuration = relay_to(&receiver.address().to_string(), size)?;
     // One worker, so that the second message meets the buffers of the first.
-    let gate = Gate::start(&configuration.replace("workers = 2", "workers = 1"))?;
+    let gate = Process::start(&configuration.replace("workers = 2", "workers = 1"))?;
     // Touches the buffers that every message goes through, so that what grows from here on is the
     // message's.
     send_megabytes(&gate, 50)?;
-    let before = watch::resident_most_kib(gate.pid())?;
+    let before = gate.resident_most_kib()?;
 
     // The next hop reads nothing for a while: the client must be held back meanwhile, not stored.
     let stall = Act::Stall(Duration::from_secs(2));
@@ -374,7 +374,7 @@ fn fifty_megabytes_do_not_cost_fifty_megabytes() -> Result<()> {
         }
     });
     send_megabytes(&gate, 50)?;
-    let most = watch::resident_most_kib(gate.pid())?;
+    let most = gate.resident_most_kib()?;
     ensure!(
         before < 48 * 1024 && most < before + 12 * 1024,
         "{before}, then at most {most} KiB"
@@ -391,7 +391,7 @@ fn fifty_megabytes_do_not_cost_fifty_megabytes() -> Result<()> {
     Ok(())
 }
 
-fn send_megabytes(gate: &Gate<'_>, megabytes: usize) -> Result<()> {
+fn send_megabytes(gate: &Process<'_>, megabytes: usize) -> Result<()> {
     let mut session = gate.dialogue()?;
     session.expect("EHLO client.example", "250")?;
     session.envelope("a@b.example", &["c@d.example"])?;
@@ -471,7 +471,7 @@ fn more_than_fifty_received_fields_are_a_loop() -> Result<()> {
 
 #[test]
 fn discard_takes_everything_and_keeps_nothing() -> Result<()> {
-    let gate = Gate::start(&relay_to("discard", "")?)?;
+    let gate = Process::start(&relay_to("discard", "")?)?;
     for _ in 0..10 {
         let reply = offer(&gate)?;
         ensure!(reply.code == 250, "{}", reply.text());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::dialogue::{Dialogue, Reply};
-use portcullis_tests::gate::{Gate, relay_to};
+use portcullis_tests::process::{Process, relay_to};
 use portcullis_tests::receiver::{Act, Receiver};
 
 const CONTENT: &[u8] = b"Subject: onward\r\n\r\ntext\r\n";
@@ -46,10 +46,10 @@ impl Listening {
         lines.cloned().collect()
     }
 
-    fn gate(&self, more: &str) -> Result<Gate<'static>> {
+    fn gate(&self, more: &str) -> Result<Process<'static>> {
         // One worker: each has connections of its own.
         let configuration = relay_to(&self.receiver.address().to_string(), more)?;
-        Gate::start(&configuration.replace("workers = 2", "workers = 1"))
+        Process::start(&configuration.replace("workers = 2", "workers = 1"))
     }
 }
 
@@ -62,7 +62,7 @@ fn says(at: &str, beginning: &str, reply: &'static str) -> Act {
     }
 }
 
-fn session(gate: &Gate<'_>) -> Result<Dialogue> {
+fn session(gate: &Process<'_>) -> Result<Dialogue> {
     let mut session = gate.dialogue()?;
     session.expect("EHLO client.example", "250")?;
     Ok(session)
@@ -82,7 +82,7 @@ fn transaction(session: &mut Dialogue, lines: &[&str], content: &[u8]) -> Result
 }
 
 /// A message in a session of its own; the first reply that is no success, or the final one.
-fn offer(gate: &Gate<'_>) -> Result<Reply> {
+fn offer(gate: &Process<'_>) -> Result<Reply> {
     let lines = ["MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>"];
     let reply = transaction(&mut session(gate)?, &lines, CONTENT)?;
     Ok(reply)

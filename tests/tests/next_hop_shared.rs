@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use portcullis_tests::gate::{Gate, relay_to};
+use portcullis_tests::process::{Process, relay_to};
 use portcullis_tests::receiver::{Act, Receiver};
 
 const CONTENT: &[u8] = b"Subject: onward\r\n\r\ntext\r\n";
@@ -22,18 +22,18 @@ fn gate_to(
     reply: u32,
     command: u32,
     connections: u32,
-) -> Result<Gate<'static>> {
+) -> Result<Process<'static>> {
     let more = format!(
         "[relay]\nnetworks = [\"127.0.0.0/8\"]\ndomains = [\"gate.example\"]\nconnect_timeout = \"{connect}s\"\n\
          reply_timeout = \"{reply}s\"\nconnections = {connections}\n[limits]\ncommand_timeout = \"{command}s\"\n"
     );
     // One worker: each has connections of its own.
     let configuration = relay_to(&next_hop.to_string(), &more)?;
-    Gate::start(&configuration.replace("workers = 2", "workers = 1"))
+    Process::start(&configuration.replace("workers = 2", "workers = 1"))
 }
 
 /// A whole message in a session of its own; the code of its final reply.
-fn offer(gate: &Gate<'_>) -> Result<u16> {
+fn offer(gate: &Process<'_>) -> Result<u16> {
     let mut session = gate.dialogue()?;
     session.patience(Duration::from_secs(30))?;
     session.expect("EHLO client.example", "250")?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::dialogue::Dialogue;
-use portcullis_tests::gate::{Gate, relay_to};
+use portcullis_tests::process::{Process, relay_to};
 use portcullis_tests::receiver::{Act, Receiver};
 use socket2::{Domain, Socket, Type};
 
@@ -89,7 +89,7 @@ fn message(octets: usize) -> Vec<u8> {
     .concat()
 }
 
-fn data(gate: &Gate<'_>) -> Result<Dialogue> {
+fn data(gate: &Process<'_>) -> Result<Dialogue> {
     let mut session = gate.dialogue()?;
     session.patience(Duration::from_secs(60))?;
     session.expect("EHLO client.example", "250")?;
@@ -112,7 +112,7 @@ fn what_our_own_kernel_holds_has_not_been_read_by_the_next_hop() -> Result<()> {
 /// A message that takes its next hop ten seconds to read.
 fn slow_message(octets: usize) -> Result<()> {
     let (address, served) = slow_next_hop(octets / 100)?;
-    let gate = Gate::start(&relay_to(&address.to_string(), TIMES)?)?;
+    let gate = Process::start(&relay_to(&address.to_string(), TIMES)?)?;
     let mut session = data(&gate)?;
     session.raw(&message(octets))?;
     session.expect(".", "250")?;
@@ -128,7 +128,7 @@ fn a_next_hop_that_stops_reading_is_left_in_the_time_that_is_set() -> Result<()>
         "DATA" => Act::Stall(Duration::from_secs(60)),
         _ => Act::Usual,
     })?;
-    let gate = Gate::start(&relay_to(&receiver.address().to_string(), TIMES)?)?;
+    let gate = Process::start(&relay_to(&receiver.address().to_string(), TIMES)?)?;
     let mut session = data(&gate)?;
     // More than everything between here and there can hold.
     let begun = Instant::now();
@@ -143,7 +143,7 @@ fn a_next_hop_that_stops_reading_is_left_in_the_time_that_is_set() -> Result<()>
 }
 
 /// A session whose client has a small window, pipelines commands, and reads nothing yet.
-fn pipelined(gate: &Gate<'_>, commands: usize, last: &'static [u8]) -> Result<TcpStream> {
+fn pipelined(gate: &Process<'_>, commands: usize, last: &'static [u8]) -> Result<TcpStream> {
     let socket = small_window()?;
     socket.connect(&gate.address().into())?;
     let mut stream: TcpStream = socket.into();
@@ -163,7 +163,7 @@ const LIMITS: &str = "[limits]\ncommand_timeout = \"2s\"\n";
 
 #[test]
 fn a_client_that_reads_its_replies_slowly_hears_them_all() -> Result<()> {
-    let gate = Gate::start(&relay_to("discard", LIMITS)?)?;
+    let gate = Process::start(&relay_to("discard", LIMITS)?)?;
     let commands = 20_000;
     let mut stream = pipelined(&gate, commands, b"")?;
     let reply = "250 2.0.0 Ok\r\n";
@@ -191,7 +191,7 @@ fn a_client_that_reads_its_replies_slowly_hears_them_all() -> Result<()> {
 
 #[test]
 fn a_client_that_reads_slowly_and_has_said_quit_hears_the_last_reply() -> Result<()> {
-    let gate = Gate::start(&relay_to("discard", LIMITS)?)?;
+    let gate = Process::start(&relay_to("discard", LIMITS)?)?;
     let commands = 40_000;
     let mut paced = Pace {
         from: pipelined(&gate, commands, b"QUIT\r\n")?,
@@ -207,7 +207,7 @@ fn a_client_that_reads_slowly_and_has_said_quit_hears_the_last_reply() -> Result
 
 #[test]
 fn a_client_that_stops_reading_its_replies_is_sent_away() -> Result<()> {
-    let gate = Gate::start(&relay_to("discard", LIMITS)?)?;
+    let gate = Process::start(&relay_to("discard", LIMITS)?)?;
     let begun = Instant::now();
     let _stream = pipelined(&gate, 200_000, b"")?;
     while gate.metric("portcullis_sessions_ended_total", "timeout")? < 1.0 {

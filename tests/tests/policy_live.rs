@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use portcullis::netns::{Family, Namespace};
 use portcullis_tests::dialogue::{Dialogue, connect_from};
-use portcullis_tests::gate::Gate;
 use portcullis_tests::policy_cases::{self, Case};
-use portcullis_tests::{root, watch};
+use portcullis_tests::process::Process;
+use portcullis_tests::{root, wait};
 use serde_json::Value;
 
 const GATE_V4: &str = "198.51.100.25:25";
@@ -26,7 +26,7 @@ fn a_live_session_gets_the_code_and_the_rule_of_every_case() -> Result<()> {
     ensure!(cases.len() >= 40, "only {} cases", cases.len());
     let (inside, outside) = (Namespace::create("gate")?, Namespace::create("clients")?);
     set_up(&inside, &outside, &cases)?;
-    let gate = Gate::start_in(&inside, &configuration()?)?;
+    let gate = Process::start_in(&inside, &configuration()?)?;
     let mut wrong = Vec::new();
     for case in &cases {
         let live = play(&outside, &gate, case).with_context(|| case.place.clone())?;
@@ -78,7 +78,7 @@ fn configuration() -> Result<String> {
 }
 
 /// Plays a case; the code that it ends with, and the rule that the gate's log names for it.
-fn play(outside: &Namespace, gate: &Gate<'_>, case: &Case) -> Result<(u16, String)> {
+fn play(outside: &Namespace, gate: &Process<'_>, case: &Case) -> Result<(u16, String)> {
     let before = gate.log_lines().len();
     let to = if case.client.is_ipv4() {
         GATE_V4
@@ -102,7 +102,7 @@ fn play(outside: &Namespace, gate: &Gate<'_>, case: &Case) -> Result<(u16, Strin
     drop(session);
     let client = case.client.to_string();
     let what = "the session's line in the log";
-    let lines = watch::until(what, Duration::from_secs(5), || {
+    let lines = wait::until(what, Duration::from_secs(5), || {
         let mut lines = gate.log_lines().split_off(before);
         lines.retain(|line| line["client"] == client.as_str());
         let ended = lines.iter().any(|line| line["target"] == "session");

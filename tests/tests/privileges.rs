@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use portcullis::netns::Namespace;
-use portcullis_tests::gate::{Gate, binary};
+use portcullis_tests::process::{Process, binary, discard_as_user};
 use portcullis_tests::root;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -87,18 +87,8 @@ fn a_gate_that_became_a_user_keeps_nothing_but_what_an_update_of_the_filter_take
     fs::set_permissions(lists.path(), Permissions::from_mode(0o755))?;
     let list = lists.path().join("drop.netset");
     fs::write(&list, "192.0.2.1\n")?;
-    let configuration = format!(
-        r#"hostname = "gate.example"
-state_dir = "@DIR@"
-workers = 1
-user = "nobody"
-admin = "127.0.0.1:9925"
-[[listener]]
-address = "127.0.0.1:25"
-[[route]]
-domains = ["*"]
-next_hop = ["discard"]
-[filter]
+    let filter = format!(
+        r#"[filter]
 interfaces = [{{ name = "edge" }}]
 pin_path = "{}"
 [relay]
@@ -111,7 +101,8 @@ action = "drop"
         pins.path().display(),
         list.display()
     );
-    let gate = Gate::start_in(&inside, &configuration)?;
+    let configuration = discard_as_user("127.0.0.1:25", &filter);
+    let gate = Process::start_in(&inside, &configuration)?;
     // Connections are queued a moment before it serves, while it is still root.
     gate.wait_for_log("serving", SOON)?;
     let file = gate.directory().join("portcullis.toml");

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::dialogue::Dialogue;
-use portcullis_tests::gate::{Gate, relay_to};
 use portcullis_tests::postfix::{Dumped, Sink, source};
+use portcullis_tests::process::{Process, relay_to};
 use portcullis_tests::receiver::Receiver;
-use portcullis_tests::{full, watch};
+use portcullis_tests::{full, machine};
 
 /// One way of sending: what it is, the options of `smtp-source`, messages (short run, full run),
 /// recipients of each.
@@ -62,7 +62,7 @@ const LOADS: &[Load] = &[
 #[test]
 fn every_message_arrives_once_and_unchanged() -> Result<()> {
     let sink = Sink::start(true)?;
-    let gate = Gate::start(&relay_to(&sink.address().to_string(), "")?)?;
+    let gate = Process::start(&relay_to(&sink.address().to_string(), "")?)?;
     for load in LOADS {
         deliver_and_compare(load, &sink, gate.address()).with_context(|| load.0)?;
     }
@@ -73,10 +73,10 @@ fn every_message_arrives_once_and_unchanged() -> Result<()> {
 fn every_message_over_ipv6_arrives_once_and_unchanged() -> Result<()> {
     let sink = Sink::start(true)?;
     let configuration = relay_to(&sink.address().to_string(), "")?;
-    let listener = watch::free_address()?;
+    let listener = machine::free_address()?;
     let on_ipv6 = SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), listener.port());
     let more = format!("\n[[listener]]\naddress = \"{on_ipv6}\"\nservice = \"relay\"\n");
-    let gate = Gate::start(&(configuration + &more))?;
+    let gate = Process::start(&(configuration + &more))?;
     let load = (
         "IPv6",
         &["-6", "-s", "100", "-l", "4096"][..],
@@ -91,7 +91,7 @@ fn every_message_over_ipv6_arrives_once_and_unchanged() -> Result<()> {
 #[test]
 fn memory_does_not_grow_from_run_to_run() -> Result<()> {
     let sink = Sink::start(false)?;
-    let gate = Gate::start(&relay_to(&sink.address().to_string(), "")?)?;
+    let gate = Process::start(&relay_to(&sink.address().to_string(), "")?)?;
     let messages = if full() { "20000" } else { "6000" };
     let mut resident = Vec::new();
     for _ in 0..3 {
@@ -116,7 +116,7 @@ fn memory_does_not_grow_from_run_to_run() -> Result<()> {
 #[test]
 fn awkward_content_arrives_byte_for_byte() -> Result<()> {
     let receiver = Receiver::start(true)?;
-    let gate = Gate::start(&relay_to(&receiver.address().to_string(), "")?)?;
+    let gate = Process::start(&relay_to(&receiver.address().to_string(), "")?)?;
     let contents = awkward();
     for (number, (_, content)) in contents.iter().enumerate() {
         let mut session = gate.dialogue()?;
@@ -145,7 +145,7 @@ fn awkward_content_arrives_byte_for_byte() -> Result<()> {
 #[test]
 fn a_message_in_many_small_pieces_arrives_as_one() -> Result<()> {
     let receiver = Receiver::start(true)?;
-    let gate = Gate::start(&relay_to(&receiver.address().to_string(), "")?)?;
+    let gate = Process::start(&relay_to(&receiver.address().to_string(), "")?)?;
     let mut session: Dialogue = gate.dialogue()?;
     session.expect("EHLO client.example", "250")?;
     session.envelope("a@b.example", &["c@d.example"])?;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis::netns::Namespace;
-use portcullis_tests::gate::binary;
+use portcullis_tests::process::binary;
 use portcullis_tests::root;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};

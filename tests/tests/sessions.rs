@@ -2,7 +2,7 @@
 //! clients say.
 
 use portcullis_smtp::Settings;
-use portcullis_tests::conversation::Conversation;
+use portcullis_tests::checked_session::CheckedSession;
 use portcullis_tests::wild_client::{self, FLUSH};
 use portcullis_tests::wild_next_hop;
 use proptest::collection::vec;
@@ -124,14 +124,14 @@ proptest! {
 /// events.
 fn noops(count: usize) -> Result<(usize, Vec<String>), String> {
     let settings = Settings::new("mx.example");
-    let mut conversation = Conversation::new(&settings, false, Box::new(|_| None));
-    conversation.greet()?;
-    conversation.flushed()?;
+    let mut session = CheckedSession::new(&settings, false, Box::new(|_| None));
+    session.greet()?;
+    session.flushed()?;
     for _ in 0..2 {
-        conversation.take(format!("{}HELP\r\n", "NOOP\r\n".repeat(count)).as_bytes())?;
-        let replies = conversation.flushed()?;
-        if !conversation.events.is_empty() {
-            return Ok((replies.lines().count(), conversation.events));
+        session.take(format!("{}HELP\r\n", "NOOP\r\n".repeat(count)).as_bytes())?;
+        let replies = session.flushed()?;
+        if !session.events.is_empty() {
+            return Ok((replies.lines().count(), session.events));
         }
     }
     Ok((0, Vec::new()))

@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
-use portcullis_tests::gate::{Gate, portcullis};
-use portcullis_tests::{root, watch};
+use portcullis_tests::process::{Process, portcullis};
+use portcullis_tests::{machine, root, wait};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -42,7 +42,7 @@ impl Files {
 
     /// A gate that becomes nobody, and keeps its state there.
     fn configuration(&self, state_dir: &Path) -> Result<String> {
-        let (listener, admin) = (watch::free_address()?, watch::free_address()?);
+        let (listener, admin) = (machine::free_address()?, machine::free_address()?);
         Ok(format!(
             r#"hostname = "gate.example"
 state_dir = "{}"
@@ -140,7 +140,7 @@ impl Drop for Mounted {
     }
 }
 
-fn saves(gate: &Gate<'_>, result: &str) -> Result<f64> {
+fn saves(gate: &Process<'_>, result: &str) -> Result<f64> {
     gate.metric(
         "portcullis_state_saves_total",
         &format!("result=\"{result}\""),
@@ -156,12 +156,12 @@ fn is_told(files: &Files, state_dir: &Path, problem: &str) -> Result<()> {
             .any(|line| line.starts_with("warning state_dir:") && line.contains(problem)),
         "doctor: {told:?}"
     );
-    let gate = Gate::start(&configuration)?;
+    let gate = Process::start(&configuration)?;
     let line = gate.wait_for_log("state_dir: ", SOON)?;
     ensure!(line.contains("WARN") && line.contains(problem), "{line}");
     gate.wait_for_log("the lists in force are not kept", SOON)?;
     // It is counted after it is logged.
-    watch::until("the failure to be counted", SOON, || {
+    wait::until("the failure to be counted", SOON, || {
         (saves(&gate, "failed").ok()? == 1.0).then_some(())
     })?;
     ensure!(saves(&gate, "good")? == 0.0);
@@ -184,8 +184,8 @@ fn a_missing_state_directory_is_made_for_the_user_that_the_gate_becomes() -> Res
         "{told:?}"
     );
     ensure!(!state_dir.exists(), "doctor has made it");
-    let gate = Gate::start(&configuration)?;
-    watch::until("the lists to be kept", SOON, || {
+    let gate = Process::start(&configuration)?;
+    wait::until("the lists to be kept", SOON, || {
         state_dir.join("lists.snapshot").exists().then_some(())
     })?;
     let made = fs::metadata(&state_dir)?;
@@ -193,7 +193,7 @@ fn a_missing_state_directory_is_made_for_the_user_that_the_gate_becomes() -> Res
         (made.uid(), made.mode() & 0o777) == (NOBODY, 0o750),
         "{made:?}"
     );
-    watch::until("the save to be counted", SOON, || {
+    wait::until("the save to be counted", SOON, || {
         (saves(&gate, "good").ok()? == 1.0).then_some(())
     })?;
     ensure!(gate.metric("portcullis_state_last_saved_timestamp_seconds", "")? > 1_600_000_000.0);
@@ -266,7 +266,7 @@ fn files_that_only_root_can_read_are_told_at_the_start_and_a_chmod_brings_them_i
         };
         ensure!(told.iter().any(is_told), "{subject}: {told:?}");
     }
-    let gate = Gate::start(&configuration)?;
+    let gate = Process::start(&configuration)?;
     for what in ["list: ", "file of the configuration: "] {
         let line = gate.wait_for_log(&format!("\"{what}"), SOON)?;
         ensure!(

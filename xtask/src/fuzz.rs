@@ -141,7 +141,7 @@ fn fuzz(target: &str, binary: &Path, directory: &Path, seconds: u32) -> Result<(
             let line = line?;
             let line = String::from_utf8_lossy(&line);
             guided |= line.contains(GUIDED);
-            // Findings have a line each, and so have the words it learnt: nobody reads them.
+            // Each finding and each word that it learnt has a line: too many to read.
             if !line.starts_with(['#', '"']) || line.contains("DONE") {
                 eprintln!("{line}");
             }

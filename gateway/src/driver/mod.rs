@@ -1,103 +1,19 @@
 //! The line between what a worker decides and what the kernel does.
 //!
 //! A worker submits operations on connections and takes completions; it never sees an opcode, a
-//! file descriptor or a clock. Two drivers stand behind the trait: the ring ([`ring`]), and the
-//! simulation ([`sim`]), which runs the same worker on virtual time with seeded faults. Rejected:
-//! async functions per connection (a future per idle session costs more memory than the session),
-//! and a readiness interface (it would put the system calls back into the worker).
+//! file descriptor or a clock. Connections, outcomes and buffers are named as the ring names them:
+//! the trait was made for it, and a second set of the same names would only have to be converted.
+//! Two drivers stand behind the trait: the ring ([`ring`]), and with the tests a simulation, which
+//! runs the same worker on virtual time with seeded faults. Rejected: a readiness interface (it
+//! would put the system calls back into the worker).
 
-#[cfg(test)]
-mod conformance;
 pub mod ring;
-pub mod sim;
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// A connection as both sides name it: a slot of the worker's table, and which use of that slot is
-/// meant.
-///
-/// The kernel may deliver completions for an old use of a slot after the slot was taken again; a
-/// completion whose generation is not the slot's present one is dropped by the worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Conn {
-    /// Index into the table of connections.
-    pub slot: u32,
-    /// Counts the uses of the slot.
-    pub generation: u32,
-}
-
-/// Which of the worker's listening sockets, in the order in which they were given to the driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Listener(pub u16);
-
-/// A received piece of the stream, in memory that belongs to the driver until it is
-/// [recycled](Driver::recycle).
-#[derive(Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Which of the driver's buffers.
-    pub id: u16,
-    /// Where in that buffer the bytes begin.
-    pub offset: u32,
-    /// How many bytes.
-    pub len: u32,
-}
-
-/// What became of an operation.
-#[derive(Debug)]
-pub struct Completion {
-    /// The connection the operation was submitted for (for [`Outcome::Wake`] it means nothing).
-    pub conn: Conn,
-    /// What happened.
-    pub outcome: Outcome,
-}
-
-/// The results of the operations of [`Driver`].
-#[derive(Debug)]
-pub enum Outcome {
-    /// [`Driver::accept`]: the slot now holds a connection from this peer. On an error the slot
-    /// holds nothing.
-    Accepted(io::Result<SocketAddr>),
-    /// [`Driver::connect`]: the slot is connected. On an error it still has to be
-    /// [closed](Driver::close).
-    Connected(io::Result<()>),
-    /// [`Driver::receive`]: some bytes; the receive stays armed.
-    Received(Buffer),
-    /// [`Driver::receive`] has ended, and why. Nothing more comes from this connection until it is
-    /// armed again.
-    ReceiveEnded(ReceiveEnd),
-    /// [`Driver::send`]: the buffer comes back with how much of it was taken (always some), or the
-    /// error.
-    Sent {
-        /// The buffer that was given to `send`.
-        buffer: Vec<u8>,
-        /// Octets from its beginning that the kernel took; fewer than all is no error.
-        result: io::Result<usize>,
-    },
-    /// [`Driver::unacknowledged`]: octets that were sent and that the peer's TCP has not taken yet.
-    Unacknowledged(io::Result<u32>),
-    /// [`Driver::close`]: the slot is free.
-    Closed,
-    /// Somebody used the [`Waker`](ring::Waker): look at the shared state.
-    Wake,
-}
-
-/// Why an armed receive stopped.
-#[derive(Debug)]
-pub enum ReceiveEnd {
-    /// The peer has sent all it will send.
-    EndOfStream,
-    /// There was no free buffer; arm again once one was recycled.
-    Starved,
-    /// [`Driver::pause`] stopped it.
-    Paused,
-    /// The kernel ended a receive for its own reasons and nothing is wrong with the connection: arm
-    /// again.
-    Rearm,
-    /// The connection is broken.
-    Failed(io::Error),
-}
+pub use portcullis_uring::{Buffer, Completion, Conn, Listener, Outcome, ReceiveEnd};
 
 /// The operations of a worker. Nothing happens before the next [`wait`](Driver::wait), which
 /// submits the whole batch.

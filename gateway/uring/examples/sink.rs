@@ -9,7 +9,8 @@
 //! in which something happened it prints sessions, messages and its own CPU time.
 
 use portcullis_uring::{
-    Batch, Conn, Event, Outcome, PreparedRing, ReceiveEnd, Ring, Settings, listen, pin_to_core,
+    Completion, Conn, Listener, Outcome, PreparedRing, ReceiveEnd, Ring, Settings, listen,
+    pin_to_core,
 };
 use std::error::Error;
 use std::net::SocketAddr;
@@ -47,20 +48,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         .next()
         .unwrap_or("127.0.0.1:2526".into())
         .parse()?;
-    let batch = match arguments.next() {
-        Some(microseconds) => Some(Batch {
-            completions: 16,
-            within: Duration::from_micros(microseconds.parse()?),
-        }),
-        None => None,
-    };
     if let Some(core) = arguments.next() {
         pin_to_core(core.parse()?)?;
     }
     let ring = PreparedRing::new(Settings {
         slots: SLOTS,
         listeners: vec![listen(address, 4096)?],
-        batch,
         ..Settings::default()
     })?;
     let mut sink = Sink {
@@ -71,14 +64,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         ended: 0,
         messages: 0,
     };
-    let mut events = Vec::new();
+    let mut completions = Vec::new();
     let (mut reported, mut report) = ((0, 0), Instant::now());
     loop {
         sink.accept();
-        sink.ring
-            .wait(Duration::from_secs(1), |event| events.push(event))?;
-        for event in events.drain(..) {
-            sink.handle(event);
+        sink.ring.wait(Duration::from_secs(1), &mut completions)?;
+        for completion in completions.drain(..) {
+            sink.handle(completion);
         }
         if report.elapsed() > Duration::from_secs(1) && reported != (sink.ended, sink.messages) {
             reported = (sink.ended, sink.messages);
@@ -101,12 +93,12 @@ impl Sink {
             let session = &mut self.sessions[slot as usize];
             session.generation = session.generation.wrapping_add(1);
             let generation = session.generation;
-            self.ring.accept(0, Conn { slot, generation });
+            self.ring.accept(Listener(0), Conn { slot, generation });
             self.accepts += 1;
         }
     }
 
-    fn handle(&mut self, Event { conn, outcome }: Event) {
+    fn handle(&mut self, Completion { conn, outcome }: Completion) {
         let session = &mut self.sessions[conn.slot as usize];
         match outcome {
             Outcome::Accepted(Ok(_)) => {
@@ -120,9 +112,9 @@ impl Sink {
                 self.accepts -= 1;
                 self.free.push(conn.slot);
             }
-            Outcome::Received { buffer, length } => {
+            Outcome::Received(buffer) => {
                 let mut replies = Vec::new();
-                let bytes = self.ring.bytes(buffer, 0, length);
+                let bytes = self.ring.bytes(&buffer);
                 self.messages += session.take(bytes, &mut replies);
                 self.ring.recycle(buffer);
                 if !replies.is_empty() {
@@ -136,7 +128,7 @@ impl Sink {
                 session.receiving = false;
                 self.close_if_over(conn);
             }
-            Outcome::Sent(mut buffer, result) => {
+            Outcome::Sent { mut buffer, result } => {
                 session.sending = false;
                 let taken = result.unwrap_or(buffer.len());
                 buffer.drain(..taken);

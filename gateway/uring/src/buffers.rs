@@ -25,6 +25,18 @@ const ENTRY: usize = 16;
 /// of the ring.
 const DESCRIPTION: usize = 14;
 
+/// Some received bytes, in memory of the ring that the caller has until it is
+/// [recycled](crate::Ring::recycle).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Which of the ring's buffers.
+    pub id: u16,
+    /// Where in that buffer the bytes begin.
+    pub offset: u32,
+    /// How many bytes.
+    pub len: u32,
+}
+
 pub(crate) struct Buffers {
     ring: Mapping,
     memory: Mapping,
@@ -45,7 +57,8 @@ impl Buffers {
         if !count.is_power_of_two() || count > COUNT_MAX || size == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "the number of receive buffers must be a power of two up to 32768, their size not zero",
+                "the number of receive buffers must be a power of two up to 32768, their size not \
+                 zero",
             ));
         }
         let mut buffers = Self {
@@ -78,11 +91,11 @@ impl Buffers {
         }
     }
 
-    /// Part of a buffer that the caller has; nothing if it has not, or if the part is not within
-    /// the buffer.
-    pub(crate) fn bytes(&self, id: u16, offset: u32, length: u32) -> Option<&[u8]> {
+    /// What the caller has of a buffer; nothing if it does not have the buffer, or if that is not
+    /// within it.
+    pub(crate) fn bytes(&self, &Buffer { id, offset, len }: &Buffer) -> Option<&[u8]> {
         let lent = self.lent.get(usize::from(id)).copied()?;
-        let end = offset.checked_add(length)?;
+        let end = offset.checked_add(len)?;
         if !lent || end > self.size {
             return None;
         }
@@ -91,7 +104,7 @@ impl Buffers {
         let first = unsafe { first.add(offset as usize) };
         // SAFETY: initialised (pages begin as zeroes), within one mapping, and not written to: the
         // kernel does not have the buffer before it is offered again, which needs `&mut self`.
-        Some(unsafe { std::slice::from_raw_parts(first.as_ptr(), length as usize) })
+        Some(unsafe { std::slice::from_raw_parts(first.as_ptr(), len as usize) })
     }
 
     /// Takes a buffer back from the caller. False if it was not the caller's.
@@ -136,8 +149,8 @@ impl Buffers {
         }
     }
 
-    /// Writes an entry for a buffer that nobody else has. There is always room: as many entries as
-    /// buffers.
+    /// Writes an entry for a buffer that the kernel does not have. There is
+    /// always room: as many entries as buffers.
     fn offer(&mut self, id: u16) {
         let mut description = [0; DESCRIPTION];
         let address = self.buffer(id).as_ptr() as u64;
@@ -157,23 +170,27 @@ impl Buffers {
 mod tests {
     use super::*;
 
+    fn part(id: u16, offset: u32, len: u32) -> Buffer {
+        Buffer { id, offset, len }
+    }
+
     #[test]
     fn buffer_cannot_be_read_unless_it_was_lent() {
         let mut buffers = Buffers::new(4, 64).unwrap();
-        assert_eq!(buffers.bytes(2, 0, 1), None);
+        assert_eq!(buffers.bytes(&part(2, 0, 1)), None);
         assert!(buffers.lend(2));
-        assert_eq!(buffers.bytes(2, 60, 4), Some(&[0; 4][..]));
+        assert_eq!(buffers.bytes(&part(2, 60, 4)), Some(&[0; 4][..]));
         assert!(buffers.recycle(2));
-        assert_eq!(buffers.bytes(2, 0, 1), None);
+        assert_eq!(buffers.bytes(&part(2, 0, 1)), None);
     }
 
     #[test]
     fn buffer_cannot_be_read_past_its_end() {
         let mut buffers = Buffers::new(2, 64).unwrap();
         assert!(buffers.lend(0));
-        assert_eq!(buffers.bytes(0, 0, 65), None);
-        assert_eq!(buffers.bytes(0, u32::MAX, 2), None);
-        assert_eq!(buffers.bytes(9, 0, 1), None);
+        assert_eq!(buffers.bytes(&part(0, 0, 65)), None);
+        assert_eq!(buffers.bytes(&part(0, u32::MAX, 2)), None);
+        assert_eq!(buffers.bytes(&part(9, 0, 1)), None);
     }
 
     #[test]

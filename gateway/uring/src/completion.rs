@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "taking memory back that the kernel held")]
 
-use crate::buffers::Buffers;
+use crate::buffers::{Buffer, Buffers};
 use crate::slots::{Released, Slots};
 use crate::token::{self, Conn, Operation};
 use crate::wake::Waker;
@@ -10,22 +10,19 @@ use io_uring::cqueue;
 use std::io;
 use std::net::SocketAddr;
 
-/// What became of an operation, and the connection it was submitted for (meaningless for
-/// [`Outcome::Wake`]).
+/// What became of an operation.
 #[derive(Debug)]
-pub struct Event {
-    /// As it was given when the operation was submitted: perhaps an old use of the slot.
+pub struct Completion {
+    /// The connection as it was given when the operation was submitted: perhaps an old use of the
+    /// slot; [`Conn::NONE`] for [`Outcome::Wake`].
     pub conn: Conn,
     /// What happened.
     pub outcome: Outcome,
 }
 
-impl Event {
+impl Completion {
     pub(crate) const WAKE: Self = Self {
-        conn: Conn {
-            slot: 0,
-            generation: 0,
-        },
+        conn: Conn::NONE,
         outcome: Outcome::Wake,
     };
 }
@@ -33,39 +30,42 @@ impl Event {
 /// The results of the operations of a [`Ring`](crate::Ring).
 #[derive(Debug)]
 pub enum Outcome {
-    /// An accept: the slot holds a connection from this peer, or nothing.
+    /// An accept: the slot now holds a connection from this peer. On an error the slot holds
+    /// nothing.
     Accepted(io::Result<SocketAddr>),
-    /// A connect. On an error the slot has to be closed nevertheless.
+    /// A connect: the slot is connected. On an error it still has to be closed.
     Connected(io::Result<()>),
-    /// A receive: this many octets in this buffer, which is the caller's until it is recycled.
-    Received {
-        /// Which buffer.
-        buffer: u16,
-        /// How many octets from its beginning.
-        length: u32,
-    },
-    /// A receive is not armed any more.
+    /// A receive: some bytes, whose buffer is the caller's until it is recycled; the receive stays
+    /// armed.
+    Received(Buffer),
+    /// A receive has ended, and why. Nothing more comes from this connection until it is armed
+    /// again.
     ReceiveEnded(ReceiveEnd),
-    /// A send: the buffer, and how much of it the kernel took.
-    Sent(Vec<u8>, io::Result<usize>),
-    /// Octets handed to the kernel that the peer's TCP has not acknowledged.
+    /// A send: the buffer comes back with how much of it was taken (always some), or the error.
+    Sent {
+        /// The buffer that was given to the send.
+        buffer: Vec<u8>,
+        /// Octets from its beginning that the kernel took; fewer than all is no error.
+        result: io::Result<usize>,
+    },
+    /// Octets that were sent and that the peer's TCP has not acknowledged yet.
     Unacknowledged(io::Result<u32>),
     /// A close: the slot is free.
     Closed,
-    /// Somebody used a [`Waker`].
+    /// A [`Waker`] was used: look at what is shared with its thread.
     Wake,
 }
 
-/// Why a receive is not armed any more.
+/// Why an armed receive stopped.
 #[derive(Debug)]
 pub enum ReceiveEnd {
-    /// The peer has sent everything, or the connection was shut down from this side.
+    /// The peer has sent all it will send, or the connection was shut down from this side.
     EndOfStream,
-    /// There was no buffer.
+    /// There was no free buffer; arm again once one was recycled.
     Starved,
     /// It was paused.
     Paused,
-    /// It ended with nothing wrong, for instance because the completion queue was full.
+    /// It ended with nothing wrong, for instance because the completion queue was full: arm again.
     Rearm,
     /// The connection is broken.
     Failed(io::Error),
@@ -79,15 +79,15 @@ pub(crate) struct Tables {
     pub(crate) waker: Waker,
     /// Operations that the kernel may still touch memory for.
     pub(crate) in_flight: usize,
-    /// Outcomes that are known without asking the kernel.
-    pub(crate) ready: Vec<Event>,
+    /// Completions that are known without asking the kernel.
+    pub(crate) ready: Vec<Completion>,
     /// Closes that waited for a shutdown and need to wait no longer.
     pub(crate) deferred: Vec<Conn>,
 }
 
 impl Tables {
-    /// Takes one completion, giving up to two events to the sink.
-    pub(crate) fn complete(&mut self, entry: &cqueue::Entry, sink: &mut impl FnMut(Event)) {
+    /// Takes one entry of the kernel's queue, which makes up to two completions.
+    pub(crate) fn complete(&mut self, entry: &cqueue::Entry, completions: &mut Vec<Completion>) {
         let Some((operation, conn)) = token::unpack(entry.user_data()) else {
             return;
         };
@@ -97,7 +97,7 @@ impl Tables {
         }
         let result = outcome(entry.result());
         let outcome = match operation {
-            Operation::Receive => return self.received(conn, entry, result, sink),
+            Operation::Receive => return self.received(conn, entry, result, completions),
             Operation::Shutdown => return self.shut_down(conn),
             Operation::Cancel => return,
             Operation::Accept => Outcome::Accepted(self.accepted(conn, result)),
@@ -112,7 +112,10 @@ impl Tables {
                     Released::Buffer(buffer) => buffer,
                     Released::Nothing | Released::Address(_) => Vec::new(),
                 };
-                Outcome::Sent(buffer, result.map(|octets| octets as usize))
+                Outcome::Sent {
+                    buffer,
+                    result: result.map(|octets| octets as usize),
+                }
             }
             Operation::Unacknowledged => Outcome::Unacknowledged(result),
             // An error would be that the slot was empty, which is what was wanted.
@@ -122,7 +125,7 @@ impl Tables {
                 Outcome::Wake
             }
         };
-        sink(Event { conn, outcome });
+        completions.push(Completion { conn, outcome });
     }
 
     fn accepted(&mut self, conn: Conn, result: io::Result<u32>) -> io::Result<SocketAddr> {
@@ -150,7 +153,7 @@ impl Tables {
         conn: Conn,
         entry: &cqueue::Entry,
         result: io::Result<u32>,
-        sink: &mut impl FnMut(Event),
+        completions: &mut Vec<Completion>,
     ) {
         let more = cqueue::more(entry.flags());
         let mut shut = false;
@@ -160,15 +163,15 @@ impl Tables {
             slot.receiving = false;
             shut = slot.shut;
         }
-        let length = *result.as_ref().unwrap_or(&0);
-        if let Some(buffer) = cqueue::buffer_select(entry.flags())
-            && self.buffers.lend(buffer)
+        let len = *result.as_ref().unwrap_or(&0);
+        if let Some(id) = cqueue::buffer_select(entry.flags())
+            && self.buffers.lend(id)
         {
-            if length > 0 {
-                let outcome = Outcome::Received { buffer, length };
-                sink(Event { conn, outcome });
+            if len > 0 {
+                let outcome = Outcome::Received(Buffer { id, offset: 0, len });
+                completions.push(Completion { conn, outcome });
             } else {
-                self.buffers.recycle(buffer);
+                self.buffers.recycle(id);
             }
         }
         if more {
@@ -183,7 +186,7 @@ impl Tables {
                 _ => ReceiveEnd::Failed(error),
             },
         };
-        // Nobody should be led to arm a receive again that was to end for good.
+        // A receive that was to end for good must not look like one to be armed again.
         let end = match end {
             ReceiveEnd::Rearm | ReceiveEnd::Starved | ReceiveEnd::Paused if shut => {
                 ReceiveEnd::EndOfStream
@@ -191,7 +194,7 @@ impl Tables {
             end => end,
         };
         let outcome = Outcome::ReceiveEnded(end);
-        sink(Event { conn, outcome });
+        completions.push(Completion { conn, outcome });
     }
 }
 

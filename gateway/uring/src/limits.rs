@@ -24,14 +24,9 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
-/// The soft and the hard limit of open files.
-pub(crate) fn descriptor_limits() -> io::Result<(u64, u64)> {
-    descriptor_limit().map(|limit| (limit.rlim_cur, limit.rlim_max))
-}
-
 /// The largest table a ring can have now.
 pub(crate) fn table_max() -> u32 {
-    let limit = descriptor_limits().map_or(TABLE_MAX, |(soft, _)| soft);
+    let limit = descriptor_limit().map_or(TABLE_MAX, |limit| limit.rlim_cur);
     limit.min(TABLE_MAX) as u32
 }
 
@@ -123,6 +118,7 @@ mod tests {
     #[test]
     fn raised_limit_is_the_hard_limit() {
         let raised = raise_descriptor_limit().unwrap();
-        assert_eq!(descriptor_limits().unwrap(), (raised, raised));
+        let limit = descriptor_limit().unwrap();
+        assert_eq!((limit.rlim_cur, limit.rlim_max), (raised, raised));
     }
 }

@@ -13,6 +13,11 @@ use std::{fmt, io};
 /// on its way to a fast one is not bounded by it.
 pub(crate) const UNSENT_MAX: libc::c_int = 256 << 10;
 
+/// Which of a ring's listening sockets, by their order in
+/// [`Settings::listeners`](crate::Settings::listeners).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Listener(pub u16);
+
 /// Why an address cannot be listened on.
 #[derive(Debug)]
 pub struct ListenError {
@@ -34,7 +39,8 @@ impl fmt::Display for ListenError {
             ),
             io::ErrorKind::PermissionDenied => write!(
                 f,
-                "a port below 1024 needs root or CAP_NET_BIND_SERVICE, or the port is another user's already"
+                "a port below 1024 needs root or CAP_NET_BIND_SERVICE, or the port is another \
+                 user's already"
             ),
             io::ErrorKind::AddrNotAvailable => write!(f, "this machine does not have that address"),
             _ => error.fmt(f),
@@ -63,7 +69,7 @@ fn open(address: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
     let domain = RawAddress::family(address);
     // SAFETY: takes no pointer.
     let socket = checked(unsafe { libc::socket(domain, kind, libc::IPPROTO_TCP) })?;
-    // SAFETY: the descriptor was just made, and nobody else has it.
+    // SAFETY: the descriptor was just made, and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     switch_on(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
     switch_on(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT)?;

@@ -23,8 +23,8 @@
 
 use crate::address::RawAddress;
 use crate::buffers::{Buffers, GROUP};
-use crate::completion::{Event, Outcome, ReceiveEnd};
-use crate::listener::UNSENT_MAX;
+use crate::completion::{Completion, Outcome, ReceiveEnd};
+use crate::listener::{Listener, UNSENT_MAX};
 use crate::ring::Ring;
 use crate::slots::Held;
 use crate::token::{self, Conn, Operation, pack};
@@ -48,8 +48,8 @@ const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 
 impl Ring {
     /// Takes the next connection of a listener into a free slot. Ends with [`Outcome::Accepted`].
-    pub fn accept(&mut self, listener: usize, conn: Conn) {
-        let Some(listener) = self.core.listeners.get(listener) else {
+    pub fn accept(&mut self, listener: Listener, conn: Conn) {
+        let Some(listener) = self.core.listeners.get(usize::from(listener.0)) else {
             let gone = io::Error::from_raw_os_error(libc::ECANCELED);
             return self.ready(conn, Outcome::Accepted(Err(gone)));
         };
@@ -129,8 +129,8 @@ impl Ring {
             Some(_) => libc::EALREADY,
             None => libc::EBADF,
         };
-        let error = io::Error::from_raw_os_error(error);
-        self.ready(conn, Outcome::Sent(buffer, Err(error)));
+        let result = Err(io::Error::from_raw_os_error(error));
+        self.ready(conn, Outcome::Sent { buffer, result });
     }
 
     /// Asks how much of what was sent the peer's TCP has not acknowledged. Ends with
@@ -144,7 +144,8 @@ impl Ring {
         self.submit_counted(&[ask.user_data(pack(Operation::Unacknowledged, conn))]);
     }
 
-    /// Ends both directions, or only the sending one (which sends a FIN); has no event of its own.
+    /// Ends both directions, or only the sending one (which sends a FIN); has no completion of
+    /// its own.
     ///
     /// With `both`, everything in flight on the connection ends: a receive with
     /// [`ReceiveEnd::EndOfStream`], a send with what was taken of it or `ECANCELED`, a connect with
@@ -215,7 +216,7 @@ impl Ring {
 
     /// An outcome that is known already; the next wait gives it.
     fn ready(&mut self, conn: Conn, outcome: Outcome) {
-        self.core.tables.ready.push(Event { conn, outcome });
+        self.core.tables.ready.push(Completion { conn, outcome });
     }
 }
 
@@ -258,14 +259,10 @@ fn connect_chain(conn: Conn, place: &Place, domain: i32) -> [Entry; 4] {
     ]
 }
 
-/// An entry whose completion nobody needs.
+/// An entry whose completion says nothing of use.
 fn silent(entry: Entry) -> Entry {
-    let nobody = Conn {
-        slot: 0,
-        generation: 0,
-    };
     entry
-        .user_data(pack(Operation::Cancel, nobody))
+        .user_data(pack(Operation::Cancel, Conn::NONE))
         .flags(Flags::SKIP_SUCCESS)
 }
 
@@ -307,13 +304,13 @@ mod tests {
         prepared.start().unwrap()
     }
 
-    fn events(ring: &mut Ring) -> Vec<Event> {
-        let mut events = Vec::new();
+    fn completions(ring: &mut Ring) -> Vec<Completion> {
+        let mut completions = Vec::new();
         for _ in 0..3 {
-            let timeout = Duration::from_millis(20);
-            ring.wait(timeout, |event| events.push(event)).unwrap();
+            ring.wait(Duration::from_millis(20), &mut completions)
+                .unwrap();
         }
-        events
+        completions
     }
 
     #[test]
@@ -321,7 +318,7 @@ mod tests {
         let next_hop = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut ring = ring();
         ring.connect(CONN, next_hop.local_addr().unwrap());
-        assert_eq!(events(&mut ring).len(), 1);
+        assert_eq!(completions(&mut ring).len(), 1);
 
         let install = FixedFdInstall::new(Fixed(CONN.slot), 0).build();
         ring.core.push(&[install]);
@@ -340,9 +337,9 @@ mod tests {
         let to = "127.0.0.1:25".parse().unwrap();
         let place = ring.occupy(CONN, RawAddress::new(to)).unwrap();
         ring.submit_counted(&connect_chain(CONN, &place, NO_SUCH_FAMILY));
-        match &events(&mut ring)[..] {
+        match &completions(&mut ring)[..] {
             [
-                Event {
+                Completion {
                     outcome: Outcome::Connected(Err(error)),
                     ..
                 },

@@ -1,19 +1,22 @@
 //! A ring: setting it up, waiting on it, tearing it down.
 //!
-//! | flag | why |
-//! |---|---|
-//! | `SINGLE_ISSUER`, `DEFER_TASKRUN`, `COOP_TASKRUN` | one thread submits, and the kernel works for it when it waits and not by interrupting it |
-//! | `R_DISABLED` | made on the main thread while there are privileges, enabled by the worker that will own it |
-//! | `SUBMIT_ALL`, `NO_SQARRAY` | a bad entry does not stop a batch; one indirection less |
-//! | a completion queue of 16 times the submission queue | multishot receives complete more often than they are submitted |
+//! The flags of a ring, and why:
+//!
+//! - `SINGLE_ISSUER`, `DEFER_TASKRUN`, `COOP_TASKRUN`: one thread submits, and the kernel works for
+//!   it when it waits and not by interrupting it;
+//! - `R_DISABLED`: the main thread makes it while there are privileges, and the worker that will
+//!   own it enables it;
+//! - `SUBMIT_ALL`, `NO_SQARRAY`: a bad entry does not stop a batch; one indirection less;
+//! - a completion queue of 16 times the submission queue: multishot receives complete more often
+//!   than they are submitted.
 //!
 //! No `SQPOLL`: a polling kernel thread would take a core away from a worker.
 
 use crate::address::RawAddress;
-use crate::buffers::{Buffers, GROUP};
-use crate::completion::{Event, Tables};
+use crate::buffers::{Buffer, Buffers, GROUP};
+use crate::completion::{Completion, Tables};
 use crate::limits;
-use crate::settings::{Batch, Settings, SetupError};
+use crate::settings::{Settings, SetupError};
 use crate::slots::Slots;
 use crate::support::Unavailable;
 use crate::syscall::RegisteredRing;
@@ -30,7 +33,7 @@ use std::{fmt, io};
 
 /// How long a dropped ring waits for the kernel to let go of its memory before it leaks the memory.
 const TEARDOWN_MAX: Duration = Duration::from_secs(2);
-/// The kernel's own bound on a wait is about 292 years; nobody will notice a shorter one.
+/// The kernel's own bound on a wait is about 292 years; a shorter one makes no difference.
 const WAIT_MAX: Duration = Duration::from_hours(1);
 /// How often a full submission queue is submitted anew before the ring counts as broken.
 const SUBMIT_ATTEMPTS_MAX: u32 = 1000;
@@ -83,7 +86,6 @@ impl PreparedRing {
                 deferred: Vec::new(),
             },
             listeners: settings.listeners,
-            batch: settings.batch,
             broken: None,
         }))
     }
@@ -104,7 +106,7 @@ impl PreparedRing {
         let no_iowait = core.ring.params().is_feature_no_iowait();
         core.registered = Some(RegisteredRing::new(core.ring.as_raw_fd(), no_iowait)?);
         if core.tables.waker.taken() {
-            core.tables.ready.push(Event::WAKE);
+            core.tables.ready.push(Completion::WAKE);
         }
         Ok(Ring {
             core,
@@ -135,12 +137,12 @@ impl Ring {
         self.core.tables.waker.clone()
     }
 
-    /// Submits everything and waits for an event or until the time is up (zero: does not wait);
-    /// gives what has happened to the sink. It may return with no event before the time is up.
+    /// Submits everything and waits for a completion or until the time is up (zero: does not wait);
+    /// appends what has happened to `completions`. It may return with none before the time is up.
     ///
     /// # Errors
     /// Only if the ring is broken.
-    pub fn wait(&mut self, timeout: Duration, mut sink: impl FnMut(Event)) -> io::Result<()> {
+    pub fn wait(&mut self, timeout: Duration, completions: &mut Vec<Completion>) -> io::Result<()> {
         let core = &mut self.core;
         if let Some(error) = core.broken.take() {
             return Err(error);
@@ -148,31 +150,33 @@ impl Ring {
         core.tables.buffers.publish();
         let wait = !timeout.is_zero() && core.tables.ready.is_empty();
         core.enter(if wait { timeout } else { Duration::ZERO })?;
-        for event in core.tables.ready.drain(..) {
-            sink(event);
-        }
-        core.drain(&mut sink);
+        completions.append(&mut core.tables.ready);
+        core.drain(completions);
         self.close_deferred();
         Ok(())
     }
 
-    /// Part of a received buffer.
+    /// The bytes of a received buffer.
     ///
     /// # Panics
-    /// If the buffer was recycled already or never received, or if the part is not within it.
+    /// If the buffer was recycled already or never received, or is not so long.
     #[must_use]
-    pub fn bytes(&self, buffer: u16, offset: u32, length: u32) -> &[u8] {
-        match self.core.tables.buffers.bytes(buffer, offset, length) {
+    pub fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        match self.core.tables.buffers.bytes(buffer) {
             Some(bytes) => bytes,
-            None => panic!("receive buffer {buffer} does not hold {length} octets at {offset}"),
+            None => panic!("the ring has not lent {buffer:?}"),
         }
     }
 
     /// Gives a received buffer back, whether or not its connection still exists. The kernel sees it
     /// at the next wait.
-    pub fn recycle(&mut self, buffer: u16) {
-        let recycled = self.core.tables.buffers.recycle(buffer);
-        debug_assert!(recycled, "receive buffer {buffer} recycled twice");
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the caller cannot read it any more"
+    )]
+    pub fn recycle(&mut self, buffer: Buffer) {
+        let recycled = self.core.tables.buffers.recycle(buffer.id);
+        debug_assert!(recycled, "{buffer:?} recycled twice");
     }
 }
 
@@ -191,8 +195,7 @@ pub(crate) struct Core {
     registered: Option<RegisteredRing>,
     pub(crate) tables: Tables,
     pub(crate) listeners: Vec<OwnedFd>,
-    batch: Option<Batch>,
-    /// An operation could not be submitted at all: the next wait says so.
+    /// An operation could not be submitted at all: the next wait fails with this.
     broken: Option<io::Error>,
 }
 
@@ -235,7 +238,7 @@ impl Core {
             Err(error) if passes(&error) => {
                 self.enter(Duration::ZERO)?;
                 let mut ready = std::mem::take(&mut self.tables.ready);
-                self.drain(&mut |event| ready.push(event));
+                self.drain(&mut ready);
                 self.tables.ready = ready;
                 Ok(())
             }
@@ -250,15 +253,8 @@ impl Core {
         };
         let queued = self.ring.submission().len() as u32;
         let timespec = Timespec::from(timeout.min(WAIT_MAX));
-        let mut bounds = SubmitArgs::new().timespec(&timespec);
-        let mut want = u32::from(!timeout.is_zero());
-        if want > 0
-            && let Some(batch) = self.batch
-        {
-            want = batch.completions.max(1);
-            let within = batch.within.min(timeout).as_micros();
-            bounds = bounds.min_wait_usec(u32::try_from(within).unwrap_or(u32::MAX));
-        }
+        let bounds = SubmitArgs::new().timespec(&timespec);
+        let want = u32::from(!timeout.is_zero());
         match registered.enter(queued, Some((want, bounds))) {
             Err(error) if !passes(&error) => Err(error),
             _ => Ok(()),
@@ -267,9 +263,9 @@ impl Core {
 
     /// Takes all completions there are. Those that did not fit into the queue come with the next
     /// wait: entering the ring moves them up.
-    fn drain(&mut self, sink: &mut impl FnMut(Event)) {
+    fn drain(&mut self, completions: &mut Vec<Completion>) {
         for entry in self.ring.completion() {
-            self.tables.complete(&entry, sink);
+            self.tables.complete(&entry, completions);
         }
     }
 
@@ -286,7 +282,7 @@ impl Core {
             if self.enter(Duration::from_millis(50)).is_err() {
                 return false;
             }
-            self.drain(&mut drop);
+            self.drain(&mut Vec::new());
         }
         true
     }

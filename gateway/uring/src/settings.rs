@@ -1,17 +1,17 @@
-//! How a ring is to be, and why it cannot be made so.
+//! The sizes of a ring, its listeners, and why it could not be made.
 
 use crate::support::Unavailable;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 use std::{fmt, io};
 
-/// How a ring is to be.
+/// The sizes of a ring and its listeners.
 #[derive(Debug)]
 pub struct Settings {
     /// Connections the ring can hold: the size of its table, below `RLIMIT_NOFILE` (which it does
     /// not use up).
     pub slots: u32,
-    /// Listening sockets, as from [`listen`](crate::listen). Accepts name them by their place here.
+    /// Listening sockets, as from [`listen`](crate::listen). A
+    /// [`Listener`](crate::Listener) names one by its place here.
     pub listeners: Vec<OwnedFd>,
     /// Entries of the submission queue: how much is submitted with one system call (at least 4).
     pub entries: u32,
@@ -19,8 +19,6 @@ pub struct Settings {
     pub buffers: u16,
     /// Size of a receive buffer in octets.
     pub buffer_size: u32,
-    /// Collect completions for a moment rather than return with the first; off if there is none.
-    pub batch: Option<Batch>,
 }
 
 impl Default for Settings {
@@ -31,24 +29,14 @@ impl Default for Settings {
             entries: 512,
             buffers: 1024,
             buffer_size: 4096,
-            batch: None,
         }
     }
-}
-
-/// When a wait may return: trades latency for fewer system calls.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch {
-    /// With this many completions,
-    pub completions: u32,
-    /// or after this time with at least one (microsecond resolution).
-    pub within: Duration,
 }
 
 /// Why a ring could not be made.
 #[derive(Debug)]
 pub enum SetupError {
-    /// There is no io_uring to be had.
+    /// The kernel offers no io_uring, or not enough of it.
     Unavailable(Unavailable),
     /// The table of connections is larger than the kernel allows this process.
     TableTooLarge {
@@ -72,8 +60,9 @@ impl fmt::Display for SetupError {
             Self::Unavailable(why) => why.fmt(f),
             Self::TableTooLarge { slots, slots_max } => write!(
                 f,
-                "a ring for {slots} connections needs a limit of as many open files; it is {slots_max}: \
-                 raise it (ulimit -n, LimitNOFILE=), use more workers or fewer sessions"
+                "a ring for {slots} connections needs a limit of as many open files; it is \
+                 {slots_max}: raise it (ulimit -n, LimitNOFILE=), use more workers or fewer \
+                 sessions"
             ),
             Self::Failed { step, error } => write!(f, "cannot {step}: {error}"),
         }

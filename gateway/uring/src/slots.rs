@@ -120,7 +120,7 @@ pub(crate) enum Released {
 
 /// An address at a place that does not move, while the kernel knows the place.
 ///
-/// A raw pointer rather than a `Box`: a `Box` claims that nobody else writes to what it holds.
+/// A raw pointer rather than a `Box`: a `Box` claims to be the only writer of what it holds.
 pub(crate) struct AddressCell(NonNull<RawAddress>);
 
 // SAFETY: the cell is the only owner of its address but for the kernel, which does not care about

@@ -1,24 +1,12 @@
 //! Can this machine run it? For `portcullis doctor`, and for errors at start-up that say what to
 //! do.
 
-use crate::completion::Outcome;
-use crate::limits;
+use crate::completion::{Completion, Outcome};
 use crate::ring::PreparedRing;
 use crate::settings::{Settings, SetupError};
 use io_uring::{IoUring, Probe, opcode};
 use std::time::Duration;
 use std::{fmt, fs, io};
-
-/// What the kernel offers.
-#[derive(Debug)]
-pub struct Support {
-    /// Features that a ring needs and that are not there; empty if all is well.
-    pub missing: Vec<Missing>,
-    /// The limit of open files now, and as far as it can be raised without privileges.
-    pub descriptors: (u64, u64),
-    /// The most connections that one ring (that is, one worker) can hold once the limit is raised.
-    pub slots_max: u32,
-}
 
 /// A feature that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +23,7 @@ pub enum Unavailable {
     /// The kernel was built without it, or is too old to have it.
     NotInKernel,
     /// `kernel.io_uring_disabled` has this value: 1 excludes processes without privileges, 2
-    /// everybody.
+    /// every process.
     DisabledBySysctl(u8),
     /// Something else forbids it: a seccomp profile, as Docker's, or a security module.
     Forbidden,
@@ -53,7 +41,7 @@ impl Unavailable {
     }
 
     /// `setting` is what the file of the sysctl holds. It exists if the kernel (since 6.6) has
-    /// io_uring: if the system call does not, somebody hides it.
+    /// io_uring: a system call that does not exist is then hidden by a filter.
     fn classify(error: io::Error, setting: Option<&str>) -> Self {
         let disabled = setting.and_then(|text| text.trim().parse().ok());
         match (error.raw_os_error(), disabled) {
@@ -71,17 +59,22 @@ impl Unavailable {
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotInKernel => f.write_str("this kernel has no io_uring; Linux 6.13 or newer is needed"),
+            Self::NotInKernel => {
+                f.write_str("this kernel has no io_uring; Linux 6.13 or newer is needed")
+            }
             Self::DisabledBySysctl(value) => write!(
                 f,
-                "io_uring is switched off (kernel.io_uring_disabled = {value}): sysctl kernel.io_uring_disabled=0, or \
-                 with the value 1 run as a member of kernel.io_uring_group"
+                "io_uring is switched off (kernel.io_uring_disabled = {value}): sysctl \
+                 kernel.io_uring_disabled=0, or with the value 1 run as a member of \
+                 kernel.io_uring_group"
             ),
             Self::Forbidden => f.write_str(
-                "io_uring is forbidden to this process, most likely by a seccomp profile: in Docker, allow \
-                 io_uring_setup, io_uring_enter and io_uring_register in the profile",
+                "io_uring is forbidden to this process, most likely by a seccomp profile: in \
+                 Docker, allow io_uring_setup, io_uring_enter and io_uring_register in the profile",
             ),
-            Self::TooOld => f.write_str("this kernel's io_uring is too old; Linux 6.13 or newer is needed"),
+            Self::TooOld => {
+                f.write_str("this kernel's io_uring is too old; Linux 6.13 or newer is needed")
+            }
             Self::Other(error) => write!(f, "cannot set up io_uring: {error}"),
         }
     }
@@ -106,11 +99,12 @@ const fn missing(feature: &'static str, since: &'static str) -> Missing {
     Missing { feature, since }
 }
 
-/// Tries out what a ring needs, by making a small one and waking it.
+/// Tries out what a ring needs, by making a small one and waking it: the features that are not
+/// there, none if all is well.
 ///
 /// # Errors
-/// [`Unavailable`] if there is no io_uring to be had.
-pub fn support() -> Result<Support, Unavailable> {
+/// [`Unavailable`] if the kernel offers no io_uring.
+pub fn missing_features() -> Result<Vec<Missing>, Unavailable> {
     let plain = IoUring::new(4).map_err(Unavailable::from_setup)?;
     let mut probe = Probe::new();
     plain
@@ -150,12 +144,7 @@ pub fn support() -> Result<Support, Unavailable> {
         }
     }
     missing.extend(try_a_ring()?);
-    let descriptors = limits::descriptor_limits().map_err(Unavailable::Other)?;
-    Ok(Support {
-        missing,
-        descriptors,
-        slots_max: u32::try_from(descriptors.1).map_or(1 << 20, |hard| hard.min(1 << 20)),
-    })
+    Ok(missing)
 }
 
 /// Makes a ring with all it takes, wakes it and looks whether it woke up.
@@ -183,11 +172,12 @@ fn try_a_ring() -> Result<Option<Missing>, Unavailable> {
     };
     let mut ring = ring.start().map_err(Unavailable::Other)?;
     ring.waker().wake();
-    let mut woken = false;
-    let look = |event: crate::Event| woken |= matches!(event.outcome, Outcome::Wake);
-    ring.wait(Duration::from_millis(100), look)
+    let mut completions = Vec::new();
+    ring.wait(Duration::from_millis(100), &mut completions)
         .map_err(Unavailable::Other)?;
-    Ok((!woken).then(|| missing("waking a ring from a thread without one", "6.13")))
+    let woken = |completion: &Completion| matches!(completion.outcome, Outcome::Wake);
+    Ok((!completions.iter().any(woken))
+        .then(|| missing("waking a ring from a thread without one", "6.13")))
 }
 
 #[cfg(test)]
@@ -196,9 +186,7 @@ mod tests {
 
     #[test]
     fn this_kernel_has_all_that_is_needed() {
-        let support = support().unwrap();
-        assert_eq!(support.missing, []);
-        assert!(support.slots_max > 0);
+        assert_eq!(missing_features().unwrap(), []);
     }
 
     #[test]

@@ -12,14 +12,22 @@
 /// One use of one slot of the ring's table.
 ///
 /// The kernel may deliver completions of an old use after the slot was taken again. They carry the
-/// generation that their operation was submitted with, so that they can be told from those of the
-/// present use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// generation that their operation was submitted with, so that a caller can distinguish them
+/// from those of the present use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Conn {
     /// Index into the table, below [`SLOTS_MAX`].
     pub slot: u32,
-    /// Which use of the slot.
+    /// Counts the uses of the slot.
     pub generation: u32,
+}
+
+impl Conn {
+    /// What a completion names that is about no connection.
+    pub const NONE: Self = Self {
+        slot: 0,
+        generation: 0,
+    };
 }
 
 /// The largest table whose slots fit into the user data; the kernel's own bound (2^20) is lower.
@@ -98,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn user_data_of_nobody_is_nobodys() {
+    fn user_data_that_was_not_packed_here_is_refused() {
         assert_eq!(unpack(0), None);
         assert_eq!(unpack(u64::MAX), None);
     }

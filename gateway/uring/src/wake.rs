@@ -45,11 +45,7 @@ impl Waker {
         }
         let ring = self.0.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(ring) = *ring else { return };
-        let nobody = Conn {
-            slot: 0,
-            generation: 0,
-        };
-        let user_data = token::pack(Operation::Wake, nobody);
+        let user_data = token::pack(Operation::Wake, Conn::NONE);
         let message = MsgRingData::new(Fd(ring), 0, user_data, None).build();
         match syscall::send_message(&message) {
             Ok(()) => {}

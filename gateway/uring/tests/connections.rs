@@ -1,62 +1,64 @@
 //! Accepting, connecting, closing: what a slot is before, during and after.
 
-mod desk;
+mod loopback;
 
-use desk::{A_WHILE, Desk, PATIENCE, conn};
-use portcullis_uring::{Outcome, ReceiveEnd, Settings, listen};
+use loopback::{A_WHILE, Loopback, PATIENCE, conn};
+use portcullis_uring::{Listener, Outcome, ReceiveEnd, Settings, listen};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 #[test]
 fn full_table_leaves_clients_waiting_and_kills_none() {
-    let mut desk = Desk::new(2);
-    let first = desk.accepted(conn(0, 1));
-    let _second = desk.accepted(conn(1, 1));
-    let mut third = desk.dial();
+    let mut loopback = Loopback::new(2);
+    let first = loopback.accepted(conn(0, 1));
+    let _second = loopback.accepted(conn(1, 1));
+    let mut third = loopback.dial();
     third.write_all(b"EHLO early\r\n").unwrap();
-    assert_eq!(desk.meanwhile().len(), 0);
+    assert_eq!(loopback.meanwhile().len(), 0);
 
-    desk.ring.close(conn(0, 1));
-    desk.expect_closed(conn(0, 1));
+    loopback.ring.close(conn(0, 1));
+    loopback.expect_closed(conn(0, 1));
     drop(first);
-    desk.ring.accept(0, conn(0, 2));
-    desk.expect_accepted(conn(0, 2), &third);
-    desk.ring.receive(conn(0, 2));
-    assert_eq!(desk.expect_received(conn(0, 2)), b"EHLO early\r\n");
+    loopback.ring.accept(Listener(0), conn(0, 2));
+    loopback.expect_accepted(conn(0, 2), &third);
+    loopback.ring.receive(conn(0, 2));
+    assert_eq!(loopback.expect_received(conn(0, 2)), b"EHLO early\r\n");
 }
 
 #[test]
 fn slot_taken_again_with_a_receive_still_armed_does_not_mix_two_connections_up() {
-    let mut desk = Desk::new(1);
-    let mut old = desk.accepted(conn(0, 1));
-    desk.ring.receive(conn(0, 1));
-    desk.wait(A_WHILE);
+    let mut loopback = Loopback::new(1);
+    let mut old = loopback.accepted(conn(0, 1));
+    loopback.ring.receive(conn(0, 1));
+    loopback.wait(A_WHILE);
     // What a worker must not do: the receive is still armed.
-    desk.ring.close(conn(0, 1));
-    desk.expect_closed(conn(0, 1));
-    let mut new = desk.accepted(conn(0, 2));
-    desk.ring.receive(conn(0, 2));
-    desk.wait(A_WHILE);
+    loopback.ring.close(conn(0, 1));
+    loopback.expect_closed(conn(0, 1));
+    let mut new = loopback.accepted(conn(0, 2));
+    loopback.ring.receive(conn(0, 2));
+    loopback.wait(A_WHILE);
     old.write_all(b"old").unwrap();
-    assert_eq!(desk.expect_received(conn(0, 1)), b"old");
+    assert_eq!(loopback.expect_received(conn(0, 1)), b"old");
     new.write_all(b"new").unwrap();
-    assert_eq!(desk.expect_received(conn(0, 2)), b"new");
+    assert_eq!(loopback.expect_received(conn(0, 2)), b"new");
 }
 
 #[test]
 fn closing_after_the_receive_has_ended_sends_a_fin_and_not_a_reset() {
-    let mut desk = Desk::new(1);
-    let mut client = desk.accepted(conn(0, 1));
-    desk.ring.receive(conn(0, 1));
-    desk.ring.send(conn(0, 1), b"221 2.0.0 Bye\r\n".to_vec());
-    desk.expect_sent(conn(0, 1)).1.unwrap();
-    desk.ring.shutdown(conn(0, 1), true);
+    let mut loopback = Loopback::new(1);
+    let mut client = loopback.accepted(conn(0, 1));
+    loopback.ring.receive(conn(0, 1));
+    loopback
+        .ring
+        .send(conn(0, 1), b"221 2.0.0 Bye\r\n".to_vec());
+    loopback.expect_sent(conn(0, 1)).1.unwrap();
+    loopback.ring.shutdown(conn(0, 1), true);
     assert!(matches!(
-        desk.expect_end(conn(0, 1)),
+        loopback.expect_end(conn(0, 1)),
         ReceiveEnd::EndOfStream
     ));
-    desk.ring.close(conn(0, 1));
-    desk.expect_closed(conn(0, 1));
+    loopback.ring.close(conn(0, 1));
+    loopback.expect_closed(conn(0, 1));
     let mut text = String::new();
     client.read_to_string(&mut text).unwrap();
     assert_eq!(text, "221 2.0.0 Bye\r\n");
@@ -64,43 +66,45 @@ fn closing_after_the_receive_has_ended_sends_a_fin_and_not_a_reset() {
 
 #[test]
 fn half_close_sends_a_fin_and_leaves_the_other_direction_open() {
-    let mut desk = Desk::new(1);
-    let mut client = desk.accepted(conn(0, 1));
-    desk.ring.receive(conn(0, 1));
-    desk.ring.send(conn(0, 1), b"421 4.7.0 Enough\r\n".to_vec());
-    desk.ring.shutdown(conn(0, 1), false);
-    desk.expect_sent(conn(0, 1)).1.unwrap();
+    let mut loopback = Loopback::new(1);
+    let mut client = loopback.accepted(conn(0, 1));
+    loopback.ring.receive(conn(0, 1));
+    loopback
+        .ring
+        .send(conn(0, 1), b"421 4.7.0 Enough\r\n".to_vec());
+    loopback.ring.shutdown(conn(0, 1), false);
+    loopback.expect_sent(conn(0, 1)).1.unwrap();
     let mut text = String::new();
     let reader = client.try_clone().unwrap();
     let reading = std::thread::spawn(move || {
         let mut reader = reader;
         reader.read_to_string(&mut text).map(|_| text)
     });
-    assert_eq!(desk.meanwhile().len(), 0);
+    assert_eq!(loopback.meanwhile().len(), 0);
     assert_eq!(reading.join().unwrap().unwrap(), "421 4.7.0 Enough\r\n");
     client.write_all(b"still talking").unwrap();
-    assert_eq!(desk.expect_received(conn(0, 1)), b"still talking");
+    assert_eq!(loopback.expect_received(conn(0, 1)), b"still talking");
     drop(client);
     assert!(matches!(
-        desk.expect_end(conn(0, 1)),
+        loopback.expect_end(conn(0, 1)),
         ReceiveEnd::EndOfStream
     ));
-    desk.ring.close(conn(0, 1));
-    desk.expect_closed(conn(0, 1));
+    loopback.ring.close(conn(0, 1));
+    loopback.expect_closed(conn(0, 1));
 }
 
 #[test]
 fn half_close_that_the_kernel_has_put_off_never_hits_the_next_connection_of_the_slot() {
-    let mut desk = Desk::new(1);
+    let mut loopback = Loopback::new(1);
     for generation in 0..200 {
         let now = conn(0, generation);
-        let mut client = desk.accepted(now);
-        desk.ring.send(now, b"220 ".to_vec());
-        let (_, sent) = desk.expect_sent(now);
+        let mut client = loopback.accepted(now);
+        loopback.ring.send(now, b"220 ".to_vec());
+        let (_, sent) = loopback.expect_sent(now);
         sent.unwrap();
-        desk.ring.shutdown(now, false);
-        desk.ring.close(now);
-        desk.expect_closed(now);
+        loopback.ring.shutdown(now, false);
+        loopback.ring.close(now);
+        loopback.expect_closed(now);
         let mut text = String::new();
         client.read_to_string(&mut text).unwrap();
         assert_eq!(text, "220 ");
@@ -109,15 +113,15 @@ fn half_close_that_the_kernel_has_put_off_never_hits_the_next_connection_of_the_
 
 #[test]
 fn accept_that_is_not_wanted_any_more_completes_and_the_address_is_free_again() {
-    let mut desk = Desk::new(64);
+    let mut loopback = Loopback::new(64);
     for slot in 0..64 {
-        desk.ring.accept(0, conn(slot, 1));
+        loopback.ring.accept(Listener(0), conn(slot, 1));
     }
-    desk.wait(A_WHILE);
-    desk.ring.stop_accepting();
+    loopback.wait(A_WHILE);
+    loopback.ring.stop_accepting();
     for _ in 0..64 {
-        let event = desk.next();
-        match event.outcome {
+        let completion = loopback.next();
+        match completion.outcome {
             Outcome::Accepted(Err(error)) => {
                 assert_eq!(error.raw_os_error(), Some(libc::ECANCELED));
             }
@@ -125,55 +129,59 @@ fn accept_that_is_not_wanted_any_more_completes_and_the_address_is_free_again() 
         }
     }
     assert_eq!(
-        TcpStream::connect(desk.address).unwrap_err().kind(),
+        TcpStream::connect(loopback.address).unwrap_err().kind(),
         ErrorKind::ConnectionRefused
     );
-    desk.ring.accept(0, conn(0, 2));
-    assert!(matches!(desk.next().outcome, Outcome::Accepted(Err(_))));
-    TcpListener::bind(desk.address).unwrap();
+    loopback.ring.accept(Listener(0), conn(0, 2));
+    assert!(matches!(loopback.next().outcome, Outcome::Accepted(Err(_))));
+    TcpListener::bind(loopback.address).unwrap();
 }
 
 #[test]
 fn next_hop_is_connected_and_talks() {
-    let mut desk = Desk::new(1);
+    let mut loopback = Loopback::new(1);
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let next_hop = TcpListener::bind(address).unwrap();
-        desk.ring
+        loopback
+            .ring
             .connect(conn(0, 1), next_hop.local_addr().unwrap());
-        desk.expect_connected(conn(0, 1)).unwrap();
+        loopback.expect_connected(conn(0, 1)).unwrap();
         let (mut there, _) = next_hop.accept().unwrap();
         there.write_all(b"220 next hop\r\n").unwrap();
-        desk.ring.receive(conn(0, 1));
-        assert_eq!(desk.expect_received(conn(0, 1)), b"220 next hop\r\n");
-        desk.ring.pause(conn(0, 1));
-        assert!(matches!(desk.expect_end(conn(0, 1)), ReceiveEnd::Paused));
-        desk.ring.close(conn(0, 1));
-        desk.expect_closed(conn(0, 1));
+        loopback.ring.receive(conn(0, 1));
+        assert_eq!(loopback.expect_received(conn(0, 1)), b"220 next hop\r\n");
+        loopback.ring.pause(conn(0, 1));
+        assert!(matches!(
+            loopback.expect_end(conn(0, 1)),
+            ReceiveEnd::Paused
+        ));
+        loopback.ring.close(conn(0, 1));
+        loopback.expect_closed(conn(0, 1));
         assert_eq!(there.read(&mut [0]).unwrap(), 0);
     }
 }
 
 #[test]
 fn next_hop_that_refuses_leaves_a_slot_that_can_be_closed_and_used_again() {
-    let mut desk = Desk::new(1);
-    let nobody = {
+    let mut loopback = Loopback::new(1);
+    let unbound = {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap()
     };
     for generation in 0..3 {
-        desk.ring.connect(conn(0, generation), nobody);
-        let error = desk.expect_connected(conn(0, generation)).unwrap_err();
+        loopback.ring.connect(conn(0, generation), unbound);
+        let error = loopback.expect_connected(conn(0, generation)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-        desk.ring.close(conn(0, generation));
-        desk.expect_closed(conn(0, generation));
+        loopback.ring.close(conn(0, generation));
+        loopback.expect_closed(conn(0, generation));
     }
-    desk.accepted(conn(0, 9));
+    loopback.accepted(conn(0, 9));
 }
 
 #[test]
 fn connects_through_a_queue_too_short_for_them_all_come_about() {
     const HOPS: u32 = 50;
-    let mut desk = Desk::with(Settings {
+    let mut loopback = Loopback::with(Settings {
         slots: HOPS,
         entries: 4,
         ..Settings::default()
@@ -181,21 +189,22 @@ fn connects_through_a_queue_too_short_for_them_all_come_about() {
     let next_hop = listen("127.0.0.1:0".parse().unwrap(), 128).unwrap();
     let next_hop = TcpListener::from(next_hop);
     for slot in 0..HOPS {
-        desk.ring
+        loopback
+            .ring
             .connect(conn(slot, 1), next_hop.local_addr().unwrap());
         // Shifts the chain of the next one against the end of the queue.
-        desk.ring.pause(conn(slot, 1));
+        loopback.ring.pause(conn(slot, 1));
     }
     for _ in 0..HOPS {
-        let event = desk.next();
-        assert!(matches!(event.outcome, Outcome::Connected(Ok(()))));
+        let completion = loopback.next();
+        assert!(matches!(completion.outcome, Outcome::Connected(Ok(()))));
     }
-    assert_eq!(desk.meanwhile().len(), 0);
+    assert_eq!(loopback.meanwhile().len(), 0);
 }
 
 #[test]
 fn next_hop_that_never_answers_can_be_given_up() {
-    let mut desk = Desk::new(1);
+    let mut loopback = Loopback::new(1);
     // A listener with a full backlog drops connection requests.
     let deaf = listen("127.0.0.1:0".parse().unwrap(), 0).unwrap();
     let address = TcpListener::from(deaf.try_clone().unwrap())
@@ -204,41 +213,44 @@ fn next_hop_that_never_answers_can_be_given_up() {
     let _backlog: Vec<_> = (0..4)
         .map(|_| TcpStream::connect_timeout(&address, A_WHILE))
         .collect();
-    desk.ring.connect(conn(0, 1), address);
-    assert_eq!(desk.meanwhile().len(), 0);
-    desk.ring.shutdown(conn(0, 1), true);
-    let error = desk.expect_connected(conn(0, 1)).unwrap_err();
+    loopback.ring.connect(conn(0, 1), address);
+    assert_eq!(loopback.meanwhile().len(), 0);
+    loopback.ring.shutdown(conn(0, 1), true);
+    let error = loopback.expect_connected(conn(0, 1)).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ECANCELED));
-    desk.ring.close(conn(0, 1));
-    desk.expect_closed(conn(0, 1));
+    loopback.ring.close(conn(0, 1));
+    loopback.expect_closed(conn(0, 1));
 }
 
 #[test]
 fn close_of_an_empty_slot_is_a_close() {
-    let mut desk = Desk::new(1);
-    desk.ring.close(conn(0, 1));
-    desk.expect_closed(conn(0, 1));
-    desk.ring.close(conn(7, 1));
-    desk.expect_closed(conn(7, 1));
+    let mut loopback = Loopback::new(1);
+    loopback.ring.close(conn(0, 1));
+    loopback.expect_closed(conn(0, 1));
+    loopback.ring.close(conn(7, 1));
+    loopback.expect_closed(conn(7, 1));
 }
 
 #[test]
 fn slot_outside_the_table_fails_and_breaks_nothing() {
-    let mut desk = Desk::new(1);
+    let mut loopback = Loopback::new(1);
     let outside = conn(1, 1);
-    desk.ring.accept(0, outside);
-    assert!(matches!(desk.next().outcome, Outcome::Accepted(Err(_))));
-    desk.ring.connect(outside, desk.address);
-    desk.expect_connected(outside).unwrap_err();
-    desk.ring.receive(outside);
-    assert!(matches!(desk.expect_end(outside), ReceiveEnd::Failed(_)));
-    desk.ring.send(outside, vec![1]);
-    let (buffer, result) = desk.expect_sent(outside);
+    loopback.ring.accept(Listener(0), outside);
+    assert!(matches!(loopback.next().outcome, Outcome::Accepted(Err(_))));
+    loopback.ring.connect(outside, loopback.address);
+    loopback.expect_connected(outside).unwrap_err();
+    loopback.ring.receive(outside);
+    assert!(matches!(
+        loopback.expect_end(outside),
+        ReceiveEnd::Failed(_)
+    ));
+    loopback.ring.send(outside, vec![1]);
+    let (buffer, result) = loopback.expect_sent(outside);
     assert!(buffer == [1] && result.is_err());
-    desk.ring.shutdown(outside, true);
-    desk.ring.shutdown(outside, false);
-    desk.ring.pause(conn(u32::MAX, 1));
-    assert_eq!(desk.meanwhile().len(), 0);
+    loopback.ring.shutdown(outside, true);
+    loopback.ring.shutdown(outside, false);
+    loopback.ring.pause(conn(u32::MAX, 1));
+    assert_eq!(loopback.meanwhile().len(), 0);
 }
 
 #[test]
@@ -265,26 +277,28 @@ fn rings_share_an_address_and_strangers_do_not() {
 #[test]
 fn dropped_ring_ends_its_connections_and_loses_no_memory_to_the_kernel() {
     for round in 0..6 {
-        let mut desk = Desk::with(Settings {
+        let mut loopback = Loopback::with(Settings {
             slots: 40,
             entries: 8,
             buffers: 2,
             ..Settings::default()
         });
-        let mut clients: Vec<_> = (0..10).map(|slot| desk.accepted(conn(slot, 1))).collect();
+        let mut clients: Vec<_> = (0..10)
+            .map(|slot| loopback.accepted(conn(slot, 1)))
+            .collect();
         for slot in 0..10 {
-            desk.ring.receive(conn(slot, 1));
-            desk.ring.send(conn(slot, 1), vec![round; 8 << 20]);
+            loopback.ring.receive(conn(slot, 1));
+            loopback.ring.send(conn(slot, 1), vec![round; 8 << 20]);
         }
         for slot in 10..30 {
-            desk.ring.accept(0, conn(slot, 1));
+            loopback.ring.accept(Listener(0), conn(slot, 1));
         }
         if round % 2 == 0 {
-            desk.wait(A_WHILE / 10);
+            loopback.wait(A_WHILE / 10);
         }
-        let waker = desk.ring.waker();
+        let waker = loopback.ring.waker();
         let began = std::time::Instant::now();
-        drop(desk);
+        drop(loopback);
         assert!(began.elapsed() < PATIENCE / 10, "{:?}", began.elapsed());
         waker.wake();
         for client in &mut clients {

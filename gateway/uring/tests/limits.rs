@@ -1,10 +1,10 @@
 //! Tables against the limit of open files. It is the process's, so this test has a process of its
 //! own.
 
-mod desk;
+mod loopback;
 
-use desk::{Desk, conn};
-use portcullis_uring::{Outcome, PreparedRing, Settings, SetupError};
+use loopback::{Loopback, conn};
+use portcullis_uring::{Listener, Outcome, PreparedRing, Settings, SetupError};
 
 const LIMIT: u64 = 96;
 
@@ -21,16 +21,16 @@ fn three_rings_hold_more_connections_than_the_process_may_open_files() {
         other => panic!("{other}"),
     }
 
-    let mut desks: Vec<_> = (0..3).map(|_| Desk::new(slots)).collect();
+    let mut loopbacks: Vec<_> = (0..3).map(|_| Loopback::new(slots)).collect();
     // Every connection has both of its ends in tables: the even slots call, the odd slots are
     // called.
     let mut held = 0;
-    for desk in &mut desks {
+    for loopback in &mut loopbacks {
         for pair in 0..slots / 2 {
-            desk.ring.connect(conn(pair * 2, 1), desk.address);
-            desk.ring.accept(0, conn(pair * 2 + 1, 1));
+            loopback.ring.connect(conn(pair * 2, 1), loopback.address);
+            loopback.ring.accept(Listener(0), conn(pair * 2 + 1, 1));
             for _ in 0..2 {
-                match desk.next().outcome {
+                match loopback.next().outcome {
                     Outcome::Connected(Ok(())) | Outcome::Accepted(Ok(_)) => held += 1,
                     other => panic!("{other:?}"),
                 }

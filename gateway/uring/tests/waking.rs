@@ -1,46 +1,46 @@
 //! Waking a ring and waiting on it.
 
-mod desk;
+mod loopback;
 
-use desk::{A_WHILE, Desk, PATIENCE};
-use portcullis_uring::{Batch, Outcome, PreparedRing, Settings};
+use loopback::{A_WHILE, Loopback, PATIENCE};
+use portcullis_uring::{Outcome, PreparedRing, Settings};
 use std::time::{Duration, Instant};
 
 #[test]
 fn wake_from_a_thread_without_a_ring_ends_a_wait() {
-    let mut desk = Desk::new(1);
-    let waker = desk.ring.waker();
+    let mut loopback = Loopback::new(1);
+    let waker = loopback.ring.waker();
     let thread = std::thread::spawn(move || {
         std::thread::sleep(A_WHILE);
         waker.wake();
     });
     let began = Instant::now();
-    desk.wait(PATIENCE);
-    assert!(matches!(desk.next().outcome, Outcome::Wake));
+    loopback.wait(PATIENCE);
+    assert!(matches!(loopback.next().outcome, Outcome::Wake));
     assert!(began.elapsed() < PATIENCE / 2);
     thread.join().unwrap();
 }
 
 #[test]
 fn many_wakes_make_one_event_until_it_was_seen() {
-    let mut desk = Desk::new(1);
+    let mut loopback = Loopback::new(1);
     for _ in 0..3 {
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                let waker = desk.ring.waker();
+                let waker = loopback.ring.waker();
                 scope.spawn(move || (0..1000).for_each(|_| waker.wake()));
             }
         });
-        let events = desk.meanwhile();
-        assert_eq!(events.len(), 1, "{events:?}");
-        assert!(matches!(events[0].outcome, Outcome::Wake));
+        let completions = loopback.meanwhile();
+        assert_eq!(completions.len(), 1, "{completions:?}");
+        assert!(matches!(completions[0].outcome, Outcome::Wake));
     }
 }
 
 #[test]
 fn no_wake_is_lost_between_looking_and_waiting() {
-    let mut desk = Desk::new(1);
-    let waker = desk.ring.waker();
+    let mut loopback = Loopback::new(1);
+    let waker = loopback.ring.waker();
     let (sender, queue) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
         for number in 0..20_000 {
@@ -50,7 +50,7 @@ fn no_wake_is_lost_between_looking_and_waiting() {
     });
     let mut expected = 0;
     while expected < 20_000 {
-        assert!(matches!(desk.next().outcome, Outcome::Wake));
+        assert!(matches!(loopback.next().outcome, Outcome::Wake));
         while let Ok(number) = queue.try_recv() {
             assert_eq!(number, expected);
             expected += 1;
@@ -67,12 +67,12 @@ fn wake_before_the_ring_was_started_is_seen_by_its_first_wait() {
     waker.wake();
     std::thread::spawn(move || {
         let mut ring = prepared.start().unwrap();
-        let mut wakes = 0;
-        ring.wait(PATIENCE, |_| wakes += 1).unwrap();
-        assert_eq!(wakes, 1);
+        let mut wakes = Vec::new();
+        ring.wait(PATIENCE, &mut wakes).unwrap();
+        assert_eq!(wakes.len(), 1);
         waker.wake();
-        ring.wait(PATIENCE, |_| wakes += 1).unwrap();
-        assert_eq!(wakes, 2);
+        ring.wait(PATIENCE, &mut wakes).unwrap();
+        assert_eq!(wakes.len(), 2);
     })
     .join()
     .unwrap();
@@ -84,37 +84,20 @@ fn waking_a_ring_that_is_gone_does_nothing() {
     let waker = prepared.waker();
     drop(prepared);
     waker.wake();
-    let desk = Desk::new(1);
-    let waker = desk.ring.waker();
-    drop(desk);
+    let loopback = Loopback::new(1);
+    let waker = loopback.ring.waker();
+    drop(loopback);
     waker.wake();
 }
 
 #[test]
 fn wait_ends_when_the_time_is_up_and_not_before() {
-    let mut desk = Desk::new(1);
+    let mut loopback = Loopback::new(1);
     let began = Instant::now();
-    desk.wait(A_WHILE);
+    loopback.wait(A_WHILE);
     assert!(began.elapsed() >= A_WHILE);
     assert!(began.elapsed() < PATIENCE);
     let began = Instant::now();
-    desk.wait(Duration::ZERO);
+    loopback.wait(Duration::ZERO);
     assert!(began.elapsed() < A_WHILE);
-}
-
-#[test]
-fn batch_that_does_not_fill_up_is_given_after_its_time() {
-    let mut desk = Desk::with(Settings {
-        slots: 1,
-        batch: Some(Batch {
-            completions: 16,
-            within: Duration::from_millis(50),
-        }),
-        ..Settings::default()
-    });
-    desk.ring.waker().wake();
-    let began = Instant::now();
-    desk.wait(PATIENCE);
-    assert!(began.elapsed() < PATIENCE / 2);
-    assert!(matches!(desk.next().outcome, Outcome::Wake));
 }

@@ -343,25 +343,6 @@ fn expected(text: &str) -> Result<Expected> {
     })
 }
 
-/// Writes the frame of each case into the directory that `PORTCULLIS_FUZZ_SEEDS` names, if it does:
-/// the beginning of a fuzzer's corpus.
-pub fn write_seeds() {
-    let Some(directory) = std::env::var_os("PORTCULLIS_FUZZ_SEEDS") else {
-        return;
-    };
-    let written = all().and_then(|files| {
-        let cases = files.iter().flat_map(|file| &file.cases);
-        for (index, case) in cases.enumerate() {
-            let seed = [&[0, 0], case.frame.as_slice()].concat();
-            fs::write(Path::new(&directory).join(format!("packet-{index}")), seed)?;
-        }
-        Ok(())
-    });
-    if let Err(error) = written {
-        eprintln!("no seeds: {error:#}");
-    }
-}
-
 /// A frame with so many VLAN tags behind its addresses, the outer one a provider's.
 #[must_use]
 pub fn tagged(frame: &[u8], tags: usize) -> Vec<u8> {

@@ -4,8 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use portcullis::driver::sim::{Fate, Peer};
-
+use super::driver::{Fate, Peer};
 use super::{Message, Shelf};
 
 /// What a client is going to do.

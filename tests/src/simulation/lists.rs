@@ -1,15 +1,15 @@
 //! DNS lists of a simulated world: they answer at once, late, too late or never, and sometimes
-//! nobody can be asked.
+//! there is no room for a query.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use portcullis::driver::sim::Network;
 use portcullis::policy::dnsbl::{Answer, Finding};
 use portcullis::worker::dnsbl::{Inbox, Lookups, Question, Refusal};
 
+use super::driver::Network;
 use super::{Record, Shelf};
 
 /// The `timeout` of the configuration, and the second that a worker adds.
@@ -82,7 +82,7 @@ impl Lookups for Log {
     }
 }
 
-/// Clients are told apart by the last octet of their address; strangers come from 10.8.
+/// Clients are distinguished by the last octet of their address; strangers come from 10.8.
 fn number(client: IpAddr) -> Option<usize> {
     match client {
         IpAddr::V4(address) if address.octets()[1] == 8 => {

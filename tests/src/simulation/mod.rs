@@ -7,11 +7,13 @@
 //!   `Received:` line, from its sender and to exactly the recipients that were accepted;
 //! - no message arrives twice, however often connections break, and however slowly next hops read;
 //! - a client that says nothing more is sent away in time;
-//! - a stranger's recipient is not answered before DNS lists have spoken or their time is over; who
-//!   is on no list is never refused for one, who is on one is, and only strangers are asked about;
+//! - a stranger's recipient is not answered before DNS lists have spoken or their time is over; a
+//!   client that is on no list is never refused for one, a client that is on one is, and only
+//!   strangers are looked up;
 //! - everything comes to rest: no connection, no receive buffer and no session is left over.
 
 pub mod client;
+pub mod driver;
 mod lists;
 pub mod next_hop;
 pub mod slow;
@@ -27,11 +29,11 @@ use std::time::Duration;
 
 use portcullis::config;
 use portcullis::driver::Listener;
-use portcullis::driver::sim::{Faults, simulation};
 use portcullis::worker::counters::Counters;
 use portcullis::worker::{Life, Shared, Size, Worker};
 
 use self::client::{Client, Plan};
+use self::driver::{Dial, Faults, simulation};
 use self::lists::{Listing, Lists};
 use self::next_hop::NextHop;
 
@@ -110,7 +112,7 @@ pub struct Record {
     pub arrived: BTreeMap<String, Vec<Message>>,
     /// Clients whose plan is at its end, one way or another.
     pub clients_done: usize,
-    /// The gate was told to stop, so 421 is no surprise.
+    /// The gate is stopping, so 421 is no surprise.
     pub stopping: bool,
     /// What DNS lists know of the clients that are asked about, by their number.
     listings: BTreeMap<usize, Listing>,
@@ -284,11 +286,7 @@ fn faults(rng: &mut fastrand::Rng) -> Faults {
 }
 
 /// Three next hops with their moods; nothing answers anywhere else.
-fn next_hops(
-    rng: &mut fastrand::Rng,
-    shelf: &Shelf,
-    pace: Option<u32>,
-) -> portcullis::driver::sim::Dial {
+fn next_hops(rng: &mut fastrand::Rng, shelf: &Shelf, pace: Option<u32>) -> Dial {
     let mut rng = rng.fork();
     let shelf = Rc::clone(shelf);
     let moods: Vec<next_hop::Mood> = (0..3).map(|_| next_hop::Mood::random(&mut rng)).collect();

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use portcullis::driver::sim::{Fate, Peer};
 use portcullis_smtp::{EnhancedCode, Event, Reply, Session, Settings};
 
+use super::driver::{Fate, Peer};
 use super::{Message, Shelf};
 
 /// How a next hop is today; probabilities in percent.
 #[derive(Clone, Copy, Debug)]
 pub struct Mood {
-    /// Nobody listens.
+    /// It does not listen.
     pub refuses_connection: u8,
     refuses_greeting: u8,
     refuses_ehlo: u8,
@@ -24,7 +24,7 @@ pub struct Mood {
     stalls: u8,
     /// Closes a connection that is idle.
     closes_idle: u8,
-    /// MAIL and RCPT commands that it takes in a session and a transaction, and says so with
+    /// MAIL and RCPT commands that it takes in a session and a transaction, announced with
     /// LIMITS.
     transactions_max: u32,
     recipients_max: u32,

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use portcullis::config;
 use portcullis::driver::Listener;
-use portcullis::driver::sim::{Fate, Faults, Peer, SimDriver, simulation};
 use portcullis::worker::counters::Counters;
 use portcullis::worker::dnsbl::Inbox;
 use portcullis::worker::{Shared, Size, Worker};
+
+use super::driver::{Fate, Faults, Peer, SimDriver, simulation};
 
 /// All times are those by default.
 const CONFIGURATION: &str = r#"

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis::filter;
-use portcullis_tests::gate::{self, Gate};
-use portcullis_tests::wire::Spoofer;
-use portcullis_tests::{root, watch};
+use portcullis_tests::process::{self, Process};
+use portcullis_tests::syn::Spoofer;
+use portcullis_tests::{root, wait};
 use serde_json::Value;
 
 use crate::BL;
@@ -33,7 +33,7 @@ impl Drop for Pinned {
 pub(crate) fn told(scene: &Scene, file: &Path, command: &[&str]) -> Result<Value> {
     let output = scene
         .inside
-        .command(gate::binary()?)
+        .command(process::binary()?)
         .arg("filter")
         .args(command)
         .arg("--json")
@@ -68,17 +68,17 @@ fn dropped(scene: &Scene, file: &Path) -> Result<u64> {
 }
 
 /// Where the gate's configuration says where its filter is.
-pub(crate) fn configuration(gate: &Gate<'_>) -> PathBuf {
+pub(crate) fn configuration(gate: &Process<'_>) -> PathBuf {
     gate.directory().join("portcullis.toml")
 }
 
-fn start<'s>(scene: &'s Scene, more: &str) -> Result<(Pinned, Gate<'s>)> {
+fn start<'s>(scene: &'s Scene, more: &str) -> Result<(Pinned, Process<'s>)> {
     let (pin_path, filter) = scene.filter();
     let pinned = Pinned(pin_path);
     let tables = format!("{filter}{more}{BL}{}", policy("drop_for = \"6s\""));
     // Verdicts are given by whoever the gate has become.
     let configuration = format!("user = \"nobody\"\n{}", scene.configuration(&tables));
-    let gate = Gate::start_in(&scene.inside, &configuration)?;
+    let gate = Process::start_in(&scene.inside, &configuration)?;
     Ok((pinned, gate))
 }
 
@@ -95,7 +95,7 @@ fn the_next_syn_of_a_refused_source_is_dropped_until_its_time_is_over() -> Resul
             let reply = scene.first_recipient(listed).context(when.to_owned())?;
             ensure!(reply.starts_with("554 5.7.1"), "{when}: {reply}");
             let begun = Instant::now();
-            watch::until("the verdict", Duration::from_secs(3), || {
+            wait::until("the verdict", Duration::from_secs(3), || {
                 let verdicts = verdicts(&scene, file).ok()?;
                 let named = verdicts
                     .iter()
@@ -120,7 +120,7 @@ fn the_next_syn_of_a_refused_source_is_dropped_until_its_time_is_over() -> Resul
         std::thread::sleep((begun + DROP_FOR).saturating_duration_since(Instant::now()));
         refused("when its time was over")?;
         ensure!(scene.connect(listed).is_err(), "{listed} connects again");
-        let mut remove = scene.inside.command(gate::binary()?);
+        let mut remove = scene.inside.command(process::binary()?);
         remove
             .args(["filter", "verdicts", "remove", listed, "-c"])
             .arg(file);
@@ -140,7 +140,7 @@ fn who_was_refused_is_told_with_the_reason_the_number_and_the_time() -> Result<(
     let (_pinned, gate) = start(&scene, "")?;
     let file = &configuration(&gate);
     let told = |wanted: usize| -> Result<Vec<Value>> {
-        watch::until("the refusals", Duration::from_secs(3), || {
+        wait::until("the refusals", Duration::from_secs(3), || {
             let told = told(&scene, file, &["verdicts", "list", "--why"]).ok()?;
             let refusals = told["refusals"].as_array()?.clone();
             (refusals.len() == wanted).then_some(refusals)
@@ -151,13 +151,13 @@ fn who_was_refused_is_told_with_the_reason_the_number_and_the_time() -> Result<(
         ensure!(scene.first_recipient(client)?.starts_with("554 5.7.1"));
         told(if client == LISTED6 { 1 } else { 2 })?;
     }
-    let mut remove = scene.inside.command(gate::binary()?);
+    let mut remove = scene.inside.command(process::binary()?);
     remove
         .args(["filter", "verdicts", "remove", LISTED4, "-c"])
         .arg(file);
     ensure!(remove.status()?.success());
     ensure!(scene.first_recipient(LISTED4)?.starts_with("554 5.7.1"));
-    let refusals = watch::until("the second refusal", Duration::from_secs(3), || {
+    let refusals = wait::until("the second refusal", Duration::from_secs(3), || {
         let refusals = told(2).ok()?;
         (refusals[0]["times"] == 2).then_some(refusals)
     })?;
@@ -180,10 +180,10 @@ fn who_was_refused_is_told_with_the_reason_the_number_and_the_time() -> Result<(
         "{second:#}"
     );
     // It is there to be read, too, and outlives the verdict.
-    let mut why = scene.inside.command(gate::binary()?);
+    let mut why = scene.inside.command(process::binary()?);
     why.args(["filter", "verdicts", "flush", "-c"]).arg(file);
     ensure!(why.status()?.success());
-    let mut why = scene.inside.command(gate::binary()?);
+    let mut why = scene.inside.command(process::binary()?);
     why.args(["filter", "verdicts", "list", "--why", "-c"])
         .arg(file);
     let said = String::from_utf8(why.output()?.stdout)?;
@@ -257,7 +257,7 @@ fn a_filter_that_monitors_learns_nothing() -> Result<()> {
         ensure!(scene.first_recipient(LISTED4)?.starts_with("554"));
     }
     let file = &configuration(&gate);
-    let refused = watch::until("the refusals", Duration::from_secs(3), || {
+    let refused = wait::until("the refusals", Duration::from_secs(3), || {
         let told = told(&scene, file, &["verdicts", "list", "--why"]).ok()?;
         (told["refusals"][0]["times"] == 2).then(|| told["refusals"][0].clone())
     })?;

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use portcullis_tests::dialogue::Dialogue;
 use portcullis_tests::name_server::LATENESS;
-use portcullis_tests::{gate, root, watch};
+use portcullis_tests::{process, root, wait};
 use serde_json::Value;
 
 use scene::{
@@ -58,7 +58,7 @@ fn a_listed_source_is_refused_its_recipients_with_the_name_of_the_list() -> Resu
                 && is("rule", "dnsbl:bl.test")
                 && is("decision", "refused")
         };
-        watch::until("the session in the log", Duration::from_secs(5), || {
+        wait::until("the session in the log", Duration::from_secs(5), || {
             gate.log_lines().iter().any(logged).then_some(())
         })?;
     }
@@ -173,7 +173,7 @@ fn more_questions_than_can_be_asked_cost_nobody_mail() -> Result<()> {
     let unasked = gate.metric("portcullis_dnsbl_unasked_total", "")?;
     ensure!(unasked > 0.0, "the bound was not reached");
     // And all is well again afterwards.
-    watch::until("the questions to end", Duration::from_secs(10), || {
+    wait::until("the questions to end", Duration::from_secs(10), || {
         let outstanding = gate.metric("portcullis_dnsbl_sources_outstanding", "");
         outstanding.is_ok_and(|number| number == 0.0).then_some(())
     })?;
@@ -331,7 +331,7 @@ fn explain_asks_the_lists_and_shows_what_each_says() -> Result<()> {
     ));
     std::fs::write(&file, text)?;
     let explain = |client: &str, more: &[&str]| -> Result<Vec<Value>> {
-        let mut command = scene.inside.command(gate::binary()?);
+        let mut command = scene.inside.command(process::binary()?);
         command
             .arg("explain")
             .arg("-c")

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use portcullis::netns::{Family, Namespace};
 use portcullis_tests::dialogue::{Dialogue, connect_from};
-use portcullis_tests::gate::Gate;
 use portcullis_tests::name_server::{Rbldnsd, Tap};
+use portcullis_tests::process::Process;
 
 pub(crate) const GATE4: &str = "198.51.100.25";
 pub(crate) const GATE6: &str = "2001:db8:100::25";
@@ -137,8 +137,8 @@ impl Scene {
     }
 
     /// A gate with these tables of DNS lists.
-    pub(crate) fn gate(&self, dnsbl: &str) -> Result<Gate<'_>> {
-        Gate::start_in(&self.inside, &self.configuration(dnsbl))
+    pub(crate) fn gate(&self, dnsbl: &str) -> Result<Process<'_>> {
+        Process::start_in(&self.inside, &self.configuration(dnsbl))
     }
 
     /// `[filter]` for the interface that clients come in by, under a path of this test's own.

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use portcullis_tests::gate::Gate;
 use portcullis_tests::name_server::{Mood, Tap};
-use portcullis_tests::{root, watch};
+use portcullis_tests::process::Process;
+use portcullis_tests::{root, wait};
 
 use crate::BL;
 use crate::scene::{HONEST4, HONEST6, LISTED4, LISTED6, RBLDNSD, SOON, Scene, WELCOME4};
@@ -29,10 +29,10 @@ fn policy(servers: &[&str], more: &str) -> String {
     format!("[dnsbl_policy]\nservers = [{servers}]\n{more}\n")
 }
 
-fn reload(scene: &Scene, gate: &Gate<'_>, dnsbl: &str, number: usize) -> Result<()> {
+fn reload(scene: &Scene, gate: &Process<'_>, dnsbl: &str, number: usize) -> Result<()> {
     gate.rewrite(&scene.configuration(dnsbl))?;
     gate.signal(Signal::SIGHUP)?;
-    watch::until("the reload", Duration::from_secs(5), || {
+    wait::until("the reload", Duration::from_secs(5), || {
         let reloads = gate.log().matches("\"reloaded").count();
         (reloads >= number).then_some(())
     })
@@ -122,7 +122,7 @@ fn silent_name_servers_leave_the_next_one_its_time_and_are_asked_last_from_then_
     let slowest = is_filtered(&scene)?;
     ensure!(slowest < Duration::from_millis(5_900), "{slowest:?}");
     let up = |server: &str| gate.metric("portcullis_dnsbl_server_up", server);
-    watch::until(
+    wait::until(
         "both to be known as failing",
         Duration::from_secs(20),
         || {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use portcullis::filter::Verdicts;
-use portcullis_tests::gate::{self, Gate};
 use portcullis_tests::name_server::Mood;
-use portcullis_tests::{root, watch};
+use portcullis_tests::process::{self, Process};
+use portcullis_tests::{root, wait};
 use serde_json::Value;
 
 use crate::BL;
@@ -21,11 +21,11 @@ const WORLD: &str = "[[dnsbl]]\nzone = \"world.test\"\n";
 const SOON: Duration = Duration::from_secs(10);
 
 /// A gate with a filter, for which what it learns is the worse.
-fn start<'s>(scene: &'s Scene, zones: &str, more: &str) -> Result<(Pinned, PathBuf, Gate<'s>)> {
+fn start<'s>(scene: &'s Scene, zones: &str, more: &str) -> Result<(Pinned, PathBuf, Process<'s>)> {
     let (pin_path, filter) = scene.filter();
     let pinned = Pinned(pin_path.clone());
     let tables = format!("{filter}{zones}{}", policy(more));
-    let gate = Gate::start_in(&scene.inside, &scene.configuration(&tables))?;
+    let gate = Process::start_in(&scene.inside, &scene.configuration(&tables))?;
     Ok((pinned, pin_path, gate))
 }
 
@@ -34,7 +34,7 @@ fn sources(pin_path: &std::path::Path) -> Result<Vec<String>> {
     Ok(verdicts.into_iter().map(|verdict| verdict.source).collect())
 }
 
-fn is_off(gate: &Gate<'_>, zone: &str, family: &str) -> Result<bool> {
+fn is_off(gate: &Process<'_>, zone: &str, family: &str) -> Result<bool> {
     let label = format!("zone=\"{zone}\",family=\"{family}\"");
     Ok(gate.metric("portcullis_dnsbl_zone_switched_off", &label)? == 1.0)
 }
@@ -55,7 +55,7 @@ fn a_zone_that_lists_the_world_refuses_nobody_and_gives_no_verdicts() -> Result<
         let reply = scene.first_recipient(listed)?;
         ensure!(reply.ends_with("is listed by bl.test"), "{listed}: {reply}");
     }
-    watch::until("the verdicts", SOON, || {
+    wait::until("the verdicts", SOON, || {
         (sources(&pin_path).ok()?.len() == 2).then_some(())
     })?;
     for honest in [HONEST4, HONEST6] {
@@ -112,7 +112,7 @@ fn a_zone_that_is_not_tested_yet_is_not_believed() -> Result<()> {
     for test_entry in ["1.0.0.127.", "2.0.0.127."] {
         scene.tap.turn(test_entry, Mood::ListsAll);
     }
-    watch::until("the zone to be off", SOON, || {
+    wait::until("the zone to be off", SOON, || {
         is_off(&gate, "world.test", "ipv4").ok()?.then_some(())
     })?;
     scene.is_served(HONEST4)?;
@@ -135,10 +135,10 @@ fn a_zone_that_goes_bad_is_switched_off_with_its_verdicts_and_on_when_it_is_well
     for client in &crowd {
         scene.first_recipient(client)?;
     }
-    watch::until("the zone to be off", SOON, || {
+    wait::until("the zone to be off", SOON, || {
         is_off(&gate, "bl.test", "ipv4").ok()?.then_some(())
     })?;
-    watch::until("its verdicts to be gone", SOON, || {
+    wait::until("its verdicts to be gone", SOON, || {
         sources(&pin_path).ok()?.is_empty().then_some(())
     })?;
     // What was remembered of it is forgotten.
@@ -165,12 +165,12 @@ fn a_session_that_outlasts_the_zone_by_which_it_is_refused_brings_no_verdict() -
     let mut session = scene.session(honest)?;
     session.expect("EHLO client.example", "250")?;
     session.expect("MAIL FROM:<a@client.example>", "250")?;
-    watch::until("the zone to be off", 3 * SOON, || {
+    wait::until("the zone to be off", 3 * SOON, || {
         is_off(&gate, "bl.test", "ipv4").ok()?.then_some(())
     })?;
     // What the zone said when the session began.
     session.expect("RCPT TO:<user@isp.example>", "554")?;
-    let refusals = watch::until("the refusal", SOON, || {
+    let refusals = wait::until("the refusal", SOON, || {
         let told = told(
             &scene,
             &configuration(&gate),
@@ -232,7 +232,7 @@ fn doctor_and_explain_say_which_zones_are_of_no_use() -> Result<()> {
             .replace("@DIR@", "/tmp"),
     )?;
     let portcullis = |arguments: &[&str]| -> Result<Value> {
-        let mut command = scene.inside.command(gate::binary()?);
+        let mut command = scene.inside.command(process::binary()?);
         command.args(arguments).arg("--json").arg("-c").arg(&file);
         let output = command.output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use portcullis::config::{Interface, Role, XdpMode};
 use portcullis::filter::{Filter, answer_fault};
 use portcullis::netns::Namespace;
-use portcullis_tests::gate::{Gate, binary};
-use portcullis_tests::{root, watch};
+use portcullis_tests::process::{Process, binary};
+use portcullis_tests::{root, wait};
 
 use crate::interfaces::ip;
 use crate::scene::{GATE4, HONEST4, HONEST6, Receiving, Scene, knock};
@@ -236,7 +236,7 @@ fn the_start_doctor_attach_and_the_metrics_tell_where_answers_are_lost() -> Resu
          [filter]\ninterfaces = [{{ name = \"wan\" }}]\npin_path = \"{}\"\n",
         scene.pin_path.display()
     );
-    let mut gate = Gate::start_in(&scene.gate, &configuration)?;
+    let mut gate = Process::start_in(&scene.gate, &configuration)?;
     ensure!(gate.log().contains(TOLD), "{}", gate.log());
     let lost = gate.metric("portcullis_filter_answers_lost", "wan")?;
     ensure!(lost == 1.0, "{lost}");
@@ -261,7 +261,7 @@ fn the_start_doctor_attach_and_the_metrics_tell_where_answers_are_lost() -> Resu
     ensure!(!doctor(0)?.contains("answers on wan"));
     // Without being told to look.
     gate.wait_for_log("arrives from now on", 3 * SOON)?;
-    watch::until("the metric", SOON, || {
+    wait::until("the metric", SOON, || {
         let lost = gate.metric("portcullis_filter_answers_lost", "wan").ok()?;
         (lost == 0.0).then_some(())
     })?;

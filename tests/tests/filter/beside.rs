@@ -11,26 +11,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use portcullis::control::ask;
 use portcullis_ebpf_common::layout::VERDICTS_MAX;
-use portcullis_tests::gate::{Gate, binary};
+use portcullis_tests::process::{Process, binary, discard_as_user};
 use portcullis_tests::root;
 use tempfile::TempDir;
 
 use crate::scene::{LISTED4, Running, Scene};
 
 /// A gate that has become an ordinary user, with the scene's filter.
-fn start<'s>(scene: &'s Scene, spammers: &Path) -> Result<Gate<'s>> {
-    let configuration = format!(
-        r#"hostname = "gate.example"
-state_dir = "@DIR@"
-workers = 1
-user = "nobody"
-admin = "127.0.0.1:9925"
-[[listener]]
-address = "127.0.0.1:2525"
-[[route]]
-domains = ["*"]
-next_hop = ["discard"]
-[filter]
+fn start<'s>(scene: &'s Scene, spammers: &Path) -> Result<Process<'s>> {
+    let filter = format!(
+        r#"[filter]
 interfaces = [{{ name = "wan" }}]
 pin_path = "{}"
 [[list]]
@@ -41,14 +31,15 @@ action = "drop"
         scene.pin_path.display(),
         spammers.display()
     );
-    let gate = Gate::start_in(&scene.gate, &configuration)?;
+    let configuration = discard_as_user("127.0.0.1:2525", &filter);
+    let gate = Process::start_in(&scene.gate, &configuration)?;
     gate.wait_for_log("serving", Duration::from_secs(10))?;
     Ok(gate)
 }
 
 /// A gate that drops a list, beside its configuration, which is there when the gate is gone.
 struct Desk<'s> {
-    gate: Gate<'s>,
+    gate: Process<'s>,
     lists: TempDir,
     file: PathBuf,
 }

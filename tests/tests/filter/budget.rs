@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis::netns::Namespace;
-use portcullis_tests::gate::Gate;
+use portcullis_tests::process::Process;
 use portcullis_tests::root;
 
 use crate::scene::{GATE4, HONEST4, HONEST6, Scene};
@@ -80,7 +80,7 @@ fn syns_in_the_name_of_an_honest_source_do_not_lock_it_out() -> Result<()> {
         // The neighbours are known, so that nothing else is waited for.
         ensure!(scene.reaches(HONEST4, 25), "calm");
         let mut flood = flood(&scene, HONEST4)?;
-        let begun = portcullis_tests::watch::until("the budget to be used up", SOON, || {
+        let begun = portcullis_tests::wait::until("the budget to be used up", SOON, || {
             (scene.status().interfaces[0].over_budget > 0).then_some(())
         });
         let refused = begun.map(|()| refused(&scene, HONEST4));
@@ -107,7 +107,7 @@ fn one_machine_runs_smtp_source_through_the_filter_with_its_defaults() -> Result
     inside.address("wan", "192.0.2.1/24")?;
     outside.address("lan", "192.0.2.10/24")?;
     let pins = Pins(format!("/sys/fs/bpf/portcullis-test-{}", inside.name()).into());
-    let gate = Gate::start_in(
+    let gate = Process::start_in(
         &inside,
         &format!(
             "hostname = \"gate.example\"\nstate_dir = \"@DIR@\"\n[[listener]]\naddress = \"192.0.2.1:25\"\n\

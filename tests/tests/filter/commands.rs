@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use portcullis_tests::gate::binary;
+use portcullis_tests::process::binary;
 use portcullis_tests::root;
 use tempfile::TempDir;
 

@@ -2,8 +2,10 @@
 //! before. So a listed source must not get in by a first fragment that ends in front of TCP, with
 //! another protocol behind its end.
 
-use anyhow::{Context as _, Result, ensure};
-use portcullis_tests::root;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use portcullis_tests::{root, wait};
 
 use crate::scene::{GATE6, HONEST6, LISTED6, Scene};
 
@@ -46,15 +48,11 @@ fn a_first_fragment_with_another_protocol_behind_its_end_brings_no_listed_source
         return Ok(());
     }
     let scene = Scene::new()?;
-    // The neighbours are known, so that nothing else is waited for.
-    ensure!(scene.reaches(LISTED6, 25) && scene.reaches(HONEST6, 25));
-    let shown = scene
-        .gate
-        .command("ip")
-        .args(["-br", "link", "show", "wan"])
-        .output()?;
-    let shown = String::from_utf8(shown.stdout)?;
-    let gate = shown.split_whitespace().nth(2).context("an address")?;
+    // The neighbours are known, so that nothing else is waited for. On a busy machine the first
+    // solicitation takes longer than a connection may.
+    let known = || (scene.reaches(LISTED6, 25) && scene.reaches(HONEST6, 25)).then_some(());
+    wait::until("the neighbours to be known", Duration::from_secs(10), known)?;
+    let gate = &scene.gate_hardware_address()?;
     let is_answered = |source: &str, port: &str| -> Result<bool> {
         let mut sender = scene.outside.command("python3");
         let arguments = ["-c", SYN, gate, source, GATE6, port];

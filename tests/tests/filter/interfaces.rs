@@ -10,8 +10,8 @@ use nix::sys::signal::Signal;
 use portcullis::config::{Filter as Settings, Interface, Role};
 use portcullis::filter::{self, Error, InterfaceStatus};
 use portcullis::netns::Namespace;
-use portcullis_tests::gate::Gate;
-use portcullis_tests::{root, watch};
+use portcullis_tests::process::Process;
+use portcullis_tests::{root, wait};
 
 use crate::scene::{HONEST4, LISTED4, Scene, dropped, has_program, lists};
 
@@ -32,13 +32,13 @@ fn configuration(scene: &Scene, filter: &str) -> String {
 pub(crate) const WAN: &str = "interfaces = [{ name = \"wan\" }]";
 
 /// Starts a gate in the scene. Its files are there before it, and its user may read them.
-fn start<'s>(scene: &'s Scene, configuration: &str) -> Result<(Gate<'s>, tempfile::TempDir)> {
+fn start<'s>(scene: &'s Scene, configuration: &str) -> Result<(Process<'s>, tempfile::TempDir)> {
     let files = tempfile::tempdir()?;
     fs::set_permissions(files.path(), Permissions::from_mode(0o755))?;
     fs::write(files.path().join("spammers"), "192.0.2.64/27\n")?;
     let list = files.path().join("spammers").display().to_string();
     let text = configuration.replace("@DIR@/spammers", &list);
-    let gate = Gate::start_in(&scene.gate, &text)?;
+    let gate = Process::start_in(&scene.gate, &text)?;
     fs::set_permissions(gate.directory(), Permissions::from_mode(0o755))?;
     gate.wait_for_log("serving", SOON)?;
     Ok((gate, files))
@@ -56,12 +56,12 @@ pub(crate) fn ip(namespace: &Namespace, arguments: &[&str]) -> Result<()> {
 
 /// Waits until the gate's status says so of an interface.
 fn wait_for_status(
-    gate: &Gate<'_>,
+    gate: &Process<'_>,
     interface: &str,
     wanted: impl Fn(&serde_json::Value) -> bool,
 ) -> Result<()> {
     let mut last = serde_json::Value::Null;
-    let waited = watch::until("the status", SOON, || {
+    let waited = wait::until("the status", SOON, || {
         let (_, body) = gate.get("/api/status").ok()?;
         let status: serde_json::Value = serde_json::from_str(&body).ok()?;
         let interfaces = status["filter"]["interfaces"].as_array()?.clone();
@@ -103,7 +103,7 @@ fn a_gate_without_privileges_puts_its_filter_back_on_an_interface_that_was_made_
     ip(&scene.gate, &["link", "del", "wan"])?;
     let told = || gate.log().matches("the interface is gone").count();
     let told_again =
-        |wanted| watch::until("it to be told", SOON, || (told() == wanted).then_some(()));
+        |wanted| wait::until("it to be told", SOON, || (told() == wanted).then_some(()));
     told_again(3)?;
     gate.signal(Signal::SIGHUP)?;
     told_again(4).with_context(|| gate.log())?;
@@ -118,7 +118,7 @@ fn a_gate_without_privileges_puts_its_filter_back_on_an_interface_that_was_made_
     let batch = gate.directory().join("batch");
     fs::write(&batch, again)?;
     ip(&scene.gate, &["-batch", &batch.display().to_string()])?;
-    watch::until("the filter to be back", SOON, || {
+    wait::until("the filter to be back", SOON, || {
         has_program(&scene.gate, "wan").ok()?.then_some(())
     })
     .with_context(|| gate.log())?;

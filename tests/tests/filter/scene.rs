@@ -105,6 +105,17 @@ impl Scene {
             .expect("a status")
     }
 
+    /// The hardware address of the gate's `wan`, as `ip` shows it.
+    pub(crate) fn gate_hardware_address(&self) -> io::Result<String> {
+        let mut show = self.gate.command("ip");
+        let shown = show.args(["-br", "link", "show", "wan"]).output()?;
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let address = shown.split_whitespace().nth(2);
+        address
+            .map(str::to_owned)
+            .ok_or_else(|| io::Error::other(format!("no address: {shown}")))
+    }
+
     /// The connection that came first to port 25 over IPv4.
     pub(crate) fn accept(&self) -> io::Result<TcpStream> {
         let (stream, _) = self.listeners[0].accept()?;

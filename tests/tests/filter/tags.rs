@@ -1,7 +1,7 @@
 //! VLAN tags as Linux takes them: priority tags, as many as there are, come off one after the
 //! other, and what is behind them is answered. So a listed source must not get in by adding some.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use portcullis_tests::root;
 
 use crate::scene::{GATE4, HONEST4, LISTED4, PERMITTED4, Scene};
@@ -54,13 +54,7 @@ fn tags_that_linux_takes_off_bring_no_listed_source_in() -> Result<()> {
         return Ok(());
     }
     let scene = Scene::new()?;
-    let shown = scene
-        .gate
-        .command("ip")
-        .args(["-br", "link", "show", "wan"])
-        .output()?;
-    let shown = String::from_utf8(shown.stdout)?;
-    let gate = shown.split_whitespace().nth(2).context("an address")?;
+    let gate = &scene.gate_hardware_address()?;
     for tags in [3, 9] {
         let answered = is_answered(&scene, gate, LISTED4, tags)?;
         ensure!(answered, "Linux looks behind {tags} tags");

@@ -11,7 +11,7 @@ use portcullis::config::{Filter as Settings, Interface, Role};
 use portcullis::filter;
 use portcullis::netns::Namespace;
 use portcullis_ebpf_common::layout::LAYOUT_VERSION;
-use portcullis_tests::gate::{Gate, binary};
+use portcullis_tests::process::{Process, binary};
 use portcullis_tests::root;
 
 use crate::interfaces::{WAN, ip};
@@ -64,7 +64,7 @@ fn a_filter_that_no_configuration_has_any_more_is_told_with_the_way_to_end_it() 
                 "{command:?}:\n{text}"
             );
         }
-        let gate = Gate::start_in(&scene.gate, text)?;
+        let gate = Process::start_in(&scene.gate, text)?;
         let line = gate.wait_for_log("still drops on wan", SOON)?;
         ensure!(line.contains(&removal), "{line}");
         gate.terminate()?;

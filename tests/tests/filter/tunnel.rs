@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use portcullis::config::{Role, XdpMode};
 use portcullis::filter::Error;
 use portcullis::netns::Namespace;
-use portcullis_tests::gate::binary;
+use portcullis_tests::process::binary;
 use portcullis_tests::root;
 
 use crate::scene::{

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::full;
-use portcullis_tests::gate::portcullis;
+use portcullis_tests::process::portcullis;
 use serde_json::Value;
 use tempfile::TempDir;
 

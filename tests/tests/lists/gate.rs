@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use portcullis_tests::gate::{Gate, portcullis, relay_to};
-use portcullis_tests::watch;
+use portcullis_tests::process::{Process, portcullis, relay_to};
+use portcullis_tests::wait;
 use tempfile::TempDir;
 
 /// Two looks, two seconds apart, and some.
@@ -53,9 +53,9 @@ impl Scene {
         Ok(fs::rename(self.path("new"), self.path("drop"))?)
     }
 
-    pub(super) fn start(&self) -> Result<Gate<'static>> {
+    pub(super) fn start(&self) -> Result<Process<'static>> {
         fs::write(self.path("portcullis.toml"), &self.configuration)?;
-        Gate::start(&self.configuration)
+        Process::start(&self.configuration)
     }
 
     pub(super) fn compile(&self, more: &[&str]) -> Result<std::process::Output> {
@@ -66,7 +66,7 @@ impl Scene {
 }
 
 /// The code of the greeting.
-pub(super) fn greeting(gate: &Gate<'_>) -> Result<u16> {
+pub(super) fn greeting(gate: &Process<'_>) -> Result<u16> {
     use std::io::Read as _;
     let mut stream = gate.tcp(gate.address())?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -75,13 +75,13 @@ pub(super) fn greeting(gate: &Gate<'_>) -> Result<u16> {
     Ok(std::str::from_utf8(&code)?.parse()?)
 }
 
-pub(super) fn reloads(gate: &Gate<'_>, result: &str) -> Result<f64> {
+pub(super) fn reloads(gate: &Process<'_>, result: &str) -> Result<f64> {
     let label = format!("result=\"{result}\"");
     gate.metric("portcullis_list_reloads_total", &label)
 }
 
-pub(super) fn wait_for_reloads(gate: &Gate<'_>, result: &str, count: f64) -> Result<()> {
-    watch::until(&format!("{count} {result}"), NOTICED, || {
+pub(super) fn wait_for_reloads(gate: &Process<'_>, result: &str, count: f64) -> Result<()> {
+    wait::until(&format!("{count} {result}"), NOTICED, || {
         reloads(gate, result).ok().filter(|&now| now >= count)
     })?;
     Ok(())
@@ -96,7 +96,7 @@ fn a_file_that_changes_comes_into_force_by_itself_and_says_what_changed() -> Res
     gate.wait_for_log("list drop (3 -> 5 entries)", NOTICED)?;
     ensure!(greeting(&gate)? == 554);
     // What is in force is kept for the next start.
-    watch::until("the compiled lists", NOTICED, || {
+    wait::until("the compiled lists", NOTICED, || {
         let stat = portcullis([
             "lists",
             "stat",
@@ -236,7 +236,7 @@ fn lists_that_were_compiled_elsewhere_are_loaded_and_watched() -> Result<()> {
         .split_once("[[list]]")
         .expect("there is a list");
     let rest = after.split_once("[relay]").expect("there is a relay").1;
-    let gate = Gate::start(&format!(
+    let gate = Process::start(&format!(
         "{before}[lists]\nsnapshot = \"{output}\"\n[relay]{rest}"
     ))?;
     ensure!(greeting(&gate)? == 220);

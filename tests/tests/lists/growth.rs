@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use portcullis_tests::gate::{Gate, portcullis};
-use portcullis_tests::watch;
+use portcullis_tests::process::{Process, portcullis};
+use portcullis_tests::wait;
 
 use super::gate::{NOTICED, SHIPPED, Scene, greeting, wait_for_reloads};
 
@@ -153,27 +153,27 @@ fn a_snapshot_that_was_compiled_elsewhere_is_checked_against_what_was_in_force()
     let (before, after) = (scene.configuration.split_once("[[list]]")).expect("there is a list");
     let rest = after.split_once("[relay]").expect("there is a relay").1;
     let configuration = format!("{before}[lists]\nsnapshot = \"{output}\"\n[relay]{rest}");
-    let gate = Gate::start(&configuration)?;
+    let gate = Process::start(&configuration)?;
     scene.replace(&format!("{SHIPPED}0.0.0.0/1\n"))?;
     compile(&[])?;
     wait_for_reloads(&gate, "refused", 1.0)?;
     ensure!(greeting(&gate)? == 220, "everybody is shut out");
     drop(gate);
-    let gate = Gate::start(&configuration)?;
+    let gate = Process::start(&configuration)?;
     ensure!(greeting(&gate)? == 220, "the start took it");
     gate.wait_for_log("the lists of the last compile are in force", NOTICED)?;
     compile(&["--force"])?;
     wait_for_reloads(&gate, "good", 1.0)?;
     ensure!(greeting(&gate)? == 554);
     drop(gate);
-    let gate = Gate::start(&configuration)?;
+    let gate = Process::start(&configuration)?;
     ensure!(
         greeting(&gate)? == 554,
         "the second start forgot that it was meant"
     );
     // What is in force is kept for the next start.
     let kept = scene.path("lists.snapshot").display().to_string();
-    watch::until("the lists in force", NOTICED, || {
+    wait::until("the lists in force", NOTICED, || {
         let stat = portcullis(["lists", "stat", &kept]).ok()?;
         String::from_utf8_lossy(&stat.stdout)
             .contains(" 4 ")
@@ -182,7 +182,7 @@ fn a_snapshot_that_was_compiled_elsewhere_is_checked_against_what_was_in_force()
     drop(gate);
     // The file may be missing at a start.
     fs::remove_file(&output)?;
-    let gate = Gate::start(&configuration)?;
+    let gate = Process::start(&configuration)?;
     ensure!(greeting(&gate)? == 554, "the gate is open");
     gate.wait_for_log("lists.snapshot: ", NOTICED)?;
     ensure!(gate.metric("portcullis_lists_old", "")? == 1.0);

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use portcullis_tests::watch;
+use portcullis_tests::{machine, wait};
 use tempfile::TempDir;
 
 const PROGRAM: &str = "/usr/sbin/rbldnsd";
@@ -32,7 +32,7 @@ impl Rbldnsd {
             .prefix("portcullis-rbldnsd-")
             .tempdir()?;
         fs::set_permissions(zones.path(), fs::Permissions::from_mode(0o755))?;
-        let address = watch::free_address()?;
+        let address = machine::free_address()?;
         let mut command = Command::new(PROGRAM);
         command.args(["-n", "-b", &format!("{}/{}", address.ip(), address.port())]);
         if portcullis::netns::permitted() {
@@ -54,7 +54,7 @@ impl Rbldnsd {
             question: 0,
             _zones: zones,
         };
-        watch::until("rbldnsd to answer", Duration::from_secs(20), || {
+        wait::until("rbldnsd to answer", Duration::from_secs(20), || {
             rbldnsd.lists(0, IpAddr::from([127, 0, 0, 1])).ok()
         })?;
         Ok(rbldnsd)

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use portcullis_tests::gate::{Gate, portcullis};
+use portcullis_tests::process::{Process, portcullis};
 
 use super::gate::{NOTICED, SHIPPED, Scene, greeting, wait_for_reloads};
 
@@ -76,7 +76,7 @@ fn a_start_with_a_list_that_cannot_be_used_takes_those_of_the_last_compile_loudl
 fn lists_that_are_not_those_of_the_last_compile_stop_the_start() -> Result<()> {
     let scene = Scene::new(SHIPPED)?;
     let missing = |configuration: &str| -> Result<()> {
-        let error = Gate::start(configuration)
+        let error = Process::start(configuration)
             .err()
             .map(|error| error.to_string());
         let error = error.unwrap_or_default();

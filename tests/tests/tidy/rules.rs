@@ -44,9 +44,9 @@ const PURE: &[&str] = &[
     "gateway/src/policy",
     "gateway/src/relay",
     "gateway/src/worker",
-    "gateway/src/driver/sim",
     "gateway/src/spool/format",
     "ebpf/common/src",
+    "tests/src/simulation",
 ];
 
 /// What reaches for the clock, the disk, the network or the process.

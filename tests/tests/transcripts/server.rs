@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 use portcullis_smtp::server::{Blame, LongLines, Settings};
-use portcullis_tests::conversation::Conversation;
+use portcullis_tests::checked_session::CheckedSession;
 use portcullis_tests::transcript::{Case, Line};
 
 use crate::expect_reply;
@@ -166,13 +166,13 @@ fn play(script: &Script, cut: Cut, late_answers: bool) -> Result<(), String> {
         let (_, reply, blame) = answers.remove(planned);
         (reply.code != 0).then_some((reply, blame))
     };
-    let mut conversation = Conversation::new(&script.settings, late_answers, Box::new(policy));
+    let mut session = CheckedSession::new(&script.settings, late_answers, Box::new(policy));
     for (index, exchange) in script.exchanges.iter().enumerate() {
         answers.borrow_mut().extend_from_slice(&exchange.answers);
-        play_exchange(&mut conversation, exchange, index, cut)
+        play_exchange(&mut session, exchange, index, cut)
             .map_err(|error| format!("line {}: {error}", exchange.line))?;
     }
-    if conversation.messages == script.messages {
+    if session.messages == script.messages {
         return Ok(());
     }
     let show = |messages: &[Vec<u8>]| -> Vec<String> {
@@ -181,18 +181,18 @@ fn play(script: &Script, cut: Cut, late_answers: bool) -> Result<(), String> {
             .map(|message| message.escape_ascii().to_string())
             .collect()
     };
-    let (found, expected) = (show(&conversation.messages), show(&script.messages));
+    let (found, expected) = (show(&session.messages), show(&script.messages));
     Err(format!("messages {found:?} instead of {expected:?}"))
 }
 
 fn play_exchange(
-    conversation: &mut Conversation<'_>,
+    session: &mut CheckedSession<'_>,
     exchange: &Exchange,
     index: usize,
     cut: Cut,
 ) -> Result<(), String> {
     if index == 0 && exchange.sent.is_empty() {
-        conversation.greet()?;
+        session.greet()?;
     }
     let pieces: Vec<&[u8]> = match cut {
         Cut::Everywhere => exchange.sent.chunks(1).collect(),
@@ -206,13 +206,13 @@ fn play_exchange(
         _ => vec![&exchange.sent],
     };
     for piece in pieces {
-        conversation.take(piece)?;
+        session.take(piece)?;
     }
-    conversation.settle()?;
+    session.settle()?;
     let out = if exchange.hold {
-        conversation.replies()?
+        session.replies()?
     } else {
-        conversation.flushed()?
+        session.flushed()?
     };
     let mut written = out.as_str();
     for expected in &exchange.replies {
@@ -221,7 +221,7 @@ fn play_exchange(
     if !written.is_empty() {
         return Err(format!("also written: {written:?}"));
     }
-    let events = std::mem::take(&mut conversation.events);
+    let events = std::mem::take(&mut session.events);
     if events != exchange.events {
         return Err(format!(
             "events {events:?} instead of {:?}",

@@ -1,6 +1,6 @@
 //! The kernel, io_uring, the limits and the user.
 
-use portcullis_uring::{Missing, support};
+use portcullis_uring::{Missing, missing_features};
 
 use super::Finding;
 use crate::config::Config;
@@ -39,14 +39,12 @@ fn version(release: &str) -> Option<(u32, u32)> {
 }
 
 pub(super) fn ring() -> Finding {
-    match support() {
-        Ok(support) if support.missing.is_empty() => {
-            Finding::ok("io_uring", "all that is needed is there")
-        }
-        Ok(support) => {
+    match missing_features() {
+        Ok(missing) if missing.is_empty() => Finding::ok("io_uring", "all that is needed is there"),
+        Ok(missing) => {
             let named =
                 |missing: &Missing| format!("{} (Linux {})", missing.feature, missing.since);
-            let missing: Vec<String> = support.missing.iter().map(named).collect();
+            let missing: Vec<String> = missing.iter().map(named).collect();
             let found = format!("missing: {}", missing.join(", "));
             Finding::problem("io_uring", found, "Linux 6.13 or newer is needed")
         }

@@ -1,5 +1,4 @@
-//! The gate as a process: the real binary with a configuration of its own, in a directory of its
-//! own.
+//! The gate as a process: the real binary with a configuration and a directory of its own.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -15,7 +14,7 @@ use portcullis::netns::Namespace;
 use tempfile::TempDir;
 
 use crate::dialogue::Dialogue;
-use crate::watch;
+use crate::{machine, wait};
 
 /// How long a gate may take to listen; it takes milliseconds, unless the machine is very busy.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -63,7 +62,7 @@ where
 
 /// A running gate; killed when dropped.
 #[derive(Debug)]
-pub struct Gate<'n> {
+pub struct Process<'n> {
     child: Child,
     directory: TempDir,
     listeners: Vec<SocketAddr>,
@@ -72,7 +71,7 @@ pub struct Gate<'n> {
     namespace: Option<&'n Namespace>,
 }
 
-impl<'n> Gate<'n> {
+impl<'n> Process<'n> {
     /// Starts the gate with this configuration and waits until it listens. `@DIR@` in the text
     /// stands for the gate's own directory, which is deleted with it.
     ///
@@ -121,7 +120,7 @@ impl<'n> Gate<'n> {
 
     fn wait_until_it_listens(&mut self) -> Result<()> {
         let mut ended = None;
-        let listening = watch::until("the gate to listen", START_MAX, || {
+        let listening = wait::until("the gate to listen", START_MAX, || {
             ended = self.child.try_wait().ok().flatten();
             let all = self
                 .listeners
@@ -195,15 +194,31 @@ impl<'n> Gate<'n> {
                 .find(|line| line.contains(text))
                 .map(str::to_owned)
         };
-        watch::until(text, limit, find).with_context(|| format!("the log was:\n{}", self.log()))
+        wait::until(text, limit, find).with_context(|| format!("the log was:\n{}", self.log()))
     }
 
-    /// Resident memory in KiB.
+    /// Resident memory in KiB (`VmRSS`).
     ///
     /// # Errors
     /// When the gate is gone.
     pub fn resident_kib(&self) -> Result<u64> {
-        watch::resident_kib(self.pid())
+        self.status_kib("VmRSS:")
+    }
+
+    /// The most resident memory that the gate has had, in KiB (`VmHWM`).
+    ///
+    /// # Errors
+    /// When the gate is gone.
+    pub fn resident_most_kib(&self) -> Result<u64> {
+        self.status_kib("VmHWM:")
+    }
+
+    fn status_kib(&self, field: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kib = kib.with_context(|| format!("no {field} of a gate that is gone"))?;
+        Ok(kib.trim().parse()?)
     }
 
     /// A session with the gate, greeted.
@@ -217,7 +232,7 @@ impl<'n> Gate<'n> {
     /// A connection to the gate from where the gate is (its own namespace), not yet greeted.
     ///
     /// # Errors
-    /// When nobody listens.
+    /// When nothing listens.
     pub fn tcp(&self, to: SocketAddr) -> Result<TcpStream> {
         let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(5));
         match self.namespace {
@@ -288,7 +303,7 @@ impl<'n> Gate<'n> {
     /// # Errors
     /// When it does not.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
-        watch::until("the gate to end", limit, || {
+        wait::until("the gate to end", limit, || {
             self.child.try_wait().ok().flatten()
         })
         .with_context(|| format!("the log was:\n{}", self.log()))
@@ -310,7 +325,7 @@ impl<'n> Gate<'n> {
     }
 }
 
-impl Drop for Gate<'_> {
+impl Drop for Process<'_> {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -326,7 +341,7 @@ impl Drop for Gate<'_> {
 /// # Errors
 /// When there are no free ports.
 pub fn relay_to(next_hop: &str, more: &str) -> Result<String> {
-    let (listener, admin) = (watch::free_address()?, watch::free_address()?);
+    let (listener, admin) = (machine::free_address()?, machine::free_address()?);
     Ok(format!(
         r#"hostname = "gate.example"
 state_dir = "@DIR@"
@@ -351,6 +366,25 @@ next_hop = ["{next_hop}"]
             LOOPBACK_IS_LOCAL
         },
     ))
+}
+
+/// A configuration that discards all mail, for a gate in a namespace of its own that becomes an
+/// ordinary user once it serves; its admin address is `127.0.0.1:9925`. `more` is appended.
+#[must_use]
+pub fn discard_as_user(listener: &str, more: &str) -> String {
+    format!(
+        r#"hostname = "gate.example"
+state_dir = "@DIR@"
+workers = 1
+user = "nobody"
+admin = "127.0.0.1:9925"
+[[listener]]
+address = "{listener}"
+[[route]]
+domains = ["*"]
+next_hop = ["discard"]
+{more}"#
+    )
 }
 
 /// So that a test's client on the loopback may relay.

@@ -17,8 +17,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use portcullis::driver::{Buffer, Completion, Conn, Driver, Listener, Outcome};
+
 use self::world::{Event, Link, Ready, World};
-use super::{Buffer, Completion, Conn, Driver, Listener, Outcome};
 
 /// Linux's number for it; the simulation knows no operating system.
 const ECANCELED: i32 = 125;
@@ -44,9 +45,9 @@ pub trait Peer {
     /// Octets came in: none at the very beginning and after [`Fate::Wake`]. What is put into `send`
     /// is sent.
     fn octets(&mut self, now: Duration, octets: &[u8], send: &mut Vec<u8>) -> Fate;
-    /// The gate will send nothing more.
+    /// The worker will send nothing more.
     fn ended(&mut self, now: Duration, send: &mut Vec<u8>) -> Fate;
-    /// The connection was broken by the gate, or with octets unread.
+    /// The worker broke the connection, or closed it with octets unread.
     fn reset(&mut self, now: Duration);
     /// Octets a second that it reads; `None` for as many as come. With 0 it has stopped reading for
     /// good.
@@ -55,7 +56,7 @@ pub trait Peer {
     }
 }
 
-/// What answers at an address: a peer, or nobody.
+/// What answers at an address: a peer, or nothing.
 pub type Dial = Box<dyn FnMut(SocketAddr) -> Option<Box<dyn Peer>>>;
 
 /// How hostile a run is. Probabilities are in percent.
@@ -82,7 +83,7 @@ pub struct Faults {
     pub room: usize,
 }
 
-/// A hand on the world, for the test.
+/// The network of a simulated worker, for the test to act on.
 #[derive(Clone)]
 pub struct Network(Rc<RefCell<World>>);
 
@@ -136,8 +137,8 @@ impl Network {
         world.schedule(at, Event::Arrive(listener, from, peer));
     }
 
-    /// Lets another thread, were there threads, do something after some time (it is told the time)
-    /// and wake the worker.
+    /// Does what another thread of the gate would do, after some time (it is told the time), and
+    /// wakes the worker.
     pub fn act(&self, after: Duration, act: impl FnOnce(Duration) + 'static) {
         let mut world = self.0.borrow_mut();
         let at = world.now + after;
@@ -235,13 +236,7 @@ impl Driver for SimDriver {
     fn send(&mut self, conn: Conn, buffer: Vec<u8>) {
         let mut world = self.world.borrow_mut();
         assert!(!buffer.is_empty(), "an empty send");
-        let cut = world.faults.cut;
-        let short = world.chance(cut);
-        let taken = if short {
-            world.rng.usize(1..=buffer.len())
-        } else {
-            buffer.len()
-        };
+        let taken = world.cut(buffer.len());
         // Nothing is sent in no time.
         let at = world.now + world.delay().max(Duration::from_micros(1));
         let link = world
@@ -301,7 +296,7 @@ impl Driver for SimDriver {
             world.send_to_peer(conn, Event::EndToPeer(conn));
         }
         let Some(link) = world.link(conn) else { return };
-        // Whoever still waits for octets learns that none will come.
+        // A peer that still waits for octets learns first that none will come.
         let at = at.max(link.to_peer);
         world.schedule(at, Event::Closed(conn));
     }

@@ -1,23 +1,25 @@
 //! What a worker may rely on, whatever driver it runs on: the contract of [`Driver`] as test cases.
 //!
-//! A driver's tests say how its world is made and name it to [`conformance!`]; every case below
-//! then is a test of that driver. The ring runs them against sockets on the loopback, where time
-//! passes by itself; a simulation runs them on its own time.
+//! A driver's module says how its world is made and names it to [`conformance!`]; every case of
+//! [`cases`] then is a test of that driver. The ring runs them against sockets on the loopback,
+//! where time passes by itself; the simulation runs them on its own time.
 
-pub(crate) mod cases;
+mod cases;
+mod ring;
 mod simulated;
 
-use super::{Buffer, Completion, Conn, Driver, Listener, Outcome, ReceiveEnd};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// How the driver under test is to be.
-pub(crate) struct Shape {
-    pub(crate) slots: u32,
-    pub(crate) buffers: u16,
-    pub(crate) buffer_size: u32,
+use portcullis::driver::{Buffer, Completion, Conn, Driver, Listener, Outcome, ReceiveEnd};
+
+/// The sizes of the driver under test.
+struct Shape {
+    slots: u32,
+    buffers: u16,
+    buffer_size: u32,
 }
 
 impl Default for Shape {
@@ -32,18 +34,18 @@ impl Default for Shape {
 
 /// A driver with one listener, and the peers at the other ends of its connections. Peers never
 /// block.
-pub(crate) trait World {
+trait World {
     type Driver: Driver;
     type Peer;
 
     fn new(shape: Shape) -> Self;
     fn driver(&mut self) -> &mut Self::Driver;
-    /// Somebody connects to the listener: who, and from where.
+    /// A client connects to the listener: it, and its address.
     fn call(&mut self) -> (Self::Peer, SocketAddr);
-    /// Where somebody listens.
+    /// An address where a next hop listens.
     fn next_hop(&mut self) -> SocketAddr;
-    /// Where nobody does.
-    fn nobody(&mut self) -> SocketAddr;
+    /// An address where nothing listens.
+    fn unbound(&mut self) -> SocketAddr;
     /// The next hop's end of a connection that was made to it.
     fn called(&mut self) -> Self::Peer;
     /// The peer sends; how many octets were taken.
@@ -60,7 +62,7 @@ pub(crate) trait World {
 /// Makes every case a test of one driver.
 macro_rules! conformance {
     ($world:ty) => {
-        $crate::driver::conformance::conformance!($world:
+        crate::conformance!($world:
             accepted_connection_has_its_peers_address
             full_table_leaves_callers_waiting
             accepts_that_are_stopped_all_complete
@@ -83,7 +85,7 @@ macro_rules! conformance {
         $(
             #[test]
             fn $case() {
-                $crate::driver::conformance::cases::$case::<$world>();
+                crate::cases::$case::<$world>();
             }
         )+
     };
@@ -100,13 +102,13 @@ const WAIT: Duration = Duration::from_millis(10);
 /// Waits after which nothing more is expected.
 const WAITS_QUIET: u32 = 5;
 
-/// A world and the completions that were not looked at yet.
-struct Desk<W> {
+/// A case in its world, with the completions that it has not looked at yet.
+struct Case<W> {
     world: W,
     completions: VecDeque<Completion>,
 }
 
-impl<W: World> Desk<W> {
+impl<W: World> Case<W> {
     fn new(shape: Shape) -> Self {
         Self {
             world: W::new(shape),

@@ -16,7 +16,7 @@ const REPLY_LINE_LENGTH_MAX: usize = 512;
 pub type Policy<'a> = dyn FnMut(&'static str) -> Option<(Reply<'static>, Blame)> + 'a;
 
 /// A session, and all that has come of it.
-pub struct Conversation<'a> {
+pub struct CheckedSession<'a> {
     settings: &'a Settings,
     policy: Box<Policy<'a>>,
     /// Answers are given only when nothing else can go on.
@@ -36,7 +36,7 @@ pub struct Conversation<'a> {
     pub messages: Vec<Vec<u8>>,
 }
 
-impl<'a> Conversation<'a> {
+impl<'a> CheckedSession<'a> {
     /// A connection that was just accepted.
     #[must_use]
     pub fn new(settings: &'a Settings, late_answers: bool, policy: Box<Policy<'a>>) -> Self {

@@ -1,4 +1,4 @@
-//! Packets made by hand, for tests that count them one by one.
+//! Single SYNs, made by hand, for tests that count them one by one.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
@@ -46,7 +46,7 @@ impl SynSender {
         header[..2].copy_from_slice(&[0x80 | number[2], number[3]]);
         header[2..4].copy_from_slice(&self.port.to_be_bytes());
         header[4..8].copy_from_slice(&number);
-        // Five words of header, SYN, a window; the checksum stays wrong, for nobody is to answer.
+        // Five words of header, SYN, a window; the checksum stays wrong, so that no answer comes.
         header[12..16].copy_from_slice(&[0x50, 0x02, 0xff, 0xff]);
         self.socket.send_to(&header, &self.to)?;
         Ok(())

@@ -6,8 +6,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use portcullis::driver::{Conn, Listener, Outcome, ReceiveEnd};
+
 use super::{Dial, Fate, Faults, Peer};
-use crate::driver::{Conn, Listener, Outcome, ReceiveEnd};
 
 pub(super) enum Event {
     Arrive(Listener, SocketAddr, Box<dyn Peer>),
@@ -19,10 +20,10 @@ pub(super) enum Event {
     ToPeer(Conn, Vec<u8>),
     PeerWake(Conn, u64),
     EndToPeer(Conn),
-    ToGate(Conn, Vec<u8>),
-    EndToGate(Conn),
-    ResetToGate(Conn),
-    /// Somebody outside does something and wakes the worker.
+    ToWorker(Conn, Vec<u8>),
+    EndToWorker(Conn),
+    ResetToWorker(Conn),
+    /// Another thread does something and wakes the worker.
     Outside(Box<dyn FnOnce(Duration)>),
 }
 
@@ -45,7 +46,7 @@ pub(super) struct Link {
     pub(super) shut_write: bool,
     /// Nothing overtakes in either direction.
     pub(super) to_peer: Duration,
-    pub(super) to_gate: Duration,
+    pub(super) to_worker: Duration,
     /// Which of its wake-ups a peer still wants.
     pub(super) wake: u64,
 }
@@ -86,6 +87,15 @@ impl World {
         self.rng.u8(..100) < percent
     }
 
+    /// How much of a piece goes together: all of it, or by chance less.
+    pub(super) fn cut(&mut self, length: usize) -> usize {
+        if self.chance(self.faults.cut) {
+            self.rng.usize(1..=length)
+        } else {
+            length
+        }
+    }
+
     /// Most things are quick, some are slow.
     pub(super) fn delay(&mut self) -> Duration {
         if self.rng.u8(..4) > 0 {
@@ -107,11 +117,11 @@ impl World {
         self.schedule(at, event);
     }
 
-    pub(super) fn send_to_gate(&mut self, conn: Conn, event: Event) {
+    fn send_to_worker(&mut self, conn: Conn, event: Event) {
         let at = self.now + self.delay();
         let Some(link) = self.link(conn) else { return };
-        link.to_gate = link.to_gate.max(at);
-        let at = link.to_gate;
+        link.to_worker = link.to_worker.max(at);
+        let at = link.to_worker;
         self.schedule(at, event);
     }
 
@@ -121,58 +131,23 @@ impl World {
 
     pub(super) fn happen(&mut self, event: Event) {
         match event {
-            Event::Arrive(listener, from, peer) => {
-                if self.listening {
-                    self.backlog
-                        .entry(listener)
-                        .or_default()
-                        .push_back((from, peer));
-                    self.take_from_backlog(listener);
-                }
-            }
+            Event::Arrive(listener, from, peer) => self.arrive(listener, from, peer),
             Event::Connected(conn, address) => self.connected(conn, address),
             Event::Sent(conn, buffer, taken) => self.sent(conn, buffer, taken),
-            Event::Paused(conn) => {
-                if let Some(link) = self.link(conn)
-                    && link.pausing
-                {
-                    link.pausing = false;
-                    link.armed = false;
-                    self.complete(conn, Outcome::ReceiveEnded(ReceiveEnd::Paused));
-                }
-            }
+            Event::Paused(conn) => self.paused(conn),
             Event::Closed(conn) => self.closed(conn),
             Event::Stale(conn) => {
                 self.complete(conn, Outcome::ReceiveEnded(ReceiveEnd::EndOfStream));
             }
-            Event::ToPeer(conn, octets) => {
-                if let Some(link) = self.link(conn) {
-                    link.unread -= octets.len();
-                    self.send_again(conn);
-                }
-                if !octets.is_empty() && self.chance(self.faults.reset) {
-                    self.cut_connection(conn);
-                } else {
-                    self.call_peer(conn, |peer, now, send| peer.octets(now, &octets, send));
-                }
-            }
+            Event::ToPeer(conn, octets) => self.octets_to_peer(conn, &octets),
             Event::PeerWake(conn, wake) => {
                 if self.link(conn).is_some_and(|link| link.wake == wake) {
                     self.call_peer(conn, |peer, now, send| peer.octets(now, &[], send));
                 }
             }
             Event::EndToPeer(conn) => self.call_peer(conn, |peer, now, send| peer.ended(now, send)),
-            Event::ToGate(conn, octets) => {
-                if self.link(conn).is_some_and(|link| link.shut_read) {
-                    // Nobody will read it: the kernel answers with a RST, which may overtake our
-                    // last octets.
-                    self.break_peer(conn);
-                } else if let Some(link) = self.link(conn) {
-                    link.inbound.extend(octets);
-                    self.receive_some(conn);
-                }
-            }
-            Event::EndToGate(conn) => {
+            Event::ToWorker(conn, octets) => self.octets_to_worker(conn, octets),
+            Event::EndToWorker(conn) => {
                 if let Some(link) = self.link(conn) {
                     link.inbound_end = true;
                     self.receive_some(conn);
@@ -180,20 +155,60 @@ impl World {
             }
             Event::Outside(act) => {
                 act(self.now);
-                let nobody = Conn {
-                    slot: 0,
-                    generation: 0,
-                };
-                self.complete(nobody, Outcome::Wake);
+                self.complete(Conn::NONE, Outcome::Wake);
             }
-            Event::ResetToGate(conn) => {
-                if let Some(link) = self.link(conn) {
-                    link.broken = true;
-                    link.inbound.clear();
-                    self.receive_some(conn);
-                    self.send_again(conn);
-                }
-            }
+            Event::ResetToWorker(conn) => self.reset_to_worker(conn),
+        }
+    }
+
+    fn arrive(&mut self, listener: Listener, from: SocketAddr, peer: Box<dyn Peer>) {
+        if self.listening {
+            let backlog = self.backlog.entry(listener).or_default();
+            backlog.push_back((from, peer));
+            self.take_from_backlog(listener);
+        }
+    }
+
+    fn paused(&mut self, conn: Conn) {
+        if let Some(link) = self.link(conn)
+            && link.pausing
+        {
+            link.pausing = false;
+            link.armed = false;
+            self.complete(conn, Outcome::ReceiveEnded(ReceiveEnd::Paused));
+        }
+    }
+
+    fn octets_to_peer(&mut self, conn: Conn, octets: &[u8]) {
+        if let Some(link) = self.link(conn) {
+            link.unread -= octets.len();
+            self.send_again(conn);
+        }
+        if !octets.is_empty() && self.chance(self.faults.reset) {
+            self.cut_connection(conn);
+        } else {
+            self.call_peer(conn, |peer, now, send| peer.octets(now, octets, send));
+        }
+    }
+
+    fn octets_to_worker(&mut self, conn: Conn, octets: Vec<u8>) {
+        if self.link(conn).is_some_and(|link| link.shut_read) {
+            // The worker will not read it: the kernel answers with a RST, which may overtake our
+            // last octets.
+            self.break_peer(conn);
+        } else if let Some(link) = self.link(conn) {
+            link.inbound.extend(octets);
+            self.receive_some(conn);
+        }
+    }
+
+    /// The worker's side of a connection is broken.
+    fn reset_to_worker(&mut self, conn: Conn) {
+        if let Some(link) = self.link(conn) {
+            link.broken = true;
+            link.inbound.clear();
+            self.receive_some(conn);
+            self.send_again(conn);
         }
     }
 
@@ -220,7 +235,7 @@ impl World {
         }
     }
 
-    pub(super) fn connected(&mut self, conn: Conn, address: SocketAddr) {
+    fn connected(&mut self, conn: Conn, address: SocketAddr) {
         let shut = self.link(conn).is_some_and(|link| link.shut_write);
         let peer = if shut { None } else { (self.dial)(address) };
         let Some(link) = self.link(conn) else { return };
@@ -241,7 +256,7 @@ impl World {
         self.send_to_peer(conn, Event::ToPeer(conn, Vec::new()));
     }
 
-    pub(super) fn sent(&mut self, conn: Conn, buffer: Vec<u8>, wanted: usize) {
+    fn sent(&mut self, conn: Conn, buffer: Vec<u8>, wanted: usize) {
         let room = self.faults.room;
         let Some(link) = self.link(conn) else { return };
         if link.broken || link.shut_write {
@@ -263,14 +278,10 @@ impl World {
         link.sending = false;
         link.unread += taken;
         let pace = link.peer.as_ref().and_then(|peer| peer.pace());
-        // With a pace of nought it is on its way for ever.
+        // With a pace of 0 it is on its way for ever.
         let mut rest = &buffer[..if pace == Some(0) { 0 } else { taken }];
         while !rest.is_empty() {
-            let piece = if self.chance(self.faults.cut) {
-                self.rng.usize(1..=rest.len())
-            } else {
-                rest.len()
-            };
+            let piece = self.cut(rest.len());
             let piece = pace.map_or(piece, |pace| piece.min(pace as usize));
             let (octets, more) = rest.split_at(piece);
             if let (Some(pace), Some(link)) = (pace, self.links.get_mut(&conn)) {
@@ -296,7 +307,7 @@ impl World {
         }
     }
 
-    pub(super) fn closed(&mut self, conn: Conn) {
+    fn closed(&mut self, conn: Conn) {
         let unread = self.link(conn).is_some_and(|link| !link.inbound.is_empty());
         if unread {
             self.break_peer(conn);
@@ -306,29 +317,24 @@ impl World {
             self.schedule(at, Event::Stale(conn));
         }
         self.complete(conn, Outcome::Closed);
-        // The peer may go on for a while; what it says then finds nobody.
+        // The peer may go on for a while; what it says then is lost.
         self.links.remove(&conn);
     }
 
     /// The connection breaks in the network: both sides notice.
-    pub(super) fn cut_connection(&mut self, conn: Conn) {
+    fn cut_connection(&mut self, conn: Conn) {
         self.break_peer(conn);
-        if let Some(link) = self.link(conn) {
-            link.broken = true;
-            link.inbound.clear();
-            self.receive_some(conn);
-            self.send_again(conn);
-        }
+        self.reset_to_worker(conn);
     }
 
-    pub(super) fn break_peer(&mut self, conn: Conn) {
+    fn break_peer(&mut self, conn: Conn) {
         let now = self.now;
         if let Some(mut peer) = self.link(conn).and_then(|link| link.peer.take()) {
             peer.reset(now);
         }
     }
 
-    pub(super) fn call_peer(
+    fn call_peer(
         &mut self,
         conn: Conn,
         call: impl FnOnce(&mut dyn Peer, Duration, &mut Vec<u8>) -> Fate,
@@ -347,24 +353,19 @@ impl World {
         }
         let mut rest = send.as_slice();
         while !rest.is_empty() {
-            let piece = if self.chance(self.faults.cut) {
-                self.rng.usize(1..=rest.len())
-            } else {
-                rest.len()
-            };
-            let (octets, more) = rest.split_at(piece);
-            self.send_to_gate(conn, Event::ToGate(conn, octets.to_vec()));
+            let (octets, more) = rest.split_at(self.cut(rest.len()));
+            self.send_to_worker(conn, Event::ToWorker(conn, octets.to_vec()));
             rest = more;
         }
         match fate {
             Fate::Stay => {}
             Fate::Wake(after) => self.schedule(now + after, Event::PeerWake(conn, wake)),
-            Fate::Close => self.send_to_gate(conn, Event::EndToGate(conn)),
+            Fate::Close => self.send_to_worker(conn, Event::EndToWorker(conn)),
             Fate::Reset => {
                 if let Some(link) = self.link(conn) {
                     link.peer = None;
                 }
-                self.send_to_gate(conn, Event::ResetToGate(conn));
+                self.send_to_worker(conn, Event::ResetToWorker(conn));
             }
         }
     }

@@ -1,14 +1,16 @@
-//! The simulated driver held to the same contract as the ring, with a calm network and with a
-//! hostile one. What the worker's simulations prove is worth as much as this.
+//! The simulated driver under the same contract as the ring, with a calm network and with a hostile
+//! one. What the worker's simulations prove is worth as much as this.
 
-use super::{Shape, World, conformance};
-use crate::driver::Listener;
-use crate::driver::sim::{Fate, Faults, Network, Peer, SimDriver, simulation};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
+
+use portcullis::driver::Listener;
+use portcullis_tests::simulation::driver::{Fate, Faults, Network, Peer, SimDriver, simulation};
+
+use super::{Shape, World};
 
 thread_local! {
     /// Every test has a thread of its own, so every run of it has the same seeds.
@@ -21,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Octets a second of a peer that reads slowly: seconds for what fits into a connection.
 const SLOW_PACE: u32 = 20_000;
 
-/// What a test and a peer have in common.
+/// What a case and a peer share.
 #[derive(Default)]
 struct Wire {
     to_say: Vec<u8>,
@@ -94,7 +96,7 @@ impl<const HOSTILE: bool> World for Simulated<HOSTILE> {
         let faults = Faults {
             cut: often,
             rearm: often,
-            // Breaches of a connection's peace are not part of the contract's cases.
+            // No case expects a late completion or a reset.
             stale: 0,
             reset: 0,
             batch: often,
@@ -139,7 +141,7 @@ impl<const HOSTILE: bool> World for Simulated<HOSTILE> {
         next_hop()
     }
 
-    fn nobody(&mut self) -> SocketAddr {
+    fn unbound(&mut self) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 26], 25))
     }
 
@@ -169,9 +171,9 @@ impl<const HOSTILE: bool> World for Simulated<HOSTILE> {
 }
 
 mod calm {
-    super::conformance!(super::Simulated<false>);
+    crate::conformance!(super::Simulated<false>);
 }
 
 mod hostile {
-    super::conformance!(super::Simulated<true>);
+    crate::conformance!(super::Simulated<true>);
 }

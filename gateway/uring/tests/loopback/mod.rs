@@ -1,8 +1,10 @@
-//! A ring with a listener on the loopback, and the events it has given so far.
+//! A ring with a listener on the loopback, and the completions it has given so far.
 
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
-use portcullis_uring::{Conn, Event, Outcome, PreparedRing, ReceiveEnd, Ring, Settings, listen};
+use portcullis_uring::{
+    Buffer, Completion, Conn, Listener, Outcome, PreparedRing, ReceiveEnd, Ring, Settings, listen,
+};
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,17 +15,17 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Long enough to believe that something does not happen.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(100);
 
-pub(crate) struct Desk {
+pub(crate) struct Loopback {
     pub(crate) ring: Ring,
     pub(crate) address: SocketAddr,
-    events: VecDeque<Event>,
+    completions: VecDeque<Completion>,
 }
 
 pub(crate) fn conn(slot: u32, generation: u32) -> Conn {
     Conn { slot, generation }
 }
 
-impl Desk {
+impl Loopback {
     pub(crate) fn new(slots: u32) -> Self {
         Self::with(Settings {
             slots,
@@ -40,7 +42,7 @@ impl Desk {
         Self {
             ring: PreparedRing::new(settings).unwrap().start().unwrap(),
             address,
-            events: VecDeque::new(),
+            completions: VecDeque::new(),
         }
     }
 
@@ -52,18 +54,17 @@ impl Desk {
     }
 
     pub(crate) fn wait(&mut self, timeout: Duration) {
-        let events = &mut self.events;
-        self.ring
-            .wait(timeout, |event| events.push_back(event))
-            .unwrap();
+        let mut completions = Vec::new();
+        self.ring.wait(timeout, &mut completions).unwrap();
+        self.completions.extend(completions);
     }
 
-    /// The next event, in the order of their coming.
-    pub(crate) fn next(&mut self) -> Event {
+    /// The next completion, in the order of their coming.
+    pub(crate) fn next(&mut self) -> Completion {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(event) = self.events.pop_front() {
-                return event;
+            if let Some(completion) = self.completions.pop_front() {
+                return completion;
             }
             assert!(Instant::now() < deadline, "nothing happened");
             self.wait(A_WHILE);
@@ -71,58 +72,61 @@ impl Desk {
     }
 
     /// What happens in a while (which is not over early).
-    pub(crate) fn meanwhile(&mut self) -> Vec<Event> {
+    pub(crate) fn meanwhile(&mut self) -> Vec<Completion> {
         let deadline = Instant::now() + A_WHILE;
         while let Some(left) = deadline.checked_duration_since(Instant::now()) {
             self.wait(left);
         }
-        self.events.drain(..).collect()
+        self.completions.drain(..).collect()
     }
 
     /// A connection in the slot, and its client.
     pub(crate) fn accepted(&mut self, conn: Conn) -> TcpStream {
-        self.ring.accept(0, conn);
+        self.ring.accept(Listener(0), conn);
         let client = self.dial();
         self.expect_accepted(conn, &client);
         client
     }
 
     pub(crate) fn expect_accepted(&mut self, conn: Conn, client: &TcpStream) {
-        let event = self.next();
-        assert_eq!(event.conn, conn);
-        match event.outcome {
+        let completion = self.next();
+        assert_eq!(completion.conn, conn);
+        match completion.outcome {
             Outcome::Accepted(Ok(peer)) => assert_eq!(peer, client.local_addr().unwrap()),
             other => panic!("{other:?}"),
         }
     }
 
     pub(crate) fn expect_received(&mut self, conn: Conn) -> Vec<u8> {
-        let event = self.next();
-        assert_eq!(event.conn, conn);
-        match event.outcome {
-            Outcome::Received { buffer, length } => {
-                let bytes = self.ring.bytes(buffer, 0, length).to_vec();
-                self.ring.recycle(buffer);
-                bytes
-            }
+        let completion = self.next();
+        assert_eq!(completion.conn, conn);
+        match completion.outcome {
+            Outcome::Received(buffer) => self.taken(buffer),
             other => panic!("{other:?}"),
         }
     }
 
+    /// The bytes of a buffer, which goes back to the ring.
+    pub(crate) fn taken(&mut self, buffer: Buffer) -> Vec<u8> {
+        let bytes = self.ring.bytes(&buffer).to_vec();
+        self.ring.recycle(buffer);
+        bytes
+    }
+
     pub(crate) fn expect_end(&mut self, conn: Conn) -> ReceiveEnd {
-        let event = self.next();
-        assert_eq!(event.conn, conn);
-        match event.outcome {
+        let completion = self.next();
+        assert_eq!(completion.conn, conn);
+        match completion.outcome {
             Outcome::ReceiveEnded(end) => end,
             other => panic!("{other:?}"),
         }
     }
 
     pub(crate) fn expect_sent(&mut self, conn: Conn) -> (Vec<u8>, io::Result<usize>) {
-        let event = self.next();
-        assert_eq!(event.conn, conn);
-        match event.outcome {
-            Outcome::Sent(buffer, result) => (buffer, result),
+        let completion = self.next();
+        assert_eq!(completion.conn, conn);
+        match completion.outcome {
+            Outcome::Sent { buffer, result } => (buffer, result),
             other => panic!("{other:?}"),
         }
     }
@@ -134,11 +138,15 @@ impl Desk {
         loop {
             let length = buffer.len();
             self.ring.send(conn, buffer);
-            let Some(event) = self.meanwhile().pop() else {
+            let Some(completion) = self.meanwhile().pop() else {
                 return (length, taken);
             };
-            let Outcome::Sent(rest, result) = event.outcome else {
-                panic!("{event:?}");
+            let Outcome::Sent {
+                buffer: rest,
+                result,
+            } = completion.outcome
+            else {
+                panic!("{completion:?}");
             };
             let sent = result.unwrap();
             assert!(sent > 0 && sent < length);
@@ -150,26 +158,29 @@ impl Desk {
 
     pub(crate) fn expect_unacknowledged(&mut self, conn: Conn) -> u32 {
         self.ring.unacknowledged(conn);
-        let event = self.next();
-        assert_eq!(event.conn, conn);
-        match event.outcome {
+        let completion = self.next();
+        assert_eq!(completion.conn, conn);
+        match completion.outcome {
             Outcome::Unacknowledged(result) => result.unwrap(),
             other => panic!("{other:?}"),
         }
     }
 
     pub(crate) fn expect_connected(&mut self, conn: Conn) -> io::Result<()> {
-        let event = self.next();
-        assert_eq!(event.conn, conn);
-        match event.outcome {
+        let completion = self.next();
+        assert_eq!(completion.conn, conn);
+        match completion.outcome {
             Outcome::Connected(result) => result,
             other => panic!("{other:?}"),
         }
     }
 
     pub(crate) fn expect_closed(&mut self, conn: Conn) {
-        let event = self.next();
-        assert_eq!(event.conn, conn);
-        assert!(matches!(event.outcome, Outcome::Closed), "{event:?}");
+        let completion = self.next();
+        assert_eq!(completion.conn, conn);
+        assert!(
+            matches!(completion.outcome, Outcome::Closed),
+            "{completion:?}"
+        );
     }
 }

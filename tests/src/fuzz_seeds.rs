@@ -1,0 +1,96 @@
+//! The tables of cases as the beginning of a fuzzer's corpus.
+//!
+//! Each target writes its own when it starts, as scripts of the `wild_*` module that it feeds, into
+//! the directory that `PORTCULLIS_FUZZ_SEEDS` names; `cargo xtask fuzz` sets it.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::{list_cases, packet_cases, transcript, wild_client, wild_list, wild_next_hop};
+
+/// What clients say in the transcripts, with a flush wherever the server speaks. The policy accepts
+/// everything, and groups are cut into pieces of four octets.
+pub fn server() {
+    write(|| spoken("server", "C", &[0, 3], &[wild_client::FLUSH]));
+}
+
+/// What next hops say in the transcripts, with a command wherever the relay speaks.
+pub fn client() {
+    write(|| spoken("client", "S", &[], &[wild_next_hop::COMMAND, 0]));
+}
+
+/// The files of the list cases.
+pub fn lists() {
+    write(|| Ok(list_cases::load()?.iter().map(wild_list::script).collect()));
+}
+
+/// The frames of the packet cases, with the two octets of [`wild_packet`](crate::wild_packet) that
+/// choose the settings.
+pub fn packets() {
+    write(|| {
+        let files = packet_cases::all()?;
+        let cases = files.iter().flat_map(|file| &file.cases);
+        Ok(cases
+            .map(|case| [&[0, 0], case.frame.as_slice()].concat())
+            .collect())
+    });
+}
+
+/// A fuzzer without seeds still works, so that they cannot be written is only said.
+fn write(seeds: impl FnOnce() -> Result<Vec<Vec<u8>>>) {
+    let Some(directory) = std::env::var_os("PORTCULLIS_FUZZ_SEEDS") else {
+        return;
+    };
+    let written = seeds().and_then(|seeds| {
+        for (number, seed) in seeds.iter().enumerate() {
+            fs::write(Path::new(&directory).join(format!("case-{number}")), seed)?;
+        }
+        Ok(())
+    });
+    if let Err(error) = written {
+        eprintln!("no seeds: {error:#}");
+    }
+}
+
+/// What the side with this key says in each transcript of this kind, behind `begin`; `separator`
+/// goes where the other side spoke.
+fn spoken(kind: &str, key: &str, begin: &[u8], separator: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let cases = transcript::read(kind)?;
+    cases
+        .iter()
+        .map(|case| {
+            let mut seed = begin.to_vec();
+            let mut speaking = true;
+            for line in &case.lines {
+                if line.key == key {
+                    if !speaking && seed.len() > begin.len() {
+                        seed.extend_from_slice(separator);
+                    }
+                    seed.extend(line.octets()?);
+                }
+                speaking = line.key == key;
+            }
+            Ok(seed)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_has_a_flush_wherever_the_server_spoke_between_two_commands() {
+        let seeds = spoken("server", "C", &[0, 3], &[wild_client::FLUSH]).unwrap();
+        let flushes = |seed: &Vec<u8>| seed.contains(&wild_client::FLUSH);
+        assert!(seeds.iter().all(|seed| seed.starts_with(&[0, 3])));
+        assert!(seeds.iter().any(flushes));
+        assert!(
+            seeds
+                .iter()
+                .all(|seed| seed.get(2) != Some(&wild_client::FLUSH))
+        );
+    }
+}
