@@ -4,6 +4,8 @@
 //! What is in the files goes its own way ([`lists`](crate::lists)); here is what the tables say,
 //! and where in the configuration a fault of a file is told.
 
+pub(super) mod keys;
+
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -16,7 +18,7 @@ use crate::lists::file::{About, Stored};
 use crate::lists::format::{Format, Reading};
 use crate::lists::source::{FileFinding, FileFindings, ListSource, Sources};
 use crate::lists::watch::Stamp;
-use crate::lists::{Attempt, LISTS_MAX, ListAction, Read, ReadObserver, guard};
+use crate::lists::{Attempt, LISTS_MAX, ListAction, Read, ReadObserver};
 
 /// `[lists]` and `[[list]]`, and what became of the files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +51,7 @@ pub(super) enum Files {
     Read,
     /// They are read; those of the last compile stand in where files cannot be used.
     ReadOrLast,
-    /// They are left alone.
+    /// The caller reads them.
     Leave,
 }
 
@@ -71,12 +73,10 @@ impl Lists {
                  out",
             );
         }
-        let shrink_max = guard::SHRINK_MAX.into();
-        let shrink_max = table.count("shrink_max", shrink_max, 0..=guard::OFF.into()) as u8;
-        let grow_max = guard::GROW_MAX.into();
-        let grow_max = table.count("grow_max", grow_max, 0..=guard::OFF.into()) as u8;
-        let watch = table.flag("watch", true);
-        table.finish(&[]);
+        let shrink_max = table.count("shrink_max") as u8;
+        let grow_max = table.count("grow_max") as u8;
+        let watch = table.flag("watch");
+        table.finish();
         let mut spans = Vec::new();
         let mut lists = Vec::new();
         for (number, s) in sections.into_iter().enumerate() {
@@ -285,20 +285,19 @@ fn read_source(
     mut s: Section<'_, '_>,
     others: &[ListSource],
 ) -> Option<(ListSource, Range<usize>)> {
-    let name = s.required_text("name", |name| match list_name(name) {
+    let name = s.text("name", |name| match list_name(name) {
         Ok(()) if others.iter().any(|other| other.name == name) => {
             Err(format!("\"{name}\" is named twice"))
         }
         checked => checked.map(|()| name.to_owned()),
     });
     let document = s.document;
-    let file = s.required_text("file", |file| Ok(document.resolve(file)));
-    let format = s.word("format", Some("cidr"), &Format::ALL, &[]);
-    s.missing_unless_given("action");
+    let file = s.text("file", |file| Ok(document.resolve(file)));
+    let format = s.word("format", &Format::ALL);
     let actions = ListAction::ALL.map(|action| (action.as_str(), action));
-    let action = s.word("action", None, &actions, &[]);
-    let strict = s.flag("strict", false);
-    s.finish(&["url", "refresh"]);
+    let action = s.word("action", &actions);
+    let strict = s.flag("strict");
+    s.finish();
     let (name, file) = (name?.into_inner(), file?);
     let span = file.span();
     let source = ListSource {

@@ -12,14 +12,17 @@ mod document;
 mod error;
 mod filter;
 mod kernel;
+mod keys;
 mod limits;
 mod list;
 mod pending;
+pub mod reference;
 mod relay;
 mod route;
 mod section;
 #[cfg(test)]
 mod tests;
+mod typed;
 mod value;
 
 use std::net::SocketAddr;
@@ -51,7 +54,7 @@ use crate::policy::Policy;
 use crate::policy::domain::Domains;
 pub use crate::policy::{Listener, Service};
 
-/// What the gate does without a configuration file: it harms nobody and shows that it works.
+/// What the gate does without a configuration file: it does no harm and shows that it works.
 const DEFAULT_GATE: &str = r#"[[listener]]
 address = "127.0.0.1:2525"
 service = "relay"
@@ -173,16 +176,16 @@ pub fn load_without_lists(path: &Path) -> Result<Config, Errors> {
 
 fn text_of(path: &Path) -> Result<String, Errors> {
     let only = |message| Errors(vec![Error::whole_file(path, message)]);
-    let octets = std::fs::read(path)
+    let bytes = std::fs::read(path)
         .map_err(|error| only(format!("cannot read the configuration: {error}")))?;
-    String::from_utf8(octets).map_err(|error| {
+    String::from_utf8(bytes).map_err(|error| {
         if let Some(foreign) = foreign(error.as_bytes()) {
             return only(format!("the file is {foreign}"));
         }
         let sane = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..sane]
             .iter()
-            .filter(|&&octet| octet == b'\n')
+            .filter(|&&byte| byte == b'\n')
             .count()
             + 1;
         only(format!("not UTF-8 (line {line}), as TOML has to be"))
@@ -256,7 +259,8 @@ impl Config {
             let (action, name) = (list.action.as_str(), &list.name);
             Some(if is_all {
                 format!(
-                    "the {action} list \"{name}\" holds all of {protected}: nobody there can connect"
+                    "the {action} list \"{name}\" holds all of {protected}: \
+                     no client there can connect"
                 )
             } else {
                 format!(
@@ -296,7 +300,8 @@ impl Config {
             };
             let interface = &customers.name;
             Some(format!(
-                "customers on {interface} reach the listener {address} only if a permit list covers them or {own}: its port is filtered"
+                "customers on {interface} reach the listener {address} only if a permit list \
+                 covers them or {own}: its port is filtered"
             ))
         };
         self.listeners.iter().filter_map(doubt).collect()

@@ -281,6 +281,21 @@ format = "json"
                 "{name} was not kept"
             );
         }
+        // It is described so. What can change within [filter] is not.
+        let names = || {
+            cases
+                .iter()
+                .map(|case| case.2)
+                .filter(|name| *name != "[filter]")
+        };
+        for key in config::reference::tables()
+            .iter()
+            .flat_map(|table| &table.keys)
+        {
+            let path = key.path();
+            let cannot_change = names().any(|name| is_within(&path, name));
+            assert_eq!(key.needs_restart, cannot_change, "{path}");
+        }
     }
 
     #[test]
