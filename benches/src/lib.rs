@@ -13,3 +13,5 @@ pub mod interrupt;
 pub mod machine;
 pub mod process;
 pub mod relay;
+pub mod results;
+pub mod table;

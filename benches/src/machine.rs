@@ -65,6 +65,23 @@ fn first_line(path: &str) -> String {
     text.lines().next().unwrap_or("unknown").to_owned()
 }
 
+/// The commit that this checkout is at, and whether anything was changed since.
+#[must_use]
+pub fn commit() -> String {
+    let directory = env!("CARGO_MANIFEST_DIR");
+    version_of(
+        "git",
+        &[
+            "-C",
+            directory,
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=12",
+        ],
+    )
+}
+
 /// The first line that a command prints about its version, wherever it prints it.
 #[must_use]
 pub fn version_of(program: &str, args: &[&str]) -> String {

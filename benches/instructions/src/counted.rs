@@ -1,0 +1,88 @@
+//! What is counted and what is not, by the names of functions.
+//!
+//! Callgrind's `--toggle-collect` turns counting on or off whenever a function that matches is
+//! entered or left. [`counted_turn`] turns it on for a batch of the worker; within that, each
+//! function `driver_call_*` turns it off for what the simulated driver does, the peers included.
+//! What is left is the worker's own work, and its allocations. Rejected: counting everything and
+//! subtracting a run without a worker (the simulation costs more than the worker does).
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use portcullis::driver::{Buffer, Completion, Conn, Driver, Listener};
+use portcullis::worker::Worker;
+
+/// Patterns for `--toggle-collect`, one for each of the functions below.
+pub(crate) const TOGGLES: [&str; 2] = ["*counted_turn*", "*driver_call_*"];
+
+/// One batch of the worker, with counting on.
+#[inline(never)]
+pub(crate) fn counted_turn<D: Driver>(worker: &mut Worker<D>) -> io::Result<bool> {
+    worker.turn()
+}
+
+/// A driver whose work is not counted.
+pub(crate) struct Uncounted<D>(pub(crate) D);
+
+/// For each method of [`Driver`] a function that is never inlined, so that Callgrind sees it.
+macro_rules! uncounted {
+    ($($call:ident: fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
+        $(
+            #[inline(never)]
+            fn $call<D: Driver>(driver: &mut D $(, $arg: $type)*) $(-> $result)? {
+                driver.$name($($arg),*)
+            }
+        )*
+
+        impl<D: Driver> Driver for Uncounted<D> {
+            $(
+                fn $name(&mut self $(, $arg: $type)*) $(-> $result)? {
+                    $call(&mut self.0 $(, $arg)*)
+                }
+            )*
+
+            fn now(&self) -> Duration {
+                driver_call_now(&self.0)
+            }
+
+            fn unix_time(&self) -> u64 {
+                driver_call_unix_time(&self.0)
+            }
+
+            fn bytes(&self, buffer: &Buffer) -> &[u8] {
+                driver_call_bytes(&self.0, buffer)
+            }
+        }
+    };
+}
+
+uncounted! {
+    driver_call_accept: fn accept(listener: Listener, conn: Conn);
+    driver_call_stop_accepting: fn stop_accepting();
+    driver_call_connect: fn connect(conn: Conn, to: SocketAddr);
+    driver_call_receive: fn receive(conn: Conn);
+    driver_call_pause: fn pause(conn: Conn);
+    driver_call_send: fn send(conn: Conn, buffer: Vec<u8>);
+    driver_call_unacknowledged: fn unacknowledged(conn: Conn);
+    driver_call_shutdown: fn shutdown(conn: Conn, both: bool);
+    driver_call_close: fn close(conn: Conn);
+    driver_call_recycle: fn recycle(buffer: Buffer);
+    driver_call_wait:
+        fn wait(timeout: Duration, completions: &mut Vec<Completion>) -> io::Result<()>;
+}
+
+#[inline(never)]
+fn driver_call_now<D: Driver>(driver: &D) -> Duration {
+    driver.now()
+}
+
+#[inline(never)]
+fn driver_call_unix_time<D: Driver>(driver: &D) -> u64 {
+    driver.unix_time()
+}
+
+#[inline(never)]
+fn driver_call_bytes<'a, D: Driver>(driver: &'a D, buffer: &Buffer) -> &'a [u8] {
+    driver.bytes(buffer)
+}
