@@ -9,6 +9,8 @@
 
 pub mod cpu;
 pub mod figures;
+mod gateway;
+pub mod idle;
 pub mod interrupt;
 pub mod machine;
 pub mod process;
