@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::num::NonZero;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -68,18 +69,27 @@ fn first_line(path: &str) -> String {
 /// The commit that this checkout is at, and whether anything was changed since.
 #[must_use]
 pub fn commit() -> String {
-    let directory = env!("CARGO_MANIFEST_DIR");
-    version_of(
-        "git",
-        &[
-            "-C",
-            directory,
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=12",
-        ],
-    )
+    commit_at(Path::new(env!("CARGO_MANIFEST_DIR")))
+}
+
+/// The same for the checkout in whose target directory a binary is.
+#[must_use]
+pub fn commit_of_binary(binary: &Path) -> String {
+    binary
+        .parent()
+        .map_or_else(|| "unknown".to_owned(), commit_at)
+}
+
+fn commit_at(directory: &Path) -> String {
+    let mut git = Command::new("git");
+    git.arg("-C").arg(directory);
+    git.args(["describe", "--always", "--dirty", "--abbrev=12"]);
+    match git.output() {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        }
+        _ => "unknown".to_owned(),
+    }
 }
 
 /// The first line that a command prints about its version, wherever it prints it.

@@ -259,7 +259,7 @@ fn bytes_of(text: &str, field: &str) -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// A TCP address of the loopback interface that nobody listens on now.
+/// A TCP address of the loopback interface on which no process listens now.
 ///
 /// # Errors
 /// If there is none left.

@@ -35,14 +35,16 @@ pub struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub messages: Option<u32>,
     /// Sessions that smtp-source holds at a time
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 50,
+        value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub sessions: u32,
     /// Turns of each contestant [default: 5; 2 with --quick]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: Option<u32>,
     /// Workers of the gateway, and worker processes of nginx (smtp-sink has one thread and cannot
     /// have more)
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=64))]
     pub workers: u32,
     /// Only some of the comparisons
     #[arg(
@@ -64,7 +66,8 @@ pub struct Options {
     /// The gateway's binary [default: a release build of this tree]
     #[arg(long, value_name = "FILE")]
     pub portcullis: Option<PathBuf>,
-    /// The binary of another build of the gateway, which takes turns with this one
+    /// The binary of another build of the gateway, which takes turns with this one. With few rounds
+    /// chance alone can put one build ahead in all of them: 10 or more are worth believing
     #[arg(long, value_name = "FILE")]
     pub against: Option<PathBuf>,
     /// Puts the table into benches/RESULTS.md

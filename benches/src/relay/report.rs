@@ -9,7 +9,7 @@ use super::load::MESSAGE_LEN;
 use super::servers::LOGGING;
 use super::{Comparison, Options};
 use crate::figures::Spread;
-use crate::machine::{Machine, version_of};
+use crate::machine::{Machine, commit_of_binary, version_of};
 use crate::results::circumstances;
 use crate::table::Table;
 
@@ -107,10 +107,7 @@ impl Report {
             versions.push(version_of(&binary.to_string_lossy(), &["--version"]));
         }
         if let Some(binary) = &options.against {
-            versions.push(format!(
-                "other build: {}",
-                version_of(&binary.to_string_lossy(), &["--version"])
-            ));
+            versions.push(format!("other build: commit {}", commit_of_binary(binary)));
         }
         Self {
             machine,
@@ -238,5 +235,29 @@ impl Line {
             }
             table.row(row);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns(cpu_us_per_message: &[f64]) -> Turns {
+        let turn = |&cpu_us_per_message: &f64| Turn {
+            cpu_us_per_message,
+            user_us_per_message: 0.0,
+            system_us_per_message: 0.0,
+            messages_per_second: 0.0,
+        };
+        Turns {
+            name: "",
+            turns: cpu_us_per_message.iter().map(turn).collect(),
+        }
+    }
+
+    #[test]
+    fn a_machine_that_slows_down_between_two_rounds_does_not_change_the_ratio() {
+        let ratio = ratio(Some(&turns(&[50.0, 100.0])), Some(&turns(&[100.0, 200.0])));
+        assert_eq!(ratio, Spread::of([0.5]));
     }
 }
