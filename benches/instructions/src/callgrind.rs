@@ -10,12 +10,13 @@ use portcullis_benches::interrupt;
 
 use crate::counted::TOGGLES;
 use crate::scenario::Scenario;
+use crate::world::Work;
 
-/// Counts the worker's instructions in one run of this program; the profile goes to `directory`.
+/// Counts the worker's instructions, and what it has the driver do, in one run of this program; the profile goes to `directory`.
 ///
 /// # Errors
 /// If valgrind is not there, the run fails, or nothing was counted.
-pub(crate) fn count(scenario: Scenario, units: u32, directory: &Path) -> Result<u64> {
+pub(crate) fn count(scenario: Scenario, units: u32, directory: &Path) -> Result<(u64, Work)> {
     interrupt::check()?;
     let name = scenario.name();
     let profile = directory.join(format!("{name}-{units}.callgrind"));
@@ -40,7 +41,7 @@ pub(crate) fn count(scenario: Scenario, units: u32, directory: &Path) -> Result<
         instructions > 0,
         "callgrind counted nothing: the program was built without its symbols"
     );
-    Ok(instructions)
+    Ok((instructions, serde_json::from_slice(&output.stdout)?))
 }
 
 /// The line `totals:` of a profile.

@@ -72,13 +72,20 @@ struct Options {
 fn main() -> ExitCode {
     let options = Options::parse();
     let result = match options.run {
-        Some(scenario) => world::run(scenario, options.units).map(|()| ExitCode::SUCCESS),
+        Some(scenario) => run_once(scenario, options.units),
         None => measure(&options),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// The run that callgrind looks at: what is done is told to the process that counts.
+fn run_once(scenario: Scenario, units: u32) -> Result<ExitCode> {
+    let work = world::run(scenario, units)?;
+    println!("{}", serde_json::to_string(&work)?);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn measure(options: &Options) -> Result<ExitCode> {
@@ -122,16 +129,18 @@ fn measure(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(missed)))
 }
 
+/// The difference of two runs over the difference of their sizes.
 fn cost(scenario: Scenario, units: u32, profiles: &Path) -> Result<Cost> {
     let small = scenario.round(units);
     let large = 3 * small;
-    let [less, more] = [small, large].map(|units| callgrind::count(scenario, units, profiles));
-    let (less, more) = (less?, more?);
-    let instructions = more.saturating_sub(less) as f64;
-
+    let (less, less_work) = callgrind::count(scenario, small, profiles)?;
+    let (more, more_work) = callgrind::count(scenario, large, profiles)?;
+    let per_unit = |less: u64, more: u64| more.abs_diff(less) as f64 / f64::from(large - small);
     Ok(Cost {
         scenario,
-        instructions: instructions / f64::from(large - small),
+        instructions: per_unit(less, more),
+        operations: per_unit(less_work.operations, more_work.operations),
+        batches: per_unit(less_work.batches, more_work.batches),
     })
 }
 

@@ -18,6 +18,10 @@ pub(crate) struct Cost {
     pub(crate) scenario: Scenario,
     /// Instructions of the worker per unit.
     pub(crate) instructions: f64,
+    /// Operations of the kernel that it submits per unit.
+    pub(crate) operations: f64,
+    /// Batches per unit: less than one where clients are served together.
+    pub(crate) batches: f64,
 }
 
 /// What is written as JSON, and read again as the other build's.
@@ -50,43 +54,61 @@ impl Report {
         changes.into_iter().any(|(_, change)| change > CHANGE_MAX)
     }
 
-    /// What the other build spends on it, and how much more this one does, in percent.
-    fn change(&self, cost: &Cost) -> Option<(f64, f64)> {
-        let others = self.other.as_ref()?.costs.iter();
+    /// The other build's cost, and how many more instructions this one's are, in percent.
+    fn change(&self, cost: &Cost) -> Option<(&Cost, f64)> {
+        let others = &self.other.as_ref()?.costs;
         let other = others
-            .clone()
+            .iter()
             .find(|other| other.scenario == cost.scenario)?;
-        let change = (cost.instructions / other.instructions - 1.0) * 100.0;
-        Some((other.instructions, change))
+        Some((
+            other,
+            (cost.instructions / other.instructions - 1.0) * 100.0,
+        ))
+    }
+
+    fn notes(&self) -> Vec<(&'static str, String)> {
+        let mut notes = vec![
+            (
+                "instructions",
+                "the worker's own (callgrind), those of the driver and the kernel not".to_owned(),
+            ),
+            (
+                "operations",
+                "what it submits to the kernel: sends, receives, accepts, closes and the like"
+                    .to_owned(),
+            ),
+        ];
+        if let Some(other) = &self.other {
+            notes.push(("other build", format!("commit {}", other.commit)));
+        }
+        notes
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut notes = vec![(
-            "counted",
-            "the worker's own instructions (callgrind), those of the driver and the kernel not"
-                .to_owned(),
-        )];
-        if let Some(other) = &self.other {
-            notes.push(("beside", format!("commit {}", other.commit)));
-        }
         let versions = [
             version_of("valgrind", &["--version"]),
             version_of("rustc", &["-V"]),
         ];
-        writeln!(f, "{}", circumstances(&self.machine, &versions, &notes))?;
-        let mut titles = vec!["scenario", "by", "instructions"];
+        let circumstances = circumstances(&self.machine, &versions, &self.notes());
+        writeln!(f, "{circumstances}")?;
+        let mut titles = vec!["scenario", "by", "instructions", "operations", "batches"];
         if self.other.is_some() {
-            titles.extend(["other build", "change", "bar"]);
+            titles.extend(["other build: instructions", "change", "bar"]);
+            titles.extend(["other build: operations", "batches"]);
         }
         let mut table = Table::new(2, titles);
         for cost in &self.costs.costs {
             let mut row = vec![
                 cost.scenario.title().to_owned(),
                 cost.scenario.unit().to_owned(),
-                format!("{:.0}", cost.instructions),
             ];
+            row.extend([
+                format!("{:.0}", cost.instructions),
+                format!("{:.2}", cost.operations),
+                format!("{:.2}", cost.batches),
+            ]);
             if let Some((other, change)) = self.change(cost) {
                 let verdict = if change > CHANGE_MAX {
                     "MISSED"
@@ -94,9 +116,11 @@ impl fmt::Display for Report {
                     "pass"
                 };
                 row.extend([
-                    format!("{other:.0}"),
+                    format!("{:.0}", other.instructions),
                     format!("{change:+.1} %"),
                     format!("<= +{CHANGE_MAX:.0} % {verdict}"),
+                    format!("{:.2}", other.operations),
+                    format!("{:.2}", other.batches),
                 ]);
             }
             table.row(row);
@@ -114,6 +138,8 @@ mod tests {
             vec![Cost {
                 scenario: Scenario::Noop,
                 instructions,
+                operations: 1.0,
+                batches: 1.0,
             }]
         };
         let other = Costs {

@@ -5,7 +5,7 @@
 //! `counted`) that knows how a worker is made, so that the same bench can be put into an older tree
 //! and the two be compared.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use portcullis::driver::sim::{Dial, Fate, Faults, Network, Peer, SimDriver, simu
 use portcullis::worker::counters::Counters;
 use portcullis::worker::dnsbl::Inbox;
 use portcullis::worker::{Shared, Size, Worker};
+use serde::{Deserialize, Serialize};
 
 use crate::counted::{Uncounted, counted_turn};
 use crate::scenario::{Origin, Scenario, Script};
@@ -68,19 +69,33 @@ struct Tally {
     fault: Option<String>,
 }
 
+/// Operations that the worker has submitted.
+pub(crate) type Operations = Rc<Cell<u64>>;
+
 type SharedTally = Rc<RefCell<Tally>>;
+
+/// What a run had the driver do.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Work {
+    /// Sends, receives that were armed, accepts, closes and the like.
+    pub(crate) operations: u64,
+    /// Waits: each is a system call.
+    pub(crate) batches: u64,
+}
 
 /// Runs a scenario to its end.
 ///
 /// # Errors
 /// If a reply is not the one expected, a message is lost, or the run does not come to its end.
-pub(crate) fn run(scenario: Scenario, units: u32) -> Result<()> {
+pub(crate) fn run(scenario: Scenario, units: u32) -> Result<Work> {
     let tally = SharedTally::default();
     let script = Rc::new(scenario.script(units));
-    let (mut worker, network) = world(&tally)?;
+    let operations = Operations::default();
+    let (mut worker, network) = world(&tally, &operations)?;
     let turns_max = TURNS_PER_UNIT_MAX * u64::from(units);
     let mut arrived = 0;
-    for _ in 0..turns_max {
+    let mut batches = 0;
+    while batches < turns_max {
         let done = tally.borrow().done;
         if done == script.clients {
             break;
@@ -89,6 +104,7 @@ pub(crate) fn run(scenario: Scenario, units: u32) -> Result<()> {
             arrive(&network, arrived, &script, &tally);
             arrived += 1;
         }
+        batches += 1;
         if !counted_turn(&mut worker)? {
             bail!("the worker ended");
         }
@@ -109,11 +125,17 @@ pub(crate) fn run(scenario: Scenario, units: u32) -> Result<()> {
         "{} of {sent} messages are at the next hop",
         tally.arrived
     );
-    Ok(())
+    Ok(Work {
+        operations: operations.get(),
+        batches,
+    })
 }
 
 /// The worker, and the network that clients come from.
-fn world(tally: &SharedTally) -> Result<(Worker<Uncounted<SimDriver>>, Network)> {
+fn world(
+    tally: &SharedTally,
+    operations: &Operations,
+) -> Result<(Worker<Uncounted<SimDriver>>, Network)> {
     let config = config::parse(Path::new("instructions.toml"), CONFIGURATION)
         .map_err(|errors| anyhow!("{errors}"))?;
     let at_next_hop = Rc::clone(tally);
@@ -125,7 +147,7 @@ fn world(tally: &SharedTally) -> Result<(Worker<Uncounted<SimDriver>>, Network)>
         next_hops_max: 64,
     };
     let worker = Worker::new(
-        Uncounted(driver),
+        Uncounted::new(driver, Rc::clone(operations)),
         0,
         size,
         Arc::new(Shared::new(Arc::new(config))),
