@@ -22,6 +22,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum as _};
 use portcullis_benches::{interrupt, results};
 
+use crate::callgrind::Counts;
 use crate::report::{Cost, Costs, Report};
 use crate::scenario::Scenario;
 
@@ -133,14 +134,17 @@ fn measure(options: &Options) -> Result<ExitCode> {
 fn cost(scenario: Scenario, units: u32, profiles: &Path) -> Result<Cost> {
     let small = scenario.round(units);
     let large = 3 * small;
-    let (less, less_work) = callgrind::count(scenario, small, profiles)?;
-    let (more, more_work) = callgrind::count(scenario, large, profiles)?;
-    let per_unit = |less: u64, more: u64| more.abs_diff(less) as f64 / f64::from(large - small);
+    let less = callgrind::count(scenario, small, profiles)?;
+    let more = callgrind::count(scenario, large, profiles)?;
+    let per_unit = |count: fn(&Counts) -> u64| {
+        count(&more).abs_diff(count(&less)) as f64 / f64::from(large - small)
+    };
     Ok(Cost {
         scenario,
-        instructions: per_unit(less, more),
-        operations: per_unit(less_work.operations, more_work.operations),
-        batches: per_unit(less_work.batches, more_work.batches),
+        instructions: per_unit(|counts| counts.instructions),
+        allocations: per_unit(|counts| counts.allocations),
+        operations: per_unit(|counts| counts.work.operations),
+        batches: per_unit(|counts| counts.work.batches),
     })
 }
 

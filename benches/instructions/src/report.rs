@@ -18,6 +18,8 @@ pub(crate) struct Cost {
     pub(crate) scenario: Scenario,
     /// Instructions of the worker per unit.
     pub(crate) instructions: f64,
+    /// Calls of the allocator for new or more memory per unit.
+    pub(crate) allocations: f64,
     /// Operations of the kernel that it submits per unit.
     pub(crate) operations: f64,
     /// Batches per unit: less than one where clients are served together.
@@ -73,13 +75,21 @@ impl Report {
                 "the worker's own (callgrind), those of the driver and the kernel not".to_owned(),
             ),
             (
+                "allocations",
+                "its calls of the allocator for new or more memory".to_owned(),
+            ),
+            (
                 "operations",
                 "what it submits to the kernel: sends, receives, accepts, closes and the like"
                     .to_owned(),
             ),
         ];
         if let Some(other) = &self.other {
-            notes.push(("other build", format!("commit {}", other.commit)));
+            let commit = &other.commit;
+            notes.push((
+                "other build",
+                format!("commit {commit}, where two: in brackets"),
+            ));
         }
         notes
     }
@@ -93,23 +103,21 @@ impl fmt::Display for Report {
         ];
         let circumstances = circumstances(&self.machine, &versions, &self.notes());
         writeln!(f, "{circumstances}")?;
-        let mut titles = vec!["scenario", "by", "instructions", "operations", "batches"];
+        let mut titles = vec!["scenario", "by", "instructions"];
         if self.other.is_some() {
-            titles.extend(["other build: instructions", "change", "bar"]);
-            titles.extend(["other build: operations", "batches"]);
+            titles.extend(["other build", "change", "bar"]);
         }
+        titles.extend(["allocations", "operations", "batches"]);
         let mut table = Table::new(2, titles);
         for cost in &self.costs.costs {
+            let change = self.change(cost);
+            let other = change.map(|(other, _)| other);
             let mut row = vec![
                 cost.scenario.title().to_owned(),
                 cost.scenario.unit().to_owned(),
-            ];
-            row.extend([
                 format!("{:.0}", cost.instructions),
-                format!("{:.2}", cost.operations),
-                format!("{:.2}", cost.batches),
-            ]);
-            if let Some((other, change)) = self.change(cost) {
+            ];
+            if let Some((other, change)) = change {
                 let verdict = if change > CHANGE_MAX {
                     "MISSED"
                 } else {
@@ -119,10 +127,17 @@ impl fmt::Display for Report {
                     format!("{:.0}", other.instructions),
                     format!("{change:+.1} %"),
                     format!("<= +{CHANGE_MAX:.0} % {verdict}"),
-                    format!("{:.2}", other.operations),
-                    format!("{:.2}", other.batches),
                 ]);
             }
+            let figures: [fn(&Cost) -> f64; 3] = [
+                |cost| cost.allocations,
+                |cost| cost.operations,
+                |cost| cost.batches,
+            ];
+            row.extend(figures.map(|figure| match other {
+                Some(other) => format!("{:.2} ({:.2})", figure(cost), figure(other)),
+                None => format!("{:.2}", figure(cost)),
+            }));
             table.row(row);
         }
         write!(f, "{table}")
@@ -138,6 +153,7 @@ mod tests {
             vec![Cost {
                 scenario: Scenario::Noop,
                 instructions,
+                allocations: 1.0,
                 operations: 1.0,
                 batches: 1.0,
             }]
