@@ -80,15 +80,29 @@ pub fn commit_of_binary(binary: &Path) -> String {
         .map_or_else(|| "unknown".to_owned(), commit_at)
 }
 
+/// With `-dirty` if anything but what benches record was changed since.
 fn commit_at(directory: &Path) -> String {
-    let mut git = Command::new("git");
-    git.arg("-C").arg(directory);
-    git.args(["describe", "--always", "--dirty", "--abbrev=12"]);
-    match git.output() {
-        Ok(output) if output.status.success() => {
-            String::from_utf8_lossy(&output.stdout).trim().to_owned()
-        }
-        _ => "unknown".to_owned(),
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        let output = git.arg("-C").arg(directory).args(arguments).output();
+        let output = output.ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
+        return "unknown".to_owned();
+    };
+    let changed = git(&[
+        "status",
+        "--porcelain",
+        "--",
+        ":(top)",
+        ":(top,exclude)benches/RESULTS.md",
+    ]);
+    let is_clean = changed.is_some_and(|changed| changed.is_empty());
+    if is_clean {
+        commit
+    } else {
+        format!("{commit}-dirty")
     }
 }
 
@@ -105,4 +119,14 @@ pub fn version_of(program: &str, args: &[&str]) -> String {
         .unwrap_or("unknown")
         .trim()
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binary_outside_of_a_checkout_has_no_known_commit() {
+        assert_eq!(commit_of_binary(Path::new("/proc/self/exe")), "unknown");
+    }
 }

@@ -18,7 +18,7 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum as _};
 use portcullis_benches::{interrupt, results};
 
@@ -90,6 +90,10 @@ fn run_once(scenario: Scenario, units: u32) -> Result<ExitCode> {
 }
 
 fn measure(options: &Options) -> Result<ExitCode> {
+    ensure!(
+        !(options.record && cfg!(debug_assertions)),
+        "a debug build counts for nothing: --record wants `cargo xtask bench instructions`"
+    );
     interrupt::watch()?;
     let other = options.against.as_deref().map(read).transpose()?;
     let directory = tempfile::Builder::new()
