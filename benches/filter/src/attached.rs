@@ -37,12 +37,12 @@ pub(crate) fn pinned(pins: &Path, name: &str) -> Result<MapData> {
 }
 
 /// The filter on an interface; it goes with the value.
-pub(crate) struct Gate {
+pub(crate) struct AttachedFilter {
     filter: Option<Filter>,
     pins: PathBuf,
 }
 
-impl Gate {
+impl AttachedFilter {
     /// Puts the filter on the interfaces, with these lists, in the driver.
     pub(crate) fn attach(
         namespace: &Namespace,
@@ -65,8 +65,8 @@ impl Gate {
         Ok(filter.update_lists(lists)?)
     }
 
-    /// Has the program think that somebody reads its events, for good. Nobody does: once the buffer
-    /// is full, those of the sample are lost. All of the element is written, because nobody else
+    /// Has the program think that its events are read, for good. They are not: once the buffer is
+    /// full, those of the sample are lost. All of the element is written, because no other process
     /// writes to it now.
     pub(crate) fn watch(&self) -> Result<()> {
         const WORDS: usize = size_of::<Control>() / size_of::<u64>();
@@ -86,25 +86,25 @@ impl Gate {
             .map(|interface| interface.syn_cookies)
             .sum())
     }
-
-    /// The very program that is on the interface.
-    pub(crate) fn handle(namespace: &Namespace, interface: &str) -> Result<ProgramFd> {
-        let mut ip = namespace.command("ip");
-        let output = ip.args(["-j", "link", "show", "dev", interface]).output()?;
-        let said: serde_json::Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("what `ip link show` says of {interface}"))?;
-        let number = said[0]["xdp"]["prog"]["id"].as_u64();
-        for program in loaded_programs() {
-            let program = program?;
-            if Some(u64::from(program.id())) == number {
-                return Ok(program.fd()?);
-            }
-        }
-        bail!("no XDP program on {interface}")
-    }
 }
 
-impl Drop for Gate {
+/// The very program that is on an interface, whichever process has put it there.
+pub(crate) fn program_on(namespace: &Namespace, interface: &str) -> Result<ProgramFd> {
+    let mut ip = namespace.command("ip");
+    let output = ip.args(["-j", "link", "show", "dev", interface]).output()?;
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("what `ip link show` says of {interface}"))?;
+    let number = said[0]["xdp"]["prog"]["id"].as_u64();
+    for program in loaded_programs() {
+        let program = program?;
+        if Some(u64::from(program.id())) == number {
+            return Ok(program.fd()?);
+        }
+    }
+    bail!("no XDP program on {interface}")
+}
+
+impl Drop for AttachedFilter {
     fn drop(&mut self) {
         drop(self.filter.take());
         if let Err(error) = filter::detach(&self.pins, &[]) {
