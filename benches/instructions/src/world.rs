@@ -15,10 +15,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use portcullis::config;
 use portcullis::driver::Listener;
-use portcullis::driver::sim::{Dial, Fate, Faults, Network, Peer, SimDriver, simulation};
 use portcullis::worker::counters::Counters;
 use portcullis::worker::dnsbl::Inbox;
 use portcullis::worker::{Shared, Size, Worker};
+use portcullis_tests::simulation::driver::{
+    Dial, Fate, Faults, Network, Peer, SimDriver, simulation,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::counted::{Uncounted, counted_turn};
