@@ -23,7 +23,7 @@ pub(crate) const TOGGLES: [&str; 2] = ["*counted_turn*", "*driver_call_*"];
 
 /// One batch of the worker, with counting on.
 #[inline(never)]
-pub(crate) fn counted_turn<D: Driver>(worker: &mut Worker<D>) -> io::Result<bool> {
+pub(crate) fn counted_turn(worker: &mut Worker) -> io::Result<bool> {
     worker.turn()
 }
 

@@ -16,7 +16,8 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use portcullis::config;
 use portcullis::driver::Listener;
 use portcullis::worker::counters::Counters;
-use portcullis::worker::dnsbl::Inbox;
+use portcullis::worker::port::port;
+use portcullis::worker::records::RecordQueue;
 use portcullis::worker::{Shared, Size, Worker};
 use portcullis_tests::simulation::driver::{
     Dial, Fate, Faults, Network, Peer, SimDriver, simulation,
@@ -133,11 +134,11 @@ pub(crate) fn run(scenario: Scenario, units: u32) -> Result<Work> {
     })
 }
 
+/// Bytes of records that are kept, as in the gate. What is beyond is dropped: nothing reads them.
+const RECORDS_MAX: usize = 8 << 20;
+
 /// The worker, and the network that clients come from.
-fn world(
-    tally: &SharedTally,
-    operations: &Operations,
-) -> Result<(Worker<Uncounted<SimDriver>>, Network)> {
+fn world(tally: &SharedTally, operations: &Operations) -> Result<(Worker, Network)> {
     let config = config::parse(Path::new("instructions.toml"), CONFIGURATION)
         .map_err(|errors| anyhow!("{errors}"))?;
     let at_next_hop = Rc::clone(tally);
@@ -148,13 +149,16 @@ fn world(
         sessions_max: 1024,
         next_hops_max: 64,
     };
+    // There are no DNS lists: nothing is asked.
+    let (asks, _) = port(1, || {}, || {});
     let worker = Worker::new(
         Uncounted::new(driver, Rc::clone(operations)),
         0,
         size,
         Arc::new(Shared::new(Arc::new(config))),
         Arc::new(Counters::default()),
-        Arc::new(Inbox::new(|| {})),
+        asks,
+        Arc::new(RecordQueue::new(RECORDS_MAX, || {})),
     );
     Ok((worker, network))
 }
