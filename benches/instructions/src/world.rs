@@ -19,9 +19,7 @@ use portcullis::worker::counters::Counters;
 use portcullis::worker::port::port;
 use portcullis::worker::records::RecordQueue;
 use portcullis::worker::{Shared, Size, Worker};
-use portcullis_tests::simulation::driver::{
-    Dial, Fate, Faults, Network, Peer, SimDriver, simulation,
-};
+use portcullis_tests::simulation::driver::{Dial, Fate, Faults, Network, Peer, simulation};
 use serde::{Deserialize, Serialize};
 
 use crate::counted::{Uncounted, counted_turn};
