@@ -69,7 +69,7 @@ pub fn tree(root: Pid) -> io::Result<BTreeSet<Pid>> {
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // A stranger that ended between the listing and now is no error.
+        // Another process that ended between the listing and now is no error.
         if let Ok(stat) = Stat::read(Pid::from_raw(pid)) {
             children
                 .entry(stat.parent)

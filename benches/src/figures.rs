@@ -30,6 +30,26 @@ impl Spread {
             max,
         })
     }
+
+    /// As the tables show it: median (min-max).
+    #[must_use]
+    pub fn cell(self, decimals: usize) -> String {
+        let Self { median, min, max } = self;
+        format!("{median:.decimals$} ({min:.decimals$}-{max:.decimals$})")
+    }
+
+    /// What the ratios of this build's costs to another build's say: a difference counts once it is
+    /// greater than the spread.
+    #[must_use]
+    pub fn beside_one(self) -> &'static str {
+        if self.min > 1.0 {
+            "worse"
+        } else if self.max < 1.0 {
+            "better"
+        } else {
+            "within the spread"
+        }
+    }
 }
 
 #[cfg(test)]
@@ -55,6 +75,14 @@ mod tests {
             Spread::of([4.0, 1.0, 2.0, 3.0]).map(|spread| spread.median),
             Some(2.5)
         );
+    }
+
+    #[test]
+    fn a_build_is_worse_only_if_it_was_in_every_round() {
+        let spread = |values: [f64; 3]| Spread::of(values).unwrap().beside_one();
+        assert_eq!(spread([1.1, 1.02, 1.2]), "worse");
+        assert_eq!(spread([1.1, 0.99, 1.2]), "within the spread");
+        assert_eq!(spread([0.9, 0.99, 0.8]), "better");
     }
 
     #[test]

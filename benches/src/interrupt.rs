@@ -1,7 +1,7 @@
 //! Ctrl-C during a run: servers are stopped and temporary files removed, as at any other end of a
 //! run.
 //!
-//! The signals are blocked and a thread waits for them; whoever waits for anything asks [`check`]
+//! The signals are blocked and a thread waits for them; code that waits for anything asks [`check`]
 //! now and then. So the end comes as an ordinary error up the stack, and destructors do the
 //! clearing up. Rejected: a signal handler, which may do next to nothing and needs unsafe code.
 

@@ -9,7 +9,11 @@
 
 pub mod cpu;
 pub mod figures;
+mod gateway;
+pub mod idle;
 pub mod interrupt;
 pub mod machine;
 pub mod process;
 pub mod relay;
+pub mod results;
+pub mod table;

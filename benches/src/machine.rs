@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::num::NonZero;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -65,6 +66,46 @@ fn first_line(path: &str) -> String {
     text.lines().next().unwrap_or("unknown").to_owned()
 }
 
+/// The commit that this checkout is at, and whether anything was changed since.
+#[must_use]
+pub fn commit() -> String {
+    commit_at(Path::new(env!("CARGO_MANIFEST_DIR")))
+}
+
+/// The same for the checkout in whose target directory a binary is.
+#[must_use]
+pub fn commit_of_binary(binary: &Path) -> String {
+    binary
+        .parent()
+        .map_or_else(|| "unknown".to_owned(), commit_at)
+}
+
+/// With `-dirty` if anything but what benches record was changed since.
+fn commit_at(directory: &Path) -> String {
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        let output = git.arg("-C").arg(directory).args(arguments).output();
+        let output = output.ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
+        return "unknown".to_owned();
+    };
+    let changed = git(&[
+        "status",
+        "--porcelain",
+        "--",
+        ":(top)",
+        ":(top,exclude)benches/RESULTS.md",
+    ]);
+    let is_clean = changed.is_some_and(|changed| changed.is_empty());
+    if is_clean {
+        commit
+    } else {
+        format!("{commit}-dirty")
+    }
+}
+
 /// The first line that a command prints about its version, wherever it prints it.
 #[must_use]
 pub fn version_of(program: &str, args: &[&str]) -> String {
@@ -78,4 +119,14 @@ pub fn version_of(program: &str, args: &[&str]) -> String {
         .unwrap_or("unknown")
         .trim()
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binary_outside_of_a_checkout_has_no_known_commit() {
+        assert_eq!(commit_of_binary(Path::new("/proc/self/exe")), "unknown");
+    }
 }

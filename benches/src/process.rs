@@ -46,7 +46,7 @@ pub struct Running {
 
 impl Running {
     /// Starts a process; what it prints goes to `NAME.log` in `directory`, which is appended to, so
-    /// that whoever reads it may empty it at any time.
+    /// that a reader may empty it at any time.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -114,7 +114,7 @@ impl Running {
         self.wait_looking(limit, |_| {})
     }
 
-    /// As [`wait`](Self::wait), and the most octets of memory that were resident in the process,
+    /// As [`wait`](Self::wait), and the most bytes of memory that were resident in the process,
     /// what it has mapped of the kernel's included: the kernel keeps count, and is asked every
     /// millisecond.
     ///
@@ -158,6 +158,19 @@ impl Running {
             bail!("{} ended ({status})\n{}", self.name, self.log_tail());
         }
         cpu::of_tree(self.pid()).with_context(|| format!("the CPU time of {}", self.name))
+    }
+
+    /// The memory of the process itself (not that of its descendants), exact to a page.
+    ///
+    /// # Errors
+    /// If it has ended, or `/proc` cannot be read.
+    pub fn memory(&mut self) -> Result<Memory> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("{} ended ({status})\n{}", self.name, self.log_tail());
+        }
+        let path = format!("/proc/{}/smaps_rollup", self.pid());
+        let rollup = fs::read_to_string(&path).with_context(|| path.clone())?;
+        Memory::parse(&rollup).with_context(|| format!("{path} has not the fields it should have"))
     }
 
     /// Its log file.
@@ -214,16 +227,39 @@ impl Drop for Running {
     }
 }
 
-/// The field `VmHWM` of `/proc/PID/status`, in octets.
+/// What a process has in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes that are resident.
+    pub resident: u64,
+    /// Of those, bytes in transparent huge pages.
+    pub huge: u64,
+}
+
+impl Memory {
+    /// `/proc/PID/smaps_rollup`, which walks the page tables; the counters of `/proc/PID/status`
+    /// are only brought up to date every 32 pages or so.
+    fn parse(rollup: &str) -> Option<Self> {
+        Some(Self {
+            resident: bytes_of(rollup, "Rss:")?,
+            huge: bytes_of(rollup, "AnonHugePages:")?,
+        })
+    }
+}
+
+/// The field `VmHWM` of `/proc/PID/status`, in bytes.
 fn resident_peak(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    bytes_of(status, "VmHWM:")
+}
+
+/// A field of a file of `/proc` that counts in `kB`.
+fn bytes_of(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kibibytes * 1024)
 }
 
-/// A TCP address of the loopback interface that nobody listens on now.
+/// A TCP address of the loopback interface on which no process listens now.
 ///
 /// # Errors
 /// If there is none left.
@@ -253,6 +289,14 @@ mod tests {
         let pid = sleeper.pid();
         drop(sleeper);
         assert_eq!(kill(pid, None), Err(nix::errno::Errno::ESRCH));
+    }
+
+    #[test]
+    fn resident_memory_is_not_mistaken_for_that_of_the_line_before() {
+        let rollup = "55d0-7ffe ---p 0 00:00 0 [rollup]\nRss:  1788 kB\nPss:  9 kB\n\
+                      AnonHugePages:  2048 kB\n";
+        let memory = Memory::parse(rollup).unwrap();
+        assert_eq!((memory.resident, memory.huge), (1788 << 10, 2048 << 10));
     }
 
     #[test]

@@ -7,7 +7,9 @@
 
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod driver;
+pub mod explain;
 pub mod filter;
 pub mod lists;
 pub mod netns;

@@ -183,12 +183,27 @@ impl<'a> CheckedSession<'a> {
                 self.waiting.clear();
                 self.events.push(format!("abort {}", abuse.rule()));
             }
+            Event::Refused { reply, .. } => self.refusal(reply)?,
             Event::NeedInput | Event::AwaitingAnswer => {}
         }
         if matches!(event, Event::MessageFault(_) | Event::Reset) {
             self.content.clear();
         }
         Ok(())
+    }
+
+    /// What the session says that it has refused, it has answered.
+    fn refusal(&self, reply: &Reply<'_>) -> Result<(), String> {
+        let mut written = Vec::new();
+        reply.write(&mut written);
+        // With one error too many the last words follow.
+        let recent = self.out.len().saturating_sub(2 * REPLY_LINE_LENGTH_MAX);
+        let mut replies = self.out[recent..].windows(written.len());
+        if replies.any(|reply| reply == written) {
+            Ok(())
+        } else {
+            Err(format!("refused without the reply {reply}"))
+        }
     }
 
     /// Every piece by itself, and so all of them together, have CRLF and no other CR or LF.

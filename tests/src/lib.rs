@@ -33,6 +33,7 @@ pub mod machine;
 pub mod name_server;
 pub mod packet_cases;
 pub mod policy_cases;
+pub mod policy_sessions;
 pub mod postfix;
 pub mod process;
 pub mod random_frame;

@@ -58,7 +58,7 @@ impl Case {
         if self.expected.and_more {
             read.prefixes.truncate(self.expected.prefixes.len());
         }
-        for bad in &reading.bad_lines {
+        for bad in &reading.invalid_lines {
             let wanted = self.expected.bad.iter().find(|(line, _)| *line == bad.line);
             let reason = wanted.filter(|(_, words)| bad.reason.contains(words.as_str()));
             let reason = reason.map_or(bad.reason, |(_, words)| words.as_str());

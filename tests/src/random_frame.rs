@@ -10,7 +10,7 @@ use portcullis_ebpf_common::packet::{EXTENSION_HEADERS_MAX, VLAN_TAGS_MAX};
 /// The port that most of them go to.
 pub const PORT: u16 = 25;
 
-/// A frame that nobody wrote: rarely what it should be.
+/// A random frame: rarely what it should be.
 #[must_use]
 pub fn frame(random: &mut fastrand::Rng, layer: LinkLayer) -> Vec<u8> {
     let mut frame = Vec::new();

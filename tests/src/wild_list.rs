@@ -65,22 +65,25 @@ fn check_entries(reading: &Reading) -> Result<(), String> {
 }
 
 fn check_counts(reading: &Reading) -> Result<(), String> {
-    let bad = reading.bad_lines.len();
-    let kept = reading.bad_line_count.min(Reading::BAD_LINES_KEPT as u64);
+    let bad = reading.invalid_lines.len();
+    let kept = reading
+        .invalid_line_count
+        .min(Reading::INVALID_LINES_KEPT as u64);
     if bad as u64 != kept {
         return Err(format!(
             "{bad} bad lines are kept of {}",
-            reading.bad_line_count
+            reading.invalid_line_count
         ));
     }
     if reading
-        .bad_lines
+        .invalid_lines
         .iter()
         .any(|bad| bad.text.chars().any(char::is_control))
     {
         return Err("a bad line would be obeyed by a terminal".to_owned());
     }
-    let accounted = reading.bad_line_count + reading.skipped + reading.excluded + reading.masked;
+    let accounted =
+        reading.invalid_line_count + reading.skipped + reading.excluded + reading.masked;
     if accounted > reading.lines {
         return Err(format!(
             "{accounted} lines of {} are accounted for",

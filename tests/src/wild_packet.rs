@@ -1,13 +1,18 @@
 //! Frames that may be anything, for fuzzing and for properties.
 //!
-//! A script is octets: the first two say under which circumstances the rest, a frame, is judged.
+//! A script is bytes: the first two say under which circumstances the rest, a frame, is judged.
 
-use portcullis_ebpf_common::layout::{LinkLayer, Measures, Mode, Role, Settings, VerdictKey};
+use std::num::NonZeroU16;
+
+use portcullis_ebpf_common::fast_path::{self, Beginning, Headers, PlainSource, SlowPath};
+use portcullis_ebpf_common::layout::{
+    LinkLayer, Measures, Mode, PackedSettings, Role, Settings, VerdictKey,
+};
 use portcullis_ebpf_common::packet::{self, NETWORK_MAX, TRANSPORT_MAX, VLAN_TAGS_MAX};
-use portcullis_ebpf_common::reply::{self, Answer};
+use portcullis_ebpf_common::reply::{self, TcpReply};
 use portcullis_ebpf_common::{
-    Action, Class, Content, Framing, Lookup, Memory, Packet, Recent, Segment, Source, Verdict,
-    judge,
+    Action, Class, Content, Framing, Lookup, Memory, Packet, Port, Recent, Segment, Source,
+    Verdict, judge,
 };
 
 use crate::packet_cases::tagged;
@@ -36,6 +41,7 @@ pub fn check(script: &[u8]) -> Result<(), String> {
         verdicts_keep_their_promises(*circumstances, *known, frame, content)?;
     }
     let content = packet::read(frame, LinkLayer::Ethernet);
+    the_fast_path_keeps_to_the_slow_one(*circumstances, *known, frame, content)?;
     tags_change_nothing(frame, content)?;
     framing_changes_nothing(frame, content)
 }
@@ -70,11 +76,12 @@ fn reads_what_is_there(frame: &[u8], segment: &Segment, layer: LinkLayer) -> Res
     hold(transport >= network + 20, "a TCP header within another")?;
     let at = network + if segment.source.is_ipv4() { 12 } else { 8 };
     let words = segment.source.0[1..].iter();
-    let octets: Vec<u8> = words.flat_map(|word| word.to_ne_bytes()).collect();
+    let address: Vec<u8> = words.flat_map(|word| word.to_ne_bytes()).collect();
     let length = if segment.source.is_ipv4() { 4 } else { 16 };
-    hold(frame[at..at + length] == octets[..length], "the source")?;
+    hold(frame[at..at + length] == address[..length], "the source")?;
     let port = frame.half(transport + 2);
-    hold(segment.hidden || port == Some(segment.port), "the port")
+    let read = segment.port.get();
+    hold(read.is_none() || port == read, "the port")
 }
 
 fn what_is_behind_changes_nothing(
@@ -85,9 +92,9 @@ fn what_is_behind_changes_nothing(
     let mut longer = frame.to_vec();
     longer.extend([0; 64]);
     match segment {
-        Some(segment) if !segment.hidden => hold(
+        Some(segment) if !segment.port.is_hidden() => hold(
             packet::read(&*longer, layer) == Content::Segment(segment),
-            "octets behind the port are read",
+            "bytes behind the port are read",
         ),
         _ => Ok(()),
     }
@@ -124,10 +131,13 @@ fn nothing_hides_in_a_later_buffer(
     for end in (segment.network + fixed..frame.len()).take(128) {
         let begun = packet::read(&Begun(&frame[..end]), layer).segment();
         let Some(begun) = begun else {
-            return Err(format!("a first buffer of {end} octets shows nothing"));
+            return Err(format!("a first buffer of {end} bytes shows nothing"));
         };
         hold(begun.source == segment.source, "another source")?;
-        hold(begun.hidden || begun == segment, "another segment")?;
+        hold(
+            begun.port.is_hidden() || begun == segment,
+            "another segment",
+        )?;
     }
     Ok(())
 }
@@ -137,11 +147,11 @@ fn is_tag(kind: Option<u16>) -> bool {
 }
 
 /// The same, so much further inside.
-fn moved(content: Content, octets: usize) -> Content {
+fn moved(content: Content, bytes: usize) -> Content {
     match content {
         Content::Segment(segment) => Content::Segment(Segment {
-            network: segment.network + octets,
-            transport: segment.transport + octets,
+            network: segment.network + bytes,
+            transport: segment.transport + bytes,
             ..segment
         }),
         other => other,
@@ -206,8 +216,8 @@ fn framing_changes_nothing(frame: &[u8], content: Content) -> Result<(), String>
 }
 
 /// RFC 1071, with nothing clever.
-fn folded(octets: &[u8], mut sum: usize) -> usize {
-    for pair in octets.chunks(2) {
+fn folded(bytes: &[u8], mut sum: usize) -> usize {
+    for pair in bytes.chunks(2) {
         sum += usize::from(pair[0]) << 8 | usize::from(*pair.get(1).unwrap_or(&0));
     }
     while sum > 0xffff {
@@ -216,21 +226,22 @@ fn folded(octets: &[u8], mut sum: usize) -> usize {
     sum
 }
 
-fn octets(words: &[u32]) -> Vec<u8> {
+fn bytes(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
 fn answers_make_sense(frame: &[u8], segment: &Segment) -> Result<(), String> {
     let reset = reply::reset(frame, segment);
-    let cookie = Answer::cookie(0x0102_fffe, u32::MAX, 1460);
+    let cookie = TcpReply::cookie(0x0102_fffe, u32::MAX, NonZeroU16::new(1460));
     if let Some(reset) = reset {
-        hold(!segment.hidden && !segment.fragment, "a RST for a part")?;
+        let is_part = segment.port.is_hidden() || segment.fragment;
+        hold(!is_part, "a RST for a part")?;
         let is_tun = segment.framing == Framing::Tun;
         hold(frame[0] & 1 == 0 || is_tun, "a RST for many")?;
         let answered = [Framing::Ethernet, Framing::Pppoe, Framing::Tun];
         hold(answered.contains(&segment.framing), "a RST that is lost")?;
         hold(frame[segment.transport + 13] & 4 == 0, "a RST for a RST")?;
-        hold(reset.flags & 4 != 0 && reset.mss == 0, "no RST")?;
+        hold(reset.flags & 4 != 0 && reset.mss.is_none(), "no RST")?;
     }
     for answer in reset.iter().chain([&cookie]) {
         let length = if segment.source.is_ipv4() { 4 } else { 16 };
@@ -239,18 +250,18 @@ fn answers_make_sense(frame: &[u8], segment: &Segment) -> Result<(), String> {
         let words = addresses.chunks_exact(4).flat_map(<[u8; 4]>::try_from);
         let words: Vec<u32> = words.map(u32::from_ne_bytes).collect();
         let sum = reply::sum(&words);
-        let tcp = octets(&reply::tcp(0x1234_5678, sum, answer));
-        let tcp = &tcp[..answer.octets() as usize];
+        let tcp = bytes(&reply::tcp(0x1234_5678, sum, answer));
+        let tcp = &tcp[..answer.tcp_bytes() as usize];
         let pseudo = folded(addresses, 6 + tcp.len());
         hold(folded(tcp, pseudo) == 0xffff, "the checksum of the segment")?;
         if length == 4 {
-            let header = octets(&reply::ipv4(sum, answer));
+            let header = bytes(&reply::ipv4(sum, answer));
             let sum = folded(addresses, folded(&header, 0));
             hold(sum == 0xffff, "the checksum of the header")?;
             let length = u16::from_be_bytes([header[2], header[3]]);
             hold(usize::from(length) == 20 + tcp.len(), "the length")?;
         } else {
-            let header = octets(&reply::ipv6(answer));
+            let header = bytes(&reply::ipv6(answer));
             let length = u16::from_be_bytes([header[4], header[5]]);
             hold(usize::from(length) == tcp.len(), "the length")?;
         }
@@ -262,7 +273,7 @@ fn answers_make_sense(frame: &[u8], segment: &Segment) -> Result<(), String> {
 #[derive(Clone, Copy)]
 struct Alike {
     class: Class,
-    /// When the recent verdict was given.
+    /// When the recent verdict was added.
     recent_ns: Option<u64>,
     local: bool,
     exhausted: bool,
@@ -276,9 +287,9 @@ impl Lookup for Alike {
     }
 }
 
-struct Given(u64);
+struct Added(u64);
 
-impl Recent for Given {
+impl Recent for Added {
     fn added_ns(&self) -> u64 {
         self.0
     }
@@ -291,10 +302,10 @@ impl Recent for Given {
 }
 
 impl Memory for Alike {
-    type Recent = Given;
+    type Recent = Added;
 
-    fn recent(&self, _key: &VerdictKey) -> Option<Given> {
-        self.recent_ns.map(Given)
+    fn recent(&self, _key: &VerdictKey) -> Option<Added> {
+        self.recent_ns.map(Added)
     }
 
     fn is_local(&self, _source: &Source) -> bool {
@@ -310,31 +321,125 @@ impl Memory for Alike {
     }
 }
 
+/// What is in force, and what is known of all sources.
+struct Scene {
+    role: Role,
+    measures: Measures,
+    settings: Settings,
+    alike: Alike,
+}
+
+impl Scene {
+    fn new(circumstances: u8, known: u8) -> Self {
+        let is = |bit: u8| circumstances >> bit & 1 == 1;
+        let measures = Measures {
+            drop_unlisted: is(1),
+            ..Measures::default()
+        };
+        let mut settings = Settings::new(Mode::Enforce, measures, &[25, 587]);
+        settings.syn_budget = u32::from(is(2));
+        let fresh = if is(3) { NOW_NS - 1 } else { 0 };
+        Self {
+            role: if is(0) { Role::Customer } else { Role::Edge },
+            measures,
+            settings,
+            alike: Alike {
+                class: match known % 3 {
+                    0 => Class::NONE,
+                    1 => Class::new(Action::Permit, 1),
+                    _ => Class::new(Action::Drop, 2),
+                },
+                recent_ns: is(4).then_some(fresh),
+                local: is(5),
+                exhausted: is(6),
+            },
+        }
+    }
+}
+
+/// A frame whose beginning the fast path reads.
+struct Plain<'a>(&'a [u8]);
+
+impl Beginning for Plain<'_> {
+    fn headers<const BYTES: usize>(&self) -> Option<impl Headers> {
+        self.0.first_chunk::<BYTES>().map(Bytes)
+    }
+}
+
+struct Bytes<'a, const N: usize>(&'a [u8; N]);
+
+impl<const N: usize> Headers for Bytes<'_, N> {
+    fn word<const AT: usize>(&self) -> u32 {
+        self.0.as_slice().word(AT).unwrap_or_default()
+    }
+
+    fn double<const AT: usize>(&self) -> u64 {
+        let double = self.0[AT..].first_chunk();
+        u64::from_ne_bytes(double.copied().unwrap_or_default())
+    }
+}
+
+impl fast_path::Sources for Alike {
+    fn class(&self, _source: PlainSource) -> Result<Class, SlowPath> {
+        Ok(self.class)
+    }
+
+    fn may_be_recent(&self, _key: &VerdictKey) -> bool {
+        self.recent_ns.is_some()
+    }
+}
+
+/// What the fast path reads, and its verdict where it has one, are those of the slow path. It
+/// leaves to the slow path only what it has to.
+fn the_fast_path_keeps_to_the_slow_one(
+    circumstances: u8,
+    known: u8,
+    frame: &[u8],
+    content: Content,
+) -> Result<(), String> {
+    let Ok(plain) = fast_path::read(&Plain(frame)) else {
+        return Ok(());
+    };
+    let Some(segment) = content.segment() else {
+        return Err("the fast path reads what is no segment".to_owned());
+    };
+    hold(
+        plain.source.key() == segment.source.key(),
+        "the fast path reads another source",
+    )?;
+    hold(!segment.fragment, "the fast path reads a fragment")?;
+    let scene = Scene::new(circumstances, known);
+    let packed = PackedSettings::new(&scene.settings);
+    let decided = fast_path::judge(&plain, packed, &scene.alike);
+    let verdict = judge(
+        frame,
+        &content,
+        Role::Edge,
+        &scene.settings,
+        &scene.alike,
+        &scene.alike,
+    );
+    if let Ok(decided) = decided {
+        return hold(decided == verdict, "another verdict on the fast path");
+    }
+    let depends = scene.alike.class == Class::NONE
+        && (scene.alike.recent_ns.is_some() || packet::opens(frame, &segment));
+    let first_port = segment.port == Port::new(25);
+    hold(depends || !first_port, "left to the slow path")
+}
+
 fn verdicts_keep_their_promises(
     circumstances: u8,
     known: u8,
     frame: &[u8],
     content: Content,
 ) -> Result<(), String> {
-    let is = |bit: u8| circumstances >> bit & 1 == 1;
-    let role = if is(0) { Role::Customer } else { Role::Edge };
-    let measures = Measures {
-        drop_unlisted: is(1),
-        ..Measures::default()
-    };
-    let mut settings = Settings::new(Mode::Enforce, measures, &[25, 587]);
-    settings.syn_budget = u32::from(is(2));
-    let fresh = if is(3) { NOW_NS - 1 } else { 0 };
-    let alike = Alike {
-        class: match known % 3 {
-            0 => Class::NONE,
-            1 => Class::new(Action::Permit, 1),
-            _ => Class::new(Action::Drop, 2),
-        },
-        recent_ns: is(4).then_some(fresh),
-        local: is(5),
-        exhausted: is(6),
-    };
+    let Scene {
+        role,
+        measures,
+        settings,
+        alike,
+    } = Scene::new(circumstances, known);
     let verdict = judge(frame, &content, role, &settings, &alike, &alike);
     let many_tags = content == Content::TooManyTags;
     hold(many_tags == (verdict == Verdict::Tags), "too many tags")?;
@@ -343,7 +448,8 @@ fn verdicts_keep_their_promises(
         return hold(drops == [true, false, false], "only enforcing drops");
     }
     let segment = content.segment();
-    let concerned = segment.is_some_and(|segment| segment.hidden || settings.filters(segment.port));
+    let filtered = |port: Port| port.get().is_none_or(|port| settings.filters(port));
+    let concerned = segment.is_some_and(|segment| filtered(segment.port));
     hold(concerned == (verdict != Verdict::Other), "whom it concerns")?;
     if !concerned {
         return Ok(());
@@ -359,7 +465,7 @@ fn verdicts_keep_their_promises(
         "a budget drops nothing, because the source of a SYN may be forged",
     )?;
     hold(
-        (verdict == Verdict::Customer) == (is(0) && !permitted),
+        (verdict == Verdict::Customer) == (role == Role::Customer && !permitted),
         "a customer",
     )?;
     let quiet = [Mode::Monitor, Mode::Off];

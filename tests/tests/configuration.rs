@@ -1,5 +1,5 @@
-//! What people are told about their configuration, as data: `config/bad/NAME.toml` with
-//! `NAME.errors` beside it (what is printed for it, word for word), and `config/good/NAME.toml`
+//! What is printed about a configuration, as data: `config/bad/NAME.toml` with
+//! `NAME.errors` beside it (word for word), and `config/good/NAME.toml`
 //! with `NAME.warnings` where there are any.
 //!
 //! To add a case, write the `.toml`, run with `PORTCULLIS_BLESS=1`, and read what was written
@@ -21,22 +21,22 @@ fn cases(directory: &str) -> Vec<PathBuf> {
     cases
 }
 
-/// Compares with the file, or writes it when asked to. No file and nothing to say are the same.
-fn hold_against(file: &Path, said: &str) -> Result<(), String> {
+/// Compares with the file, or writes it when asked to. No file and nothing to print are the same.
+fn compare(file: &Path, printed: &str) -> Result<(), String> {
     if std::env::var_os("PORTCULLIS_BLESS").is_some() {
-        let written = if said.is_empty() {
+        let written = if printed.is_empty() {
             Ok(())
         } else {
-            fs::write(file, said)
+            fs::write(file, printed)
         };
         return written.map_err(|error| error.to_string());
     }
     let expected = fs::read_to_string(file).unwrap_or_default();
-    if said == expected {
+    if printed == expected {
         return Ok(());
     }
     Err(format!(
-        "--- {} says\n{expected}\n--- but this was said\n{said}",
+        "--- {} has\n{expected}\n--- but this was printed\n{printed}",
         file.display()
     ))
 }
@@ -51,8 +51,10 @@ fn every_fault_of_a_configuration_is_told_with_its_place() {
     for case in cases("config/bad") {
         match config::load(&case) {
             Ok(_) => faults.push(format!("{} was taken", case.display())),
-            Err(errors) => faults
-                .extend(hold_against(&case.with_extension("errors"), &format!("{errors}\n")).err()),
+            Err(errors) => {
+                let printed = format!("{errors}\n");
+                faults.extend(compare(&case.with_extension("errors"), &printed).err());
+            }
         }
     }
     fail_with(&faults);
@@ -70,7 +72,7 @@ fn a_good_configuration_is_taken_and_doubts_are_told() {
                     .iter()
                     .map(|warning| format!("{warning}\n"))
                     .collect();
-                faults.extend(hold_against(&case.with_extension("warnings"), &warnings).err());
+                faults.extend(compare(&case.with_extension("warnings"), &warnings).err());
             }
         }
     }
@@ -96,7 +98,50 @@ fn the_gate_without_a_file_listens_on_the_loopback_alone_and_sends_nothing_on() 
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }
 
-/// So that a new key is in the example that is said to have them all, and in what `check` prints.
+/// The configuration that a newcomer copies is good as it stands, once its lists are there.
+#[test]
+fn the_configuration_in_the_readme_is_good() {
+    let readme = fs::read_to_string("../README.md").expect("the README is UTF-8");
+    let sample = readme
+        .split_once("```toml\n")
+        .and_then(|(_, rest)| rest.split_once("```"));
+    let (sample, _) = sample.expect("there is a sample");
+    let directory = tempfile::tempdir().expect("a directory of its own");
+    fs::create_dir(directory.path().join("lists")).expect("it can be made");
+    for (list, entry) in [("partners", "198.51.100.7"), ("drop", "203.0.113.0/24")] {
+        let file = directory.path().join(format!("lists/{list}.netset"));
+        fs::write(file, format!("{entry}\n")).expect("it can be written");
+    }
+    let file = directory.path().join("portcullis.toml");
+    fs::write(&file, sample).expect("it can be written");
+    let config = config::load(&file).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert!(config.filter.is_some() && !config.listeners.is_empty());
+}
+
+/// What the document of the configuration says is what the code reads by.
+#[test]
+fn the_document_of_the_configuration_describes_every_key_as_it_is_read() {
+    const MARK: &str = "--test configuration -->\n";
+    let path = Path::new("../gateway/docs/configuration.md");
+    let document = fs::read_to_string(path).expect("the document is UTF-8");
+    let (opening, keys) = document
+        .split_once(MARK)
+        .expect("the mark is in the document");
+    let written = config::reference::markdown();
+    if std::env::var_os("PORTCULLIS_BLESS").is_some() {
+        fs::write(path, format!("{opening}{MARK}{written}")).expect("it can be written");
+    } else {
+        assert!(
+            keys == written,
+            "{} differs from the descriptions in gateway/src/config; to write it anew:\n\
+             PORTCULLIS_BLESS=1 cargo test -p portcullis-tests --test configuration",
+            path.display()
+        );
+    }
+}
+
+/// So that a new key is in the example that has them all, and in what `check` prints.
 #[test]
 fn the_complete_configuration_has_every_key_that_check_prints() {
     // [lists] snapshot and [[list]] exclude one another.

@@ -120,7 +120,8 @@ action = "drop"
             status(&thread, "NoNewPrivs")? == "1",
             "{name} may gain privileges"
         );
-        let wanted = if name.starts_with("worker") {
+        // What clients send reaches these two.
+        let wanted = if name.starts_with("worker") || name.trim_end() == "log" {
             0
         } else {
             CAP_BPF

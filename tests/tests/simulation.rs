@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use portcullis_tests::simulation::{self, Summary, slow};
+use portcullis_tests::simulation::{self, Lookups, Summary, slow};
 
 /// Seeds that a run always holds.
 const SEEDS: u64 = 1_500;
@@ -41,17 +41,25 @@ fn whatever_breaks_no_reply_is_lost_no_message_is_lost_or_doubled_and_nothing_le
         None => (0, SEEDS),
     };
     let (mut accepted, mut arrived, mut turns) = (0, 0, 0u64);
+    let mut lookups = Lookups::default();
     for seed in FOUND.into_iter().chain(first..first + count) {
         let summary = run(seed);
         accepted += summary.accepted;
         arrived += summary.arrived;
         turns += u64::from(summary.turns);
+        lookups.add(summary.lookups);
     }
     println!("{count} seeds: {accepted} messages accepted, {arrived} arrived, {turns} turns");
+    println!("{lookups:?}");
     // If nothing succeeded, all invariants would hold.
     assert!(
         accepted as u64 > count && arrived as u64 > count / 2,
         "hardly any message got through"
+    );
+    let rarest = lookups.each().into_iter().min();
+    assert!(
+        rarest.is_some_and(|times| times >= count / 50),
+        "lists hardly ever do one of the things that they may: {lookups:?}"
     );
 }
 

@@ -112,6 +112,7 @@ fn compiled(lists: &[Vec<Prefix>], in_kernel: bool) -> Compiled {
             action,
             entries: prefixes.len() as u64,
             ipv6_entries: 0,
+            covered: None,
             file: None,
         };
         (list, prefixes.iter().map(|prefix| prefix.net()).collect())
@@ -119,7 +120,7 @@ fn compiled(lists: &[Vec<Prefix>], in_kernel: bool) -> Compiled {
     let allocate = if in_kernel {
         filter::memory
     } else {
-        portcullis::lists::Memory::private
+        portcullis::lists::private
     };
     Compiled::build(lists.collect(), allocate)
 }
@@ -253,7 +254,10 @@ fn the_kernel_drops_and_counts_what_userspace_finds_in_the_same_lines() -> Resul
     let mut random = fastrand::Rng::with_seed(18);
     let lists = prefixes(&mut random, 60_000);
     let compiled = compiled(&lists, true);
-    assert!(compiled.filtered.in_kernel().is_some(), "one copy for both");
+    assert!(
+        compiled.filtered.memory::<filter::KernelMemory>().is_some(),
+        "one copy for both"
+    );
     let filter = Filter::attach(&settings, &compiled)?;
     let mut trial = filter.trial()?;
     let mut counted = [0; ACTIONS.len()];

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
-use portcullis_benches::relay;
+use portcullis_benches::{idle, relay};
 
 use crate::workspace;
 
@@ -17,6 +17,16 @@ pub(crate) enum Bench {
     /// The contestants take turns under the same load, smtp-source's. Exit code 0 unless something
     /// broke, so that the figures are seen where they are bad; --enforce makes a missed bar exit 1.
     Relay(Box<relay::Options>),
+    /// Memory of the gateway per idle session: greeted, after EHLO, after MAIL
+    Idle(Box<idle::Options>),
+    /// Instructions of a worker per session, message, recipient and command, also beside another
+    /// build
+    #[command(disable_help_flag = true)]
+    Instructions {
+        /// Given to the bench, which knows --help, too
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
+    },
     /// The XDP filter beside a bare program, hash maps, LPM tries, nftables and xdp-filter:
     /// verdicts, lists, floods
     #[command(disable_help_flag = true)]
@@ -37,22 +47,35 @@ pub(crate) fn run(bench: Bench) -> Result<ExitCode> {
             }
             relay::run(&options)
         }
+        Bench::Idle(mut options) => {
+            if options.portcullis.is_none() {
+                build_gateway()?;
+                options.portcullis = Some(workspace::gateway_binary());
+            }
+            idle::run(&options)
+        }
+        Bench::Instructions { options } => run_package("portcullis-bench-instructions", &options),
         Bench::Filter { options } => {
             build_gateway()?;
-            let mut bench = workspace::cargo();
-            bench.args(["run", "--release", "--package", "portcullis-bench-filter"]);
-            // The first of two loses: whoever names a binary means it.
-            bench
-                .args(["--", "--portcullis"])
-                .arg(workspace::gateway_binary());
-            let status = bench.args(options).status();
-            let status = status.context("cannot start cargo")?;
-            Ok(status
-                .code()
-                .and_then(|code| u8::try_from(code).ok())
-                .map_or(ExitCode::FAILURE, ExitCode::from))
+            // The first of two loses: a binary that is named on the command line is meant.
+            let ours = ["--portcullis".into(), workspace::gateway_binary().into()];
+            run_package(
+                "portcullis-bench-filter",
+                &[&ours, options.as_slice()].concat(),
+            )
         }
     }
+}
+
+/// Runs a bench that is a program of its own, built for release, and passes its exit code on.
+fn run_package(package: &str, options: &[OsString]) -> Result<ExitCode> {
+    let mut bench = workspace::cargo();
+    bench.args(["run", "--release", "--package", package, "--"]);
+    let status = bench.args(options).status().context("cannot start cargo")?;
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 fn build_gateway() -> Result<()> {

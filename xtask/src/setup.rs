@@ -81,6 +81,7 @@ const PACKAGES: &[Package] = &[
         "/etc/ssl/certs/ca-certificates.crt",
         "fetching crates",
     ),
+    tool("valgrind", "valgrind", "counts instructions in a bench"),
     tool("gcc", "cc", "links what Rust builds; mimalloc"),
     tool(
         "libc6-dev",

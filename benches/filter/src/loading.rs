@@ -9,34 +9,30 @@
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError};
 use portcullis::filter;
-use portcullis::netns::Namespace;
 use portcullis_benches::figures::Spread;
-use portcullis_benches::interrupt;
-use portcullis_benches::process::{Privileges, Running};
 use portcullis_ebpf_common::layout::SNAPSHOT_SLOTS;
 use portcullis_ebpf_common::snapshot::Block;
 use serde::Serialize;
 
 use crate::Options;
-use crate::gate;
+use crate::attached;
+use crate::commands::Commands;
 use crate::traffic::{Family, Sequence};
 
-/// A list of this size takes seconds; what takes this long hangs.
-const TIME_MAX: Duration = Duration::from_secs(300);
 /// The value of the map, for its size: none is ever made.
-type Octets = [u8; size_of::<Block>()];
+type Bytes = [u8; size_of::<Block>()];
 
-/// The swaps that are timed: each waits until no packet is held against what was there before.
+/// The swaps that are timed: each waits until no packet is checked against what was there before.
 const SWAPS: usize = 100;
 
 /// What was found.
 #[derive(Debug, Serialize)]
-pub(crate) struct Outcome {
+pub(crate) struct LoadingResult {
     pub(crate) entries: u32,
     /// `filter attach` with a plain list, from text to in force.
     pub(crate) text: Loading,
@@ -44,9 +40,9 @@ pub(crate) struct Outcome {
     pub(crate) compile: Loading,
     /// `filter attach` with a snapshot file.
     pub(crate) snapshot: Loading,
-    /// Octets of the kernel's maps.
+    /// Bytes of the kernel's maps.
     pub(crate) map_size: u64,
-    /// Octets of the snapshot file.
+    /// Bytes of the snapshot file.
     pub(crate) file_size: u64,
     /// Microseconds of the system call that puts a snapshot in place.
     pub(crate) swap_us: Spread,
@@ -56,12 +52,12 @@ pub(crate) struct Outcome {
 #[derive(Debug, Serialize)]
 pub(crate) struct Loading {
     pub(crate) seconds: Spread,
-    /// Octets that were resident in the process.
+    /// Bytes that were resident in the process.
     pub(crate) memory_peak: Spread,
 }
 
 /// Measures it.
-pub(crate) fn run(options: &Options, directory: &Path) -> Result<Outcome> {
+pub(crate) fn run(options: &Options, directory: &Path) -> Result<LoadingResult> {
     println!("loading, {} entries", options.entries());
     let scene = Scene::new(options, directory)?;
     let (mut text, mut compile, mut snapshot) = (Vec::new(), Vec::new(), Vec::new());
@@ -69,10 +65,10 @@ pub(crate) fn run(options: &Options, directory: &Path) -> Result<Outcome> {
     for round in 1..=options.rounds() {
         compile.push(scene.compile()?);
         text.push(scene.attach(&scene.from_text)?);
-        scene.detach()?;
+        scene.commands.detach()?;
         snapshot.push(scene.attach(&scene.from_snapshot)?);
         in_kernel = Some(scene.swap()?);
-        scene.detach()?;
+        scene.commands.detach()?;
         print!("  round {round} of {}:", options.rounds());
         for (name, runs) in [
             ("text", &text),
@@ -85,7 +81,7 @@ pub(crate) fn run(options: &Options, directory: &Path) -> Result<Outcome> {
         println!();
     }
     let (map_size, swaps) = in_kernel.context("no rounds")?;
-    Ok(Outcome {
+    Ok(LoadingResult {
         entries: options.entries(),
         text: loading(&text)?,
         compile: loading(&compile)?,
@@ -103,13 +99,9 @@ fn loading(runs: &[(f64, u64)]) -> Result<Loading> {
     })
 }
 
-/// An interface in a namespace, the list, and two configurations.
+/// The list, two configurations with it, and the commands.
 struct Scene {
-    binary: PathBuf,
-    namespace: Namespace,
-    _outside: Namespace,
-    directory: PathBuf,
-    pins: PathBuf,
+    commands: Commands,
     from_text: PathBuf,
     from_snapshot: PathBuf,
     snapshot: PathBuf,
@@ -118,76 +110,30 @@ struct Scene {
 
 impl Scene {
     fn new(options: &Options, directory: &Path) -> Result<Self> {
-        let (namespace, outside) = (Namespace::create("gate")?, Namespace::create("world")?);
-        namespace.veth("in", &outside, "out")?;
-        let pins = crate::gate::free_pin_path();
+        let commands = Commands::new(&options.portcullis, directory)?;
         let (list, snapshot) = (directory.join("list"), directory.join("snapshot"));
         let mut file = BufWriter::new(File::create(&list)?);
         for address in Sequence::listed(Family::Ipv4, options.entries()).ipv4() {
             writeln!(file, "{address}")?;
         }
         file.into_inner()?;
-        let filter = format!(
-            "state_dir = \"{}\"\n[filter]\ninterfaces = [{{ name = \"in\", role = \"edge\" }}]\npin_path = \"{}\"\n",
-            directory.display(),
-            pins.display()
+        let text = format!(
+            "[[list]]\nname = \"bench\"\nfile = \"{}\"\naction = \"drop\"\n",
+            list.display()
         );
-        let configuration = |name: &str, lists: String| -> Result<PathBuf> {
-            let path = directory.join(name);
-            fs::write(&path, format!("{filter}{lists}"))?;
-            Ok(path)
-        };
+        let compiled = format!("[lists]\nsnapshot = \"{}\"\n", snapshot.display());
         Ok(Self {
-            binary: fs::canonicalize(&options.portcullis).with_context(|| {
-                format!("{}: build the gateway first", options.portcullis.display())
-            })?,
-            from_text: configuration(
-                "text.toml",
-                format!(
-                    "[[list]]\nname = \"bench\"\nfile = \"{}\"\naction = \"drop\"\n",
-                    list.display()
-                ),
-            )?,
-            from_snapshot: configuration(
-                "snapshot.toml",
-                format!("[lists]\nsnapshot = \"{}\"\n", snapshot.display()),
-            )?,
-            namespace,
-            _outside: outside,
-            directory: directory.to_owned(),
-            pins,
+            from_text: commands.configuration("text.toml", &text)?,
+            from_snapshot: commands.configuration("snapshot.toml", &compiled)?,
+            commands,
             snapshot,
             entries: options.entries(),
         })
     }
 
-    /// Runs a command of the gateway; gives the seconds it took, and the most memory it had.
-    fn command(&self, arguments: &[&str]) -> Result<(f64, u64)> {
-        interrupt::check()?;
-        let net = format!("--net={}", self.namespace.path().display());
-        let binary = self.binary.to_string_lossy();
-        let arguments = [&[net.as_str(), "--", binary.as_ref()], arguments].concat();
-        let begin = Instant::now();
-        let mut running = Running::start(
-            "portcullis",
-            "nsenter",
-            &arguments,
-            Privileges::Kept,
-            &self.directory,
-        )?;
-        let (status, memory_peak) = running.wait_weighing(TIME_MAX)?;
-        let seconds = begin.elapsed().as_secs_f64();
-        ensure!(
-            status.success(),
-            "{arguments:?} ended ({status})\n{}",
-            running.log_tail()
-        );
-        Ok((seconds, memory_peak))
-    }
-
     fn compile(&self) -> Result<(f64, u64)> {
         let (configuration, snapshot) = (&self.from_text, &self.snapshot);
-        self.command(&[
+        self.commands.run(&[
             "lists",
             "compile",
             "-c",
@@ -199,8 +145,8 @@ impl Scene {
 
     /// Puts the lists of a configuration in force, and makes sure that they are.
     fn attach(&self, configuration: &Path) -> Result<(f64, u64)> {
-        let run = self.command(&["filter", "attach", "-c", &configuration.to_string_lossy()])?;
-        let status = filter::status(&self.pins)?;
+        let run = self.commands.attach(configuration)?;
+        let status = filter::status(&self.commands.pins)?;
         let entries = status.lists.first().map(|list| list.entries);
         ensure!(
             entries == Some(u64::from(self.entries)),
@@ -209,15 +155,11 @@ impl Scene {
         Ok(run)
     }
 
-    fn detach(&self) -> Result<()> {
-        Ok(filter::detach(&self.pins, &[])?)
-    }
-
     /// The size of the maps in force, and how long each of some swaps takes, in microseconds: the
     /// very call, on the very map, which is put in place of itself.
     fn swap(&self) -> Result<(u64, Vec<f64>)> {
-        let pinned = gate::pinned(&self.pins, SNAPSHOT)?;
-        let mut outer: ArrayOfMaps<MapData, Array<MapData, Octets>> =
+        let pinned = attached::pinned(&self.commands.pins, SNAPSHOT)?;
+        let mut outer: ArrayOfMaps<MapData, Array<MapData, Bytes>> =
             Map::from_map_data(pinned)?.try_into()?;
         let inner = outer.get(&0, 0)?;
         let mut swaps = Vec::with_capacity(SWAPS);
@@ -240,16 +182,3 @@ impl Scene {
 
 /// The map of maps that the snapshot in force is in.
 const SNAPSHOT: &str = "SNAPSHOT";
-
-impl Drop for Scene {
-    fn drop(&mut self) {
-        if self.pins.exists()
-            && let Err(error) = self.detach()
-        {
-            eprintln!(
-                "{} has to be removed by hand: {error:#}",
-                self.pins.display()
-            );
-        }
-    }
-}

@@ -4,14 +4,15 @@
 //! entries take to be in force, and what they weigh ([`loading`]); how many packets of a flood a
 //! core drops ([`flood`]); and whether honest clients connect beside a flood of SYNs
 //! ([`syn_flood`]). Every figure that has a bar is a ratio to something measured in the same round,
-//! or a bound that was agreed (design.md, "Figures to reach").
+//! or a bound that was agreed.
 //!
 //! A program of its own and not a part of the chores, because it has to be optimised like the
 //! gateway: it compiles lists.
 
+mod attached;
+mod commands;
 mod cores;
 mod flood;
-mod gate;
 mod loading;
 mod peers;
 mod report;
@@ -31,7 +32,7 @@ use portcullis::netns;
 use portcullis_benches::interrupt;
 use portcullis_benches::machine::Machine;
 
-use crate::report::Report;
+use crate::report::{Measured, Report};
 
 /// The filter beside a bare XDP program, hash maps, LPM tries, nftables and xdp-filter
 ///
@@ -51,14 +52,15 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     without: Vec<Peer>,
     /// Entries of the largest list [default: 10,000,000; 100,000 with --quick]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1_000..=50_000_000))]
+    #[arg(long, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1_000..=50_000_000))]
     entries: Option<u32>,
     /// Fills the LPM trie with all entries as well, which takes a minute; without it has at most
     /// 1,000,000
     #[arg(long)]
     full: bool,
     /// Few entries, few packets, 2 rounds: does it work? Such figures are not to be quoted
-    #[arg(long)]
+    #[arg(long, conflicts_with = "record")]
     quick: bool,
     /// Writes everything, each turn of it, to this file as well
     #[arg(long, value_name = "FILE")]
@@ -71,6 +73,14 @@ pub(crate) struct Options {
         overrides_with = "portcullis"
     )]
     portcullis: PathBuf,
+    /// The binary of another build of the gateway, whose filter takes turns with this one's
+    /// (verdicts alone). With few rounds chance alone can put one build ahead in all of them: 10 or
+    /// more are worth believing
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// Puts the tables of what was measured into benches/RESULTS.md
+    #[arg(long)]
+    record: bool,
     /// Exits with 1 if a bar is missed
     #[arg(long)]
     enforce: bool,
@@ -157,32 +167,28 @@ fn run(options: &Options) -> Result<ExitCode> {
     let directory = tempfile::Builder::new()
         .prefix("portcullis-bench-")
         .tempdir()?;
-    let verdicts = if options.measures(Measurement::Verdicts) {
-        verdicts::run(options).context("verdicts")?
-    } else {
-        Vec::new()
-    };
-    let loading = if options.measures(Measurement::Loading) {
-        Some(loading::run(options, directory.path()).context("loading")?)
-    } else {
-        None
-    };
-    let floods = if options.measures(Measurement::Flood) {
-        flood::run(options, directory.path()).context("flood")?
-    } else {
-        Vec::new()
-    };
-    let syn_floods = if options.measures(Measurement::SynFlood) {
-        syn_flood::run(options).context("SYN flood")?
-    } else {
-        Vec::new()
-    };
-    let report = Report::new(options, machine, verdicts, loading, floods, syn_floods);
+    let mut measured = Measured::default();
+    if options.measures(Measurement::Verdicts) {
+        measured.verdicts = verdicts::run(options, directory.path()).context("verdicts")?;
+    }
+    if options.measures(Measurement::Loading) {
+        measured.loading = Some(loading::run(options, directory.path()).context("loading")?);
+    }
+    if options.measures(Measurement::Flood) {
+        measured.floods = flood::run(options, directory.path()).context("flood")?;
+    }
+    if options.measures(Measurement::SynFlood) {
+        measured.syn_floods = syn_flood::run(options).context("SYN flood")?;
+    }
+    let report = Report::new(options, machine, measured);
     print!("\n{report}");
     if let Some(path) = &options.json {
         let file = File::create(path).with_context(|| path.display().to_string())?;
         serde_json::to_writer_pretty(BufWriter::new(file), &report)?;
         println!("\nwritten to {}", path.display());
+    }
+    if options.record {
+        report.record()?;
     }
     let missed = options.enforce && report.misses_a_bar();
     Ok(ExitCode::from(u8::from(missed)))

@@ -111,8 +111,8 @@ pub(crate) enum Flags {
     Ack = 0x10,
 }
 
-/// A TCP segment (RFC 9293) to port 25 in an Ethernet frame. Its checksums are wrong: nobody is to
-/// read it.
+/// A TCP segment (RFC 9293) to port 25 in an Ethernet frame. Its checksums are wrong: no host is
+/// to read it.
 pub(crate) fn frame(family: Family, flags: Flags) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     match family {

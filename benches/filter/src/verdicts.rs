@@ -11,6 +11,8 @@
 //! IPv4); from 100,000 it does not. Where there are 1,000 entries only, there are no more sources
 //! that hit.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
 use portcullis::netns::Namespace;
@@ -19,7 +21,8 @@ use portcullis_benches::interrupt;
 use serde::Serialize;
 
 use crate::Options;
-use crate::gate::{self, Gate, Unlisted};
+use crate::attached::{self, AttachedFilter, Unlisted, program_on};
+use crate::commands::OtherBuild;
 use crate::peers::{Peers, Room, XDP_DROP, XDP_PASS};
 use crate::traffic::{Family, Sequence};
 
@@ -28,19 +31,15 @@ const WARM: u32 = 250;
 /// Sources of which it does not.
 const MANY: u32 = 100_000;
 
-/// Who is measured, by the name in the report and that of the program; the filter has no program in
-/// benches.o.
-pub(crate) const CONTESTANTS: [(&str, Option<&str>); 5] = [
-    (GATE, None),
-    (BARE, Some("bare")),
-    ("hash map", Some("hash")),
-    ("LPM trie", Some("trie")),
-    (EMPTY.0, Some(EMPTY.1)),
-];
+/// The filter, another build of it, and the programs of benches.o.
+pub(crate) const CONTESTANTS: [&str; 6] =
+    [PORTCULLIS, OTHER, BARE, "hash map", "LPM trie", EMPTY.0];
 
 /// The filter.
-pub(crate) const GATE: &str = "portcullis";
-/// What the filter is held against.
+pub(crate) const PORTCULLIS: &str = "portcullis";
+/// Another build's filter.
+pub(crate) const OTHER: &str = "other build";
+/// What the filter is compared with.
 pub(crate) const BARE: &str = "bare";
 /// What is left of a figure when there is no program to speak of.
 const EMPTY: (&str, &str) = ("empty", "empty");
@@ -56,7 +55,7 @@ struct Stage {
 
 /// The contestants' costs with one list and one kind of source.
 #[derive(Debug, Serialize)]
-pub(crate) struct Outcome {
+pub(crate) struct VerdictResult {
     pub(crate) family: Family,
     pub(crate) entries: u32,
     pub(crate) sources: u32,
@@ -75,9 +74,16 @@ pub(crate) struct Cost {
     pub(crate) rounds: Vec<f64>,
 }
 
-impl Outcome {
+impl VerdictResult {
     pub(crate) fn of(&self, name: &str) -> Option<&Cost> {
         self.contestants.iter().find(|cost| cost.name == name)
+    }
+
+    /// What this build costs over another build in the same round, if there is one.
+    pub(crate) fn over_other(&self) -> Option<Spread> {
+        let (this, other) = (self.of(PORTCULLIS)?, self.of(OTHER)?);
+        let rounds = this.rounds.iter().zip(&other.rounds);
+        Spread::of(rounds.map(|(this, other)| this / other))
     }
 
     /// Whether the caches are warm, which is what the bar is about.
@@ -87,12 +93,12 @@ impl Outcome {
 }
 
 /// Measures all of it.
-pub(crate) fn run(options: &Options) -> Result<Vec<Outcome>> {
-    let mut outcomes = Vec::new();
+pub(crate) fn run(options: &Options, directory: &Path) -> Result<Vec<VerdictResult>> {
+    let mut results = Vec::new();
     for stage in stages(options) {
-        outcomes.extend(run_stage(options, stage)?);
+        results.extend(run_stage(options, stage, directory)?);
     }
-    Ok(outcomes)
+    Ok(results)
 }
 
 fn stages(options: &Options) -> Vec<Stage> {
@@ -112,7 +118,7 @@ fn stages(options: &Options) -> Vec<Stage> {
     stages
 }
 
-fn run_stage(options: &Options, stage: Stage) -> Result<Vec<Outcome>> {
+fn run_stage(options: &Options, stage: Stage, directory: &Path) -> Result<Vec<VerdictResult>> {
     let Stage { family, entries } = stage;
     println!("verdicts, {entries} entries, {family:?}: filling");
     let listed = Sequence::listed(family, entries);
@@ -128,12 +134,38 @@ fn run_stage(options: &Options, stage: Stage) -> Result<Vec<Outcome>> {
     if with_trie {
         peers.fill("fill_trie", listed)?;
     }
-    let (inside, outside) = (Namespace::create("gate")?, Namespace::create("world")?);
+    let (inside, outside) = (Namespace::create("inside")?, Namespace::create("world")?);
     inside.veth("in", &outside, "out")?;
-    let _gate = Gate::attach(&inside, &["in"], &gate::compiled(&[listed]), Unlisted::Pass)?;
-    let gate = Gate::handle(&inside, "in")?;
+    let lists = attached::compiled(&[listed]);
+    let _filter = AttachedFilter::attach(&inside, &["in"], &lists, Unlisted::Pass)?;
+    let other = options.against.as_deref();
+    let other = other
+        .map(|binary| OtherBuild::attach(binary, listed, directory))
+        .transpose()
+        .context("the other build")?;
 
-    let mut outcomes = Vec::new();
+    let mut contestants = vec![(PORTCULLIS, program_on(&inside, "in")?)];
+    if let Some(other) = &other {
+        contestants.push((OTHER, other.program()?));
+    }
+    contestants.push((BARE, peers.handle("bare")?));
+    contestants.push(("hash map", peers.handle("hash")?));
+    if with_trie {
+        contestants.push(("LPM trie", peers.handle("trie")?));
+    }
+    contestants.push((EMPTY.0, peers.handle(EMPTY.1)?));
+    measure_all(options, stage, &mut peers, &contestants)
+}
+
+/// Listed and unlisted sources, few and many.
+fn measure_all(
+    options: &Options,
+    stage: Stage,
+    peers: &mut Peers,
+    contestants: &Contestants,
+) -> Result<Vec<VerdictResult>> {
+    let Stage { family, entries } = stage;
+    let mut results = Vec::new();
     for hit in [true, false] {
         for sources in [WARM, MANY] {
             if hit && sources > entries {
@@ -144,43 +176,30 @@ fn run_stage(options: &Options, stage: Stage) -> Result<Vec<Outcome>> {
             } else {
                 Sequence::unlisted(family, sources)
             };
-            let contestants = contestants(&mut peers, &gate, with_trie)?;
-            let rounds = measure(options, &mut peers, &contestants, sequence, hit)?;
-            let outcome = Outcome {
+            let rounds = measure(options, peers, contestants, sequence, hit)?;
+            let result = VerdictResult {
                 family,
                 entries,
                 sources,
                 hit,
-                contestants: costs(&contestants, &rounds),
+                contestants: costs(contestants, &rounds),
             };
             print!("  {sources} sources, {}:", if hit { "hit" } else { "miss" });
-            for cost in &outcome.contestants {
+            for cost in &result.contestants {
                 print!("  {} {:.1} ns", cost.name, cost.nanoseconds.median);
             }
             println!();
-            outcomes.push(outcome);
+            results.push(result);
         }
     }
-    Ok(outcomes)
+    Ok(results)
 }
 
+/// Names and programs; [`EMPTY`] is the last.
 type Contestants = Vec<(&'static str, ProgramFd)>;
 
-fn contestants(peers: &mut Peers, gate: &ProgramFd, with_trie: bool) -> Result<Contestants> {
-    CONTESTANTS
-        .iter()
-        .filter(|(_, program)| with_trie || *program != Some("trie"))
-        .map(|&(name, program)| {
-            let program = match program {
-                Some(program) => peers.handle(program)?,
-                None => gate.try_clone()?,
-            };
-            Ok((name, program))
-        })
-        .collect()
-}
-
-/// The contestants' costs in nanoseconds, round by round.
+/// The contestants' costs in nanoseconds, round by round. They take turns, in the opposite order in
+/// every second round.
 fn measure(
     options: &Options,
     peers: &mut Peers,
@@ -190,11 +209,15 @@ fn measure(
 ) -> Result<Vec<Vec<f64>>> {
     let packets = options.verdict_packets();
     let mut rounds = Vec::new();
-    for _ in 0..options.rounds() {
+    for round in 1..=options.rounds() {
         interrupt::check()?;
         let (alone, _) = nanoseconds(peers, EMPTY.1, packets)?;
-        let mut costs = Vec::new();
-        for (name, program) in contestants {
+        let mut in_turn: Vec<_> = contestants.iter().enumerate().collect();
+        if round % 2 == 0 {
+            in_turn.reverse();
+        }
+        let mut costs = vec![0.0; contestants.len()];
+        for (index, (name, program)) in in_turn {
             peers.set_contestant(program).with_context(|| {
                 format!("the bench's generator cannot hand packets on to {name}")
             })?;
@@ -208,9 +231,8 @@ fn measure(
                 verdict == expected,
                 "{name}: the verdict is {verdict}, and should be {expected}"
             );
-            costs.push(cost);
+            costs[index] = cost;
         }
-        // The empty program is the last of the contestants.
         let generator = costs.last().context("no contestants")? - alone;
         rounds.push(costs.iter().map(|cost| cost - generator).collect());
     }
@@ -243,4 +265,29 @@ fn costs(contestants: &Contestants, rounds: &[Vec<f64>]) -> Vec<Cost> {
             })
         });
     figures.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_builds_are_compared_round_by_round_and_only_where_there_are_two() {
+        let cost = |name, rounds: [f64; 2]| Cost {
+            name,
+            nanoseconds: Spread::of(rounds).unwrap(),
+            over_bare: Spread::of(rounds).unwrap(),
+            rounds: rounds.into(),
+        };
+        let mut result = VerdictResult {
+            family: Family::Ipv4,
+            entries: 1,
+            sources: 1,
+            hit: true,
+            contestants: vec![cost(PORTCULLIS, [20.0, 40.0])],
+        };
+        assert_eq!(result.over_other(), None);
+        result.contestants.push(cost(OTHER, [40.0, 80.0]));
+        assert_eq!(result.over_other(), Spread::of([0.5]));
+    }
 }

@@ -1,4 +1,4 @@
-//! One comparison: both servers up, warmed up, then turns.
+//! One comparison: all servers up, warmed up, then turns.
 
 use std::path::Path;
 
@@ -6,12 +6,20 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::load::Load;
-use super::servers::{self, NextHop, Server};
+use super::servers::{self, NextHop};
 use super::{Comparison, Options};
+use crate::gateway::{Gateway, Server};
 
 /// Messages to each contestant before anything is measured: pages are touched, tables grown, code
 /// is in the cache.
 const WARM_UP_MESSAGES: u32 = 2_000;
+
+/// Sessions that a gateway has room for: as many as smtp-source can be told to hold, and some that
+/// are about to end.
+const SESSIONS_MAX: u32 = 10_000;
+
+/// The name of another build of the gateway.
+pub(crate) const OTHER: &str = "other build";
 
 /// A contestant's turn.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -35,12 +43,14 @@ pub(crate) struct Turns {
 
 /// What a comparison gave.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub(crate) struct ComparisonResult {
     pub(crate) comparison: Comparison,
     pub(crate) messages_per_turn: u32,
     pub(crate) peer: Turns,
     /// Missing if only the peers were asked for.
     pub(crate) gateway: Option<Turns>,
+    /// Another build of the gateway, if one was named.
+    pub(crate) other: Option<Turns>,
 }
 
 struct Contestant {
@@ -59,7 +69,11 @@ impl From<Contestant> for Turns {
 }
 
 /// Runs one comparison; its files go below `directory`.
-pub(crate) fn run(comparison: Comparison, options: &Options, directory: &Path) -> Result<Outcome> {
+pub(crate) fn run(
+    comparison: Comparison,
+    options: &Options,
+    directory: &Path,
+) -> Result<ComparisonResult> {
     let load = Load {
         messages: options.messages(comparison),
         sessions: options.sessions,
@@ -88,7 +102,11 @@ pub(crate) fn run(comparison: Comparison, options: &Options, directory: &Path) -
     }
     for round in 1..=options.rounds() {
         print!("  round {round} of {}:", options.rounds());
-        for contestant in &mut contestants {
+        let mut in_turn: Vec<_> = contestants.iter_mut().collect();
+        if round % 2 == 0 {
+            in_turn.reverse();
+        }
+        for contestant in in_turn {
             let turn = turn(&mut contestant.server, load, next_hop.as_ref(), directory)
                 .with_context(|| format!("{}, round {round}", contestant.name))?;
             print!("  {} {:.1} us", contestant.name, turn.cpu_us_per_message);
@@ -97,15 +115,16 @@ pub(crate) fn run(comparison: Comparison, options: &Options, directory: &Path) -
         println!();
     }
     let mut contestants = contestants.into_iter();
-    Ok(Outcome {
+    Ok(ComparisonResult {
         comparison,
         messages_per_turn: load.messages,
         peer: contestants.next().context("no peer")?.into(),
         gateway: contestants.next().map(Turns::from),
+        other: contestants.next().map(Turns::from),
     })
 }
 
-/// Starts the contestants, the peer first.
+/// Starts the contestants: the peer, the gateway, another build of it.
 fn start(
     comparison: Comparison,
     options: &Options,
@@ -125,9 +144,17 @@ fn start(
             .portcullis
             .as_deref()
             .with_context(|| format!("no gateway to put beside {name} in {comparison:?}"))?;
-        let next_hop = next_hop.map(NextHop::address);
-        let server = servers::gateway(directory, binary, options.workers, next_hop)?;
-        servers.push(("portcullis", server));
+        let builds = [("portcullis", binary)].into_iter();
+        for (name, binary) in builds.chain(options.against.as_deref().map(|path| (OTHER, path))) {
+            let gateway = Gateway {
+                name,
+                binary,
+                workers: options.workers,
+                next_hop: next_hop.map(NextHop::address),
+                sessions: SESSIONS_MAX,
+            };
+            servers.push((name, gateway.start(directory)?));
+        }
     }
     Ok(servers
         .into_iter()

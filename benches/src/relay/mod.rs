@@ -1,11 +1,13 @@
 //! `cargo xtask bench relay`: CPU per message of the gateway beside smtp-sink (accept and discard)
 //! and nginx's mail proxy (cut-through), with one message per connection and with connections kept.
 //!
-//! The load is Postfix's `smtp-source`, in the open: anybody can repeat it. It saturates a core
-//! long before any of the contestants does, so messages per second measure mostly the load; CPU per
-//! message, of the contestant's processes alone, measures the contestant. Contestants take turns
-//! (ABAB...), so that what disturbs the machine disturbs both. The spool beside Postfix is not
-//! here: a queue has a figure of its own, with a disk in it.
+//! The load is Postfix's `smtp-source`, which Debian has: every reader can repeat a run. It
+//! saturates a core long before any of the contestants does, so messages per second measure mostly
+//! the load; CPU per message, of the contestant's processes alone, measures the contestant.
+//! Contestants take turns, in the opposite order in every second round (ABBA...), so that what
+//! disturbs the machine disturbs all of them. A third contestant can be another build of the
+//! gateway: figures of two runs cannot be compared, those of one run can. The spool beside Postfix
+//! is not here: a queue has a figure of its own, with a disk in it.
 
 mod contest;
 mod load;
@@ -22,6 +24,7 @@ use clap::{Args, ValueEnum};
 
 use crate::interrupt;
 use crate::machine::Machine;
+use crate::results;
 use report::Report;
 
 /// What `cargo xtask bench relay` is told.
@@ -32,23 +35,30 @@ pub struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub messages: Option<u32>,
     /// Sessions that smtp-source holds at a time
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 50,
+        value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub sessions: u32,
     /// Turns of each contestant [default: 5; 2 with --quick]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: Option<u32>,
     /// Workers of the gateway, and worker processes of nginx (smtp-sink has one thread and cannot
     /// have more)
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=64))]
     pub workers: u32,
     /// Only some of the comparisons
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        conflicts_with = "record"
+    )]
     pub only: Vec<Comparison>,
     /// Only the peers: is the machine set up, and what do they cost here?
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["against", "record"])]
     pub peers_only: bool,
     /// 2,000 messages and 2 rounds: does it work? Such figures are not to be quoted
-    #[arg(long)]
+    #[arg(long, conflicts_with = "record")]
     pub quick: bool,
     /// Writes everything, each turn of it, to this file as well
     #[arg(long, value_name = "FILE")]
@@ -56,6 +66,13 @@ pub struct Options {
     /// The gateway's binary [default: a release build of this tree]
     #[arg(long, value_name = "FILE")]
     pub portcullis: Option<PathBuf>,
+    /// The binary of another build of the gateway, which takes turns with this one. With few rounds
+    /// chance alone can put one build ahead in all of them: 10 or more are worth believing
+    #[arg(long, value_name = "FILE")]
+    pub against: Option<PathBuf>,
+    /// Puts the table into benches/RESULTS.md
+    #[arg(long)]
+    pub record: bool,
     /// Exits with 1 if a bar is missed, the one that is marked with a star excepted
     #[arg(long)]
     pub enforce: bool,
@@ -83,15 +100,14 @@ impl Comparison {
         matches!(self, Self::DiscardKept | Self::ThroughKept)
     }
 
-    /// CPU per message, as a part of the peer's, that is not to be exceeded (design.md, "Figures to
-    /// reach").
+    /// CPU per message, as a part of the peer's, that is not to be exceeded.
     fn bar(self) -> f64 {
         if self.is_through() { 0.45 } else { 0.75 }
     }
 
-    /// Whether design.md has this bar. For kept connections through nginx it has none: once nginx
-    /// has found the next hop it copies octets both ways without looking at them, while the gateway
-    /// holds each transaction to its policy.
+    /// Whether this bar was agreed. For kept connections through nginx there is none: once nginx
+    /// has found the next hop it copies bytes both ways without looking at them, while the gateway
+    /// checks each transaction against its policy.
     fn bar_is_agreed(self) -> bool {
         self != Self::ThroughKept
     }
@@ -163,6 +179,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         let file = File::create(path).with_context(|| path.display().to_string())?;
         serde_json::to_writer_pretty(BufWriter::new(file), &report)?;
         println!("\nwritten to {}", path.display());
+    }
+    if options.record {
+        let title = match options.against {
+            Some(_) => "Relay, two builds in turns (`cargo xtask bench relay --against`)",
+            None => "Relay (`cargo xtask bench relay`)",
+        };
+        results::record(title, &report.to_string())?;
     }
     let missed = options.enforce && report.misses_an_agreed_bar();
     Ok(ExitCode::from(u8::from(missed)))

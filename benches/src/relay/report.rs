@@ -4,12 +4,14 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::contest::{Outcome, Turn, Turns};
+use super::contest::{ComparisonResult, Turn, Turns};
 use super::load::MESSAGE_LEN;
 use super::servers::LOGGING;
 use super::{Comparison, Options};
 use crate::figures::Spread;
-use crate::machine::{Machine, version_of};
+use crate::machine::{Machine, commit_of_binary, version_of};
+use crate::results::circumstances;
+use crate::table::Table;
 
 /// Everything that a run has to say.
 #[derive(Debug, Serialize)]
@@ -37,6 +39,8 @@ struct Line {
     bar: f64,
     bar_is_agreed: bool,
     pass: Option<bool>,
+    /// The gateway's CPU per message over that of the other build, round by round.
+    over_other: Option<Spread>,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,42 +67,47 @@ impl From<Turns> for Figures {
     }
 }
 
-impl From<Outcome> for Line {
-    fn from(outcome: Outcome) -> Self {
-        let comparison: Comparison = outcome.comparison;
-        // The turns of one round are neighbours in time: their ratio is steadier than that of two
-        // medians.
-        let ratio = outcome.gateway.as_ref().and_then(|gateway| {
-            let rounds = gateway.turns.iter().zip(&outcome.peer.turns);
-            Spread::of(
-                rounds.map(|(gateway, peer)| gateway.cpu_us_per_message / peer.cpu_us_per_message),
-            )
-        });
-        let contestants = [Some(outcome.peer), outcome.gateway];
+/// The gateway's CPU per message over another contestant's. The turns of one round are neighbours
+/// in time: their ratio is steadier than that of two medians.
+fn ratio(gateway: Option<&Turns>, other: Option<&Turns>) -> Option<Spread> {
+    let rounds = gateway?.turns.iter().zip(&other?.turns);
+    Spread::of(rounds.map(|(gateway, other)| gateway.cpu_us_per_message / other.cpu_us_per_message))
+}
+
+impl From<ComparisonResult> for Line {
+    fn from(result: ComparisonResult) -> Self {
+        let comparison: Comparison = result.comparison;
+        let over_peer = ratio(result.gateway.as_ref(), Some(&result.peer));
+        let over_other = ratio(result.gateway.as_ref(), result.other.as_ref());
+        let contestants = [Some(result.peer), result.gateway, result.other];
         Self {
             comparison: comparison.title(),
-            messages_per_turn: outcome.messages_per_turn,
+            messages_per_turn: result.messages_per_turn,
             contestants: contestants
                 .into_iter()
                 .flatten()
                 .map(Figures::from)
                 .collect(),
-            pass: ratio.map(|ratio| ratio.median <= comparison.bar()),
-            ratio,
+            pass: over_peer.map(|ratio| ratio.median <= comparison.bar()),
+            ratio: over_peer,
             bar: comparison.bar(),
             bar_is_agreed: comparison.bar_is_agreed(),
+            over_other,
         }
     }
 }
 
 impl Report {
-    pub(crate) fn new(options: &Options, machine: Machine, results: Vec<Outcome>) -> Self {
+    pub(crate) fn new(options: &Options, machine: Machine, results: Vec<ComparisonResult>) -> Self {
         let mut versions = vec![
             version_of("postconf", &["-d", "mail_version"]).replace("mail_version =", "Postfix"),
             version_of("nginx", &["-v"]),
         ];
         if let Some(binary) = &options.portcullis {
             versions.push(version_of(&binary.to_string_lossy(), &["--version"]));
+        }
+        if let Some(binary) = &options.against {
+            versions.push(format!("other build: commit {}", commit_of_binary(binary)));
         }
         Self {
             machine,
@@ -118,40 +127,75 @@ impl Report {
             .iter()
             .any(|line| line.bar_is_agreed && line.pass == Some(false))
     }
+
+    fn notes(&self) -> [(&'static str, String); 3] {
+        [
+            (
+                "load",
+                format!(
+                    "smtp-source, {} sessions, {} octets a message, {} rounds in turns after a \
+                     warm-up",
+                    self.sessions, self.message_octets, self.rounds
+                ),
+            ),
+            (
+                "servers",
+                format!(
+                    "{} worker(s) each, smtp-sink one thread; {}",
+                    self.workers, self.logging
+                ),
+            ),
+            (
+                "figures",
+                "median (min-max); CPU is user + system time of all the contestant's processes, \
+                 in microseconds per message"
+                    .to_owned(),
+            ),
+        ]
+    }
+
+    fn fmt_builds(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new(
+            1,
+            ["CPU of this build over the other's", "ratio", "so it is"],
+        );
+        for line in &self.results {
+            if let Some(ratio) = line.over_other {
+                table.row([line.comparison, &ratio.cell(2), ratio.beside_one()]);
+            }
+        }
+        write!(f, "\n{table}")
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "machine   {}", self.machine)?;
-        writeln!(f, "versions  {}", self.versions.join("; "))?;
-        writeln!(
-            f,
-            "load      smtp-source, {} sessions, {} octets a message, {} rounds in turns after a warm-up",
-            self.sessions, self.message_octets, self.rounds
-        )?;
-        writeln!(
-            f,
-            "servers   {} worker(s) each, smtp-sink one thread; {}",
-            self.workers, self.logging
-        )?;
-        writeln!(
-            f,
-            "figures   median (min-max); CPU is user + system time of all the contestant's processes, per message\n"
-        )?;
-        writeln!(
-            f,
-            "{:<40} {:<11} {:>22} {:>6} {:>6} {:>9}   {:<18} {:>7}",
-            "", "", "CPU us", "user", "system", "msgs/s", "ratio", "bar"
-        )?;
+        let circumstances = circumstances(&self.machine, &self.versions, &self.notes());
+        writeln!(f, "{circumstances}")?;
+        let titles = [
+            "",
+            "",
+            "CPU",
+            "user",
+            "system",
+            "messages/s",
+            "ratio",
+            "bar",
+        ];
+        let mut table = Table::new(2, titles);
         for line in &self.results {
-            line.fmt(f)?;
+            line.add_to(&mut table);
         }
+        write!(f, "{table}")?;
         if self.results.iter().any(|line| !line.bar_is_agreed) {
             writeln!(
                 f,
-                "\n* not one of the agreed figures: that of new connections, applied to kept ones, where nginx has stopped reading \
-                 what it passes on"
+                "\n\\* not one of the agreed figures: that of new connections, applied to kept \
+                 ones, where nginx\nhas stopped reading what it passes on"
             )?;
+        }
+        if self.results.iter().any(|line| line.over_other.is_some()) {
+            self.fmt_builds(f)?;
         }
         if self.quick {
             writeln!(
@@ -163,47 +207,57 @@ impl fmt::Display for Report {
     }
 }
 
-impl fmt::Display for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Line {
+    /// A row for each contestant. The bar is that of the first gateway beside the peer.
+    fn add_to(&self, table: &mut Table) {
         for (index, contestant) in self.contestants.iter().enumerate() {
             let title = if index == 0 { self.comparison } else { "" };
-            let median = |spread: &Option<Spread>| spread.map_or(f64::NAN, |spread| spread.median);
-            write!(
-                f,
-                "{title:<40} {:<11} {:>22} {:>6.1} {:>6.1} {:>9.0}",
-                contestant.name,
-                cell(contestant.cpu_us_per_message, 1),
-                median(&contestant.user_us_per_message),
-                median(&contestant.system_us_per_message),
-                median(&contestant.messages_per_second),
-            )?;
-            if index + 1 == self.contestants.len() {
-                self.fmt_verdict(f)?;
+            let cell = |spread: Option<Spread>| spread.map_or_else(String::new, |s| s.cell(1));
+            let median = |spread: Option<Spread>, decimals: usize| {
+                spread.map_or_else(String::new, |Spread { median, .. }| {
+                    format!("{median:.decimals$}")
+                })
+            };
+            let mut row = vec![
+                title.to_owned(),
+                contestant.name.to_owned(),
+                cell(contestant.cpu_us_per_message),
+                median(contestant.user_us_per_message, 1),
+                median(contestant.system_us_per_message, 1),
+                median(contestant.messages_per_second, 0),
+            ];
+            if index == 1
+                && let (Some(ratio), Some(pass)) = (self.ratio, self.pass)
+            {
+                let verdict = if pass { "pass" } else { "MISSED" };
+                let mark = if self.bar_is_agreed { "" } else { " \\*" };
+                row.extend([ratio.cell(2), format!("<= {:.2} {verdict}{mark}", self.bar)]);
             }
-            writeln!(f)?;
+            table.row(row);
         }
-        Ok(())
     }
 }
 
-impl Line {
-    fn fmt_verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(pass) = self.pass else {
-            return Ok(());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns(cpu_us_per_message: &[f64]) -> Turns {
+        let turn = |&cpu_us_per_message: &f64| Turn {
+            cpu_us_per_message,
+            user_us_per_message: 0.0,
+            system_us_per_message: 0.0,
+            messages_per_second: 0.0,
         };
-        let verdict = if pass { "pass" } else { "MISSED" };
-        let mark = if self.bar_is_agreed { "" } else { " *" };
-        write!(
-            f,
-            "   {:<18} {:>7.2} {verdict}{mark}",
-            cell(self.ratio, 2),
-            self.bar
-        )
+        Turns {
+            name: "",
+            turns: cpu_us_per_message.iter().map(turn).collect(),
+        }
     }
-}
 
-fn cell(spread: Option<Spread>, decimals: usize) -> String {
-    spread.map_or_else(String::new, |Spread { median, min, max }| {
-        format!("{median:.decimals$} ({min:.decimals$}-{max:.decimals$})")
-    })
+    #[test]
+    fn a_machine_that_slows_down_between_two_rounds_does_not_change_the_ratio() {
+        let ratio = ratio(Some(&turns(&[50.0, 100.0])), Some(&turns(&[100.0, 200.0])));
+        assert_eq!(ratio, Spread::of([0.5]));
+    }
 }

@@ -1,18 +1,19 @@
-//! The servers of a run: smtp-sink, nginx and the gateway, each on a free port of the loopback
-//! interface.
+//! The peers of a run, smtp-sink and nginx, and the next hop of all contestants, each on a free
+//! port of the loopback interface.
 //!
-//! None of them writes a log line per message, so that nobody pays for one. All of them get the
-//! same number of workers, except smtp-sink, which has one thread.
+//! No contestant writes a log line per message, so none pays for one. All of them get the same
+//! number of workers, except smtp-sink, which has one thread.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddrV4;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
+use crate::gateway::Server;
 use crate::process::{Privileges, Running, free_address};
 
 /// What is said about logging in the report.
@@ -20,20 +21,6 @@ pub(crate) const LOGGING: &str = "no line per message or session by any contesta
 
 /// The module of Debian's package libnginx-mod-mail.
 const NGINX_MAIL_MODULE: &str = "/usr/lib/nginx/modules/ngx_mail_module.so";
-
-/// A server that listens.
-#[derive(Debug)]
-pub(crate) struct Server {
-    pub(crate) process: Running,
-    pub(crate) address: SocketAddrV4,
-}
-
-impl Server {
-    fn listening(mut process: Running, address: SocketAddrV4) -> Result<Self> {
-        process.wait_until_listening(address)?;
-        Ok(Self { process, address })
-    }
-}
 
 /// smtp-sink as a contestant: it counts nothing.
 pub(crate) fn smtp_sink(directory: &Path) -> Result<Server> {
@@ -49,7 +36,7 @@ pub(crate) fn smtp_sink(directory: &Path) -> Result<Server> {
     Server::listening(process, address)
 }
 
-/// smtp-sink as the next hop of both contestants; it counts what arrives (`-c`).
+/// smtp-sink as the next hop of all contestants; it counts what arrives (`-c`).
 #[derive(Debug)]
 pub(crate) struct NextHop(Server);
 
@@ -109,7 +96,7 @@ fn last_message_count(text: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// nginx's mail proxy. It has to ask somebody over HTTP where to send each session: itself.
+/// nginx's mail proxy. It has to ask an HTTP server where to send each session: itself.
 pub(crate) fn nginx(directory: &Path, workers: u32, next_hop: SocketAddrV4) -> Result<Server> {
     let (address, oracle) = (free_address()?, free_address()?);
     let (next_hop_ip, next_hop_port) = (next_hop.ip(), next_hop.port());
@@ -148,59 +135,6 @@ mail {{
     let prefix = format!("{}/", directory.display());
     let args = ["-p", &prefix, "-c", "nginx.conf", "-e", "stderr"];
     let process = Running::start("nginx", "nginx", &args, Privileges::Kept, directory)?;
-    Server::listening(process, address)
-}
-
-/// The gateway, with one route: to the next hop, or to nowhere.
-pub(crate) fn gateway(
-    directory: &Path,
-    binary: &Path,
-    workers: u32,
-    next_hop: Option<SocketAddrV4>,
-) -> Result<Server> {
-    let address = free_address()?;
-    let admin = free_address()?;
-    let next_hop = next_hop.map_or_else(|| "discard".to_owned(), |next_hop| next_hop.to_string());
-    let state_directory = directory.join("state");
-    let configuration = format!(
-        r#"hostname = "gateway.bench.example"
-state_dir = "{}"
-workers = {workers}
-admin = "{admin}"
-
-[[listener]]
-address = "{address}"
-service = "relay"
-
-[relay]
-networks = ["127.0.0.0/8"]
-domains = ["bench.example"]
-
-[[route]]
-domains = ["*"]
-next_hop = ["{next_hop}"]
-mode = "cut-through"
-
-[limits]
-sessions_per_source = 10000
-
-[log]
-level = "warn"
-"#,
-        state_directory.display()
-    );
-    fs::create_dir_all(&state_directory)?;
-    fs::write(directory.join("portcullis.toml"), configuration)?;
-    let binary: PathBuf =
-        fs::canonicalize(binary).with_context(|| format!("no gateway at {}", binary.display()))?;
-    let args = ["run", "-c", "portcullis.toml"];
-    let process = Running::start(
-        "portcullis",
-        &binary.to_string_lossy(),
-        &args,
-        Privileges::Kept,
-        directory,
-    )?;
     Server::listening(process, address)
 }
 

@@ -1,5 +1,4 @@
-//! How much of something there may be in a second: the SYNs of one source, the RSTs and the events
-//! of all.
+//! What is limited per second: the SYNs of one source, the RSTs and the events of all.
 //!
 //! A budget is a cell that holds a second and what was used up in it, so a new second needs no
 //! clearing. SYNs are counted in a count-min sketch with conservative update (Cormode and
@@ -29,7 +28,7 @@ pub const fn line(hash: u64) -> u32 {
     hash as u32 & (SKETCH_LINES - 1)
 }
 
-/// What a cell says was used up in this second.
+/// How much was used in this second, by a cell.
 #[inline(always)]
 #[must_use]
 pub const fn used(cell: RateUse, second: u32) -> u32 {
@@ -40,7 +39,7 @@ pub const fn used(cell: RateUse, second: u32) -> u32 {
     }
 }
 
-/// The cell after one more, unless so many were used up in this second already.
+/// The cell after one more; `None` if the budget of this second is used up.
 #[inline(always)]
 #[must_use]
 pub const fn take(cell: RateUse, second: u32, budget: u32) -> Option<RateUse> {
@@ -51,7 +50,7 @@ pub const fn take(cell: RateUse, second: u32, budget: u32) -> Option<RateUse> {
     Some((second as u64) << 32 | (used + 1) as u64)
 }
 
-/// Takes one from the budget of the source with this hash in its line and this second; whether
+/// Takes one from the budget of the source with this hash, in its line and this second; `true`:
 /// there was nothing left.
 #[inline(always)]
 pub fn exhausts(line: &mut SketchLine, hash: u64, second: u32, budget: u32) -> bool {
@@ -67,7 +66,7 @@ pub fn exhausts(line: &mut SketchLine, hash: u64, second: u32, budget: u32) -> b
     if lowest >= budget {
         return true;
     }
-    // Only the lowest are raised: the others count somebody else, too.
+    // Only the lowest are raised: the others count other sources, too.
     for pair in 0..4 {
         if used(line[place(pair)], second) <= lowest {
             line[place(pair)] = u64::from(second) << 32 | u64::from(lowest + 1);

@@ -1,15 +1,15 @@
 //! Reads the source address and the destination port out of a frame that carries TCP: an Ethernet
 //! frame, perhaps with VLAN tags and PPPoE, or IP with nothing in front of it.
 //!
-//! What is another protocol, a later fragment (it is of no use to anybody without the first) or cut
-//! off before it says what it is, is [`Content::Other`], and passes: the filter must never be the
-//! reason why something that is not mail does not arrive. The same holds for what only the end of a
-//! tunnel opens ([`Content::Unread`]).
+//! Another protocol, a later fragment (useless without the first) and a packet that is cut off
+//! before it says what it is are [`Content::Other`], and pass: the filter must never be the reason
+//! why something that is not mail does not arrive. The same holds for what only the end of a tunnel
+//! opens ([`Content::Unread`]).
 //!
-//! What is TCP, but hides its ports (a first fragment that ends before them, whatever the frame has
-//! behind it, more extension headers than [`EXTENSION_HEADERS_MAX`], a header in a part of the
-//! frame that cannot be read) is judged as if it went to a filtered port: nobody writes honest mail
-//! in such packets, and a listed source must not slip through by a trick.
+//! TCP that hides its ports (a first fragment that ends before them, whatever the frame has behind
+//! it, more extension headers than [`EXTENSION_HEADERS_MAX`], a header in a part of the frame that
+//! cannot be read) is judged as if it went to a filtered port: honest mail does not come in such
+//! packets, and a listed source must not get past by a trick.
 //!
 //! Linux takes any number of VLAN tags off, and answers what is behind them. Behind more than
 //! [`VLAN_TAGS_MAX`] no source is read, and so there is none that could be permitted:
@@ -17,23 +17,28 @@
 
 mod link;
 
-use self::link::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Start};
+use self::link::Start;
 use crate::encapsulation::Encapsulation;
 use crate::layout::{LinkLayer, VerdictKey};
 
-pub use self::link::{Framing, NETWORK_MAX, VLAN_TAGS_MAX};
+pub use self::link::{ETHERNET_HEADER, Framing, NETWORK_MAX, VLAN_TAGS_MAX};
+pub(crate) use self::link::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, PPP_IPV4, PPP_IPV6, PPP_PROTOCOL};
 
 /// Extension headers (hop-by-hop, routing, destination options, fragment) that are looked past.
 pub const EXTENSION_HEADERS_MAX: usize = 8;
 
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
+/// Bytes of an IPv4 header without options.
+pub const IPV4_HEADER: usize = 20;
+/// Bytes of an IPv6 header.
+pub const IPV6_HEADER: usize = 40;
+/// Bytes of a TCP header without options.
+pub const TCP_HEADER: usize = 20;
 
 /// No TCP header begins further inside of a frame.
 pub const TRANSPORT_MAX: usize = NETWORK_MAX + IPV6_HEADER + EXTENSION_HEADERS_MAX * 2048;
 
 const HOP_BY_HOP: u8 = 0;
-const TCP: u8 = 6;
+pub(crate) const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -41,14 +46,14 @@ const DESTINATION_OPTIONS: u8 = 60;
 
 /// The bytes of a frame. Every read is checked against the end of the packet.
 ///
-/// There is no read of one octet: its check, `offset >= end` after optimisation, proves nothing to
-/// the verifier when the offset is not a constant. Headers are read in pairs of octets instead.
+/// There is no read of one byte: its check, `offset >= end` after optimisation, proves nothing to
+/// the verifier when the offset is not a constant. Headers are read in pairs of bytes instead.
 pub trait Packet {
-    /// The two octets at this offset, in network byte order.
+    /// The two bytes at this offset, in network byte order.
     fn half(&self, offset: usize) -> Option<u16>;
-    /// The four octets at this offset as they lie in memory.
+    /// The four bytes at this offset as they lie in memory.
     fn word(&self, offset: usize) -> Option<u32>;
-    /// So many words from this offset on, as they lie in memory.
+    /// `N` words from this offset on, as they lie in memory.
     #[inline(always)]
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
         let mut words = [0; N];
@@ -60,9 +65,9 @@ pub trait Packet {
     /// Whether there is more of the packet than can be read: a frame in several buffers, of which
     /// the program sees the first.
     fn continues(&self) -> bool;
-    /// The same offset. In the kernel the verifier learns nothing of it but that it is not beyond
-    /// [`TRANSPORT_MAX`] by much, so that it walks what follows once, and not once for every way
-    /// that leads to an offset.
+    /// The same offset. In the kernel the verifier forgets all of it but a bound near
+    /// [`TRANSPORT_MAX`], so it follows what comes after once, and not once for every way that
+    /// leads to an offset.
     #[inline(always)]
     fn forget(&self, offset: usize) -> usize {
         offset
@@ -108,18 +113,18 @@ impl Source {
         self.0[0] == Self::FAMILY_IPV4
     }
 
-    /// The key of an IPv4 address, given as the octets on the wire.
+    /// The key of an IPv4 address, given as the bytes on the wire.
     #[inline(always)]
     #[must_use]
-    pub const fn ipv4(octets: [u8; 4]) -> Self {
-        Self([Self::FAMILY_IPV4, u32::from_ne_bytes(octets), 0, 0, 0])
+    pub const fn ipv4(bytes: [u8; 4]) -> Self {
+        Self([Self::FAMILY_IPV4, u32::from_ne_bytes(bytes), 0, 0, 0])
     }
 
-    /// The key of an IPv6 address, given as the octets on the wire.
+    /// The key of an IPv6 address, given as the bytes on the wire.
     #[inline(always)]
     #[must_use]
-    pub const fn ipv6(octets: [u8; 16]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+    pub const fn ipv6(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
         Self([
             Self::FAMILY_IPV6,
             u32::from_ne_bytes([a, b, c, d]),
@@ -139,15 +144,13 @@ impl Source {
     }
 }
 
-/// What the verdict rests on.
+/// What the verdict depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Who sent it, as far as the packet says.
+    /// Its source, as far as the packet says.
     pub source: Source,
-    /// The TCP port it goes to; 0 if it is hidden.
-    pub port: u16,
-    /// It is TCP, or may well be, but its ports cannot be read.
-    pub hidden: bool,
+    /// The TCP port that it goes to.
+    pub port: Port,
     /// It is the first fragment of a packet.
     pub fragment: bool,
     /// What is in front of the header of IPv4 or IPv6.
@@ -156,6 +159,44 @@ pub struct Segment {
     pub network: usize,
     /// Where the TCP header begins, unless that is hidden.
     pub transport: usize,
+}
+
+/// The port that a segment goes to, or that it is hidden: the packet is TCP, or may well be, but
+/// its ports cannot be read.
+///
+/// A word, because of an `Option` the compiler leaves the value of `None` unwritten, and the
+/// verifier refuses the copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port(u32);
+
+impl Port {
+    /// It cannot be read.
+    pub const HIDDEN: Self = Self(1 << 16);
+
+    /// This port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(port: u16) -> Self {
+        Self(port as u32)
+    }
+
+    /// The port; `None` if it is hidden.
+    #[inline(always)]
+    #[must_use]
+    pub const fn get(self) -> Option<u16> {
+        if self.is_hidden() {
+            None
+        } else {
+            Some(self.0 as u16)
+        }
+    }
+
+    /// Whether it is hidden.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_hidden(self) -> bool {
+        self.0 == Self::HIDDEN.0
+    }
 }
 
 /// What a frame holds.
@@ -212,7 +253,7 @@ fn ipv4<P: Packet + ?Sized>(frame: &P, start: Start) -> Content {
     let Start {
         network, framing, ..
     } = start;
-    // The destination is read by whom it concerns; a header without it is none.
+    // The destination is read where it matters; without it the header is not whole.
     let Some([start, middle, protocol, source, _]) = frame.words::<5>(network) else {
         return Content::Other;
     };
@@ -229,13 +270,12 @@ fn ipv4<P: Packet + ?Sized>(frame: &P, start: Start) -> Content {
     if protocol != TCP {
         return unread(not_tcp(frame, protocol, transport));
     }
-    let Some((port, hidden)) = port(frame, transport) else {
+    let Some(port) = port(frame, transport) else {
         return Content::Other;
     };
     Content::Segment(Segment {
         source: Source([Source::FAMILY_IPV4, source, 0, 0, 0]),
         port,
-        hidden,
         fragment: fragment & 0x2000 != 0,
         framing,
         network,
@@ -270,8 +310,7 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, start: Start) -> Content {
     let end = network + IPV6_HEADER + (u32::from_be(second) >> 16) as usize;
     let mut segment = Segment {
         source: Source([Source::FAMILY_IPV6, a, b, c, d]),
-        port: 0,
-        hidden: true,
+        port: Port::HIDDEN,
         fragment: false,
         framing,
         network,
@@ -293,7 +332,7 @@ fn ipv6<P: Packet + ?Sized>(frame: &P, start: Start) -> Content {
             let Some(port) = port(frame, segment.transport) else {
                 return hidden_if(segment.fragment, segment);
             };
-            (segment.port, segment.hidden) = port;
+            segment.port = port;
             return Content::Segment(segment);
         }
         if !is_extension {
@@ -331,20 +370,20 @@ const fn hidden_if(condition: bool, segment: Segment) -> Content {
     }
 }
 
-/// The port that a TCP header names, and whether it is hidden. `None`: the packet is cut off in
-/// front of the header.
+/// The port that a TCP header names, or that it is hidden. `None`: the packet is cut off in front
+/// of the header.
 #[inline(always)]
-fn port<P: Packet + ?Sized>(frame: &P, transport: usize) -> Option<(u16, bool)> {
+fn port<P: Packet + ?Sized>(frame: &P, transport: usize) -> Option<Port> {
     if let Some(port) = frame.half(transport + 2) {
-        return Some((port, false));
+        return Some(Port::new(port));
     }
     if frame.continues() || frame.half(transport - 2).is_some() {
-        return Some((0, true));
+        return Some(Port::HIDDEN);
     }
     None
 }
 
-/// Where a segment goes to.
+/// The destination of a segment.
 #[inline(always)]
 pub fn destination<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Source> {
     let network = segment.network;
@@ -377,7 +416,7 @@ pub mod flags {
 /// read.
 #[inline(always)]
 pub fn opens<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> bool {
-    if segment.hidden {
+    if segment.port.is_hidden() {
         return true;
     }
     match frame.half(segment.transport + 12) {
@@ -386,7 +425,7 @@ pub fn opens<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> bool {
     }
 }
 
-/// The two octets of a half word.
+/// The two bytes of a half word.
 #[inline(always)]
 pub(crate) const fn pair(half: u16) -> (u8, u8) {
     let [first, second] = half.to_be_bytes();

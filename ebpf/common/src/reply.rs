@@ -1,46 +1,46 @@
 //! The headers of what the program sends by itself: a RST to a customer, a SYN-ACK with a cookie to
 //! a client.
 //!
-//! Everything here is arithmetic on words as they lie in memory, so that the host can test it; the
-//! program only puts the words into the frame. What is sent has neither IPv4 options nor extension
-//! headers; its VLAN tags and its PPPoE session are those of what it answers.
+//! Everything here is arithmetic on words as they lie in memory, so the host can test it; the
+//! program only writes the words into the frame. An answer has neither IPv4 options nor extension
+//! headers; its VLAN tags and its PPPoE session are those of the frame that it answers.
 
-use crate::packet::{Framing, Packet, Segment, flags, pair};
+use core::num::NonZeroU16;
 
-/// Octets of an IPv4 header without options.
-pub const IPV4_OCTETS: usize = 20;
-/// Octets of an IPv6 header.
-pub const IPV6_OCTETS: usize = 40;
-/// Octets of a TCP header without options.
-pub const TCP_OCTETS: usize = 20;
+use crate::packet::{
+    self, Framing, IPV4_HEADER, IPV6_HEADER, PPP_IPV4, PPP_IPV6, PPP_PROTOCOL, Packet, Segment,
+    TCP_HEADER, flags, pair,
+};
 
-/// How far in front of the IP header the length of PPPoE is. It counts what is behind it: the two
-/// octets that say which protocol PPP carries, and the packet.
-pub const PPPOE_LENGTH: usize = 4;
+/// How far in front of the IP header the length of PPPoE is. It counts what is behind it: the
+/// protocol of PPP, and the packet.
+pub const PPPOE_LENGTH: usize = 2 + PPP_PROTOCOL;
+/// Bytes of the MSS option (RFC 9293, section 3.7.1).
+pub const MSS_OPTION: usize = 4;
 
-const TCP: u32 = 6;
+const TCP: u32 = packet::TCP as u32;
 const TIME_TO_LIVE: u32 = 64;
-/// As the kernel's own cookies: as much as may be on its way before the connection exists.
+/// As in the kernel's own cookies.
 const WINDOW: u32 = 64_240;
 
 /// What a TCP header says, apart from its ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The number of its first octet.
+pub struct TcpReply {
+    /// Its sequence number.
     pub sequence: u32,
-    /// What it expects next.
+    /// Its acknowledgement number.
     pub acknowledgement: u32,
     /// Its [`flags`].
     pub flags: u16,
-    /// The MSS option; 0: there is none.
-    pub mss: u16,
+    /// The MSS option, if it has one.
+    pub mss: Option<NonZeroU16>,
 }
 
-impl Answer {
+impl TcpReply {
     /// The SYN-ACK that carries a cookie.
     #[inline(always)]
     #[must_use]
-    pub const fn cookie(cookie: u32, sequence: u32, mss: u16) -> Self {
+    pub const fn cookie(cookie: u32, sequence: u32, mss: Option<NonZeroU16>) -> Self {
         Self {
             sequence: cookie,
             acknowledgement: sequence.wrapping_add(1),
@@ -49,30 +49,31 @@ impl Answer {
         }
     }
 
-    /// Octets of the TCP header.
+    /// Bytes of the TCP header.
     #[inline(always)]
     #[must_use]
-    pub const fn octets(&self) -> u32 {
-        if self.mss == 0 { 20 } else { 24 }
+    pub const fn tcp_bytes(&self) -> u32 {
+        let option = if self.mss.is_some() { MSS_OPTION } else { 0 };
+        (TCP_HEADER + option) as u32
     }
 }
 
 /// The RST for a segment, if it is one that may be answered: not a RST, no fragment, nothing that
 /// came from or went to more than one host, and with lengths that fit together.
 ///
-/// Without an Ethernet header there is none, but on a TUN device: of a frame whose first octets the
-/// program has changed the kernel believes what an Ethernet header would say there, and PPP,
-/// WireGuard and tunnels send only what the kernel says is IP. Nor is there one where the protocol
-/// of PPP has one octet: the customer may write it so, which does not say that it can read it.
+/// Without an Ethernet header there is an answer on a TUN device only: once the program has changed
+/// the first bytes of a frame, the kernel reads an Ethernet header there, and PPP, WireGuard and
+/// tunnels send only what the kernel takes for IP. Nor is there one where the protocol of PPP has
+/// one octet: a customer that writes it so may be unable to read it.
 ///
 /// RFC 9293, section 3.10.7.1. The length of the payload comes from the IP header: a short frame is
-/// padded, and with the padding counted the RST would acknowledge what was never sent, and be
+/// padded, and a RST that counts the padding would acknowledge bytes that were never sent, and be
 /// ignored.
 #[inline(always)]
-pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Answer> {
+pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<TcpReply> {
     let (group, _) = pair(frame.half(0)?);
     let to_many = group & 1 != 0 && segment.framing != Framing::Tun;
-    if segment.hidden || segment.fragment || to_many {
+    if segment.port.is_hidden() || segment.fragment || to_many {
         return None;
     }
     let network = segment.network;
@@ -94,33 +95,34 @@ pub fn reset<P: Packet + ?Sized>(frame: &P, segment: &Segment) -> Option<Answer>
         if !is_host_ipv6(frame, network + 8)? || !is_host_ipv6(frame, network + 24)? {
             return None;
         }
-        usize::from(frame.half(network + 4)?) + 40
+        usize::from(frame.half(network + 4)?) + IPV6_HEADER
     };
     let header = frame.half(segment.transport + 12)?;
-    // The last of a header without options.
+    // The last bytes of a header without options.
     frame.half(segment.transport + 18)?;
-    let octets = usize::from(header >> 12) * 4;
-    let headers = segment.transport - network + octets;
-    if octets < 20 || header & flags::RST != 0 || packet < headers || room < packet + 2 {
+    let tcp = usize::from(header >> 12) * 4;
+    let headers = segment.transport - network + tcp;
+    let fits = tcp >= TCP_HEADER && packet >= headers && room >= packet + PPP_PROTOCOL;
+    if !fits || header & flags::RST != 0 {
         return None;
     }
     if header & flags::ACK != 0 {
-        return Some(Answer {
+        return Some(TcpReply {
             sequence: u32::from_be(frame.word(segment.transport + 8)?),
             acknowledgement: 0,
             flags: flags::RST,
-            mss: 0,
+            mss: None,
         });
     }
     let sequence = u32::from_be(frame.word(segment.transport + 4)?);
-    // SYN and FIN have a number each.
+    // SYN and FIN take one sequence number each.
     let controls = ((header & flags::SYN) >> 1) + (header & flags::FIN);
     let length = (packet - headers) as u32 + u32::from(controls);
-    Some(Answer {
+    Some(TcpReply {
         sequence: 0,
         acknowledgement: sequence.wrapping_add(length),
         flags: flags::RST | flags::ACK,
-        mss: 0,
+        mss: None,
     })
 }
 
@@ -145,19 +147,19 @@ fn is_host_ipv6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<bool> {
 /// stays.
 #[inline(always)]
 #[must_use]
-pub fn pppoe(packet: usize, is_ipv4: bool) -> u32 {
-    let protocol = if is_ipv4 { 0x0021 } else { 0x0057 };
-    ((packet as u32 + 2) << 16 | protocol).to_be()
+pub const fn pppoe(packet: usize, is_ipv4: bool) -> u32 {
+    let protocol = if is_ipv4 { PPP_IPV4 } else { PPP_IPV6 };
+    (((packet + PPP_PROTOCOL) as u32) << 16 | protocol as u32).to_be()
 }
 
 /// The IPv4 header of an answer, up to its addresses, of which `addresses` is the [`sum`].
 #[inline(always)]
 #[must_use]
-pub fn ipv4(addresses: u64, answer: &Answer) -> [u32; 3] {
-    let octets = IPV4_OCTETS as u32 + answer.octets();
+pub fn ipv4(addresses: u64, answer: &TcpReply) -> [u32; 3] {
+    let length = IPV4_HEADER as u32 + answer.tcp_bytes();
     // No identification and "do not fragment", as the kernel's own.
     let mut words = [
-        (0x4500_0000 | octets).to_be(),
+        (0x4500_0000 | length).to_be(),
         0x4000_u32.to_be(),
         (TIME_TO_LIVE << 24 | TCP << 16).to_be(),
     ];
@@ -169,10 +171,10 @@ pub fn ipv4(addresses: u64, answer: &Answer) -> [u32; 3] {
 /// The IPv6 header of an answer, up to its addresses.
 #[inline(always)]
 #[must_use]
-pub fn ipv6(answer: &Answer) -> [u32; 2] {
+pub fn ipv6(answer: &TcpReply) -> [u32; 2] {
     [
         0x6000_0000_u32.to_be(),
-        (answer.octets() << 16 | TCP << 8 | TIME_TO_LIVE).to_be(),
+        (answer.tcp_bytes() << 16 | TCP << 8 | TIME_TO_LIVE).to_be(),
     ]
 }
 
@@ -180,25 +182,24 @@ pub fn ipv6(answer: &Answer) -> [u32; 2] {
 /// those of the answer as they lie in memory, `addresses` the [`sum`] of both addresses.
 #[inline(always)]
 #[must_use]
-pub fn tcp(ports: u32, addresses: u64, answer: &Answer) -> [u32; 6] {
-    let octets = answer.octets();
+pub fn tcp(ports: u32, addresses: u64, answer: &TcpReply) -> [u32; 6] {
+    let length = answer.tcp_bytes();
     let reset = answer.flags & flags::RST != 0;
     let window = if reset { 0 } else { WINDOW };
-    let option = if answer.mss == 0 {
-        0
-    } else {
-        (0x0204_0000 | u32::from(answer.mss)).to_be()
+    let option = match answer.mss {
+        Some(mss) => (0x0204_0000 | u32::from(mss.get())).to_be(),
+        None => 0,
     };
     let mut words = [
         ports,
         answer.sequence.to_be(),
         answer.acknowledgement.to_be(),
-        (octets << 26 | u32::from(answer.flags) << 16 | window).to_be(),
+        (length << 26 | u32::from(answer.flags) << 16 | window).to_be(),
         0,
         option,
     ];
     // The pseudo header: the addresses, the protocol and the length.
-    let pseudo = addresses + u64::from((TCP << 16 | octets).to_be());
+    let pseudo = addresses + u64::from((TCP << 16 | length).to_be());
     let [first, second] = checksum(pseudo + sum(&words)).to_ne_bytes();
     words[4] = u32::from_ne_bytes([first, second, 0, 0]);
     words
@@ -234,10 +235,10 @@ mod tests {
 
     use super::*;
 
-    fn words(octets: &[u8]) -> Vec<u32> {
-        let chunks = octets.chunks_exact(4);
+    fn words(bytes: &[u8]) -> Vec<u32> {
+        let chunks = bytes.chunks_exact(4);
         chunks
-            .map(|octets| u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]]))
+            .map(|bytes| u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
             .collect()
     }
 
@@ -259,11 +260,11 @@ mod tests {
             ),
             (&[0xff; 8], [0, 0]),
         ];
-        for (octets, expected) in cases {
+        for (bytes, expected) in cases {
             assert_eq!(
-                checksum(sum(&words(octets))).to_ne_bytes(),
+                checksum(sum(&words(bytes))).to_ne_bytes(),
                 expected,
-                "{octets:02x?}"
+                "{bytes:02x?}"
             );
         }
     }
@@ -290,34 +291,34 @@ mod tests {
     fn a_reset_and_a_cookie_lie_in_memory_as_they_go_over_the_wire() {
         let addresses = words(&[192, 0, 2, 1, 192, 0, 2, 9]);
         let sum = sum(&addresses);
-        let reset = Answer {
+        let reset = TcpReply {
             sequence: 0,
             acknowledgement: 2,
             flags: flags::RST | flags::ACK,
-            mss: 0,
+            mss: None,
         };
         let ports = words(&[0, 25, 0x9c, 0x41])[0];
         let header = ipv4(sum, &reset);
-        let octets: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        assert_eq!(octets, [0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0xb6, 0xc5]);
+        let bytes: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        assert_eq!(bytes, [0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0xb6, 0xc5]);
         let segment = tcp(ports, sum, &reset);
-        let octets: Vec<u8> = segment.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let bytes: Vec<u8> = segment.iter().flat_map(|word| word.to_ne_bytes()).collect();
         assert_eq!(
-            octets[..16],
+            bytes[..16],
             [0, 25, 0x9c, 0x41, 0, 0, 0, 0, 0, 0, 0, 2, 0x50, 0x14, 0, 0]
         );
 
-        let cookie = Answer::cookie(0x0102_0304, u32::MAX, 1460);
-        assert_eq!((cookie.acknowledgement, cookie.octets()), (0, 24));
+        let cookie = TcpReply::cookie(0x0102_0304, u32::MAX, NonZeroU16::new(1460));
+        assert_eq!((cookie.acknowledgement, cookie.tcp_bytes()), (0, 24));
         let segment = tcp(ports, sum, &cookie);
-        let octets: Vec<u8> = segment.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let bytes: Vec<u8> = segment.iter().flat_map(|word| word.to_ne_bytes()).collect();
         assert_eq!(
-            octets[4..16],
+            bytes[4..16],
             [1, 2, 3, 4, 0, 0, 0, 0, 0x60, 0x12, 0xfa, 0xf0]
         );
-        assert_eq!(octets[20..], [2, 4, 0x05, 0xb4]);
+        assert_eq!(bytes[20..], [2, 4, 0x05, 0xb4]);
         let header = ipv6(&cookie);
-        let octets: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        assert_eq!(octets, [0x60, 0, 0, 0, 0, 24, 6, 64]);
+        let bytes: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        assert_eq!(bytes, [0x60, 0, 0, 0, 0, 24, 6, 64]);
     }
 }

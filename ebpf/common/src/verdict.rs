@@ -1,28 +1,31 @@
-//! The order of verdicts, the same in the kernel and in the tests.
+//! The order of verdicts, the same on both paths of the program, in the tests, and where userspace
+//! says what the program would do.
 //!
 //! | the packet | verdict |
 //! |---|---|
-//! | has more VLAN tags than are read | [`Verdict::Tags`]: dropped, because no source can be permitted |
-//! | is not TCP to a filtered port | [`Verdict::Other`]: passes, always |
+//! | has more VLAN tags than are read | [`Verdict::Tags`] |
+//! | is not TCP to a filtered port | [`Verdict::Other`] |
 //! | comes from a source on a permit list | [`Verdict::Permitted`] |
 //! | comes from a customer, to a destination on a permit list | [`Verdict::Permitted`] |
-//! | comes from a customer | [`Verdict::Customer`]: a RST, or dropped |
-//! | comes from a source on a drop list | [`Verdict::Listed`], counted against that list |
-//! | comes from a source that has a recent verdict | [`Verdict::Recent`], if the source is not local |
+//! | comes from a customer | [`Verdict::Customer`] |
+//! | comes from a source on a drop list | [`Verdict::Listed`] |
+//! | comes from a source with a recent verdict, which is not local | [`Verdict::Recent`] |
 //! | comes from a source on no list, and those are dropped | [`Verdict::Unlisted`] |
-//! | opens a connection, beyond what its source may in a second | [`Verdict::OverBudget`], if the source is not local: passes as the next one does |
-//! | is anything else | [`Verdict::Passed`], perhaps with the answer of a SYN cookie |
+//! | opens a connection beyond its source's budget, which is not local | [`Verdict::OverBudget`] |
+//! | is anything else | [`Verdict::Passed`] |
 //!
-//! The source of a SYN may be forged, so a budget drops nothing: a sender of SYNs in the name of an
-//! honest source would lock that source out.
+//! [`Verdict::reason`] says which of them are dropped. Behind too many tags no source is read, so
+//! none could be permitted; a customer gets a RST, if it is to have one; and a SYN that passes may
+//! be answered with a cookie.
 //!
-//! Which list speaks for a source that several cover was settled when the lists were compiled: a
-//! lookup has one answer.
+//! The first two rows come from the headers alone ([`judge`](crate::slow_path::judge)); from the
+//! third on, [`decide`] is the table. The source of a SYN may be forged, so a budget drops nothing:
+//! a sender of SYNs in the name of an honest source would lock that source out.
+//!
+//! Where several lists cover a source, the compile has settled which one decides: a lookup has one
+//! answer.
 
-use crate::layout::{
-    InterfaceCounter, ListCounter, Mode, Reason, Role, Settings, VERDICT_GRACE_NS, VerdictKey,
-};
-use crate::packet::{self, Content, Packet, Segment, Source};
+use crate::layout::{InterfaceCounter, ListCounter, Mode, Reason, Role};
 
 /// What a list does with the packets of its sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,37 +78,6 @@ impl Class {
     }
 }
 
-/// Where a source is looked up.
-pub trait Lookup {
-    /// The class of the longest prefix that covers the source, or [`Class::NONE`].
-    fn class(&self, source: &Source) -> Class;
-}
-
-/// What is remembered of sources from one packet to the next.
-pub trait Memory {
-    /// A recent verdict, where it lies.
-    type Recent: Recent;
-
-    /// The recent verdict on a source, expired or not.
-    fn recent(&self, key: &VerdictKey) -> Option<Self::Recent>;
-    /// Whether a source is in a local network.
-    fn is_local(&self, source: &Source) -> bool;
-    /// Nanoseconds of CLOCK_MONOTONIC, as exact as a tick.
-    fn now_ns(&self) -> u64;
-    /// Takes a SYN from what a source may send in this second; whether there was nothing left.
-    fn exhausts(&self, key: &VerdictKey, budget: u32) -> bool;
-}
-
-/// A recent verdict, where it lies.
-pub trait Recent {
-    /// When it was given.
-    fn added_ns(&self) -> u64;
-    /// From when on it means nothing.
-    fn expires_ns(&self) -> u64;
-    /// Counts a packet against it.
-    fn count(&self, now_ns: u64);
-}
-
 /// What becomes of a packet, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -129,85 +101,65 @@ pub enum Verdict {
     Passed,
 }
 
-/// The verdict on a frame, in which [`packet::read`] has found this.
-#[inline(always)]
-pub fn judge<P, L, M>(
-    frame: &P,
-    content: &Content,
-    role: Role,
-    settings: &Settings,
-    lists: &L,
-    memory: &M,
-) -> Verdict
-where
-    P: Packet + ?Sized,
-    L: Lookup,
-    M: Memory,
-{
-    let segment = match content {
-        Content::Segment(segment) => segment,
-        Content::TooManyTags => return Verdict::Tags,
-        Content::Unread(_) | Content::Other => return Verdict::Other,
-    };
-    if !segment.hidden && !settings.filters(segment.port) {
-        return Verdict::Other;
-    }
-    let class = lists.class(&segment.source);
-    match (class.action(), role) {
-        (Some(Action::Permit), _) => Verdict::Permitted(class.slot()),
-        (_, Role::Customer) => customer(frame, segment, lists),
-        (Some(Action::Drop), Role::Edge) => Verdict::Listed(class.slot()),
-        (None, Role::Edge) => stranger(frame, segment, settings, memory),
-    }
+/// The facts about a TCP segment to a filtered port. [`decide`] asks for each at most once, and
+/// only if those before it have not decided.
+pub trait Facts {
+    /// Why a fact cannot be known here; [`Infallible`](core::convert::Infallible) where all can.
+    type Unknown;
+
+    /// What is behind the interface that it came in on.
+    fn role(&self) -> Role;
+
+    /// What the lists say of its source.
+    ///
+    /// # Errors
+    /// It cannot be known here.
+    fn source(&self) -> Result<Class, Self::Unknown>;
+
+    /// What the lists say of its destination.
+    ///
+    /// # Errors
+    /// It cannot be known here.
+    fn destination(&self) -> Result<Class, Self::Unknown>;
+
+    /// Whether it is dropped for a recent verdict on its source.
+    ///
+    /// # Errors
+    /// It cannot be known here.
+    fn recent_verdict(&self) -> Result<bool, Self::Unknown>;
+
+    /// Whether sources on no list are dropped.
+    fn drop_unlisted(&self) -> bool;
+
+    /// Whether it opens a connection beyond the budget of its source.
+    ///
+    /// # Errors
+    /// It cannot be known here.
+    fn over_budget(&self) -> Result<bool, Self::Unknown>;
 }
 
-/// A packet of a customer that is not permitted by itself.
+/// The verdict on a TCP segment to a filtered port.
+///
+/// # Errors
+/// The first fact that it depends on and that cannot be known here.
 #[inline(always)]
-fn customer<P, L>(frame: &P, segment: &Segment, lists: &L) -> Verdict
-where
-    P: Packet + ?Sized,
-    L: Lookup,
-{
-    let Some(destination) = packet::destination(frame, segment) else {
-        return Verdict::Customer;
-    };
-    let class = lists.class(&destination);
-    match class.action() {
-        Some(Action::Permit) => Verdict::Permitted(class.slot()),
-        Some(Action::Drop) | None => Verdict::Customer,
-    }
-}
-
-/// A packet of a source that is on no list.
-#[inline(always)]
-fn stranger<P, M>(frame: &P, segment: &Segment, settings: &Settings, memory: &M) -> Verdict
-where
-    P: Packet + ?Sized,
-    M: Memory,
-{
-    let key = segment.source.key();
-    if let Some(recent) = memory.recent(&key) {
-        let now_ns = memory.now_ns();
-        let grace = now_ns.wrapping_sub(recent.added_ns()) < VERDICT_GRACE_NS;
-        if now_ns < recent.expires_ns()
-            && (!grace || packet::opens(frame, segment))
-            && !memory.is_local(&segment.source)
-        {
-            recent.count(now_ns);
-            return Verdict::Recent;
+pub fn decide<F: Facts>(facts: &F) -> Result<Verdict, F::Unknown> {
+    let source = facts.source()?;
+    match (source.action(), facts.role()) {
+        (Some(Action::Permit), _) => Ok(Verdict::Permitted(source.slot())),
+        (_, Role::Customer) => {
+            let destination = facts.destination()?;
+            match destination.action() {
+                Some(Action::Permit) => Ok(Verdict::Permitted(destination.slot())),
+                Some(Action::Drop) | None => Ok(Verdict::Customer),
+            }
         }
+        (Some(Action::Drop), Role::Edge) => Ok(Verdict::Listed(source.slot())),
+        (None, Role::Edge) if facts.recent_verdict()? => Ok(Verdict::Recent),
+        (None, Role::Edge) if facts.drop_unlisted() => Ok(Verdict::Unlisted),
+        (None, Role::Edge) if facts.over_budget()? => Ok(Verdict::OverBudget),
+        (None, Role::Edge) => Ok(Verdict::Passed),
     }
-    if settings.drop_unlisted() {
-        return Verdict::Unlisted;
-    }
-    if settings.syn_budget != 0
-        && packet::opens(frame, segment)
-        && memory.exhausts(&key, settings.syn_budget)
-        && !memory.is_local(&segment.source)
-    {
-        return Verdict::OverBudget;
-    }
-    Verdict::Passed
 }
 
 impl Verdict {

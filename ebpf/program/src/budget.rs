@@ -1,5 +1,4 @@
-//! What there is so much of in a second and no more: SYNs of one source, RSTs of all interfaces
-//! together.
+//! What is limited per second: SYNs of one source, RSTs of all interfaces together.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
@@ -16,14 +15,14 @@ static RATES_IN_USE: Array<RateUse, RATES> = Array::new();
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
-/// The second that a time is in, as far as cells care.
+/// The second that a time is in, in the bits that a cell has for it.
 #[inline(always)]
 pub(crate) fn second(time_ns: u64) -> u32 {
     (time_ns / NS_PER_SECOND) as u32
 }
 
-/// Takes a SYN from the budget of a source; whether there was nothing left. Out of the way of what
-/// is not a SYN.
+/// Takes a SYN from the budget of a source; `true`: there was nothing left. Not inlined: it is for
+/// SYNs only.
 #[inline(never)]
 pub(crate) fn exhausts(key: &VerdictKey, budget: u32) -> bool {
     let hash = budget::hash(key);
@@ -34,7 +33,7 @@ pub(crate) fn exhausts(key: &VerdictKey, budget: u32) -> bool {
     budget::exhausts(unsafe { &mut *line }, hash, second(now_ns()), budget)
 }
 
-/// Takes one from a rate; whether there was one left.
+/// Takes one from a rate; `true`: there was one left.
 #[inline(always)]
 pub(crate) fn take(rate: Rate, per_second: u32) -> bool {
     let Some(place) = RATES_IN_USE.get_ptr_mut(rate as u32) else {

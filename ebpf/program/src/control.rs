@@ -1,4 +1,4 @@
-//! What the program looks at for nearly every packet, in one map.
+//! What the program reads for nearly every packet, in one map.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
@@ -7,7 +7,7 @@ use portcullis_ebpf_common::layout::{Control, MAPPED};
 #[btf_map]
 static CONTROL: Array<Control, 1, MAPPED> = Array::new();
 
-/// It is there from the beginning; only the verifier has to see that.
+/// The one element. It always exists; the verifier has to see that.
 #[inline(always)]
 pub(crate) fn control() -> Option<&'static Control> {
     CONTROL.get(0)

@@ -1,10 +1,10 @@
-//! What was dropped, for somebody who watches: at the cost of one look while nobody does, and of a
-//! look at the clock for what is beyond the sample that is told.
+//! Events: a sample of the packets that are dropped, for a reader. Without one they cost one read
+//! of a word, and beyond the sample one of the clock.
 
 use aya_ebpf::btf_maps::{PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use portcullis_ebpf_common::layout::{
-    Control, EVENTS_PER_SECOND, EVENTS_SIZE, Event, NO_LIST, RateUse,
+    Control, EVENTS_PER_SECOND, EVENTS_SIZE, Event, Mode, NO_LIST, RateUse,
 };
 use portcullis_ebpf_common::{Verdict, budget};
 
@@ -18,8 +18,8 @@ static EVENTS: RingBuf<Event, { EVENTS_SIZE as usize }> = RingBuf::new();
 #[btf_map]
 static EVENT_RATES: PerCpuArray<RateUse, 1> = PerCpuArray::new();
 
-/// Whether somebody is to be told of a packet that is dropped now: no longer, once the sample of
-/// this second is used up. So a flood costs little more because it is watched.
+/// Whether there is a reader, and room in the sample of this second. Beyond the sample a flood
+/// costs little more because it is watched.
 #[inline(always)]
 pub(crate) fn are_wanted(control: &Control) -> bool {
     let until_ns = control.reader_until_ns.get();
@@ -30,7 +30,7 @@ pub(crate) fn are_wanted(control: &Control) -> bool {
     until_ns > time_ns && rate_left(time_ns).is_some()
 }
 
-/// The cell for the rate of this CPU, and what it is to hold if there is to be one event more.
+/// The cell for the rate of this CPU, and its value after one event more.
 #[inline(always)]
 fn rate_left(time_ns: u64) -> Option<(*mut RateUse, RateUse)> {
     let rate = EVENT_RATES.get_ptr_mut(0)?;
@@ -40,10 +40,9 @@ fn rate_left(time_ns: u64) -> Option<(*mut RateUse, RateUse)> {
     Some((rate, used))
 }
 
-/// Tells whoever reads that a packet was dropped, answered with a RST or, in monitor mode, would
-/// have been.
+/// Reports a packet that was dropped, answered with a RST or, in monitor mode, would have been.
 #[inline(never)]
-pub(crate) fn tell(judged: &Judged) {
+pub(crate) fn report(judged: &Judged) {
     let Some(reason) = judged.verdict.reason() else {
         return;
     };
@@ -59,8 +58,8 @@ pub(crate) fn tell(judged: &Judged) {
     entry.write(Event {
         time_ns,
         source: judged.segment.source.0,
-        port: judged.segment.port,
-        monitored: u16::from(judged.monitored),
+        port: judged.segment.port.get().unwrap_or(0),
+        monitored: u16::from(judged.mode == Mode::Monitor),
         reason: reason as u32,
         list_slot: match judged.verdict {
             Verdict::Listed(slot) => slot,

@@ -1,9 +1,9 @@
-//! A frame as the kernel hands it over: between two pointers, of which the verifier wants every
-//! access checked.
+//! A frame as the kernel hands it over: between two pointers, against which the verifier wants
+//! every access checked.
 //!
-//! Headers lie at odd multiples of two, so the language wants them read octet by octet. The
-//! machines that this runs on read them whole, and the verifier refuses the program on one that
-//! cannot: hence the instructions by name.
+//! Headers lie at odd multiples of two, so the compiler would read them byte by byte. Machines with
+//! unaligned access read them in one piece, and on others the verifier refuses the program: hence
+//! the loads and stores in assembly.
 
 use core::arch::asm;
 
@@ -36,7 +36,7 @@ impl<const FRAGS: bool> Frame<FRAGS> {
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<usize> {
         let mut place = self.start + offset;
-        // SAFETY: it changes nothing. But the compiler, not knowing that, neither reaches this
+        // SAFETY: it changes nothing. But the compiler, not knowing that, neither computes this
         // place from another, of which the verifier has seen less, nor takes out the check below
         // because of one further on.
         unsafe {
@@ -48,9 +48,9 @@ impl<const FRAGS: bool> Frame<FRAGS> {
         Some(place)
     }
 
-    /// Octets of all of it.
+    /// Bytes of the whole frame.
     #[inline(always)]
-    fn octets(&self) -> usize {
+    fn bytes(&self) -> usize {
         if FRAGS {
             // SAFETY: the context is the kernel's.
             unsafe { bpf_xdp_get_buff_len(self.context) as usize }
@@ -59,11 +59,10 @@ impl<const FRAGS: bool> Frame<FRAGS> {
         }
     }
 
-    /// The frame with so many octets, cut or lengthened at its end. What was read before is not to
-    /// be relied on.
+    /// The frame with this many bytes, cut or lengthened at its end. Parts read before are void.
     #[inline(always)]
-    pub(crate) fn resized(self, octets: usize) -> Option<Self> {
-        let change = octets as i32 - self.octets() as i32;
+    pub(crate) fn resized(self, bytes: usize) -> Option<Self> {
+        let change = bytes as i32 - self.bytes() as i32;
         // SAFETY: the context is the kernel's; pointers into the frame are made anew below.
         if unsafe { bpf_xdp_adjust_tail(self.context, change) } != 0 {
             return None;
@@ -71,19 +70,19 @@ impl<const FRAGS: bool> Frame<FRAGS> {
         Some(Self::new(self.context))
     }
 
-    /// A part of it, checked once, because the compiler takes out a second check that it can work
-    /// out from the first, and the verifier cannot.
+    /// A part of it, checked once: the compiler takes out a second check that follows from the
+    /// first, and the verifier cannot see that it does.
     #[inline(always)]
-    pub(crate) fn part<const OCTETS: usize>(&self, offset: usize) -> Option<Part<OCTETS>> {
-        self.at::<[u8; OCTETS]>(offset).map(Part)
+    pub(crate) fn part<const BYTES: usize>(&self, offset: usize) -> Option<Part<BYTES>> {
+        self.at::<[u8; BYTES]>(offset).map(Part)
     }
 
-    /// Sends it back where it came from: exchanges the Ethernet addresses.
+    /// Exchanges the Ethernet addresses, so that the frame goes back where it came from.
     #[inline(always)]
     pub(crate) fn turn(&self) -> Option<()> {
         let addresses = self.part::<12>(0)?;
         let [a, b, c] = [addresses.word(0), addresses.word(1), addresses.word(2)];
-        // Six octets and six octets: a and the first half of b, the second half of b and c.
+        // Six bytes each: a and the first half of b, the second half of b and c.
         addresses.put(
             0,
             &[b >> 16 | c << 16, c >> 16 | a << 16, a >> 16 | b << 16],
@@ -92,11 +91,11 @@ impl<const FRAGS: bool> Frame<FRAGS> {
     }
 }
 
-/// So many octets of a frame. Places in it are constants, counted in words but where octets are
-/// told; none is beyond the end.
-pub(crate) struct Part<const OCTETS: usize>(usize);
+/// `BYTES` bytes of a frame, whose bounds were checked. Places in it are constants, counted in
+/// words unless in bytes by name; none is beyond the end.
+pub(crate) struct Part<const BYTES: usize>(usize);
 
-impl<const OCTETS: usize> Part<OCTETS> {
+impl<const BYTES: usize> Part<BYTES> {
     /// For the kernel to read.
     #[inline(always)]
     pub(crate) fn pointer(&self) -> *mut u32 {
@@ -110,30 +109,31 @@ impl<const OCTETS: usize> Part<OCTETS> {
         unsafe { read_word(self.0 + at * 4) }
     }
 
-    /// The four octets behind so many, in one instruction.
+    /// The four bytes from the byte `AT` on, in one instruction.
     #[inline(always)]
-    pub(crate) fn four<const AT: usize>(&self) -> u32 {
-        const { assert!(AT + 4 <= OCTETS) };
-        let four: u64;
+    pub(crate) fn word_at<const AT: usize>(&self) -> u32 {
+        const { assert!(AT + 4 <= BYTES) };
+        let word: u64;
         // SAFETY: the bounds were checked when this was made; the instruction does nothing else.
         unsafe {
-            asm!("{four} = *(u32 *)({place} + {at})", four = out(reg) four, place = in(reg) self.0,
+            asm!("{word} = *(u32 *)({place} + {at})", word = out(reg) word, place = in(reg) self.0,
                 at = const AT, options(pure, readonly, nostack, preserves_flags));
         }
-        four as u32
+        word as u32
     }
 
-    /// The eight octets behind so many, in one instruction.
+    /// The eight bytes from the byte `AT` on, in one instruction.
     #[inline(always)]
-    pub(crate) fn eight<const AT: usize>(&self) -> u64 {
-        const { assert!(AT + 8 <= OCTETS) };
-        let eight: u64;
+    pub(crate) fn double_at<const AT: usize>(&self) -> u64 {
+        const { assert!(AT + 8 <= BYTES) };
+        let double: u64;
         // SAFETY: as above.
         unsafe {
-            asm!("{eight} = *(u64 *)({place} + {at})", eight = out(reg) eight, place = in(reg) self.0,
-                at = const AT, options(pure, readonly, nostack, preserves_flags));
+            asm!("{double} = *(u64 *)({place} + {at})", double = out(reg) double,
+                place = in(reg) self.0, at = const AT,
+                options(pure, readonly, nostack, preserves_flags));
         }
-        eight
+        double
     }
 
     /// Writes words.
@@ -145,8 +145,7 @@ impl<const OCTETS: usize> Part<OCTETS> {
         }
     }
 
-    /// Exchanges two addresses of `N` words that stand one behind the other; gives the sum of their
-    /// words.
+    /// Exchanges two addresses of `N` words, one behind the other; gives the sum of their words.
     #[inline(always)]
     pub(crate) fn exchange<const N: usize>(&self, at: usize) -> u64 {
         let mut sum = 0;
@@ -183,13 +182,13 @@ impl<const FRAGS: bool> Packet for Frame<FRAGS> {
 
     #[inline(always)]
     fn continues(&self) -> bool {
-        FRAGS && self.octets() > self.end - self.start
+        FRAGS && self.bytes() > self.end - self.start
     }
 
     #[inline(always)]
     fn forget(&self, offset: usize) -> usize {
         let mut offset = offset;
-        // SAFETY: twice the same changes nothing; the verifier does not know that, and the compiler
+        // SAFETY: the same twice changes nothing; the verifier does not know that, and the compiler
         // does not see it.
         unsafe {
             asm!("{offset} ^= {unknown}", "{offset} ^= {unknown}",
@@ -200,10 +199,10 @@ impl<const FRAGS: bool> Packet for Frame<FRAGS> {
     }
 }
 
-/// As many bits as an offset can have.
+/// The bits that an offset can have.
 pub(crate) const TRANSPORT_MASK: usize = (TRANSPORT_MAX + 1).next_power_of_two() - 1;
 
-/// The two octets at a place in a frame.
+/// The two bytes at a place in a frame.
 ///
 /// # Safety
 /// They are within the frame, and the verifier can see that.
@@ -218,7 +217,7 @@ unsafe fn read_half(place: usize) -> u64 {
     half
 }
 
-/// The four octets at a place in a frame.
+/// The four bytes at a place in a frame.
 ///
 /// # Safety
 /// As for [`read_half`].
@@ -233,7 +232,7 @@ unsafe fn read_word(place: usize) -> u32 {
     word as u32
 }
 
-/// Puts four octets at a place in a frame.
+/// Writes four bytes at a place in a frame.
 ///
 /// # Safety
 /// As for [`read_half`].
@@ -241,7 +240,8 @@ unsafe fn read_word(place: usize) -> u32 {
 unsafe fn write(place: usize, word: u32) {
     // SAFETY: the caller has checked the bounds; the instruction does nothing else.
     unsafe {
-        asm!("*(u32 *)({place} + 0) = {word}", place = in(reg) place, word = in(reg) u64::from(word),
+        asm!("*(u32 *)({place} + 0) = {word}", place = in(reg) place,
+                word = in(reg) u64::from(word),
             options(nostack, preserves_flags));
     }
 }

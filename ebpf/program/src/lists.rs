@@ -1,4 +1,4 @@
-//! The snapshot of the lists in force, and the lookup of an address in it.
+//! The snapshot in force, and the lookup of an address in it.
 
 use core::arch::asm;
 
@@ -6,18 +6,17 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
 use bytemuck::Pod;
 use portcullis_ebpf_common::layout::{MAPPED, SNAPSHOT_BLOCKS_MAX, SNAPSHOT_SLOTS, snapshot_slot};
-use portcullis_ebpf_common::snapshot::{self, Block, Field, Lines};
+use portcullis_ebpf_common::snapshot::{self, Block, Deep, Field, Lines};
 use portcullis_ebpf_common::{Class, Lookup, Source};
 
 #[btf_map]
 static SNAPSHOT: ArrayOfMaps<Array<Block, 1, MAPPED>, { SNAPSHOT_SLOTS as usize }> =
     ArrayOfMaps::new();
 
-/// The lines of the snapshot that was in force when they were asked for: one packet sees one
-/// generation, because its blocks stay where they are until the packets that met its header are
-/// done.
+/// The lines of the snapshot in force. One packet sees one generation: its blocks stay in place
+/// until all packets that read its header are done.
 struct InMap {
-    /// It has the header, the classes, presence and most of the directory.
+    /// The header, the classes, presence and most of the directory.
     first: *const Block,
 }
 
@@ -104,26 +103,28 @@ pub(crate) fn ipv4(address: u32) -> Class {
     }
 }
 
-/// The class of an IPv6 address by the upper half of it; `None` if there are prefixes within its
-/// /64.
+/// The class of an IPv6 address by its upper half.
+///
+/// # Errors
+/// [`Deep`]: there are prefixes within its /64.
 #[inline(always)]
-pub(crate) fn ipv6(upper: u64) -> Option<Class> {
+pub(crate) fn ipv6_network(upper: u64) -> Result<Class, Deep> {
     let Some(lines) = InMap::in_force() else {
-        return Some(Class::NONE);
+        return Ok(Class::NONE);
     };
-    let mark = snapshot::ipv6_network(&lines, upper).ok()?;
-    Some(snapshot::class_of(&lines, mark))
+    let mark = snapshot::ipv6_network(&lines, upper)?;
+    Ok(snapshot::class_of(&lines, mark))
 }
 
-/// A global function, which the verifier follows once for all callers: the ways to it through the
-/// extension headers are many.
+/// A global function: the verifier follows it once for all callers, and many ways lead to it
+/// through the extension headers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn class_of_ipv4(address: u32) -> u32 {
     ipv4(address).0
 }
 
-/// As [`class_of_ipv4`]; besides, the loop over the prefix lengths is long.
+/// As [`class_of_ipv4`]; and the loop over the prefix lengths is long.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn class_of_ipv6(upper: u64, lower: u64) -> u32 {

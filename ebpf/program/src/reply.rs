@@ -1,19 +1,18 @@
-//! What the program sends by itself: a RST to a customer. The headers are worked out in
-//! `ebpf/common`.
+//! Turns a frame into the answer to it: the RST for a customer's segment, or another answer that
+//! [`portcullis_ebpf_common::reply`] has worked out.
 
 use aya_ebpf::bindings::xdp_md;
 use portcullis_ebpf_common::layout::Rate;
-use portcullis_ebpf_common::reply::{
-    self, Answer, IPV4_OCTETS, IPV6_OCTETS, PPPOE_LENGTH, TCP_OCTETS,
-};
+use portcullis_ebpf_common::packet::{IPV4_HEADER, IPV6_HEADER, TCP_HEADER};
+use portcullis_ebpf_common::reply::{self, MSS_OPTION, PPPOE_LENGTH, TcpReply};
 use portcullis_ebpf_common::{Framing, Packet, Segment};
 
 use crate::budget;
 use crate::frame::Frame;
 use crate::judged::{Judged, NETWORK_MASK};
 
-/// Makes of a customer's segment the RST for it. `false`: it is none that may be answered, or there
-/// were so many in this second already, and it is to be dropped.
+/// Turns a customer's segment into the RST for it. `false`: it may not be answered, or the rate is
+/// used up in this second.
 #[inline(never)]
 pub(crate) fn reset<const FRAGS: bool>(context: *mut xdp_md, judged: &Judged) -> bool {
     let segment = judged.segment();
@@ -25,12 +24,12 @@ pub(crate) fn reset<const FRAGS: bool>(context: *mut xdp_md, judged: &Judged) ->
         && send::<FRAGS>(context, &segment, &answer)
 }
 
-/// Makes of a frame the answer to it.
+/// Turns a frame into an answer to it. `false`: the frame cannot be changed.
 #[inline(always)]
 pub(crate) fn send<const FRAGS: bool>(
     context: *mut xdp_md,
     segment: &Segment,
-    answer: &Answer,
+    answer: &TcpReply,
 ) -> bool {
     if segment.source.is_ipv4() {
         ipv4::<FRAGS>(context, segment, answer)
@@ -40,36 +39,36 @@ pub(crate) fn send<const FRAGS: bool>(
 }
 
 #[inline(never)]
-fn ipv4<const FRAGS: bool>(context: *mut xdp_md, segment: &Segment, answer: &Answer) -> bool {
+fn ipv4<const FRAGS: bool>(context: *mut xdp_md, segment: &Segment, answer: &TcpReply) -> bool {
     let start = |addresses| reply::ipv4(addresses, answer);
-    put::<FRAGS, 1, 3, { IPV4_OCTETS + TCP_OCTETS }>(context, segment, answer, start).is_some()
+    put::<FRAGS, 1, 3, { IPV4_HEADER + TCP_HEADER }>(context, segment, answer, start).is_some()
 }
 
 #[inline(never)]
-fn ipv6<const FRAGS: bool>(context: *mut xdp_md, segment: &Segment, answer: &Answer) -> bool {
+fn ipv6<const FRAGS: bool>(context: *mut xdp_md, segment: &Segment, answer: &TcpReply) -> bool {
     let start = |_| reply::ipv6(answer);
-    put::<FRAGS, 4, 2, { IPV6_OCTETS + TCP_OCTETS }>(context, segment, answer, start).is_some()
+    put::<FRAGS, 4, 2, { IPV6_HEADER + TCP_HEADER }>(context, segment, answer, start).is_some()
 }
 
 /// Writes the headers behind VLAN tags and PPPoE, and cuts the frame to them. `N`: words of an
-/// address, `START`: words in front of the addresses, `OCTETS`: of both headers.
+/// address; `START`: words in front of the addresses; `BYTES`: both headers, without options.
 #[inline(always)]
-fn put<const FRAGS: bool, const N: usize, const START: usize, const OCTETS: usize>(
+fn put<const FRAGS: bool, const N: usize, const START: usize, const BYTES: usize>(
     context: *mut xdp_md,
     segment: &Segment,
-    answer: &Answer,
+    answer: &TcpReply,
     start: impl FnOnce(u64) -> [u32; START],
 ) -> Option<()> {
     let frame = Frame::<FRAGS>::new(context);
     let network = segment.network;
     let ports = frame.word(segment.transport)?.rotate_left(16);
-    let option = if answer.mss == 0 { 0 } else { 4 };
-    let packet = OCTETS + option;
+    let option = if answer.mss.is_some() { MSS_OPTION } else { 0 };
+    let packet = BYTES + option;
     let frame = frame.resized(network + packet)?;
     if segment.framing != Framing::Tun {
         frame.turn()?;
     }
-    let headers = frame.part::<OCTETS>(network)?;
+    let headers = frame.part::<BYTES>(network)?;
     let addresses = headers.exchange::<N>(START);
     headers.put(0, &start(addresses));
     let [a, b, c, d, e, option] = reply::tcp(ports, addresses, answer);
@@ -79,8 +78,8 @@ fn put<const FRAGS: bool, const N: usize, const START: usize, const OCTETS: usiz
         let place = network - PPPOE_LENGTH;
         frame.part::<4>(place & NETWORK_MASK)?.put(0, &[length]);
     }
-    if answer.mss != 0 {
-        frame.part::<4>(network + OCTETS)?.put(0, &[option]);
+    if answer.mss.is_some() {
+        frame.part::<4>(network + BYTES)?.put(0, &[option]);
     }
     Some(())
 }

@@ -1,4 +1,4 @@
-//! What is remembered of a source: its recent verdict, whether it is local, and how many SYNs it
+//! What the maps know of a source: its recent verdict, whether it is local, and how many SYNs it
 //! has sent.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -29,7 +29,7 @@ pub(crate) fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// All sources.
+/// What the maps know of all sources.
 pub(crate) struct Sources;
 
 impl Memory for Sources {
@@ -59,15 +59,15 @@ impl Memory for Sources {
     }
 }
 
-/// Out of the way: asked only about sources that would be dropped, or are over their budget.
+/// Not inlined: it is for sources that would be dropped, or are over their budget.
 #[inline(never)]
 fn is_local(source: &Source) -> bool {
     let key = Key::new(SOURCE_BITS, source.0);
     LOCAL_NETWORKS.get(&key).is_some()
 }
 
-/// A recent verdict in its map. If userspace removes it meanwhile, what is written meets another
-/// entry or none, and is wrong by one packet.
+/// A recent verdict in its map. If userspace removes it meanwhile, the counts go to another entry
+/// or to none, and are wrong by one packet.
 pub(crate) struct Entry(*mut RecentVerdict);
 
 impl Recent for Entry {
@@ -89,7 +89,7 @@ impl Recent for Entry {
         // SAFETY: as above. Two CPUs at the same moment count as one: an atomic addition costs more
         // than that is worth.
         unsafe { (*self.0).packets += 1 };
-        // SAFETY: as above; whoever writes last is near enough.
+        // SAFETY: as above; the last CPU to write is near enough.
         unsafe { (*self.0).last_ns = now_ns };
     }
 }

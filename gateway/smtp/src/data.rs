@@ -30,6 +30,14 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::BareCarriageReturn,
+        Self::BareLineFeed,
+        Self::TooBig,
+        Self::LineTooLong,
+    ];
+
     /// A short, stable name for logs and metrics.
     #[must_use]
     pub const fn rule(self) -> &'static str {

@@ -5,38 +5,50 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use portcullis::config::Config;
+use portcullis::config::reference::{self, DescribedTable, Description, fill};
 use portcullis::control::interfaces::unconfigured;
 
-use super::ConfigFile;
+use super::{ConfigFile, EXIT_USAGE, finished};
 
 /// Arguments of `portcullis check`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Prints every setting in force as TOML, with those by default marked, and what became of the lists.
 Reads the files that the configuration names (lists, networks, domains); changes nothing, needs no
-rights, and does not resolve names. As root it also tells of a filter that is still in place
+rights, and does not resolve names. As root it also reports a filter that is still in place
 although the configuration has none.
 
 Examples:
   portcullis check -c /etc/portcullis.toml
   portcullis check                            what is in force without a file
   portcullis check -c new.toml > /dev/null && systemctl reload portcullis
+  portcullis check --keys                     what can be configured: every key, described
+  portcullis check --keys limits              the keys of a table; also limits.sessions, or sessions
 
-Exit code: 0 if the configuration is good, 2 if not: then every fault is told with its file, line
-and column.")]
+Exit code: 0 if the configuration is good, 2 if not: then every fault is printed with its file, line
+and column. With --keys: 2 if there is no such table or key.")]
 pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigFile,
+    /// Describe the keys of the configuration instead: all, or those of one table or name
+    #[arg(long, value_name = "TABLE", num_args = 0..=1, conflicts_with = "config")]
+    keys: Option<Option<String>>,
+    /// Print the descriptions as JSON
+    #[arg(long, requires = "keys")]
+    json: bool,
 }
 
-/// Prints what is in force, or every fault.
+/// Prints what is in force, or every fault; or describes keys.
 pub(crate) fn run(args: &Args) -> ExitCode {
+    if let Some(name) = &args.keys {
+        return describe(name.as_deref(), args.json);
+    }
     let config = match args.config.load() {
         Ok(config) => config,
         Err(code) => return code,
     };
     for warning in &config.warnings {
-        // With nobody listening on the standard error the configuration is no worse.
+        // That the standard error cannot be written to makes the configuration no worse.
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     for found in unconfigured(&config, true) {
@@ -47,9 +59,64 @@ pub(crate) fn run(args: &Args) -> ExitCode {
             found.removal
         );
     }
-    match io::stdout().write_all(in_force(&config).as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
-        _ => ExitCode::SUCCESS,
+    finished(io::stdout().write_all(in_force(&config).as_bytes()))
+}
+
+/// Describes all keys, or those of a name.
+fn describe(name: Option<&str>, json: bool) -> ExitCode {
+    let tables = match name {
+        None => reference::tables(),
+        Some(name) => match reference::find(name) {
+            Ok(found) => found,
+            Err(meant) => {
+                let meant = meant.map(|meant| format!("; did you mean `{meant}`?"));
+                let meant = meant.unwrap_or_default();
+                eprintln!("portcullis check: there is no table or key `{name}`{meant}");
+                return ExitCode::from(EXIT_USAGE);
+            }
+        },
+    };
+    if json {
+        let keys: Vec<Description> = tables.into_iter().flat_map(|table| table.keys).collect();
+        let mut stdout = io::stdout().lock();
+        let printed = serde_json::to_writer_pretty(&mut stdout, &keys).map_err(io::Error::from);
+        return finished(printed.and_then(|()| writeln!(stdout)));
+    }
+    finished(io::stdout().write_all(descriptions(&tables).as_bytes()))
+}
+
+fn descriptions(tables: &[DescribedTable]) -> String {
+    let mut text = String::new();
+    for table in tables {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        let header = Some(table.header).filter(|header| !header.is_empty());
+        let header = header.unwrap_or("# at the top of the file");
+        writeln!(text, "{header}\n{}", fill(table.about, WIDTH, "# ")).ok();
+        table
+            .keys
+            .iter()
+            .for_each(|key| describe_key(key, &mut text));
+    }
+    text
+}
+
+/// Columns of a description: what a terminal has at least, as a rule.
+const WIDTH: usize = 80;
+
+fn describe_key(key: &Description, text: &mut String) {
+    let indent = "    ";
+    writeln!(text, "\n{}", key.key).ok();
+    let value = format!("{}; default: {}", key.value, key.default);
+    writeln!(text, "{}", fill(&value, WIDTH, indent)).ok();
+    writeln!(text, "{}", fill(&key.about, WIDTH, indent)).ok();
+    if key.needs_restart {
+        writeln!(text, "{indent}A change waits for the next start.").ok();
+    }
+    if !key.see.is_empty() {
+        let see = format!("See {}.", key.see.join(", "));
+        writeln!(text, "{}", fill(&see, WIDTH, indent)).ok();
     }
 }
 
@@ -61,6 +128,7 @@ fn in_force(config: &Config) -> String {
         None => writeln!(text, "# in force without a configuration file"),
     }
     .ok();
+    writeln!(text, "# `portcullis check --keys` describes every key").ok();
     for table in &config.in_force {
         if !table.header.is_empty() {
             writeln!(text, "\n{}", table.header).ok();
@@ -128,5 +196,46 @@ mod tests {
                 .collect()
         };
         assert_eq!(second.as_deref().map(settings), Ok(settings(&first)));
+    }
+    #[test]
+    fn a_key_is_described_with_its_range_its_default_and_what_it_interacts_with() {
+        let tables = reference::find("filter.xdp_mode").expect("there is such a key");
+        let text = descriptions(&tables);
+        for part in [
+            "[filter]\n# ",
+            "\nxdp_mode\n    `\"driver\"` or `\"generic\"`; default: `\"driver\"`\n",
+            "A change waits for the next start.",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        let tables = reference::find("sessions_per_source").expect("there is such a key");
+        let text = descriptions(&tables);
+        let interacts = "See relay.networks, list.action.";
+        assert!(text.contains("from 1 to 10000000; default: `50`"), "{text}");
+        assert!(text.contains(interacts), "{text}");
+        assert!(
+            text.lines().all(|line| line.chars().count() <= WIDTH),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_keys_are_an_option_with_and_without_a_name() {
+        use clap::Parser as _;
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        let keys = |line: &[&str]| Line::try_parse_from(line).map(|line| line.args.keys).ok();
+        assert_eq!(keys(&["check"]), Some(None));
+        assert_eq!(keys(&["check", "--keys"]), Some(Some(None)));
+        assert_eq!(keys(&["check", "--keys", "--json"]), Some(Some(None)));
+        assert_eq!(
+            keys(&["check", "--keys", "limits"]),
+            Some(Some(Some("limits".to_owned())))
+        );
+        assert_eq!(keys(&["check", "--json"]), None);
+        assert_eq!(keys(&["check", "--keys", "-c", "file"]), None);
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use portcullis::control::doctor::{Finding, Level, examine, rehearse};
+use portcullis::doctor::{Finding, Level, examine, rehearse};
 use portcullis::printable::printable;
 
 use super::{ConfigFile, finished};

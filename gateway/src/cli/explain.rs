@@ -4,8 +4,13 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::process::ExitCode;
 
+use portcullis::config::Config;
 use portcullis::control::dnsbl;
-use portcullis::policy::explain::{Explanation, Question, depends_on_listings, explain_with};
+use portcullis::explain::{Explanation, LineBreak, PacketFacts, Question, RecentVerdict, explain};
+use portcullis::filter::{Verdicts, format_network, verdict_network};
+use portcullis::policy::Lookup;
+use portcullis::policy::dnsbl::{Answer, Finding};
+use portcullis::policy::domain::normal_form;
 use portcullis::printable::printable;
 
 use super::{ConfigFile, EXIT_USAGE};
@@ -13,9 +18,11 @@ use super::{ConfigFile, EXIT_USAGE};
 /// Arguments of `portcullis explain`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Goes through the stages of a session (packet, connect, hello, mail, dnsbl, rcpt, route) with the
-policy of the configuration and the gate's own SMTP parser, without a connection. It ends where the
-client would be turned away. The DNS lists of the configuration are really asked.
+Goes through the stages of a session (packet, connect, hello, mail, dnsbl, rcpt, route, data) with
+the filter's order of verdicts, the gate's own SMTP parser and its policy, without a connection. It
+ends where the client would be turned away. The DNS lists of the configuration are really queried,
+and the recent verdicts of a running filter are read if you are root. What is not known is named:
+the outcome of such a stage is \"wait\".
 
 Examples:
   portcullis explain -c gate.toml --client 198.51.100.7 --rcpt user@isp.example
@@ -23,6 +30,8 @@ Examples:
   portcullis explain -c gate.toml --client 198.51.100.7 --from a@b.example --rcpt b@c.example
   portcullis explain -c gate.toml --client 2001:db8::25 --helo mail.example --json
   portcullis explain -c gate.toml --client 198.51.100.7 --rcpt user@isp.example --offline
+  portcullis explain -c gate.toml --client 198.51.100.7 --rcpt user@isp.example \\
+      --dnsbl bl.example=127.0.0.2
 
 Exit code: 0 if there is an answer, whatever it is; 2 if the question or the configuration is
 wrong.")]
@@ -44,18 +53,33 @@ pub(crate) struct Args {
     /// The user it authenticates as
     #[arg(long, value_name = "USER")]
     auth: Option<String>,
-    /// Ask no DNS lists
+    /// What a DNS list says of the client, in place of a query (ZONE= for not listed); may be given
+    /// more than once, and zones that are left out are silent
+    #[arg(long, value_name = "ZONE=ADDRESS", value_parser = stated_answer)]
+    dnsbl: Vec<Finding>,
+    /// Query no DNS lists
     #[arg(long)]
     offline: bool,
+    /// The interface that the client comes in by (default: the first one of the edge)
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
     /// Print the answer as JSON
     #[arg(long)]
     json: bool,
 }
 
+/// Why there is no explanation.
+enum Failure {
+    /// The question is wrong.
+    Question(LineBreak),
+    /// What it depends on could not be looked up.
+    Dnsbl(io::Error),
+}
+
 /// Prints the stages.
 pub(crate) fn run(args: Args) -> ExitCode {
     let fail = |message: &str| {
-        // With nobody listening on the standard error the exit code still tells.
+        // If the standard error is closed, the exit code still tells.
         let _ = writeln!(io::stderr(), "portcullis explain: {message}");
         ExitCode::from(EXIT_USAGE)
     };
@@ -66,27 +90,31 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
+    if let Some(message) = unknown_interface(&config, args.interface.as_deref()) {
+        return fail(&message);
+    }
+    let stated = (!args.dnsbl.is_empty()).then_some(args.dnsbl);
     let question = Question {
-        client: args.client,
         hello: args.helo,
         sender: args.from,
         recipients: args.rcpt,
+        packet: PacketFacts {
+            interface: args.interface,
+            recent: recent_verdict(&config, args.client),
+            over_budget: None,
+        },
+        dnsbl: stated,
+        ..Question::new(args.client)
     };
-    let findings = if !args.offline && depends_on_listings(&config, &question) {
-        match dnsbl::look_up(&config, args.client) {
-            Ok(findings) => Some(findings),
-            Err(error) => {
-                let message = format!("cannot ask DNS lists: {error} (--offline leaves them out)");
-                fail(&message);
-                return ExitCode::FAILURE;
-            }
-        }
-    } else {
-        None
-    };
-    let explanation = match explain_with(&config, &question, findings.as_deref()) {
+    let explanation = match explain_all(&config, question, args.offline) {
         Ok(explanation) => explanation,
-        Err(error) => return fail(&error.to_string()),
+        Err(Failure::Question(error)) => return fail(&error.to_string()),
+        Err(Failure::Dnsbl(error)) => {
+            fail(&format!(
+                "DNSBL lookup failed: {error} (--offline leaves it out)"
+            ));
+            return ExitCode::FAILURE;
+        }
     };
     let mut stdout = io::stdout().lock();
     let printed = if args.json {
@@ -98,6 +126,64 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     }
+}
+
+/// Explains, and has looked up what that turns out to depend on.
+fn explain_all(
+    config: &Config,
+    mut question: Question,
+    offline: bool,
+) -> Result<Explanation, Failure> {
+    let explanation = explain(config, &question).map_err(Failure::Question)?;
+    if offline || !explanation.waits_for.contains(&Lookup::Dnsbl.name()) {
+        return Ok(explanation);
+    }
+    let findings = dnsbl::look_up(config, question.client).map_err(Failure::Dnsbl)?;
+    question.dnsbl = Some(findings);
+    explain(config, &question).map_err(Failure::Question)
+}
+
+/// What is wrong with the name of an interface.
+fn unknown_interface(config: &Config, interface: Option<&str>) -> Option<String> {
+    let name = interface?;
+    let mut interfaces = config.filter.iter().flat_map(|filter| &filter.interfaces);
+    let known = interfaces.any(|interface| interface.name == name);
+    (!known).then(|| format!("--interface {name}: not one of filter.interfaces"))
+}
+
+/// Whether the running filter has a recent verdict on a client; `None` where that cannot be read:
+/// there is no filter, or the caller is not root.
+fn recent_verdict(config: &Config, client: IpAddr) -> Option<RecentVerdict> {
+    let filter = config.filter.as_ref()?;
+    let verdicts = Verdicts::open(&filter.pin_path).ok()?.list().ok()?;
+    let source = format_network(&verdict_network(client));
+    let of_client = verdicts.iter().find(|verdict| verdict.source == source);
+    Some(of_client.map_or(RecentVerdict::Absent, |verdict| {
+        let left = verdict.expires_in_seconds;
+        RecentVerdict::Present(format!(
+            "{} {}, {left} s left",
+            verdict.cause.name(),
+            verdict.note
+        ))
+    }))
+}
+
+/// `ZONE=ADDRESS[,ADDRESS]`, or `ZONE=` for a zone that has no such name.
+fn stated_answer(text: &str) -> Result<Finding, String> {
+    let (zone, addresses) = text
+        .split_once('=')
+        .ok_or("ZONE=ADDRESS expected, or ZONE= for not listed")?;
+    let addresses = addresses.split(',').filter(|address| !address.is_empty());
+    let addresses: Result<Vec<_>, _> = addresses.map(str::parse).collect();
+    let addresses = addresses.map_err(|_| "an IPv4 address expected after =".to_owned())?;
+    Ok(Finding {
+        zone: normal_form(zone).into(),
+        answer: if addresses.is_empty() {
+            Answer::NotListed
+        } else {
+            Answer::Addresses(addresses)
+        },
+    })
 }
 
 fn print_json(explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
@@ -138,9 +224,13 @@ fn print_table(explanation: &Explanation, out: &mut impl Write) -> io::Result<()
         let mut lines = stage.answer.lines();
         let first = lines.next().unwrap_or_default();
         let more = if lines.next().is_some() { " ..." } else { "" };
+        let unless = match &*stage.waits_for {
+            [] => String::new(),
+            waits_for => format!("(unknown: {}) ", waits_for.join(", ")),
+        };
         let outcome = stage.outcome.as_str();
         let line = format!(
-            "{:<8} {:<subject$}  {outcome:<7} {:<rule$}  {first}{more}",
+            "{:<8} {:<subject$}  {outcome:<7} {:<rule$}  {unless}{first}{more}",
             stage.stage, stage.subject, stage.rule
         );
         writeln!(out, "{}", printable(line.trim_end()))?;

@@ -14,7 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use portcullis::config::{self, Config};
+use portcullis::config::{self, Config, Pending};
 
 /// The command line was wrong, or the configuration.
 const EXIT_USAGE: u8 = 2;
@@ -95,24 +95,31 @@ impl ConfigFile {
         self.load_by(config::load)
     }
 
-    /// The same, with the lists built in kernel memory if there is a filter. For a file of lists
-    /// that cannot be used, its last compiled lists are used.
-    fn load_for_filter(&self) -> Result<Config, ExitCode> {
-        self.load_by(|path| config::load_for_start(path, portcullis::filter::memory))
-    }
-
     /// The configuration as at a start: for a file of lists that cannot be used, its last compiled
     /// lists are used. This takes no kernel memory.
     fn load_as_a_start(&self) -> Result<Config, ExitCode> {
-        self.load_by(|path| config::load_for_start(path, portcullis::lists::Memory::private))
+        self.load_by(|path| config::read_for_start(path)?.unchecked())
+    }
+
+    /// The same, with the lists read and not in force yet.
+    fn read_for_start(&self) -> Result<Pending, ExitCode> {
+        self.by(config::read_for_start, || Config::default_gate().into())
     }
 
     fn load_by(
         &self,
         load: fn(&Path) -> Result<Config, config::Errors>,
     ) -> Result<Config, ExitCode> {
+        self.by(load, Config::default_gate)
+    }
+
+    fn by<C>(
+        &self,
+        load: fn(&Path) -> Result<C, config::Errors>,
+        default: fn() -> C,
+    ) -> Result<C, ExitCode> {
         match &self.config {
-            None => Ok(Config::default_gate()),
+            None => Ok(default()),
             Some(path) => load(path).map_err(|errors| {
                 eprintln!("{errors}");
                 ExitCode::from(EXIT_USAGE)

@@ -24,15 +24,12 @@ pub(crate) struct Args {
 
 /// Runs the gate until a signal stops it.
 pub(crate) fn run(args: &Args) -> ExitCode {
-    let config = match args.config.load_for_filter() {
-        Ok(config) => config,
+    let pending = match args.config.read_for_start() {
+        Ok(pending) => pending,
         Err(code) => return code,
     };
-    let log_level = control::log::start(config.log);
-    for warning in &config.warnings {
-        tracing::warn!("{}", warning.one_line());
-    }
-    match control::serve::serve(config, log_level) {
+    let log_level = control::log::start(pending.config.log);
+    match control::serve::serve(pending, log_level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("portcullis: {error}");

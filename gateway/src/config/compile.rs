@@ -10,28 +10,171 @@ use toml::de::DeTable;
 
 use super::document::Document;
 use super::error::Error;
+use super::keys::{Absent, Form, Key, KeyTable, text, word};
 use super::limits::Limits;
 use super::list::{Files, Lists};
+use super::pending::Places;
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, relay, route,
-    saved_lists, value,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, filter, limits,
+    list, relay, route, saved_lists, value,
 };
-use crate::lists::{Compiled, Memory};
+use crate::lists::{Compiled, Read};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
 use crate::policy::{Policy, Terms};
 
-/// Tables that are described but not built yet.
-const LATER: [&str; 3] = ["tls", "auth", "spool"];
+/// The top of the file, and by it all of the tables.
+pub(super) static KEYS: KeyTable = KeyTable {
+    header: "",
+    about: "At the top of the file, before the first table.",
+    keys: &[
+        Key::new(
+            "hostname",
+            text(
+                "a domain in ASCII",
+                Absent::Varies("the name of the machine"),
+            ),
+            "The name of the gate: in its greeting, in `Received` lines and toward next hops.",
+        ),
+        Key::new(
+            "state_dir",
+            text("a path", Absent::Is("/var/lib/portcullis")),
+            "What outlives a restart: the lists in force. It is made if it is missing. Two gates \
+             on a machine need two.",
+        )
+        .see(&["user", "filter.pin_path"])
+        .at_start(),
+        Key::new(
+            "workers",
+            Form::Count {
+                unit: "threads",
+                default: Absent::Varies("one per core"),
+                range: 1..=1_024,
+            },
+            "Threads that serve sessions, each with an io_uring of its own.",
+        )
+        .see(&["relay.connections"])
+        .at_start(),
+        Key::new(
+            "admin",
+            text("an IP address and a port", Absent::Nothing),
+            "Where metrics (`/metrics`) and state (`/api/status`, `/api/refusals`, `/api/events`) \
+             are served over HTTP. It asks for no password: keep it on the loopback or behind a \
+             firewall.",
+        )
+        .at_start(),
+        Key::new(
+            "user",
+            text("the name of a user", Absent::Nothing),
+            "Who the gate becomes once ports, rings and the filter are held. Without it the gate \
+             stays who started it.",
+        )
+        .see(&["state_dir"])
+        .at_start(),
+        Key::new(
+            "listener",
+            Form::Tables(&LISTENER_KEYS),
+            "Where sessions come in.",
+        )
+        .at_start(),
+        Key::new(
+            "filter",
+            Form::Table(&filter::KEYS),
+            "The half in the kernel.",
+        ),
+        Key::new(
+            "lists",
+            Form::Table(&list::keys::LISTS),
+            "What holds for all lists.",
+        ),
+        Key::new(
+            "list",
+            Form::Tables(&list::keys::LIST),
+            "Lists of addresses.",
+        ),
+        Key::new("dnsbl", Form::Tables(&dnsbl::ZONE_KEYS), "DNS lists."),
+        Key::new(
+            "dnsbl_policy",
+            Form::Table(&dnsbl::KEYS),
+            "How DNS lists are asked.",
+        ),
+        Key::new(
+            "relay",
+            Form::Table(&relay::KEYS),
+            "Who and what is local; next hops.",
+        ),
+        Key::new("route", Form::Tables(&route::KEYS), "Where mail goes."),
+        Key::new("limits", Form::Table(&limits::KEYS), "What is bounded."),
+        Key::new("log", Form::Table(&LOG_KEYS), "What is written to the log."),
+    ],
+    later: &["tls", "auth", "spool"],
+};
 
-/// Reads all tables. Faults are noted in the document; with faults, what comes back is not to be
-/// used.
+static LISTENER_KEYS: KeyTable = KeyTable {
+    header: "[[listener]]",
+    about: "A socket on which sessions come in. Without one the gate runs the filter alone. With \
+            one there has to be a `[[route]]`.",
+    keys: &[
+        Key::new(
+            "address",
+            text("an IP address and a port", Absent::Required),
+            "The address to listen on. Recipients in an address literal of it are local.",
+        )
+        .see(&["filter.ports", "relay.addresses"])
+        .at_start(),
+        Key::new(
+            "service",
+            Form::Word {
+                default: Absent::Is("relay"),
+                words: &[("relay", "SMTP between servers, as on port 25")],
+                later: &["submission", "submissions"],
+            },
+            "What is spoken there.",
+        )
+        .at_start(),
+    ],
+    later: &["proxy_protocol_from"],
+};
+
+static LOG_KEYS: KeyTable = KeyTable {
+    header: "[log]",
+    about: "What is written to the log, which is the standard error.",
+    keys: &[
+        Key::new(
+            "format",
+            word(
+                "text",
+                &[("text", "for people"), ("json", "one JSON object a line")],
+            ),
+            "How a line is written.",
+        )
+        .at_start(),
+        Key::new(
+            "level",
+            word(
+                "info",
+                &[
+                    ("error", "what does not work"),
+                    ("warn", "what may not work for long"),
+                    ("info", "one line a session and one a transaction"),
+                    ("debug", "what led to a decision"),
+                    ("trace", "every command"),
+                ],
+            ),
+            "How much is logged; each level includes those before it.",
+        ),
+    ],
+    later: &[],
+};
+
+/// Reads all tables, and the files of the lists. Faults are noted in the document; with faults,
+/// what comes back is not to be used. The policy has no lists yet.
 pub(super) fn config<'d>(
     document: &Document<'d>,
     root: &Spanned<DeTable<'d>>,
     files: Files,
-) -> Config {
-    let mut top = Section::new(document, "", Some(root.get_ref()), 0..0);
+) -> (Config, Option<Read>, Places) {
+    let mut top = Section::new(document, &KEYS, Some(root.get_ref()), 0..0);
     let hostname = read_hostname(&mut top);
     let state_dir = read_state_dir(&mut top);
     let workers = read_workers(&mut top);
@@ -50,41 +193,29 @@ pub(super) fn config<'d>(
     let mut limits_table = top.table("limits");
     let mut log_table = top.table("log");
     check_purpose(&top);
-    top.finish(&LATER);
+    top.finish();
 
     let listeners = read_listeners(listener_tables);
     let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
     let (mut lists, list_files) = Lists::read(lists_table, list_tables);
-    let are_lists_known = !matches!(files, Files::Leave);
-    let compiled = match files {
-        Files::Read(allocate) | Files::ReadOrLast(allocate) => {
-            let is_filtered = |filter: &Filter| filter.mode != FilterMode::Off;
-            let for_kernel = filter.as_ref().is_some_and(is_filtered) && !document.has_errors();
-            let allocate = if for_kernel {
-                allocate
-            } else {
-                Memory::private
-            };
-            let mut outcome = lists.compile(allocate);
-            if matches!(files, Files::ReadOrLast(_)) {
-                outcome = lists.fall_back(outcome, &saved_lists(&state_dir), allocate);
-            }
-            outcome.tell(document, &list_files)
-        }
-        Files::Leave => Compiled::default(),
+    let last = saved_lists(&state_dir);
+    let last = matches!(files, Files::ReadOrLast).then_some(&*last);
+    let read = match files {
+        Files::Read | Files::ReadOrLast => lists.read_and_tell(document, &list_files, last),
+        Files::Leave => None,
     };
     let (zones, dnsbl) = dnsbl::read(zone_tables, dnsbl_table);
     let (local, relay) = relay::read(&mut relay_table);
     let relay_span = relay_table.span.clone();
-    relay_table.finish(&[]);
+    relay_table.finish();
     let addresses: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
     let errors_before_routes = document.error_count();
     let (routes, route_index) = route::read(route_tables, &addresses);
     let limits = Limits::read(&mut limits_table);
-    limits_table.finish(&[]);
+    limits_table.finish();
     let log = read_log(&mut log_table);
-    log_table.finish(&[]);
+    log_table.finish();
 
     if document.error_count() == errors_before_routes && !routes.is_empty() {
         check_routes(document, &relay_span, &local.domains, &route_index);
@@ -106,7 +237,7 @@ pub(super) fn config<'d>(
         addresses: own.chain(local.addresses).collect(),
         networks: local.networks,
         domains: local.domains,
-        lists: compiled,
+        lists: Compiled::default(),
         drop_lists_refuse: !monitored,
         dnsbl: zones,
     });
@@ -131,15 +262,8 @@ pub(super) fn config<'d>(
         named_files: Vec::new(),
         route_index,
     };
-    if are_lists_known {
-        for doubt in config.customer_doubts(config.policy.lists()) {
-            document.warn(&filter_span, doubt);
-        }
-    }
-    for doubt in config.list_doubts(config.policy.lists()) {
-        document.warn(&relay_span, doubt);
-    }
-    config
+    let places = Places::new(document, &filter_span, &relay_span);
+    (config, read, places)
 }
 
 /// A gate that would do nothing, or take mail that has nowhere to go.
@@ -176,27 +300,19 @@ fn read_hostname(top: &mut Section<'_, '_>) -> String {
 }
 
 fn read_state_dir(top: &mut Section<'_, '_>) -> PathBuf {
-    const DEFAULT: &str = "/var/lib/portcullis";
-    match top.text("state_dir", |path| {
-        if path.is_empty() {
-            Err("empty".to_owned())
-        } else {
-            Ok(path.to_owned())
-        }
-    }) {
-        Some(path) => top.document.resolve(path.get_ref()),
-        None => {
-            top.by_default("state_dir", format_args!("\"{DEFAULT}\""));
-            PathBuf::from(DEFAULT)
-        }
-    }
+    let path = top.text("state_dir", |path| match path {
+        "" => Err("empty".to_owned()),
+        path => Ok(path.to_owned()),
+    });
+    let path = path.map(Spanned::into_inner).unwrap_or_default();
+    top.document.resolve(&path)
 }
 
 /// More workers than cores is doubtful but works; a configuration is often looked at on another
 /// machine.
 fn read_workers(top: &mut Section<'_, '_>) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = top.count("workers", cores as u64, 1..=1_024);
+    let workers = top.count_or("workers", cores as u64);
     let workers = usize::try_from(workers).unwrap_or(cores);
     if workers > cores {
         let message = format!(
@@ -221,26 +337,20 @@ fn user_name(text: &str) -> Result<String, String> {
 fn read_listeners(tables: Vec<Section<'_, '_>>) -> Vec<Listener> {
     let mut listeners: Vec<Listener> = Vec::new();
     for mut s in tables {
-        let address = s.required_text("address", |text| match value::socket_address(text)? {
+        let address = s.text("address", |text| match value::socket_address(text)? {
             address if listeners.iter().any(|other| other.address == address) => {
                 Err(format!("{address} is listened on already"))
             }
             address => Ok(address),
         });
-        let later = ["submission", "submissions"];
-        let service = s.word(
-            "service",
-            Some("relay"),
-            &[("relay", Service::Relay)],
-            &later,
-        );
+        let service = s.word("service", &[("relay", Service::Relay)]);
         if let (Some(address), Some(service)) = (address, service) {
             listeners.push(Listener {
                 address: address.into_inner(),
                 service,
             });
         }
-        s.finish(&["proxy_protocol_from"]);
+        s.finish();
     }
     listeners
 }
@@ -255,16 +365,12 @@ fn read_log(s: &mut Section<'_, '_>) -> Log {
         ("trace", LogLevel::Trace),
     ];
     Log {
-        format: s
-            .word("format", Some("text"), &formats, &[])
-            .unwrap_or(LogFormat::Text),
-        level: s
-            .word("level", Some("info"), &levels, &[])
-            .unwrap_or(LogLevel::Info),
+        format: s.word("format", &formats).unwrap_or(LogFormat::Text),
+        level: s.word("level", &levels).unwrap_or(LogLevel::Info),
     }
 }
 
-/// Mail that anybody may send here needs a way on: else it would be accepted by the policy and
+/// Mail that every client may send here needs a way on: else it would be accepted by the policy and
 /// refused for want of a route.
 fn check_routes(
     document: &Document<'_>,
@@ -274,7 +380,7 @@ fn check_routes(
 ) {
     let covered = |pattern: &&Pattern| match pattern {
         Pattern::Exact(domain) => index.lookup(domain).is_some(),
-        // A name that nobody can have listed by itself.
+        // A name that no route can have by itself.
         Pattern::Beneath(domain) => index.lookup(&format!("*.{domain}")).is_some(),
         Pattern::Any => true,
     };

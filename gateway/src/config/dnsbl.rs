@@ -3,7 +3,7 @@
 //!
 //! The name servers have no default. The system's are often a public resolver, which the operators
 //! of lists refuse (with answers in 127.255.255.0/24), so that a default would look like a list
-//! that never lists anybody.
+//! that never lists a client.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -11,16 +11,10 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::limits::count;
+use super::keys::{Absent, DAY, Form, HOUR, Key, KeyTable, SECOND, count, duration, flag, text};
 use super::section::Section;
 use crate::policy::dnsbl::{Dnsbl, OPERATOR_ERRORS, Zone};
 use crate::policy::domain::{self, normal_form};
-
-/// What counts as a listing where `replies` is not given: 127.0.0.1 is what RFC 5782 section 5
-/// forbids to list, and lists with meanings beyond the last octet have to be read up on anyway.
-const REPLIES: RangeInclusive<Ipv4Addr> =
-    Ipv4Addr::new(127, 0, 0, 2)..=Ipv4Addr::new(127, 0, 0, 255);
-const REPLIES_TEXT: &str = "[\"127.0.0.2-127.0.0.255\"]";
 
 /// The largest score, either way.
 const SCORE_MAX: i32 = 1_000;
@@ -28,6 +22,104 @@ const SCORE_MAX: i32 = 1_000;
 const ZONES_MAX: usize = 32;
 /// More than this would leave each of them too little of the time.
 const SERVERS_MAX: usize = 8;
+
+pub(super) static ZONE_KEYS: KeyTable = KeyTable {
+    header: "[[dnsbl]]",
+    about: "A DNS list (RFC 5782) that is asked about strangers: clients outside of \
+            `relay.networks` that no permit list names. At most 32.",
+    keys: &[
+        Key::new(
+            "zone",
+            text("a domain", Absent::Required),
+            "The zone of the list. Names in it have at most 180 octets, which leaves room for an \
+             IPv6 address.",
+        ),
+        Key::new(
+            "replies",
+            // 127.0.0.1 is what RFC 5782 section 5 forbids to list, and lists with meanings beyond
+            // the last octet have to be looked up anyway.
+            Form::Texts {
+                what: "addresses or ranges of them, in 127.0.0.0/8",
+                default: Absent::Is(&["127.0.0.2-127.0.0.255"]),
+            },
+            "Which answers count as a listing. 127.255.255.0/24 never counts: by it an operator \
+             says that the query was wrong or that this resolver may not ask.",
+        ),
+        Key::new(
+            "score",
+            Form::Score {
+                default: 1,
+                most: SCORE_MAX,
+            },
+            "What a listing adds to the score of a client. Less than 0: a welcome list.",
+        )
+        .see(&["dnsbl_policy.reject_at"]),
+        Key::new(
+            "test_entries",
+            flag(true),
+            "Whether the zone is asked for its test entries (127.0.0.1 must not be listed), and \
+             switched off while it lists everything. `false` for a list that rightly holds \
+             127.0.0.0/8.",
+        )
+        .see(&["dnsbl_policy.test_every"]),
+    ],
+    later: &[],
+};
+
+pub(super) static KEYS: KeyTable = KeyTable {
+    header: "[dnsbl_policy]",
+    about: "How the DNS lists of all `[[dnsbl]]` tables are asked, and what follows from a score.",
+    keys: &[
+        Key::new(
+            "servers",
+            Form::Texts {
+                what: "IP addresses of name servers, with or without a port (53)",
+                default: Absent::Nothing,
+            },
+            "The name servers that are asked, in turn, at most 8. Required with a `[[dnsbl]]`. Use \
+             a resolver of your own: lists refuse public ones.",
+        )
+        .see(&["dnsbl_policy.timeout"]),
+        Key::new(
+            "reject_at",
+            count("points", 1, 1..=1_000_000),
+            "The score from which on a client is refused, with `554 5.7.1`.",
+        )
+        .see(&["dnsbl.score"]),
+        Key::new(
+            "drop_for",
+            duration(HOUR, Duration::ZERO..=SEVEN_DAYS),
+            "How long the filter drops a source that was refused. `\"0s\"`: it never gets into the \
+             recent verdicts.",
+        )
+        .see(&["filter.mode"]),
+        Key::new(
+            "timeout",
+            duration(FIVE_SECONDS, TENTH_OF_A_SECOND..=HALF_A_MINUTE),
+            "How long the answer of a zone may take, over all servers. Then the zone counts as \
+             silent, and no client is refused for it.",
+        )
+        .see(&["dnsbl_policy.servers"]),
+        Key::new(
+            "test_every",
+            duration(TEN_MINUTES, SECOND..=DAY),
+            "How often each zone is asked for its test entries.",
+        )
+        .see(&["dnsbl.test_entries"]),
+        Key::new(
+            "cache",
+            count("answers", 100_000, 0..=10_000_000),
+            "Answers that are remembered, each for as long as its zone allows. 0: none.",
+        ),
+    ],
+    later: &[],
+};
+
+const TENTH_OF_A_SECOND: Duration = Duration::from_millis(100);
+const FIVE_SECONDS: Duration = Duration::from_secs(5);
+const HALF_A_MINUTE: Duration = Duration::from_secs(30);
+const TEN_MINUTES: Duration = Duration::from_secs(600);
+const SEVEN_DAYS: Duration = Duration::from_secs(7 * 86_400);
 
 /// `[dnsbl_policy]`, but for the score, which is a matter of the [policy](crate::policy::Policy).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,42 +137,45 @@ pub struct DnsblPolicy {
     pub cache: u32,
 }
 
-/// Reads the tables. The first part of the result goes into the policy, the second to whoever asks.
+/// Reads the tables. The first part of the result goes into the policy, the second to the resolver.
 pub(super) fn read(zones: Vec<Section<'_, '_>>, mut s: Section<'_, '_>) -> (Dnsbl, DnsblPolicy) {
-    const SECOND: Duration = Duration::from_secs(1);
-    const HOUR: Duration = Duration::from_secs(3600);
     let spans: Vec<_> = zones.iter().map(|zone| zone.span.clone()).collect();
     let zones = read_zones(zones);
     let servers = s.texts("servers", server);
-    let reject_at = count(&mut s, "reject_at", 1, 1..=1_000_000) as i32;
+    let reject_at = s.count_u32("reject_at") as i32;
     let policy = DnsblPolicy {
         servers: distinct(servers.iter().flatten(), &s),
-        drop_for: s.duration("drop_for", HOUR, Duration::ZERO..=7 * 24 * HOUR),
-        timeout: s.duration("timeout", 5 * SECOND, SECOND / 10..=30 * SECOND),
-        test_every: s.duration("test_every", 10 * 60 * SECOND, SECOND..=24 * HOUR),
-        cache: count(&mut s, "cache", 100_000, 0..=10_000_000),
+        drop_for: s.duration("drop_for"),
+        timeout: s.duration("timeout"),
+        test_every: s.duration("test_every"),
+        cache: s.count_u32("cache"),
     };
     let document = s.document;
     match spans.first() {
         Some(first) if servers.is_none() || s.is_empty_list("servers") => document.error_with(
             if s.is_given() { &s.span } else { first },
             "`servers` is missing in [dnsbl_policy]: who is asked about this zone?",
-            "write servers = [\"127.0.0.1:53\"] for a resolver of your own; lists refuse to answer public ones",
+            "write servers = [\"127.0.0.1:53\"] for a resolver of your own; \
+             lists refuse to answer public ones",
         ),
         None if s.is_given() => {
-            document.warn(&s.span, "[dnsbl_policy] without a [[dnsbl]]: nobody is asked");
+            document.warn(
+                &s.span,
+                "[dnsbl_policy] without a [[dnsbl]]: no list is asked",
+            );
         }
         _ => {}
     }
     let most: i64 = zones.iter().map(|zone| i64::from(zone.score.max(0))).sum();
     if !zones.is_empty() && zones.len() == spans.len() && most < i64::from(reject_at) {
         let message = format!(
-            "all zones together give a score of {most}, and `reject_at` is {reject_at}: nobody is ever refused"
+            "all zones together give a score of {most}, and `reject_at` is {reject_at}: \
+             no client is ever refused"
         );
         document.warn(&s.span_of("reject_at"), message);
     }
     if s.is_given() || !spans.is_empty() {
-        s.finish(&[]);
+        s.finish();
     }
     (Dnsbl { zones, reject_at }, policy)
 }
@@ -114,7 +209,7 @@ fn read_zones(tables: Vec<Section<'_, '_>>) -> Vec<Zone> {
             s.document.error(&s.span, message);
             break;
         }
-        let name = s.required_text("zone", |text| {
+        let name = s.text("zone", |text| {
             let name = normal_form(text).into_owned();
             domain::check(&name)?;
             if !name.is_ascii() {
@@ -129,58 +224,28 @@ fn read_zones(tables: Vec<Section<'_, '_>>) -> Vec<Zone> {
             }
             Ok(name)
         });
-        let replies = s.texts("replies", reply_range);
-        if replies.is_none() {
-            s.by_default("replies", REPLIES_TEXT);
-        }
+        let replies = match s.texts("replies", reply_range) {
+            Some(given) => given.into_iter().map(Spanned::into_inner).collect(),
+            None => s.default_texts("replies", reply_range),
+        };
         if s.is_empty_list("replies") {
             let span = s.span_of("replies");
             s.document
                 .error(&span, "`replies` is empty: no answer would ever count");
         }
-        let score = read_score(&mut s);
-        let test_entries = s.flag("test_entries", true);
+        let score = s.score("score");
+        let test_entries = s.flag("test_entries");
         if let Some(name) = name {
-            let given = replies.map(|replies| replies.into_iter().map(Spanned::into_inner));
             zones.push(Zone {
                 name: name.into_inner().into(),
-                replies: given.map_or(vec![REPLIES], Iterator::collect),
+                replies,
                 score,
                 test_entries,
             });
         }
-        s.finish(&[]);
+        s.finish();
     }
     zones
-}
-
-/// A whole number that is not 0; less than 0 for a welcome list.
-fn read_score(s: &mut Section<'_, '_>) -> i32 {
-    const DEFAULT: i32 = 1;
-    let Some(value) = s.value("score") else {
-        s.by_default("score", DEFAULT);
-        return DEFAULT;
-    };
-    let number = value
-        .get_ref()
-        .as_integer()
-        .and_then(|integer| i32::from_str_radix(integer.as_str(), integer.radix()).ok());
-    let span = value.span();
-    match number {
-        Some(0) => s.document.error_with(
-            &span,
-            "a `score` of 0 would make the zone count for nothing",
-            "give it a score, or remove the zone",
-        ),
-        Some(score) if (-SCORE_MAX..=SCORE_MAX).contains(&score) => return score,
-        _ => s.document.error(
-            &span,
-            format!(
-                "`score` is a whole number from -{SCORE_MAX} to {SCORE_MAX}, less than 0 for a welcome list"
-            ),
-        ),
-    }
-    DEFAULT
 }
 
 /// An address, or two with a `-` between them, within 127.0.0.0/8.
@@ -188,7 +253,9 @@ fn reply_range(text: &str) -> Result<RangeInclusive<Ipv4Addr>, String> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let parse = |text: &str| {
         text.trim().parse::<Ipv4Addr>().map_err(|_| {
-            "an address or a range of them is wanted, like \"127.0.0.2\" or \"127.0.0.2-127.0.0.11\"".to_owned()
+            "an address or a range of them is wanted, like \"127.0.0.2\" or \
+             \"127.0.0.2-127.0.0.11\""
+                .to_owned()
         })
     };
     let (first, last) = (parse(first)?, parse(last)?);
@@ -196,10 +263,18 @@ fn reply_range(text: &str) -> Result<RangeInclusive<Ipv4Addr>, String> {
         return Err(format!("{first} comes after {last}"));
     }
     if !first.is_loopback() || !last.is_loopback() {
-        return Err("lists answer within 127.0.0.0/8: an answer from elsewhere is a zone that was given up, never a listing".to_owned());
+        return Err(
+            "lists answer within 127.0.0.0/8: an answer from elsewhere is a zone that \
+             was given up, never a listing"
+                .to_owned(),
+        );
     }
     if *OPERATOR_ERRORS.start() <= last && first <= *OPERATOR_ERRORS.end() {
-        return Err("127.255.255.0/24 is never a listing: by it the operator of the list says that the question was wrong, or that this resolver may not ask".to_owned());
+        return Err(
+            "127.255.255.0/24 is never a listing: by it the operator of the list says that \
+             the query was wrong, or that this resolver may not ask"
+                .to_owned(),
+        );
     }
     Ok(first..=last)
 }
@@ -212,7 +287,7 @@ fn server(text: &str) -> Result<SocketAddr, String> {
     };
     match address {
         Ok(address) if address.port() != 0 && !address.ip().is_unspecified() => Ok(address),
-        Ok(_) => Err("nobody can be asked at this address".to_owned()),
+        Ok(_) => Err("no name server can have this address".to_owned()),
         Err(_) => Err(
             "the address of a name server is wanted, like \"127.0.0.1:53\" or \"[::1]:53\""
                 .to_owned(),

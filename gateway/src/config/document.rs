@@ -49,7 +49,8 @@ pub(super) struct Document<'d> {
 /// What is left when everything was read.
 pub(super) struct Findings {
     pub(super) errors: Vec<Error>,
-    pub(super) warnings: Vec<Error>,
+    /// With where they are, in no order: more may come.
+    pub(super) warnings: Vec<(usize, Error)>,
     pub(super) tables: Vec<Table>,
     /// Files that it names, but for those of lists.
     pub(super) files: Vec<PathBuf>,
@@ -149,14 +150,11 @@ impl<'d> Document<'d> {
     }
 
     pub(super) fn finish(self) -> Findings {
-        let in_order = |found: RefCell<Vec<(usize, Error)>>| {
-            let mut found = found.into_inner();
-            found.sort_by_key(|(at, _)| *at);
-            found.into_iter().map(|(_, error)| error).collect()
-        };
+        let mut errors = self.errors.into_inner();
+        errors.sort_by_key(|(at, _)| *at);
         Findings {
-            errors: in_order(self.errors),
-            warnings: in_order(self.warnings),
+            errors: errors.into_iter().map(|(_, error)| error).collect(),
+            warnings: self.warnings.into_inner(),
             tables: self.tables.into_inner(),
             files: self.files.into_inner(),
         }

@@ -1,7 +1,7 @@
-//! What is wrong with a configuration, told so that it can be put right: every fault at once, each
-//! with its file, line and column, the line itself, and what to do. Rejected: stopping at the first
-//! fault (an edit, a reload and a disappointment per fault), and serde's errors (one at a time, and
-//! without the advice).
+//! What is wrong with a configuration, in words that help to put it right: every fault at once,
+//! each with its file, line and column, the line itself, and what to do. Rejected: stopping at the
+//! first fault (an edit and a reload per fault), and serde's errors (one at a time, and without the
+//! advice).
 
 use std::fmt;
 use std::ops::Range;
@@ -21,8 +21,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// The place that a range of octets of `source` stands for; a range beyond the end is cut to
-    /// it.
+    /// The place of a range of bytes of `source`; a range beyond the end is cut to it.
     pub(super) fn of(source: &str, span: Range<usize>) -> Position {
         let start = floor_boundary(source, span.start);
         let line_start = source[..start].rfind('\n').map_or(0, |at| at + 1);
@@ -33,7 +32,7 @@ impl Position {
         Position {
             line: source[..line_start]
                 .bytes()
-                .filter(|&octet| octet == b'\n')
+                .filter(|&byte| byte == b'\n')
                 .count()
                 + 1,
             column: source[line_start..start].chars().count() + 1,

@@ -3,12 +3,189 @@
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use toml::Spanned;
 
-use super::limits::count;
+use super::keys::{Absent, Form, Key, KeyTable, count, flag, text, word};
 use super::section::Section;
 
 /// The most ports that the filter looks at: they are compared one by one, for every packet.
 const PORTS_MAX: usize = 16;
+/// The ports that are filtered where the configuration names none.
+const PORTS: &[u16] = &[25];
+const SYN_BUDGET: u32 = 200;
+const RESETS_PER_SECOND: u32 = 1_000;
+/// More than any machine sends or receives.
+const PER_SECOND_MAX: u64 = 1_000_000_000;
+
+pub(super) static KEYS: KeyTable = KeyTable {
+    header: "[filter]",
+    about: "The half in the kernel: an XDP program that drops packets to port 25 before the kernel \
+            allocates anything for them. Without this table there is no filter. The table cannot \
+            be added or removed by a reload.",
+    keys: &[
+        Key::new(
+            "interfaces",
+            Form::Tables(&INTERFACES),
+            "Where the program is attached. Required unless `mode` is `off`.",
+        )
+        .at_start(),
+        Key::new(
+            "wait_for_interfaces",
+            flag(false),
+            "Whether the gate starts although an interface does not exist yet, and attaches the \
+             filter when it comes. Otherwise that is an error, because it is usually a wrong name.",
+        )
+        .see(&["filter.interfaces"]),
+        Key::new(
+            "ports",
+            Form::Ports {
+                default: PORTS,
+                most: PORTS_MAX,
+            },
+            "The TCP destination ports whose packets are checked against the lists. Recent \
+             verdicts hold on the same ports.",
+        )
+        .see(&["listener.address"]),
+        Key::new(
+            "mode",
+            word(
+                "enforce",
+                &[
+                    ("enforce", "drops what is to be dropped"),
+                    (
+                        "monitor",
+                        "counts what would be dropped and passes it; drop lists do not refuse in \
+                         SMTP either",
+                    ),
+                    (
+                        "off",
+                        "the filter is not attached; drop lists refuse in SMTP, with 554",
+                    ),
+                ],
+            ),
+            "What the filter does about a match. A gate that started with `off` changes it at the \
+             next start only.",
+        )
+        .see(&["list.action", "dnsbl_policy.drop_for"]),
+        Key::new(
+            "unlisted",
+            word(
+                "pass",
+                &[
+                    ("pass", "they pass"),
+                    ("drop", "only what a permit list names passes"),
+                ],
+            ),
+            "What the filter does with sources that are on no list.",
+        )
+        .see(&["list.action"]),
+        Key::new(
+            "xdp_mode",
+            word(
+                "driver",
+                &[
+                    (
+                        "driver",
+                        "in the driver, before the kernel allocates anything",
+                    ),
+                    (
+                        "generic",
+                        "after the kernel has allocated a buffer: works on every interface, and \
+                         costs several times as much",
+                    ),
+                ],
+            ),
+            "How the program is attached. There is no silent change from one to the other.",
+        )
+        .at_start(),
+        Key::new(
+            "syn_budget",
+            count("SYNs per second", SYN_BUDGET as u64, 0..=PER_SECOND_MAX),
+            "SYNs that an IPv4 address or an IPv6 /64 may send in a second before they are counted \
+             as `over_budget`. None is dropped for it: the source of a SYN may be forged. 0: no \
+             budget. Local networks and permitted sources have none.",
+        )
+        .see(&["filter.syn_cookies", "relay.networks"]),
+        Key::new(
+            "syn_cookies",
+            flag(true),
+            "Whether the filter answers SYNs to a listener of this host with the kernel's cookies \
+             when the kernel gives one (`net.ipv4.tcp_syncookies`). Only on interfaces with the \
+             role `edge`, and only with `mode = \"enforce\"`.",
+        )
+        .see(&["filter.syn_budget"]),
+        Key::new(
+            "customer_refusal",
+            word(
+                "reset",
+                &[
+                    ("reset", "a RST, so its connection is refused at once"),
+                    ("drop", "no answer, so its connection times out"),
+                ],
+            ),
+            "How a customer hears that it may not send.",
+        )
+        .see(&["filter.interfaces.role", "filter.resets_per_second"]),
+        Key::new(
+            "resets_per_second",
+            count(
+                "RSTs per second",
+                RESETS_PER_SECOND as u64,
+                0..=PER_SECOND_MAX,
+            ),
+            "RSTs to customers, on all interfaces together. Packets beyond that are dropped.",
+        )
+        .see(&["filter.customer_refusal"]),
+        Key::new(
+            "pin_path",
+            text(
+                "an absolute path in a BPF file system",
+                Absent::Is(PIN_PATH),
+            ),
+            "Where the program and its maps are pinned, so that they outlive the gate. Two gates \
+             on a machine need two.",
+        )
+        .see(&["state_dir"])
+        .at_start(),
+    ],
+    later: &[],
+};
+
+static INTERFACES: KeyTable = KeyTable {
+    header: "[[filter.interfaces]]",
+    about: "One interface that the filter is attached to. Usually written inline: \
+            `interfaces = [{ name = \"eth0\", role = \"edge\" }]`.",
+    keys: &[
+        Key::new(
+            "name",
+            text("the name of an interface", Absent::Required),
+            "The name of the interface in the network namespace of the gate.",
+        )
+        .see(&["filter.wait_for_interfaces"])
+        .at_start(),
+        Key::new(
+            "role",
+            word(
+                "edge",
+                &[
+                    (
+                        "edge",
+                        "the outside, and what comes in is checked against the lists",
+                    ),
+                    (
+                        "customer",
+                        "customers, and what they send to a filtered port passes only if a permit \
+                         list names its source or its destination",
+                    ),
+                ],
+            ),
+            "What is behind the interface.",
+        )
+        .see(&["filter.customer_refusal", "list.action"])
+        .at_start(),
+    ],
+    later: &[],
+};
 
 /// `[filter]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +194,7 @@ pub struct Filter {
     pub interfaces: Vec<Interface>,
     /// Whether an interface that is not there at the start is waited for.
     pub wait_for_interfaces: bool,
-    /// The TCP ports whose packets are held against the lists.
+    /// The TCP ports whose packets are checked against the lists.
     pub ports: Vec<u16>,
     /// What is done about a match.
     pub mode: FilterMode,
@@ -41,20 +218,20 @@ pub struct Filter {
     pub local_networks: Vec<IpNet>,
 }
 
-/// What `[filter]` is without a word in it; it sits on no interface.
+/// What `[filter]` is without a key in it; it is attached to no interface.
 impl Default for Filter {
     fn default() -> Filter {
         Filter {
             interfaces: Vec::new(),
             wait_for_interfaces: false,
-            ports: vec![25],
+            ports: PORTS.to_vec(),
             mode: FilterMode::Enforce,
             unlisted: Unlisted::Pass,
             xdp_mode: XdpMode::Driver,
-            syn_budget: 200,
+            syn_budget: SYN_BUDGET,
             syn_cookies: true,
             customer_refusal: CustomerRefusal::Reset,
-            resets_per_second: 1_000,
+            resets_per_second: RESETS_PER_SECOND,
             pin_path: PathBuf::from(PIN_PATH),
             local_networks: Vec::new(),
         }
@@ -73,7 +250,7 @@ pub struct Interface {
 /// What is behind an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The outside: packets that come in are held against the lists.
+    /// The outside: packets that come in are checked against the lists.
     Edge,
     /// Customers: what comes from them passes only if its source or its destination is permitted.
     Customer,
@@ -132,35 +309,20 @@ impl Filter {
         let default = Filter::default();
         let filter = Filter {
             interfaces,
-            wait_for_interfaces: s.flag("wait_for_interfaces", default.wait_for_interfaces),
-            ports: read_ports(&mut s),
-            mode: s
-                .word("mode", Some("enforce"), &MODES, &[])
-                .unwrap_or(default.mode),
-            unlisted: s
-                .word("unlisted", Some("pass"), &UNLISTED, &[])
-                .unwrap_or(default.unlisted),
-            xdp_mode: s
-                .word("xdp_mode", Some("driver"), &XDP_MODES, &[])
-                .unwrap_or(default.xdp_mode),
-            syn_budget: count(&mut s, "syn_budget", default.syn_budget, 0..=1_000_000_000),
-            syn_cookies: s.flag("syn_cookies", default.syn_cookies),
+            wait_for_interfaces: s.flag("wait_for_interfaces"),
+            ports: s.ports("ports"),
+            mode: s.word("mode", &MODES).unwrap_or(default.mode),
+            unlisted: s.word("unlisted", &UNLISTED).unwrap_or(default.unlisted),
+            xdp_mode: s.word("xdp_mode", &XDP_MODES).unwrap_or(default.xdp_mode),
+            syn_budget: s.count_u32("syn_budget"),
+            syn_cookies: s.flag("syn_cookies"),
             customer_refusal: s
-                .word("customer_refusal", Some("reset"), &REFUSALS, &[])
+                .word("customer_refusal", &REFUSALS)
                 .unwrap_or(default.customer_refusal),
-            resets_per_second: count(
-                &mut s,
-                "resets_per_second",
-                default.resets_per_second,
-                0..=1_000_000_000,
-            ),
-            pin_path: match s.text("pin_path", absolute_path) {
-                Some(path) => path.into_inner(),
-                None => {
-                    s.by_default("pin_path", format_args!("\"{PIN_PATH}\""));
-                    default.pin_path
-                }
-            },
+            resets_per_second: s.count_u32("resets_per_second"),
+            pin_path: s
+                .text("pin_path", absolute_path)
+                .map_or(default.pin_path, Spanned::into_inner),
             local_networks: Vec::new(),
         };
         // One that is off is nowhere.
@@ -174,8 +336,8 @@ impl Filter {
             }
         }
         if given {
-            s.finish(&[]);
-            tables.into_iter().for_each(|table| table.finish(&[]));
+            s.finish();
+            tables.into_iter().for_each(Section::finish);
         }
         given.then_some(filter)
     }
@@ -212,12 +374,12 @@ fn absolute_path(text: &str) -> Result<PathBuf, String> {
 }
 
 fn read_interface(table: &mut Section<'_, '_>, others: &[Interface]) -> Option<Interface> {
-    let name = table.required_text("name", |name| match name {
+    let name = table.text("name", |name| match name {
         _ if others.iter().any(|other| other.name == name) => Err(format!("{name} is named twice")),
         _ if is_interface_name(name) => Ok(name.to_owned()),
         _ => Err("the name of a network interface is wanted, such as \"eth0\"".to_owned()),
     });
-    let role = table.word("role", Some("edge"), &ROLES, &[]);
+    let role = table.word("role", &ROLES);
     Some(Interface {
         name: name?.into_inner(),
         role: role?,
@@ -230,31 +392,4 @@ fn is_interface_name(name: &str) -> bool {
         && !matches!(name, "." | "..")
         && !name
             .contains(|c: char| c == '/' || c == ':' || c.is_ascii_whitespace() || c.is_control())
-}
-
-fn read_ports(s: &mut Section<'_, '_>) -> Vec<u16> {
-    let Some(value) = s.value("ports") else {
-        s.by_default("ports", "[25]");
-        return vec![25];
-    };
-    let document = s.document;
-    let Some(array) = value.get_ref().as_array() else {
-        document.error_with(
-            &value.span(),
-            "`ports` is a list of numbers",
-            "write ports = [25]",
-        );
-        return Vec::new();
-    };
-    if array.is_empty() || array.len() > PORTS_MAX {
-        document.error(
-            &value.span(),
-            format!("from 1 to {PORTS_MAX} ports make sense"),
-        );
-    }
-    let port = |value| {
-        s.number("ports", value, 1..=65_535)
-            .and_then(|port| u16::try_from(port).ok())
-    };
-    array.iter().filter_map(port).collect()
 }

@@ -2,10 +2,118 @@
 //! default and the range that makes sense; a value outside of it is an error, not a surprise at
 //! night.
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::keys::{Form, HOUR, Key, KeyTable, SECOND, count, duration, word};
 use super::section::Section;
+
+const HALF_A_MINUTE: Duration = Duration::from_secs(30);
+const FIVE_MINUTES: Duration = Duration::from_secs(300);
+
+pub(super) static KEYS: KeyTable = KeyTable {
+    header: "[limits]",
+    about: "What is bounded, and how. Each limit that is hit has its reply, and its rule in the \
+            log and in the metrics.",
+    keys: &[
+        Key::new(
+            "sessions",
+            count("sessions", 200_000, 1..=10_000_000),
+            "Sessions at a time, of all workers together. One more hears `421 4.3.2`. The gate \
+             lowers it at the start where `LimitNOFILE=` leaves too few descriptors, and logs it.",
+        )
+        .see(&["limits.sessions_per_source"]),
+        Key::new(
+            "sessions_per_source",
+            count("sessions", 50, 1..=10_000_000),
+            "Sessions at a time from one source: an IPv4 address or an IPv6 /64. One more hears \
+             `421 4.7.0`. Local networks and sources on permit lists are exempt.",
+        )
+        .see(&["relay.networks", "list.action"]),
+        Key::new(
+            "recipients_per_message",
+            count("recipients", 1_000, 1..=100_000),
+            "Recipients of one message; one more hears `452 4.5.3`. Announced in LIMITS. RFC 5321 \
+             section 4.5.3.1.8 asks for at least 100.",
+        ),
+        Key::new(
+            "message_size",
+            Form::Size {
+                default: "50MB",
+                range: 1_024..=1 << 40,
+            },
+            "Size of one message as it is received; a bigger one hears `552 5.3.4`. Announced by \
+             SIZE.",
+        ),
+        Key::new(
+            "errors_per_session",
+            count("errors", 20, 1..=100_000),
+            "Errors of a client since its last accepted message; the last of them ends the \
+             session with `421 4.7.0`. They are its own: syntax, sequence, faults of a message, \
+             and what the policy refuses to a stranger. What a next hop refuses is no error.",
+        )
+        .see(&["limits.unknown_recipients_per_session"]),
+        Key::new(
+            "unknown_recipients_per_session",
+            count("recipients", 100, 1..=100_000),
+            "Recipients of a session that the next hop says do not exist; one more ends the \
+             session with `421 4.7.0`. An accepted message takes one of them back. Local networks \
+             and sources on permit lists are exempt.",
+        )
+        .see(&["limits.errors_per_session", "relay.networks"]),
+        Key::new(
+            "transactions_per_session",
+            count("MAIL commands", 100_000, 1..=1_000_000_000),
+            "MAIL commands in one session; one more hears `421`, and the client connects again. \
+             Announced in LIMITS, at most as 999999.",
+        ),
+        Key::new(
+            "command_timeout",
+            duration(FIVE_MINUTES, SECOND..=HOUR),
+            "From the moment the gate waits for a command to the end of its line; then \
+             `421 4.4.2`. Bytes that drip in do not move it. It is also how long a client may \
+             take none of its replies.",
+        ),
+        Key::new(
+            "data_timeout",
+            duration(FIVE_MINUTES, SECOND..=HOUR),
+            "How far ahead the deadline for message data is after the 354. What arrives moves it \
+             on, at the rate of `data_rate_min`, but never further ahead than this. Then \
+             `421 4.4.2`.",
+        )
+        .see(&["limits.data_rate_min"]),
+        Key::new(
+            "data_rate_min",
+            count("bytes per second", 500, 1..=1_000_000_000),
+            "The rate of message data that a client has to keep up over time.",
+        )
+        .see(&["limits.data_timeout"]),
+        Key::new(
+            "greeting_delay",
+            duration(Duration::ZERO, Duration::ZERO..=FIVE_MINUTES),
+            "How long a stranger waits for the greeting; a client that talks before it hears \
+             `554 5.5.0`, and the session ends. `\"0s\"`: no delay.",
+        ),
+        Key::new(
+            "shutdown_timeout",
+            duration(HALF_A_MINUTE, Duration::ZERO..=HOUR),
+            "How long sessions may go on with a transaction after SIGTERM; then `421 4.3.2`. A \
+             second SIGTERM stops at once.",
+        ),
+        Key::new(
+            "line_length",
+            word(
+                "pass",
+                &[
+                    ("pass", "passed on as they are"),
+                    ("refuse", "the message is refused"),
+                ],
+            ),
+            "What becomes of lines of message data over the 998 octets of RFC 5322 section 2.1.1. \
+             They are never cut.",
+        ),
+    ],
+    later: &[],
+};
 
 /// `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +140,7 @@ pub struct Limits {
     pub unknown_recipients_per_session: u32,
     /// MAIL commands in one session; then `421`, and the client comes again.
     pub transactions_per_session: u32,
-    /// From the moment we wait for a command to its last octet; then `421 4.4.2`. Octets that drip
+    /// From the moment we wait for a command to its last octet; then `421 4.4.2`. Bytes that drip
     /// in do not move it.
     pub command_timeout: Duration,
     /// How far ahead the deadline for message data is: that much after the 354, moved on by what
@@ -40,10 +148,10 @@ pub struct Limits {
     pub data_timeout: Duration,
     /// Octets of message data a second that a client has to keep up over time.
     pub data_rate_min: u64,
-    /// How long a stranger waits for the greeting. Whoever talks before it is not honest; nought
-    /// asks no patience.
+    /// How long a stranger waits for the greeting. A client that talks before it is refused;
+    /// zero: no delay.
     pub greeting_delay: Duration,
-    /// How long sessions may go on with a transaction once the gate was told to stop; then
+    /// How long sessions may go on with a transaction after the gate was asked to stop; then
     /// `421 4.3.2`.
     pub shutdown_timeout: Duration,
     /// What happens to lines of message data over the 998 octets of RFC 5322 section 2.1.1.
@@ -61,55 +169,21 @@ pub enum LineLength {
 
 impl Limits {
     pub(super) fn read(s: &mut Section<'_, '_>) -> Limits {
-        const SECOND: Duration = Duration::from_secs(1);
-        const MINUTE: Duration = Duration::from_secs(60);
-        const HOUR: Duration = Duration::from_secs(3600);
         let lines = [("pass", LineLength::Pass), ("refuse", LineLength::Refuse)];
         Limits {
-            sessions: count(s, "sessions", 200_000, 1..=10_000_000),
-            sessions_per_source: count(s, "sessions_per_source", 50, 1..=10_000_000),
-            recipients_per_message: count(s, "recipients_per_message", 1_000, 1..=100_000),
-            message_size: s.size("message_size", "50MB", 1_024..=1 << 40),
-            errors_per_session: count(s, "errors_per_session", 20, 1..=100_000),
-            unknown_recipients_per_session: count(
-                s,
-                "unknown_recipients_per_session",
-                100,
-                1..=100_000,
-            ),
-            transactions_per_session: count(
-                s,
-                "transactions_per_session",
-                100_000,
-                1..=1_000_000_000,
-            ),
-            command_timeout: s.duration("command_timeout", 5 * MINUTE, SECOND..=HOUR),
-            data_timeout: s.duration("data_timeout", 5 * MINUTE, SECOND..=HOUR),
-            data_rate_min: s.count("data_rate_min", 500, 1..=1_000_000_000),
-            greeting_delay: s.duration(
-                "greeting_delay",
-                Duration::ZERO,
-                Duration::ZERO..=5 * MINUTE,
-            ),
-            shutdown_timeout: s.duration("shutdown_timeout", 30 * SECOND, Duration::ZERO..=HOUR),
-            line_length: s
-                .word("line_length", Some("pass"), &lines, &[])
-                .unwrap_or(LineLength::Pass),
+            sessions: s.count_u32("sessions"),
+            sessions_per_source: s.count_u32("sessions_per_source"),
+            recipients_per_message: s.count_u32("recipients_per_message"),
+            message_size: s.size("message_size"),
+            errors_per_session: s.count_u32("errors_per_session"),
+            unknown_recipients_per_session: s.count_u32("unknown_recipients_per_session"),
+            transactions_per_session: s.count_u32("transactions_per_session"),
+            command_timeout: s.duration("command_timeout"),
+            data_timeout: s.duration("data_timeout"),
+            data_rate_min: s.count("data_rate_min"),
+            greeting_delay: s.duration("greeting_delay"),
+            shutdown_timeout: s.duration("shutdown_timeout"),
+            line_length: s.word("line_length", &lines).unwrap_or(LineLength::Pass),
         }
     }
-}
-
-/// A number that fits into 32 bits because its range does.
-pub(super) fn count(
-    section: &mut Section<'_, '_>,
-    key: &'static str,
-    default: u32,
-    range: RangeInclusive<u32>,
-) -> u32 {
-    let number = section.count(
-        key,
-        default.into(),
-        u64::from(*range.start())..=u64::from(*range.end()),
-    );
-    u32::try_from(number).unwrap_or(default)
 }

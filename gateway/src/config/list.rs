@@ -1,5 +1,10 @@
 //! `[lists]`, `[[list]]` and the files they name: the addresses that the filter and the SMTP side
 //! are given.
+//!
+//! What is in the files goes its own way ([`lists`](crate::lists)); here is what the tables say,
+//! and where in the configuration a fault of a file is told.
+
+pub(super) mod keys;
 
 use std::fs;
 use std::ops::Range;
@@ -9,25 +14,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::document::Document;
 use super::error::{Error, Errors, Position};
 use super::section::Section;
-use crate::lists::file::About;
+use crate::lists::file::{About, Stored};
 use crate::lists::format::{Format, Reading};
-use crate::lists::source::{Finding, Findings, Source};
+use crate::lists::source::{FileFinding, FileFindings, ListSource, Sources};
 use crate::lists::watch::Stamp;
-use crate::lists::{Allocate, Compiled, Covered, List, ListAction};
-use crate::lists::{file, guard};
+use crate::lists::{Attempt, LISTS_MAX, ListAction, Read, ReadObserver};
 
-/// The most lists that a configuration may have: each has its counters in the kernel.
-const LISTS_MAX: usize = 256;
-
-/// `[lists]` and `[[list]]`.
+/// `[lists]` and `[[list]]`, and what became of the files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lists {
-    /// In the order of the configuration.
-    pub sources: Vec<Source>,
-    /// A compiled file in place of the sources.
-    pub snapshot: Option<PathBuf>,
-    /// Which state of it was loaded.
-    snapshot_stamp: Option<Stamp>,
+    /// Where the lists come from.
+    pub sources: Sources,
     /// Percent of its entries that a list may lose between two compiles; 100 switches the guard
     /// off.
     pub shrink_max: u8,
@@ -43,26 +40,23 @@ pub struct Lists {
     pub are_old: bool,
     /// Why that is so, where files could not be used at the start.
     pub fallback: Vec<String>,
-    /// What each list covers, in the order of the configuration; unknown of lists that were
-    /// compiled elsewhere.
-    pub covered: Option<Vec<Covered>>,
-    /// Whether the snapshot says that what its lists lost or gained is meant.
-    pub are_forced: bool,
+    /// Which state of each file was read.
+    stamps: Vec<Option<Stamp>>,
 }
 
 /// What becomes of the files of lists while a configuration is read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Files {
-    /// They are read and compiled, what the filter needs into this memory.
-    Read(Allocate),
-    /// The same; those of the last compile stand in where files cannot be used.
-    ReadOrLast(Allocate),
-    /// Somebody else reads them.
+    /// They are read.
+    Read,
+    /// They are read; those of the last compile stand in where files cannot be used.
+    ReadOrLast,
+    /// The caller reads them.
     Leave,
 }
 
 impl Lists {
-    /// Reads the tables.
+    /// Reads the tables. With them come the places where they name their files.
     pub(super) fn read(
         mut table: Section<'_, '_>,
         sections: Vec<Section<'_, '_>>,
@@ -75,168 +69,143 @@ impl Lists {
             document.error_with(
                 &file.span(),
                 "there is a compiled snapshot and there are [[list]] tables: one or the other",
-                "compile the lists into the snapshot with `portcullis lists compile`, or leave it out",
+                "compile the lists into the snapshot with `portcullis lists compile`, or leave it \
+                 out",
             );
         }
-        let snapshot_span = snapshot.as_ref().map(toml::Spanned::span);
-        let mut lists = Lists {
-            sources: Vec::new(),
-            snapshot: snapshot.map(toml::Spanned::into_inner),
-            snapshot_stamp: None,
-            compiled_at: UNIX_EPOCH,
-            are_old: false,
-            fallback: Vec::new(),
-            covered: None,
-            are_forced: false,
-            shrink_max: table.count(
-                "shrink_max",
-                guard::SHRINK_MAX.into(),
-                0..=guard::OFF.into(),
-            ) as u8,
-            grow_max: table.count("grow_max", guard::GROW_MAX.into(), 0..=guard::OFF.into()) as u8,
-            watch: table.flag("watch", true),
-        };
-        table.finish(&[]);
+        let shrink_max = table.count("shrink_max") as u8;
+        let grow_max = table.count("grow_max") as u8;
+        let watch = table.flag("watch");
+        table.finish();
         let mut spans = Vec::new();
-        spans.extend(snapshot_span);
+        let mut lists = Vec::new();
         for (number, s) in sections.into_iter().enumerate() {
             if number == LISTS_MAX {
                 document.error(&s.span, format!("more than {LISTS_MAX} lists"));
             }
-            if let Some((source, span)) = read_source(s, &lists.sources)
+            if let Some((source, span)) = read_source(s, &lists)
                 && number < LISTS_MAX
             {
-                lists.sources.push(source);
+                lists.push(source);
                 spans.push(span);
             }
         }
+        spans.extend(snapshot.as_ref().map(toml::Spanned::span));
+        let sources = match snapshot {
+            Some(snapshot) => Sources::Snapshot(snapshot.into_inner()),
+            None => Sources::Files(lists),
+        };
+        let lists = Lists {
+            sources,
+            shrink_max,
+            grow_max,
+            watch,
+            compiled_at: UNIX_EPOCH,
+            are_old: false,
+            fallback: Vec::new(),
+            stamps: Vec::new(),
+        };
         (lists, spans)
     }
 
-    /// Reads the files and settles their overlaps; what the filter needs goes into the memory that
-    /// is asked for.
-    pub(super) fn compile(&mut self, allocate: Allocate) -> Outcome {
-        let mut outcome = Outcome::default();
-        self.compiled_at = SystemTime::now();
+    /// Reads the files. `None` if they cannot be used: then `found` says why.
+    fn read_files(&mut self, found: &mut FoundInFiles) -> Option<Read> {
+        let Attempt { at, stamps, read } = self.sources.read(false, found);
+        self.compiled_at = at;
+        self.stamps = stamps;
         self.are_old = false;
         self.fallback.clear();
-        self.covered = None;
-        self.are_forced = false;
-        if let Some(snapshot) = &self.snapshot {
-            self.snapshot_stamp = Stamp::of(snapshot);
-            let stored = file::Stored::open(snapshot);
-            self.are_forced = stored.as_ref().is_ok_and(|stored| stored.about().forced);
-            match stored.and_then(|stored| stored.load(allocate)) {
-                Ok(compiled) => outcome.compiled = compiled,
-                Err(error) => outcome.unreadable.push((0, error.to_string())),
-            }
-            return outcome;
-        }
-        let mut lists = Vec::new();
-        let mut covered = Vec::new();
-        for (number, source) in self.sources.iter_mut().enumerate() {
-            match source.read(|_| {}) {
-                Ok(reading) => {
-                    outcome.take(source, &reading);
-                    covered.push(Covered::of(&reading.entries));
-                    lists.push((List::of(source, &reading), reading.entries));
-                }
-                Err(error) => {
-                    let message = format!("cannot read {}: {error}", source.file.display());
-                    outcome.unreadable.push((number, message));
-                }
-            }
-        }
-        if outcome.is_good() {
-            outcome.compiled = Compiled::build(lists, allocate);
-            self.covered = Some(covered);
-        }
-        outcome
+        read
     }
 
-    /// Where files cannot be used, takes the lists of the last compile, if they are the same by
-    /// name and action. What is wrong with the files is then no error, but [why](Lists::fallback)
-    /// those are in force.
-    pub(super) fn fall_back(
+    /// Reads the files, and tells what was found in them. Where they cannot be used, those of the
+    /// last compile stand in, if there is a path to it.
+    pub(super) fn read_and_tell(
         &mut self,
-        outcome: Outcome,
-        saved: &Path,
-        allocate: Allocate,
-    ) -> Outcome {
-        if outcome.is_good() {
-            return outcome;
-        }
-        let Ok(last) = file::Stored::open(saved) else {
-            return outcome;
-        };
+        document: &Document<'_>,
+        spans: &[Range<usize>],
+        last: Option<&Path>,
+    ) -> Option<Read> {
+        let mut found = FoundInFiles::default();
+        let read = self.read_files(&mut found);
+        let read = read.or_else(|| self.fall_back(&mut found, last?));
+        found.tell(document, spans);
+        read
+    }
+
+    /// Takes the lists of the last compile, if they are the same by name and action. What is wrong
+    /// with the files is then no error, but [why](Lists::fallback) those are in force.
+    fn fall_back(&mut self, found: &mut FoundInFiles, saved: &Path) -> Option<Read> {
+        let last = Stored::open(saved).ok()?;
         if !self.are_those_of(last.about()) {
-            return outcome;
+            return None;
         }
-        let (compiled_at, path) = (last.about().compiled_at, last.path().display().to_string());
-        let Ok(compiled) = last.load(allocate) else {
-            return outcome;
-        };
-        let unreadable = outcome.unreadable.into_iter();
-        let unreadable = unreadable.map(|(number, message)| match self.sources.get(number) {
-            Some(source) => format!("list {}: {message}", source.name),
-            None => format!("lists.snapshot: {message}"),
-        });
-        let faults = outcome.faults.iter().map(|fault| match &fault.position {
+        let compiled_at = last.about().compiled_at;
+        let read = Read::of_snapshot(last).ok()?;
+        let FoundInFiles {
+            unreadable, faults, ..
+        } = std::mem::take(found);
+        let unreadable = unreadable.into_iter();
+        let unreadable =
+            unreadable.map(
+                |(number, _, message)| match self.sources.lists().get(number) {
+                    Some(source) => format!("list {}: {message}", source.name),
+                    None => format!("lists.snapshot: {message}"),
+                },
+            );
+        let faults = faults.iter().map(|fault| match &fault.position {
             Some(at) => format!("{}:{}: {}", fault.file.display(), at.line, fault.message),
             None => format!("{}: {}", fault.file.display(), fault.message),
         });
         self.fallback = unreadable.chain(faults).collect();
-        self.fallback
-            .push(of_last_compile(Path::new(&path), compiled_at));
+        self.fallback.push(of_last_compile(saved, compiled_at));
         self.fallback.push(
-            "put the files right, which is noticed (with lists.watch) or wants a reload; `portcullis check` shows every fault"
+            "put the files right, which is noticed (with lists.watch) or wants a reload; \
+             `portcullis check` shows every fault"
                 .to_owned(),
         );
+        self.take_last(compiled_at);
+        Some(read)
+    }
+
+    /// Notes that the lists in force are those of the last compile, which was at this second since
+    /// 1970.
+    pub fn take_last(&mut self, compiled_at: u64) {
         self.are_old = true;
         self.compiled_at = UNIX_EPOCH + Duration::from_secs(compiled_at);
-        Outcome {
-            compiled,
-            doubts: outcome.doubts,
-            ..Outcome::default()
-        }
     }
 
     /// Whether a snapshot has the lists of this configuration, by their names and actions, or was
     /// loaded from its snapshot.
     fn are_those_of(&self, about: &About) -> bool {
-        if let Some(snapshot) = &self.snapshot {
-            return about.loaded_from.as_ref() == Some(snapshot);
-        }
+        let sources = match &self.sources {
+            Sources::Snapshot(snapshot) => return about.loaded_from.as_ref() == Some(snapshot),
+            Sources::Files(sources) => sources,
+        };
         about.loaded_from.is_none()
-            && self.sources.len() == about.lists.len()
-            && self.sources.iter().all(|source| {
+            && sources.len() == about.lists.len()
+            && sources.iter().all(|source| {
                 let mut lists = about.lists.iter();
                 lists.any(|list| source.name == list.name && source.action == list.action)
             })
     }
 
-    /// Reads the files again, as they are now, without the configuration.
+    /// Reads the files again, as they are now, without the configuration. With them comes what is
+    /// doubtful about them.
     ///
     /// # Errors
-    /// Every fault of the lists.
-    pub fn compile_again(
-        &self,
-        allocate: Allocate,
-    ) -> Result<(Lists, Compiled, Vec<Error>), Errors> {
-        let mut lists = self.clone();
-        let outcome = lists.compile(allocate);
-        if outcome.is_good() {
-            return Ok((lists, outcome.compiled, outcome.doubts));
+    /// Every fault of the files.
+    pub(super) fn read_again(&mut self) -> Result<(Read, Vec<Error>), Errors> {
+        let mut found = FoundInFiles::default();
+        match self.read_files(&mut found) {
+            Some(read) => Ok((read, found.doubts)),
+            None => {
+                let unreadable = found.unreadable.into_iter();
+                let unreadable =
+                    unreadable.map(|(_, file, message)| Error::whole_file(&file, message));
+                Err(Errors(unreadable.chain(found.faults).collect()))
+            }
         }
-        let unreadable = outcome.unreadable.into_iter().map(|(number, message)| {
-            let file = lists.sources.get(number).map(|source| &source.file);
-            let file = file
-                .or(lists.snapshot.as_ref())
-                .cloned()
-                .unwrap_or_default();
-            Error::whole_file(&file, message)
-        });
-        Err(Errors(unreadable.chain(outcome.faults).collect()))
     }
 
     /// When the files were read, in seconds since 1970.
@@ -247,15 +216,9 @@ impl Lists {
 
     /// The files, each with its stamp when it was read.
     pub fn files(&self) -> impl Iterator<Item = (&Path, Option<Stamp>)> {
-        let sources = self
-            .sources
-            .iter()
-            .map(|source| (&*source.file, source.stamp));
-        let snapshot = self
-            .snapshot
-            .iter()
-            .map(|file| (&**file, self.snapshot_stamp));
-        sources.chain(snapshot)
+        let stamps = self.stamps.iter().copied();
+        let stamps = stamps.chain(std::iter::repeat(None));
+        self.sources.files().zip(stamps)
     }
 }
 
@@ -270,42 +233,41 @@ pub fn of_last_compile(path: &Path, compiled_at: u64) -> String {
     )
 }
 
-/// What became of the files of lists.
+/// What was found in the files of lists.
 #[derive(Default)]
-pub(super) struct Outcome {
-    compiled: Compiled,
-    /// Files that cannot be read, by their place among the sources.
-    unreadable: Vec<(usize, String)>,
+struct FoundInFiles {
+    /// Files that cannot be read: their place among the sources, their path and why.
+    unreadable: Vec<(usize, PathBuf, String)>,
     faults: Vec<Error>,
     doubts: Vec<Error>,
 }
 
-impl Outcome {
-    fn is_good(&self) -> bool {
-        self.unreadable.is_empty() && self.faults.is_empty()
-    }
-
-    /// Notes what was found in a list.
-    fn take(&mut self, source: &Source, reading: &Reading) {
-        let error = |finding: Finding| Error {
+impl ReadObserver for FoundInFiles {
+    fn read(&mut self, source: &ListSource, _: &Reading, found: &FileFindings) {
+        let error = |finding: &FileFinding| Error {
             file: source.file.clone(),
-            position: finding.line.map(|(line, text)| Position {
-                line: usize::try_from(line).unwrap_or(usize::MAX),
+            position: finding.line.as_ref().map(|(line, text)| Position {
+                line: usize::try_from(*line).unwrap_or(usize::MAX),
                 column: 1,
                 width: text.chars().count().max(1),
-                text,
+                text: text.clone(),
             }),
-            message: finding.message,
+            message: finding.message.clone(),
             advice: finding.advice.map(str::to_owned),
         };
-        let findings = Findings::of(reading, source.strict);
-        self.faults.extend(findings.faults.into_iter().map(error));
-        self.doubts.extend(findings.doubts.into_iter().map(error));
+        self.faults.extend(found.faults.iter().map(error));
+        self.doubts.extend(found.doubts.iter().map(error));
     }
 
+    fn unreadable(&mut self, number: usize, file: &Path, why: String) {
+        self.unreadable.push((number, file.to_owned(), why));
+    }
+}
+
+impl FoundInFiles {
     /// Tells what was found; `spans`: where the configuration names the files.
-    pub(super) fn tell(self, document: &Document<'_>, spans: &[Range<usize>]) -> Compiled {
-        for (number, message) in self.unreadable {
+    fn tell(self, document: &Document<'_>, spans: &[Range<usize>]) {
+        for (number, _, message) in self.unreadable {
             let span = spans.get(number).cloned().unwrap_or_default();
             document.error_with(&span, message, ADVICE_PATH);
         }
@@ -315,43 +277,38 @@ impl Outcome {
         self.doubts
             .into_iter()
             .for_each(|doubt| document.warn_elsewhere(doubt));
-        self.compiled
     }
 }
 
 /// A table and where it names its file.
-fn read_source(mut s: Section<'_, '_>, others: &[Source]) -> Option<(Source, Range<usize>)> {
-    let name = s.required_text("name", |name| match list_name(name) {
+fn read_source(
+    mut s: Section<'_, '_>,
+    others: &[ListSource],
+) -> Option<(ListSource, Range<usize>)> {
+    let name = s.text("name", |name| match list_name(name) {
         Ok(()) if others.iter().any(|other| other.name == name) => {
             Err(format!("\"{name}\" is named twice"))
         }
         checked => checked.map(|()| name.to_owned()),
     });
     let document = s.document;
-    let file = s.required_text("file", |file| Ok(document.resolve(file)));
-    let format = s.word("format", Some("cidr"), &Format::ALL, &[]);
-    s.missing_unless_given("action");
-    let action = s.word("action", None, &ACTIONS, &[]);
-    let strict = s.flag("strict", false);
-    s.finish(&["url", "refresh"]);
+    let file = s.text("file", |file| Ok(document.resolve(file)));
+    let format = s.word("format", &Format::ALL);
+    let actions = ListAction::ALL.map(|action| (action.as_str(), action));
+    let action = s.word("action", &actions);
+    let strict = s.flag("strict");
+    s.finish();
     let (name, file) = (name?.into_inner(), file?);
     let span = file.span();
-    let source = Source {
+    let source = ListSource {
         name,
         action: action?,
         format: format?,
         file: file.into_inner(),
         strict,
-        stamp: None,
     };
     Some((source, span))
 }
-
-const ACTIONS: [(&str, ListAction); 3] = [
-    ("drop", ListAction::Drop),
-    ("reject", ListAction::Reject),
-    ("permit", ListAction::Permit),
-];
 
 /// Names of lists stand in metrics, in rule names and in replies.
 fn list_name(name: &str) -> Result<(), String> {

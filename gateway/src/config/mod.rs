@@ -11,13 +11,18 @@ mod dnsbl;
 mod document;
 mod error;
 mod filter;
+mod kernel;
+mod keys;
 mod limits;
 mod list;
+mod pending;
+pub mod reference;
 mod relay;
 mod route;
 mod section;
 #[cfg(test)]
 mod tests;
+mod typed;
 mod value;
 
 use std::net::SocketAddr;
@@ -32,6 +37,7 @@ pub use filter::{
 };
 pub use limits::{Limits, LineLength};
 pub use list::{Lists, of_last_compile};
+pub use pending::Pending;
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
 pub use value::{duration, write_duration};
@@ -43,11 +49,12 @@ use portcullis_smtp::server::{LongLines, Settings};
 
 use crate::lists::format::foreign::foreign;
 use crate::lists::guard::{Protected, ProtectedRole};
-use crate::lists::{Allocate, Compiled, ListAction, Memory};
+use crate::lists::{Compiled, ListAction};
+use crate::policy::Policy;
 use crate::policy::domain::Domains;
-use crate::policy::{Decision, Policy, no_route};
+pub use crate::policy::{Listener, Service};
 
-/// What the gate does without a configuration file: it harms nobody and shows that it works.
+/// What the gate does without a configuration file: it does no harm and shows that it works.
 const DEFAULT_GATE: &str = r#"[[listener]]
 address = "127.0.0.1:2525"
 service = "relay"
@@ -100,22 +107,6 @@ pub struct Config {
     route_index: Domains,
 }
 
-/// Where sessions come in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listener {
-    /// The address to listen on.
-    pub address: SocketAddr,
-    /// What is spoken there.
-    pub service: Service,
-}
-
-/// What is spoken on a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
-    /// SMTP between servers, as on port 25.
-    Relay,
-}
-
 /// `[log]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Log {
@@ -149,52 +140,52 @@ pub enum LogLevel {
     Trace,
 }
 
-/// Reads a configuration and the files that it names.
+/// Reads a configuration and the files that it names, to look at it: its lists are compared with
+/// nothing, and lie in memory of this process.
 ///
 /// # Errors
 /// Every fault that was found, in the order of the file.
 pub fn load(path: &Path) -> Result<Config, Errors> {
-    load_into(path, Memory::private)
+    read(path)?.unchecked()
 }
 
-/// As [`load`], with what the filter needs of the lists built into this memory.
+/// Reads a configuration and the files that it names, to put it in force.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_into(path: &Path, allocate: Allocate) -> Result<Config, Errors> {
-    parse_with(path, &text_of(path)?, Files::Read(allocate))
+pub fn read(path: &Path) -> Result<Pending, Errors> {
+    parse_with(path, &text_of(path)?, Files::Read)
 }
 
-/// As [`load_into`], for a start: where files of lists cannot be used, the lists of the last
-/// compile stand in for all of them (see [`Lists::fallback`]), if they are the same by name and
-/// action.
+/// As [`read`], for a start: where files of lists cannot be used, the lists of the last compile
+/// stand in for all of them (see [`Lists::fallback`]), if they are the same by name and action.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_for_start(path: &Path, allocate: Allocate) -> Result<Config, Errors> {
-    parse_with(path, &text_of(path)?, Files::ReadOrLast(allocate))
+pub fn read_for_start(path: &Path) -> Result<Pending, Errors> {
+    parse_with(path, &text_of(path)?, Files::ReadOrLast)
 }
 
-/// As [`load`], but that the files of the lists are left to whoever asks: the policy has none.
+/// As [`load`], but that the files of the lists are left alone: the policy has none.
 ///
 /// # Errors
 /// As [`load`], without what is in those files.
 pub fn load_without_lists(path: &Path) -> Result<Config, Errors> {
-    parse_with(path, &text_of(path)?, Files::Leave)
+    parse_with(path, &text_of(path)?, Files::Leave)?.unchecked()
 }
 
 fn text_of(path: &Path) -> Result<String, Errors> {
     let only = |message| Errors(vec![Error::whole_file(path, message)]);
-    let octets = std::fs::read(path)
+    let bytes = std::fs::read(path)
         .map_err(|error| only(format!("cannot read the configuration: {error}")))?;
-    String::from_utf8(octets).map_err(|error| {
+    String::from_utf8(bytes).map_err(|error| {
         if let Some(foreign) = foreign(error.as_bytes()) {
             return only(format!("the file is {foreign}"));
         }
         let sane = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..sane]
             .iter()
-            .filter(|&&octet| octet == b'\n')
+            .filter(|&&byte| byte == b'\n')
             .count()
             + 1;
         only(format!("not UTF-8 (line {line}), as TOML has to be"))
@@ -207,27 +198,27 @@ fn text_of(path: &Path) -> Result<String, Errors> {
 /// # Errors
 /// As [`load`].
 pub fn parse(path: &Path, text: &str) -> Result<Config, Errors> {
-    parse_with(path, text, Files::Read(Memory::private))
+    parse_with(path, text, Files::Read)?.unchecked()
 }
 
-fn parse_with(path: &Path, text: &str, files: Files) -> Result<Config, Errors> {
+fn parse_with(path: &Path, text: &str, files: Files) -> Result<Pending, Errors> {
     let document = Document::new(path, text);
     let root = document.parse();
     if document.has_errors() {
         return Err(Errors(document.finish().errors));
     }
-    let config = compile::config(&document, &root, files);
+    let (config, lists, places) = compile::config(&document, &root, files);
     let findings = document.finish();
     if !findings.errors.is_empty() {
         return Err(Errors(findings.errors));
     }
-    Ok(Config {
+    let config = Config {
         path: Some(path.to_owned()),
-        warnings: findings.warnings,
         in_force: findings.tables,
         named_files: findings.files,
         ..config
-    })
+    };
+    Ok(Pending::new(config, lists, findings.warnings, places))
 }
 
 fn saved_lists(state_dir: &Path) -> PathBuf {
@@ -245,32 +236,11 @@ impl Config {
         }
     }
 
-    /// The route of a recipient, as its place in [`routes`](Config::routes).
-    ///
-    /// # Errors
-    /// The refusal to answer when there is none.
-    pub fn route(&self, mailbox: &Mailbox<'_>) -> Result<usize, Decision> {
+    /// The route of a recipient, as its place in [`routes`](Config::routes); `None`: no route
+    /// covers it.
+    pub fn route(&self, mailbox: &Mailbox<'_>) -> Option<usize> {
         let number = self.route_index.lookup(self.policy.routed_domain(mailbox));
-        number.map(usize::from).ok_or_else(no_route)
-    }
-
-    /// The same configuration with its lists read anew, and what is doubtful about them as its only
-    /// warnings.
-    ///
-    /// # Errors
-    /// Every fault of the lists.
-    pub fn with_lists_again(&self, allocate: Allocate) -> Result<Config, Errors> {
-        let (lists, compiled, mut warnings) = self.lists.compile_again(allocate)?;
-        let file = self.path.clone().unwrap_or_default();
-        let doubts = self.customer_doubts(&compiled).into_iter();
-        let doubts = doubts.chain(self.list_doubts(&compiled));
-        warnings.extend(doubts.map(|doubt| Error::whole_file(&file, doubt)));
-        Ok(Config {
-            lists,
-            policy: Arc::new(self.policy.with_lists(compiled)),
-            warnings,
-            ..self.clone()
-        })
+        number.map(usize::from)
     }
 
     /// Where the lists of the last compile are kept.
@@ -278,40 +248,19 @@ impl Config {
         saved_lists(&self.state_dir)
     }
 
-    /// Those whom no list may newly refuse, as far as the configuration names them.
-    pub fn protected(&self) -> Vec<Protected> {
-        let networks = self.policy.networks();
-        let networks = networks.map(|net| Protected::new(net, ProtectedRole::LocalNetwork));
-        let own = self.policy.addresses().iter();
-        let own = own.map(|address| Protected::address(*address, ProtectedRole::Gate));
-        let hops = self.routes.iter().flat_map(|route| &route.next_hops);
-        let hops = hops.flat_map(NextHop::addresses);
-        let hops = hops.map(|hop| Protected::address(hop.ip(), ProtectedRole::NextHop));
-        let servers = self.dnsbl.servers.iter();
-        let servers =
-            servers.map(|server| Protected::address(server.ip(), ProtectedRole::NameServer));
-        let all = networks.chain(own).chain(hops).chain(servers).flatten();
-        let mut distinct = Vec::new();
-        for protected in all {
-            if !distinct.contains(&protected) {
-                distinct.push(protected);
-            }
-        }
-        distinct
-    }
-
     /// What is doubtful about compiled lists under this configuration. Public lists of bogons hold
     /// the private networks, so that it is easy to lock one's own people out. (That they hold a
     /// next hop with a private address as well is of no harm: it does not connect to the gate.)
     pub fn list_doubts(&self, lists: &Compiled) -> Vec<String> {
-        let protected = self.protected().into_iter();
+        let protected = self.guard().protected.into_iter();
         let local = protected.filter(|protected| protected.role == ProtectedRole::LocalNetwork);
         let doubt = |protected: Protected| {
             let (list, is_all) = protected.held_by(lists)?;
             let (action, name) = (list.action.as_str(), &list.name);
             Some(if is_all {
                 format!(
-                    "the {action} list \"{name}\" holds all of {protected}: nobody there can connect"
+                    "the {action} list \"{name}\" holds all of {protected}: \
+                     no client there can connect"
                 )
             } else {
                 format!(
@@ -351,7 +300,8 @@ impl Config {
             };
             let interface = &customers.name;
             Some(format!(
-                "customers on {interface} reach the listener {address} only if a permit list covers them or {own}: its port is filtered"
+                "customers on {interface} reach the listener {address} only if a permit list \
+                 covers them or {own}: its port is filtered"
             ))
         };
         self.listeners.iter().filter_map(doubt).collect()

@@ -6,12 +6,120 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv6Net};
 
 use super::error::{Error, Position};
-use super::limits::count;
+use super::keys::{Absent, DAY, Form, Key, KeyTable, SECOND, count, duration, text};
 use super::list::read_file;
 use super::section::Section;
 use super::value;
 use crate::lists::format::foreign::foreign;
 use crate::policy::domain::Pattern;
+
+pub(super) static KEYS: KeyTable = KeyTable {
+    header: "[relay]",
+    about: "Who and what is local, which is what makes a closed relay, and how patient the gate is \
+            with a next hop.",
+    keys: &[
+        Key::new(
+            "networks",
+            Form::Texts {
+                what: "networks or addresses",
+                default: Absent::Is(&["127.0.0.0/8", "::1/128"]),
+            },
+            "Clients in these networks may send to every recipient. Networks that are too wide \
+             (IPv4 wider than /8, IPv6 wider than /16) are refused: that would be an open relay. \
+             The default holds only without `networks_file`, too.",
+        )
+        .see(&[
+            "relay.networks_file",
+            "limits.sessions_per_source",
+            "lists.grow_max",
+        ]),
+        Key::new(
+            "networks_file",
+            text("a path", Absent::Nothing),
+            "A file with more of them, one a line; `#` begins a comment.",
+        )
+        .see(&["relay.networks"]),
+        Key::new(
+            "domains",
+            Form::Texts {
+                what: "domains, or `.parent` for all that is beneath it",
+                default: Absent::Nothing,
+            },
+            "Local domains: every client may send to them. Each needs a route.",
+        )
+        .see(&["relay.domains_file", "route.domains"]),
+        Key::new(
+            "domains_file",
+            text("a path", Absent::Nothing),
+            "A file with more of them, one a line; `#` begins a comment.",
+        )
+        .see(&["relay.domains"]),
+        Key::new(
+            "addresses",
+            Form::Texts {
+                what: "IP addresses",
+                default: Absent::Nothing,
+            },
+            "Addresses of this gate besides those of its listeners: recipients in an address \
+             literal of one of them are local.",
+        )
+        .see(&["listener.address"]),
+        Key::new(
+            "connect_timeout",
+            duration(HALF_A_MINUTE, SECOND..=FIVE_MINUTES),
+            "How long a connection to a next hop may take to be ready. Another next hop of the \
+             route is tried after one second.",
+        )
+        .see(&["route.next_hop"]),
+        Key::new(
+            "reply_timeout",
+            duration(TWO_MINUTES, SECOND..=DAY),
+            "How long a next hop may take for each reply but the last of a message. Less than the \
+             five minutes that a client waits (RFC 5321 section 4.5.3.2), so that the client hears \
+             the 451.",
+        )
+        .see(&["relay.send_timeout"]),
+        Key::new(
+            "send_timeout",
+            Form::Duration {
+                default: Absent::Varies("`\"3m\"`, or `reply_timeout` where that is set"),
+                range: SECOND..=DAY,
+            },
+            "How long a next hop may take nothing of what it is sent, however little it takes. RFC \
+             5321 section 4.5.3.2.5 asks for three minutes.",
+        )
+        .see(&["relay.reply_timeout"]),
+        Key::new(
+            "message_timeout",
+            duration(NINE_MINUTES, SECOND..=DAY),
+            "How long a next hop may take for its reply to the end of the data. Less than the ten \
+             minutes that a client waits.",
+        ),
+        Key::new(
+            "idle_timeout",
+            duration(HALF_A_MINUTE, SECOND..=DAY),
+            "How long a connection to a next hop is kept for the next message.",
+        ),
+        Key::new(
+            "connections",
+            count("connections", 100, 1..=1_000_000),
+            "Connections at a time to one next hop, of each worker.",
+        )
+        .see(&["workers"]),
+        Key::new(
+            "retry_after",
+            duration(HALF_A_MINUTE, SECOND..=DAY),
+            "How long at most a next hop that did not answer is left alone while there is another.",
+        ),
+    ],
+    later: &[],
+};
+
+const HALF_A_MINUTE: Duration = Duration::from_secs(30);
+const TWO_MINUTES: Duration = Duration::from_secs(120);
+const THREE_MINUTES: Duration = Duration::from_secs(180);
+const FIVE_MINUTES: Duration = Duration::from_secs(300);
+const NINE_MINUTES: Duration = Duration::from_secs(540);
 
 /// How the relay treats its next hops.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,9 +152,6 @@ pub(super) struct Local {
 
 /// Reads the whole table.
 pub(super) fn read(s: &mut Section<'_, '_>) -> (Local, Relay) {
-    const SECOND: Duration = Duration::from_secs(1);
-    const MINUTE: Duration = Duration::from_secs(60);
-    const DAY: Duration = Duration::from_secs(86_400);
     let local = Local {
         networks: read_networks(s),
         domains: texts_and_file(s, "domains", "domains_file", local_domain).unwrap_or_default(),
@@ -56,52 +161,50 @@ pub(super) fn read(s: &mut Section<'_, '_>) -> (Local, Relay) {
             .unwrap_or_default(),
     };
     let reply_timeout_given = s.has("reply_timeout");
-    let reply_timeout = s.duration("reply_timeout", 2 * MINUTE, SECOND..=DAY);
+    let reply_timeout = s.duration("reply_timeout");
     let send_timeout = if reply_timeout_given {
         reply_timeout
     } else {
-        3 * MINUTE
+        THREE_MINUTES
     };
     let relay = Relay {
-        connect_timeout: s.duration("connect_timeout", 30 * SECOND, SECOND..=5 * MINUTE),
+        connect_timeout: s.duration("connect_timeout"),
         reply_timeout,
-        send_timeout: s.duration("send_timeout", send_timeout, SECOND..=DAY),
-        message_timeout: s.duration("message_timeout", 9 * MINUTE, SECOND..=DAY),
-        idle_timeout: s.duration("idle_timeout", 30 * SECOND, SECOND..=DAY),
-        connections: count(s, "connections", 100, 1..=1_000_000),
-        retry_after: s.duration("retry_after", 30 * SECOND, SECOND..=DAY),
+        send_timeout: s.duration_or("send_timeout", send_timeout),
+        message_timeout: s.duration("message_timeout"),
+        idle_timeout: s.duration("idle_timeout"),
+        connections: s.count_u32("connections"),
+        retry_after: s.duration("retry_after"),
     };
     (local, relay)
 }
 
-/// With nothing said, those on this host are local and nobody else.
+/// Without the keys, clients on this host are local and no other.
 fn read_networks(s: &mut Section<'_, '_>) -> Vec<IpNet> {
-    const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
     match texts_and_file(s, "networks", "networks_file", local_network) {
         Some(networks) => networks,
-        None => {
-            s.by_default("networks", format_args!("{LOOPBACK:?}"));
-            LOOPBACK.iter().filter_map(|net| net.parse().ok()).collect()
-        }
+        None => s.default_texts("networks", local_network),
     }
 }
 
 fn local_network(text: &str) -> Result<IpNet, String> {
     let net = value::network(text)?;
-    let is_everybodys = match net {
+    let is_too_wide = match net {
         IpNet::V4(net) => net.prefix_len() < 8,
-        IpNet::V6(net) => is_everybodys_ipv6(net),
+        IpNet::V6(net) => is_too_wide_ipv6(net),
     };
-    if is_everybodys {
-        return Err("this would be an open relay: everybody's network".to_owned());
+    if is_too_wide {
+        return Err(
+            "this would be an open relay: wider than any provider's own network".to_owned(),
+        );
     }
     Ok(net)
 }
 
-/// Nobody's own network is wider than a /16 of what is assigned, 2000::/3. In addresses that
+/// No provider's own network is wider than a /16 of what is assigned, 2000::/3. In addresses that
 /// translate or tunnel IPv4 (RFC 6052 and its prefix for local use, 6to4) a network is as wide as
-/// the IPv4 in it, and more than a /8 of that is everybody's, too.
-fn is_everybodys_ipv6(net: Ipv6Net) -> bool {
+/// the IPv4 in it, and more than a /8 of that is too wide as well.
+fn is_too_wide_ipv6(net: Ipv6Net) -> bool {
     const ASSIGNED: Ipv6Addr = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0);
     const OF_IPV4: [(Ipv6Addr, u8); 3] = [
         (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96),
@@ -117,7 +220,7 @@ fn is_everybodys_ipv6(net: Ipv6Net) -> bool {
 
 fn local_domain(text: &str) -> Result<Pattern, String> {
     match Pattern::parse(text)? {
-        Pattern::Any => Err("this would be an open relay: everybody's domain".to_owned()),
+        Pattern::Any => Err("this would be an open relay: `*` is every domain".to_owned()),
         pattern => Ok(pattern),
     }
 }
@@ -133,14 +236,14 @@ pub(super) fn texts_and_file<T>(
     let here = s.texts(key, parse);
     let there = s.text(file_key, |path| Ok(path.to_owned())).map(|path| {
         let resolved = s.document.resolve(path.get_ref());
-        let mut octets = read_file(s, &resolved, &path.span()).unwrap_or_default();
-        if let Some(foreign) = foreign(&octets) {
+        let mut bytes = read_file(s, &resolved, &path.span()).unwrap_or_default();
+        if let Some(foreign) = foreign(&bytes) {
             let message = format!("{} is {foreign}", resolved.display());
             s.document.error(&path.span(), message);
-            octets.clear();
+            bytes.clear();
         }
         let mut entries = Vec::new();
-        for (number, line) in (1..).zip(String::from_utf8_lossy(&octets).lines()) {
+        for (number, line) in (1..).zip(String::from_utf8_lossy(&bytes).lines()) {
             let entry = line.split('#').next().unwrap_or(line).trim();
             if entry.is_empty() {
                 continue;
@@ -183,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_of_everybody_is_no_local_network_in_whatever_form() {
+    fn a_network_of_strangers_is_no_local_network_in_any_form() {
         for text in [
             "0.0.0.0/0",
             "0.0.0.0/1",

@@ -2,10 +2,66 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use super::keys::{Absent, Form, Key, KeyTable, flag};
 use super::relay::texts_and_file;
 use super::section::Section;
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
+
+pub(super) static KEYS: KeyTable = KeyTable {
+    header: "[[route]]",
+    about: "Where mail goes. The most specific pattern of all routes decides: the domain itself, \
+            then the closest `.parent`, then `*`. Of two routes with the same pattern the first in \
+            the file gets the mail.",
+    keys: &[
+        Key::new(
+            "domains",
+            Form::Texts {
+                what: "domains, `.parent` for all that is beneath it, or `*`",
+                default: Absent::Nothing,
+            },
+            "The recipients' domains that the route is for. Required without `domains_file`.",
+        )
+        .see(&["relay.domains"]),
+        Key::new(
+            "domains_file",
+            Form::Text {
+                what: "a path",
+                default: Absent::Nothing,
+            },
+            "A file with more of them, one a line; `#` begins a comment.",
+        )
+        .see(&["route.domains"]),
+        Key::new(
+            "next_hop",
+            Form::Texts {
+                what: "addresses or host names, with or without a port (25); or `discard`",
+                default: Absent::Required,
+            },
+            "The servers that take the mail, in the order in which they are tried. Each address \
+             of a name is a next hop of its own. `discard` stands alone: the mail is accepted, \
+             counted and thrown away.",
+        )
+        .see(&["relay.connect_timeout", "relay.retry_after"]),
+        Key::new(
+            "mode",
+            Form::Word {
+                default: Absent::Is("cut-through"),
+                words: &[("cut-through", "when the next hop has taken it")],
+                later: &["spool"],
+            },
+            "When the client hears that its message was accepted.",
+        ),
+        Key::new(
+            "dsn",
+            flag(false),
+            "Whether the next hops of the route offer DSN (RFC 3461). Clients are offered it only \
+             if every route says so.",
+        ),
+    ],
+    later: &["tls"],
+};
 
 /// A route: for recipients in these domains, these next hops in their order.
 ///
@@ -18,13 +74,16 @@ pub struct Route {
     pub domains: Vec<Pattern>,
     /// In the order in which they are tried. Never empty; [`NextHop::Discard`] stands alone.
     pub next_hops: Vec<NextHop>,
+    /// The next hops as the configuration writes them: what tells one destination from another.
+    /// See [`Recipient::next_hops`](crate::policy::pipeline::Recipient::next_hops).
+    pub target: Arc<str>,
     /// When the client is told that its message was taken.
     pub mode: RouteMode,
     /// Its next hops offer DSN (RFC 3461).
     pub dsn: bool,
 }
 
-/// When the client is told that its message was taken.
+/// When the client hears that its message was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteMode {
     /// When the next hop has taken it: the client's final reply is the next hop's.
@@ -91,12 +150,7 @@ pub(super) fn read(
             s.document
                 .error(&s.span_of(key), format!("`{key}` is empty"));
         }
-        let mode = s.word(
-            "mode",
-            Some("cut-through"),
-            &[("cut-through", RouteMode::CutThrough)],
-            &["spool"],
-        );
+        let mode = s.word("mode", &[("cut-through", RouteMode::CutThrough)]);
         match u16::try_from(routes.len()) {
             Ok(number) => {
                 for pattern in &domains {
@@ -110,9 +164,10 @@ pub(super) fn read(
             }
             Err(_) => s.document.error(&s.span, "too many routes"),
         }
-        let dsn = s.flag("dsn", false);
+        let dsn = s.flag("dsn");
         routes.push(Route {
             domains,
+            target: target(&next_hops),
             next_hops,
             mode: mode.unwrap_or(RouteMode::CutThrough),
             dsn,
@@ -120,17 +175,23 @@ pub(super) fn read(
         if !dsn {
             without_dsn.get_or_insert((s.document, s.span.clone()));
         }
-        s.finish(&["tls"]);
+        s.finish();
     }
     if let Some((document, span)) = without_dsn
         && routes.iter().any(|route| route.dsn)
     {
         document.warn(
             &span,
-            "DSN is not offered, because this [[route]] does not say `dsn = true` as another one does",
+            "DSN is not offered, because this [[route]] does not say `dsn = true` \
+             as another one does",
         );
     }
     (routes, index)
+}
+
+fn target(next_hops: &[NextHop]) -> Arc<str> {
+    let names: Vec<_> = next_hops.iter().map(NextHop::to_string).collect();
+    names.join(", ").into()
 }
 
 fn read_next_hops(s: &mut Section<'_, '_>, listeners: &[SocketAddr]) -> Vec<NextHop> {
@@ -199,7 +260,7 @@ fn next_hop(text: &str) -> Result<NextHop, String> {
     if name
         .rsplit('.')
         .next()
-        .is_some_and(|label| label.bytes().all(|octet| octet.is_ascii_digit()))
+        .is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()))
     {
         return Err(format!("`{name}` is neither an address nor a name"));
     }

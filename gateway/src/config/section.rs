@@ -1,48 +1,49 @@
-//! One table of the configuration, read key by key: each method names a key, what its value has to
-//! be, and what is in force without it.
+//! One table of the configuration, read key by key, so that every key which it does not have is
+//! found. What is read and by which default comes from the description of the table (see
+//! [`keys`](super::keys)); how a single value is read is in [`typed`](super::typed).
 
 use std::fmt::Display;
-use std::ops::{Range, RangeInclusive};
-use std::time::Duration;
+use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::document::{Document, Setting, Table};
-use super::value;
+use super::keys::{Form, Key, KeyTable, nearest};
 
 /// A value as it stands in the text.
 pub(super) type Value<'d> = Spanned<DeValue<'d>>;
 
 /// The words for something that is described but not built yet: a clear error, never a silence.
-const LATER: &str = "not in this version of Portcullis";
+pub(super) const LATER: &str = "not in this version of Portcullis";
 
-/// One table while it is read. Every method that reads a key notes it as known;
-/// [`finish`](Section::finish) then finds the keys that nobody asked for.
+/// One table while it is read; [`finish`](Section::finish) then finds the keys that the table does
+/// not have.
 pub(super) struct Section<'a, 'd> {
     pub(super) document: &'a Document<'d>,
-    header: String,
+    described: &'static KeyTable,
     /// `None`: the table is not in the file, and all is by default.
     table: Option<&'a DeTable<'d>>,
     /// Where the table stands, for faults about the whole of it.
     pub(super) span: Range<usize>,
-    known: Vec<&'static str>,
+    /// The keys that were read.
+    read: Vec<&'static str>,
     settings: Vec<Setting>,
 }
 
 impl<'a, 'd> Section<'a, 'd> {
     pub(super) fn new(
         document: &'a Document<'d>,
-        header: &str,
+        described: &'static KeyTable,
         table: Option<&'a DeTable<'d>>,
         span: Range<usize>,
     ) -> Section<'a, 'd> {
         Section {
             document,
-            header: header.to_owned(),
+            described,
             table,
             span,
-            known: Vec::new(),
+            read: Vec::new(),
             settings: Vec::new(),
         }
     }
@@ -73,9 +74,21 @@ impl<'a, 'd> Section<'a, 'd> {
             .map_or(self.span.clone(), Spanned::span)
     }
 
-    /// The value of a key, which is thereby known.
+    /// How a key is described. That each key which is read has a description is held by every test
+    /// that reads a configuration.
+    fn described(&self, key: &str) -> &'static Key {
+        let described = self.described.key(key);
+        described.unwrap_or_else(|| panic!("{key} of {:?} is described", self.described.header))
+    }
+
+    /// What a value of this key has to be.
+    pub(super) fn form(&self, key: &str) -> &'static Form {
+        &self.described(key).form
+    }
+
+    /// The value of a key, which is thereby read.
     pub(super) fn value(&mut self, key: &'static str) -> Option<&'a Value<'d>> {
-        self.known.push(key);
+        self.read.push(key);
         let value = self.table?.get(key)?;
         // Tables show themselves.
         if !contains_table(value.get_ref()) {
@@ -100,6 +113,9 @@ impl<'a, 'd> Section<'a, 'd> {
 
     /// A table within this one.
     pub(super) fn table(&mut self, key: &'static str) -> Section<'a, 'd> {
+        let Form::Table(described) = *self.form(key) else {
+            panic!("{key} is described as a table");
+        };
         let (table, span) = match self.value(key) {
             None => (None, 0..0),
             Some(value) => {
@@ -108,17 +124,20 @@ impl<'a, 'd> Section<'a, 'd> {
                     self.document.error_with(
                         &value.span(),
                         format!("`{key}` is a table"),
-                        format!("write [{key}]"),
+                        format!("write {}", described.header),
                     );
                 }
                 (table, value.span())
             }
         };
-        Section::new(self.document, &format!("[{key}]"), table, span)
+        Section::new(self.document, described, table, span)
     }
 
     /// An array of tables within this one.
     pub(super) fn tables(&mut self, key: &'static str) -> Vec<Section<'a, 'd>> {
+        let Form::Tables(described) = *self.form(key) else {
+            panic!("{key} is described as an array of tables");
+        };
         let Some(value) = self.value(key) else {
             return Vec::new();
         };
@@ -127,294 +146,68 @@ impl<'a, 'd> Section<'a, 'd> {
             .as_array()
             .map(|array| array.iter().collect())
             .unwrap_or(vec![value]);
-        let within = self.header.trim_matches(['[', ']']);
-        let header = if within.is_empty() {
-            format!("[[{key}]]")
-        } else {
-            format!("[[{within}.{key}]]")
-        };
         let mut sections = Vec::with_capacity(entries.len());
         for entry in entries {
             match entry.get_ref().as_table() {
                 Some(table) if value.get_ref().is_array() => {
-                    sections.push(Section::new(
-                        self.document,
-                        &header,
-                        Some(table),
-                        entry.span(),
-                    ));
+                    let table = Some(table);
+                    sections.push(Section::new(self.document, described, table, entry.span()));
                 }
                 _ => {
                     let message = format!("there can be several `{key}` tables");
-                    self.document
-                        .error_with(&entry.span(), message, format!("write {header}"));
+                    let advice = format!("write {}", described.header);
+                    self.document.error_with(&entry.span(), message, advice);
                 }
             }
         }
         sections
     }
 
-    /// A text, through `parse`.
-    pub(super) fn text<T>(
-        &mut self,
-        key: &'static str,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<Spanned<T>> {
-        let value = self.value(key)?;
-        self.parse_text(key, value, parse)
-    }
-
-    /// A text that has to be there.
-    pub(super) fn required_text<T>(
-        &mut self,
-        key: &'static str,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<Spanned<T>> {
-        self.missing_unless_given(key);
-        self.text(key, parse)
-    }
-
     /// An error when the key is not in the table.
     pub(super) fn missing_unless_given(&self, key: &str) {
         if self.is_given() && !self.has(key) {
-            self.document.error(
-                &self.span,
-                format!("`{key}` is missing in this {}", self.header),
-            );
+            let message = format!("`{key}` is missing in this {}", self.described.header);
+            self.document.error(&self.span, message);
         }
     }
 
-    /// A list of texts, each through `parse`; every bad one is a fault of its own. `None` when the
-    /// key is absent.
-    pub(super) fn texts<T>(
-        &mut self,
-        key: &'static str,
-        mut parse: impl FnMut(&str) -> Result<T, String>,
-    ) -> Option<Vec<Spanned<T>>> {
-        let value = self.value(key)?;
-        let Some(array) = value.get_ref().as_array() else {
-            let advice = format!("write {key} = [\"...\"]");
-            self.document.error_with(
-                &value.span(),
-                format!("`{key}` is a list of strings"),
-                advice,
-            );
-            return Some(Vec::new());
-        };
-        Some(
-            array
+    /// Ends the reading of the table: keys that it does not have are errors, those of later
+    /// versions as such, the rest with the key that may have been meant.
+    pub(super) fn finish(self) {
+        let described = self.described;
+        debug_assert!(
+            described
+                .keys
                 .iter()
-                .filter_map(|entry| self.parse_text(key, entry, &mut parse))
-                .collect(),
-        )
-    }
-
-    /// A whole number within a range.
-    pub(super) fn count(
-        &mut self,
-        key: &'static str,
-        default: u64,
-        range: RangeInclusive<u64>,
-    ) -> u64 {
-        let Some(value) = self.value(key) else {
-            self.by_default(key, default);
-            return default;
-        };
-        self.number(key, value, range).unwrap_or(default)
-    }
-
-    /// Yes or no.
-    pub(super) fn flag(&mut self, key: &'static str, default: bool) -> bool {
-        let Some(value) = self.value(key) else {
-            self.by_default(key, default);
-            return default;
-        };
-        value.get_ref().as_bool().unwrap_or_else(|| {
-            self.document.error(
-                &value.span(),
-                format!("`{key}` is true or false, not {}", kind(value)),
-            );
-            default
-        })
-    }
-
-    /// One of a few words. A word of `later` is one that only a later version knows.
-    pub(super) fn word<T: Copy>(
-        &mut self,
-        key: &'static str,
-        default: Option<&'static str>,
-        words: &[(&'static str, T)],
-        later: &[&str],
-    ) -> Option<T> {
-        let one_of = |text: &str| match words.iter().find(|(word, _)| *word == text) {
-            Some(&(_, meaning)) => Ok(meaning),
-            None if later.contains(&text) => Err(format!("{key} = \"{text}\" is {LATER}")),
-            None => {
-                let known: Vec<_> = words
-                    .iter()
-                    .map(|(word, _)| format!("\"{word}\""))
-                    .collect();
-                Err(format!("{key} can be {}", known.join(" or ")))
-            }
-        };
-        match self.text(key, one_of) {
-            Some(meaning) => Some(meaning.into_inner()),
-            None => {
-                let default = default?;
-                if !self.has(key) {
-                    self.by_default(key, format_args!("\"{default}\""));
-                }
-                one_of(default).ok()
-            }
-        }
-    }
-
-    /// A length of time within a range.
-    pub(super) fn duration(
-        &mut self,
-        key: &'static str,
-        default: Duration,
-        range: RangeInclusive<Duration>,
-    ) -> Duration {
-        let Some(value) = self.value(key) else {
-            self.by_default(key, format_args!("\"{}\"", value::write_duration(default)));
-            return default;
-        };
-        let within = |text: &str| match value::duration(text)? {
-            duration if range.contains(&duration) => Ok(duration),
-            _ => Err(format!(
-                "out of range: from {} to {} make sense",
-                value::write_duration(*range.start()),
-                value::write_duration(*range.end())
-            )),
-        };
-        if value.get_ref().is_integer() {
-            let message = format!("`{key}` is a length of time with its unit");
-            self.document
-                .error_with(&value.span(), message, "write \"30s\", \"5m\" or \"1h\"");
-            return default;
-        }
-        self.parse_text(key, value, within)
-            .map_or(default, Spanned::into_inner)
-    }
-
-    /// A number of octets within a range. `default` is written as in the file.
-    pub(super) fn size(
-        &mut self,
-        key: &'static str,
-        default: &'static str,
-        range: RangeInclusive<u64>,
-    ) -> u64 {
-        let fallback = value::size(default).unwrap_or(*range.start());
-        let Some(value) = self.value(key) else {
-            self.by_default(key, format_args!("\"{default}\""));
-            return fallback;
-        };
-        if value.get_ref().is_integer() {
-            return self.number(key, value, range).unwrap_or(fallback);
-        }
-        let within = |text: &str| match value::size(text)? {
-            size if range.contains(&size) => Ok(size),
-            _ => Err(format!(
-                "out of range: from {} to {} octets make sense",
-                range.start(),
-                range.end()
-            )),
-        };
-        self.parse_text(key, value, within)
-            .map_or(fallback, Spanned::into_inner)
-    }
-
-    /// A whole number of a list or a key, within a range.
-    pub(super) fn number(
-        &self,
-        key: &str,
-        value: &Value<'_>,
-        range: RangeInclusive<u64>,
-    ) -> Option<u64> {
-        let number = value.get_ref().as_integer().map(|integer| {
-            i128::from_str_radix(integer.as_str(), integer.radix()).unwrap_or(i128::MAX)
-        });
-        let document = self.document;
-        match number {
-            None => document.error(
-                &value.span(),
-                format!("`{key}` is a whole number, not {}", kind(value)),
-            ),
-            Some(number) => match u64::try_from(number) {
-                Ok(number) if range.contains(&number) => return Some(number),
-                _ => document.error(
-                    &value.span(),
-                    format!(
-                        "`{key}` is out of range: from {} to {} make sense",
-                        range.start(),
-                        range.end()
-                    ),
-                ),
-            },
-        }
-        None
-    }
-
-    fn parse_text<T>(
-        &self,
-        key: &str,
-        value: &Value<'_>,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<Spanned<T>> {
-        let span = value.span();
-        let Some(text) = value.get_ref().as_str() else {
-            self.document
-                .error(&span, format!("`{key}` is a string, not {}", kind(value)));
-            return None;
-        };
-        match parse(text) {
-            Ok(parsed) => Some(Spanned::new(span, parsed)),
-            Err(message) if message.ends_with(LATER) => {
-                self.document.error(&span, message);
-                None
-            }
-            Err(message) => {
-                self.document
-                    .error(&span, format!("bad `{key}`: {message}"));
-                None
-            }
-        }
-    }
-
-    /// Keys that nobody asked for are errors: those of `later` versions with these words, the rest
-    /// with the key that may have been meant.
-    pub(super) fn finish(self, later: &[&'static str]) {
+                .all(|key| self.read.contains(&key.name)),
+            "a described key of {:?} is not read: only {:?} are",
+            described.header,
+            self.read
+        );
         for (key, _) in self.table.into_iter().flatten() {
             let name: &str = key.get_ref();
-            if self.known.contains(&name) {
+            if described.key(name).is_some() {
                 continue;
             }
-            let place = if self.header.is_empty() {
-                "at the top"
-            } else {
-                &self.header
+            let place = match described.header {
+                "" => "at the top",
+                header => header,
             };
-            if later.contains(&name) {
+            if described.later.contains(&name) {
                 self.document
                     .error(&key.span(), format!("`{name}` ({place}) is {LATER}"));
                 continue;
             }
             let message = format!("unknown key `{name}` ({place})");
-            match nearest(name, self.known.iter().chain(later)) {
-                Some(meant) => self.document.error_with(
-                    &key.span(),
-                    message,
-                    format!("did you mean `{meant}`?"),
-                ),
-                None => {
-                    let advice = format!("known here: {}", self.known.join(", "));
-                    self.document.error_with(&key.span(), message, advice);
-                }
-            }
+            let names = || described.keys.iter().map(|key| key.name);
+            let advice = match nearest(name, names().chain(described.later.iter().copied())) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => format!("known here: {}", names().collect::<Vec<_>>().join(", ")),
+            };
+            self.document.error_with(&key.span(), message, advice);
         }
         self.document.in_force(Table {
-            header: self.header,
+            header: described.header.to_owned(),
             settings: self.settings,
         });
     }
@@ -428,22 +221,4 @@ fn contains_table(value: &DeValue<'_>) -> bool {
                 .next()
                 .is_some_and(|entry| entry.get_ref().is_table())
         })
-}
-
-fn kind(value: &Value<'_>) -> &'static str {
-    match value.get_ref() {
-        DeValue::String(_) => "a string",
-        DeValue::Integer(_) => "a number",
-        DeValue::Float(_) => "a fraction",
-        DeValue::Boolean(_) => "true or false",
-        DeValue::Datetime(_) => "a date",
-        DeValue::Array(_) => "a list",
-        DeValue::Table(_) => "a table",
-    }
-}
-
-fn nearest<'k>(name: &str, keys: impl Iterator<Item = &'k &'static str>) -> Option<&'static str> {
-    let scored = keys.map(|key| (strsim::jaro_winkler(name, key), *key));
-    let (score, key) = scored.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-    (score > 0.8).then_some(key)
 }

@@ -1,12 +1,13 @@
-//! That no text can break the reading of the configuration. What people are told about theirs is
-//! data, in `tests/config`.
+//! That no text can break the reading of the configuration. What is printed about a configuration
+//! is data, in `tests/config`.
 
 use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{Config, load, parse};
-use crate::lists::Memory;
+use super::document::Document;
+use super::section::Section;
+use super::{Config, Pending, load, parse};
 
 /// Every table and every kind of value, inline and not.
 const GOOD: &str = r#"hostname = "mx1.isp.example"
@@ -72,10 +73,11 @@ fn the_same_is_read_from_inline_tables_and_dotted_keys() {
 }
 
 #[test]
-fn lists_that_are_read_again_bring_every_doubt_that_a_check_tells() {
+fn lists_that_are_read_again_bring_every_warning_of_a_check() {
     let directory = tempfile::tempdir().unwrap();
     let file = |name: &str| directory.path().join(name);
-    let text = "hostname = \"mx.isp.example\"\nstate_dir = \"/tmp\"\nrelay.networks = [\"192.0.2.0/24\"]\n\
+    let text = "hostname = \"mx.isp.example\"\nstate_dir = \"/tmp\"\n\
+        relay.networks = [\"192.0.2.0/24\"]\n\
         [filter]\ninterfaces = [{ name = \"eth0\" }, { name = \"eth1\", role = \"customer\" }]\n\
         [[list]]\nname = \"gate\"\nfile = \"gate\"\naction = \"permit\"\n\
         [[list]]\nname = \"feed\"\nfile = \"feed\"\naction = \"drop\"\n\
@@ -95,27 +97,50 @@ fn lists_that_are_read_again_bring_every_doubt_that_a_check_tells() {
     assert_eq!(told(&config), [""; 0]);
     std::fs::write(file("gate"), "198.51.100.26\n").unwrap();
     std::fs::write(file("feed"), "192.0.2.0/24\n").unwrap();
-    let again = config.with_lists_again(Memory::private);
+    let again = Pending::again(&config).and_then(Pending::unchecked);
     let again = told(&again.unwrap_or_else(|errors| panic!("{errors}")));
     assert_eq!(again.len(), 2, "{again:?}");
     assert_eq!(again, told(&loaded()));
 }
 
+/// That all keys are read is an assertion of debug builds.
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "the assertion is not in this build")]
+#[should_panic(expected = "a described key of \"[limits]\" is not read")]
+fn a_key_that_is_described_and_not_read_fails_the_tests() {
+    let document = Document::new(Path::new("x"), "");
+    let mut limits = Section::new(&document, &super::limits::KEYS, None, 0..0);
+    limits.count("sessions");
+    limits.finish();
+}
+
+#[test]
+#[should_panic(expected = "session of \"[limits]\" is described")]
+fn a_key_that_is_read_and_not_described_fails_the_tests() {
+    let document = Document::new(Path::new("x"), "");
+    let mut limits = Section::new(&document, &super::limits::KEYS, None, 0..0);
+    limits.count("session");
+}
+
 proptest! {
     #[test]
     fn no_text_breaks_the_reading_and_every_fault_has_its_line(
-        edits in prop::collection::vec((0..700usize, 0..12usize, prop::sample::select(SPLICES.to_vec())), 1..5),
+        edits in prop::collection::vec(
+            (0..700usize, 0..12usize, prop::sample::select(SPLICES.to_vec())),
+            1..5,
+        ),
     ) {
         let mut text = GOOD.to_owned();
         for (at, length, splice) in edits {
             let (from, to) = (floor(&text, at), floor(&text, at + length));
             text.replace_range(from..to, splice);
         }
-        let said: Result<Config, _> = parse(Path::new("spliced"), &text);
-        for error in said.err().map(|errors| errors.0).unwrap_or_default() {
+        let read: Result<Config, _> = parse(Path::new("spliced"), &text);
+        for error in read.err().map(|errors| errors.0).unwrap_or_default() {
             prop_assert!(!error.to_string().is_empty());
             if let Some(at) = error.position {
-                let line = text.split('\n').nth(at.line - 1).map(|line| line.trim_end_matches('\r'));
+                let line = text.split('\n').nth(at.line - 1);
+                let line = line.map(|line| line.trim_end_matches('\r'));
                 prop_assert_eq!(line, Some(at.text.as_str()));
             }
         }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use crate::lists::entries::{MappedTooWide, unmapped};
 
 /// `"250ms"`, `"30s"`, `"5m"`, `"1h"`, `"7d"`: a whole number and its unit. A number without a unit
-/// is refused, because nobody can tell seconds from minutes when reading it.
+/// is refused, because a reader cannot tell seconds from minutes.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = number_and_unit(text)?;
     let milliseconds = match unit {
@@ -30,7 +30,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "the number is too big".to_owned())
 }
 
-/// `"50MB"`, `"20GB"`, `"1MiB"`, `"4096"`: octets, with decimal or binary multiples.
+/// `"50MB"`, `"20GB"`, `"1MiB"`, `"4096"`: bytes, with decimal or binary multiples.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = number_and_unit(text)?;
     let factor: u64 = match unit {
@@ -84,11 +84,22 @@ pub fn write_duration(duration: Duration) -> String {
     }
 }
 
+/// The shortest way to write a number of bytes with a binary unit that [`size`] takes.
+pub(super) fn write_size(bytes: u64) -> String {
+    for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
+        if bytes != 0 && bytes.trailing_zeros() >= shift {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    format!("{bytes}B")
+}
+
 /// An address and a port: `"192.0.2.1:25"` or `"[2001:db8::1]:25"`. IPv4 that is written as IPv6 is
 /// IPv4.
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| {
-        "an IP address and a port are wanted, like \"0.0.0.0:25\" or \"[::]:25\" (names are not resolved here)"
+        "an IP address and a port are wanted, like \"0.0.0.0:25\" or \"[::]:25\" \
+         (names are not resolved here)"
             .to_owned()
     })?;
     if address.port() == 0 {
@@ -161,13 +172,14 @@ mod tests {
 
     #[test]
     fn a_size_is_never_read_with_another_factor() {
-        for (text, octets) in [
+        for (text, bytes) in [
             ("50MB", 50_000_000),
             ("1MiB", 1_048_576),
             ("20GB", 20_000_000_000),
             ("512", 512),
         ] {
-            assert_eq!(size(text), Ok(octets));
+            assert_eq!(size(text), Ok(bytes));
+            assert_eq!(size(&write_size(bytes)), Ok(bytes));
         }
         for text in ["50mb", "MB", "1.5GB", "-1", "99999999TB"] {
             assert!(size(text).is_err(), "{text}");

@@ -4,13 +4,13 @@
 //! |---|---|
 //! | `/metrics` | the text format of Prometheus |
 //! | `/api/status` | the same as JSON |
-//! | `/api/refusals` | who was refused of late, why and until when, as JSON |
-//! | `/api/events` | what the filter drops while it happens: a JSON object a line, until the client goes |
+//! | `/api/refusals` | the sources refused of late, why and until when, as JSON |
+//! | `/api/events` | drops as they happen: a JSON object a line, until the client goes |
 //!
-//! There is nothing to change by it and nobody is asked who they are: bind it to the loopback or to
-//! a network of the operators. A connection is good for one request and for half a minute, unless
-//! it follows the events, and there are at most 32 at a time, of which 8 follow: more wait in the
-//! kernel's queue, or are told so.
+//! It changes nothing and has no authentication: bind it to the loopback or to a network of the
+//! operators. A connection is good for one request and for half a minute, unless it follows the
+//! events. There are at most 32 at a time, of which 8 follow: more wait in the kernel's queue, or
+//! get a 503.
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
@@ -111,7 +111,7 @@ async fn converse(endpoint: Arc<Endpoint>, stream: TcpStream, follows: Arc<Atomi
     }
 }
 
-/// What is to be told.
+/// What a client can ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Resource {
     Metrics,
@@ -120,23 +120,23 @@ enum Resource {
     Events,
 }
 
-/// The body of an answer: all of it, or what there is to tell as it comes.
-enum Told {
+/// The body of a response: all of it, or the events as they come.
+enum ResponseBody {
     Whole(Option<Bytes>),
     Events {
         lines: mpsc::Receiver<Bytes>,
-        /// One of those that may follow.
+        /// Its place among those that may follow.
         _follower: OwnedSemaphorePermit,
     },
 }
 
-impl Told {
+impl ResponseBody {
     fn whole(text: impl Into<Bytes>) -> Self {
         Self::Whole(Some(text.into()).filter(|text| !text.is_empty()))
     }
 }
 
-impl Body for Told {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -166,7 +166,7 @@ impl Body for Told {
     }
 }
 
-/// Finds what is asked for, or why it is not to be had.
+/// Finds what is asked for, or the status that says why there is none.
 fn route(method: &Method, path: &str) -> Result<Resource, StatusCode> {
     let resource = match path {
         "/metrics" => Resource::Metrics,
@@ -186,7 +186,7 @@ async fn answer(
     endpoint: Arc<Endpoint>,
     request: Request<Incoming>,
     follows: Arc<AtomicBool>,
-) -> Result<Response<Told>, Infallible> {
+) -> Result<Response<ResponseBody>, Infallible> {
     let resource = match route(request.method(), request.uri().path()) {
         Ok(resource) => resource,
         Err(status) => return Ok(refusal(status, "")),
@@ -201,51 +201,51 @@ async fn answer(
         });
     }
     // Reading the filter's counters takes hundreds of system calls.
-    let told = spawn_blocking(move || tell(resource, &endpoint.control)).await;
-    Ok(match told {
-        Ok(Some((content_type, body))) => response(content_type, Told::whole(body)),
+    let body = spawn_blocking(move || body_of(resource, &endpoint.control)).await;
+    Ok(match body {
+        Ok(Some((content_type, body))) => response(content_type, ResponseBody::whole(body)),
         Ok(None) | Err(_) => refusal(StatusCode::INTERNAL_SERVER_ERROR, ""),
     })
 }
 
-/// What the filter drops from now on, or why that cannot be told.
-fn follow(endpoint: &Endpoint) -> Result<Told, String> {
+/// What the filter drops from now on, or why there are no events.
+fn follow(endpoint: &Endpoint) -> Result<ResponseBody, String> {
     let follower = Arc::clone(&endpoint.followers).try_acquire_owned();
     let _follower =
         follower.map_err(|_| format!("{FOLLOWERS_MAX} connections follow the events already"))?;
     let lines = endpoint.control.drops.follow()?;
-    Ok(Told::Events { lines, _follower })
+    Ok(ResponseBody::Events { lines, _follower })
 }
 
-fn tell(resource: Resource, control: &Control) -> Option<(&'static str, String)> {
+fn body_of(resource: Resource, control: &Control) -> Option<(&'static str, String)> {
     let json = match resource {
         Resource::Metrics => {
             let text = metrics::render(&State::collect(control));
             return Some((metrics::CONTENT_TYPE, text));
         }
         Resource::Status => serde_json::to_string_pretty(&State::collect(control)),
-        Resource::Refusals => serde_json::to_string_pretty(&control.refusals.told()),
+        Resource::Refusals => serde_json::to_string_pretty(&control.refusals.list()),
         // They are followed.
         Resource::Events => return None,
     };
     Some(("application/json", json.ok()? + "\n"))
 }
 
-fn response(content_type: &'static str, told: Told) -> Response<Told> {
-    let mut response = Response::new(told);
+fn response(content_type: &'static str, body: ResponseBody) -> Response<ResponseBody> {
+    let mut response = Response::new(body);
     let content_type = HeaderValue::from_static(content_type);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }
 
-/// An answer that is none, and why.
-fn refusal(status: StatusCode, why: &str) -> Response<Told> {
+/// An error, and why.
+fn refusal(status: StatusCode, why: &str) -> Response<ResponseBody> {
     let reason = match why {
         "" => status.canonical_reason().unwrap_or_default(),
         why => why,
     };
-    let told = Told::whole(format!("{reason}\n"));
-    let mut response = response("text/plain; charset=utf-8", told);
+    let body = ResponseBody::whole(format!("{reason}\n"));
+    let mut response = response("text/plain; charset=utf-8", body);
     *response.status_mut() = status;
     if status == StatusCode::METHOD_NOT_ALLOWED {
         let allowed = HeaderValue::from_static("GET, HEAD");
@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_there_is_told_and_nothing_can_be_changed() {
+    fn only_what_is_there_is_served_and_nothing_can_be_changed() {
         let cases = [
             (Method::GET, "/metrics", Ok(Resource::Metrics)),
             (Method::HEAD, "/metrics", Ok(Resource::Metrics)),

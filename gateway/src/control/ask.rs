@@ -15,7 +15,7 @@ const HEAD_MAX: u64 = 16_384;
 /// Asks for a path, and gives what is answered; an answer that goes on is read as it comes.
 ///
 /// # Errors
-/// When no gate answers, or it has no such thing to tell: then with what it says.
+/// When no gate answers, or it has no such resource: then with what it says.
 pub fn get(admin: SocketAddr, path: &str) -> io::Result<impl BufRead + use<>> {
     let admin = reachable(admin);
     let stream = TcpStream::connect_timeout(&admin, ANSWER_MAX)
@@ -36,7 +36,8 @@ pub fn get(admin: SocketAddr, path: &str) -> io::Result<impl BufRead + use<>> {
 /// The loopback of another network namespace is the usual reason.
 fn with_next_step(admin: SocketAddr, error: &io::Error) -> io::Error {
     let next_step = if admin.ip().is_loopback() {
-        "; it is on the loopback: run this in the gate's network namespace (`nsenter --net=/proc/PID/ns/net ...`)"
+        "; it is on the loopback: run this in the gate's network namespace \
+         (`nsenter --net=/proc/PID/ns/net ...`)"
     } else {
         ""
     };

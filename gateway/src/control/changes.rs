@@ -3,7 +3,56 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use crate::config::{Config, Filter, Table};
+use crate::lists::List;
+use crate::policy;
+
+/// So many changes are told: a generated configuration may differ in thousands of keys.
+const TOLD_MAX: usize = 50;
+
+/// What a reload changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Changes {
+    /// Keys of the configuration, lists, rules, interfaces; at most [`TOLD_MAX`] of them.
+    pub(super) changed: Vec<String>,
+    /// How many more there are.
+    pub(super) more: usize,
+    /// What cannot change while the gate runs, and keeps its value.
+    pub(super) kept: Vec<&'static str>,
+}
+
+impl Changes {
+    pub(super) fn new(mut changed: Vec<String>, kept: Vec<&'static str>) -> Self {
+        let more = changed.len().saturating_sub(TOLD_MAX);
+        changed.truncate(TOLD_MAX);
+        Self {
+            changed,
+            more,
+            kept,
+        }
+    }
+
+    /// Logs them; `what` was done.
+    pub(super) fn log(&self, what: &str) {
+        for kept in &self.kept {
+            tracing::warn!(
+                "{kept} cannot change while the gate runs; the old value stays until a restart"
+            );
+        }
+        if self.changed.is_empty() {
+            let else_ = if self.kept.is_empty() { "" } else { " else" };
+            tracing::info!("{what}; nothing{else_} has changed");
+            return;
+        }
+        let mut changed = self.changed.join(", ");
+        if self.more > 0 {
+            changed += &format!(", and {} more", self.more);
+        }
+        tracing::info!(changed, "{what}");
+    }
+}
 
 /// Puts the old values back into a new configuration where the running gate cannot follow it.
 /// Returns what that concerns, as it is called in the file. `holds_filter`: whether the gate has
@@ -82,9 +131,10 @@ fn keep_attachment(
     kept
 }
 
-/// What differs between the files of two configurations and in the lists that they name:
-/// `limits.sessions`, `route[2].next_hop`, `list drop (3 -> 5 entries)`. Defaults count: a key that
-/// is removed has changed if its default differs. What was kept is left out.
+/// What differs between the files of two configurations, in the lists that they name and in the
+/// rules: `limits.sessions`, `route[2].next_hop`, `list drop (3 -> 5 entries)`, `rule drop-list:new
+/// (new)`. Defaults count: a key that is removed has changed if its default differs. What was kept
+/// is left out.
 pub(super) fn differences(old: &Config, new: &Config, kept: &[&str]) -> Vec<String> {
     let (before, after) = (settings(&old.in_force), settings(&new.in_force));
     let mut differences: Vec<String> = Vec::new();
@@ -98,6 +148,7 @@ pub(super) fn differences(old: &Config, new: &Config, kept: &[&str]) -> Vec<Stri
     }
     differences.retain(|key| !kept.iter().any(|kept| is_within(key, kept)));
     differences.extend(list_differences(old, new));
+    differences.extend(policy::changes(&old.policy, &new.policy));
     differences
 }
 
@@ -107,22 +158,27 @@ fn is_within(key: &str, kept: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// What differs in the lists: `list drop (3 -> 5 entries)`.
+/// What differs in the lists: `list drop (3 -> 5 entries)`, `list feed (new, 7 entries)`.
 pub(super) fn list_differences(old: &Config, new: &Config) -> Vec<String> {
     let (old, new) = (old.policy.lists(), new.policy.lists());
     let mut differences = Vec::new();
-    for list in &new.lists {
-        let before = old.lists.iter().find(|before| before.name == list.name);
-        let entries = before.map_or(0, |before| before.entries);
-        if entries != list.entries {
-            differences.push(format!(
-                "list {} ({entries} -> {} entries)",
-                list.name, list.entries
-            ));
+    for List { name, entries, .. } in &new.lists {
+        match old.lists.iter().find(|before| before.name == *name) {
+            None => differences.push(format!("list {name} (new, {entries} entries)")),
+            Some(List {
+                entries: before, ..
+            }) if before != entries => {
+                differences.push(format!("list {name} ({before} -> {entries} entries)"));
+            }
+            Some(_) => {}
         }
     }
-    let same =
-        old.filtered.says_the_same(&new.filtered) && old.rejected.says_the_same(&new.rejected);
+    for List { name, entries, .. } in &old.lists {
+        if !new.lists.iter().any(|after| after.name == *name) {
+            differences.push(format!("list {name} (removed, {entries} entries)"));
+        }
+    }
+    let same = old.filtered.same_content(&new.filtered) && old.rejected.same_content(&new.rejected);
     if differences.is_empty() && !same {
         differences.push("the content of the lists".to_owned());
     }
@@ -225,6 +281,21 @@ format = "json"
                 "{name} was not kept"
             );
         }
+        // It is described so. What can change within [filter] is not.
+        let names = || {
+            cases
+                .iter()
+                .map(|case| case.2)
+                .filter(|name| *name != "[filter]")
+        };
+        for key in config::reference::tables()
+            .iter()
+            .flat_map(|table| &table.keys)
+        {
+            let path = key.path();
+            let cannot_change = names().any(|name| is_within(&path, name));
+            assert_eq!(key.needs_restart, cannot_change, "{path}");
+        }
     }
 
     #[test]
@@ -250,7 +321,8 @@ format = "json"
             ),
             (
                 "[[listener]]",
-                "syn_budget = 9\nsyn_cookies = false\ncustomer_refusal = \"drop\"\nresets_per_second = 9\n[[listener]]",
+                "syn_budget = 9\nsyn_cookies = false\ncustomer_refusal = \
+                 \"drop\"\nresets_per_second = 9\n[[listener]]",
             ),
             ("format = \"json\"", "format = \"json\"\nlevel = \"debug\""),
         ] {
@@ -284,6 +356,53 @@ format = "json"
             removed.contains(&"route[2].next_hop (removed)".to_owned()),
             "{removed:?}"
         );
+    }
+
+    #[test]
+    fn lists_and_rules_that_come_and_go_are_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let with_lists = |names: &[&str]| {
+            let mut text = BASE.to_owned();
+            for name in names {
+                let file = directory.path().join(name);
+                std::fs::write(&file, "192.0.2.1\n192.0.2.9\n").unwrap();
+                text += &format!(
+                    "[[list]]\nname = \"{name}\"\naction = \"drop\"\nfile = \"{}\"\n",
+                    file.display()
+                );
+            }
+            with(&text)
+        };
+        let (old, new) = (
+            with_lists(&["gone", "stays"]),
+            with_lists(&["stays", "came"]),
+        );
+        assert_eq!(
+            list_differences(&old, &new),
+            [
+                "list came (new, 2 entries)",
+                "list gone (removed, 2 entries)"
+            ]
+        );
+        let told = differences(&old, &new, &[]);
+        for rule in ["rule drop-list:came (new)", "rule drop-list:gone (removed)"] {
+            assert!(told.iter().any(|line| line == rule), "{told:?}");
+        }
+        assert!(
+            !told.iter().any(|line| line.contains("drop-list:stays")),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn a_thousand_changes_are_told_by_the_first_of_them_and_their_number() {
+        let changed: Vec<String> = (0..1_000).map(|number| format!("key-{number}")).collect();
+        let changes = Changes::new(changed, Vec::new());
+        assert_eq!(
+            (changes.changed.len(), changes.more),
+            (TOLD_MAX, 1_000 - TOLD_MAX)
+        );
+        assert_eq!(Changes::new(vec!["one".to_owned()], Vec::new()).more, 0);
     }
 
     #[test]

@@ -1,17 +1,18 @@
-//! DNS lists: the questions of the workers, and what becomes of those who were refused.
+//! DNS lists: the service that answers the workers' questions about clients, and what becomes of
+//! those that were refused.
 //!
-//! A worker's question comes through a bounded channel and never waits; its answer goes into the
-//! worker's inbox, and a worker that gets none goes on without. A source is asked about once at a
-//! time, however many sessions it opens meanwhile. A source that was refused a recipient goes into
-//! the filter's recent verdicts, so that its next packet costs nanoseconds; whether it may get
-//! there is held against the configuration that is in force by then.
+//! A question comes through a bounded channel and waits for nothing; a worker that gets no answer
+//! goes on without. A source is looked up once at a time, however many sessions it opens meanwhile.
+//! A source that was refused a recipient goes into the filter's recent verdicts, so that its next
+//! packet costs nanoseconds; whether it may get there is checked against the configuration that is
+//! in force by then.
 //!
-//! Asking itself, the cache and the bound on it are in `dnsbl/asking.rs`.
+//! The queries themselves, the cache and the bound on it are in `dnsbl/resolver.rs`.
 
-mod asking;
 mod counts;
 mod query;
-pub(super) mod report;
+pub(crate) mod report;
+mod resolver;
 mod servers;
 mod test_entries;
 
@@ -23,55 +24,64 @@ use std::time::{Duration, SystemTime};
 use rustc_hash::FxHashMap;
 use tokio::sync::mpsc::{self, Receiver, Sender, UnboundedSender};
 use tokio::task::{Id, JoinError, JoinSet, spawn_blocking};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use self::asking::{Asking, SwitchedOff};
 #[cfg(test)]
 pub(super) use self::counts::Zone;
 pub(super) use self::counts::{Counts, Dnsbl, Server};
+use self::resolver::{Resolver, SwitchedOff};
 pub(super) use self::test_entries::{Family, Trust};
 use super::Control;
 use super::refusals::KeptOut;
 use crate::config::{Config, FilterMode};
 use crate::filter::{Cause, NewVerdict, Verdicts};
 use crate::policy::dnsbl::{Answer, Finding};
-use crate::worker::dnsbl::{Lookups, Question, Refusal};
+use crate::worker::port::{Ask, LookupAnswer, Refusal};
 
-/// What workers may have asked for that was not looked at yet. More than this is a control plane
-/// that is stuck, and counts as silence.
+/// Requests that the service has not looked at yet. More than this is a service that is stuck, and
+/// counts as silence.
 const REQUESTS_MAX: usize = 16_384;
 
 /// How often it is looked whether a zone is to be tested.
 const TEST_TICK: Duration = Duration::from_secs(1);
 
-/// What a worker wants.
+/// What the service is asked for.
 pub(super) enum Request {
-    Ask(Question),
-    Refused(Refusal),
+    /// To know what the zones say about a client.
+    Query { client: IpAddr, ask: Ask },
+    /// That the filter hears of a client that was refused.
+    Learn(Refusal),
 }
 
-/// The workers' end.
-struct Requests(Sender<Request>, Arc<Counts>);
+/// Where requests to the service go. No call waits.
+pub(super) struct Requests {
+    to: Sender<Request>,
+    counts: Arc<Counts>,
+}
 
-impl Lookups for Requests {
-    fn ask(&self, question: Question) -> bool {
-        let taken = self.0.try_send(Request::Ask(question)).is_ok();
-        if !taken {
-            self.1.unasked();
+impl Requests {
+    /// Has the zones queried about a client; the answer goes to the worker.
+    pub(super) fn query(&self, client: IpAddr, ask: Ask) {
+        if let Err(error) = self.to.try_send(Request::Query { client, ask })
+            && let Request::Query { ask, .. } = error.into_inner()
+        {
+            self.counts.unasked();
+            ask.answer(LookupAnswer::Full);
         }
-        taken
     }
 
-    fn refused(&self, refusal: Refusal) {
+    /// Tells the filter of a client that was refused.
+    pub(super) fn learn(&self, refusal: Refusal) {
         // One that is lost is refused again when it comes again.
-        let _ = self.0.try_send(Request::Refused(refusal));
+        let _ = self.to.try_send(Request::Learn(refusal));
     }
 }
 
-/// A channel for what workers want.
-pub(super) fn requests(counts: &Arc<Counts>) -> (Arc<dyn Lookups>, Receiver<Request>) {
-    let (to, from) = mpsc::channel(REQUESTS_MAX);
-    (Arc::new(Requests(to, Arc::clone(counts))), from)
+/// Both ends of the way to the service.
+pub(super) fn requests(counts: &Arc<Counts>) -> (Requests, Receiver<Request>) {
+    let (to, requests) = mpsc::channel(REQUESTS_MAX);
+    let counts = Arc::clone(counts);
+    (Requests { to, counts }, requests)
 }
 
 /// Answers the workers for as long as the gate lives. `verdicts` are those of the filter, if there
@@ -84,9 +94,9 @@ pub(super) async fn serve(
     let (to, mut switched_off) = mpsc::unbounded_channel();
     let mut ticks = interval(TEST_TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut desk = Desk {
+    let mut service = DnsblService {
         control,
-        asking: None,
+        resolver: None,
         switched_off: to,
         waiting: FxHashMap::default(),
         tasks: FxHashMap::default(),
@@ -95,72 +105,76 @@ pub(super) async fn serve(
     loop {
         tokio::select! {
             request = requests.recv() => match request {
-                Some(Request::Ask(question)) => desk.ask(question),
-                Some(Request::Refused(refusal)) => desk.learn(verdicts.as_ref(), refusal),
+                Some(Request::Query { client, ask }) => service.query(client, ask),
+                Some(Request::Learn(refusal)) => service.learn(verdicts.as_ref(), refusal),
                 None => return,
             },
-            Some(done) = desk.running.join_next_with_id() => desk.done(done),
-            _ = ticks.tick() => desk.test(),
+            Some(done) = service.running.join_next_with_id() => service.done(done),
+            _ = ticks.tick() => service.test(),
             Some((zone, family)) = switched_off.recv() => if let Some(verdicts) = &verdicts {
-                take_back(verdicts, zone, family);
+                remove_verdicts(verdicts, zone, family);
             },
         }
     }
 }
 
-/// What is being asked, and for whom.
-struct Desk {
+/// What is looked up, and for which questions.
+struct DnsblService {
     control: Arc<Control>,
-    /// Made with the first question, and again when the configuration says that others are to be
-    /// asked.
-    asking: Option<Arc<Asking>>,
+    /// Made with the first question, and again when the configuration has other name servers.
+    resolver: Option<Arc<Resolver>>,
     /// Hears of zones that list the world.
     switched_off: UnboundedSender<SwitchedOff>,
-    /// Who waits, by the address that is asked about.
-    waiting: FxHashMap<IpAddr, Vec<Question>>,
+    /// The questions that wait, by the address that they are about.
+    waiting: FxHashMap<IpAddr, Vec<Ask>>,
     tasks: FxHashMap<Id, IpAddr>,
     running: JoinSet<Vec<Finding>>,
 }
 
-impl Desk {
-    fn ask(&mut self, question: Question) {
-        let client = question.client;
+impl DnsblService {
+    fn query(&mut self, client: IpAddr, ask: Ask) {
         if let Some(waiting) = self.waiting.get_mut(&client) {
-            waiting.push(question);
+            waiting.push(ask);
             return;
         }
         let config = self.control.shared.config.load_full();
-        let asking = self.asking(&config);
-        self.waiting.insert(client, vec![question]);
         let zones = config.policy.dnsbl().zones.clone();
-        let task = self.running.spawn(asking.ask_all(zones, client));
+        // The resolver has a shorter time of its own; nothing goes on for longer than a worker
+        // waits.
+        let answers = timeout(ask.within, self.resolver(&config).query_all(zones, client));
+        self.waiting.insert(client, vec![ask]);
+        let task = self
+            .running
+            .spawn(async { answers.await.unwrap_or_default() });
         self.tasks.insert(task.id(), client);
         self.control.dnsbl.outstanding(self.waiting.len());
     }
 
-    /// Who asks under this configuration.
-    fn asking(&mut self, config: &Config) -> Arc<Asking> {
-        if let Some(asking) = &self.asking
-            && asking.follows(&config.dnsbl)
+    /// The resolver under this configuration.
+    fn resolver(&mut self, config: &Config) -> Arc<Resolver> {
+        if let Some(resolver) = &self.resolver
+            && resolver.follows(&config.dnsbl)
         {
-            return Arc::clone(asking);
+            return Arc::clone(resolver);
         }
         let to = self.switched_off.clone();
-        let asking = Arc::new(Asking::new(&config.dnsbl, &self.control.dnsbl, to));
-        self.asking = Some(Arc::clone(&asking));
-        asking
+        let resolver = Arc::new(Resolver::new(&config.dnsbl, &self.control.dnsbl, to));
+        self.resolver = Some(Arc::clone(&resolver));
+        resolver
     }
 
     /// Has the filter drop a source that was refused, but for a zone that is switched off by now: a
     /// session keeps for as long as it lasts what the zone said before, and the verdicts that came
-    /// of that are taken back only once.
+    /// of that are removed only once.
     fn learn(&self, verdicts: Option<&Arc<Verdicts>>, refusal: Refusal) {
         let config = self.control.shared.config.load_full();
         let mut zones = config.policy.dnsbl().zones.iter();
         let zone = zones.find(|zone| *zone.name == *zone_of(&refusal));
         let is_off = zone
-            .zip(self.asking.as_ref())
-            .is_some_and(|(zone, asking)| asking.trust(zone, refusal.client) == Trust::SwitchedOff);
+            .zip(self.resolver.as_ref())
+            .is_some_and(|(zone, resolver)| {
+                resolver.trust(zone, refusal.client) == Trust::SwitchedOff
+            });
         if is_off {
             remember(&self.control, &refusal, "the DNS list is switched off");
         } else {
@@ -172,8 +186,8 @@ impl Desk {
     fn test(&mut self) {
         let config = self.control.shared.config.load_full();
         let zones = &config.policy.dnsbl().zones;
-        if !zones.is_empty() || self.asking.is_some() {
-            self.asking(&config).test_what_is_due(zones);
+        if !zones.is_empty() || self.resolver.is_some() {
+            self.resolver(&config).test_what_is_due(zones);
         }
     }
 
@@ -181,23 +195,23 @@ impl Desk {
         let (task, findings) = match done {
             Ok(done) => done,
             Err(error) => {
-                tracing::error!(%error, "asking DNS lists ended in a panic");
+                tracing::error!(%error, "a DNSBL query ended in a panic");
                 (error.id(), Vec::new())
             }
         };
-        let findings = worth_telling(findings);
+        let listings = only_listings(findings);
         let client = self.tasks.remove(&task);
         let waiting = client.and_then(|client| self.waiting.remove(&client));
-        for question in waiting.into_iter().flatten() {
-            question.inbox.put((question.conn, findings.clone()));
+        for ask in waiting.into_iter().flatten() {
+            ask.answer(LookupAnswer::Dnsbl(listings.clone()));
         }
         self.control.dnsbl.outstanding(self.waiting.len());
     }
 }
 
-/// A worker keeps what it is told for a whole session: most clients are on no list, and then that
-/// is nothing.
-fn worth_telling(mut findings: Vec<Finding>) -> Option<Arc<[Finding]>> {
+/// A worker keeps the answer for a whole session: most clients are on no list, and then that is
+/// nothing.
+fn only_listings(mut findings: Vec<Finding>) -> Option<Arc<[Finding]>> {
     findings.retain(|finding| matches!(finding.answer, Answer::Addresses(_)));
     (!findings.is_empty()).then(|| findings.into())
 }
@@ -221,22 +235,22 @@ fn learn(control: &Arc<Control>, verdicts: Option<&Arc<Verdicts>>, refusal: Refu
     }
     let (control, verdicts) = (Arc::clone(control), Arc::clone(verdicts));
     // Writing one is quick, but for when there is no room.
-    spawn_blocking(move || give(&control, &verdicts, &refusal, &config));
+    spawn_blocking(move || add_verdict(&control, &verdicts, &refusal, &config));
 }
 
 /// The zone that refused a source.
-fn zone_of(refusal: &Refusal) -> &str {
-    refusal.rule.strip_prefix("dnsbl:").unwrap_or(&refusal.rule)
+fn zone_of(refusal: &Refusal) -> &'static str {
+    refusal.rule.subject()
 }
 
 /// Remembers a refusal of which the filter learns nothing.
-fn remember(control: &Control, refusal: &Refusal, why_not: &str) {
-    let kept_out = KeptOut::Not(why_not.to_owned());
+fn remember(control: &Control, refusal: &Refusal, why_not: &'static str) {
+    let kept_out = KeptOut::Not(why_not.into());
     control.refusals.add(refusal, kept_out, SystemTime::now());
 }
 
 /// Puts a source into the recent verdicts.
-fn give(control: &Control, verdicts: &Verdicts, refusal: &Refusal, config: &Config) {
+fn add_verdict(control: &Control, verdicts: &Verdicts, refusal: &Refusal, config: &Config) {
     let duration = config.dnsbl.drop_for;
     let verdict = NewVerdict {
         source: refusal.client.to_canonical().into(),
@@ -246,9 +260,9 @@ fn give(control: &Control, verdicts: &Verdicts, refusal: &Refusal, config: &Conf
     };
     let client = refusal.client;
     match verdicts.add(&verdict, Some(config.policy.lists())) {
-        Ok(given) => {
-            tracing::debug!(%client, rule = %refusal.rule, ?given, "a verdict for the filter");
-            let kept_out = KeptOut::by(&given, duration);
+        Ok(added) => {
+            tracing::debug!(%client, rule = %refusal.rule, ?added, "a verdict for the filter");
+            let kept_out = KeptOut::by(&added, duration);
             control.refusals.add(refusal, kept_out, SystemTime::now());
         }
         Err(error) => {
@@ -258,9 +272,9 @@ fn give(control: &Control, verdicts: &Verdicts, refusal: &Refusal, config: &Conf
     }
 }
 
-/// Takes back the verdicts that a zone has brought about which lists the world: most of them are on
-/// honest sources, and the others come again.
-fn take_back(verdicts: &Arc<Verdicts>, zone: Arc<str>, family: Family) {
+/// Removes the verdicts that came of a zone which lists the world: most of them are on honest
+/// sources, and the others come again.
+fn remove_verdicts(verdicts: &Arc<Verdicts>, zone: Arc<str>, family: Family) {
     let verdicts = Arc::clone(verdicts);
     spawn_blocking(move || {
         let of_ipv6 = family == Family::Ipv6;
@@ -269,16 +283,16 @@ fn take_back(verdicts: &Arc<Verdicts>, zone: Arc<str>, family: Family) {
             Ok(number) => tracing::warn!(
                 zone = &*zone,
                 number,
-                "recent verdicts for a DNS list that is switched off are taken back"
+                "recent verdicts for a DNS list that is switched off were removed"
             ),
             Err(error) => {
-                tracing::warn!(zone = &*zone, %error, "cannot take back recent verdicts");
+                tracing::warn!(zone = &*zone, %error, "cannot remove recent verdicts");
             }
         }
     });
 }
 
-/// Asks all zones of a configuration about one address, for `explain`.
+/// Looks one address up in all zones of a configuration, for `explain`.
 ///
 /// # Errors
 /// When there can be no sockets or timers.
@@ -288,8 +302,8 @@ pub fn look_up(config: &Config, client: IpAddr) -> io::Result<Vec<Finding>> {
         .build()?;
     runtime.block_on(async {
         let (to, _) = mpsc::unbounded_channel();
-        let asking = Asking::new(&config.dnsbl, &Arc::default(), to);
+        let resolver = Resolver::new(&config.dnsbl, &Arc::default(), to);
         let zones = config.policy.dnsbl().zones.clone();
-        Ok(Arc::new(asking).ask_all(zones, client).await)
+        Ok(Arc::new(resolver).query_all(zones, client).await)
     })
 }

@@ -2,10 +2,9 @@
 //! time is over, looks whether what the filter answers still arrives, and reads along with what is
 //! dropped, so that the top sources are known.
 //!
-//! Reading costs the program something for every packet that it tells of, so it is done only where
-//! somebody may ask: with an admin endpoint. Who wants to see them while the gate reads asks the
-//! gate (`/api/events`); if another process reads (`portcullis filter events`), the gate waits for
-//! its turn.
+//! Reading costs the program something for every packet that it reports, so the gate reads only
+//! with an admin endpoint. Other readers ask the gate (`/api/events`); if another process reads
+//! (`portcullis filter events`), the gate waits for its turn.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,7 +25,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// to the kernel.
 const ANSWERS_EVERY: Duration = Duration::from_secs(5);
 
-/// Looks at the buffer of events that are kept for one who is slow to take them.
+/// Looks at the buffer of events that are kept for a slow client.
 const LOOKS_KEPT: usize = 64;
 /// Events of one look; what comes in faster waits for the next.
 const EVENTS_OF_A_LOOK: usize = 4_096;
@@ -66,12 +65,12 @@ pub(super) async fn watch_answers(control: Arc<Control>) {
     }
 }
 
-/// What is dropped while it happens, for those who ask the gate: the gate reads the events, of
-/// which there is one reader.
+/// Drops as they happen, for the clients of the gate: the buffer of events has one reader, and that
+/// is the gate.
 pub(super) struct Drops {
     /// Lines of JSON, as many as one look at the buffer gave.
     lines: broadcast::Sender<Bytes>,
-    /// Why there are none: another process reads, or nobody does.
+    /// Why there are none: another process reads, or none does.
     silent: Mutex<Option<String>>,
 }
 
@@ -121,8 +120,8 @@ impl Drops {
         self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells what the buffer holds to those who follow, and counts it.
-    fn tell(&self, events: &mut Events, names: &SlotNames) {
+    /// Sends what the buffer holds to the clients that follow, and counts it.
+    fn send(&self, events: &mut Events, names: &SlotNames) {
         let mut lines = Vec::new();
         for _ in 0..EVENTS_OF_A_LOOK {
             let Some(event) = events.next(names) else {
@@ -133,14 +132,14 @@ impl Drops {
             lines.extend_from_slice(b"\n");
         }
         if !lines.is_empty() {
-            // That nobody follows any more is no failure.
+            // That no client follows any more is no failure.
             let _ = self.lines.send(lines.into());
         }
     }
 }
 
-/// Reads what is dropped, for as long as the gate runs: it is counted by source, and told to those
-/// who follow.
+/// Reads what is dropped, for as long as the gate runs: it is counted by source, and sent to the
+/// clients that follow.
 pub(super) async fn read_drops(control: Arc<Control>, mut events: Events) {
     let mut ticks = interval(READ_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -153,7 +152,7 @@ pub(super) async fn read_drops(control: Arc<Control>, mut events: Events) {
         if drops.lines.receiver_count() == 0 {
             events.count_all();
         } else {
-            drops.tell(&mut events, &names);
+            drops.send(&mut events, &names);
         }
         if announced.is_some_and(|then| then.elapsed() < ANNOUNCE_EVERY) {
             continue;

@@ -4,12 +4,15 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
+use crate::config::Errors;
 use crate::driver::ring::{ListenError, SetupError};
 use crate::filter;
 
 /// Why the gate cannot start or go on.
 #[derive(Debug)]
 pub enum Error {
+    /// What the configuration names, after it was found good.
+    Configuration(Errors),
     /// A listening socket.
     Listen(ListenError),
     /// A ring.
@@ -51,16 +54,19 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Configuration(errors) => errors.fmt(f),
             Self::Listen(error) => error.fmt(f),
             Self::Ring(error) => error.fmt(f),
             Self::Filter(error) => write!(f, "the filter cannot be put in place: {error}"),
             Self::Admin { address, error } => write!(
                 f,
-                "admin = \"{address}\": cannot listen there: {error}; choose another address, or leave `admin` out"
+                "admin = \"{address}\": cannot listen there: {error}; choose another address, or \
+                 leave `admin` out"
             ),
             Self::NoSuchUser { name } => write!(
                 f,
-                "user = \"{name}\": there is no such user; `useradd --system --no-create-home {name}` makes one"
+                "user = \"{name}\": there is no such user; \
+                 `useradd --system --no-create-home {name}` makes one"
             ),
             Self::User { name, step, error } => {
                 write!(f, "user = \"{name}\": cannot {step}: {error}")?;

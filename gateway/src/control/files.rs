@@ -4,7 +4,7 @@
 //! weeks later; and a `state_dir` that cannot be written leaves the guard over lists without what
 //! it compares with, at a start when it is needed. So they are tried as that user once it is taken
 //! on, from time to time while the gate runs, and by `doctor`. The state directory is made if it is
-//! missing. What is there already keeps its owner and its mode: it is somebody's.
+//! missing. What is there already keeps its owner and its mode.
 //!
 //! Tried with `faccessat(2)` rather than opened: a FIFO would hang, and a file need not be writable
 //! to be replaced.
@@ -37,16 +37,16 @@ const STATE_DIR_MODE: u32 = 0o750;
 
 /// A file or directory that this process cannot use as it has to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Unusable {
+pub(crate) struct Unusable {
     /// What the configuration calls it.
-    pub(super) what: &'static str,
-    pub(super) path: PathBuf,
+    pub(crate) what: &'static str,
+    pub(crate) path: PathBuf,
     /// What is wrong with it.
-    pub(super) problem: String,
+    pub(crate) problem: String,
     /// What will not work for it.
-    pub(super) consequence: &'static str,
+    pub(crate) consequence: &'static str,
     /// What to do.
-    pub(super) next_step: String,
+    pub(crate) next_step: String,
 }
 
 /// What is known of them.
@@ -58,7 +58,7 @@ pub(super) struct Files {
     last_saved: AtomicU64,
 }
 
-/// The state directory, as it is told about.
+/// The state directory, as it is reported.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct StateDir {
     pub(super) saves_good: u64,
@@ -137,7 +137,11 @@ pub(super) fn make_state_dir(config: &Config, user: Option<&user::User>) {
     match make_directory(path, user) {
         Ok(()) => tracing::info!(path = %path.display(), "state_dir: made, it was missing"),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "state_dir: is missing and cannot be made");
+            tracing::warn!(
+                path = %path.display(),
+                %error,
+                "state_dir: is missing and cannot be made"
+            );
         }
     }
 }
@@ -161,13 +165,12 @@ fn make_directory(path: &Path, user: Option<&user::User>) -> io::Result<()> {
 }
 
 /// Whether anything is kept there under this configuration.
-pub(super) fn needs_state(config: &Config) -> bool {
-    let has_lists = !config.lists.sources.is_empty() || config.lists.snapshot.is_some();
-    has_lists && lists::kept_at(config).is_some()
+pub(crate) fn needs_state(config: &Config) -> bool {
+    !config.lists.sources.is_empty() && lists::kept_at(config).is_some()
 }
 
 /// What the process as it is now cannot use.
-pub(super) fn unusable(config: &Config) -> Vec<Unusable> {
+pub(crate) fn unusable(config: &Config) -> Vec<Unusable> {
     let mut found = Vec::new();
     if needs_state(config) {
         found.extend(unusable_state_dir(config));
@@ -226,7 +229,8 @@ fn unusable_state_dir(config: &Config) -> Option<Unusable> {
         what: "state_dir",
         path: path.clone(),
         problem,
-        consequence: "the lists in force are not kept, so the next start has nothing to compare its lists with",
+        consequence: "the lists in force are not kept, so the next start has nothing to compare \
+                      its lists with",
         next_step,
     })
 }
@@ -295,8 +299,9 @@ mod tests {
 
     fn config_with(state_dir: &Path, list: &Path) -> Config {
         let text = format!(
-            "state_dir = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:2525\"\n[[route]]\ndomains = [\"*\"]\n\
-             next_hop = [\"discard\"]\n[[list]]\nname = \"drop\"\nfile = \"{}\"\naction = \"reject\"\n",
+            "state_dir = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:2525\"\n[[route]]\n\
+             domains = [\"*\"]\nnext_hop = [\"discard\"]\n[[list]]\nname = \"drop\"\n\
+             file = \"{}\"\naction = \"reject\"\n",
             state_dir.display(),
             list.display()
         );

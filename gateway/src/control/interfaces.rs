@@ -1,8 +1,8 @@
 //! Interfaces under a running gate: when one comes, goes or loses its filter, the filter is put
-//! back, and the log tells it.
+//! back, and the log says so.
 //!
-//! The kernel tells of interfaces that come and go. It tells of no program that was taken off, so
-//! the gate looks from time to time as well.
+//! The kernel reports interfaces that come and go. It does not report a program that was taken off,
+//! so the gate looks from time to time as well.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -63,10 +63,10 @@ fn until_something(config: &Config, events: &mut Option<LinkEvents>) -> Vec<u32>
             return gone;
         }
         match events.as_ref().map(|events| events.take(left)) {
-            Some(Ok(Some(told))) => {
-                let deleted = told.iter().filter(|event| event.is_gone);
+            Some(Ok(Some(reported))) => {
+                let deleted = reported.iter().filter(|event| event.is_gone);
                 gone.extend(deleted.map(|event| event.index));
-                if told.iter().any(|event| concerns(config, event)) {
+                if reported.iter().any(|event| concerns(config, event)) {
                     return gone;
                 }
             }
@@ -88,9 +88,10 @@ fn concerns(config: &Config, event: &LinkEvent) -> bool {
 }
 
 /// What is said where the pins do not stay.
-pub const PINS_ARE_PRIVATE: &str = "the BPF file system is seen by this process and its children alone (`ip netns exec` makes \
-     such a /sys): the filter is gone with the last of them, and no other command sees it; enter the network namespace with \
-     `nsenter --net=/run/netns/NAME` instead";
+pub const PINS_ARE_PRIVATE: &str = "the BPF file system is seen by this process and its children \
+     alone (`ip netns exec` makes such a /sys): the filter is gone with the last of them, and no \
+     other command sees it; enter the network namespace with `nsenter --net=/run/netns/NAME` \
+     instead";
 
 /// A filter that drops, and that the configuration does not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,13 +122,14 @@ pub fn unconfigured(config: &Config, with_held: bool) -> Vec<Unconfigured> {
     };
     // One that has a filter of its own says nothing of those that other gates hold.
     let with_held = with_held && active.is_none();
-    let told = |found: AttachedFilter| {
+    let describe = |found: AttachedFilter| {
         let (path, interfaces) = (found.pin_path.display(), found.interfaces.join(", "));
         let holder = found.holder.as_ref();
         let holder = holder.map_or(String::new(), |holder| format!("; {holder} holds it"));
         Unconfigured {
             text: format!(
-                "a filter that is pinned under {path} still drops on {interfaces}, although {reason}{holder}"
+                "a filter that is pinned under {path} still drops on {interfaces}, although \
+                 {reason}{holder}"
             ),
             removal: found.detach_command(),
             pin_path: found.pin_path,
@@ -137,6 +139,6 @@ pub fn unconfigured(config: &Config, with_held: bool) -> Vec<Unconfigured> {
         .into_iter()
         .filter(|found| Some(&found.pin_path) != active)
         .filter(|found| found.drops() && (with_held || found.holder.is_none()))
-        .map(told)
+        .map(describe)
         .collect()
 }

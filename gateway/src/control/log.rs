@@ -35,8 +35,7 @@ impl fmt::Debug for Level {
     }
 }
 
-/// Starts the log. `RUST_LOG` overrides the level of the configuration, for a closer look at one
-/// part.
+/// Starts the log. `RUST_LOG` overrides the level of the configuration, to debug one part.
 pub fn start(log: Log) -> Level {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| filter(log.level));
     let lines = tracing_subscriber::fmt()
@@ -97,8 +96,7 @@ impl<W: Write> Write for OneLine<W> {
     }
 }
 
-/// What the resolver says about single packets is for a closer look: what follows from it is told
-/// by whoever asked.
+/// What the resolver says about single packets is for debugging: its caller logs what follows.
 fn filter(level: LogLevel) -> EnvFilter {
     EnvFilter::new(match level {
         LogLevel::Error => "error,hickory_proto=off",

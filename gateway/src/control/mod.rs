@@ -1,33 +1,34 @@
-//! The control plane: starts the workers, watches over them, and talks to the people and programs
-//! around the gate.
+//! The control plane: starts the workers, watches over them, answers what they cannot know, and
+//! talks to the people and programs around the gate.
 //!
 //! One thread with a tokio runtime, a task for each subject. It shares with the workers what
 //! [`Shared`] holds, and nothing waits for it: mail goes on while it reloads, resolves or answers.
 //!
 //! | file | subject |
 //! |---|---|
-//! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what is held before it serves; who it is while it serves |
+//! | `serve.rs`, `start.rs`, `user.rs` | the life of a gate; what it opens first; its user |
+//! | `rehearsal.rs` | a start that serves nothing |
 //! | `reload.rs`, `changes.rs` | SIGHUP; what a new configuration changes and what it cannot |
-//! | `lists.rs` | lists over time: their files watched, great losses refused, what is in force kept |
+//! | `lists.rs`, `watch.rs` | lists over time: great losses refused, a copy kept; files watched |
 //! | `files.rs` | files and directories that are needed later, as another user |
 //! | `names.rs` | next hops that are given by name |
-//! | `dnsbl.rs`, `dnsbl/` | asking DNS lists about strangers; teaching the filter what they said |
-//! | `admin.rs`, `state.rs`, `metrics.rs`, `metrics/` | the HTTP endpoint; what it tells; in which words Prometheus wants it |
+//! | `port.rs` | the workers' ports: which service answers which question |
+//! | `dnsbl.rs`, `dnsbl/` | the service for DNS lists; what the filter learns of them |
+//! | `admin.rs`, `state.rs`, `metrics/` | the HTTP endpoint; its content; the form for Prometheus |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
-//! | `dropped.rs` | expired verdicts, lost answers, the top sources of the filter, and what it drops while that happens |
-//! | `refusals.rs` | who was refused of late, why and until when |
+//! | `dropped.rs` | expired verdicts, lost answers, top sources, drops as they happen |
+//! | `records.rs`, `records/` | the stream of records, and their lines in the log |
+//! | `refusals.rs` | which sources were refused of late, why and until when |
 //! | `ask.rs` | how a command asks the gate beside it |
-//! | `interfaces.rs` | interfaces that come, go and lose their filter; filters that no configuration has |
-//! | `doctor.rs`, `doctor/` | is this machine able to run it? |
+//! | `interfaces.rs` | interfaces that come, go or lose their filter; filters left over |
 
 mod admin;
 pub mod ask;
 mod changes;
 pub mod dnsbl;
-pub mod doctor;
 mod dropped;
 mod error;
-mod files;
+pub(crate) mod files;
 pub mod interfaces;
 pub mod interrupt;
 pub mod lists;
@@ -35,12 +36,16 @@ pub mod log;
 mod metrics;
 mod names;
 mod notify;
+mod port;
+mod records;
 pub mod refusals;
+pub(crate) mod rehearsal;
 mod reload;
 pub mod serve;
-mod start;
+pub(crate) mod start;
 mod state;
-mod user;
+pub(crate) mod user;
+mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
@@ -48,6 +53,8 @@ use std::time::Instant;
 use self::dropped::Drops;
 use self::files::Files;
 use self::names::Names;
+use self::port::Ports;
+use self::records::Records;
 use self::refusals::Refusals;
 use self::reload::Reloads;
 use self::start::RunningWorker;
@@ -63,7 +70,9 @@ struct Control {
     filter: Option<HeldFilter>,
     names: Names,
     files: Files,
+    ports: Arc<Ports>,
     dnsbl: Arc<dnsbl::Counts>,
+    records: Arc<Records>,
     refusals: Refusals,
     drops: Drops,
     reloads: Reloads,
@@ -71,8 +80,30 @@ struct Control {
     since: Instant,
 }
 
-/// The filter, and what was last seen of it: putting lists in place may take seconds, and whoever
-/// asks for the counters meanwhile is not to wait for it.
+#[cfg(test)]
+impl Control {
+    /// A control plane with nothing to control, for tests.
+    fn idle(config: crate::config::Config) -> Self {
+        Self {
+            shared: Arc::new(Shared::new(Arc::new(config))),
+            workers: Vec::new(),
+            filter: None,
+            names: Names::default(),
+            files: Files::default(),
+            ports: Arc::default(),
+            dnsbl: Arc::default(),
+            records: Arc::default(),
+            refusals: Refusals::default(),
+            drops: Drops::default(),
+            reloads: Reloads::default(),
+            log_level: log::Level::of_no_log(),
+            since: Instant::now(),
+        }
+    }
+}
+
+/// The filter, and what was last seen of it: putting lists in place may take seconds, and a reader
+/// of the counters does not wait for it.
 struct HeldFilter {
     filter: Mutex<Filter>,
     last: Mutex<Option<Status>>,

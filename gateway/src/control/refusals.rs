@@ -1,25 +1,34 @@
-//! Who was refused of late, why, how often, and until when it is kept out: for people who are asked
-//! "why can I not send?".
+//! Which sources were refused of late, why, how often, and until when they are kept out: for people
+//! who are asked "why can I not send?".
 //!
-//! It is the gate's memory and goes with it: verdicts outlive the gate, and say themselves why and
-//! until when. It has a bound, and what is gone first is what was refused the longest time ago.
+//! What DNS lists refuse comes from their service, with what the filter has learned of it; all
+//! other refusals come from the stream of records. The memory goes with the gate: verdicts outlive
+//! it, and say themselves why and until when. It has a bound, and what is gone first is what was
+//! refused the longest time ago.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
+use super::Control;
+use super::records::Reader;
 use crate::filter::{self, AddResult, Exemption};
-use crate::worker::dnsbl::Refusal;
+use crate::policy::{Rule, RuleKind};
+use crate::worker::port::Refusal;
+use crate::worker::records::Record;
 
+/// Records that wait to be looked at, in bytes.
+pub(super) const BYTES_MAX: usize = 16 << 20;
 /// Sources that are remembered.
 const SOURCES_MAX: usize = 16_384;
 /// What goes at once when there are more.
 const BATCH: usize = SOURCES_MAX / 16;
-/// Rules that are told apart for a source.
+/// Rules that are counted apart for a source.
 const RULES_MAX: usize = 8;
 /// The rule of all that are one too many.
 const OTHER_RULES: &str = "others";
@@ -34,6 +43,8 @@ struct History {
     last: SystemTime,
     rules: Vec<(String, u64)>,
     kept_out: KeptOut,
+    /// When that was decided.
+    decided: SystemTime,
 }
 
 /// What became of a source that was refused.
@@ -44,34 +55,40 @@ pub(super) enum KeptOut {
     /// It does already, because a person has added a verdict, which stands.
     ByPerson,
     /// It does not, for this reason.
-    Not(String),
+    Not(Cow<'static, str>),
 }
 
+/// Why a source is not kept out that no DNS list refused.
+const NO_DNSBL: KeptOut = KeptOut::Not(Cow::Borrowed(
+    "the filter keeps out what DNS lists refuse, not what other rules do",
+));
+
 impl KeptOut {
-    /// What it means that a verdict was given so, for so long.
+    /// What it means that a verdict for so long was added, or was not.
     pub(super) fn by(given: &AddResult, duration: Duration) -> Self {
         match given {
             AddResult::Added | AddResult::Renewed => Self::For(duration),
             AddResult::Kept => Self::ByPerson,
             AddResult::Refused(Exemption::Local { network }) => {
-                Self::Not(format!("{network} is local"))
+                Self::Not(format!("{network} is local").into())
             }
             AddResult::Refused(Exemption::Permitted { list, .. }) => {
-                Self::Not(format!("the list {list} permits it"))
+                Self::Not(format!("the list {list} permits it").into())
             }
-            AddResult::NoRoom => Self::Not("there is no room for a verdict".to_owned()),
+            AddResult::NoRoom => Self::Not("there is no room for a verdict".into()),
         }
     }
 }
 
-/// A source that was refused, as it is told.
+/// A source that was refused, as it is reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedSource {
     /// An IPv4 address, or an IPv6 /64.
     pub source: String,
     /// The client that was refused last.
     pub client: IpAddr,
-    /// In how many sessions it was.
+    /// How often it was: sessions that a rule refused or ended, and transactions in which one
+    /// refused recipients (of what DNS lists refuse, sessions).
     pub times: u64,
     /// When it was first, in UTC.
     pub first: String,
@@ -95,40 +112,89 @@ pub struct RefusedBy {
     pub times: u64,
 }
 
+/// The client that a record says was refused, and the rule that did it.
+///
+/// What DNS lists refuse comes from their service. A timeout and a gate that stops refuse no
+/// source.
+fn refusal(record: &Record) -> Option<(IpAddr, Rule)> {
+    let (client, rule) = match record {
+        Record::Session(session) if session.is_refused => (session.client, session.rule),
+        Record::Session(_) => return None,
+        Record::Transaction(transaction) => {
+            let rule = transaction.recipient_refused_by?;
+            (transaction.client, rule)
+        }
+    };
+    let is_other =
+        rule == Rule::TIMEOUT || rule == Rule::STOPPING || rule.kind() == RuleKind::Dnsbl;
+    (!is_other).then_some((client, rule))
+}
+
+/// Remembers the refusals of the stream of records, until it ends.
+pub(super) async fn read(control: Arc<Control>, mut reader: Reader) {
+    while let Some(batch) = reader.next().await {
+        let now = SystemTime::now();
+        for record in &batch.records {
+            control.refusals.add_record(record, now);
+        }
+    }
+}
+
 impl Refusals {
     fn sources(&self) -> MutexGuard<'_, FxHashMap<IpNet, History>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers one.
+    /// Remembers a refusal by a DNS list, and what became of the source.
     pub(super) fn add(&self, refusal: &Refusal, kept_out: KeptOut, now: SystemTime) {
-        let source = filter::verdict_network(refusal.client);
+        self.remember(refusal.client, refusal.rule.name(), now, |history| {
+            history.kept_out = kept_out;
+            history.decided = now;
+        });
+    }
+
+    /// Remembers what a record says of a refusal, if it does.
+    fn add_record(&self, record: &Record, now: SystemTime) {
+        if let Some((client, rule)) = refusal(record) {
+            self.remember(client, rule.name(), now, |_| ());
+        }
+    }
+
+    fn remember(
+        &self,
+        client: IpAddr,
+        rule: &str,
+        now: SystemTime,
+        decide: impl FnOnce(&mut History),
+    ) {
+        let source = filter::verdict_network(client);
         let mut sources = self.sources();
         if sources.len() >= SOURCES_MAX && !sources.contains_key(&source) {
             forget(&mut sources);
         }
         let history = sources.entry(source).or_insert_with(|| History {
-            client: refusal.client,
+            client,
             first: now,
             last: now,
             rules: Vec::new(),
-            kept_out: kept_out.clone(),
+            kept_out: NO_DNSBL,
+            decided: now,
         });
-        history.client = refusal.client;
+        history.client = client;
         history.last = now;
-        history.kept_out = kept_out;
-        history.count(&refusal.rule);
+        history.count(rule);
+        decide(history);
     }
 
     /// All, the last refused first.
-    pub(super) fn told(&self) -> Vec<RefusedSource> {
+    pub(super) fn list(&self) -> Vec<RefusedSource> {
         let sources = self.sources();
         let mut sources: Vec<_> = sources.iter().collect();
         sources.sort_by_key(|(source, history)| (std::cmp::Reverse(history.last), **source));
-        let told = sources
+        let listed = sources
             .into_iter()
-            .map(|(source, history)| history.told(source));
-        told.collect()
+            .map(|(source, history)| history.report(source));
+        listed.collect()
     }
 }
 
@@ -154,11 +220,11 @@ impl History {
         }
     }
 
-    fn told(&self, source: &IpNet) -> RefusedSource {
+    fn report(&self, source: &IpNet) -> RefusedSource {
         let (until, why_not) = match &self.kept_out {
-            KeptOut::For(duration) => (self.last.checked_add(*duration).map(utc), None),
+            KeptOut::For(duration) => (self.decided.checked_add(*duration).map(utc), None),
             KeptOut::ByPerson => (None, None),
-            KeptOut::Not(why) => (None, Some(why.clone())),
+            KeptOut::Not(why) => (None, Some(why.clone().into_owned())),
         };
         let rules = self.rules.iter().map(|(rule, times)| RefusedBy {
             rule: rule.clone(),
@@ -183,7 +249,9 @@ fn forget(sources: &mut FxHashMap<IpNet, History>) {
         .iter()
         .map(|(source, history)| (history.last, *source))
         .collect();
-    oldest.sort_unstable();
+    if oldest.len() > BATCH {
+        oldest.select_nth_unstable(BATCH);
+    }
     for (_, source) in oldest.into_iter().take(BATCH) {
         sources.remove(&source);
     }
@@ -197,11 +265,12 @@ fn utc(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Rule;
 
     fn refusal(client: IpAddr, rule: &str) -> Refusal {
         Refusal {
             client,
-            rule: rule.to_owned().into(),
+            rule: Rule::of_zone(rule.trim_start_matches("dnsbl:")),
         }
     }
 
@@ -210,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_told_with_all_that_it_was_refused_for() {
+    fn a_source_is_listed_with_all_that_it_was_refused_for() {
         let refusals = Refusals::default();
         let hour = KeptOut::For(Duration::from_secs(3_600));
         for (second, client, rule) in [
@@ -222,8 +291,8 @@ mod tests {
             refusals.add(&refusal, hour.clone(), at(second));
         }
         let other = refusal("::ffff:192.0.2.1".parse().unwrap(), "dnsbl:a");
-        refusals.add(&other, KeptOut::Not("monitor".to_owned()), at(30));
-        let told = refusals.told();
+        refusals.add(&other, KeptOut::Not("monitor".into()), at(30));
+        let listed = refusals.list();
         let by = |rule: &str, times| RefusedBy {
             rule: rule.to_owned(),
             times,
@@ -238,9 +307,9 @@ mod tests {
             kept_out_until: Some("1970-01-01T01:01:01Z".to_owned()),
             not_kept_out: None,
         };
-        assert_eq!(told[0], expected);
-        assert_eq!((told.len(), &*told[1].source), (2, "192.0.2.1"));
-        assert_eq!(told[1].not_kept_out.as_deref(), Some("monitor"));
+        assert_eq!(listed[0], expected);
+        assert_eq!((listed.len(), &*listed[1].source), (2, "192.0.2.1"));
+        assert_eq!(listed[1].not_kept_out.as_deref(), Some("monitor"));
     }
 
     #[test]
@@ -249,12 +318,12 @@ mod tests {
         let last = SOURCES_MAX as u32 + 100;
         for number in 0..=last {
             let refusal = refusal(IpAddr::from(number.to_be_bytes()), "dnsbl:a");
-            let kept_out = KeptOut::Not(String::new());
+            let kept_out = KeptOut::Not("".into());
             refusals.add(&refusal, kept_out, at(number.into()));
         }
-        let told = refusals.told();
-        assert!((SOURCES_MAX - BATCH..=SOURCES_MAX).contains(&told.len()));
-        assert_eq!(told[0].client, IpAddr::from(last.to_be_bytes()));
+        let listed = refusals.list();
+        assert!((SOURCES_MAX - BATCH..=SOURCES_MAX).contains(&listed.len()));
+        assert_eq!(listed[0].client, IpAddr::from(last.to_be_bytes()));
     }
 
     #[test]
@@ -262,10 +331,10 @@ mod tests {
         let refusals = Refusals::default();
         for number in 0..100 {
             let refusal = refusal([192, 0, 2, 1].into(), &format!("dnsbl:{number}"));
-            refusals.add(&refusal, KeptOut::Not(String::new()), at(number));
+            refusals.add(&refusal, KeptOut::Not("".into()), at(number));
         }
-        let told = refusals.told();
-        assert_eq!((told[0].times, told[0].rules.len()), (100, RULES_MAX));
-        assert_eq!(told[0].rules[RULES_MAX - 1].rule, OTHER_RULES);
+        let listed = refusals.list();
+        assert_eq!((listed[0].times, listed[0].rules.len()), (100, RULES_MAX));
+        assert_eq!(listed[0].rules[RULES_MAX - 1].rule, OTHER_RULES);
     }
 }

@@ -1,23 +1,27 @@
 //! SIGHUP: the configuration and its lists are read again. A change of their files: the lists
 //! alone.
 //!
-//! All or nothing: what cannot be read changes nothing, and neither does what the kernel does not
-//! take. Reading and filling the filter happen off this thread and off the workers; what reaches
-//! the workers is one pointer. Sessions that are open go on under the new configuration from their
-//! next command.
+//! All or nothing: a configuration with a fault changes nothing, nor do lists that are refused, nor
+//! does what the kernel does not take. Reading and filling the filter happen off this thread and
+//! off the workers; what reaches the workers is one pointer. Sessions that are open go on under the new
+//! configuration from their next command.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::Serialize;
 use tokio::signal::unix::Signal;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
+use super::changes::Changes;
+use super::lists::NotTaken;
 use super::{Control, HeldFilter, changes, lists, names, notify};
-use crate::config::{self, Config, Errors};
+use crate::config::{self, Config, Errors, Pending};
 use crate::filter;
-use crate::lists::Memory;
+use crate::lists::{Allocate, file};
 
 /// How often it went well, and how often not.
 #[derive(Debug, Default)]
@@ -29,26 +33,50 @@ pub(super) struct Reloads {
     pub(super) lists_bad: AtomicU64,
     /// Lists that had lost or gained too much.
     pub(super) lists_refused: AtomicU64,
-    /// Held by whoever changes what is in force.
+    /// Held while what is in force is changed.
     alone: Mutex<()>,
+    last: StdMutex<Option<LastReload>>,
 }
+
+/// What became of the last reload.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct LastReload {
+    /// When it ended, in seconds since 1970.
+    at: u64,
+    /// What was read: `configuration` or `lists`.
+    what: What,
+    /// `good`, `bad`, or `refused` by the guard over lists.
+    result: &'static str,
+    #[serde(flatten)]
+    changes: Changes,
+    /// Why all stayed as it was.
+    errors: Vec<String>,
+}
+
+/// What is read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum What {
+    /// The configuration with its lists.
+    Configuration,
+    /// The lists alone.
+    Lists,
+}
+
+/// Of the errors of a reload, so many are kept to be asked for; the log has all.
+const ERRORS_KEPT: usize = 20;
 
 /// Why nothing was changed.
 #[derive(Debug)]
 pub(super) enum Refused {
     Configuration(Errors),
-    /// Lists lost more than they may, or would newly refuse more.
-    Lists(lists::Refusal),
+    /// Lists lost more than they may, or would newly refuse more: what is said of it.
+    Lists(Vec<String>),
+    /// A snapshot changed while it was read.
+    File(file::Error),
     Filter(filter::Error),
     /// The task that read it ended.
     Lost,
-}
-
-/// What a reload did.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Done {
-    changed: Vec<String>,
-    kept: Vec<&'static str>,
 }
 
 /// Reloads at every SIGHUP. Those that come during a reload are followed by one more.
@@ -60,39 +88,41 @@ pub(super) async fn at_every_hangup(control: Arc<Control>, mut hangup: Signal) {
             continue;
         };
         notify::reloading();
-        match reload(&control, path).await {
-            Ok(done) => {
-                control.reloads.good.fetch_add(1, Ordering::Relaxed);
-                done.log("reloaded");
-            }
-            Err(refused) => {
-                control.reloads.bad.fetch_add(1, Ordering::Relaxed);
-                refused.log("not reloaded: all stays as it was", &control);
-            }
-        }
+        let result = reload(&control, path).await;
+        let count = match &result {
+            Ok(_) => &control.reloads.good,
+            Err(_) => &control.reloads.bad,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        control.reloads.tell(What::Configuration, &result);
         notify::ready();
     }
 }
 
 /// Puts the file's configuration in force, or changes nothing.
-async fn reload(control: &Arc<Control>, path: &Path) -> Result<Done, Refused> {
+async fn reload(control: &Arc<Control>, path: &Path) -> Result<Changes, Refused> {
     let _alone = control.reloads.alone.lock().await;
     let path = path.to_owned();
-    let read = spawn_blocking(move || config::load_into(&path, filter::memory)).await;
-    let mut new = read
-        .map_err(|_| Refused::Lost)?
-        .map_err(Refused::Configuration)?;
+    let mut pending = read(move || config::read(&path)).await?;
     let old = control.shared.config.load_full();
-    let kept = changes::keep_what_cannot_change(&old, &mut new, control.filter.is_some());
-    let mut changed = changes::differences(&old, &new, &kept);
+    let new = &mut pending.config;
+    let kept = changes::keep_what_cannot_change(&old, new, control.filter.is_some());
     control.names.look_up(&new.routes).await;
-    put_in_force(control, old, new).await?;
+    let new = put_in_force(control, &old, pending).await?;
+    let mut changed = changes::differences(&old, &new, &kept);
     changed.extend(attach_again(control).await?);
-    Ok(Done { changed, kept })
+    Ok(Changes::new(changed, kept))
 }
 
-/// Puts the filter back on the interfaces of the configuration that are without it, whoever took it
-/// off.
+/// Reads on a thread of its own.
+async fn read(
+    how: impl FnOnce() -> Result<Pending, Errors> + Send + 'static,
+) -> Result<Pending, Refused> {
+    let read = spawn_blocking(how).await.map_err(|_| Refused::Lost)?;
+    read.map_err(Refused::Configuration)
+}
+
+/// Puts the filter back on the interfaces of the configuration that have lost it.
 async fn attach_again(control: &Arc<Control>) -> Result<Vec<String>, Refused> {
     let control = Arc::clone(control);
     let mended = spawn_blocking(move || {
@@ -105,44 +135,41 @@ async fn attach_again(control: &Arc<Control>) -> Result<Vec<String>, Refused> {
 }
 
 /// Reads the lists of the configuration in force again, and puts them in force, or changes nothing.
-pub(super) async fn lists(control: &Arc<Control>) -> Result<Done, Refused> {
+pub(super) async fn lists(control: &Arc<Control>) -> Result<Changes, Refused> {
     let _alone = control.reloads.alone.lock().await;
     let old = control.shared.config.load_full();
-    let allocate = if control.filter.is_some() {
-        filter::memory
-    } else {
-        Memory::private
-    };
     let config = Arc::clone(&old);
-    let read = spawn_blocking(move || config.with_lists_again(allocate)).await;
-    let new = read
-        .map_err(|_| Refused::Lost)?
-        .map_err(Refused::Configuration)?;
-    let changed = changes::list_differences(&old, &new);
-    put_in_force(control, old, new).await?;
-    Ok(Done {
-        changed,
-        kept: Vec::new(),
-    })
+    let pending = read(move || Pending::again(&config)).await?;
+    let new = put_in_force(control, &old, pending).await?;
+    Ok(Changes::new(
+        changes::list_differences(&old, &new),
+        Vec::new(),
+    ))
 }
 
+/// Puts what was read in force: the lists once they are found good, then the settings of the filter
+/// with them, then the configuration.
 async fn put_in_force(
     control: &Arc<Control>,
-    old: Arc<Config>,
-    mut new: Config,
-) -> Result<(), Refused> {
-    control.names.fill(&mut new.routes);
-    let new = Arc::new(new);
-    let refusal = {
-        let (old, new) = (Arc::clone(&old), Arc::clone(&new));
-        let checked = spawn_blocking(move || lists::refusal(&old, &new)).await;
-        checked.map_err(|_| Refused::Lost)?
+    old: &Arc<Config>,
+    mut pending: Pending,
+) -> Result<Arc<Config>, Refused> {
+    control.names.fill(&mut pending.config.routes);
+    let new = {
+        let old = Arc::clone(old);
+        let in_kernel = control
+            .filter
+            .is_some()
+            .then_some(filter::memory as Allocate);
+        let placed = spawn_blocking(move || lists::in_place_of(&old, pending, in_kernel)).await;
+        let placed = placed.map_err(|_| Refused::Lost)?;
+        Arc::new(placed.map_err(|error| match error {
+            NotTaken::Refused(lines) => Refused::Lists(lines),
+            NotTaken::File(error) => Refused::File(error),
+        })?)
     };
-    if !refusal.is_empty() {
-        return Err(Refused::Lists(refusal));
-    }
     if control.filter.is_some() {
-        let (control, new) = (Arc::clone(control), Arc::clone(&new));
+        let (control, old, new) = (Arc::clone(control), Arc::clone(old), Arc::clone(&new));
         spawn_blocking(move || match &control.filter {
             Some(held) => update_filter(held, &old, &new),
             None => Ok(()),
@@ -157,10 +184,10 @@ async fn put_in_force(
     }
     control.names.retain(&new.routes);
     lists::save(control, &new);
-    control.shared.config.store(new);
+    control.shared.config.store(Arc::clone(&new));
     // What was looked up while the filter was being filled.
     names::publish(control);
-    Ok(())
+    Ok(new)
 }
 
 /// Settings and lists, or neither.
@@ -177,37 +204,63 @@ fn update_filter(held: &HeldFilter, old: &Config, new: &Config) -> Result<(), fi
     })
 }
 
-impl Done {
-    pub(super) fn log(&self, what: &str) {
-        for kept in &self.kept {
-            tracing::warn!(
-                "{kept} cannot change while the gate runs; the old value stays until a restart"
-            );
-        }
-        if self.changed.is_empty() {
-            let else_ = if self.kept.is_empty() { "" } else { " else" };
-            tracing::info!("{what}; nothing{else_} has changed");
-        } else {
-            tracing::info!(changed = self.changed.join(", "), "{what}");
-        }
+impl Reloads {
+    /// Logs what became of a reload, and keeps it for those who ask.
+    pub(super) fn tell(&self, what: What, result: &Result<Changes, Refused>) {
+        let (good, bad) = match what {
+            What::Configuration => ("reloaded", "not reloaded: all stays as it was"),
+            What::Lists => ("lists reloaded", "the lists stay as they were"),
+        };
+        let (changes, mut errors, name) = match result {
+            Ok(changes) => {
+                changes.log(good);
+                (changes.clone(), Vec::new(), "good")
+            }
+            Err(refused) => {
+                let lines = refused.lines();
+                lines.iter().for_each(|line| tracing::error!("{line}"));
+                tracing::error!("{bad}");
+                (Changes::default(), lines, refused.name())
+            }
+        };
+        errors.truncate(ERRORS_KEPT);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let last = LastReload {
+            at: now.map_or(0, |now| now.as_secs()),
+            what,
+            result: name,
+            changes,
+            errors,
+        };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+    }
+
+    /// The last reload of this process, whatever came of it.
+    pub(super) fn last(&self) -> Option<LastReload> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.clone()
     }
 }
 
 impl Refused {
-    pub(super) fn log(&self, what: &str, control: &Control) {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Lists(_) => "refused",
+            _ => "bad",
+        }
+    }
+
+    /// Why nothing was changed, a line each.
+    fn lines(&self) -> Vec<String> {
         match self {
             Self::Configuration(Errors(errors)) => {
-                let lines = errors.iter().map(config::Error::one_line);
-                lines.for_each(|line| tracing::error!("{line}"));
+                errors.iter().map(config::Error::one_line).collect()
             }
-            Self::Lists(refusal) => {
-                let told = refusal.told(&control.shared.config.load());
-                told.iter().for_each(|line| tracing::error!("{line}"));
-            }
-            Self::Filter(error) => tracing::error!("{error}"),
-            Self::Lost => tracing::error!("reading the configuration ended in a panic"),
+            Self::Lists(lines) => lines.clone(),
+            Self::File(error) => vec![error.to_string()],
+            Self::Filter(error) => vec![error.to_string()],
+            Self::Lost => vec!["reading the configuration ended in a panic".to_owned()],
         }
-        tracing::error!("{what}");
     }
 }
 
@@ -217,37 +270,21 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::control::files::Files;
-    use crate::control::log;
-    use crate::control::names::Names;
-    use crate::worker::Shared;
-    use std::time::Instant;
 
     const GOOD: &str = "workers = 1\n[[listener]]\naddress = \"127.0.0.1:2525\"\n\
-                        [[route]]\ndomains = [\"*\"]\nnext_hop = [\"192.0.2.1:25\"]\n[limits]\nsessions = 5\n";
+                        [[route]]\ndomains = [\"*\"]\nnext_hop = \
+                        [\"192.0.2.1:25\"]\n[limits]\nsessions = 5\n";
 
     /// A control plane without workers, and the file of its configuration.
     fn control(directory: &Path) -> (Arc<Control>, PathBuf) {
         let file = directory.join("portcullis.toml");
         fs::write(&file, GOOD).unwrap();
         let config = config::load(&file).unwrap_or_else(|errors| panic!("{errors}"));
-        let control = Control {
-            log_level: log::Level::of_no_log(),
-            shared: Arc::new(Shared::new(Arc::new(config))),
-            workers: Vec::new(),
-            filter: None,
-            names: Names::default(),
-            files: Files::default(),
-            dnsbl: Arc::default(),
-            refusals: Default::default(),
-            drops: Default::default(),
-            reloads: Reloads::default(),
-            since: Instant::now(),
-        };
+        let control = Control::idle(config);
         (Arc::new(control), file)
     }
 
-    fn reload_now(control: &Arc<Control>, file: &Path) -> Result<Done, Refused> {
+    fn reload_now(control: &Arc<Control>, file: &Path) -> Result<Changes, Refused> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -263,6 +300,34 @@ mod tests {
         let done = reload_now(&control, &file).unwrap();
         assert_eq!(done.changed, ["limits.sessions"]);
         assert_eq!(control.shared.config.load().limits.sessions, 7);
+    }
+
+    #[test]
+    fn what_became_of_the_last_reload_can_be_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (control, file) = control(directory.path());
+        assert!(control.reloads.last().is_none());
+        let tell = |text: &str| {
+            fs::write(&file, text).unwrap();
+            let result = reload_now(&control, &file);
+            control.reloads.tell(What::Configuration, &result);
+            let last = control.reloads.last().unwrap();
+            serde_json::to_value(last).unwrap()
+        };
+        let good = tell(
+            &GOOD
+                .replace("sessions = 5", "sessions = 7")
+                .replace("2525", "2526"),
+        );
+        assert_eq!(good["result"], "good");
+        assert_eq!(good["what"], "configuration");
+        assert_eq!(good["changed"], serde_json::json!(["limits.sessions"]));
+        assert_eq!(good["kept"], serde_json::json!(["[[listener]]"]));
+        let bad = tell(&"= = =\n".repeat(100));
+        assert_eq!(bad["result"], "bad");
+        assert_eq!(bad["changed"], serde_json::json!([]));
+        let errors = bad["errors"].as_array().unwrap().len();
+        assert!((1..=ERRORS_KEPT).contains(&errors), "{errors}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The life of a gate: start, serve, stop.
 //!
-//! Signals are taken over first, so that one that comes early is not the end. Then comes what can
+//! Signals are taken over first, so that an early one does not end it. Then comes what can
 //! fail, before anything is served: the filter, so that no listed source gets as far as a
 //! handshake, then sockets and rings, then the user. The filter stays in place when the gate ends,
 //! however that happens; `portcullis filter detach` takes it away.
@@ -14,16 +14,20 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::dropped::Drops;
 use super::files::{self, Files};
+use super::lists::Started;
 use super::names::Names;
-use super::refusals::Refusals;
+use super::port::{Ports, Services};
+use super::records::{LogWriter, Records};
+use super::refusals::{self, Refusals};
 use super::reload::{self, Reloads};
 use super::start::{self, PreparedWorker, WorkerEnd};
 use super::user::User;
 use super::{
     Control, Error, HeldFilter, admin, dnsbl, dropped, interfaces, lists, log, names, notify,
 };
-use crate::config::{Config, FilterMode};
+use crate::config::{Config, FilterMode, Pending};
 use crate::filter::{self, Filter};
+use crate::worker::records::SCHEMA;
 use crate::worker::{Life, Shared};
 
 /// Serves until SIGTERM or SIGINT: the first lets what is in flight finish, the second stops at
@@ -31,8 +35,8 @@ use crate::worker::{Life, Shared};
 ///
 /// # Errors
 /// When the gate cannot start, or a worker failed.
-pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
-    let user = config.user.as_deref().map(User::find).transpose()?;
+pub fn serve(pending: Pending, log_level: log::Level) -> Result<(), Error> {
+    let user = pending.config.user.as_deref().map(User::find).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -41,15 +45,11 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
         let _inside = runtime.enter();
         Signals::new()?
     };
-    let notes = lists::hold_against_last(&mut config);
-    notes
-        .errors
-        .iter()
-        .for_each(|line| tracing::error!("{line}"));
-    notes
-        .warnings
-        .iter()
-        .for_each(|line| tracing::warn!("{line}"));
+    let Started { config, errors } = lists::start(pending).map_err(Error::Configuration)?;
+    for warning in &config.warnings {
+        tracing::warn!("{}", warning.one_line());
+    }
+    errors.iter().for_each(|line| tracing::error!("{line}"));
     let held = Held {
         filter: attach(&config)?,
         workers: start::prepare(&config)?,
@@ -60,7 +60,10 @@ pub fn serve(mut config: Config, log_level: log::Level) -> Result<(), Error> {
         if let Some(filter) = &held.filter
             && let Err(error) = filter.chown_links(user.uid(), user.gid())
         {
-            tracing::warn!(%error, "an interface that is deleted and made again will stay unfiltered until a restart");
+            tracing::warn!(
+                %error,
+                "an interface that is deleted and made again will stay unfiltered until a restart"
+            );
         }
         user.take_on(held.filter.is_some())?;
     }
@@ -82,7 +85,7 @@ struct Held {
 /// switched off then.
 fn attach(config: &Config) -> Result<Option<Filter>, Error> {
     let settings = config.filter.as_ref();
-    // One that this start takes over is told below.
+    // One that this start takes over is reported below.
     let taken_over = settings.map(|settings| &settings.pin_path);
     for found in interfaces::unconfigured(config, false) {
         if Some(&found.pin_path) != taken_over {
@@ -97,8 +100,8 @@ fn attach(config: &Config) -> Result<Option<Filter>, Error> {
             return Ok(None);
         }
         tracing::warn!(
-            "filter.mode is off: the filter of an earlier run stays in place and passes everything; \
-             `{}` takes it away",
+            "filter.mode is off: the filter of an earlier run stays in place and passes \
+             everything; `{}` takes it away",
             filter::detach_command(&settings.pin_path)
         );
     }
@@ -126,17 +129,24 @@ async fn live(
     }
     let events = held.filter.as_mut().and_then(Filter::take_events);
     let verdicts = held.filter.as_ref().map(Filter::verdicts);
-    let counts = Arc::new(dnsbl::Counts::default());
-    let (lookups, requests) = dnsbl::requests(&counts);
-    let shared = Arc::new(Shared::new(Arc::new(config)).with_lookups(lookups));
-    let (workers, ends) = start::run(held.workers, &shared)?;
+    let shared = Arc::new(Shared::new(Arc::new(config)));
+    let mut ports = Ports::default();
+    let records = Arc::new(Records::default());
+    let is_user = shared.config.load().user.is_some();
+    let log_writer = LogWriter::start(&records, is_user)
+        .map_err(|error| Error::Io("start the thread that writes the log", error))?;
+    let refusals = records.subscribe("refusals", refusals::BYTES_MAX);
+    let (workers, ends) = start::run(held.workers, &shared, &mut ports, &records)?;
+    let ports = Arc::new(ports);
     let control = Arc::new(Control {
         shared,
         workers,
         filter: held.filter.map(HeldFilter::new),
         names,
         files: Files::default(),
-        dnsbl: counts,
+        ports: Arc::clone(&ports),
+        dnsbl: Arc::default(),
+        records: Arc::clone(&records),
         refusals: Refusals::default(),
         drops: Drops::default(),
         reloads: Reloads::default(),
@@ -155,17 +165,27 @@ async fn live(
     }
     interfaces::watch(&control)?;
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
+    let (dnsbl, requests) = dnsbl::requests(&control.dnsbl);
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
+    tokio::spawn(Services { dnsbl }.serve(ports));
     control.files.try_all(&control.shared.config.load());
     tokio::spawn(files::watch(Arc::clone(&control)));
     lists::save(&control, &control.shared.config.load_full());
-    tokio::spawn(lists::watch(Arc::clone(&control)));
+    tokio::spawn(super::watch::run(Arc::clone(&control)));
     tokio::spawn(reload::at_every_hangup(Arc::clone(&control), hangup));
+    tokio::spawn(refusals::read(Arc::clone(&control), refusals));
+    tokio::spawn({
+        let records = Arc::clone(&records);
+        async move { records.serve().await }
+    });
     announce(&control);
-    watch(&control, ends, &mut stop).await
+    let watched = watch(&control, ends, &mut stop).await;
+    log_writer.finish(&records).await;
+    tracing::info!("stopped");
+    watched
 }
 
-/// Lets commands beside this gate find it. Without it they have to be told where it is.
+/// Lets commands beside this gate find it. Without it they need its address.
 fn tell_commands(filter: &mut Filter, admin: Option<&TcpListener>) {
     let address = admin.and_then(|listener| listener.local_addr().ok());
     if let Err(error) = filter.set_admin(address) {
@@ -183,14 +203,15 @@ fn announce(control: &Control) {
         listening = addresses.join(" "),
         workers = control.workers.len(),
         filter = control.filter.is_some(),
+        schema = SCHEMA,
         "serving"
     );
     notify::ready();
 }
 
-/// Waits for the end of all workers, and passes on what they are told meanwhile. A worker that ends
-/// by itself takes the gate with it: half a gate would turn away clients for no reason that they or
-/// their operator could see.
+/// Waits for the end of all workers, and passes on the signals that come meanwhile. A worker that
+/// ends by itself takes the gate with it: half a gate would turn clients away for no reason that
+/// they or their operator could see.
 async fn watch(
     control: &Control,
     mut ends: UnboundedReceiver<WorkerEnd>,
@@ -209,7 +230,9 @@ async fn watch(
             Some(WorkerEnd { index, result }) = ends.recv() => {
                 running -= 1;
                 let error = match result {
-                    Ok(()) if life == Life::Running => std::io::Error::other("it ended for no reason"),
+                    Ok(()) if life == Life::Running => {
+                        std::io::Error::other("it ended for no reason")
+                    }
                     Ok(()) => continue,
                     Err(error) => error,
                 };
@@ -222,7 +245,6 @@ async fn watch(
             }
         }
     }
-    tracing::info!("stopped");
     failed.map_or(Ok(()), Err)
 }
 
@@ -292,17 +314,8 @@ mod tests {
             counters: Arc::default(),
         };
         let control = Arc::new(Control {
-            shared: Arc::new(Shared::new(Arc::new(Config::default_gate()))),
             workers: (0..ends.len()).map(worker).collect(),
-            filter: None,
-            names: Names::default(),
-            files: Files::default(),
-            dnsbl: Arc::default(),
-            refusals: Refusals::default(),
-            drops: Drops::default(),
-            reloads: Reloads::default(),
-            log_level: log::Level::of_no_log(),
-            since: Instant::now(),
+            ..Control::idle(Config::default_gate())
         });
         let (to, received) = mpsc::unbounded_channel();
         for (index, result) in ends.into_iter().enumerate() {

@@ -13,19 +13,22 @@ use portcullis_uring::{allowed_cores, pin_to_core, raise_descriptor_limit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
+use super::port::Ports;
+use super::records::Records;
 use super::{Error, user};
 use crate::config::Config;
 use crate::driver::ring::{PreparedRing, RingDriver, RingSettings, Waker, listen};
 use crate::worker::counters::Counters;
-use crate::worker::dnsbl::Inbox;
+use crate::worker::port::Port;
+use crate::worker::records::RecordQueue;
 use crate::worker::{Shared, Size, Worker};
 
 /// Connections that may wait to be accepted, per listening socket; the kernel caps it at
 /// `net.core.somaxconn`.
-pub(super) const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 
 /// A worker that is ready to run on a thread of its own.
-pub(super) struct PreparedWorker {
+pub(crate) struct PreparedWorker {
     ring: PreparedRing,
     size: Size,
 }
@@ -46,7 +49,7 @@ pub(super) struct WorkerEnd {
     pub(super) result: io::Result<()>,
 }
 
-/// Tells that the thread it lives on ends, however that comes about.
+/// Sends notice of the end of the thread that it lives on, however that comes about.
 struct EndNotice {
     index: usize,
     result: Option<io::Result<()>>,
@@ -66,13 +69,12 @@ impl Drop for EndNotice {
             index: self.index,
             result: self.result.take().unwrap_or_else(panicked),
         };
-        // With the control plane gone there is nobody to tell.
+        // With the control plane gone there is no receiver.
         let _ = self.to.send(end);
     }
 }
 
-/// Opens the listening sockets and the rings. Without a listener there is nothing to work on, and
-/// nobody to do it.
+/// Opens the listening sockets and the rings. Without a listener there are no workers.
 ///
 /// # Errors
 /// An address that is in use, a kernel without io_uring, limits that are too low.
@@ -87,7 +89,7 @@ pub(super) fn prepare(config: &Config) -> Result<Vec<PreparedWorker>, Error> {
 ///
 /// # Errors
 /// As [`prepare`].
-pub(super) fn rehearse(config: &Config) -> Result<Vec<PreparedWorker>, Error> {
+pub(crate) fn rehearse(config: &Config) -> Result<Vec<PreparedWorker>, Error> {
     prepare_with(config, |address| {
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP));
@@ -112,7 +114,8 @@ fn prepare_with(
         tracing::info!(
             sessions,
             wanted = config.limits.sessions,
-            "fewer sessions than configured: the limit of open files bounds the table of each worker (ulimit -n, LimitNOFILE=)"
+            "fewer sessions than configured: the limit of open files bounds the table of each \
+             worker (ulimit -n, LimitNOFILE=)"
         );
     }
     (0..workers)
@@ -137,13 +140,13 @@ fn prepare_worker(
 }
 
 /// How many sessions the whole gate can have with this limit of open files.
-pub(super) fn sessions_max(config: &Config, descriptors: u64) -> u32 {
+pub(crate) fn sessions_max(config: &Config, descriptors: u64) -> u32 {
     let all = size(config, descriptors).sessions_max * config.workers as u32;
     all.min(config.limits.sessions)
 }
 
 /// The entries of each worker's table, if they do not fit under this limit of open files.
-pub(super) fn slots_beyond(config: &Config, descriptors: u64) -> Option<u32> {
+pub(crate) fn slots_beyond(config: &Config, descriptors: u64) -> Option<u32> {
     let slots = size(config, descriptors).slots();
     (u64::from(slots) > descriptors).then_some(slots)
 }
@@ -173,7 +176,7 @@ fn size(config: &Config, descriptors: u64) -> Size {
 ///
 /// # Errors
 /// Those of the kernel.
-pub(super) fn try_thread() -> Result<(), Error> {
+pub(crate) fn try_thread() -> Result<(), Error> {
     let thread = thread::Builder::new().spawn(|| ());
     // It does nothing that could fail.
     let _ = thread
@@ -186,7 +189,7 @@ pub(super) fn try_thread() -> Result<(), Error> {
 ///
 /// # Errors
 /// The first that cannot be started.
-pub(super) fn rehearse_threads(prepared: Vec<PreparedWorker>) -> Result<(), Error> {
+pub(crate) fn rehearse_threads(prepared: Vec<PreparedWorker>) -> Result<(), Error> {
     let (started, results) = std::sync::mpsc::channel();
     let mut threads = Vec::new();
     for (number, worker) in prepared.into_iter().enumerate() {
@@ -200,7 +203,7 @@ pub(super) fn rehearse_threads(prepared: Vec<PreparedWorker>) -> Result<(), Erro
                     Ok(driver) => (Some(driver), Ok(())),
                     Err(error) => (None, Err(error)),
                 };
-                // Who waits for it outlives it.
+                // The receiver outlives it.
                 let _ = started.send(result);
                 // It ends when the other end is dropped: nothing is ever sent.
                 let _ = released.recv();
@@ -219,14 +222,16 @@ pub(super) fn rehearse_threads(prepared: Vec<PreparedWorker>) -> Result<(), Erro
     first_failure.map_or(Ok(()), |error| Err(Error::Io("start a ring", error)))
 }
 
-/// Starts the threads, each on a core of its own as far as there are enough. Their ends come
-/// through the receiver.
+/// Starts the threads, each on a core of its own as far as there are enough, with their ports and
+/// the queues of their records. Their ends come through the receiver.
 ///
 /// # Errors
 /// When a thread cannot be started.
 pub(super) fn run(
     prepared: Vec<PreparedWorker>,
     shared: &Arc<Shared>,
+    ports: &mut Ports,
+    records: &Records,
 ) -> Result<(Vec<RunningWorker>, UnboundedReceiver<WorkerEnd>), Error> {
     let cores = allowed_cores().unwrap_or_default();
     let (to, ends) = mpsc::unbounded_channel();
@@ -237,7 +242,15 @@ pub(super) fn run(
             result: None,
             to: to.clone(),
         };
-        run_worker(worker, core, Arc::clone(shared), notice)
+        let port = ports.add(worker.ring.waker());
+        run_worker(
+            worker,
+            core,
+            Arc::clone(shared),
+            port,
+            records.queue(),
+            notice,
+        )
     };
     let workers: Result<_, _> = prepared.into_iter().enumerate().map(start).collect();
     Ok((workers?, ends))
@@ -247,15 +260,13 @@ fn run_worker(
     prepared: PreparedWorker,
     core: Option<usize>,
     shared: Arc<Shared>,
+    port: Port,
+    records: Arc<RecordQueue>,
     notice: EndNotice,
 ) -> Result<RunningWorker, Error> {
     let waker = prepared.ring.waker();
     let counters = Arc::new(Counters::default());
     let worker_counters = Arc::clone(&counters);
-    let inbox = {
-        let waker = waker.clone();
-        Arc::new(Inbox::new(move || waker.wake()))
-    };
     // The configuration has at most 1,024 workers, of which the log tells 256 apart.
     let (name, index) = (format!("worker-{}", notice.index), notice.index as u8);
     let work = move || {
@@ -266,7 +277,16 @@ fn run_worker(
             user::give_up_capabilities()?;
         }
         let driver = RingDriver::start(prepared.ring)?;
-        Worker::new(driver, index, prepared.size, shared, worker_counters, inbox).run()
+        Worker::new(
+            driver,
+            index,
+            prepared.size,
+            shared,
+            worker_counters,
+            port,
+            records,
+        )
+        .run()
     };
     thread::Builder::new()
         .name(name)
@@ -307,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sessions_that_are_told_to_fit_are_never_more_than_configured() {
+    fn the_sessions_that_fit_are_never_more_than_configured() {
         let config = Config::default_gate();
         for descriptors in [64, 1_024, 20_000, 1 << 20] {
             let sessions = sessions_max(&config, descriptors);

@@ -1,5 +1,5 @@
-//! What the gate tells about itself: collected from the workers, the filter and the control plane,
-//! and then either written as it is (`/api/status`) or in the words of Prometheus (`/metrics`).
+//! What the gate reports about itself: collected from the workers, the filter and the control
+//! plane, and then either written as JSON (`/api/status`) or for Prometheus (`/metrics`).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::dnsbl::Dnsbl;
 use super::files::{StateDir, Unusable};
+use super::reload::LastReload;
 use super::{Control, HeldFilter};
 use crate::filter::Status;
 use crate::relay::pool::HopState;
@@ -30,8 +31,14 @@ pub(super) struct State {
     pub(super) transactions: Vec<Transactions>,
     /// By rule.
     pub(super) recipients_refused: BTreeMap<String, u64>,
+    /// Commands that the SMTP session refused and that are neither a transaction nor a recipient,
+    /// by rule.
+    pub(super) commands_refused: BTreeMap<String, u64>,
     pub(super) received_octets: u64,
     pub(super) starved_receives: u64,
+    /// Records of sessions and transactions that did not reach a reader, by reader; `all`: they
+    /// reached none.
+    pub(super) records_lost: BTreeMap<&'static str, u64>,
     pub(super) next_hops: Vec<NextHop>,
     pub(super) names: Vec<Name>,
     pub(super) dnsbl: Dnsbl,
@@ -47,6 +54,8 @@ pub(super) struct Reloads {
     pub(super) lists: ListReloads,
     /// Whether the lists in force are of an earlier compile than what was read at the start.
     pub(super) lists_are_old: bool,
+    /// What became of the last one.
+    pub(super) last: Option<LastReload>,
 }
 
 /// Lists that were read again because their files had changed.
@@ -114,11 +123,13 @@ impl State {
                     refused: count(&control.reloads.lists_refused),
                 },
                 lists_are_old: control.shared.config.load().lists.are_old,
+                last: control.reloads.last(),
             },
             state_dir: control.files.state_dir(),
             unusable_files: control.files.unusable(),
+            records_lost: control.records.lost(),
             names: names(control),
-            dnsbl: control.dnsbl.told(),
+            dnsbl: control.dnsbl.snapshot(control.ports.dnsbl_unasked()),
             filter: control.filter.as_ref().and_then(HeldFilter::status),
             ..Self::default()
         };
@@ -137,7 +148,7 @@ impl State {
             .into_iter()
             .map(|((outcome, rule), count)| Transactions {
                 outcome: outcome.name(),
-                rule: rule.into_owned(),
+                rule: rule.name().to_owned(),
                 count,
             })
             .collect();
@@ -151,13 +162,13 @@ impl State {
         self.received_octets += count(&counters.octets_total);
         self.starved_receives += count(&counters.starved_total);
         for (rule, count) in counters.sessions_by_rule() {
-            *self.sessions.ended.entry(rule.into_owned()).or_default() += count;
+            *self.sessions.ended.entry(rule.to_string()).or_default() += count;
         }
         for (rule, count) in counters.recipients_by_rule() {
-            *self
-                .recipients_refused
-                .entry(rule.into_owned())
-                .or_default() += count;
+            *self.recipients_refused.entry(rule.to_string()).or_default() += count;
+        }
+        for (rule, count) in counters.commands_by_rule() {
+            *self.commands_refused.entry(rule.to_string()).or_default() += count;
         }
     }
 }
@@ -200,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_next_hop_that_one_worker_cannot_reach_is_not_told_to_be_well() {
+    fn a_next_hop_that_one_worker_cannot_reach_is_not_reported_as_up() {
         let state = |up, open| HopState {
             address: SocketAddr::from(([192, 0, 2, 1], 25)),
             up,

@@ -2,13 +2,14 @@
 //!
 //! What the gate may still do afterwards, and nothing else of what root may:
 //!
-//! | what | how |
-//! |---|---|
-//! | accept, connect, answer on the admin address | sockets and rings that are open already |
-//! | put other lists and settings into a filter in place | its maps are open already; `CAP_BPF` is kept for making new ones |
-//! | read the filter's counters and events, give and remove recent verdicts | its maps and links are open already |
-//! | put the filter back on an interface that was made again | its programs and the directory of its links are open already, and that directory is the user's |
-//! | read the configuration and its files again | only if that user may read them |
+//! - accept, connect, answer on the admin address: sockets and rings are open already;
+//! - put other lists and settings into a filter in place: its maps are open already, and `CAP_BPF`
+//!   is kept for making new ones;
+//! - read the filter's counters and events, add and remove recent verdicts: its maps and links are
+//!   open already;
+//! - put the filter back on an interface that was made again: its programs and the directory of its
+//!   links are open already, and that directory is the user's;
+//! - read the configuration and its files again: only if that user may read them.
 //!
 //! It can no longer listen on other ports or load other programs. Only the control plane's thread
 //! keeps `CAP_BPF`, and only if there is a filter; the workers, which are the ones to talk to
@@ -27,7 +28,7 @@ use super::Error;
 
 /// A user of this system.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct User {
+pub(crate) struct User {
     name: String,
     uid: unistd::Uid,
     gid: unistd::Gid,
@@ -35,7 +36,7 @@ pub(super) struct User {
 
 impl User {
     /// Looks a user up by name.
-    pub(super) fn find(name: &str) -> Result<Self, Error> {
+    pub(crate) fn find(name: &str) -> Result<Self, Error> {
         let found = unistd::User::from_name(name).map_err(|errno| Error::User {
             name: name.to_owned(),
             step: "look it up",
@@ -62,7 +63,7 @@ impl User {
     }
 
     /// Whether the process is this user's already.
-    pub(super) fn is_taken_on(&self) -> bool {
+    pub(crate) fn is_taken_on(&self) -> bool {
         unistd::geteuid() == self.uid
     }
 
@@ -71,7 +72,7 @@ impl User {
     /// them.
     ///
     /// `keep_bpf` keeps what updates of the filter need.
-    pub(super) fn take_on(&self, keep_bpf: bool) -> Result<(), Error> {
+    pub(crate) fn take_on(&self, keep_bpf: bool) -> Result<(), Error> {
         if !self.is_taken_on() {
             self.change_ids(keep_bpf)?;
         }

@@ -245,7 +245,7 @@ impl Events {
         let ring = self.ring.as_mut()?;
         loop {
             // An event of another size has another layout, and is skipped.
-            let event = layout::Event::from_octets(&ring.next()?);
+            let event = layout::Event::from_bytes(&ring.next()?);
             if let Some(event) = event {
                 self.ranking.add(&event);
                 return Some(event);

@@ -17,7 +17,6 @@ use portcullis_ebpf_common::layout::{INTERFACES_MAX, InterfaceConstant, LinkLaye
 use super::links::{self, AttachPoint, Loaded, PutResult};
 use super::maps::InterfaceSlot;
 use super::pins::Pins;
-use super::settings::role_in_kernel;
 use super::status::InterfaceView;
 use super::{Error, Filter, link_layer};
 use crate::config::{self, FilterMode};
@@ -249,7 +248,7 @@ impl Filter {
             }
             None => Vec::new(),
         };
-        let role = role_in_kernel(interface.role);
+        let role = interface.role.in_kernel();
         let open = |layer| {
             let constant = InterfaceConstant::new(slot, role, layer);
             Ok((layer, links::open(&self.pins, constant)?))

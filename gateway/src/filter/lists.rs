@@ -13,7 +13,7 @@ use super::Error;
 use super::maps::{Maps, padded, text};
 use super::memory::{KernelMemory, blocks_of};
 use super::settings::check_list_count;
-use crate::lists::{Compiled, ListAction};
+use crate::lists::{Compiled, ListAction, Memory as _};
 
 /// A list in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ pub(super) fn swap(
     let counted = maps.counted()?;
     let new = assign(&old.lists, compiled, |slot| counted.list(slot))?;
     let copy;
-    let memory = match compiled.filtered.in_kernel() {
+    let memory = match compiled.filtered.memory::<KernelMemory>() {
         Some(memory) => memory,
         None => {
             copy = copied(compiled.filtered.lines())?;
@@ -105,7 +105,7 @@ pub(super) fn swap(
     for (slot, record) in (0..).zip(records) {
         maps.set_list_record(number % 2, slot, record)?;
     }
-    let fixed = memory.as_slice().get(CLASSES..FIRST_FREE);
+    let fixed = memory.lines().get(CLASSES..FIRST_FREE);
     let before = fixed.map(<[Line]>::to_vec).unwrap_or_default();
     let set_classes = |lines: &[Line]| {
         for (line, classes) in (CLASSES..FIRST_FREE).zip(lines) {
@@ -120,7 +120,7 @@ pub(super) fn swap(
     Ok(Generation {
         number,
         blocks: memory.block_count(),
-        lines: memory.as_slice().len(),
+        lines: memory.lines().len(),
         lists,
     })
 }
@@ -201,7 +201,7 @@ fn copied(lines: &[Line]) -> Result<KernelMemory, Error> {
     let mut memory = KernelMemory::new(lines.len())?;
     // What is zero is so already, and most of a small snapshot is: a page that is not touched is
     // not mapped.
-    for (to, from) in memory.as_mut_slice().iter_mut().zip(lines) {
+    for (to, from) in memory.lines_mut().iter_mut().zip(lines) {
         if *from != Line::default() {
             *to = *from;
         }
@@ -238,6 +238,7 @@ mod tests {
                     action: *action,
                     entries: 1,
                     ipv6_entries: 0,
+                    covered: None,
                     file: None,
                 })
                 .collect(),
@@ -292,7 +293,7 @@ mod tests {
             assert_eq!(in_force(&maps).unwrap(), generation);
         }
         // A process that ends before it exchanges them.
-        let left = wide.filtered.in_kernel().unwrap();
+        let left = wide.filtered.memory::<KernelMemory>().unwrap();
         maps.put_block(left, generation.number + 1, 1);
         assert_eq!(maps.held_blocks(), [0, 65]);
         maps.sweep_snapshot(generation.number);

@@ -7,9 +7,9 @@
 use aya::Pod;
 use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray};
 use portcullis_ebpf_common::layout::{
-    self, Counters, GateRecord, Glance, INTERFACE_NAME_MAX, INTERFACE_SLOTS, INTERFACES_MAX,
+    self, Counters, GateRecord, INTERFACE_NAME_MAX, INTERFACE_SLOTS, INTERFACES_MAX,
     InterfaceCounters, InterfaceRecord, LIST_SLOTS, ListCounters, ListRecord, NOTHING_COUNTED,
-    RecentVerdict, SNAPSHOT_BLOCKS_MAX, TOP_SOURCES_MAX, TopSource,
+    PackedSettings, RecentVerdict, SNAPSHOT_BLOCKS_MAX, TOP_SOURCES_MAX, TopSource,
     VERDICT_COUNTERS as VERDICT_COUNTERS_MAX, snapshot_slot,
 };
 use portcullis_ebpf_common::snapshot::Line;
@@ -19,7 +19,6 @@ use super::control::Control;
 use super::error::kernel;
 use super::memory::{self, BlockMap, KernelMemory};
 use super::pins::Pins;
-use super::settings::role_in_kernel;
 use crate::config::{Interface, Role, XdpMode};
 
 /// The maps that the program's object defines; the loader creates and pins them.
@@ -140,17 +139,20 @@ impl Maps {
     }
 
     /// Puts settings in place whole: they are written beside the old ones, and one update swaps
-    /// them. Meanwhile no packet takes the way that needs only a glance at them.
+    /// them. Meanwhile every packet takes the slow path, which reads the settings themselves.
     pub(super) fn swap_settings(&mut self, settings: layout::Settings) -> Result<(), Error> {
         let failed = "writing the settings";
         let mut inner = Array::create(1, 0).map_err(kernel(failed))?;
         inner.set(0, Value(settings), 0).map_err(kernel(failed))?;
-        let before = self.control.glance();
-        self.control.set_glance(Glance::NOTHING);
+        let before = self.control.packed_settings();
+        self.control
+            .set_packed_settings(PackedSettings::SLOW_PATH_ONLY);
         let result = self.settings.set(0, &inner, 0).map_err(kernel(failed));
         // After an error the old settings are in force.
-        let glance = result.as_ref().map_or(before, |()| Glance::at(&settings));
-        self.control.set_glance(glance);
+        let packed = result
+            .as_ref()
+            .map_or(before, |()| PackedSettings::new(&settings));
+        self.control.set_packed_settings(packed);
         result
     }
 
@@ -299,7 +301,7 @@ impl Maps {
     pub(super) fn take_interface_slot(&mut self, taken: &InterfaceSlot) -> Result<(), Error> {
         let record = InterfaceRecord {
             name: padded::<INTERFACE_NAME_MAX>(&taken.interface.name),
-            role: role_in_kernel(taken.interface.role) as u32,
+            role: taken.interface.role.in_kernel() as u32,
             xdp_mode: u32::from(taken.xdp_mode == XdpMode::Generic),
             counted_before: taken.counted_before,
         };

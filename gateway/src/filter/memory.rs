@@ -28,7 +28,7 @@ use portcullis_ebpf_common::snapshot::{BLOCK_LINES, Block, FIRST_FREE, Field, Li
 
 use super::Error;
 use super::error::kernel;
-use crate::lists::Memory;
+use crate::lists::{Memory, private};
 
 /// The value of the map. It is never constructed: its lines are read and written in the mapping.
 #[derive(Clone, Copy)]
@@ -84,17 +84,6 @@ impl KernelMemory {
         })
     }
 
-    /// The lines.
-    #[must_use]
-    pub fn as_slice(&self) -> &[Line] {
-        self.lines.as_slice()
-    }
-
-    /// The lines, to be written.
-    pub fn as_mut_slice(&mut self) -> &mut [Line] {
-        self.lines.as_mut_slice()
-    }
-
     /// The maps.
     pub(super) fn blocks(&self) -> &[BlockMap] {
         &self.blocks
@@ -120,13 +109,23 @@ impl KernelMemory {
 
     /// The generation number that the snapshot has, or had last.
     pub(super) fn generation(&self) -> u32 {
-        let header = self.as_slice().first().copied().unwrap_or_default();
+        let header = self.lines().first().copied().unwrap_or_default();
         Field::GENERATION.of(&header) as u32
     }
 
     /// How many blocks it has.
     pub(super) fn block_count(&self) -> u32 {
         blocks_of(self.lines.count)
+    }
+}
+
+impl Memory for KernelMemory {
+    fn lines(&self) -> &[Line] {
+        self.lines.as_slice()
+    }
+
+    fn lines_mut(&mut self) -> &mut [Line] {
+        self.lines.as_mut_slice()
     }
 }
 
@@ -260,12 +259,12 @@ impl ControlMemory {
 /// Memory for a snapshot that will be given to the filter: that of a map or, if the kernel refuses
 /// one, private memory, which the filter will copy.
 #[must_use]
-pub fn memory(lines: usize) -> Memory {
+pub fn memory(lines: usize) -> Box<dyn Memory> {
     match KernelMemory::new(lines) {
-        Ok(memory) => Memory::Kernel(memory),
+        Ok(memory) => Box::new(memory),
         Err(error) => {
             tracing::debug!(%error, "the lists are built in private memory");
-            Memory::private(lines)
+            private(lines)
         }
     }
 }

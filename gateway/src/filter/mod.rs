@@ -344,7 +344,7 @@ fn in_kernel(
     settings: &config::Filter,
     faults: &AnswerFaults,
 ) -> Result<layout::Settings, Error> {
-    let mut in_kernel = settings::in_kernel(settings);
+    let mut in_kernel = settings.in_kernel();
     faults.silence(&mut in_kernel, &maps.interfaces()?);
     Ok(in_kernel)
 }

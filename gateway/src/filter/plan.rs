@@ -10,7 +10,7 @@ use portcullis_ebpf_common::layout::{InterfaceConstant, LinkLayer};
 
 use super::features::{InterfaceState, interface_state};
 use super::pins::Pins;
-use super::settings::{self, role_in_kernel};
+use super::settings;
 use super::{Error, attached, link_layer, links, pins};
 use crate::config;
 
@@ -62,7 +62,7 @@ pub fn plan(settings: &config::Filter) -> Result<Plan, Error> {
             Ok(index) => link_layer::of(&interface.name, index)?,
             Err(_) => LinkLayer::Ethernet,
         };
-        let role = role_in_kernel(interface.role);
+        let role = interface.role.in_kernel();
         links::unpinned(InterfaceConstant::new(0, role, layer))?;
     }
     Ok(Plan {

@@ -1,12 +1,10 @@
-//! From the configuration to the layout of the maps. The configuration has checked its own limits;
+//! Whether the configuration fits into the maps. The configuration has checked its own limits;
 //! these are the limits of the maps.
 
-use portcullis_ebpf_common::layout::{
-    self, INTERFACES_MAX, LISTS_MAX, LOCAL_NETWORKS_MAX, PORTS_MAX,
-};
+use portcullis_ebpf_common::layout::{INTERFACES_MAX, LISTS_MAX, LOCAL_NETWORKS_MAX, PORTS_MAX};
 
 use super::Error;
-use crate::config::{CustomerRefusal, Filter, FilterMode, Role, Unlisted, XdpMode};
+use crate::config::{Filter, Role, XdpMode};
 
 /// Refuses settings that the maps cannot hold.
 pub(super) fn check(settings: &Filter) -> Result<(), Error> {
@@ -48,37 +46,11 @@ fn fits(what: &'static str, number: usize, max: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// The settings in the layout of the map, with answers on for all interfaces.
-pub(super) fn in_kernel(settings: &Filter) -> layout::Settings {
-    let mode = match settings.mode {
-        FilterMode::Enforce => layout::Mode::Enforce,
-        FilterMode::Monitor => layout::Mode::Monitor,
-        FilterMode::Off => layout::Mode::Off,
-    };
-    let measures = layout::Measures {
-        drop_unlisted: settings.unlisted == Unlisted::Drop,
-        syn_cookies: settings.syn_cookies,
-        customer_resets: settings.customer_refusal == CustomerRefusal::Reset,
-    };
-    let mut in_kernel = layout::Settings::new(mode, measures, &settings.ports);
-    in_kernel.syn_budget = settings.syn_budget;
-    in_kernel.resets_per_second = settings.resets_per_second;
-    in_kernel
-}
-
 /// The name of a role in the configuration.
 pub(super) const fn role_name(role: Role) -> &'static str {
     match role {
         Role::Edge => "edge",
         Role::Customer => "customer",
-    }
-}
-
-/// A role in the layout of the program.
-pub(super) const fn role_in_kernel(role: Role) -> layout::Role {
-    match role {
-        Role::Edge => layout::Role::Edge,
-        Role::Customer => layout::Role::Customer,
     }
 }
 

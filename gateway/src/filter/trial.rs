@@ -8,8 +8,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapError, RingBuf};
 use aya::programs::{TestRun, TestRunOptions};
 use portcullis_ebpf_common::Source;
 use portcullis_ebpf_common::layout::{
-    Event, INTERFACES_MAX, InterfaceConstant, InterfaceCounters, LinkLayer, RecentVerdict, Role,
-    Settings, VerdictKey, hint,
+    Event, INTERFACES_MAX, InterfaceConstant, InterfaceCounters, LinkLayer, PackedSettings,
+    RecentVerdict, Role, Settings, VerdictKey, hint,
 };
 use portcullis_ebpf_common::packet::FAMILY_BITS;
 
@@ -81,6 +81,12 @@ impl Trial {
     /// [`Error::Kernel`].
     pub fn set_settings(&mut self, settings: Settings) -> Result<(), Error> {
         self.maps.swap_settings(settings)
+    }
+
+    /// Sends every frame down the slow path, until settings are put in force again.
+    pub fn slow_path_only(&self) {
+        let control = self.maps.control();
+        control.set_packed_settings(PackedSettings::SLOW_PATH_ONLY);
     }
 
     /// The counters so far of the frames of all trials under this pin path.
@@ -157,7 +163,7 @@ impl Trial {
         let mut ring = RingBuf::try_from(data).map_err(kernel("opening the events"))?;
         let mut events = Vec::new();
         while let Some(item) = ring.next() {
-            events.extend(Event::from_octets(&item));
+            events.extend(Event::from_bytes(&item));
         }
         Ok(events)
     }

@@ -1,6 +1,6 @@
 //! All lists of a configuration, with their overlaps settled.
 //!
-//! Whoever asks gets one answer, and need not know about precedence:
+//! An address has one answer, and who asks need not know about precedence:
 //!
 //! 1. A permit wins over every drop and every reject, whatever the prefix lengths.
 //! 2. A drop wins over a reject: where the filter runs, the packet never arrives to be rejected.
@@ -16,9 +16,10 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::build::{self, Source};
+use super::coverage::Covered;
 use super::entries::Entries;
-use super::snapshot::{Allocate, Memory, Snapshot};
+use super::read::Plan;
+use super::snapshot::{Allocate, Snapshot, private};
 
 /// What being on a list means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +35,9 @@ pub enum ListAction {
 }
 
 impl ListAction {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Drop, Self::Reject, Self::Permit];
+
     /// As it is written in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -56,6 +60,9 @@ pub struct List {
     /// How many of them are IPv6.
     #[serde(default)]
     pub ipv6_entries: u64,
+    /// What they cover, each address counted once; unknown of a snapshot of an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub covered: Option<Covered>,
     /// The file that it was read from.
     pub file: Option<PathBuf>,
 }
@@ -95,39 +102,21 @@ impl Compiled {
                 action,
                 entries: prefixes.len() as u64,
                 ipv6_entries: prefixes.iter().filter(|net| net.addr().is_ipv6()).count() as u64,
+                covered: None,
                 file: None,
             };
             (list, prefixes.into_iter().collect())
         });
-        Compiled::build(lists.collect(), Memory::private)
+        Compiled::build(lists.collect(), private)
     }
 
     /// Settles the overlaps of these lists, given in the order of the configuration. What the
     /// filter needs is built into the memory that is asked for.
     ///
     /// # Panics
-    /// With more lists than a snapshot has classes for (256): whoever reads a configuration refuses
-    /// those.
+    /// With more lists than a snapshot has classes for (256): a configuration has no more.
     pub fn build(lists: Vec<(List, Entries)>, allocate: Allocate) -> Compiled {
-        let (mut filtered, mut rejected) = (Vec::new(), Vec::new());
-        let mut kept = Vec::with_capacity(lists.len());
-        for (number, (list, entries)) in (0..).zip(lists) {
-            let source = Source {
-                list: number,
-                permits: list.action == ListAction::Permit,
-                entries,
-            };
-            match list.action {
-                ListAction::Permit | ListAction::Drop => filtered.push(source),
-                ListAction::Reject => rejected.push(source),
-            }
-            kept.push(list);
-        }
-        Compiled {
-            lists: kept,
-            filtered: build::snapshot(filtered, allocate),
-            rejected: build::snapshot(rejected, Memory::private),
-        }
+        Plan::of(lists).write(allocate)
     }
 
     /// What the permit and drop lists say about an address: the answer of the filter.
@@ -277,9 +266,10 @@ mod tests {
             action: ListAction::Drop,
             entries: 4,
             ipv6_entries: 4,
+            covered: None,
             file: None,
         };
-        let compiled = Compiled::build(vec![(list, nets.into_iter().collect())], Memory::private);
+        let compiled = Compiled::build(vec![(list, nets.into_iter().collect())], private);
         for net in nets {
             let found = compiled.filtered(net.addr()).map(|found| found.prefix);
             assert_eq!(found, Some(net));
@@ -291,11 +281,17 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(96))]
         #[test]
         fn settled_lists_answer_as_the_rules_of_precedence_do(
-            lists in prop::collection::vec((action(), prop::collection::vec(crowded_prefix(), 0..20)), 0..6),
+            lists in prop::collection::vec(
+                (action(), prop::collection::vec(crowded_prefix(), 0..20)),
+                0..6,
+            ),
             addresses in prop::collection::vec(crowded_address(), 1..40),
         ) {
             let sources: Vec<_> =
-                lists.into_iter().map(|(action, nets)| (action.as_str().to_owned(), action, nets)).collect();
+                lists
+                    .into_iter()
+                    .map(|(action, nets)| (action.as_str().to_owned(), action, nets))
+                    .collect();
             let compiled = Compiled::new(sources.clone());
             for address in addresses {
                 let found = compiled.filtered(address).or_else(|| compiled.rejected(address));

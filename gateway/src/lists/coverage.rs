@@ -2,7 +2,7 @@
 //!
 //! What is compared are the settled snapshots, so that the answer is exact: an address counts for
 //! the list that speaks for it now, if no list had it refused before. It needs both snapshots in
-//! memory and one pass over them, of which nearly all is passed over: stretches without presence,
+//! memory and one pass over them, of which nearly all is passed over: ranges without presence,
 //! and entries that are the same in both. [`Covered`] is the bound that says, while the entries are
 //! at hand, that no pass is needed: what a list covers at all is no less than what it covers newly.
 //! Rejected: to keep the prefixes of the last compile (80 MB for ten million), and to compare the
@@ -12,6 +12,8 @@ mod ipv4;
 mod ipv6;
 #[cfg(test)]
 mod tests;
+
+use serde::{Deserialize, Serialize};
 
 use super::compiled::{Compiled, ListAction};
 use super::entries::Entries;
@@ -49,7 +51,7 @@ impl Families {
 }
 
 /// How many addresses there are: of IPv4, and of IPv6 in 2000::/3.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Covered {
     /// Of 2^32.
     pub ipv4: u64,

@@ -2,15 +2,16 @@
 //! time of one copy.
 //!
 //! ```text
-//! octets 0-63    magic, version of this format and of the lines, sizes, check sums (little-endian)
-//! from 64        what the lists are called and where they came from, JSON, filled up with zeros to a multiple of 64
-//! then           the lines of permit and drop lists, then those of reject lists, as they lie in memory
+//! bytes 0-63     magic, version of this format and of the lines, sizes, check sums (little-endian)
+//! from 64        what the lists are called and where they came from, JSON,
+//!                with zeros up to a multiple of 64
+//! then           the lines of permit and drop lists, then those of reject lists, as in memory
 //! ```
 //!
-//! It is written beside its place and renamed, so that nobody reads half of one. It is read, never
-//! mapped: a mapped file could be truncated under the look-ups. Stretches of zeros are not written,
-//! and on reading not touched, so that a sparse directory costs neither disk nor memory. Generation
-//! and classes, which belong to a kernel, are left out.
+//! It is written beside its place and renamed, so that no reader sees half of one. It is read,
+//! never mapped: a mapped file could be truncated under the look-ups. Ranges of zeros are not
+//! written, and on reading not touched, so that a sparse directory costs neither disk nor memory.
+//! Generation and classes, which belong to a kernel, are left out.
 
 use core::cell::Cell;
 use core::fmt;
@@ -31,7 +32,7 @@ use portcullis_ebpf_common::snapshot::{
 use serde::{Deserialize, Serialize};
 
 use super::compiled::{Compiled, List, ListAction, Listing, listing};
-use super::snapshot::{Allocate, Memory, Snapshot, lookup};
+use super::snapshot::{Allocate, lookup, private};
 
 mod left_over;
 
@@ -43,7 +44,7 @@ const LINE: usize = size_of::<Line>();
 /// the copy.
 const CHUNK: usize = 1024;
 static ZEROS: [Line; CHUNK] = [[0; 8]; CHUNK];
-/// Octets of a description; a list has some hundred.
+/// Bytes of a description; a list has some hundred.
 const ABOUT_MAX: u32 = 1 << 22;
 
 /// What a file says of itself.
@@ -95,9 +96,9 @@ pub enum Fault {
     Version,
     /// It has not the length that it ought to have.
     Length {
-        /// Octets that there are.
+        /// Bytes that there are.
         found: u64,
-        /// Octets that there should be.
+        /// Bytes that there should be.
         expected: u64,
     },
     /// A check sum is wrong, or what is in it contradicts itself.
@@ -114,7 +115,7 @@ impl fmt::Display for Error {
             Fault::Length { found, expected } => {
                 write!(
                     f,
-                    "{path}: {found} octets long, where {expected} are wanted"
+                    "{path}: {found} bytes long, where {expected} are expected"
                 )?;
             }
             Fault::Damaged(what) => write!(f, "{path}: damaged: {what}")?,
@@ -131,7 +132,7 @@ impl From<io::Error> for Fault {
     }
 }
 
-/// The first octets of a file.
+/// The first bytes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Header {
     about: u32,
@@ -345,6 +346,25 @@ impl Stored {
         }
     }
 
+    /// Opens the file of the last compile, which later ones are compared with; `None` if there is
+    /// none.
+    ///
+    /// # Errors
+    /// Every [`Fault`]; those of the lines, too.
+    pub fn open_last(path: &Path) -> Result<Option<Self>, Error> {
+        match Self::open(path) {
+            Ok(stored) => {
+                stored.verify()?;
+                Ok(Some(stored))
+            }
+            Err(Error {
+                fault: Fault::Io(error),
+                ..
+            }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What the file says of itself.
     pub fn about(&self) -> &About {
         &self.about
@@ -355,7 +375,7 @@ impl Stored {
         &self.path
     }
 
-    /// Octets of the lines: of the permit and drop lists, and of the reject lists.
+    /// Bytes of the lines: of the permit and drop lists, and of the reject lists.
     pub fn sizes(&self) -> (u64, u64) {
         let octets = |lines: u32| u64::from(lines) * LINE as u64;
         (octets(self.header.filtered), octets(self.header.rejected))
@@ -403,53 +423,69 @@ impl Stored {
     ///
     /// # Errors
     /// [`Fault::Io`] and [`Fault::Damaged`].
-    pub fn load(mut self, allocate: Allocate) -> Result<Compiled, Error> {
-        match self.read_lines(allocate) {
-            Ok((filtered, rejected)) => Ok(Compiled {
-                lists: self.about.lists,
-                filtered,
-                rejected,
-            }),
-            Err(fault) => Err(self.error(fault)),
-        }
+    pub fn load(&self, allocate: Allocate) -> Result<Compiled, Error> {
+        let Header {
+            filtered, rejected, ..
+        } = self.header;
+        let mut filtered = allocate(filtered as usize);
+        let mut rejected = private(rejected as usize);
+        let mut take = |part: Part, at: usize, read: &[Line]| {
+            let lines = match part {
+                Part::Filtered => filtered.lines_mut(),
+                Part::Rejected => rejected.lines_mut(),
+            };
+            // What is zero is so already, and costs no memory if it is not touched.
+            if !is_zero(read) {
+                lines[at..at + read.len()].copy_from_slice(read);
+            }
+        };
+        self.read_lines(&mut take)
+            .map_err(|fault| self.error(fault))?;
+        Ok(Compiled {
+            lists: self.about.lists.clone(),
+            filtered: filtered.into(),
+            rejected: rejected.into(),
+        })
     }
 
-    fn read_lines(&mut self, allocate: Allocate) -> Result<(Snapshot, Snapshot), Fault> {
-        self.file.seek(SeekFrom::Start(self.header.lines_at()))?;
+    /// Reads the lines, and keeps none: whether they are as they were written.
+    ///
+    /// # Errors
+    /// As [`load`](Stored::load).
+    pub fn verify(&self) -> Result<(), Error> {
+        let verified = self.read_lines(&mut |_, _, _| {});
+        verified.map_err(|fault| self.error(fault))
+    }
+
+    /// Reads all lines, some at a time: of which part, from which on.
+    fn read_lines(&self, take: &mut impl FnMut(Part, usize, &[Line])) -> Result<(), Fault> {
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(self.header.lines_at()))?;
         let mut sum = Hasher::new();
-        let filtered = self.read_snapshot(self.header.filtered, allocate, &mut sum)?;
-        let rejected = self.read_snapshot(self.header.rejected, Memory::private, &mut sum)?;
+        let mut chunk = vec![Line::default(); CHUNK];
+        let parts = [
+            (Part::Filtered, self.header.filtered as usize),
+            (Part::Rejected, self.header.rejected as usize),
+        ];
+        for (part, count) in parts {
+            if count < FIRST_FREE {
+                return Err(Fault::Damaged("too few lines"));
+            }
+            for at in (0..count).step_by(CHUNK) {
+                let read = &mut chunk[..CHUNK.min(count - at)];
+                let octets = bytemuck::cast_slice_mut(read);
+                file.read_exact(octets).map_err(ended)?;
+                sum.update(octets);
+                if at == 0 && !is_header(&read[0], count) {
+                    return Err(Fault::Damaged("the header of the lines"));
+                }
+                take(part, at, read);
+            }
+        }
         if sum.finalize() != self.header.lines_sum {
             return Err(Fault::Damaged("the lists themselves"));
         }
-        Ok((filtered, rejected))
-    }
-
-    fn read_snapshot(
-        &mut self,
-        count: u32,
-        allocate: Allocate,
-        sum: &mut Hasher,
-    ) -> Result<Snapshot, Fault> {
-        if (count as usize) < FIRST_FREE {
-            return Err(Fault::Damaged("too few lines"));
-        }
-        let mut memory = allocate(count as usize);
-        let mut chunk = vec![Line::default(); CHUNK];
-        for lines in memory.as_mut_slice().chunks_mut(CHUNK) {
-            let read = &mut chunk[..lines.len()];
-            let octets = bytemuck::cast_slice_mut(read);
-            self.file.read_exact(octets).map_err(ended)?;
-            sum.update(octets);
-            if !is_zero(read) {
-                lines.copy_from_slice(read);
-            }
-        }
-        let header = memory.as_slice()[0];
-        if Field::MAGIC.of(&header) != MAGIC || Field::LINES.of(&header) != u64::from(count) {
-            return Err(Fault::Damaged("the header of the lines"));
-        }
-        Ok(Snapshot::from(memory))
+        Ok(())
     }
 
     fn error(&self, fault: Fault) -> Error {
@@ -458,6 +494,17 @@ impl Stored {
             fault,
         }
     }
+}
+
+/// One of the two snapshots in a file.
+#[derive(Clone, Copy)]
+enum Part {
+    Filtered,
+    Rejected,
+}
+
+fn is_header(line: &Line, count: usize) -> bool {
+    Field::MAGIC.of(line) == MAGIC && Field::LINES.of(line) == count as u64
 }
 
 /// Reads compiled lists; those of permit and drop lists into the memory that is asked for.

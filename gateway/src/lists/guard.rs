@@ -1,13 +1,13 @@
 //! The guard: a list that lost much at once has probably lost it on the way, and a gate that takes
 //! it opens itself. One that refuses much more than before, or those whom the gate lives by, has
-//! probably been fed a mistake, and a gate that takes it shuts everybody out.
+//! probably been fed a mistake, and a gate that takes it shuts every client out.
 //!
 //! Downloads end early, disks fill up, a provider puts an error page where the list was, a feed
 //! gains 0.0.0.0/0. What was in force before is then better than what is there now, however old it
 //! is; whether it was meant, only a person can say. For losses the measure is the number of
 //! entries, which costs nothing to keep. For growth it is the addresses that were not refused
 //! before, because one line can be half of the Internet. Rejected: to compare the entries
-//! themselves (a list that is replaced by as many others is the business of whoever provides it).
+//! themselves (a list that is replaced by as many others is the business of its provider).
 
 use core::fmt;
 use core::net::IpAddr;
@@ -52,7 +52,7 @@ impl fmt::Display for Loss {
 }
 
 /// The lists that are empty and were not, or lost more than `shrink_max` percent of their entries.
-/// A list that is new or gone is the business of whoever wrote the configuration.
+/// A list that is new or gone is the business of the operator who wrote the configuration.
 pub fn losses(before: &[List], after: &[List], shrink_max: u8) -> Vec<Loss> {
     if shrink_max >= OFF {
         return Vec::new();
@@ -135,6 +135,15 @@ impl Protected {
         }
         by.filter(|_| 2 * held >= all)
             .map(|list| (list, held == all))
+    }
+
+    /// Whether at least half of it may be refused: `covers` says of an address whether a drop or
+    /// reject list covers it.
+    pub(super) fn may_be_held(&self, covers: impl Fn(IpAddr) -> bool) -> bool {
+        let (all, held) = probes(self.net).fold((0, 0), |(all, held), address| {
+            (all + 1, held + u32::from(covers(address)))
+        });
+        held > 0 && 2 * held >= all
     }
 
     /// The drop or reject list that holds at least half of it, if there is one, and whether it
@@ -239,16 +248,21 @@ impl fmt::Display for Share {
 /// What is told where no earlier compile is known: the drop and reject lists that cover more than
 /// `grow_max` percent of the addresses, or one of those who are protected. (Of local networks the
 /// configuration tells by itself.)
-pub fn unknown_before(after: &Compiled, limits: &GrowthLimits<'_>) -> Vec<String> {
-    if limits.grow_max >= OFF {
+pub fn unknown_before(after: &Compiled, guard: &Guard) -> Vec<String> {
+    if guard.grow_max >= OFF {
         return Vec::new();
     }
-    let covered = limits.covered.unwrap_or_default();
-    let wide = after.lists.iter().zip(covered).filter(|(list, covered)| {
-        list.action != ListAction::Permit && covered.is_more_than(limits.grow_max)
+    let refusing = after
+        .lists
+        .iter()
+        .filter(|list| list.action != ListAction::Permit);
+    let wide = refusing.filter_map(|list| {
+        let covered = list
+            .covered
+            .filter(|covered| covered.is_more_than(guard.grow_max))?;
+        Some((list, Share(covered).to_string()))
     });
-    let wide = wide.map(|(list, covered)| (list, Share(*covered).to_string()));
-    let protected = limits.protected.iter();
+    let protected = guard.protected.iter();
     let others = protected.filter(|protected| protected.role != ProtectedRole::LocalNetwork);
     let held = others.filter_map(|protected| {
         let (list, _) = protected.held_by(after)?;
@@ -257,51 +271,55 @@ pub fn unknown_before(after: &Compiled, limits: &GrowthLimits<'_>) -> Vec<String
     let told = |(list, what): (&List, String)| {
         let (action, name) = (list.action.as_str(), &list.name);
         format!(
-            "the {action} list \"{name}\" covers {what}, and no earlier compile is known that this could be compared with"
+            "the {action} list \"{name}\" covers {what}, and no earlier compile is known that \
+             this could be compared with"
         )
     };
     wide.chain(held).map(told).collect()
 }
 
-/// What growth is measured by.
-#[derive(Clone, Copy, Debug)]
-pub struct GrowthLimits<'a> {
+/// What losses and growth are measured by.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    /// Percent of its entries that a list may lose.
+    pub shrink_max: u8,
     /// Percent of the address space that a list may newly refuse.
     pub grow_max: u8,
     /// Whom none may newly refuse.
-    pub protected: &'a [Protected],
-    /// What each list covers at all, where that is known: less than `grow_max` need not be
-    /// measured.
-    pub covered: Option<&'a [Covered]>,
+    pub protected: Vec<Protected>,
 }
 
-impl GrowthLimits<'_> {
-    /// Whether these lists may have grown too much, whatever they were before. If not, nobody has
-    /// to know.
-    pub fn may_be_passed(&self, after: &Compiled) -> bool {
-        self.grow_max < OFF
-            && (self.may_exceed(after).any()
-                || (self.protected.iter()).any(|protected| protected.held_by(after).is_some()))
+impl Default for Guard {
+    fn default() -> Self {
+        Self {
+            shrink_max: SHRINK_MAX,
+            grow_max: GROW_MAX,
+            protected: Vec::new(),
+        }
     }
+}
 
-    /// Of which family a list covers enough to have grown by too much.
-    fn may_exceed(&self, after: &Compiled) -> Families {
-        let Some(covered) = self.covered else {
-            return Families::BOTH;
-        };
-        let refusing = after.lists.iter().zip(covered);
+impl Guard {
+    /// Of which family a list covers enough to have grown by too much: what it covers at all is no
+    /// less than what it covers newly.
+    pub(super) fn may_exceed(&self, after: &[List]) -> Families {
+        let refusing = after
+            .iter()
+            .filter(|list| list.action != ListAction::Permit);
         refusing
-            .filter(|(list, _)| list.action != ListAction::Permit)
-            .map(|(_, covered)| covered.families_of_more_than(self.grow_max))
+            .map(|list| match list.covered {
+                Some(covered) => covered.families_of_more_than(self.grow_max),
+                None => Families::BOTH,
+            })
             .fold(Families::default(), Families::or)
     }
 }
 
 /// The drop and reject lists that would newly refuse more than `grow_max` percent of the addresses,
 /// or some of those who are protected. A list that is new, or was a permit list, is the business of
-/// whoever wrote the configuration.
-pub fn growths(before: &Compiled, after: &Compiled, limits: &GrowthLimits<'_>) -> Vec<Growth> {
-    if !limits.may_be_passed(after) {
+/// the operator who wrote the configuration.
+pub fn growths(before: &Compiled, after: &Compiled, guard: &Guard) -> Vec<Growth> {
+    if guard.grow_max >= OFF {
         return Vec::new();
     }
     let refuses = |list: &List| list.action != ListAction::Permit;
@@ -312,14 +330,14 @@ pub fn growths(before: &Compiled, after: &Compiled, limits: &GrowthLimits<'_>) -
         })
     };
     let mut growths = Vec::new();
-    let families = limits.may_exceed(after);
+    let families = guard.may_exceed(&after.lists);
     let newly = if families.any() {
         coverage::newly(before, after, families)
     } else {
         Vec::new()
     };
     for (number, newly) in (0..).zip(newly) {
-        if newly.is_more_than(limits.grow_max)
+        if newly.is_more_than(guard.grow_max)
             && let Some(list) = known(number)
         {
             growths.push(Growth {
@@ -328,7 +346,7 @@ pub fn growths(before: &Compiled, after: &Compiled, limits: &GrowthLimits<'_>) -
             });
         }
     }
-    for protected in limits.protected {
+    for protected in &guard.protected {
         let is_new = |address, list| known(list).is_some() && refused(before, address).is_none();
         let held = protected.held(after, is_new);
         if let Some(list) = held.and_then(|(list, _)| known(list)) {
@@ -351,6 +369,7 @@ mod tests {
             action: ListAction::Drop,
             entries,
             ipv6_entries: 0,
+            covered: None,
             file: None,
         })
     }
@@ -413,12 +432,12 @@ mod tests {
         grow_max: u8,
         protected: &[Protected],
     ) -> Vec<String> {
-        let limits = GrowthLimits {
+        let guard = Guard {
             grow_max,
-            protected,
-            covered: None,
+            protected: protected.to_vec(),
+            ..Guard::default()
         };
-        let growths = growths(before, after, &limits);
+        let growths = growths(before, after, &guard);
         growths.iter().map(ToString::to_string).collect()
     }
 
@@ -460,14 +479,12 @@ mod tests {
     #[test]
     fn only_the_family_of_which_a_list_covers_enough_is_measured() {
         use ListAction::{Drop, Permit};
-        let after = compiled(&[("feed", Drop, &[]), ("friends", Permit, &[])]);
+        let after = compiled(&[("feed", Drop, &[]), ("friends", Permit, &[])]).lists;
         let families = |feed: Covered, friends: Covered| {
-            let limits = GrowthLimits {
-                grow_max: 1,
-                protected: &[],
-                covered: Some(&[feed, friends]),
-            };
-            let Families { ipv4, ipv6 } = limits.may_exceed(&after);
+            let mut after = after.clone();
+            after[0].covered = Some(feed);
+            after[1].covered = Some(friends);
+            let Families { ipv4, ipv6 } = Guard::default().may_exceed(&after);
             (ipv4, ipv6)
         };
         let nothing = Covered::default();

@@ -1,10 +1,10 @@
-//! A snapshot in memory: of this process alone, or of a map that the program in the kernel reads,
-//! too.
+//! A snapshot in memory.
 //!
-//! With a filter there is one copy of the lists: they are built straight into the kernel's memory,
-//! and the policy looks into the very lines that the program does. Who compiles says so with an
-//! [`Allocate`].
+//! With a filter there is one copy of the lists: they are written straight into the memory of a map
+//! that the program in the kernel reads, and the policy looks into the same lines. Nothing here
+//! knows of that: the caller hands in the memory with an [`Allocate`].
 
+use core::any::Any;
 use core::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,64 +16,54 @@ use portcullis_ebpf_common::snapshot::{
 };
 
 use super::build;
-use crate::filter::KernelMemory;
 
 /// Gives zeroed memory for this many lines.
-pub type Allocate = fn(usize) -> Memory;
+pub type Allocate = fn(usize) -> Box<dyn Memory>;
 
-/// Lines that nobody shares yet.
-#[derive(Debug)]
-pub enum Memory {
-    /// Of this process. What is not written costs nothing.
-    Private(Vec<Line>),
-    /// Of a map in the kernel.
-    Kernel(KernelMemory),
+/// Memory that lines can lie in.
+pub trait Memory: Any + Send + Sync {
+    /// The lines.
+    fn lines(&self) -> &[Line];
+
+    /// The lines, to be written: nothing shares them yet.
+    fn lines_mut(&mut self) -> &mut [Line];
 }
 
-impl Memory {
-    /// Zeroed memory of this process.
-    #[must_use]
-    pub fn private(lines: usize) -> Self {
-        Self::Private(vec![[0; 8]; lines])
+/// Zeroed memory of this process. What is not written costs nothing.
+#[must_use]
+pub fn private(lines: usize) -> Box<dyn Memory> {
+    Box::new(vec![Line::default(); lines])
+}
+
+impl Memory for Vec<Line> {
+    fn lines(&self) -> &[Line] {
+        self
     }
 
-    /// The lines.
-    #[must_use]
-    pub fn as_slice(&self) -> &[Line] {
-        match self {
-            Self::Private(lines) => lines,
-            Self::Kernel(memory) => memory.as_slice(),
-        }
-    }
-
-    /// The lines, to be written.
-    pub fn as_mut_slice(&mut self) -> &mut [Line] {
-        match self {
-            Self::Private(lines) => lines,
-            Self::Kernel(memory) => memory.as_mut_slice(),
-        }
+    fn lines_mut(&mut self) -> &mut [Line] {
+        self
     }
 }
 
 /// Lines that say which list speaks for an address. Shared and immutable, but for the generation
 /// and the classes of the lists, which the filter writes when it puts the snapshot in place.
 #[derive(Clone)]
-pub struct Snapshot(Arc<Memory>);
+pub struct Snapshot(Arc<dyn Memory>);
 
-impl From<Memory> for Snapshot {
-    fn from(memory: Memory) -> Self {
-        Self(Arc::new(memory))
+impl From<Box<dyn Memory>> for Snapshot {
+    fn from(memory: Box<dyn Memory>) -> Self {
+        Self(memory.into())
     }
 }
 
 /// No lists.
 impl Default for Snapshot {
     fn default() -> Self {
-        build::snapshot(Vec::new(), Memory::private)
+        build::plan(Vec::new()).write(private)
     }
 }
 
-/// Its size: nobody wants to read the lines.
+/// Its size: the lines are too many to read.
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Snapshot({} lines)", self.lines().len())
@@ -84,22 +74,20 @@ impl Snapshot {
     /// The lines.
     #[must_use]
     pub fn lines(&self) -> &[Line] {
-        self.0.as_slice()
+        self.0.lines()
     }
 
-    /// Octets of memory, if all of it is used.
+    /// Bytes of memory, if all of it is used.
     #[must_use]
     pub fn size(&self) -> u64 {
         size_of_val(self.lines()) as u64
     }
 
-    /// The kernel's map that it lies in, if it does.
+    /// The memory that it lies in, if it is of this type.
     #[must_use]
-    pub fn in_kernel(&self) -> Option<&KernelMemory> {
-        match &*self.0 {
-            Memory::Kernel(memory) => Some(memory),
-            Memory::Private(_) => None,
-        }
+    pub fn memory<M: Memory>(&self) -> Option<&M> {
+        let memory: &dyn Any = &*self.0;
+        memory.downcast_ref()
     }
 
     /// The list that speaks for an address, by its place in the configuration, and the prefix by
@@ -145,9 +133,9 @@ impl Snapshot {
             .collect()
     }
 
-    /// The lines but for what the kernel makes of them: the header without its generation, the
+    /// The lines without what the kernel makes of them: the header without its generation, the
     /// heads of the tables, the rest.
-    fn said(&self) -> Option<(Line, &[Line], &[Line])> {
+    fn content(&self) -> Option<(Line, &[Line], &[Line])> {
         let (header, rest) = self.lines().split_first()?;
         let mut header = *header;
         Field::GENERATION.set(&mut header, 0);
@@ -155,10 +143,10 @@ impl Snapshot {
         Some((header, &fixed[..CLASSES - 1], tables))
     }
 
-    /// Whether both say the same about every address, by the same lists.
+    /// Whether both have the same answer for every address, by the same lists.
     #[must_use]
-    pub fn says_the_same(&self, other: &Snapshot) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.said() == other.said()
+    pub fn same_content(&self, other: &Snapshot) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.content() == other.content()
     }
 }
 

@@ -1,15 +1,14 @@
 //! Where a list comes from: a file, how it is written, and what being listed in it means.
 
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::slice;
 
-use super::format::{self, Format, Progress, Reading};
-use super::watch::Stamp;
-use super::{List, ListAction};
+use super::ListAction;
+use super::format::{Format, Reading};
 
 /// A list, as the configuration has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct ListSource {
     /// For people, and unique among the lists.
     pub name: String,
     /// What being on it means.
@@ -18,51 +17,67 @@ pub struct Source {
     pub format: Format,
     /// The file.
     pub file: PathBuf,
-    /// Whether a line that cannot be read is an error, rather than skipped and counted.
+    /// Whether an invalid line is an error, rather than skipped and counted.
     pub strict: bool,
-    /// Which state of the file was read last.
-    pub stamp: Option<Stamp>,
 }
 
-impl Source {
-    /// Reads the file.
-    ///
-    /// # Errors
-    /// As [`format::read_file`].
-    pub fn read(&mut self, progress: impl FnMut(Progress)) -> io::Result<Reading> {
-        self.stamp = Stamp::of(&self.file);
-        let reading = format::read_file(self.format, &self.file, progress)?;
-        self.stamp = reading.stamp;
-        Ok(reading)
+/// Where all lists come from: one or the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sources {
+    /// A file each, in the order of the configuration.
+    Files(Vec<ListSource>),
+    /// A snapshot that was compiled before.
+    Snapshot(PathBuf),
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        Self::Files(Vec::new())
     }
 }
 
-impl List {
-    /// A list as it was read.
-    pub fn of(source: &Source, reading: &Reading) -> List {
-        List {
-            name: source.name.clone(),
-            action: source.action,
-            entries: reading.entries.len() as u64,
-            ipv6_entries: reading.entries.ipv6.len() as u64,
-            // Whoever asks a snapshot may be somewhere else.
-            file: std::path::absolute(&source.file).ok(),
+impl Sources {
+    /// Whether there are no lists.
+    pub fn is_empty(&self) -> bool {
+        self.files().next().is_none()
+    }
+
+    /// The lists that have a file each.
+    pub fn lists(&self) -> &[ListSource] {
+        match self {
+            Self::Files(lists) => lists,
+            Self::Snapshot(_) => &[],
         }
+    }
+
+    /// The snapshot, if that is where they come from.
+    pub fn snapshot(&self) -> Option<&Path> {
+        match self {
+            Self::Files(_) => None,
+            Self::Snapshot(path) => Some(path),
+        }
+    }
+
+    /// The files.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let snapshot = self.snapshot().into_iter();
+        let lists: slice::Iter<'_, ListSource> = self.lists().iter();
+        lists.map(|list| &*list.file).chain(snapshot)
     }
 }
 
 /// What is wrong with a list as it was read: faults make it useless, doubts do not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Findings {
+pub struct FileFindings {
     /// Why the list must not be used.
-    pub faults: Vec<Finding>,
-    /// What somebody should look at.
-    pub doubts: Vec<Finding>,
+    pub faults: Vec<FileFinding>,
+    /// What an operator should look at.
+    pub doubts: Vec<FileFinding>,
 }
 
 /// Something about a file, or about one line of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct FileFinding {
     /// Number and beginning of the line, if it is about one.
     pub line: Option<(u64, String)>,
     /// What was found.
@@ -71,9 +86,9 @@ pub struct Finding {
     pub advice: Option<&'static str>,
 }
 
-impl Finding {
-    fn of_file(message: impl Into<String>) -> Finding {
-        Finding {
+impl FileFinding {
+    fn of_file(message: impl Into<String>) -> FileFinding {
+        FileFinding {
             line: None,
             message: message.into(),
             advice: None,
@@ -81,65 +96,69 @@ impl Finding {
     }
 }
 
-impl Findings {
+impl FileFindings {
     /// Looks at a list as it was read.
-    pub fn of(reading: &Reading, strict: bool) -> Findings {
-        let mut findings = Findings::default();
-        let (bad, empty) = (reading.bad_line_count, reading.entries.is_empty());
+    pub fn of(reading: &Reading, strict: bool) -> FileFindings {
+        let mut findings = FileFindings::default();
+        let (bad, empty) = (reading.invalid_line_count, reading.entries.is_empty());
         if let Some(foreign) = reading.foreign {
-            findings.faults.push(Finding::of_file(foreign));
+            findings.faults.push(FileFinding::of_file(foreign));
             return findings;
         }
         if strict {
-            let lines = reading.bad_lines.iter().map(|bad| Finding {
+            let lines = reading.invalid_lines.iter().map(|bad| FileFinding {
                 line: Some((bad.line, bad.text.clone())),
                 message: bad.reason.to_owned(),
                 advice: None,
             });
             findings.faults.extend(lines);
-            if bad > reading.bad_lines.len() as u64 {
-                findings.faults.push(Finding::of_file(format!(
-                    "{bad} lines in all cannot be read; the first are shown"
+            if bad > reading.invalid_lines.len() as u64 {
+                findings.faults.push(FileFinding::of_file(format!(
+                    "{bad} invalid lines in all; the first are shown"
                 )));
             }
-            let incomplete = reading.incomplete.map(Finding::of_file);
+            let incomplete = reading.incomplete.map(FileFinding::of_file);
             findings.faults.extend(incomplete);
-        } else if let Some(first) = reading.bad_lines.first() {
+        } else if let Some(first) = reading.invalid_lines.first() {
             let line = Some((first.line, first.text.clone()));
             if empty {
-                findings.faults.push(Finding {
+                findings.faults.push(FileFinding {
                     line,
-                    message: format!("{}, and no other line can be read, either", first.reason),
+                    message: format!("{}, and no other line is valid", first.reason),
                     advice: Some("is this the right file, and is its `format` another one?"),
                 });
             } else {
                 let count = match bad {
                     1 => String::new(),
-                    2 => " (and one more line that cannot be read)".to_owned(),
-                    _ => format!(" (and {} more lines that cannot be read)", bad - 1),
+                    2 => " (and one more invalid line)".to_owned(),
+                    _ => format!(" (and {} more invalid lines)", bad - 1),
                 };
-                findings.doubts.push(Finding {
+                findings.doubts.push(FileFinding {
                     line,
                     message: format!("skipped: {}{count}", first.reason),
                     advice: Some(
-                        "`strict = true` makes this an error; `portcullis lists compile` shows more of them",
+                        "`strict = true` makes this an error; `portcullis lists compile` shows \
+                         more of them",
                     ),
                 });
             }
         }
         if !strict {
-            let incomplete = reading.incomplete.map(Finding::of_file);
+            let incomplete = reading.incomplete.map(FileFinding::of_file);
             findings.doubts.extend(incomplete);
         }
         if let Some(line) = reading.masked_first {
-            findings.doubts.push(Finding::of_file(format!(
-                "{} of {} prefixes have bits set beyond their length, which are ignored; the first is in line {line}",
+            findings.doubts.push(FileFinding::of_file(format!(
+                "{} of {} prefixes have bits set beyond their length, which are ignored; the \
+                 first is in line {line}",
                 reading.masked,
                 reading.entries.len()
             )));
         }
         if empty && bad == 0 {
-            findings.doubts.push(Finding::of_file("the list is empty"));
+            findings
+                .doubts
+                .push(FileFinding::of_file("the list is empty"));
         }
         findings
     }
@@ -147,11 +166,12 @@ impl Findings {
 
 #[cfg(test)]
 mod tests {
+    use super::super::format;
     use super::*;
 
-    fn of(text: &str, strict: bool) -> Findings {
+    fn of(text: &str, strict: bool) -> FileFindings {
         let reading = format::read(Format::Cidr, text.as_bytes(), |_| {}).unwrap();
-        Findings::of(&reading, strict)
+        FileFindings::of(&reading, strict)
     }
 
     #[test]
@@ -186,7 +206,7 @@ mod tests {
     #[test]
     fn an_empty_list_is_a_doubt() {
         for strict in [false, true] {
-            let findings = of("# nobody at the moment\n", strict);
+            let findings = of("# none at the moment\n", strict);
             assert_eq!((findings.faults.len(), findings.doubts.len()), (0, 1));
         }
     }

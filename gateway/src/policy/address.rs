@@ -12,34 +12,60 @@ pub fn form(path: &Path<'_>) -> Option<Rule> {
     let local_part = path.mailbox.local_part;
     let holds = |wanted: fn(char) -> bool| local_part.chars().any(wanted);
     if path.source_route.is_some() {
-        Some(Rule::SourceRoute)
+        Some(Rule::SOURCE_ROUTE)
     } else if local_part.starts_with('"') {
-        holds(|c| is_at(c) || is_percent(c) || is_bang(c)).then_some(Rule::QuotedLocalPart)
+        holds(|c| is_at(c) || is_percent(c) || is_bang(c)).then_some(Rule::QUOTED_LOCAL_PART)
     } else if is_encapsulated(local_part) {
-        Some(Rule::EncapsulatedAddress)
+        Some(Rule::ENCAPSULATED_ADDRESS)
     } else if holds(is_at) {
-        Some(Rule::SecondAt)
+        Some(Rule::SECOND_AT)
     } else if holds(is_percent) {
-        Some(Rule::PercentHack)
+        Some(Rule::PERCENT_HACK)
     } else if holds(is_bang) {
-        Some(Rule::BangPath)
+        Some(Rule::BANG_PATH)
     } else {
         None
     }
 }
 
+/// What a stranger is told when a rule refuses the recipient.
+static REFUSALS: [(Rule, &str); 7] = [
+    (
+        Rule::SOURCE_ROUTE,
+        "Relaying denied: source routes are not followed",
+    ),
+    (
+        Rule::PERCENT_HACK,
+        "Relaying denied: % in the local part is not followed",
+    ),
+    (
+        Rule::BANG_PATH,
+        "Relaying denied: ! in the local part is not followed",
+    ),
+    (
+        Rule::SECOND_AT,
+        "Relaying denied: a second @ is not followed",
+    ),
+    (
+        Rule::QUOTED_LOCAL_PART,
+        "Relaying denied: an address within quotes is not followed",
+    ),
+    (
+        Rule::ENCAPSULATED_ADDRESS,
+        "Relaying denied: encapsulated addresses are not unpacked",
+    ),
+    (
+        Rule::FOREIGN_LITERAL,
+        "Relaying denied: not an address of this system",
+    ),
+];
+
 /// What a stranger is told when this rule refuses the recipient.
-pub(super) const fn refusal(rule: Rule) -> &'static str {
-    match rule {
-        Rule::SourceRoute => "Relaying denied: source routes are not followed",
-        Rule::PercentHack => "Relaying denied: % in the local part is not followed",
-        Rule::BangPath => "Relaying denied: ! in the local part is not followed",
-        Rule::SecondAt => "Relaying denied: a second @ is not followed",
-        Rule::QuotedLocalPart => "Relaying denied: an address within quotes is not followed",
-        Rule::EncapsulatedAddress => "Relaying denied: encapsulated addresses are not unpacked",
-        Rule::ForeignLiteral => "Relaying denied: not an address of this system",
-        _ => "Relaying denied",
-    }
+pub(super) fn refusal(rule: Rule) -> &'static str {
+    REFUSALS
+        .iter()
+        .find(|(of, _)| *of == rule)
+        .map_or("Relaying denied", |(_, text)| text)
 }
 
 /// `IMCEASMTP-user+40elsewhere`, `IMCEAEX-...`: what an Exchange server unpacks and sends to.

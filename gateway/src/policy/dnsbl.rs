@@ -16,13 +16,11 @@ use std::sync::Arc;
 
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 
-use super::{Decision, Rule};
-
-/// Where lists answer what is no listing but an error of whoever asks.
+/// Where lists answer what is no listing but an error of the resolver or its query.
 pub const OPERATOR_ERRORS: RangeInclusive<Ipv4Addr> =
     Ipv4Addr::new(127, 255, 255, 0)..=Ipv4Addr::new(127, 255, 255, 255);
 
-/// Octets of zone names that fit into a refusal with all else that stands on its line; the
+/// Bytes of zone names that fit into a refusal with all else that stands on its line; the
 /// highest-scoring zone always does.
 const NAMED_LENGTH_MAX: usize = 300;
 
@@ -69,7 +67,7 @@ pub enum Meaning {
     Listed,
     /// Nothing.
     NotListed,
-    /// Nothing, and somebody should look at it: this address is never a listing.
+    /// Nothing, and the operator should look at it: this address is never a listing.
     Ignored(Ipv4Addr),
     /// Nothing.
     Silent,
@@ -115,15 +113,24 @@ pub struct Dnsbl {
     pub reject_at: i32,
 }
 
+/// That a client is refused for what zones say of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsblRefusal {
+    /// The place of the zone with the highest score in [`Dnsbl::zones`].
+    pub zone: usize,
+    /// What the client is told: it names the zones.
+    pub reply: Reply<'static>,
+}
+
 impl Dnsbl {
     /// The refusal for what was found about a client, unless its score stays below
     /// [`reject_at`](Self::reject_at).
     ///
     /// Each zone counts once, with the score that it has in this configuration; one that is not in
     /// it any more counts for nothing.
-    pub fn judge(&self, client: IpAddr, findings: &[Finding]) -> Option<Decision> {
-        let mut listings: Vec<(u16, &Zone)> = (0..)
-            .zip(&self.zones)
+    pub fn judge(&self, client: IpAddr, findings: &[Finding]) -> Option<DnsblRefusal> {
+        let zones = self.zones.iter().enumerate();
+        let mut listings: Vec<(usize, &Zone)> = zones
             .filter(|(_, zone)| {
                 let finding = findings.iter().find(|finding| finding.zone == zone.name);
                 finding.is_some_and(|finding| zone.meaning(&finding.answer) == Meaning::Listed)
@@ -136,17 +143,15 @@ impl Dnsbl {
         listings.retain(|(_, zone)| zone.score > 0);
         // Stable: of equal scores the first in the configuration is named.
         listings.sort_by_key(|(_, zone)| core::cmp::Reverse(zone.score));
-        let (first, _) = listings.first()?;
+        let &(zone, _) = listings.first()?;
         let text = format!("Your address {client} is listed by {}", named(&listings));
-        Some(Decision::refuse(
-            Rule::Dnsbl(*first),
-            Reply::new(554, Some(EnhancedCode(5, 7, 1)), text),
-        ))
+        let reply = Reply::new(554, Some(EnhancedCode(5, 7, 1)), text);
+        Some(DnsblRefusal { zone, reply })
     }
 }
 
 /// The names of these zones, as many as fit on the line of a reply.
-fn named(listings: &[(u16, &Zone)]) -> String {
+fn named(listings: &[(usize, &Zone)]) -> String {
     let mut text = String::new();
     for (number, (_, zone)) in listings.iter().enumerate() {
         if number > 0 {
@@ -285,7 +290,7 @@ mod tests {
             ],
             reject_at: 2,
         };
-        type Case = (&'static [&'static str], Option<(u16, &'static str)>);
+        type Case = (&'static [&'static str], Option<(usize, &'static str)>);
         let cases: [Case; 7] = [
             (&[], None),
             (&["one.example"], None),
@@ -309,12 +314,10 @@ mod tests {
                     answer: addresses(&["127.0.0.2"]),
                 })
                 .collect();
-            let expected = expected.map(|(rule, zones)| {
+            let expected = expected.map(|(zone, zones)| {
                 let text = format!("Your address 203.0.113.9 is listed by {zones}");
-                Decision::refuse(
-                    Rule::Dnsbl(rule),
-                    Reply::new(554, Some(EnhancedCode(5, 7, 1)), text),
-                )
+                let reply = Reply::new(554, Some(EnhancedCode(5, 7, 1)), text);
+                DnsblRefusal { zone, reply }
             });
             assert_eq!(dnsbl.judge(client, &findings), expected, "{listed_by:?}");
         }
@@ -336,11 +339,8 @@ mod tests {
             zones,
             reject_at: 1,
         };
-        let decision = dnsbl.judge("2001:db8::1".parse().expect("an address"), &findings);
-        let Some(super::super::Verdict::Refuse(reply)) = decision.map(|decision| decision.verdict)
-        else {
-            panic!("refused");
-        };
+        let refusal = dnsbl.judge("2001:db8::1".parse().expect("an address"), &findings);
+        let reply = refusal.expect("refused").reply;
         assert!(
             reply.text.len() < 450 && reply.text.ends_with(" and others"),
             "{}",

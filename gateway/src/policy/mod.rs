@@ -6,52 +6,43 @@
 //! | client \ recipient | local domain | anywhere else |
 //! |---|---|---|
 //! | local network | accept | accept |
-//! | anyone else | accept | 550 5.7.1 |
+//! | every other client | accept | 550 5.7.1 |
 //!
-//! Everything else is in addition to this table and can only refuse. In this order, the first that
-//! speaks decides:
+//! Everything else is in addition to this table and can only refuse. The order of all checks is one
+//! table, [`pipeline::CHECKS`]; of those of a stage the first that refuses decides, and the first
+//! that accepts is what admits:
 //!
-//! | at | what | rule |
-//! |---|---|---|
-//! | connect | on a permit list: accepted, whatever other lists say | `permit-list:NAME` |
-//! | connect | on a drop list (unless the filter only monitors): 554 | `drop-list:NAME` |
-//! | connect | on a reject list: 554, local networks included | `reject-list:NAME` |
-//! | connect | in a local network; on no list: accepted | `local-network`, `unlisted` |
-//! | HELO, MAIL | accepted; neither ever makes a client local | `any-hello`, `any-sender` |
-//! | RCPT | `<postmaster>`, and postmaster at our own name: accepted | `postmaster` |
-//! | RCPT | the client is in a local network: accepted | `local-network` |
-//! | RCPT | the recipient asks to be sent on elsewhere: 550 | the [form](address), for example `percent-hack` |
-//! | RCPT | an address literal: one of ours is accepted, others get 550 | `own-literal`, `foreign-literal` |
-//! | RCPT | a local domain: accepted | `local-domain` |
-//! | RCPT | anything else: 550 | `closed-relay` |
-//! | RCPT | accepted so far, and DNS lists give a stranger that no permit list names too high a score: 554 | `dnsbl:ZONE` |
+#![doc = include_str!("checks.md")]
 //!
-//! A permit list does not make a client local: what it permits is to connect. The DNS lists have
-//! the last word because they are the only ones that a client may have to wait for: whoever is
-//! refused anyway does not. The postmaster can be reached from everywhere (RFC 5321 section 4.5.1),
+//! A permit list does not make a client local: what it permits is to connect. The DNS lists come
+//! late because they are the only ones that a client may have to wait for: one that is refused
+//! anyway does not wait. The postmaster can be reached from everywhere (RFC 5321 section 4.5.1),
 //! also by those who want to know why they are on a list.
 
 pub mod address;
+mod changes;
+mod checks;
 pub mod dnsbl;
 pub mod domain;
-pub mod explain;
+pub mod pipeline;
 pub mod prefixes;
 mod rule;
-#[cfg(test)]
-mod tests;
 
 use core::net::IpAddr;
 
 use ipnet::IpNet;
-use portcullis_smtp::envelope::{Mail, Rcpt};
 use portcullis_smtp::path::{Domain, Mailbox};
-use portcullis_smtp::reply::{EnhancedCode, Reply};
+use portcullis_smtp::reply::Reply;
+use portcullis_smtp::server::Blame;
 
-use crate::lists::{Compiled, ListAction, Listing};
+use crate::lists::{Compiled, ListAction};
+pub use changes::changes;
+pub use checks::STOPPING;
 use dnsbl::{Dnsbl, Finding};
 use domain::{Domains, Pattern, normal_form};
+pub use pipeline::{Decision, Facts, Listener, Lookup, Service, Stage, decide};
 use prefixes::Prefixes;
-pub use rule::Rule;
+pub use rule::{RULES_MAX, Rule, RuleKind};
 
 /// What a policy is made of.
 #[derive(Clone, Debug, Default)]
@@ -62,8 +53,8 @@ pub struct Terms {
     pub addresses: Vec<IpAddr>,
     /// The networks that may relay to anywhere.
     pub networks: Vec<IpNet>,
-    /// The domains that anybody may send to. [`Pattern::Any`] has no place here: it would open the
-    /// relay.
+    /// The domains that every client may send to. [`Pattern::Any`] has no place here: it would
+    /// open the relay.
     pub domains: Vec<Pattern>,
     /// The lists.
     pub lists: Compiled,
@@ -86,7 +77,9 @@ pub struct Policy {
     lists: Compiled,
     drop_lists_refuse: bool,
     dnsbl: Dnsbl,
-    rules: rule::Names,
+    /// The rule of each list, and of each zone, in the order of the configuration.
+    list_rules: Vec<Rule>,
+    zone_rules: Vec<Rule>,
 }
 
 /// Whether a client may relay.
@@ -94,7 +87,7 @@ pub struct Policy {
 pub enum Standing {
     /// In one of the local networks: may send to anywhere.
     Local,
-    /// Anybody else: may send to local domains.
+    /// Every other client: may send to local domains.
     Stranger,
 }
 
@@ -105,8 +98,8 @@ pub struct Client {
     pub address: IpAddr,
     /// Whether it may relay.
     pub standing: Standing,
-    /// The list that decides about it.
-    pub listing: Option<Listing>,
+    /// The rule of the list that decides about it.
+    pub listing: Option<Rule>,
 }
 
 impl Client {
@@ -115,47 +108,17 @@ impl Client {
     pub fn is_exempt(&self) -> bool {
         let permitted = self
             .listing
-            .is_some_and(|listing| listing.action == ListAction::Permit);
+            .is_some_and(|rule| rule.kind() == RuleKind::PermitList);
         permitted || self.standing == Standing::Local
     }
-}
 
-/// A decision and the rule that made it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// What to do.
-    pub verdict: Verdict,
-    /// Why.
-    pub rule: Rule,
-}
-
-/// What to do with a command or a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Go on.
-    Accept,
-    /// Answer this.
-    Refuse(Reply<'static>),
-}
-
-impl Decision {
-    const fn accept(rule: Rule) -> Decision {
-        Decision {
-            verdict: Verdict::Accept,
-            rule,
+    /// What it counts against that the next hop does not know a recipient.
+    pub fn blame_for_unknown_recipient(&self) -> Blame {
+        if self.is_exempt() {
+            Blame::None
+        } else {
+            Blame::UnknownRecipient
         }
-    }
-
-    const fn refuse(rule: Rule, reply: Reply<'static>) -> Decision {
-        Decision {
-            verdict: Verdict::Refuse(reply),
-            rule,
-        }
-    }
-
-    /// Whether to go on.
-    pub fn is_accept(&self) -> bool {
-        self.verdict == Verdict::Accept
     }
 }
 
@@ -181,7 +144,8 @@ impl Policy {
             addresses: terms.addresses,
             networks: Prefixes::new(terms.networks.into_iter().map(|net| (net, 0)).collect()),
             domains,
-            rules: rule_names(&terms.lists, &terms.dnsbl),
+            list_rules: list_rules(&terms.lists),
+            zone_rules: zone_rules(&terms.dnsbl),
             lists: terms.lists,
             drop_lists_refuse: terms.drop_lists_refuse,
             dnsbl: terms.dnsbl,
@@ -192,7 +156,7 @@ impl Policy {
     #[must_use]
     pub fn with_lists(&self, lists: Compiled) -> Policy {
         Policy {
-            rules: rule_names(&lists, &self.dnsbl),
+            list_rules: list_rules(&lists),
             lists,
             ..self.clone()
         }
@@ -212,71 +176,10 @@ impl Policy {
             } else {
                 Standing::Stranger
             },
-            listing: filtered.or_else(|| self.lists.rejected(address)),
+            listing: filtered
+                .or_else(|| self.lists.rejected(address))
+                .and_then(|listing| self.list_rule(listing.list)),
         }
-    }
-
-    /// Whether a client may open a session. A refusal is answered in place of the greeting.
-    pub fn connect(&self, client: &Client) -> Decision {
-        let Some(listing) = client.listing else {
-            return Decision::accept(match client.standing {
-                Standing::Local => Rule::LocalNetwork,
-                Standing::Stranger => Rule::Unlisted,
-            });
-        };
-        let rule = match listing.action {
-            ListAction::Permit => return Decision::accept(Rule::PermitList(listing.list)),
-            ListAction::Drop => Rule::DropList(listing.list),
-            ListAction::Reject => Rule::RejectList(listing.list),
-        };
-        let name = self
-            .lists
-            .lists
-            .get(usize::from(listing.list))
-            .map_or("", |list| list.name.as_str());
-        let text = format!("Your address {} is on our list \"{name}\"", client.address);
-        Decision::refuse(rule, Reply::new(554, Some(EnhancedCode(5, 7, 1)), text))
-    }
-
-    /// Whether a client may call itself this.
-    pub fn hello(&self, _client: &Client, _name: &str) -> Decision {
-        Decision::accept(Rule::AnyHello)
-    }
-
-    /// Whether a client may send from this address.
-    pub fn mail(&self, _client: &Client, _mail: &Mail<'_>) -> Decision {
-        Decision::accept(Rule::AnySender)
-    }
-
-    /// Whether a client may send to this recipient: the table of the closed relay.
-    pub fn recipient(&self, client: &Client, rcpt: &Rcpt<'_>) -> Decision {
-        let mailbox = &rcpt.path.mailbox;
-        if rcpt.path.source_route.is_none() && self.is_own_postmaster(mailbox) {
-            return Decision::accept(Rule::Postmaster);
-        }
-        if client.standing == Standing::Local {
-            return Decision::accept(Rule::LocalNetwork);
-        }
-        if let Some(form) = address::form(&rcpt.path) {
-            return Decision::refuse(
-                form,
-                Reply::fixed(550, EnhancedCode(5, 7, 1), address::refusal(form)),
-            );
-        }
-        let rule = match mailbox.domain {
-            Domain::Literal(address) if self.is_own_address(address) => {
-                return Decision::accept(Rule::OwnLiteral);
-            }
-            Domain::Literal(_) | Domain::GeneralLiteral(_) => Rule::ForeignLiteral,
-            Domain::Name(domain) if self.is_local_domain(domain) => {
-                return Decision::accept(Rule::LocalDomain);
-            }
-            Domain::Name(_) | Domain::None => Rule::ClosedRelay,
-        };
-        Decision::refuse(
-            rule,
-            Reply::fixed(550, EnhancedCode(5, 7, 1), address::refusal(rule)),
-        )
     }
 
     /// Whether DNS lists are asked about a client: there are some, and it is a stranger that no
@@ -285,18 +188,10 @@ impl Policy {
         !self.dnsbl.zones.is_empty() && !client.is_exempt()
     }
 
-    /// Whether what DNS lists say about a client matters for a recipient that was accepted by this
-    /// rule.
-    pub fn depends_on_listings(&self, client: &Client, accepted_by: Rule) -> bool {
-        self.asks_about(client) && accepted_by != Rule::Postmaster
-    }
-
     /// The refusal of a recipient for what DNS lists say about the client, if there is one.
-    pub fn listings(&self, client: &Client, findings: &[Finding]) -> Option<Decision> {
-        if !self.asks_about(client) {
-            return None;
-        }
-        self.dnsbl.judge(client.address, findings)
+    fn listings(&self, client: &Client, findings: &[Finding]) -> Option<(Rule, Reply<'static>)> {
+        let refusal = self.dnsbl.judge(client.address, findings)?;
+        Some((self.zone_rule(refusal.zone), refusal.reply))
     }
 
     /// The DNS lists.
@@ -320,7 +215,7 @@ impl Policy {
         self.addresses.contains(&address.to_canonical())
     }
 
-    /// Whether anybody may send to this domain.
+    /// Whether every client may send to this domain.
     pub fn is_local_domain(&self, domain: &str) -> bool {
         self.domains.lookup(domain).is_some()
     }
@@ -352,44 +247,25 @@ impl Policy {
         &self.lists
     }
 
-    /// The names of all rules: the fixed ones, those of the lists, those of the zones.
-    pub fn rules(&self) -> &[String] {
-        self.rules.all()
+    /// The rule of a list, by its place in the configuration.
+    pub fn list_rule(&self, list: u16) -> Option<Rule> {
+        self.list_rules.get(usize::from(list)).copied()
     }
 
-    /// The stable name of a rule, such as `closed-relay` or `drop-list:NAME`.
-    pub fn rule_name(&self, rule: Rule) -> &str {
-        self.rules.name(rule)
+    /// The rule of a DNS list, by its place in the configuration.
+    pub fn zone_rule(&self, zone: usize) -> Rule {
+        self.zone_rules.get(zone).copied().unwrap_or(Rule::DNSBL)
     }
 }
 
-fn rule_names(lists: &Compiled, dnsbl: &Dnsbl) -> rule::Names {
+fn list_rules(lists: &Compiled) -> Vec<Rule> {
     let lists = lists.lists.iter();
-    let lists = lists.map(|list| format!("{}-list:{}", list.action.as_str(), list.name));
-    let zones = dnsbl
-        .zones
-        .iter()
-        .map(|zone| format!("dnsbl:{}", zone.name));
-    rule::Names::new(lists.collect(), zones.collect())
+    lists
+        .map(|list| Rule::of_list(list.action, &list.name))
+        .collect()
 }
 
-/// The answer to a recipient that needs another next hop than those before it in the transaction:
-/// the client sends it again.
-pub fn other_next_hop() -> Decision {
-    Decision::refuse(
-        Rule::OtherNextHop,
-        Reply::fixed(
-            451,
-            EnhancedCode(4, 5, 3),
-            "This recipient needs a transaction of its own, please send it again",
-        ),
-    )
-}
-
-/// The refusal for a recipient that no route covers.
-pub fn no_route() -> Decision {
-    Decision::refuse(
-        Rule::NoRoute,
-        Reply::fixed(550, EnhancedCode(5, 4, 4), "No route to this domain"),
-    )
+fn zone_rules(dnsbl: &Dnsbl) -> Vec<Rule> {
+    let zones = dnsbl.zones.iter();
+    zones.map(|zone| Rule::of_zone(&zone.name)).collect()
 }

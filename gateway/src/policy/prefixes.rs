@@ -2,7 +2,7 @@
 //!
 //! One sorted array. Prefixes are nested or disjoint, never half overlapping, so the longest prefix
 //! that covers an address is the last one that sorts before the address, or one of those that
-//! enclose it: a binary search and a few steps outwards. Twenty-eight octets an entry and no
+//! enclose it: a binary search and a few steps outwards. Twenty-eight bytes an entry and no
 //! pointers; rejected: a trie (several times the memory), and a hash map per prefix length (up to
 //! 160 look-ups for an address that is on no list).
 

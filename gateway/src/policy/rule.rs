@@ -1,158 +1,392 @@
 //! The rules: what every decision is named after, in the log, in the metrics and in `explain`. The
 //! names are stable; people have dashboards and scripts that hold them.
+//!
+//! A rule is one word of memory that names itself and knows its place among the counters, so that
+//! to accept something allocates nothing. Most rules are fixed when the program is written. Those
+//! of lists and of DNS lists bear a name of the configuration and are entered into a table of the
+//! process when a configuration is compiled: once for each name, and never taken out, so that a
+//! rule outlives the configuration that it comes from and a session can name it after a reload.
+//! The table has a bound, [`RULES_MAX`]. A name beyond it gets the rule of its kind, `drop-list`
+//! instead of `drop-list:NAME`: only a gate that has been given hundreds of ever new names without
+//! a restart comes to that.
+//!
+//! Rejected: numbers that only the configuration can turn into names (a decision had to be turned
+//! into a `String` before the configuration went), and names alone (every count was a lookup in a
+//! map behind a lock).
 
-/// Which rule made a decision. Small and `Copy`; a rule of a list holds the list's place in the
-/// configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rule {
-    /// Accepts a connection: the client is on no list and in no local network.
-    Unlisted,
-    /// Accepts a HELO or EHLO: no name makes a client local, and none is refused.
-    AnyHello,
-    /// Accepts a sender: no sender makes a client local, and none is refused.
-    AnySender,
-    /// Accepts: the client is in one of the local networks.
-    LocalNetwork,
-    /// Accepts: the recipient's domain is one of ours.
-    LocalDomain,
-    /// Accepts: the recipient's domain is an address literal that names this gate.
-    OwnLiteral,
-    /// Accepts: the postmaster of this gate (RFC 5321 section 4.5.1).
-    Postmaster,
-    /// Refuses: a stranger may not relay to anywhere else. The rule that keeps the relay closed.
-    ClosedRelay,
-    /// Refuses a stranger's recipient: `@a,@b:user@c`.
-    SourceRoute,
-    /// Refuses a stranger's recipient: `user%elsewhere@here`.
-    PercentHack,
-    /// Refuses a stranger's recipient: `elsewhere!user@here`.
-    BangPath,
-    /// Refuses a stranger's recipient: a second `@` outside of quotes.
-    SecondAt,
-    /// Refuses a stranger's recipient: a quoted local part that holds `@`, `%` or `!`.
-    QuotedLocalPart,
-    /// Refuses a stranger's recipient: `IMCEASMTP-user+40elsewhere@here`.
-    EncapsulatedAddress,
-    /// Refuses a stranger's recipient: an address literal that is not ours.
-    ForeignLiteral,
-    /// Refuses: no route of the configuration covers the recipient's domain.
-    NoRoute,
-    /// Defers: the transaction has another next hop already, and this recipient needs one of its
-    /// own.
-    OtherNextHop,
-    /// Answered by the SMTP session itself: syntax, order of commands, limits.
-    Protocol,
-    /// Drops a packet: the filter passes only sources of permit lists.
-    UnlistedDrop,
-    /// Accepts a connection: the client is on this permit list.
-    PermitList(u16),
-    /// Refuses a connection (in the filter: drops the packet): the client is on this drop list.
-    DropList(u16),
-    /// Refuses a connection: the client is on this reject list.
-    RejectList(u16),
-    /// Refuses a recipient: DNS lists give the client too high a score, and this zone the most of
-    /// it.
-    Dnsbl(u16),
+use std::cmp::Ordering;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+use portcullis_smtp::data::Fault;
+use portcullis_smtp::server::{Abuse, CommandError};
+use serde::{Serialize, Serializer};
+
+use crate::lists::ListAction;
+
+/// How many rules a process can have: the fixed ones, and one for each name of a list or zone that
+/// it has ever been configured with.
+pub const RULES_MAX: usize = 1024;
+
+/// Which rule made a decision.
+#[derive(Clone, Copy)]
+pub struct Rule(&'static Entry);
+
+struct Entry {
+    index: u16,
+    kind: RuleKind,
+    name: &'static str,
+    /// The reply that it is told with, for the documentation.
+    reply: &'static str,
+    meaning: &'static str,
 }
 
-/// The rules that every configuration has, in the order of their [index](Rule::index).
-const FIXED: [(Rule, &str); 19] = [
-    (Rule::Unlisted, "unlisted"),
-    (Rule::AnyHello, "any-hello"),
-    (Rule::AnySender, "any-sender"),
-    (Rule::LocalNetwork, "local-network"),
-    (Rule::LocalDomain, "local-domain"),
-    (Rule::OwnLiteral, "own-literal"),
-    (Rule::Postmaster, "postmaster"),
-    (Rule::ClosedRelay, "closed-relay"),
-    (Rule::SourceRoute, "source-route"),
-    (Rule::PercentHack, "percent-hack"),
-    (Rule::BangPath, "bang-path"),
-    (Rule::SecondAt, "second-at"),
-    (Rule::QuotedLocalPart, "quoted-local-part"),
-    (Rule::EncapsulatedAddress, "encapsulated-address"),
-    (Rule::ForeignLiteral, "foreign-literal"),
-    (Rule::NoRoute, "no-route"),
-    (Rule::Protocol, "protocol"),
-    (Rule::UnlistedDrop, "unlisted-drop"),
-    (Rule::OtherNextHop, "other-next-hop"),
-];
+/// What a rule speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuleKind {
+    /// The rule that has this name in every configuration.
+    Fixed,
+    /// A permit list.
+    PermitList,
+    /// A drop list.
+    DropList,
+    /// A reject list.
+    RejectList,
+    /// A DNS list.
+    Dnsbl,
+}
+
+macro_rules! fixed_rules {
+    ($($constant:ident $kind:ident $name:literal $reply:literal $meaning:literal;)*) => {
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+        enum Place { $($constant,)* End }
+
+        static FIXED: [Entry; Place::End as usize] = [$(Entry {
+            index: Place::$constant as u16,
+            kind: RuleKind::$kind,
+            name: $name,
+            reply: $reply,
+            meaning: $meaning,
+        },)*];
+
+        impl Rule {
+            $(#[doc = $meaning] pub const $constant: Rule =
+                Rule(&FIXED[Place::$constant as usize]);)*
+        }
+    };
+}
+
+fixed_rules! {
+    UNLISTED Fixed "unlisted" "220"
+        "The client is on no list and in no local network.";
+    LOCAL_NETWORK Fixed "local-network" "220, 250"
+        "The client is in one of the local networks, and may send to anywhere.";
+    PERMIT_LIST PermitList "permit-list" "220"
+        "The client is on this permit list: no other list and no limit for one source holds \
+         for it.";
+    ANY_HELLO Fixed "any-hello" "250"
+        "Every HELO or EHLO name is accepted, and none makes a client local.";
+    ANY_SENDER Fixed "any-sender" "250"
+        "Every sender is accepted, and none makes a client local.";
+    ANY_CONTENT Fixed "any-content" "354, 250"
+        "Content is not judged.";
+    POSTMASTER Fixed "postmaster" "250"
+        "The recipient is the postmaster of this gate, who can be reached from everywhere.";
+    LOCAL_DOMAIN Fixed "local-domain" "250"
+        "The recipient's domain is one of `relay.domains`.";
+    OWN_LITERAL Fixed "own-literal" "250"
+        "The recipient's domain is an address literal that names this gate.";
+
+    DROP_LIST DropList "drop-list" "554"
+        "The client is on this drop list.";
+    REJECT_LIST RejectList "reject-list" "554"
+        "The client is on this reject list.";
+    STOPPING Fixed "stopping" "421"
+        "The gate is about to stop.";
+    SESSIONS Fixed "sessions" "421"
+        "There are as many sessions as `limits.sessions` allows.";
+    SESSIONS_PER_SOURCE Fixed "sessions-per-source" "421"
+        "The source has as many sessions as `limits.sessions_per_source` allows.";
+
+    CLOSED_RELAY Fixed "closed-relay" "550"
+        "The client is a stranger and the recipient's domain is not one of `relay.domains`.";
+    SOURCE_ROUTE Fixed "source-route" "550"
+        "A stranger's recipient has a source route: `@a,@b:user@c`.";
+    PERCENT_HACK Fixed "percent-hack" "550"
+        "A stranger's recipient is to be sent on: `user%elsewhere@here`.";
+    BANG_PATH Fixed "bang-path" "550"
+        "A stranger's recipient is to be sent on: `elsewhere!user@here`.";
+    SECOND_AT Fixed "second-at" "550"
+        "A stranger's recipient has a second `@` outside of quotes.";
+    QUOTED_LOCAL_PART Fixed "quoted-local-part" "550"
+        "A stranger's recipient has a quoted local part that holds `@`, `%` or `!`.";
+    ENCAPSULATED_ADDRESS Fixed "encapsulated-address" "550"
+        "A stranger's recipient is encapsulated: `IMCEASMTP-user+40elsewhere@here`.";
+    FOREIGN_LITERAL Fixed "foreign-literal" "550"
+        "A stranger's recipient is at an address literal that is not one of this gate.";
+    NO_ROUTE Fixed "no-route" "550"
+        "No `[[route]]` covers the recipient's domain.";
+    DNSBL Dnsbl "dnsbl" "554"
+        "DNS lists give the client too high a score, and this zone the most of it.";
+    OTHER_NEXT_HOP Fixed "other-next-hop" "451"
+        "The recipient has another next hop than those before it in the transaction.";
+
+    SYNTAX Fixed "syntax" "501"
+        "An argument of the command is malformed or missing.";
+    PARAMETER Fixed "parameter" "555"
+        "MAIL or RCPT has a parameter that this gate does not offer.";
+    UNKNOWN_COMMAND Fixed "unknown-command" "500"
+        "The command is unknown.";
+    COMMAND_LENGTH Fixed "command-length" "500"
+        "The command line is too long.";
+    NOT_IMPLEMENTED Fixed "not-implemented" "502"
+        "The command is known and not offered.";
+    SEQUENCE Fixed "sequence" "503"
+        "The command came at a wrong time.";
+    RECIPIENTS Fixed "recipients" "452"
+        "The transaction has as many recipients as `limits.recipients_per_message` allows.";
+    NO_RECIPIENTS Fixed "no-recipients" "554"
+        "DATA or BDAT came and no recipient had been accepted.";
+    MESSAGE_SIZE Fixed "message-size" "552"
+        "The message is bigger than `limits.message_size`, or MAIL declares that it is.";
+
+    BARE_CR Fixed "bare-cr" "554"
+        "The message has a carriage return without a line feed.";
+    BARE_LF Fixed "bare-lf" "554, 500"
+        "The message, or a command line, has a line feed without a carriage return.";
+    LINE_LENGTH Fixed "line-length" "554"
+        "The message has a line of more than 998 octets, and `limits.line_length` refuses those.";
+    MAIL_LOOP Fixed "mail-loop" "554"
+        "The message has more than 50 `Received:` lines.";
+    EIGHT_BIT Fixed "8-bit" "554"
+        "The message has 8-bit content and the next hop does not offer 8BITMIME.";
+    UTF8_HEADER Fixed "utf8-header" "550"
+        "The message has a header beyond ASCII and the next hop does not offer SMTPUTF8.";
+
+    EARLY_TALKER Fixed "early-talker" "554"
+        "The client talked before the greeting.";
+    PIPELINING Fixed "pipelining" "554"
+        "The client did not wait for a reply that it had to wait for.";
+    ERRORS Fixed "errors" "421"
+        "The client made as many errors as `limits.errors_per_session` allows.";
+    UNKNOWN_RECIPIENTS Fixed "unknown-recipients" "421"
+        "The client named more recipients that do not exist than \
+         `limits.unknown_recipients_per_session` allows.";
+    TRANSACTIONS Fixed "transactions" "421"
+        "The session had as many transactions as `limits.transactions_per_session` allows.";
+    CHUNK_SIZE Fixed "chunk-size" "554"
+        "BDAT came with a size that is no number.";
+    HTTP Fixed "http" "none"
+        "The client speaks HTTP.";
+    TIMEOUT Fixed "timeout" "421"
+        "The client took too long over a command or over the message.";
+    CLIENT Fixed "client" "none"
+        "The client gave the transaction up, or its connection broke.";
+    NEXT_HOP Fixed "next-hop" "the next hop's"
+        "The next hop refused the recipient or the message.";
+    NEXT_HOP_UNAVAILABLE Fixed "next-hop-unavailable" "451"
+        "There was no connection to a next hop, or it was lost before it answered.";
+
+    NOT_FILTERED Fixed "not-filtered" "none"
+        "The filter: the packet is not for one of `filter.ports`, and passes.";
+    UNLISTED_DROP Fixed "unlisted-drop" "none"
+        "The filter: the source is on no list and `filter.unlisted` drops those.";
+    RECENT_VERDICT Fixed "recent-verdict" "none"
+        "The filter: the source has a recent verdict, and is dropped.";
+    CUSTOMER Fixed "customer" "none"
+        "The filter: a customer's packet, and neither its source nor its destination is permitted.";
+    SYN_BUDGET Fixed "syn-budget" "none"
+        "The filter: the source opens more connections in a second than `filter.syn_budget` \
+         allows. The packet passes, perhaps after a SYN cookie.";
+}
+
+/// The rules that bear a name of a configuration, in the order in which they came.
+static NAMED: Mutex<Vec<Rule>> = Mutex::new(Vec::new());
 
 impl Rule {
-    /// A dense number within its part of the names: the fixed rules with the lists behind them, or
-    /// the zones.
-    fn index(self) -> usize {
-        match self {
-            Rule::PermitList(list) | Rule::DropList(list) | Rule::RejectList(list) => {
-                FIXED.len() + usize::from(list)
-            }
-            Rule::Dnsbl(zone) => usize::from(zone),
-            Rule::Unlisted => 0,
-            Rule::AnyHello => 1,
-            Rule::AnySender => 2,
-            Rule::LocalNetwork => 3,
-            Rule::LocalDomain => 4,
-            Rule::OwnLiteral => 5,
-            Rule::Postmaster => 6,
-            Rule::ClosedRelay => 7,
-            Rule::SourceRoute => 8,
-            Rule::PercentHack => 9,
-            Rule::BangPath => 10,
-            Rule::SecondAt => 11,
-            Rule::QuotedLocalPart => 12,
-            Rule::EncapsulatedAddress => 13,
-            Rule::ForeignLiteral => 14,
-            Rule::NoRoute => 15,
-            Rule::Protocol => 16,
-            Rule::UnlistedDrop => 17,
-            Rule::OtherNextHop => 18,
-        }
+    /// The stable name, such as `closed-relay` or `drop-list:NAME`.
+    pub fn name(self) -> &'static str {
+        self.0.name
     }
-}
 
-/// The names of all rules under a configuration: the fixed ones, those of the lists, those of the
-/// zones.
-#[derive(Clone, Debug)]
-pub(super) struct Names {
-    names: Vec<String>,
-    /// Where those of the zones begin.
-    zones_from: usize,
-}
+    /// A dense number below [`RULES_MAX`] that stays as long as the process lives: the place of
+    /// its counters.
+    pub fn index(self) -> usize {
+        usize::from(self.0.index)
+    }
 
-impl Names {
-    /// `of_lists` are the rules of the lists, in the order of the configuration: `drop-list:NAME`;
-    /// `of_zones` those of the DNS lists: `dnsbl:ZONE`.
-    pub(super) fn new(of_lists: Vec<String>, of_zones: Vec<String>) -> Names {
-        let zones_from = FIXED.len() + of_lists.len();
-        let fixed = FIXED.iter().map(|(_, name)| (*name).to_owned());
-        Names {
-            names: fixed.chain(of_lists).chain(of_zones).collect(),
-            zones_from,
+    /// What it speaks of.
+    pub fn kind(self) -> RuleKind {
+        self.0.kind
+    }
+
+    /// The name of the list or the zone, for a rule of one; otherwise nothing.
+    pub fn subject(self) -> &'static str {
+        match self.kind() {
+            RuleKind::Fixed => "",
+            _ => self
+                .name()
+                .split_once(':')
+                .map_or("", |(_, subject)| subject),
         }
     }
 
-    pub(super) fn all(&self) -> &[String] {
-        &self.names
+    /// What it means, in one sentence.
+    pub fn meaning(self) -> &'static str {
+        self.0.meaning
     }
 
-    /// A rule that another configuration made is named by its kind at least: after a reload a
-    /// session may still hold a decision of the configuration before.
-    pub(super) fn name(&self, rule: Rule) -> &str {
-        let (before, zones) = self.names.split_at(self.zones_from);
-        let part = if matches!(rule, Rule::Dnsbl(_)) {
-            zones
-        } else {
-            before
+    /// The codes of the replies that it comes with, for the documentation.
+    pub fn reply_codes(self) -> &'static str {
+        self.0.reply
+    }
+
+    /// The name as the documentation has it: with a word in place of what a configuration names.
+    pub fn documented_name(self) -> String {
+        match self.kind() {
+            RuleKind::Fixed => self.name().to_owned(),
+            RuleKind::Dnsbl => "dnsbl:ZONE".to_owned(),
+            _ => format!("{}:NAME", self.name()),
+        }
+    }
+
+    /// The rules that every configuration has. Those of lists and zones are in it by their kind.
+    pub fn fixed() -> impl Iterator<Item = Rule> {
+        FIXED.iter().map(Rule)
+    }
+
+    /// All rules that there are at the moment, in the order of their [index](Rule::index).
+    pub fn all() -> Vec<Rule> {
+        let named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+        Rule::fixed().chain(named.iter().copied()).collect()
+    }
+
+    /// The rule of a list: `drop-list:NAME`. Allocates the first time that the name is met.
+    pub fn of_list(action: ListAction, name: &str) -> Rule {
+        let kind = match action {
+            ListAction::Permit => Rule::PERMIT_LIST,
+            ListAction::Drop => Rule::DROP_LIST,
+            ListAction::Reject => Rule::REJECT_LIST,
         };
-        match part.get(rule.index()) {
-            Some(name) => name,
-            None => match rule {
-                Rule::PermitList(_) => "permit-list",
-                Rule::DropList(_) => "drop-list",
-                Rule::Dnsbl(_) => "dnsbl",
-                _ => "reject-list",
-            },
+        named(kind, name, RULES_MAX)
+    }
+
+    /// The rule of a DNS list: `dnsbl:ZONE`. Allocates the first time that the name is met.
+    pub fn of_zone(zone: &str) -> Rule {
+        named(Rule::DNSBL, zone, RULES_MAX)
+    }
+}
+
+/// The rule of this kind with this name, unless there are `rules_max` already: then that of the
+/// kind.
+fn named(kind: Rule, subject: &str, rules_max: usize) -> Rule {
+    let is_it = |rule: &&Rule| rule.kind() == kind.kind() && rule.subject() == subject;
+    let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = named.iter().find(is_it) {
+        return *known;
+    }
+    let index = FIXED.len() + named.len();
+    let Some(index) = u16::try_from(index).ok().filter(|_| index < rules_max) else {
+        return kind;
+    };
+    let name = format!("{}:{subject}", kind.name());
+    let entry = Box::leak(Box::new(Entry {
+        index,
+        name: Box::leak(name.into_boxed_str()),
+        ..*kind.0
+    }));
+    named.push(Rule(entry));
+    Rule(entry)
+}
+
+/// What the SMTP session refuses by itself.
+impl From<CommandError> for Rule {
+    fn from(error: CommandError) -> Rule {
+        match error {
+            CommandError::Syntax => Rule::SYNTAX,
+            CommandError::Parameter => Rule::PARAMETER,
+            CommandError::UnknownCommand => Rule::UNKNOWN_COMMAND,
+            CommandError::CommandLength => Rule::COMMAND_LENGTH,
+            CommandError::BareLineFeed => Rule::BARE_LF,
+            CommandError::NotImplemented => Rule::NOT_IMPLEMENTED,
+            CommandError::Sequence => Rule::SEQUENCE,
+            CommandError::Recipients => Rule::RECIPIENTS,
+            CommandError::NoRecipients => Rule::NO_RECIPIENTS,
+            CommandError::MessageSize => Rule::MESSAGE_SIZE,
         }
+    }
+}
+
+/// What a message is given up for.
+impl From<Fault> for Rule {
+    fn from(fault: Fault) -> Rule {
+        match fault {
+            Fault::BareCarriageReturn => Rule::BARE_CR,
+            Fault::BareLineFeed => Rule::BARE_LF,
+            Fault::TooBig => Rule::MESSAGE_SIZE,
+            Fault::LineTooLong => Rule::LINE_LENGTH,
+        }
+    }
+}
+
+/// What the SMTP session ends itself for.
+impl From<Abuse> for Rule {
+    fn from(abuse: Abuse) -> Rule {
+        match abuse {
+            Abuse::EarlyTalker => Rule::EARLY_TALKER,
+            Abuse::PipeliningViolation => Rule::PIPELINING,
+            Abuse::TooManyErrors => Rule::ERRORS,
+            Abuse::TooManyUnknownRecipients => Rule::UNKNOWN_RECIPIENTS,
+            Abuse::TooManyTransactions => Rule::TRANSACTIONS,
+            Abuse::ChunkSize => Rule::CHUNK_SIZE,
+            Abuse::Http => Rule::HTTP,
+        }
+    }
+}
+
+impl PartialEq for Rule {
+    fn eq(&self, other: &Rule) -> bool {
+        self.0.index == other.0.index
+    }
+}
+
+impl Eq for Rule {}
+
+impl std::hash::Hash for Rule {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.index.hash(state);
+    }
+}
+
+/// By name, which is the order of reports.
+impl Ord for Rule {
+    fn cmp(&self, other: &Rule) -> Ordering {
+        self.name().cmp(other.name())
+    }
+}
+
+impl PartialOrd for Rule {
+    fn partial_cmp(&self, other: &Rule) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// By its name.
+impl Serialize for Rule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 
@@ -162,20 +396,50 @@ mod tests {
 
     #[test]
     fn no_two_rules_share_a_counter_or_a_name() {
-        for (index, (rule, name)) in FIXED.iter().enumerate() {
-            assert_eq!(rule.index(), index, "{name}");
-            assert_eq!(FIXED.iter().filter(|(_, other)| other == name).count(), 1);
+        let all = Rule::all();
+        for (index, rule) in all.iter().enumerate() {
+            assert_eq!(rule.index(), index, "{rule}");
+            assert_eq!(
+                all.iter()
+                    .filter(|other| other.name() == rule.name())
+                    .count(),
+                1,
+                "{rule}"
+            );
         }
-        assert_eq!(Rule::DropList(0).index(), FIXED.len());
-        assert_eq!(Rule::RejectList(3).index(), FIXED.len() + 3);
     }
 
     #[test]
-    fn a_rule_of_another_configuration_is_not_given_the_name_of_another_kind() {
-        let names = Names::new(vec!["drop-list:a".to_owned()], vec!["dnsbl:b".to_owned()]);
-        assert_eq!(names.name(Rule::DropList(0)), "drop-list:a");
-        assert_eq!(names.name(Rule::DropList(1)), "drop-list");
-        assert_eq!(names.name(Rule::Dnsbl(0)), "dnsbl:b");
-        assert_eq!(names.name(Rule::Dnsbl(1)), "dnsbl");
+    fn a_list_has_the_same_rule_in_every_configuration_and_another_action_another_rule() {
+        let rule = Rule::of_list(ListAction::Drop, "spam");
+        assert_eq!(rule, Rule::of_list(ListAction::Drop, "spam"));
+        assert_eq!((rule.name(), rule.subject()), ("drop-list:spam", "spam"));
+        assert_ne!(rule, Rule::of_list(ListAction::Reject, "spam"));
+        assert_eq!(Rule::of_zone("bl.example").name(), "dnsbl:bl.example");
+        assert_eq!(Rule::all()[rule.index()], rule);
+    }
+
+    #[test]
+    fn a_name_beyond_the_bound_gets_the_rule_of_its_kind() {
+        let full = FIXED.len();
+        assert_eq!(
+            named(Rule::DNSBL, "one-too-many.example", full),
+            Rule::DNSBL
+        );
+        let known = Rule::of_zone("known.example");
+        assert_eq!(named(Rule::DNSBL, "known.example", full), known);
+    }
+
+    #[test]
+    fn what_smtp_names_by_itself_has_that_name_here() {
+        for abuse in Abuse::ALL {
+            assert_eq!(Rule::from(abuse).name(), abuse.rule());
+        }
+        for fault in Fault::ALL {
+            assert_eq!(Rule::from(fault).name(), fault.rule());
+        }
+        for error in CommandError::ALL {
+            assert_eq!(Rule::from(error).name(), error.rule());
+        }
     }
 }

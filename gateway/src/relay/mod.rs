@@ -1,8 +1,12 @@
-//! The relay: where a message goes, over which connection, and what the client hears of it.
+//! What is said to a next hop on behalf of a message, and over which of its connections.
 //!
-//! [`transaction`] passes one transaction on; [`pool`] keeps the connections to the next hops;
-//! [`received`] marks the message. None of it makes a system call: the worker moves the octets.
+//! Nothing here makes a system call, knows a worker or reads a clock: commands are written to the
+//! buffer that is handed in, the time is an argument.
 
+pub mod destination;
+pub mod envelope;
+pub mod owner;
 pub mod pool;
 pub mod received;
+pub mod replies;
 pub mod transaction;

@@ -1,27 +1,29 @@
 //! The worker's table of connections, and what one wants from the driver.
 //!
-//! Sessions and next hops do not call the driver: they put octets into [`Connection::output`], set
+//! Tasks do not call the driver: they put octets into [`Connection::output`], set
 //! [`Connection::held`] or call [`Connection::finish`], and the worker brings the driver in line
 //! with that once per batch. So a burst of pipelined commands is answered with one send, and the
 //! order of shutdown, last completion and close is written down once.
 
+use std::rc::Rc;
 use std::time::Duration;
 
-use super::next_hop::NextHopConnection;
+use super::next_hop::NextHop;
 use super::progress::Progress;
-use super::session::ClientSession;
+use super::transaction::OpenTransaction;
+use super::transport::Transport;
 use crate::driver::{Conn, Driver, Listener};
 
-/// What is behind a slot.
+/// What a slot is for, and what other tasks may know of it.
 pub(super) enum Role {
-    /// Nobody, yet: the slot waits in an accept, is closing, or is free.
+    /// Nothing: the slot is closing, or free.
     None,
     /// Waits for the next connection of a listener.
     Accepting(Listener),
-    /// A client's session.
-    Client(Box<ClientSession>),
+    /// A client's session, with its transaction if it is in one.
+    Client(Option<Rc<OpenTransaction>>),
     /// Our session with a next hop.
-    NextHop(Box<NextHopConnection>),
+    NextHop(Rc<NextHop>),
 }
 
 /// Where a connection is between being opened and its slot being free again.
@@ -78,10 +80,14 @@ pub(super) struct Connection {
     pub(super) receive: Receive,
     /// A send is in flight.
     pub(super) sending: bool,
+    /// One has ended since the task looked.
+    pub(super) sent: bool,
     /// An accept or a connect is in flight.
     opening: bool,
     /// Back-pressure: nothing more is to be received for now.
     pub(super) held: bool,
+    /// What was received goes to a next hop that takes it more slowly than it comes.
+    pub(super) congested: bool,
     /// What the peer takes, once a deadline has passed that depends on it.
     pub(super) progress: Option<Box<Progress>>,
     /// The driver is to be asked about that.
@@ -94,8 +100,14 @@ pub(super) struct Connection {
     pub(super) output: Vec<u8>,
     /// What was received but could not be taken yet.
     pub(super) input: Vec<u8>,
+    pub(super) transport: Transport,
     pub(super) role: Role,
 }
+
+/// Unanswered input beyond this stops the receive.
+const INPUT_MAX: usize = 64 << 10;
+/// Replies that the peer does not read, beyond this, stop the receive.
+pub(super) const OUTPUT_MAX: usize = 64 << 10;
 
 /// How long a peer may take to hang up when that is up to it.
 const HANG_UP_MAX: Duration = Duration::from_secs(1);
@@ -110,14 +122,17 @@ impl Connection {
             phase: Phase::Free,
             receive: Receive::Off,
             sending: false,
+            sent: false,
             opening: false,
             held: false,
+            congested: false,
             progress: None,
             asks_progress: false,
             touched: false,
             unsent: Vec::new(),
             output: Vec::new(),
             input: Vec::new(),
+            transport: Transport::default(),
             role: Role::None,
         }
     }
@@ -159,6 +174,19 @@ impl Connection {
         self.sending || !self.unsent.is_empty() || !self.output.is_empty()
     }
 
+    /// Stops or continues the receive of a client: too much is waiting to be answered, to be read by
+    /// the client, or to be taken by the next hop.
+    pub(super) fn hold_if_full(&mut self) {
+        self.held =
+            self.congested || self.input.len() > INPUT_MAX || self.output.len() > OUTPUT_MAX;
+    }
+
+    /// Octets that the kernel is still to take, if it is known how many: not while it is about some
+    /// of them.
+    pub(super) fn waiting(&self) -> Option<usize> {
+        (!self.sending).then_some(self.unsent.len() + self.output.len())
+    }
+
     /// Whether the dialogue goes on.
     pub(super) fn is_open(&self) -> bool {
         self.phase == Phase::Open
@@ -179,7 +207,7 @@ impl Connection {
 
     /// Gives the driver what the connection wants done. Returns how long it may stay in its phase,
     /// when that is bounded here.
-    pub(super) fn settle<D: Driver>(&mut self, conn: Conn, driver: &mut D) -> Option<Duration> {
+    pub(super) fn settle(&mut self, conn: Conn, driver: &mut dyn Driver) -> Option<Duration> {
         match self.phase {
             Phase::Free | Phase::Opening | Phase::Closing => None,
             Phase::Open => {
@@ -219,7 +247,7 @@ impl Connection {
         }
     }
 
-    fn settle_send<D: Driver>(&mut self, conn: Conn, driver: &mut D) {
+    fn settle_send(&mut self, conn: Conn, driver: &mut dyn Driver) {
         if self.sending {
             return;
         }
@@ -231,14 +259,14 @@ impl Connection {
         if self.output.is_empty() {
             return;
         }
-        self.sending = true;
-        driver.send(conn, std::mem::take(&mut self.output));
-        if let Role::Client(session) = &mut self.role {
-            session.smtp.flushed();
+        let sealed = self.transport.seal(std::mem::take(&mut self.output));
+        if !sealed.is_empty() {
+            self.sending = true;
+            driver.send(conn, sealed);
         }
     }
 
-    fn settle_receive<D: Driver>(&mut self, conn: Conn, driver: &mut D) {
+    fn settle_receive(&mut self, conn: Conn, driver: &mut dyn Driver) {
         match (self.receive, self.held) {
             (Receive::Off, false) => {
                 self.receive = Receive::Armed;
@@ -252,7 +280,7 @@ impl Connection {
         }
     }
 
-    fn settle_question<D: Driver>(&mut self, conn: Conn, driver: &mut D) {
+    fn settle_question(&mut self, conn: Conn, driver: &mut dyn Driver) {
         if std::mem::take(&mut self.asks_progress) {
             driver.unacknowledged(conn);
         }
@@ -265,7 +293,7 @@ impl Connection {
     }
 
     /// Closes a connection that was shut down, as soon as no completion of it is to come any more.
-    fn settle_drain<D: Driver>(&mut self, ending: Ending, conn: Conn, driver: &mut D) {
+    fn settle_drain(&mut self, ending: Ending, conn: Conn, driver: &mut dyn Driver) {
         if ending == Ending::Linger {
             self.settle_receive(conn, driver);
         }

@@ -1,12 +1,10 @@
 //! What a worker counts, for `/metrics`: written by one worker, read by the control plane whenever
 //! it likes.
 
-use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rustc_hash::FxHashMap;
-
+use crate::policy::{RULES_MAX, Rule};
 use crate::relay::pool::HopState;
 
 /// How a transaction ended.
@@ -23,6 +21,13 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    const ALL: [Self; 4] = [
+        Self::Accepted,
+        Self::Refused,
+        Self::Deferred,
+        Self::Abandoned,
+    ];
+
     /// The word for it in the log and in the metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -34,21 +39,43 @@ impl Outcome {
     }
 }
 
-/// The counters of one worker.
+/// What one rule has decided.
 #[derive(Default)]
+struct RuleCounters {
+    sessions: AtomicU64,
+    recipients: AtomicU64,
+    commands: AtomicU64,
+    /// In the order of [`Outcome::ALL`].
+    transactions: [AtomicU64; Outcome::ALL.len()],
+}
+
+/// The counters of one worker.
 pub struct Counters {
     /// Connections taken.
     pub sessions_total: AtomicU64,
     /// Sessions open now.
     pub sessions_open: AtomicU64,
-    /// Octets of message content taken from clients.
+    /// Bytes of message content taken from clients.
     pub octets_total: AtomicU64,
     /// How often a receive found no free buffer.
     pub starved_total: AtomicU64,
-    sessions: Mutex<FxHashMap<Cow<'static, str>, u64>>,
-    recipients: Mutex<FxHashMap<Cow<'static, str>, u64>>,
-    transactions: Mutex<FxHashMap<(Outcome, Cow<'static, str>), u64>>,
+    /// By the [index](Rule::index) of the rule. As many as there can be rules, because one may
+    /// come with any reload.
+    rules: Box<[RuleCounters]>,
     hops: Mutex<Vec<HopState>>,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            sessions_total: AtomicU64::new(0),
+            sessions_open: AtomicU64::new(0),
+            octets_total: AtomicU64::new(0),
+            starved_total: AtomicU64::new(0),
+            rules: (0..RULES_MAX).map(|_| RuleCounters::default()).collect(),
+            hops: Mutex::default(),
+        }
+    }
 }
 
 impl Counters {
@@ -62,32 +89,29 @@ impl Counters {
     }
 
     /// A session that was ended by a rule, not by the client.
-    pub(super) fn session_ended(&self, rule: Cow<'static, str>) {
-        *self
+    pub(super) fn session_ended(&self, rule: Rule) {
+        self.rules[rule.index()]
             .sessions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(rule)
-            .or_default() += 1;
+            .fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn transaction(&self, outcome: Outcome, rule: Cow<'static, str>, octets: u64) {
+    pub(super) fn transaction(&self, outcome: Outcome, rule: Rule, octets: u64) {
         self.octets_total.fetch_add(octets, Ordering::Relaxed);
-        let mut transactions = self
-            .transactions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *transactions.entry((outcome, rule)).or_default() += 1;
+        self.rules[rule.index()].transactions[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// A recipient that was refused, by us or by the next hop.
-    pub(super) fn recipient_refused(&self, rule: Cow<'static, str>) {
-        *self
+    pub(super) fn recipient_refused(&self, rule: Rule) {
+        self.rules[rule.index()]
             .recipients
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(rule)
-            .or_default() += 1;
+            .fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A command that was refused and is neither a transaction nor a recipient.
+    pub(super) fn command_refused(&self, rule: Rule) {
+        self.rules[rule.index()]
+            .commands
+            .fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn publish_hops(&self, states: Vec<HopState>) {
@@ -95,36 +119,36 @@ impl Counters {
     }
 
     /// Sessions that a rule ended, by rule.
-    pub fn sessions_by_rule(&self) -> Vec<(Cow<'static, str>, u64)> {
-        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions
-            .iter()
-            .map(|(rule, count)| (rule.clone(), *count))
-            .collect()
+    pub fn sessions_by_rule(&self) -> Vec<(Rule, u64)> {
+        self.by_rule(|counters| &counters.sessions)
     }
 
     /// Recipients refused, by rule.
-    pub fn recipients_by_rule(&self) -> Vec<(Cow<'static, str>, u64)> {
-        let recipients = self
-            .recipients
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        recipients
-            .iter()
-            .map(|(rule, count)| (rule.clone(), *count))
-            .collect()
+    pub fn recipients_by_rule(&self) -> Vec<(Rule, u64)> {
+        self.by_rule(|counters| &counters.recipients)
+    }
+
+    /// Other commands refused, by rule.
+    pub fn commands_by_rule(&self) -> Vec<(Rule, u64)> {
+        self.by_rule(|counters| &counters.commands)
     }
 
     /// Transactions by outcome and by the rule that decided.
-    pub fn transactions_by_rule(&self) -> Vec<((Outcome, Cow<'static, str>), u64)> {
-        let transactions = self
-            .transactions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        transactions
-            .iter()
-            .map(|(key, count)| (key.clone(), *count))
-            .collect()
+    pub fn transactions_by_rule(&self) -> Vec<((Outcome, Rule), u64)> {
+        let of = |outcome: Outcome| {
+            let counts = self.by_rule(|counters| &counters.transactions[outcome as usize]);
+            counts
+                .into_iter()
+                .map(move |(rule, count)| ((outcome, rule), count))
+        };
+        Outcome::ALL.into_iter().flat_map(of).collect()
+    }
+
+    /// The rules that have counted something, and what.
+    fn by_rule(&self, counter: impl Fn(&RuleCounters) -> &AtomicU64) -> Vec<(Rule, u64)> {
+        let count = |rule: Rule| counter(&self.rules[rule.index()]).load(Ordering::Relaxed);
+        let counts = Rule::all().into_iter().map(|rule| (rule, count(rule)));
+        counts.filter(|(_, count)| *count > 0).collect()
     }
 
     /// The state of this worker's next hops, at most a second old while there is traffic.
@@ -133,5 +157,30 @@ impl Counters {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_a_counter_of_its_own() {
+        let counters = Counters::default();
+        for (number, outcome) in (1..).zip(Outcome::ALL) {
+            for _ in 0..number {
+                counters.transaction(outcome, Rule::CLIENT, 0);
+            }
+        }
+        counters.transaction(Outcome::Refused, Rule::of_zone("counted.example"), 5);
+        let expected = [
+            ((Outcome::Accepted, Rule::CLIENT), 1),
+            ((Outcome::Refused, Rule::CLIENT), 2),
+            ((Outcome::Refused, Rule::of_zone("counted.example")), 1),
+            ((Outcome::Deferred, Rule::CLIENT), 3),
+            ((Outcome::Abandoned, Rule::CLIENT), 4),
+        ];
+        assert_eq!(counters.transactions_by_rule(), expected);
+        assert_eq!(counters.sessions_by_rule(), []);
     }
 }

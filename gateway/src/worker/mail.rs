@@ -1,358 +1,632 @@
-//! The commands and the content of a mail transaction: what the policy says of them, what goes to
-//! the relay, and the answers.
+//! A client's transaction in the order in which it happens: the envelope is agreed on, the message
+//! streams to its destination, and the client hears what became of it.
 
-use std::borrow::Cow;
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
 
-use portcullis_smtp::data::Fault;
 use portcullis_smtp::envelope::{Mail, Rcpt};
 use portcullis_smtp::reply::Reply;
-use portcullis_smtp::server::Blame;
+use portcullis_smtp::server::{Blame, Event, Verb};
 
-use super::Gate;
 use super::connection::Role;
-use super::next_hop::Renew;
-use super::passage::{Passage, Told, rule_name};
-use super::session::Flow;
-use crate::driver::Conn;
-use crate::policy::{self, Verdict};
+use super::deadline::Deadline;
+use super::lease;
+use super::lookup::HeldRecipient;
+use super::records::{Record, TransactionRecord};
+use super::session::{End, Heard, Session};
+use super::transaction::{CONGESTION_HIGH, LoggedReply, OpenTransaction};
+use crate::config::NextHop;
+use crate::policy::pipeline::Recipient;
+use crate::policy::{Decision, Facts, Stage, decide};
+use crate::policy::{Rule, RuleKind};
+use crate::relay::destination::{Destination, NextHops};
+use crate::relay::owner::Owner;
 use crate::relay::received::Received;
-use crate::relay::transaction::Answer;
+use crate::relay::transaction::{Answer, AnswerTo, ContentRefusal, Transaction};
 
-/// More octets than this waiting for the next hop stop the client's receive.
-const CONGESTION_HIGH: usize = 256 << 10;
+/// A client that takes longer over its next command than this does so without a connection to the
+/// next hop: there are fewer of those than of clients.
+const HOLD_MAX: Duration = Duration::from_secs(10);
 
-impl Gate {
-    pub(super) fn mail(&mut self, conn: Conn, mail: &Mail<'_>) {
-        self.end_passage(conn);
-        let (id, now) = (self.next_id(), self.now);
-        let config = Arc::clone(&self.config);
-        let policy = &config.policy;
-        let Role::Client(session) = &mut self.table[conn].role else {
-            return;
-        };
-        // A new configuration may see this client with other eyes.
-        session.client = policy.client(session.client.address);
-        let decision = policy.mail(&session.client, mail);
-        let mut passage = Box::new(Passage::new(mail, id, now));
-        if passage.relay.envelope.declares_size() {
-            let received = Received {
-                helo: &session.helo,
-                client: session.client.address,
-                hostname: &config.hostname,
-                extended: session.smtp.is_extended(),
-                utf8: mail.smtputf8,
-                id: &id.to_string(),
-                recipient: None,
-                date: self.clock.date(),
-            };
-            let length = received.length_max();
-            passage.relay.envelope.set_trace_length(length);
+/// What comes after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// The message.
+    Content,
+    /// The transaction is over.
+    Over,
+    /// Nothing more is taken for now.
+    Waits,
+}
+
+/// What a transaction that is being agreed on waits for, besides its next hop.
+#[derive(Default)]
+struct Withheld {
+    /// A recipient that waits for a look-up.
+    held: Option<Box<HeldRecipient>>,
+    /// A refusal of ours for a recipient, kept until the next hop has answered for those before it.
+    refusal: Option<Box<(Reply<'static>, Blame)>>,
+}
+
+impl Withheld {
+    fn is_empty(&self) -> bool {
+        self.held.is_none() && self.refusal.is_none()
+    }
+}
+
+impl Session {
+    /// A transaction, from the answer to MAIL to the last answer.
+    pub(super) async fn carry(&mut self, transaction: &Rc<OpenTransaction>) -> Result<(), End> {
+        let mut withheld = Withheld::default();
+        let after = poll_fn(|_| self.poll_envelope(transaction, &mut withheld)).await?;
+        if after != After::Content {
+            return Ok(());
         }
-        if let Verdict::Refuse(reply) = &decision.verdict {
-            passage.refuse(rule_name(&config, decision.rule), "", reply.clone());
+        self.begin_content(transaction);
+        let mut due = self.reactor.now.get() + self.limits().data_timeout;
+        let is_complete = poll_fn(|_| self.poll_content(transaction, &mut due)).await?;
+        if is_complete {
+            transaction.with(Transaction::end);
+            self.wake_next_hop(transaction);
+            poll_fn(|_| self.poll_final(transaction)).await?;
         }
-        session.passage = Some(passage);
-        if !self.answer_decision(conn, decision) {
-            self.end_passage(conn);
-        }
+        Ok(())
     }
 
-    pub(super) fn rcpt(&mut self, conn: Conn, rcpt: &Rcpt<'_>) -> Flow {
-        let config = Arc::clone(&self.config);
-        let now = self.now;
-        let Role::Client(session) = &mut self.table[conn].role else {
-            return Flow::Wait;
-        };
-        let client = session.client;
-        let mut decision = config.policy.recipient(&client, rcpt);
-        let mut route = None;
-        if decision.is_accept() {
-            match config.route(&rcpt.path.mailbox) {
-                Ok(number) => route = Some(number),
-                Err(no_route) => decision = no_route,
-            }
-        }
-        let mut newly_listed = None;
-        if decision.is_accept() && config.policy.depends_on_listings(&client, decision.rule) {
-            if session.hold_recipient(rcpt, now) {
-                return Flow::Wait;
-            }
-            if let Some(refusal) = config.policy.listings(&client, session.findings()) {
-                newly_listed = session.refuse_as_listed(rule_name(&config, refusal.rule));
-                decision = refusal;
-            }
-        }
-        let Some(passage) = session.passage.as_deref_mut() else {
-            return Flow::Wait;
-        };
-        if let (true, Some(route)) = (decision.is_accept(), route) {
-            let rule = rule_name(&config, decision.rule);
-            if !passage.direct(&config.routes[route].next_hops, rule) {
-                decision = policy::other_next_hop();
-            }
-        }
-        match decision.verdict {
-            Verdict::Refuse(reply) => {
-                let blame = self.blame(conn, decision.rule);
-                let rule = rule_name(&config, decision.rule);
-                let flow = self.refuse_recipient(conn, rule, rcpt.path.raw, reply, blame);
-                if let Some(rule) = newly_listed {
-                    self.report_refusal(client.address, rule);
-                }
-                flow
-            }
-            Verdict::Accept => {
-                passage.relay.recipient(rcpt);
-                self.pass_on(conn);
-                self.deliver_answers(conn);
-                Flow::Next
-            }
-        }
-    }
-
-    /// Refuses a recipient, once those before it have their answers.
-    fn refuse_recipient(
+    /// Agrees on the envelope: recipients go to the next hop as they come, and its replies to the
+    /// client in the same order.
+    fn poll_envelope(
         &mut self,
-        conn: Conn,
-        rule: Cow<'static, str>,
-        recipient: &str,
-        reply: Reply<'static>,
-        blame: Blame,
-    ) -> Flow {
-        self.counters.recipient_refused(rule.clone());
-        let Some(session) = self.session(conn) else {
-            return Flow::Wait;
-        };
-        session.refused += 1;
-        let Some(passage) = session.passage.as_deref_mut() else {
-            return Flow::Wait;
-        };
-        passage.refuse(rule, recipient, reply.clone());
-        if passage.relay.unanswered() > 0 {
-            session.withheld = Some((reply, blame));
-            return Flow::Wait;
-        }
-        self.refuse(conn, &reply, blame);
-        Flow::Next
-    }
-
-    pub(super) fn message(&mut self, conn: Conn) {
-        let Some(passage) = self.passage(conn) else {
-            return;
-        };
-        passage.asked = true;
-        passage.relay.ask();
-        if !passage.relay.is_settled() {
-            self.pass_on(conn);
-        }
-        self.deliver_answers(conn);
-    }
-
-    pub(super) fn content(&mut self, conn: Conn, piece: &[u8]) {
-        let Some(session) = self.session(conn) else {
-            return;
-        };
-        session.octets += piece.len() as u64;
-        let Some(mut passage) = session.passage.take() else {
-            return;
-        };
-        passage.octets += piece.len() as u64;
-        passage.earn_time(piece.len(), self.now, &self.config.limits);
-        let mut nowhere = Vec::new();
-        let output = match passage.hop {
-            Some(hop) => &mut self.table[hop].output,
-            None => &mut nowhere,
-        };
-        let result = passage.relay.content(piece, output);
-        passage.congested = output.len() > CONGESTION_HIGH;
-        let hop = passage.hop;
-        if let Err((rule, reply)) = result {
-            passage.congested = false;
-            passage.verdict = Some(Told::of_message(rule.into(), reply));
-        }
-        let lost = passage
-            .relay
-            .is_settled()
-            .then(|| passage.hop.take())
-            .flatten();
-        if let Some(session) = self.session(conn) {
-            session.passage = Some(passage);
-        }
-        if let Some(hop) = lost {
-            self.drop_next_hop(hop);
-        } else if let Some(hop) = hop {
-            self.next_hop_deadline(hop, Renew::No);
-            self.touch(hop);
-        }
-    }
-
-    /// The session has given the message up, and answers for it at its end.
-    pub(super) fn fault(&mut self, conn: Conn, fault: Fault) {
-        if let Some(passage) = self.passage(conn) {
-            let (rule, reply) = (fault.rule().into(), fault.reply().clone());
-            passage.verdict = Some(Told::of_message(rule, reply));
-            self.end_passage(conn);
-        }
-    }
-
-    pub(super) fn message_end(&mut self, conn: Conn) {
-        let Some(session) = self.session(conn) else {
-            return;
-        };
-        let Some(mut passage) = session.passage.take() else {
-            return;
-        };
-        passage.asked = true;
-        passage.congested = false;
-        match passage.hop {
-            Some(hop) => {
-                let connection = &mut self.table[hop];
-                if let Role::NextHop(next_hop) = &mut connection.role {
-                    passage
-                        .relay
-                        .end(Some(&mut next_hop.smtp), &mut connection.output);
-                    next_hop.awaits_final = passage.relay.is_ending();
-                    self.next_hop_deadline(hop, Renew::Yes);
-                    self.touch(hop);
-                }
+        transaction: &Rc<OpenTransaction>,
+        withheld: &mut Withheld,
+    ) -> Poll<Result<After, End>> {
+        let is_over = loop {
+            if let Some(after) = self.answer_envelope(transaction, withheld) {
+                return Poll::Ready(Ok(after));
             }
-            None => passage.relay.end(None, &mut Vec::new()),
-        }
-        if let Some(session) = self.session(conn) {
-            session.passage = Some(passage);
-        }
-        self.deliver_answers(conn);
-    }
-
-    /// Gives the client the answers that are there. Returns whether there was one.
-    pub(super) fn deliver_answers(&mut self, conn: Conn) -> bool {
-        let mut delivered = false;
-        while let Some(answer) = self
-            .passage(conn)
-            .and_then(|passage| passage.relay.next_answer())
-        {
-            delivered = true;
-            match answer {
-                Answer::Recipient(reply) => self.answer(conn, &reply),
-                Answer::RecipientRefused(path, reply) => {
-                    self.answer(conn, &reply);
-                    self.note_recipient(conn, &path, reply);
+            let is_over = if withheld.is_empty() {
+                let heard = self.poll_events(|session, event, out| {
+                    session.envelope_event(transaction, withheld, event, out)
+                });
+                match heard? {
+                    Heard::Some(After::Waits) | Heard::Wait => false,
+                    Heard::Some(after) => return Poll::Ready(Ok(after)),
+                    Heard::More { is_over } => is_over,
                 }
-                Answer::RecipientUnknown(path, reply) => {
-                    let exempt = self
-                        .session(conn)
-                        .is_some_and(|session| session.client.is_exempt());
-                    let blame = if exempt {
-                        Blame::None
-                    } else {
-                        Blame::UnknownRecipient
-                    };
-                    self.refuse(conn, &reply, blame);
-                    self.note_recipient(conn, &path, reply);
-                }
-                Answer::Proceed => {
-                    self.accept(conn);
-                    self.begin_content(conn);
-                }
-                Answer::Refused(reply) => {
-                    self.answer(conn, &reply);
-                    self.note_final(conn, reply);
-                    self.end_passage(conn);
-                }
-                Answer::Final(reply) => {
-                    self.answer(conn, &reply);
-                    self.note_final(conn, reply);
-                    self.end_passage(conn);
-                }
-            }
-        }
-        let Some(session) = self.session(conn) else {
-            return delivered;
-        };
-        let unanswered = session
-            .passage
-            .as_ref()
-            .map_or(0, |passage| passage.relay.unanswered());
-        if unanswered == 0
-            && let Some((reply, blame)) = session.withheld.take()
-        {
-            self.refuse(conn, &reply, blame);
-            delivered = true;
-        }
-        self.touch(conn);
-        delivered
-    }
-
-    fn note_recipient(&mut self, conn: Conn, path: &str, reply: Reply<'static>) {
-        let Some(session) = self.session(conn) else {
-            return;
-        };
-        session.refused += 1;
-        let Some(passage) = session.passage.as_deref_mut() else {
-            return;
-        };
-        let rule = passage.reached();
-        passage.refuse(rule.clone(), path, reply);
-        self.counters.recipient_refused(rule);
-    }
-
-    fn note_final(&mut self, conn: Conn, reply: Reply<'static>) {
-        let Some(session) = self.session(conn) else {
-            return;
-        };
-        session.accepted += u32::from(reply.is_positive());
-        let Some(passage) = session.passage.as_deref_mut() else {
-            return;
-        };
-        // What was refused because of its content has its verdict already.
-        if passage.verdict.is_none() {
-            let rule = if reply.is_positive() {
-                passage.rule.clone()
             } else {
-                passage.reached()
+                false
             };
-            passage.verdict = Some(Told::of_message(rule, reply));
+            self.give_up_waiting_in_time(transaction);
+            if !transaction.with(|state| state.has_answer()) {
+                break is_over;
+            }
+        };
+        let (is_settled, owes_answer) =
+            transaction.with(|state| (state.is_settled(), state.owes_answer()));
+        if is_settled {
+            lease::let_go(&self.reactor, transaction);
+        }
+        if !withheld.is_empty() || owes_answer {
+            return self.poll_gone();
+        }
+        if is_over {
+            return Poll::Ready(Err(End::Gone));
+        }
+        let hold_due = self.progress_at + HOLD_MAX;
+        if transaction.hop.get().is_some() && Deadline::Hold.is_past(&self.reactor, hold_due) {
+            lease::park(&self.reactor, transaction);
+        }
+        self.poll_command_due()
+    }
+
+    /// Gives the answers that have come from elsewhere: those of the next hop, and the decision
+    /// about a recipient that has waited for a look-up.
+    fn answer_envelope(
+        &mut self,
+        transaction: &Rc<OpenTransaction>,
+        withheld: &mut Withheld,
+    ) -> Option<After> {
+        self.take_listings();
+        let reactor = Rc::clone(&self.reactor);
+        reactor.write(self.conn, |out| {
+            // Answers that are there come before those to what was just received.
+            let after = self.give_answers(transaction, withheld, out);
+            if after.is_some() || !self.listings.are_known() {
+                return after;
+            }
+            let held = withheld.held.take()?;
+            // It was parsed before.
+            let rcpt = held.rcpt()?;
+            self.expect_command();
+            self.recipient(transaction, withheld, &rcpt, out);
+            self.give_answers(transaction, withheld, out)
+        })
+    }
+
+    fn envelope_event(
+        &mut self,
+        transaction: &Rc<OpenTransaction>,
+        withheld: &mut Withheld,
+        event: Event<'_>,
+        out: &mut Vec<u8>,
+    ) -> Option<Result<After, End>> {
+        match event {
+            Event::Rcpt(rcpt) => self.recipient(transaction, withheld, &rcpt, out),
+            Event::Message => {
+                if self.refuses_content(transaction, Stage::Data, out) {
+                    return Some(Ok(After::Over));
+                }
+                transaction.with(Transaction::ask);
+                self.pass_on(transaction);
+            }
+            Event::Reset => return Some(Ok(After::Over)),
+            event => return self.common_event(Some(transaction), &event).map(Err),
+        }
+        let after = self.give_answers(transaction, withheld, out);
+        let waits = (!withheld.is_empty()).then_some(After::Waits);
+        after.or(waits).map(Ok)
+    }
+
+    /// A recipient, judged by what is known now.
+    fn recipient(
+        &mut self,
+        transaction: &Rc<OpenTransaction>,
+        withheld: &mut Withheld,
+        rcpt: &Rcpt<'_>,
+        out: &mut Vec<u8>,
+    ) {
+        let config = &transaction.config;
+        let route = config.route(&rcpt.path.mailbox);
+        let recipient = Recipient {
+            rcpt,
+            next_hops: route.map(|route| &*config.routes[route].target),
+        };
+        let decision = self.decide_in(transaction, Stage::Rcpt, Some(recipient));
+        match decision {
+            Decision::Accept(rule) => {
+                if let Some(route) = route {
+                    transaction.note(|notes| {
+                        notes.accepted_by.get_or_insert((rule, route));
+                    });
+                    direct(transaction, &config.routes[route].next_hops);
+                }
+                transaction.with(|state| state.recipient(rcpt));
+                self.pass_on(transaction);
+            }
+            Decision::Refuse { rule, reply, blame } => {
+                if rule.kind() == RuleKind::Dnsbl {
+                    self.note_listed(rule);
+                }
+                self.reactor.counters.recipient_refused(rule);
+                self.refused += 1;
+                transaction.note_refusal(rule, rcpt.path.raw, &reply);
+                transaction.note(|notes| notes.recipient_refused_by = Some(rule));
+                if transaction.with(|state| state.unanswered()) > 0 {
+                    withheld.refusal = Some(Box::new((reply, blame)));
+                } else {
+                    self.refuse(&reply, blame, out);
+                }
+            }
+            Decision::Wait(_) => withheld.held = Some(HeldRecipient::new(rcpt)),
         }
     }
 
-    /// The next hop waits for the message: our own line goes first.
-    fn begin_content(&mut self, conn: Conn) {
-        let (now, data_timeout) = (self.now, self.config.limits.data_timeout);
-        let Role::Client(session) = &mut self.table[conn].role else {
-            return;
+    /// Whether the policy refuses a message that is about to come, or is there. The transaction is
+    /// over then, and the client has its answer.
+    fn refuses_content(
+        &mut self,
+        transaction: &OpenTransaction,
+        stage: Stage,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let decision = self.decide_in(transaction, stage, None);
+        let Decision::Refuse { rule, reply, blame } = decision else {
+            return false;
         };
-        let Some(mut passage) = session.passage.take() else {
-            return;
-        };
-        passage.asked = false;
-        passage.content_due = Some(now + data_timeout);
-        if let Some(hop) = passage.hop {
-            let (id, helo) = (passage.id.to_string(), std::mem::take(&mut session.helo));
-            let (client, extended) = (session.client.address, session.smtp.is_extended());
-            let mut recipients = passage.relay.envelope.recipients();
-            let received = Received {
-                helo: &helo,
-                client,
-                hostname: &self.config.hostname,
-                extended,
-                utf8: passage.relay.envelope.is_utf8(),
-                id: &id,
-                recipient: if recipients.len() == 1 {
-                    recipients.next()
-                } else {
-                    None
-                },
-                date: self.clock.date(),
+        transaction.note_verdict(rule, &reply);
+        lease::let_go(&self.reactor, transaction);
+        self.refuse(&reply, blame, out);
+        true
+    }
+
+    /// What the policy says within a transaction.
+    fn decide_in(
+        &self,
+        transaction: &OpenTransaction,
+        stage: Stage,
+        recipient: Option<Recipient<'_>>,
+    ) -> Decision {
+        let config = &transaction.config;
+        let accepted = transaction.note(|notes| notes.accepted_by);
+        transaction.with(|state| {
+            let facts = Facts {
+                sender: state.envelope.sender(),
+                recipient,
+                next_hops: accepted.map(|(_, route)| &*config.routes[route].target),
+                ..self.facts()
             };
-            received.write(&mut self.table[hop].output);
-            self.touch(hop);
-            if let Some(session) = self.session(conn) {
-                session.helo = helo;
+            decide(stage, &config.policy, &facts)
+        })
+    }
+
+    /// Has the next hop told what is new, finding a connection first if there is none.
+    fn pass_on(&self, transaction: &Rc<OpenTransaction>) {
+        let is_settled = transaction.with(|state| state.is_settled());
+        if is_settled || transaction.waits_in_queue() {
+            return;
+        }
+        match transaction.hop.get() {
+            Some(hop) => self.reactor.wake(hop),
+            None => lease::lease(&self.reactor, transaction),
+        }
+    }
+
+    fn wake_next_hop(&self, transaction: &OpenTransaction) {
+        if let Some(hop) = transaction.hop.get() {
+            self.reactor.wake(hop);
+        }
+    }
+
+    /// Finds another connection if the one that there was is lost, and ends a wait for one that has
+    /// taken too long.
+    fn give_up_waiting_in_time(&self, transaction: &Rc<OpenTransaction>) {
+        if transaction.wants_hop.get() {
+            lease::lease(&self.reactor, transaction);
+        }
+        if transaction.waits_in_queue()
+            && let Some(due) = transaction.queue_due.get()
+            && Deadline::Queue.is_past(&self.reactor, due)
+        {
+            lease::give_up_waiting(&self.reactor, transaction);
+        }
+    }
+
+    /// The client waits for us, for as long as it takes.
+    fn poll_gone<T>(&mut self) -> Poll<Result<T, End>> {
+        if self
+            .reactor
+            .with(self.conn, |connection| connection.is_open())
+            == Some(true)
+        {
+            Poll::Pending
+        } else {
+            Poll::Ready(Err(End::Gone))
+        }
+    }
+
+    /// Gives the client the answers that are there, up to the one that ends the envelope or the
+    /// transaction.
+    fn give_answers(
+        &mut self,
+        transaction: &OpenTransaction,
+        withheld: &mut Withheld,
+        out: &mut Vec<u8>,
+    ) -> Option<After> {
+        let mut given = false;
+        let after = loop {
+            let next = transaction
+                .with(|state| state.next_answer(|answer| self.give(transaction, &answer, out)));
+            match next {
+                None => break None,
+                Some(None) => given = true,
+                Some(after) => break after,
+            }
+        };
+        if transaction.with(|state| state.unanswered()) == 0
+            && let Some(refusal) = withheld.refusal.take()
+        {
+            self.refuse(&refusal.0, refusal.1, out);
+            given = true;
+        }
+        if given {
+            self.expect_command();
+        }
+        after
+    }
+
+    fn give(
+        &mut self,
+        transaction: &OpenTransaction,
+        answer: &Answer<'_>,
+        out: &mut Vec<u8>,
+    ) -> Option<After> {
+        let reply = &answer.reply;
+        let blame = match answer.to {
+            AnswerTo::RecipientUnknown => self.client.blame_for_unknown_recipient(),
+            _ => Blame::None,
+        };
+        if answer.to == AnswerTo::Proceed {
+            let listener = self.listener();
+            self.smtp.accept(listener.settings(self.is_encrypted), out);
+            return Some(After::Content);
+        }
+        self.refuse(reply, blame, out);
+        match answer.to {
+            AnswerTo::Recipient | AnswerTo::Proceed => None,
+            AnswerTo::RecipientRefused | AnswerTo::RecipientUnknown => {
+                let rule = transaction.reached();
+                self.refused += 1;
+                self.reactor.counters.recipient_refused(rule);
+                transaction.note_refusal(rule, answer.recipient, reply);
+                None
+            }
+            AnswerTo::Refused | AnswerTo::Final => {
+                self.accepted += u32::from(reply.is_positive());
+                let accepted_by = transaction.note(|notes| notes.accepted_by);
+                let rule = accepted_by
+                    .filter(|_| reply.is_positive())
+                    .map_or_else(|| transaction.reached(), |(rule, _)| rule);
+                transaction.note_verdict(rule, reply);
+                Some(After::Over)
             }
         }
-        if let Some(session) = self.session(conn) {
-            session.passage = Some(passage);
+    }
+
+    fn refuse(&mut self, reply: &Reply<'_>, blame: Blame, out: &mut Vec<u8>) {
+        let listener = self.listener();
+        self.smtp
+            .refuse(listener.settings(self.is_encrypted), reply, blame, out);
+    }
+
+    /// The destination waits for the message: our own line goes first.
+    fn begin_content(&mut self, transaction: &OpenTransaction) {
+        let Some(hop) = transaction.hop.get() else {
+            return;
+        };
+        transaction.with(|state| {
+            let mut recipients = state.envelope.recipients();
+            let recipient = recipients.next().filter(|_| recipients.len() == 0);
+            self.with_received(
+                transaction,
+                state.envelope.is_utf8(),
+                recipient,
+                |received| {
+                    self.reactor
+                        .with(hop, |connection| received.write(&mut connection.output));
+                },
+            );
+        });
+        self.reactor.touch(hop);
+        self.reactor.wake(hop);
+    }
+
+    /// MAIL may have declared a size, which our own line adds to.
+    pub(super) fn set_trace_length(&self, mail: &Mail<'_>, transaction: &OpenTransaction) {
+        if mail.size.is_none() {
+            return;
         }
+        let mut length = 0;
+        self.with_received(transaction, mail.smtputf8, None, |received| {
+            length = received.length_max();
+        });
+        transaction.with(|state| state.envelope.set_trace_length(length));
+    }
+
+    fn with_received(
+        &self,
+        transaction: &OpenTransaction,
+        utf8: bool,
+        recipient: Option<&str>,
+        mut take: impl FnMut(&Received<'_>),
+    ) {
+        let id = transaction.id.to_string();
+        self.reactor.with_date(|date| {
+            take(&Received {
+                helo: &self.helo,
+                client: self.client.address,
+                hostname: &transaction.config.hostname,
+                extended: self.smtp.is_extended(),
+                utf8,
+                id: &id,
+                recipient,
+                date,
+            });
+        });
+    }
+
+    /// Streams the message; ready when it is there (`true`) or given up (`false`).
+    fn poll_content(
+        &mut self,
+        transaction: &OpenTransaction,
+        due: &mut Duration,
+    ) -> Poll<Result<bool, End>> {
+        self.go_on_if_relieved(transaction, due);
+        let heard = self.poll_events(|session, event, out| match event {
+            Event::Body(piece) => {
+                session.content(transaction, piece, due);
+                None
+            }
+            Event::MessageEnd { .. } => Some(Ok(!session.refuses_content(
+                transaction,
+                Stage::Message,
+                out,
+            ))),
+            Event::MessageFault(fault) => {
+                // The engine swallows the rest, and answers at its end.
+                transaction.note_verdict(fault.into(), fault.reply());
+                Some(Ok(false))
+            }
+            Event::Reset => Some(Ok(false)),
+            event => session.common_event(Some(transaction), &event).map(Err),
+        });
+        match heard? {
+            Heard::Some(is_complete) => {
+                self.set_congested(transaction, false);
+                return Poll::Ready(Ok(is_complete));
+            }
+            Heard::More { is_over: true } => return Poll::Ready(Err(End::Gone)),
+            Heard::More { is_over: false } | Heard::Wait => {}
+        }
+        // If it is the next hop that is slow, its own deadline runs.
+        if !transaction.congested.get() && Deadline::Content.is_past(&self.reactor, *due) {
+            return Poll::Ready(Err(End::Timeout));
+        }
+        Poll::Pending
+    }
+
+    /// A piece of the message. It moves the deadline on by what arrived, at the least rate that is
+    /// allowed: a timeout that each octet renewed would let a slow drip go on for ever.
+    fn content(&mut self, transaction: &OpenTransaction, piece: &[u8], due: &mut Duration) {
+        self.octets += piece.len() as u64;
+        transaction.note(|notes| notes.octets += piece.len() as u64);
+        let limits = self.limits();
+        let earned = Duration::from_secs_f64(piece.len() as f64 / limits.data_rate_min as f64);
+        *due = (*due + earned).min(self.reactor.now.get() + limits.data_timeout);
+        let hop = transaction.hop.get();
+        let written = hop.and_then(|hop| {
+            self.reactor.touch(hop);
+            self.reactor.with(hop, |connection| {
+                let was_idle = !connection.has_output();
+                let output = &mut connection.output;
+                let result = transaction.with(|state| state.content(piece, output));
+                (result, output.len() > CONGESTION_HIGH, was_idle)
+            })
+        });
+        let (result, is_congested, was_idle) = written.unwrap_or_else(|| {
+            let nowhere = &mut Vec::new();
+            let result = transaction.with(|state| state.content(piece, nowhere));
+            (result, false, false)
+        });
+        if was_idle {
+            // Its session waits for the next hop to take this.
+            self.wake_next_hop(transaction);
+        }
+        if let Err(refusal) = result {
+            transaction.note_verdict(content_rule(refusal), &refusal.reply());
+            lease::abandon(&self.reactor, transaction);
+        }
+        self.set_congested(transaction, is_congested && result.is_ok());
+    }
+
+    fn set_congested(&self, transaction: &OpenTransaction, is_congested: bool) {
+        if transaction.congested.replace(is_congested) != is_congested {
+            self.reactor
+                .with(self.conn, |connection| connection.congested = is_congested);
+        }
+    }
+
+    /// Goes on with the message if the next hop has taken enough of it, or has gone. It was not the
+    /// client who was slow.
+    fn go_on_if_relieved(&self, transaction: &OpenTransaction, due: &mut Duration) {
+        if !transaction.congested.get() {
+            // A connection that is lost takes the congestion with it.
+            self.reactor
+                .with(self.conn, |connection| connection.congested = false);
+            return;
+        }
+        let hop = transaction.hop.get();
+        let waiting = hop.map(|hop| self.reactor.with(hop, |connection| connection.waiting()));
+        let is_relieved = match waiting {
+            Some(Some(waiting)) => waiting.is_some_and(|waiting| transaction.relieved(waiting)),
+            Some(None) | None => true,
+        };
+        if is_relieved {
+            self.set_congested(transaction, false);
+            *due = self.reactor.now.get() + self.limits().data_timeout;
+        }
+    }
+
+    /// Waits for what the destination says to the whole message.
+    fn poll_final(&mut self, transaction: &OpenTransaction) -> Poll<Result<(), End>> {
+        let reactor = Rc::clone(&self.reactor);
+        let mut withheld = Withheld::default();
+        let after = reactor.write(self.conn, |out| {
+            self.give_answers(transaction, &mut withheld, out)
+        });
+        if after.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        // Nothing is taken before the answer; what comes meanwhile is noticed.
+        let heard = self.poll_events(|session, event, _| {
+            session.common_event(Some(transaction), &event).map(Err)
+        });
+        match heard? {
+            Heard::Some(()) | Heard::More { .. } | Heard::Wait => Poll::Pending,
+        }
+    }
+
+    /// The transaction is over: its next hop is let go, and the log gets its line.
+    pub(super) fn close(&mut self, transaction: &OpenTransaction, end: Option<&End>) {
+        if let Some(end) = end
+            && let (Some(rule), Some(words)) = (end.rule(), end.last_words())
+        {
+            transaction.note_verdict(rule, words);
+        }
+        lease::let_go(&self.reactor, transaction);
+        self.reactor.with(self.conn, |connection| {
+            connection.role = Role::Client(None);
+            connection.congested = false;
+        });
+        self.record_transaction(transaction);
+    }
+
+    /// The SMTP engine has refused a command by itself: it is counted, and named in the log if
+    /// nothing better comes of the transaction.
+    pub(super) fn note_refused_command(
+        &mut self,
+        transaction: Option<&OpenTransaction>,
+        verb: Verb,
+        rule: Rule,
+        reply: &Reply<'_>,
+    ) {
+        let counters = &self.reactor.counters;
+        match (verb, transaction) {
+            (Verb::Mail, _) => {
+                let id = self.reactor.next_id();
+                let record = LoggedReply::new(rule, reply, "").into_record(id, self.client.address);
+                self.record(record);
+            }
+            (Verb::Rcpt, transaction) => {
+                self.refused += 1;
+                counters.recipient_refused(rule);
+                if let Some(transaction) = transaction {
+                    transaction.note(|notes| notes.refused += 1);
+                    transaction.note_refusal(rule, "", reply);
+                }
+            }
+            (Verb::Content, Some(transaction)) => {
+                counters.command_refused(rule);
+                if transaction.note(|notes| notes.refusal.is_none()) {
+                    transaction.note_refusal(rule, "", reply);
+                }
+            }
+            (Verb::Content | Verb::Other, _) => counters.command_refused(rule),
+        }
+    }
+
+    /// Counts the transaction and records it.
+    pub(super) fn record_transaction(&self, transaction: &OpenTransaction) {
+        self.record(transaction.record(self.client.address, self.reactor.now.get()));
+    }
+
+    fn record(&self, record: TransactionRecord) {
+        let counters = &self.reactor.counters;
+        counters.transaction(record.outcome, record.rule, record.octets);
+        self.reactor.records.push(Record::Transaction(record));
+    }
+}
+
+/// The first recipient decides where the transaction goes.
+fn direct(transaction: &OpenTransaction, next_hops: &[NextHop]) {
+    transaction.with(|state| {
+        if !matches!(state.destination, Destination::Undecided) {
+            return;
+        }
+        state.direct(if next_hops.contains(&NextHop::Discard) {
+            Destination::Discard
+        } else {
+            let addresses = next_hops.iter().flat_map(NextHop::addresses).copied();
+            Destination::NextHops(NextHops::new(addresses))
+        });
+    });
+}
+
+fn content_rule(refusal: ContentRefusal) -> Rule {
+    match refusal {
+        ContentRefusal::Loop => Rule::MAIL_LOOP,
+        ContentRefusal::EightBit => Rule::EIGHT_BIT,
+        ContentRefusal::Utf8Header => Rule::UTF8_HEADER,
     }
 }

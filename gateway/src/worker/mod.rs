@@ -1,46 +1,68 @@
 //! One worker per core: it accepts, keeps the table of connections and the timers, and moves octets
 //! between clients, the SMTP engine, the policy and the next hops.
 //!
-//! A worker is a loop over batches: collect completions, let `Gate` decide about each, then bring
-//! the driver in line with what was decided. `Gate` never sees the driver, so a received buffer can
-//! be read in place while everything else changes, and the same decisions run on the ring and in
-//! the simulation. Workers share nothing but [`Shared`].
+//! A worker is a loop over batches: collect completions, poll the tasks of the connections that they
+//! are for, then bring the driver in line with what was decided. A task is a session with a client
+//! or with a next hop, written in the order in which it happens ([`session`], [`mail`],
+//! [`next_hop`]); what tasks share and may do is in [`reactor`]. Tasks never see the driver, so the
+//! same sessions run on the ring and in the simulation. Workers share nothing but [`Shared`].
+//!
+//! Rejected: one structure that is told of each completion and keeps for every session what it
+//! waits for (each new wait was a field, and a branch in four places), and a general runtime (its
+//! wakers and timers cost more memory than a session has).
 
+mod bounded_queue;
 mod connection;
 pub mod counters;
-pub mod dnsbl;
-mod gate;
+mod deadline;
+mod executor;
 mod lease;
-mod log;
+mod listener;
+mod local;
+mod lookup;
 mod mail;
 mod next_hop;
-mod passage;
+pub mod port;
 mod progress;
+mod reactor;
+pub mod records;
 mod session;
 pub mod sources;
+mod transaction;
+mod transport;
 mod wheel;
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use self::connection::{Role, Table};
+use self::connection::{Ending, Receive, Role};
 use self::counters::Counters;
-use self::dnsbl::{Inbox, Lookups};
-use self::gate::{Clock, Gate};
+use self::executor::Executor;
+use self::port::Port;
+use self::reactor::{Reactor, Service};
+use self::records::RecordQueue;
 use self::sources::Sources;
-use self::wheel::Wheel;
 use crate::config::Config;
-use crate::driver::{Completion, Driver, Listener, Outcome};
-use crate::relay::pool::Pool;
+use crate::driver::{self, Buffer, Completion, Conn, Driver, Outcome, ReceiveEnd};
 
 /// Accepts outstanding per listener; also the sessions beyond the limit that can be told so at the
 /// same time.
 const ACCEPTS: u32 = 64;
+/// After an accept has failed (no memory, no descriptors) the next is left for so long.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Connections starved of a buffer that are armed again in one batch.
+const STARVED_PER_TURN: usize = 256;
+/// How long connections may take to close once everything is said, when the gate stops: the three
+/// seconds of one that lingers, the second by which a deadline may be late, and a moment for the
+/// close itself.
+const CLOSING_MAX: Duration = Duration::from_secs(5);
 
 /// What the gate is about to do, as the control plane says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +82,6 @@ pub struct Shared {
     pub config: Arc<ArcSwap<Config>>,
     sources: Sources,
     life: AtomicU8,
-    /// Who asks DNS lists; without one nobody is asked.
-    lookups: Option<Arc<dyn Lookups>>,
 }
 
 impl Shared {
@@ -71,20 +91,7 @@ impl Shared {
             config: Arc::new(ArcSwap::new(config)),
             sources: Sources::default(),
             life: AtomicU8::new(Life::Running as u8),
-            lookups: None,
         }
-    }
-
-    /// The same with somebody who asks DNS lists.
-    pub fn with_lookups(self, lookups: Arc<dyn Lookups>) -> Self {
-        Self {
-            lookups: Some(lookups),
-            ..self
-        }
-    }
-
-    fn lookups(&self) -> Option<&dyn Lookups> {
-        self.lookups.as_deref()
     }
 
     /// Tells the workers how to go on; they look when they are woken.
@@ -120,60 +127,50 @@ impl Size {
 }
 
 /// A worker on its driver.
-pub struct Worker<D> {
-    driver: D,
-    gate: Gate,
+pub struct Worker {
+    reactor: Rc<Reactor>,
+    executor: Executor,
     size: Size,
     /// Accepts outstanding, by listener.
     accepting: Vec<u32>,
     completions: Vec<Completion>,
+    /// After an accept has failed the next is left for a while.
+    accept_after: Duration,
+    publish_after: Duration,
+    /// Connections without a buffer to receive into, in the order in which they ran out.
+    starved: VecDeque<Conn>,
 }
 
-impl<D: Driver> Worker<D> {
-    /// A worker that has not begun. `index` tells it from the other workers, in the log; `inbox` is
-    /// for what it has others look up.
+impl Worker {
+    /// A worker that has not begun. `index` tells it from the other workers, in the log; what it
+    /// cannot know by itself it asks through `port`; `records` takes what it records.
     pub fn new(
-        driver: D,
+        driver: impl Driver + 'static,
         index: u8,
         size: Size,
         shared: Arc<Shared>,
         counters: Arc<Counters>,
-        inbox: Arc<Inbox>,
+        port: Port,
+        records: Arc<RecordQueue>,
     ) -> Self {
-        let config = shared.config.load_full();
-        let gate = Gate {
-            table: Table::new(size.slots()),
-            wheel: Wheel::default(),
-            pool: Pool::new(config.relay.connections, config.relay.retry_after),
-            settings: config.session_settings(),
-            config,
-            counters,
-            inbox,
-            shared,
-            now: Duration::ZERO,
-            clock: Clock::default(),
+        let reactor = Reactor::new(
+            Box::new(driver),
             index,
-            ids: 0,
-            sessions: 0,
-            sessions_max: size.sessions_max,
-            draining: false,
-            drain_until: Duration::MAX,
-            accept_after: Duration::ZERO,
-            publish_after: Duration::ZERO,
-            touched: Vec::new(),
-            resume: Vec::new(),
-            waiting_again: Vec::new(),
-            released: Vec::new(),
-            starved: VecDeque::new(),
-            connects: Vec::new(),
-            patience: VecDeque::new(),
-        };
+            size,
+            shared,
+            counters,
+            port,
+            records,
+        );
         Self {
-            driver,
-            gate,
+            reactor: Rc::new(reactor),
+            executor: Executor::default(),
             size,
             accepting: vec![0; usize::from(size.listeners)],
             completions: Vec::new(),
+            accept_after: Duration::ZERO,
+            publish_after: Duration::ZERO,
+            starved: VecDeque::new(),
         }
     }
 
@@ -192,75 +189,373 @@ impl<D: Driver> Worker<D> {
     /// When the driver is broken.
     pub fn turn(&mut self) -> io::Result<bool> {
         self.accept();
+        let reactor = Rc::clone(&self.reactor);
         let mut completions = std::mem::take(&mut self.completions);
-        self.driver.wait(self.gate.sleep(), &mut completions)?;
-        self.gate
-            .begin_turn(self.driver.now(), self.driver.unix_time());
-        self.gate.take_answers();
+        let sleep = self.sleep();
+        let (now, unix_time) = reactor.driver.with(|driver| {
+            driver.wait(sleep, &mut completions)?;
+            io::Result::Ok((driver.now(), driver.unix_time()))
+        })?;
+        reactor.begin_batch(now, unix_time);
+        self.publish(now);
+        reactor.take_lookups();
         for completion in completions.drain(..) {
             self.complete(completion);
         }
         self.completions = completions;
-        self.gate.expire();
+        self.expire();
         let goes_on = self.follow_life();
-        self.gate.work_off();
-        self.gate.settle(&mut self.driver);
+        self.work_off();
+        self.settle();
         Ok(goes_on)
+    }
+
+    /// How long the worker may wait for completions.
+    fn sleep(&self) -> Duration {
+        if !self.starved.is_empty() {
+            return Duration::ZERO;
+        }
+        let now = self.reactor.now.get();
+        let until = |due: Duration| due.saturating_sub(now);
+        let mut sleep = self.reactor.wheel.with(|wheel| wheel.sleep(now));
+        let patience = self
+            .reactor
+            .patience
+            .with(|patience| patience.front().copied());
+        if let Some((due, _)) = patience {
+            sleep = sleep.min(until(due));
+        }
+        if let Some(due) = self.reactor.port.with(|port| port.next_due()) {
+            sleep = sleep.min(until(due));
+        }
+        if self.reactor.pool.with(|pool| pool.has_stranded()) {
+            sleep = sleep.min(until(self.publish_after));
+        }
+        if self.reactor.service.get() != Service::Open || now < self.accept_after {
+            sleep.min(Duration::from_millis(100))
+        } else {
+            sleep
+        }
+    }
+
+    /// Tells the metrics of the next hops once a second, and clients that wait for one of them to
+    /// recover.
+    fn publish(&mut self, now: Duration) {
+        if now < self.publish_after {
+            return;
+        }
+        self.publish_after = now + Duration::from_secs(1);
+        let (states, again) = self
+            .reactor
+            .pool
+            .with(|pool| (pool.states(), pool.take_stranded(now)));
+        self.reactor.counters.publish_hops(states);
+        self.reactor
+            .waiting_again
+            .with(|waiting| waiting.extend(again));
     }
 
     /// Keeps enough accepts outstanding, as long as there is room for the sessions.
     fn accept(&mut self) {
-        let gate = &mut self.gate;
-        if gate.draining || gate.now < gate.accept_after {
+        let reactor = &self.reactor;
+        if reactor.service.get() != Service::Open || reactor.now.get() < self.accept_after {
             return;
         }
         for (listener, accepting) in self.accepting.iter_mut().enumerate() {
-            while *accepting < ACCEPTS && gate.table.room() > self.size.next_hops_max {
-                let listener = Listener(listener as u16);
-                let Some(conn) = gate.table.open(Role::Accepting(listener)) else {
-                    return;
+            while *accepting < ACCEPTS {
+                let listener = driver::Listener(listener as u16);
+                let opened = reactor.table.with(|table| {
+                    let has_room = table.room() > self.size.next_hops_max;
+                    has_room.then(|| table.open(Role::Accepting(listener)))
+                });
+                let Some(Some(conn)) = opened else {
+                    break;
                 };
-                self.driver.accept(listener, conn);
+                reactor.driver.with(|driver| driver.accept(listener, conn));
                 *accepting += 1;
             }
         }
     }
 
     fn complete(&mut self, Completion { conn, outcome }: Completion) {
+        let reactor = Rc::clone(&self.reactor);
         match outcome {
-            Outcome::Received(buffer) => {
-                self.gate.received(conn, self.driver.bytes(&buffer));
-                self.driver.recycle(buffer);
-            }
-            Outcome::Accepted(result) => {
-                if let Some(connection) = self.gate.table.current(conn) {
-                    if let Role::Accepting(listener) = connection.role {
-                        self.accepting[usize::from(listener.0)] -= 1;
+            Outcome::Received(buffer) => self.received(conn, buffer),
+            Outcome::Accepted(result) => self.accepted(conn, result),
+            Outcome::Connected(result) => {
+                reactor.with(conn, |connection| {
+                    connection.opened();
+                    if let Err(error) = &result
+                        && let Role::NextHop(next_hop) = &connection.role
+                    {
+                        let next_hop = next_hop.address;
+                        tracing::debug!(%next_hop, %error, "cannot connect");
+                        connection.abort();
                     }
-                    self.gate.accepted(conn, result);
+                });
+                self.poll(conn);
+            }
+            Outcome::ReceiveEnded(end) => self.receive_ended(conn, &end),
+            Outcome::Sent { buffer, result } => self.sent(conn, buffer, &result),
+            Outcome::Unacknowledged(result) => self.unacknowledged(conn, &result),
+            Outcome::Closed => {
+                let is_current = reactor.with(conn, |_| ()).is_some();
+                if is_current {
+                    reactor.wheel.with(|wheel| wheel.clear(conn.slot));
+                    reactor.table.with(|table| table.free(conn));
                 }
             }
-            Outcome::Connected(result) => self.gate.connected(conn, result),
-            Outcome::ReceiveEnded(end) => self.gate.receive_ended(conn, &end),
-            Outcome::Sent { buffer, result } => self.gate.sent(conn, buffer, &result),
-            Outcome::Unacknowledged(result) => self.gate.unacknowledged(conn, &result),
-            Outcome::Closed => self.gate.closed(conn),
             Outcome::Wake => {}
         }
     }
 
+    fn received(&mut self, conn: Conn, buffer: Buffer) {
+        let reactor = &self.reactor;
+        let is_open = reactor.with(conn, |connection| {
+            if !connection.is_open() {
+                connection.talks_on();
+            }
+            connection.is_open()
+        });
+        reactor.put_arrived(conn, buffer);
+        if is_open == Some(true) {
+            self.poll(conn);
+        }
+        self.reactor.keep_arrived();
+        self.reactor.with(conn, |connection| {
+            if matches!(connection.role, Role::Client(_)) {
+                connection.hold_if_full();
+            }
+        });
+    }
+
+    fn accepted(&mut self, conn: Conn, result: io::Result<SocketAddr>) {
+        let reactor = Rc::clone(&self.reactor);
+        let role = reactor.with(conn, |connection| {
+            std::mem::replace(&mut connection.role, Role::None)
+        });
+        let Some(Role::Accepting(listener)) = role else {
+            return;
+        };
+        self.accepting[usize::from(listener.0)] -= 1;
+        match (result, reactor.listener(listener)) {
+            (Ok(peer), Some(listener)) => {
+                reactor.with(conn, |connection| {
+                    connection.opened();
+                    connection.role = Role::Client(None);
+                });
+                let address = peer.ip().to_canonical();
+                let task = session::session(Rc::clone(&reactor), conn, address, listener);
+                self.executor.begin(conn, Box::pin(task));
+                self.poll(conn);
+            }
+            (Ok(_), None) => {
+                // It was taken out of the configuration; its sockets close at the next start.
+                reactor.with(conn, |connection| connection.opened());
+                reactor.finish(conn, Ending::Now);
+            }
+            (Err(error), _) => {
+                reactor.table.with(|table| table.free(conn));
+                if reactor.service.get() == Service::Open {
+                    tracing::warn!(%error, "cannot take a connection; trying again in a moment");
+                    self.accept_after = reactor.now.get() + ACCEPT_PAUSE;
+                }
+            }
+        }
+    }
+
+    fn receive_ended(&mut self, conn: Conn, end: &ReceiveEnd) {
+        let polls = self.reactor.with(conn, |connection| match end {
+            ReceiveEnd::Paused | ReceiveEnd::Rearm => {
+                connection.receive = Receive::Off;
+                false
+            }
+            ReceiveEnd::Starved => {
+                connection.receive = Receive::Starved;
+                self.reactor
+                    .counters
+                    .starved_total
+                    .fetch_add(1, Ordering::Relaxed);
+                self.starved.push_back(conn);
+                false
+            }
+            ReceiveEnd::EndOfStream => {
+                connection.receive = Receive::Ended;
+                true
+            }
+            ReceiveEnd::Failed(_) => {
+                connection.receive = Receive::Ended;
+                connection.abort();
+                true
+            }
+        });
+        if polls == Some(true) {
+            self.poll(conn);
+        }
+        self.reactor.touch(conn);
+    }
+
+    fn sent(&mut self, conn: Conn, mut buffer: Vec<u8>, result: &io::Result<usize>) {
+        let now = self.reactor.now.get();
+        let polls = self.reactor.with(conn, |connection| {
+            connection.sending = false;
+            let &Ok(sent) = result else {
+                connection.abort();
+                return true;
+            };
+            connection.sent = true;
+            if let Some(progress) = &mut connection.progress {
+                progress.handed(sent);
+            }
+            if sent < buffer.len() && !connection.is_ending() {
+                buffer.drain(..sent);
+                connection.unsent = buffer;
+                connection.sent_in_part(now);
+            }
+            match connection.role {
+                Role::NextHop(_) => true,
+                // Only a session that waits for room, or for its own end, need know.
+                Role::Client(_) => connection.held || connection.receive == Receive::Ended,
+                Role::None | Role::Accepting(_) => false,
+            }
+        });
+        if polls == Some(true) {
+            self.poll(conn);
+        }
+        self.reactor.touch(conn);
+    }
+
+    /// The kernel says how much the peer has not taken.
+    fn unacknowledged(&mut self, conn: Conn, result: &io::Result<u32>) {
+        let (now, over) = (self.reactor.now.get(), self.reactor.drain_until.get());
+        let polls = self.reactor.with(conn, |connection| {
+            connection.unacknowledged(result, now, over)
+        });
+        if polls == Some(true) {
+            self.poll(conn);
+        }
+        self.reactor.touch(conn);
+    }
+
+    /// Polls the task of a connection, if it has one.
+    fn poll(&mut self, conn: Conn) {
+        self.executor.poll(&self.reactor, conn);
+    }
+
+    /// Deals with the deadlines that have come.
+    fn expire(&mut self) {
+        let reactor = Rc::clone(&self.reactor);
+        lease::lose_patience(&reactor);
+        let (now, mut due) = (reactor.now.get(), Vec::new());
+        reactor.wheel.with(|wheel| wheel.expire(now, &mut due));
+        for slot in due {
+            let conn = reactor.table.with(|table| table.conn(slot));
+            let asks = reactor.with(conn, |connection| match connection.role {
+                Role::None if connection.is_sending_last() => true,
+                Role::None => {
+                    connection.abort();
+                    false
+                }
+                Role::Client(_) | Role::NextHop(_) | Role::Accepting(_) => false,
+            });
+            if asks == Some(true) {
+                reactor.ask_progress(conn);
+            }
+            self.poll(conn);
+            reactor.touch(conn);
+        }
+    }
+
+    /// Goes on with everything that this batch has made possible, until nothing is left.
+    fn work_off(&mut self) {
+        let reactor = Rc::clone(&self.reactor);
+        loop {
+            for (conn, task) in reactor.take_spawned() {
+                self.executor.begin(conn, task);
+                self.poll(conn);
+            }
+            // What was woken first: a connection that is let go may be the one that is waited for.
+            if let Some(conn) = reactor.next_ready() {
+                self.poll(conn);
+            } else if let Some((client, address)) = reactor.waiting_again.with(Vec::pop) {
+                lease::lease_again(&reactor, client, address);
+            } else if !reactor.has_spawned() {
+                return;
+            }
+        }
+    }
+
+    /// Brings the driver in line with what was decided.
+    fn settle(&mut self) {
+        let reactor = &self.reactor;
+        let ready = self.starved.len().min(STARVED_PER_TURN);
+        for conn in self.starved.drain(..ready) {
+            let was_starved = reactor.with(conn, |connection| {
+                let was_starved = connection.receive == Receive::Starved;
+                if was_starved {
+                    connection.receive = Receive::Off;
+                }
+                was_starved
+            });
+            if was_starved == Some(true) {
+                reactor.touch(conn);
+            }
+        }
+        let (connects, touched) = (reactor.connects.take(), reactor.take_touched());
+        let (now, over) = (reactor.now.get(), reactor.drain_until.get());
+        reactor.driver.with(|driver| {
+            for (conn, address) in connects {
+                driver.connect(conn, address);
+            }
+            for slot in touched {
+                let conn = reactor.table.with(|table| table.conn(slot));
+                let due = reactor.table.with(|table| {
+                    let connection = &mut table[conn];
+                    connection.touched = false;
+                    let longest = connection.settle(conn, driver.as_mut())?;
+                    Some(connection.closing_due(now, longest, over))
+                });
+                if let Some(due) = due {
+                    reactor.wheel.with(|wheel| wheel.set(slot, due));
+                }
+            }
+        });
+    }
+
     /// Does what the control plane asks for; returns whether to go on.
     fn follow_life(&mut self) -> bool {
-        match self.gate.shared.life() {
-            Life::Running => true,
-            Life::Stopping => false,
-            Life::Draining => {
-                if !self.gate.draining {
-                    self.driver.stop_accepting();
-                    self.gate.drain();
-                }
-                self.gate.goes_on_draining()
-            }
+        let reactor = Rc::clone(&self.reactor);
+        match reactor.shared.life() {
+            Life::Running => return true,
+            Life::Stopping => return false,
+            Life::Draining => {}
+        }
+        let now = reactor.now.get();
+        if reactor.service.get() == Service::Open {
+            reactor.driver.with(|driver| driver.stop_accepting());
+            let timeout = reactor.config().limits.shutdown_timeout;
+            reactor.drain_until.set(now + timeout);
+            self.enter(Service::Draining);
+        }
+        if now >= reactor.drain_until.get() && reactor.service.get() == Service::Draining {
+            self.enter(Service::Over);
+        }
+        if reactor.sessions.get() == 0 {
+            self.wake_all();
+        }
+        let is_empty = reactor.table.with(|table| table.is_empty());
+        !is_empty && now < reactor.drain_until.get().saturating_add(CLOSING_MAX)
+    }
+
+    /// Has every task see that sessions are ended now.
+    fn enter(&mut self, service: Service) {
+        self.reactor.service.set(service);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
+        for conn in self.reactor.table.with(|table| table.open_conns()) {
+            self.reactor.wake(conn);
         }
     }
 }

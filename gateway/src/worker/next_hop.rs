@@ -1,322 +1,487 @@
-//! The worker's side of a session with a next hop: opening it, its replies to the transaction it
-//! works for, and back to the pool.
+//! Our session with a next hop: from the connect to QUIT, whoever it works for meanwhile.
+//!
+//! The task is the connection's: it opens it, says EHLO, tells and hears what its [`Owner`] has for
+//! the next hop, cleans up with RSET behind an owner that has gone, waits in the pool for the next
+//! one, and says QUIT. An owner that goes away, in whatever state, has nobody to wait for and
+//! nothing to undo.
 
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use portcullis_smtp::client::{Client, ClientEvent, Sent};
 use portcullis_smtp::reply::Reply;
 
-use super::Gate;
-use super::connection::{Ending, Role};
+use super::connection::{Connection, Ending, Phase};
+use super::deadline::Deadline;
+use super::lease::{ask_again, attach_to_client, closed_in_pool};
+use super::local::Local;
 use super::progress::{Look, next_look};
+use super::reactor::{Reactor, Service};
 use crate::config::Relay;
 use crate::driver::Conn;
+use crate::relay::destination::Loss;
+use crate::relay::owner::Owner;
 
-/// How far a session with a next hop has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Connecting, the greeting, EHLO: to be over within `connect_timeout`.
-    Opening,
-    /// Transactions can begin.
-    Ready,
-    /// QUIT is said.
-    Quitting,
-}
-
-/// Our session with a next hop.
-pub(super) struct NextHopConnection {
+/// What others may know of a session with a next hop, and do to it.
+pub(super) struct NextHop {
     pub(super) address: SocketAddr,
-    pub(super) smtp: Client,
-    /// The client whose transaction it carries, or is being opened for.
-    pub(super) client: Option<Conn>,
-    /// A transaction was begun on it that has not been completed.
-    pub(super) needs_reset: bool,
-    state: State,
+    /// What it carries, or is being opened for.
+    owner: Local<Option<Rc<dyn Owner>>>,
+    /// Transactions can begin, or could.
+    ready: Cell<bool>,
     /// It is being opened with no transaction to wait for it, and the pool counts it as such.
-    background: bool,
-    /// It lies in the pool.
-    pub(super) idle: bool,
-    /// The final reply to a message is awaited, which may take longer than others (RFC 5321 section
-    /// 4.5.3.2.6).
-    pub(super) awaits_final: bool,
-    /// Since when it has been waited for, if a deadline is set for it.
-    since: Option<Duration>,
-    /// What it said when it took no session, or ended it.
-    refusal: Option<Reply<'static>>,
+    background: Cell<bool>,
+    /// Its owner has gone in the middle of what cannot be taken back.
+    abandoned: Cell<bool>,
 }
 
-impl NextHopConnection {
-    pub(super) fn is_ready(&self) -> bool {
-        self.state == State::Ready
-    }
-
-    /// How long the next hop may be silent. `unsent`: it has not taken everything, so that it is
-    /// only to take some of it.
-    fn timeout(&self, unsent: bool, limits: &Relay) -> Option<Duration> {
-        let reply = (self.smtp.replies_owed() > 0).then_some(limits.reply_timeout);
-        if self.idle {
-            Some(limits.idle_timeout)
-        } else if unsent && self.awaits_final {
-            Some(limits.send_timeout)
-        } else if unsent {
-            // A command that is not even acknowledged is not waited for longer than its reply would
-            // be.
-            Some(
-                limits
-                    .send_timeout
-                    .min(reply.unwrap_or(limits.send_timeout)),
-            )
-        } else if self.awaits_final {
-            Some(limits.message_timeout)
-        } else {
-            reply
+impl NextHop {
+    pub(super) fn new(address: SocketAddr, owner: Option<Rc<dyn Owner>>) -> Self {
+        Self {
+            address,
+            background: Cell::new(owner.is_none()),
+            owner: Local::new(owner),
+            ready: Cell::new(false),
+            abandoned: Cell::new(false),
         }
     }
+
+    /// Gives it something to carry.
+    pub(super) fn give(&self, owner: Rc<dyn Owner>) {
+        self.owner.replace(Some(owner));
+    }
+
+    /// Its owner goes. With `abandoned` the connection has to be closed.
+    pub(super) fn leave(&self, abandoned: bool) {
+        self.owner.take();
+        self.abandoned.set(abandoned);
+    }
+
+    /// Leaves a connection that is still being opened to itself. Returns its owner, or `None` if it
+    /// is open or was left so before.
+    pub(super) fn leave_in_background(&self) -> Option<Option<Rc<dyn Owner>>> {
+        if self.ready.get() || self.background.replace(true) {
+            return None;
+        }
+        tracing::info!(
+            next_hop = %self.address,
+            "next hop is slow to take a connection, going on to others meanwhile"
+        );
+        Some(self.owner.take())
+    }
+
+    fn owner(&self) -> Option<Rc<dyn Owner>> {
+        self.owner.with(|owner| owner.clone())
+    }
 }
 
-/// How a connection to a next hop was lost.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Loss {
-    /// It broke, or was closed. That may have been long ago, and says nothing about the next hop.
-    Broken,
-    /// The next hop did not take it, or does not answer on it.
-    NoAnswer,
-    /// The next hop did not take it, but has others from us that work.
-    Crowded,
-    /// It had carried other transactions and takes no more, it seems.
-    Deferred,
+/// How a session with a next hop ends.
+enum End {
+    /// With QUIT.
+    Quit,
+    /// The connection is no good any more, for this reason.
+    Lost(Loss),
+    /// It is ended in order, and its transaction goes on with another one.
+    Replaced,
+    /// Nothing is wrong with it, but it is needed no more and cannot be kept.
+    Abandoned,
+}
+
+/// What a reply means for the session.
+enum After {
+    Goes,
+    /// HELO is to be tried.
+    Helo,
+    /// EHLO or HELO was accepted.
+    Ready,
+    Ehlo,
+    Ends(End),
 }
 
 /// Whether what has just happened gives the next hop its whole time again.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Renew {
+enum Renew {
     Yes,
     No,
 }
 
-/// What became of the session with a reply.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum After {
-    Goes,
-    Lost,
-    /// It is to be replaced by a new one.
-    Replaced,
+/// The task of a session with a next hop.
+pub(super) async fn session(reactor: Rc<Reactor>, conn: Conn, shared: Rc<NextHop>) {
+    let open_due = reactor.now.get() + reactor.config().relay.connect_timeout;
+    let mut session = Session {
+        reactor,
+        conn,
+        shared,
+        smtp: Client::new(),
+        state: State {
+            needs_reset: false,
+            awaits_final: false,
+            refusal: None,
+        },
+        waits: None,
+        look_at: None,
+        open_due,
+    };
+    let end = session.run().await;
+    session.end(end);
 }
 
-impl Gate {
-    /// Begins a connection to a next hop on behalf of a client, or in the background; `None` if
-    /// every slot is taken.
-    pub(super) fn open_next_hop(
-        &mut self,
-        address: SocketAddr,
-        client: Option<Conn>,
-    ) -> Option<Conn> {
-        let next_hop = NextHopConnection {
-            address,
-            smtp: Client::new(),
-            client,
-            needs_reset: false,
-            state: State::Opening,
-            background: client.is_none(),
-            idle: false,
-            awaits_final: false,
-            since: None,
-            refusal: None,
-        };
-        let Some(hop) = self.table.open(Role::NextHop(Box::new(next_hop))) else {
-            // The counts that the lease has taken.
-            if client.is_none() {
-                self.pool.postpone(address, self.now);
-            }
-            self.closed_in_pool(address, None, false);
-            return None;
-        };
-        self.connects.push((hop, address));
-        self.wheel
-            .set(hop.slot, self.now + self.config.relay.connect_timeout);
-        Some(hop)
+/// What replies change.
+struct State {
+    /// A transaction was begun on it that has not been completed.
+    needs_reset: bool,
+    /// The final reply to a message is awaited, which may take longer than others (RFC 5321 section
+    /// 4.5.3.2.6).
+    awaits_final: bool,
+    /// What it said when it took no session, or ended it.
+    refusal: Option<Reply<'static>>,
+}
+
+struct Session {
+    reactor: Rc<Reactor>,
+    conn: Conn,
+    shared: Rc<NextHop>,
+    smtp: Client,
+    state: State,
+    /// What is waited for, and since when.
+    waits: Option<(Deadline, Duration)>,
+    /// When the next hop is to be looked at next.
+    look_at: Option<Duration>,
+    /// When it has to be ready.
+    open_due: Duration,
+}
+
+impl Session {
+    async fn run(&mut self) -> End {
+        match self.dialogue().await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
     }
 
-    /// Octets from a next hop.
-    pub(super) fn next_hop_input(&mut self, hop: Conn, received: &[u8]) {
-        let connection = &mut self.table[hop];
-        let mut kept = std::mem::take(&mut connection.input);
-        kept.extend_from_slice(received);
-        let Role::NextHop(mut next_hop) = std::mem::replace(&mut connection.role, Role::None)
-        else {
-            return;
+    async fn dialogue(&mut self) -> Result<Infallible, End> {
+        poll_fn(|_| self.poll_open()).await?;
+        self.opened();
+        loop {
+            poll_fn(|_| self.poll_carry()).await?;
+            if self.state.needs_reset {
+                self.reset();
+                poll_fn(|_| self.poll_replies_owed()).await?;
+                continue;
+            }
+            self.return_to_pool()?;
+            poll_fn(|_| self.poll_rest()).await?;
+        }
+    }
+
+    /// The connect, the greeting and EHLO, within `connect_timeout`.
+    fn poll_open(&mut self) -> Poll<Result<(), End>> {
+        if self.is_connecting() {
+            return self.poll_open_due();
+        }
+        match self.poll_replies() {
+            Poll::Ready(Ok(After::Ready)) => Poll::Ready(Ok(())),
+            Poll::Ready(Ok(_)) | Poll::Pending => self.poll_open_due(),
+            Poll::Ready(Err(end)) => Poll::Ready(Err(end)),
+        }
+    }
+
+    fn is_connecting(&self) -> bool {
+        let opening = |connection: &mut Connection| connection.phase == Phase::Opening;
+        self.reactor.with(self.conn, opening).unwrap_or(false)
+    }
+
+    fn poll_open_due(&mut self) -> Poll<Result<(), End>> {
+        if self.is_abandoned() {
+            return Poll::Ready(Err(End::Abandoned));
+        }
+        if !Deadline::Open.is_past(&self.reactor, self.open_due) {
+            return Poll::Pending;
+        }
+        self.warn_of_silence("no answer in time");
+        Poll::Ready(Err(End::Lost(Loss::NoAnswer)))
+    }
+
+    /// The next hop is well: transactions can begin.
+    fn opened(&mut self) {
+        let address = self.shared.address;
+        self.shared.ready.set(true);
+        self.state.refusal = None;
+        let was_in_background = self.shared.background.replace(false);
+        let again = self.reactor.pool.with(|pool| {
+            if was_in_background {
+                pool.background_ended(address);
+            }
+            pool.reached(address)
+        });
+        ask_again(&self.reactor, address, again);
+    }
+
+    /// Carries what its owner has, until there is no owner and nothing more is awaited.
+    fn poll_carry(&mut self) -> Poll<Result<(), End>> {
+        if self.is_abandoned() {
+            return Poll::Ready(Err(End::Abandoned));
+        }
+        let replied = match self.poll_replies() {
+            Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
+            Poll::Ready(Ok(_)) => true,
+            Poll::Pending => false,
         };
-        let (mut taken, mut after, mut renew) = (0, After::Goes, Renew::No);
-        while after == After::Goes {
-            let (consumed, event) = next_hop.smtp.handle(&kept[taken..]);
-            taken += consumed;
-            after = match event {
-                ClientEvent::NeedInput => break,
-                ClientEvent::Reply { to, reply } => {
-                    let reply = reply.into_owned();
-                    renew = Renew::Yes;
-                    self.next_hop_reply(hop, &mut next_hop, to, &reply)
+        let sent = |connection: &mut Connection| std::mem::take(&mut connection.sent);
+        let sent = self.reactor.with(self.conn, sent) == Some(true);
+        // With replies owed it is those that are waited for.
+        let renew = if replied || (sent && self.smtp.replies_owed() == 0) {
+            Renew::Yes
+        } else {
+            Renew::No
+        };
+        let owner = self.shared.owner();
+        match &owner {
+            Some(owner) => {
+                self.advance(owner.as_ref(), renew);
+                if replied {
+                    self.reactor.wake(owner.task());
                 }
-                ClientEvent::Unsolicited(reply) => {
-                    let client = next_hop.client.filter(|_| reply.code != 421);
-                    if let Some(passage) = client.and_then(|client| self.passage(client)) {
-                        passage.relay.interrupted(&reply);
+            }
+            None if !self.state.awaits_final && self.smtp.replies_owed() == 0 => {
+                return Poll::Ready(Ok(()));
+            }
+            // MAIL may be waiting for its reply: RSET comes behind it.
+            None if self.state.needs_reset && !self.state.awaits_final && self.smtp.may_send() => {
+                return Poll::Ready(Ok(()));
+            }
+            None => self.expect(renew),
+        }
+        self.poll_silence()
+    }
+
+    /// Has the owner tell what it can tell now.
+    fn advance(&mut self, owner: &dyn Owner, mut renew: Renew) {
+        let (address, conn) = (self.shared.address, self.conn);
+        if !self.state.needs_reset && owner.asks_for_dsn() && !self.smtp.extensions().dsn {
+            self.warn_of_dsn();
+        }
+        let smtp = &mut self.smtp;
+        let begun = self
+            .reactor
+            .write(conn, |out| owner.advance(address, smtp, out));
+        self.state.needs_reset |= begun;
+        let standing = owner.standing();
+        if standing.awaits_final && !self.state.awaits_final {
+            self.state.awaits_final = true;
+            renew = Renew::Yes;
+        }
+        if let Some(Some(waiting)) = self.reactor.with(conn, |connection| connection.waiting())
+            && owner.relieved(waiting)
+        {
+            self.reactor.wake(owner.task());
+        }
+        if standing.has_news {
+            self.reactor.wake(owner.task());
+        }
+        self.expect(renew);
+    }
+
+    fn reset(&mut self) {
+        self.state.needs_reset = false;
+        let smtp = &mut self.smtp;
+        self.reactor.write(self.conn, |out| smtp.rset(out));
+        self.expect(Renew::Yes);
+    }
+
+    /// Waits for the replies that are owed.
+    fn poll_replies_owed(&mut self) -> Poll<Result<(), End>> {
+        let renew = match self.poll_replies() {
+            Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
+            Poll::Ready(Ok(_)) => Renew::Yes,
+            Poll::Pending => Renew::No,
+        };
+        if self.smtp.replies_owed() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        self.expect(renew);
+        self.poll_silence()
+    }
+
+    /// It has nothing more to do: the client that has waited longest gets it, or it lies in the
+    /// pool.
+    fn return_to_pool(&mut self) -> Result<(), End> {
+        let is_draining = self.reactor.service.get() != Service::Open;
+        if is_draining || !self.smtp.takes_transaction() {
+            return Err(End::Quit);
+        }
+        let (address, conn) = (self.shared.address, self.conn);
+        let next = self.reactor.pool.with(|pool| pool.released(address, conn));
+        if let Some(client) = next {
+            attach_to_client(&self.reactor, client, conn);
+        }
+        self.waits = None;
+        self.look_at = None;
+        Ok(())
+    }
+
+    /// Lies in the pool until it has an owner, or for `idle_timeout`.
+    fn poll_rest(&mut self) -> Poll<Result<(), End>> {
+        if let Poll::Ready(Err(end)) = self.poll_replies() {
+            return Poll::Ready(Err(end));
+        }
+        if self.shared.owner().is_some() {
+            self.waits = None;
+            return Poll::Ready(Ok(()));
+        }
+        let now = self.reactor.now.get();
+        let (_, since) = *self.waits.get_or_insert((Deadline::Idle, now));
+        let due = since + self.reactor.config().relay.idle_timeout;
+        let is_draining = self.reactor.service.get() != Service::Open;
+        if is_draining || Deadline::Idle.is_past(&self.reactor, due) {
+            return Poll::Ready(Err(End::Quit));
+        }
+        Poll::Pending
+    }
+
+    /// Takes the replies that have come; ready with what the last one means if there was one.
+    fn poll_replies(&mut self) -> Poll<Result<After, End>> {
+        let reactor = Rc::clone(&self.reactor);
+        let owner = self.shared.owner();
+        let owner = owner.as_deref();
+        let (smtp, state) = (&mut self.smtp, &mut self.state);
+        let config = reactor.config();
+        let read = reactor.read(self.conn, |input, out| {
+            let (mut taken, mut latest) = (0, None);
+            loop {
+                let is_kept = smtp.transactions() > 1;
+                let (consumed, event) = smtp.handle(&input[taken..]);
+                taken += consumed;
+                let after = match event {
+                    ClientEvent::NeedInput => break,
+                    ClientEvent::Reply { to, reply } => state.take(to, &reply, owner, is_kept),
+                    ClientEvent::Unsolicited(reply) => {
+                        if let Some(owner) = owner.filter(|_| reply.code != 421) {
+                            owner.interrupted(&reply);
+                        }
+                        state.refusal = Some(reply.into_owned());
+                        After::Ends(End::Lost(Loss::Broken))
                     }
-                    next_hop.refusal = Some(reply.into_owned());
-                    After::Lost
+                    ClientEvent::Malformed => After::Ends(End::Lost(Loss::Broken)),
+                };
+                match after {
+                    After::Ehlo => smtp.ehlo(&config.hostname, out),
+                    After::Helo => smtp.helo(&config.hostname, out),
+                    _ => {}
                 }
-                ClientEvent::Malformed => After::Lost,
-            };
-        }
-        let client = next_hop.client;
-        let connection = &mut self.table[hop];
-        connection.role = Role::NextHop(next_hop);
-        match after {
-            After::Goes => {}
-            After::Lost => return self.drop_next_hop(hop),
-            After::Replaced => return self.replace_next_hop(hop),
-        }
-        if taken < kept.len() {
-            kept.drain(..taken);
-            connection.input = kept;
-        }
-        match client {
-            Some(client) => {
-                self.advance(client, hop);
-                self.resume.push(client);
+                let ends = matches!(after, After::Ends(_));
+                latest = Some(after);
+                if ends {
+                    break;
+                }
             }
-            None => self.release(hop),
+            (taken, latest)
+        });
+        match read {
+            Some(Some(After::Ends(end))) => Poll::Ready(Err(end)),
+            _ if self.reactor.is_at_end(self.conn) => Poll::Ready(Err(End::Lost(Loss::Broken))),
+            Some(Some(after)) => Poll::Ready(Ok(after)),
+            Some(None) => Poll::Pending,
+            None => Poll::Ready(Err(End::Lost(Loss::Broken))),
         }
-        self.next_hop_deadline(hop, renew);
-        self.touch(hop);
     }
 
-    fn next_hop_reply(
-        &mut self,
-        hop: Conn,
-        next_hop: &mut NextHopConnection,
-        to: Sent,
-        reply: &Reply<'_>,
-    ) -> After {
-        if reply.code == 421 || !fits(to, reply) {
-            next_hop.refusal = (reply.code == 421).then(|| reply.clone().into_owned());
-            return After::Lost;
-        }
-        if to == Sent::Mail && reply.is_transient() && self.may_be_the_connection(next_hop) {
-            next_hop.refusal = Some(reply.clone().into_owned());
-            return After::Replaced;
-        }
-        let output = &mut self.table[hop].output;
-        match to {
-            Sent::Greeting if reply.is_positive() => {
-                next_hop.smtp.ehlo(&self.config.hostname, output);
-            }
-            Sent::Ehlo if reply.is_permanent() => {
-                // Either it does not know EHLO, or it hangs up on HELO as well and this was the
-                // reason.
-                next_hop.refusal = Some(reply.clone().into_owned());
-                next_hop.smtp.helo(&self.config.hostname, output);
-            }
-            Sent::Ehlo | Sent::Helo if reply.is_positive() => {
-                next_hop.state = State::Ready;
-                next_hop.refusal = None;
-                let address = next_hop.address;
-                if std::mem::take(&mut next_hop.background) {
-                    self.pool.background_ended(address);
-                }
-                let again = self.pool.reached(address);
-                self.waiting_again
-                    .extend(again.into_iter().map(|client| (client, address)));
-            }
-            Sent::Greeting | Sent::Ehlo | Sent::Helo => {
-                next_hop.refusal = Some(reply.clone().into_owned());
-                return After::Lost;
-            }
-            Sent::Quit => return After::Lost,
-            // Whoever refuses to forget a transaction is not to get another.
-            Sent::Rset if !reply.is_positive() => return After::Lost,
-            Sent::Rset => {}
-            Sent::Mail | Sent::Rcpt | Sent::Data | Sent::Chunk | Sent::Message => {
-                if to == Sent::Message {
-                    next_hop.needs_reset = false;
-                    next_hop.awaits_final = false;
-                }
-                if let Some(passage) = next_hop.client.and_then(|client| self.passage(client)) {
-                    passage.relay.reply(to, reply);
-                }
-            }
-        }
-        After::Goes
+    fn is_abandoned(&self) -> bool {
+        let service = self.reactor.service.get();
+        // An attempt that no session waits for must not keep the gate from stopping.
+        let is_useless = !self.shared.ready.get() && self.reactor.sessions.get() == 0;
+        self.shared.abandoned.get()
+            || service == Service::Over
+            || (service == Service::Draining && is_useless)
     }
 
-    /// Whether a deferred sender may be about the connection, which had carried other transactions,
-    /// and not about the sender. That is found out once a transaction.
-    fn may_be_the_connection(&mut self, next_hop: &NextHopConnection) -> bool {
-        let passage = next_hop.client.and_then(|client| self.passage(client));
-        next_hop.smtp.transactions() > 1
-            && passage.is_some_and(|passage| !passage.fresh && passage.deferral.is_none())
+    /// What the next hop is waited for, and how long it may be silent. `unsent`: it has not taken
+    /// everything, so that it is only to take some of it.
+    fn awaited(&self, unsent: bool, limits: &Relay) -> Option<(Deadline, Duration)> {
+        let reply = (self.smtp.replies_owed() > 0).then_some(limits.reply_timeout);
+        if unsent && self.state.awaits_final {
+            Some((Deadline::Send, limits.send_timeout))
+        } else if unsent {
+            // A command that is not even acknowledged is not waited for longer than its reply would
+            // be.
+            let most = reply.unwrap_or(limits.send_timeout);
+            Some((Deadline::Send, limits.send_timeout.min(most)))
+        } else if self.state.awaits_final {
+            Some((Deadline::FinalReply, limits.message_timeout))
+        } else {
+            reply.map(|timeout| (Deadline::Reply, timeout))
+        }
     }
 
-    /// Ends a connection in order, and has its transaction go on with another one.
-    fn replace_next_hop(&mut self, hop: Conn) {
-        let Role::NextHop(next_hop) = &mut self.table[hop].role else {
+    /// Waits for what the state of the session asks for. A wait that goes on already is not begun
+    /// again unless it is renewed: a reply that drips in, or recipients added one by one, are no
+    /// reason to wait longer.
+    fn expect(&mut self, renew: Renew) {
+        let has_output = self
+            .reactor
+            .with(self.conn, |connection| connection.has_output());
+        let has_output = has_output.unwrap_or(false);
+        let config = self.reactor.config();
+        let Some((deadline, timeout)) = self.awaited(has_output, &config.relay) else {
+            self.waits = None;
+            self.look_at = None;
+            self.reactor.forget_progress(self.conn);
             return;
         };
-        let (address, client) = (next_hop.address, next_hop.client.take());
-        let (said, in_order) = (next_hop.refusal.take(), next_hop.smtp.may_send());
-        if in_order {
-            self.quit_next_hop(hop);
-        } else {
-            self.drop_next_hop(hop);
-        }
-        if let Some(client) = client {
-            self.lost_next_hop(client, address, Loss::Deferred, said);
-        }
-    }
-
-    /// A connection attempt has ended.
-    pub(super) fn next_hop_connected(&mut self, hop: Conn, result: std::io::Result<()>) {
-        if let Err(error) = result {
-            if let Role::NextHop(next_hop) = &self.table[hop].role {
-                tracing::debug!(next_hop = %next_hop.address, %error, "cannot connect");
-            }
-            self.drop_next_hop(hop);
-        }
-    }
-
-    /// The deadline of a next hop has passed.
-    pub(super) fn next_hop_expired(&mut self, hop: Conn) {
-        let Role::NextHop(next_hop) = &self.table[hop].role else {
+        if renew == Renew::No && self.waits.is_some() {
             return;
-        };
-        if next_hop.idle {
-            self.quit_next_hop(hop);
-        } else if next_hop.is_ready() {
-            self.ask_progress(hop);
-        } else {
-            self.silent_next_hop(hop, "no answer in time");
         }
+        let now = self.reactor.now.get();
+        self.waits = Some((deadline, now));
+        self.reactor.forget_progress(self.conn);
+        let after = if has_output {
+            // What is sent now is as a rule taken at once, and then it is for the reply.
+            let reply = self.awaited(false, &config.relay);
+            next_look(timeout).min(reply.map_or(timeout, |(_, timeout)| timeout))
+        } else {
+            timeout
+        };
+        self.look_at = Some(now + after);
+    }
+
+    /// Ready when the next hop has been silent for too long.
+    fn poll_silence(&mut self) -> Poll<Result<(), End>> {
+        if let Some((look, unsent)) = self.reactor.take_look(self.conn)
+            && self.is_silent(look, unsent)
+        {
+            return Poll::Ready(Err(End::Lost(Loss::NoAnswer)));
+        }
+        if let (Some((deadline, _)), Some(at)) = (self.waits, self.look_at)
+            && deadline.is_past(&self.reactor, at)
+        {
+            self.look_at = None;
+            self.reactor.ask_progress(self.conn);
+        }
+        Poll::Pending
     }
 
     /// What the next hop has taken is known: `look`; whether it has not taken everything: `unsent`.
-    pub(super) fn next_hop_progress(&mut self, hop: Conn, look: Look, unsent: bool) {
-        let now = self.now;
-        let Role::NextHop(next_hop) = &mut self.table[hop].role else {
-            return;
-        };
-        let Some(since) = next_hop.since.as_mut() else {
-            return;
+    fn is_silent(&mut self, look: Look, unsent: bool) -> bool {
+        let now = self.reactor.now.get();
+        let Some((_, since)) = self.waits.as_mut() else {
+            return false;
         };
         if look == Look::Moved {
             *since = now;
         }
         let since = *since;
-        let Some(timeout) = next_hop.timeout(unsent, &self.config.relay) else {
+        let config = self.reactor.config();
+        let Some((deadline, timeout)) = self.awaited(unsent, &config.relay) else {
             // It has taken everything, and owes nothing.
-            self.next_hop_deadline(hop, Renew::No);
-            return;
+            self.expect(Renew::No);
+            return false;
         };
+        self.waits = Some((deadline, since));
         let due = since + timeout;
         if now < due {
             let look = if unsent {
@@ -324,254 +489,148 @@ impl Gate {
             } else {
                 due
             };
-            self.wheel.set(hop.slot, due.min(look));
-        } else if unsent {
-            self.silent_next_hop(hop, "next hop takes nothing of what it is sent");
-        } else {
-            self.silent_next_hop(hop, "no answer in time");
+            self.look_at = Some(due.min(look));
+            return false;
         }
-    }
-
-    fn silent_next_hop(&mut self, hop: Conn, what: &'static str) {
-        let Role::NextHop(next_hop) = &self.table[hop].role else {
-            return;
-        };
-        tracing::warn!(next_hop = %next_hop.address, "{what}");
-        if next_hop.is_ready() && !next_hop.awaits_final {
+        self.warn_of_silence(match deadline {
+            Deadline::Send => "next hop takes nothing of what it is sent",
+            _ => "no answer in time",
+        });
+        if !self.state.awaits_final {
             // The next transaction need not wait for it as long.
-            self.pool.stalled(next_hop.address, self.now);
+            let address = self.shared.address;
+            self.reactor.pool.with(|pool| pool.stalled(address, now));
         }
-        self.fail_next_hop(hop, Loss::NoAnswer);
+        true
     }
 
-    /// Ends an idle connection politely.
-    pub(super) fn quit_next_hop(&mut self, hop: Conn) {
-        let connection = &mut self.table[hop];
-        let Role::NextHop(next_hop) = &mut connection.role else {
-            return;
+    fn warn_of_silence(&self, what: &'static str) {
+        tracing::warn!(next_hop = %self.shared.address, "{what}");
+    }
+
+    fn warn_of_dsn(&self) {
+        let address = self.shared.address;
+        if self.reactor.pool.with(|pool| pool.lacks_dsn(address)) {
+            tracing::warn!(
+                next_hop = %address,
+                "next hop does not offer DSN although its route says so: what NOTIFY, ORCPT, RET \
+                 and ENVID ask for is lost; set dsn = false in its [[route]]"
+            );
+        }
+    }
+
+    /// The session is over: the pool hears of it, and then the owner.
+    fn end(mut self, end: End) {
+        let (address, conn) = (self.shared.address, self.conn);
+        let owner = self.shared.owner.take();
+        let said = self.state.refusal.take();
+        let ready = self.shared.ready.get();
+        let (in_order, loss) = match end {
+            End::Quit => (true, Loss::Broken),
+            End::Replaced => (self.smtp.may_send(), Loss::Deferred),
+            End::Lost(_) if !ready => (false, self.not_opened(said.as_ref())),
+            End::Lost(loss) => (false, loss),
+            End::Abandoned => (false, Loss::Broken),
         };
-        let address = next_hop.address;
-        next_hop.smtp.quit(&mut connection.output);
-        next_hop.state = State::Quitting;
-        self.forget_next_hop(hop, address, Ending::HangUp);
-    }
-
-    /// Ends a connection to a next hop at once: it is broken, or what it was told cannot be taken
-    /// back.
-    pub(super) fn drop_next_hop(&mut self, hop: Conn) {
-        self.fail_next_hop(hop, Loss::Broken);
-    }
-
-    fn fail_next_hop(&mut self, hop: Conn, loss: Loss) {
-        let Role::NextHop(next_hop) = &mut self.table[hop].role else {
-            return;
-        };
-        let (address, client) = (next_hop.address, next_hop.client.take());
-        let opening = next_hop.state == State::Opening;
-        let said = next_hop.refusal.take();
-        let loss = if opening {
-            self.not_opened(address, said.as_ref())
+        if in_order {
+            let smtp = &mut self.smtp;
+            self.reactor.write(conn, |out| smtp.quit(out));
+            self.reactor.finish(conn, Ending::HangUp);
         } else {
-            loss
-        };
-        self.table[hop].abort();
-        self.forget_next_hop(hop, address, Ending::Quiet);
-        if let Some(client) = client {
-            self.lost_next_hop(client, address, loss, said);
+            self.reactor.with(conn, Connection::abort);
+            self.reactor.finish(conn, Ending::Quiet);
         }
-    }
-
-    /// Leaves a connection that is still being opened to itself. Returns its next hop and the
-    /// client that waited for it.
-    pub(super) fn leave_in_background(&mut self, hop: Conn) -> Option<(SocketAddr, Option<Conn>)> {
-        let Role::NextHop(next_hop) = &mut self.table.current(hop)?.role else {
-            return None;
-        };
-        if next_hop.state != State::Opening || next_hop.background {
-            return None;
+        if self.shared.background.get() {
+            self.reactor
+                .pool
+                .with(|pool| pool.background_ended(address));
         }
-        next_hop.background = true;
-        tracing::info!(
-            next_hop = %next_hop.address,
-            "next hop is slow to take a connection, going on to others meanwhile"
-        );
-        Some((next_hop.address, next_hop.client.take()))
-    }
-
-    /// Ends attempts that no session waits for, which would keep the gate from stopping.
-    pub(super) fn abandon_attempts(&mut self) {
-        for hop in self.table.open_conns() {
-            let connection = &mut self.table[hop];
-            if let Role::NextHop(next_hop) = &connection.role
-                && next_hop.state == State::Opening
-            {
-                let address = next_hop.address;
-                connection.abort();
-                self.forget_next_hop(hop, address, Ending::Quiet);
-            }
+        closed_in_pool(&self.reactor, address, Some(conn), ready);
+        if let Some(owner) = owner {
+            owner.lost(address, loss, said);
+            self.reactor.wake(owner.task());
         }
     }
 
     /// A session with a next hop did not come about. What the next hop said to that is for the log,
     /// and for all clients that cannot have a connection to it meanwhile.
-    fn not_opened(&mut self, address: SocketAddr, said: Option<&Reply<'static>>) -> Loss {
-        if self.pool.refused(address, self.now) {
-            if let Some(reply) = said {
-                tracing::info!(next_hop = %address, reply = reply.to_string(), "next hop takes no more connections for now");
+    fn not_opened(&self, said: Option<&Reply<'static>>) -> Loss {
+        let (address, now) = (self.shared.address, self.reactor.now.get());
+        let reply = said.map(ToString::to_string);
+        if self.reactor.pool.with(|pool| pool.refused(address, now)) {
+            if let Some(reply) = reply {
+                tracing::info!(
+                    next_hop = %address,
+                    reply,
+                    "next hop takes no more connections for now"
+                );
             }
             return Loss::Crowded;
         }
-        match said {
-            Some(reply) => {
-                tracing::warn!(next_hop = %address, reply = reply.to_string(), "next hop refuses this server: its own log, or who runs it, can say why");
-            }
+        match reply {
+            Some(reply) => tracing::warn!(
+                next_hop = %address,
+                reply,
+                "next hop refuses this server: its own log, or who runs it, can say why"
+            ),
             None => tracing::warn!(next_hop = %address, "next hop cannot be reached"),
         }
-        self.pool.note_refusal(address, said.cloned());
+        let said = said.cloned();
+        self.reactor
+            .pool
+            .with(|pool| pool.note_refusal(address, said));
         Loss::NoAnswer
     }
+}
 
-    fn forget_next_hop(&mut self, hop: Conn, address: SocketAddr, ending: Ending) {
-        let connection = &mut self.table[hop];
-        let role = std::mem::replace(&mut connection.role, Role::None);
-        let (mut ready, mut background) = (false, false);
-        if let Role::NextHop(next_hop) = role {
-            ready = next_hop.state != State::Opening;
-            background = next_hop.background;
+impl State {
+    /// Takes a reply. `is_kept`: the connection had carried other transactions.
+    fn take(
+        &mut self,
+        to: Sent,
+        reply: &Reply<'_>,
+        owner: Option<&dyn Owner>,
+        is_kept: bool,
+    ) -> After {
+        let lost = || After::Ends(End::Lost(Loss::Broken));
+        if reply.code == 421 || !fits(to, reply) {
+            self.refusal = (reply.code == 421).then(|| reply.clone().into_owned());
+            return lost();
         }
-        if background {
-            self.pool.background_ended(address);
-        }
-        connection.input = Vec::new();
-        connection.progress = None;
-        connection.finish(ending);
-        self.wheel.clear(hop.slot);
-        self.closed_in_pool(address, Some(hop), ready);
-        self.touch(hop);
-    }
-
-    fn closed_in_pool(&mut self, address: SocketAddr, hop: Option<Conn>, ready: bool) {
-        let again = self.pool.closed(address, hop, ready, self.now);
-        self.waiting_again
-            .extend(again.into_iter().map(|client| (client, address)));
-    }
-
-    /// The transaction has no more use for the connection. What becomes of it is decided when the
-    /// present completion is dealt with: the client that gets it next may be done with it at once,
-    /// and so on through a long queue.
-    pub(super) fn release(&mut self, hop: Conn) {
-        self.released.push(hop);
-    }
-
-    /// Cleans a released connection up if need be, and gives it to the next client or to the pool.
-    pub(super) fn pass_to_next(&mut self, hop: Conn) {
-        let Some(connection) = self.table.current(hop) else {
-            return;
-        };
-        let Role::NextHop(next_hop) = &mut connection.role else {
-            return;
-        };
-        if !next_hop.is_ready()
-            || next_hop.client.is_some()
-            || next_hop.idle
-            || next_hop.awaits_final
-        {
-            return;
-        }
-        if next_hop.needs_reset {
-            if !next_hop.smtp.may_send() {
-                // The replies still owed bring us back here.
-                return;
+        let may_be_the_connection =
+            is_kept && owner.is_some_and(|owner| owner.may_be_the_connection());
+        match to {
+            Sent::Mail if reply.is_transient() && may_be_the_connection => {
+                self.refusal = Some(reply.clone().into_owned());
+                return After::Ends(End::Replaced);
             }
-            next_hop.needs_reset = false;
-            next_hop.smtp.rset(&mut connection.output);
-            self.next_hop_deadline(hop, Renew::Yes);
-            self.touch(hop);
-            return;
-        }
-        if next_hop.smtp.replies_owed() > 0 {
-            return;
-        }
-        if self.draining || !next_hop.smtp.takes_transaction() {
-            self.quit_next_hop(hop);
-            return;
-        }
-        let address = next_hop.address;
-        match self.pool.released(address, hop) {
-            Some(client) => {
-                self.wheel.clear(client.slot);
-                self.attach(client, hop);
-                self.resume.push(client);
+            Sent::Greeting if reply.is_positive() => return After::Ehlo,
+            Sent::Ehlo if reply.is_permanent() => {
+                // Either it does not know EHLO, or it hangs up on HELO as well and this was the
+                // reason.
+                self.refusal = Some(reply.clone().into_owned());
+                return After::Helo;
             }
-            None => {
-                if let Role::NextHop(next_hop) = &mut self.table[hop].role {
-                    next_hop.idle = true;
+            Sent::Ehlo | Sent::Helo if reply.is_positive() => return After::Ready,
+            Sent::Greeting | Sent::Ehlo | Sent::Helo => {
+                self.refusal = Some(reply.clone().into_owned());
+                return lost();
+            }
+            Sent::Quit => return lost(),
+            // A next hop that refuses to forget a transaction is not to get another.
+            Sent::Rset if !reply.is_positive() => return lost(),
+            Sent::Rset => {}
+            Sent::Mail | Sent::Rcpt | Sent::Data | Sent::Chunk | Sent::Message => {
+                if to == Sent::Message {
+                    self.needs_reset = false;
+                    self.awaits_final = false;
                 }
-                self.next_hop_deadline(hop, Renew::Yes);
+                if let Some(owner) = owner {
+                    owner.reply(to, reply);
+                }
             }
         }
-    }
-
-    /// Sets the deadline that the state of the connection asks for. One that runs already goes on,
-    /// unless it is renewed: a reply that drips in, or recipients added one by one, are no reason
-    /// to wait longer.
-    pub(super) fn next_hop_deadline(&mut self, hop: Conn, renew: Renew) {
-        let connection = &mut self.table[hop];
-        let has_output = connection.has_output();
-        let Role::NextHop(next_hop) = &mut connection.role else {
-            return;
-        };
-        if next_hop.state != State::Ready {
-            return;
-        }
-        let limits = &self.config.relay;
-        let Some(timeout) = next_hop.timeout(has_output, limits) else {
-            next_hop.since = None;
-            connection.progress = None;
-            self.wheel.clear(hop.slot);
-            return;
-        };
-        if renew == Renew::Yes || next_hop.since.is_none() {
-            next_hop.since = Some(self.now);
-            connection.progress = None;
-            let after = if has_output {
-                // What is sent now is as a rule taken at once, and then it is for the reply.
-                let reply = next_hop.timeout(false, limits);
-                next_look(timeout).min(reply.unwrap_or(timeout))
-            } else {
-                timeout
-            };
-            self.wheel.set(hop.slot, self.now + after);
-        }
-    }
-
-    /// The next hop has taken octets.
-    pub(super) fn next_hop_sent(&mut self, hop: Conn) {
-        let connection = &self.table[hop];
-        let Role::NextHop(next_hop) = &connection.role else {
-            return;
-        };
-        let (client, waiting) = (next_hop.client, connection.output.len());
-        // With replies owed it is those that are waited for.
-        let renew = if next_hop.smtp.replies_owed() == 0 {
-            Renew::Yes
-        } else {
-            Renew::No
-        };
-        if let Some(client) = client {
-            self.relieved(client, waiting);
-        }
-        self.next_hop_deadline(hop, renew);
-    }
-
-    /// Connections that lie idle, to be ended when the gate stops.
-    pub(super) fn idle_next_hops(&self) -> Vec<Conn> {
-        let conns = self.table.open_conns().into_iter();
-        conns
-            .filter(
-                |conn| matches!(&self.table[*conn].role, Role::NextHop(next_hop) if next_hop.idle),
-            )
-            .collect()
+        After::Goes
     }
 }
 

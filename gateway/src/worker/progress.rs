@@ -8,9 +8,7 @@
 
 use std::time::Duration;
 
-use super::Gate;
-use super::connection::Role;
-use crate::driver::Conn;
+use super::connection::{Connection, Role};
 
 /// How often a peer is looked at within the time that it may take nothing.
 const LOOKS: u32 = 4;
@@ -30,6 +28,8 @@ pub(super) struct Progress {
     taken: Option<i64>,
     /// When it was first asked about.
     since: Duration,
+    /// The latest answer, until the task takes it; and whether the peer has not taken everything.
+    pub(super) answer: Option<(Look, bool)>,
 }
 
 impl Progress {
@@ -45,7 +45,7 @@ impl Progress {
     }
 
     /// From now on, with nothing known yet.
-    fn new(since: Duration) -> Box<Self> {
+    pub(super) fn new(since: Duration) -> Box<Self> {
         Box::new(Self {
             since,
             ..Self::default()
@@ -74,71 +74,55 @@ pub(super) fn next_look(timeout: Duration) -> Duration {
     timeout / LOOKS
 }
 
-impl Gate {
-    /// A deadline has passed: asks what the peer has taken. The answer decides, unless the deadline
-    /// is moved on before it is there.
-    pub(super) fn ask_progress(&mut self, conn: Conn) {
-        let since = self.now;
-        let connection = &mut self.table[conn];
-        connection
-            .progress
-            .get_or_insert_with(|| Progress::new(since));
-        connection.asks_progress = true;
-        self.touch(conn);
-    }
-
-    /// A peer has taken some of what it was sent and not all. If those are our last words, its time
-    /// for all of them runs from now.
-    pub(super) fn sent_in_part(&mut self, conn: Conn) {
-        let since = self.now;
-        let connection = &mut self.table[conn];
-        if matches!(connection.role, Role::None) && connection.is_sending_last() {
-            connection
-                .progress
-                .get_or_insert_with(|| Progress::new(since));
+impl Connection {
+    /// The peer has taken some of what it was sent and not all. If those are our last words, its
+    /// time for all of them runs from now.
+    pub(super) fn sent_in_part(&mut self, now: Duration) {
+        if matches!(self.role, Role::None) && self.is_sending_last() {
+            self.progress.get_or_insert_with(|| Progress::new(now));
         }
     }
 
-    /// When a connection that stays in its phase for `longest` at most is to be looked at.
-    pub(super) fn closing_due(&self, conn: Conn, longest: Duration) -> Duration {
-        // When the gate stops its time is over as well.
-        let due = (self.now + longest).min(self.drain_until.saturating_add(longest));
-        let connection = &self.table[conn];
-        match &connection.progress {
-            Some(progress) if connection.is_sending_last() => {
-                due.min(progress.since + LAST_WORDS_MAX)
-            }
+    /// When a connection that stays in its phase for `longest` at most is to be looked at. At
+    /// `over` the gate stops, and its time is over as well.
+    pub(super) fn closing_due(&self, now: Duration, longest: Duration, over: Duration) -> Duration {
+        let due = (now + longest).min(over.saturating_add(longest));
+        match &self.progress {
+            Some(progress) if self.is_sending_last() => due.min(progress.since + LAST_WORDS_MAX),
             _ => due,
         }
     }
 
-    /// The kernel says how much the peer has not taken.
-    pub(super) fn unacknowledged(&mut self, conn: Conn, result: &std::io::Result<u32>) {
-        let Some(connection) = self.table.current(conn) else {
-            return;
-        };
-        let has_output = connection.has_output();
-        let Some(progress) = connection.progress.as_deref_mut() else {
-            return;
+    /// The kernel says how much the peer has not taken. Returns whether that is for the
+    /// connection's task to look at.
+    pub(super) fn unacknowledged(
+        &mut self,
+        result: &std::io::Result<u32>,
+        now: Duration,
+        over: Duration,
+    ) -> bool {
+        let has_output = self.has_output();
+        let Some(progress) = self.progress.as_deref_mut() else {
+            return false;
         };
         // A kernel that cannot tell leaves the deadline as it is.
         let (look, waits) = match result {
             &Ok(octets) => (progress.look(octets), has_output || octets > 0),
             Err(_) => (Look::Still, has_output),
         };
+        progress.answer = Some((look, waits));
         let since = progress.since;
-        match connection.role {
-            Role::Client(_) => self.client_progress(conn, look, waits),
-            Role::NextHop(_) => self.next_hop_progress(conn, look, waits),
-            Role::None if connection.is_sending_last() => {
-                let enough = self.now >= (since + LAST_WORDS_MAX).min(self.drain_until);
+        match self.role {
+            Role::Client(_) | Role::NextHop(_) => return true,
+            Role::None if self.is_sending_last() => {
+                let enough = now >= (since + LAST_WORDS_MAX).min(over);
                 if look == Look::Still || enough {
-                    connection.abort();
+                    self.abort();
                 }
             }
             Role::None | Role::Accepting(_) => {}
         }
-        self.touch(conn);
+        false
     }
 }
 

@@ -1,519 +1,548 @@
-//! The worker's side of a client's session: octets to the SMTP engine, its events to the policy and
-//! the relay, answers back.
+//! A client's session, in the order in which it happens: admission, the greeting, commands, and one
+//! transaction after the other.
 //!
-//! Nothing here waits. What an event needs from a next hop is asked for, the session takes no
-//! further command meanwhile (further RCPTs of a pipelined group excepted), and [`Gate::resume`]
-//! goes on when the answer is there.
+//! What a client sends is handed to the SMTP engine, what the engine makes of it to the policy, and
+//! what is allowed to the [transaction](super::mail). A session is a task of its own; between
+//! commands it is a few hundred bytes that wait.
 
-use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
+use portcullis_smtp::envelope::Mail;
 use portcullis_smtp::reply::{EnhancedCode, Reply};
-use portcullis_smtp::server::{Blame, Event, Session, Step};
+use portcullis_smtp::server::{self, Abuse, Event};
 
-use super::Gate;
-use super::connection::{Ending, Receive, Role};
-use super::dnsbl::{HeldRecipient, Listings};
-use super::log::SessionRecord;
-use super::passage::{Id, Passage, Told, rule_name};
+use super::connection::{Ending, OUTPUT_MAX, Role};
+use super::deadline::Deadline;
+use super::listener::Listener;
+use super::lookup::Listings;
 use super::progress::{Look, next_look};
+use super::reactor::{Reactor, Service};
+use super::records::{Record, SessionRecord, TraceId};
 use super::sources::Source;
+use super::transaction::OpenTransaction;
+use crate::config::{Config, Limits};
 use crate::driver::Conn;
-use crate::policy::{self, Decision, Rule, Standing, Verdict};
+use crate::policy::pipeline::{Count, Counts};
+use crate::policy::{self, Decision, Facts, Rule, Stage, decide};
+
+static TIMEOUT: Reply<'static> = Reply::fixed(
+    421,
+    EnhancedCode(4, 4, 2),
+    "Timeout, closing the connection",
+);
+/// How a session ends. Whatever it waits for, this is carried out to [`Session::end`].
+#[derive(Clone, Debug)]
+pub(super) enum End {
+    /// The client has gone, or its connection is broken.
+    Gone,
+    /// QUIT was answered. `talks_on`: something came behind it.
+    Quit { talks_on: bool },
+    /// It was not let in; the refusal is written in place of the greeting.
+    Refused(Rule),
+    /// The SMTP engine has ended it, and has said why.
+    Abuse(Abuse),
+    /// It took too long.
+    Timeout,
+    /// The gate stops.
+    Stopping,
+}
+
+impl End {
+    /// The rule that ended the session; `None` if the client did.
+    pub(super) fn rule(&self) -> Option<Rule> {
+        match self {
+            Self::Gone | Self::Quit { .. } => None,
+            Self::Refused(rule) => Some(*rule),
+            Self::Abuse(abuse) => Some((*abuse).into()),
+            Self::Timeout => Some(Rule::TIMEOUT),
+            Self::Stopping => Some(Rule::STOPPING),
+        }
+    }
+
+    /// Our last words, where they are not said yet.
+    pub(super) fn last_words(&self) -> Option<&'static Reply<'static>> {
+        static STOPPING: Reply<'static> = policy::STOPPING;
+        match self {
+            Self::Timeout => Some(&TIMEOUT),
+            Self::Stopping => Some(&STOPPING),
+            Self::Gone | Self::Quit { .. } | Self::Refused(_) | Self::Abuse(_) => None,
+        }
+    }
+
+    fn ending(&self) -> Ending {
+        match self {
+            Self::Gone | Self::Quit { talks_on: false } => Ending::Quiet,
+            // A client that was told to come later has said nothing yet, and is not to hold a slot
+            // for long.
+            Self::Refused(_) => Ending::HangUp,
+            Self::Quit { talks_on: true } | Self::Abuse(_) | Self::Timeout | Self::Stopping => {
+                Ending::Linger
+            }
+        }
+    }
+}
+
+/// What came of showing the SMTP engine what has arrived.
+pub(super) enum Heard<T> {
+    /// This.
+    Some(T),
+    /// It needs more octets. `is_over`: none will come.
+    More { is_over: bool },
+    /// It needs an answer to an earlier command, or room for its replies.
+    Wait,
+}
 
 /// One client's session.
-pub(super) struct ClientSession {
-    pub(super) smtp: Session,
+pub(super) struct Session {
+    pub(super) reactor: Rc<Reactor>,
+    pub(super) conn: Conn,
+    pub(super) smtp: server::Session,
+    listener: Rc<Listener>,
+    /// Its transport encrypts. What EHLO offers depends on that.
+    pub(super) is_encrypted: bool,
+    /// What is known of the client. It is renewed when the configuration changes, and never made
+    /// anew from the address alone.
     pub(super) client: policy::Client,
-    pub(super) id: Id,
+    /// The configuration that the above are from.
+    generation: u32,
+    id: TraceId,
     pub(super) helo: String,
     /// When it began.
-    pub(super) since: Duration,
-    /// When its next command has to be there.
+    since: Duration,
+    /// When the client last got on: a command, or an answer to one.
+    pub(super) progress_at: Duration,
+    /// When the client's next whole command has to be there.
     command_due: Duration,
-    /// The greeting is still to come.
-    pub(super) awaits_greeting: bool,
+    /// A client whose time is over and that may be busy with reading is looked at then.
+    look: ReaderLook,
     /// The rule that let it in.
-    admitted: Cow<'static, str>,
+    admitted: Rule,
     /// Counted in the sessions of this source.
     source: Option<Source>,
-    pub(super) passage: Option<Box<Passage>>,
-    /// A refusal of ours for a recipient, kept until the next hop has answered for those before it.
-    pub(super) withheld: Option<(Reply<'static>, Blame)>,
     /// What DNS lists say about the client.
     pub(super) listings: Listings,
-    /// A recipient that waits for it.
-    pub(super) held: Option<Box<HeldRecipient>>,
     /// The rule by which recipients were refused for it.
-    pub(super) listed: Option<Cow<'static, str>>,
+    pub(super) listed: Option<Rule>,
     pub(super) accepted: u32,
     pub(super) refused: u32,
     pub(super) octets: u64,
 }
 
-/// What comes after an event.
-#[derive(PartialEq, Eq)]
-pub(super) enum Flow {
-    /// The next event.
-    Next,
-    /// More octets, or an answer.
-    Wait,
+/// Whether a client whose time for a command is over is being looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReaderLook {
+    /// Its time is not over.
+    None,
+    /// The kernel was asked what it has taken.
+    Asked,
+    /// The kernel is asked then.
+    At(Duration),
 }
 
-/// Unanswered input beyond this stops the receive.
-const INPUT_MAX: usize = 64 << 10;
-/// Replies that the client does not read, beyond this, stop the receive.
-const OUTPUT_MAX: usize = 64 << 10;
+/// The task of a client's session.
+pub(super) async fn session(
+    reactor: Rc<Reactor>,
+    conn: Conn,
+    address: IpAddr,
+    listener: Rc<Listener>,
+) {
+    let mut session = Session::new(reactor, conn, address, listener);
+    let end = match session.dialogue().await {
+        Ok(never) => match never {},
+        Err(end) => end,
+    };
+    session.end(&end);
+}
 
-/// A client that takes longer over its next command than this does so without a connection to the
-/// next hop: there are fewer of those than of clients.
-const HOLD_MAX: Duration = Duration::from_secs(10);
-
-const TOO_MANY_SESSIONS: Reply<'static> = Reply::fixed(
-    421,
-    EnhancedCode(4, 3, 2),
-    "Too many sessions, please try again later",
-);
-const TOO_MANY_FROM_SOURCE: Reply<'static> = Reply::fixed(
-    421,
-    EnhancedCode(4, 7, 0),
-    "Too many sessions from your address, please try again later",
-);
-const TIMEOUT: Reply<'static> = Reply::fixed(
-    421,
-    EnhancedCode(4, 4, 2),
-    "Timeout, closing the connection",
-);
-/// The answer to what cannot be finished before the gate stops.
-pub(super) const STOPPING: Reply<'static> = Reply::fixed(
-    421,
-    EnhancedCode(4, 3, 2),
-    "The service is stopping, please try again later",
-);
-
-impl Gate {
-    /// A connection was taken.
-    pub(super) fn client_connected(&mut self, conn: Conn, peer: SocketAddr) {
-        self.counters.session_opened();
-        self.sessions += 1;
-        let address = peer.ip().to_canonical();
-        let client = self.config.policy.client(address);
-        let session = ClientSession {
-            smtp: Session::new(),
-            id: self.next_id(),
+impl Session {
+    fn new(reactor: Rc<Reactor>, conn: Conn, address: IpAddr, listener: Rc<Listener>) -> Self {
+        reactor.counters.session_opened();
+        reactor.sessions.set(reactor.sessions.get() + 1);
+        let now = reactor.now.get();
+        let is_encrypted = reactor.with(conn, |connection| connection.transport.is_encrypted());
+        Self {
+            smtp: server::Session::new(),
+            is_encrypted: is_encrypted.unwrap_or(false),
+            client: reactor.config().policy.client(address),
+            generation: reactor.generation(),
+            id: reactor.next_id(),
             helo: String::new(),
-            since: self.now,
-            command_due: Duration::ZERO,
-            awaits_greeting: true,
-            admitted: Cow::Borrowed(""),
+            since: now,
+            progress_at: now,
+            command_due: Duration::MAX,
+            look: ReaderLook::None,
+            admitted: Rule::UNLISTED,
             source: None,
-            passage: None,
-            withheld: None,
             listings: Listings::Known(None),
-            held: None,
             listed: None,
             accepted: 0,
             refused: 0,
             octets: 0,
-            client,
-        };
-        self.table[conn].role = Role::Client(Box::new(session));
-        if let Some((rule, reply)) = self.admit(conn) {
-            reply.write(&mut self.table[conn].output);
-            // Whoever was told to come later has said nothing yet, and is not to hold a slot for
-            // long.
-            self.end_session(conn, Ending::HangUp, Some(rule));
-            return;
-        }
-        self.ask_zones(conn);
-        let delay = self.config.limits.greeting_delay;
-        if delay.is_zero() || client.is_exempt() {
-            self.greet(conn);
-        } else {
-            self.wheel.set(conn.slot, self.now + delay);
+            listener,
+            reactor,
+            conn,
         }
     }
 
-    /// Holds a new session against the policy and the limits; returns the refusal and its rule.
-    fn admit(&mut self, conn: Conn) -> Option<(Cow<'static, str>, Reply<'static>)> {
-        let Role::Client(session) = &mut self.table[conn].role else {
-            return None;
+    async fn dialogue(&mut self) -> Result<Infallible, End> {
+        self.admit()?;
+        self.ask_zones();
+        let delay = self.limits().greeting_delay;
+        if !delay.is_zero() && !self.client.is_exempt() {
+            let due = self.reactor.now.get() + delay;
+            poll_fn(|_| self.poll_greeting_due(due)).await?;
+        }
+        self.greet();
+        loop {
+            let transaction = poll_fn(|_| self.poll_mail()).await?;
+            let carried = self.carry(&transaction).await;
+            self.close(&transaction, carried.as_ref().err());
+            carried?;
+        }
+    }
+
+    /// Holds a new session to the policy and the limits.
+    fn admit(&mut self) -> Result<(), End> {
+        let config = self.reactor.config();
+        let counts = self.count();
+        let facts = Facts {
+            counts,
+            ..self.facts()
         };
-        let Decision { verdict, rule } = self.config.policy.connect(&session.client);
-        if let Verdict::Refuse(reply) = verdict {
-            return Some((rule_name(&self.config, rule), reply));
-        }
-        session.admitted = rule_name(&self.config, rule);
-        if self.draining {
-            return Some(("stopping".into(), STOPPING));
-        }
-        if self.sessions > self.sessions_max {
-            return Some(("sessions".into(), TOO_MANY_SESSIONS));
-        }
-        if !session.client.is_exempt() {
-            let source = Source::from(session.client.address);
-            if !self
-                .shared
-                .sources
-                .enter(source, self.config.limits.sessions_per_source)
-            {
-                return Some(("sessions-per-source".into(), TOO_MANY_FROM_SOURCE));
+        match decide(Stage::Connect, &config.policy, &facts) {
+            Decision::Refuse { rule, reply, .. } => {
+                self.reactor.write(self.conn, |out| reply.write(out));
+                Err(End::Refused(rule))
             }
-            session.source = Some(source);
+            Decision::Accept(rule) => {
+                self.admitted = rule;
+                Ok(())
+            }
+            // No check at this stage looks anything up.
+            Decision::Wait(_) => Ok(()),
         }
-        None
     }
 
-    fn greet(&mut self, conn: Conn) {
-        let connection = &mut self.table[conn];
-        if let Role::Client(session) = &mut connection.role {
-            session.awaits_greeting = false;
-            session.smtp.greet(&self.settings, &mut connection.output);
+    /// Counts the session in.
+    fn count(&mut self) -> Counts {
+        let reactor = &self.reactor;
+        let mut source_sessions = Count::default();
+        if !self.client.is_exempt() {
+            let source = Source::from(self.client.address);
+            self.source = Some(source);
+            source_sessions = Count {
+                now: reactor.shared.sources.enter(source),
+                max: self.listener.limits().sessions_per_source,
+            };
         }
-        self.expect_command(conn);
-        self.touch(conn);
+        Counts {
+            stopping: reactor.service.get() != Service::Open,
+            sessions: Count {
+                now: reactor.sessions.get(),
+                max: reactor.sessions_max,
+            },
+            source_sessions,
+        }
+    }
+
+    fn greet(&mut self) {
+        let settings = self.listener.settings(self.is_encrypted);
+        let smtp = &mut self.smtp;
+        self.reactor
+            .write(self.conn, |out| smtp.greet(settings, out));
+        self.expect_command();
+    }
+
+    /// The time before the greeting, in which a client may say nothing.
+    fn poll_greeting_due(&mut self, due: Duration) -> Poll<Result<(), End>> {
+        if self.reactor.service.get() != Service::Open {
+            return Poll::Ready(Err(End::Stopping));
+        }
+        let heard =
+            self.poll_events(|session, event, _| session.common_event(None, &event).map(Err))?;
+        match heard {
+            Heard::Some(()) | Heard::More { is_over: true } => {
+                return Poll::Ready(Err(End::Gone));
+            }
+            Heard::More { is_over: false } | Heard::Wait => {}
+        }
+        if Deadline::Greeting.is_past(&self.reactor, due) {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
+    }
+
+    /// Commands between transactions; ready with the transaction that a MAIL begins.
+    fn poll_mail(&mut self) -> Poll<Result<Rc<OpenTransaction>, End>> {
+        if self.reactor.service.get() != Service::Open {
+            return Poll::Ready(Err(End::Stopping));
+        }
+        let heard = self.poll_events(|session, event, out| match event {
+            Event::Mail(mail) => session.mail(&mail, out).map(Ok),
+            Event::Hello { name, .. } => {
+                session.hello(name, out);
+                None
+            }
+            event => session.common_event(None, &event).map(Err),
+        })?;
+        match heard {
+            Heard::Some(transaction) => Poll::Ready(Ok(transaction)),
+            Heard::More { is_over: true } => Poll::Ready(Err(End::Gone)),
+            Heard::More { is_over: false } | Heard::Wait => self.poll_command_due(),
+        }
+    }
+
+    /// What is the same wherever the session stands: commands that the SMTP engine refuses by
+    /// itself, which are noted, and the end of the session, which is returned.
+    pub(super) fn common_event(
+        &mut self,
+        transaction: Option<&OpenTransaction>,
+        event: &Event<'_>,
+    ) -> Option<End> {
+        match event {
+            Event::Refused { verb, error, reply } => {
+                self.note_refused_command(transaction, *verb, (*error).into(), reply);
+                None
+            }
+            Event::Quit => Some(End::Quit {
+                talks_on: self.smtp.has_unread_input(),
+            }),
+            Event::Abort(abuse) => Some(End::Abuse(*abuse)),
+            _ => None,
+        }
+    }
+
+    /// Shows the SMTP engine what has arrived, and its events to `on` until that has something to
+    /// go on with. What was not used up stays with the connection: also what comes behind a command
+    /// after which the transport may be another.
+    ///
+    /// # Errors
+    /// The end that `on` gave, or that came meanwhile.
+    pub(super) fn poll_events<T>(
+        &mut self,
+        mut on: impl FnMut(&mut Self, Event<'_>, &mut Vec<u8>) -> Option<Result<T, End>>,
+    ) -> Result<Heard<T>, End> {
+        if self.reactor.service.get() == Service::Over {
+            return Err(End::Stopping);
+        }
+        let reactor = Rc::clone(&self.reactor);
+        let listener = Rc::clone(&self.listener);
+        let settings = listener.settings(self.is_encrypted);
+        let mut progress = false;
+        let heard = reactor.read(self.conn, |input, out| {
+            let (mut taken, written) = (0, out.len());
+            if out.is_empty() {
+                self.smtp.flushed();
+            }
+            let heard = loop {
+                if out.len() > OUTPUT_MAX {
+                    break Ok(Heard::Wait);
+                }
+                let step = self.smtp.handle(settings, &input[taken..], out);
+                taken += step.consumed;
+                match step.event {
+                    Event::NeedInput => break Ok(Heard::More { is_over: false }),
+                    Event::AwaitingAnswer => break Ok(Heard::Wait),
+                    event => {
+                        progress = true;
+                        if let Some(result) = on(self, event, out) {
+                            break result.map(Heard::Some);
+                        }
+                    }
+                }
+            };
+            // A command that the engine answers by itself makes no event.
+            progress |= out.len() > written;
+            (taken, heard)
+        });
+        if progress {
+            self.expect_command();
+        }
+        match heard {
+            None => Err(End::Gone),
+            Some(Ok(Heard::More { .. })) => Ok(Heard::More {
+                is_over: reactor.is_at_end(self.conn),
+            }),
+            Some(heard) => heard,
+        }
     }
 
     /// The client has `command_timeout` for its next whole command, however it spreads its octets.
-    /// A next hop waits less long for it.
-    fn expect_command(&mut self, conn: Conn) {
-        let due = self.now + self.config.limits.command_timeout;
-        let Some(session) = self.session(conn) else {
-            return;
-        };
-        session.command_due = due;
-        let holds_next_hop = session
-            .passage
-            .as_ref()
-            .is_some_and(|passage| passage.hop.is_some());
-        let next = if holds_next_hop {
-            due.min(self.now + HOLD_MAX)
-        } else {
-            due
-        };
-        self.wheel.set(conn.slot, next);
+    pub(super) fn expect_command(&mut self) {
+        self.progress_at = self.reactor.now.get();
+        self.command_due = self.progress_at + self.limits().command_timeout;
+        if self.look != ReaderLook::None {
+            self.look = ReaderLook::None;
+            self.reactor.forget_progress(self.conn);
+        }
     }
 
-    /// Octets came in, or (with none) an answer did.
-    pub(super) fn client_input(&mut self, conn: Conn, received: &[u8]) {
-        let connection = &mut self.table[conn];
-        let mut kept = std::mem::take(&mut connection.input);
-        let input = if kept.is_empty() {
-            received
-        } else {
-            kept.extend_from_slice(received);
-            &kept
-        };
-        // Answers that are there come before those to what was just received.
-        let mut progress = self.deliver_answers(conn);
-        progress |= self.decide_held(conn);
-        let mut taken = 0;
-        let mut exhausted = false;
-        let written = self.table[conn].output.len();
-        while let Some(step) = self.client_step(conn, &input[taken..]) {
-            taken += step.consumed;
-            exhausted = matches!(step.event, Event::NeedInput);
-            progress |= !matches!(step.event, Event::NeedInput | Event::AwaitingAnswer);
-            if self.client_event(conn, step.event) == Flow::Wait {
-                break;
+    /// Ready when the client's time for its next command is over. It may be busy with reading our
+    /// replies: the kernel is asked what it has taken of them.
+    pub(super) fn poll_command_due<T>(&mut self) -> Poll<Result<T, End>> {
+        let now = self.reactor.now.get();
+        let timeout = self.limits().command_timeout;
+        if let Some((look, unsent)) = self.reactor.take_look(self.conn) {
+            if look == Look::Moved {
+                self.command_due = now + timeout;
+            }
+            if unsent && (look == Look::First || now < self.command_due) {
+                self.look = ReaderLook::At(now + next_look(timeout));
+            } else if now < self.command_due {
+                self.look = ReaderLook::None;
+            } else {
+                return Poll::Ready(Err(End::Timeout));
             }
         }
-        // A command that the session answers by itself makes no event.
-        progress |= self.table[conn].output.len() > written;
-        let connection = &mut self.table[conn];
-        let Role::Client(session) = &connection.role else {
-            return;
+        let at = match self.look {
+            ReaderLook::None => self.command_due,
+            ReaderLook::At(at) => at,
+            ReaderLook::Asked => return Poll::Pending,
         };
-        let waits_for_input = session.held.is_none()
-            && session
-                .passage
-                .as_ref()
-                .is_none_or(|passage| !passage.owes_answer());
-        if taken == 0 && !kept.is_empty() {
-            connection.input = kept;
-        } else if taken < input.len() {
-            connection.input = input[taken..].to_vec();
+        if Deadline::Command.is_past(&self.reactor, at) {
+            self.look = ReaderLook::Asked;
+            self.reactor.ask_progress(self.conn);
         }
-        if exhausted && waits_for_input && connection.receive == Receive::Ended {
-            self.end_session(conn, Ending::Quiet, None);
-            return;
-        }
-        self.client_deadline(conn, progress, waits_for_input);
-        self.client_hold(conn);
-        self.touch(conn);
+        Poll::Pending
     }
 
-    fn client_step<'a>(&mut self, conn: Conn, input: &'a [u8]) -> Option<Step<'a>> {
-        let connection = &mut self.table[conn];
-        let Role::Client(session) = &mut connection.role else {
-            return None;
+    fn hello(&mut self, name: &str, out: &mut Vec<u8>) {
+        name.clone_into(&mut self.helo);
+        let config = self.reactor.config();
+        self.renew(&config);
+        let decision = decide(Stage::Hello, &config.policy, &self.facts());
+        self.answer(&decision, out);
+    }
+
+    fn mail(&mut self, mail: &Mail<'_>, out: &mut Vec<u8>) -> Option<Rc<OpenTransaction>> {
+        let config = self.reactor.config();
+        self.renew(&config);
+        let sender = mail.path.as_ref().map_or("", |path| path.raw);
+        let facts = Facts {
+            sender,
+            ..self.facts()
         };
-        if session.withheld.is_some()
-            || session.held.is_some()
-            || connection.output.len() > OUTPUT_MAX
-        {
+        let decision = decide(Stage::Mail, &config.policy, &facts);
+        let (id, now) = (self.reactor.next_id(), self.reactor.now.get());
+        let transaction = OpenTransaction::new(mail, id, self.conn, config, now);
+        self.set_trace_length(mail, &transaction);
+        if let Decision::Refuse { rule, reply, .. } = &decision {
+            transaction.note_refusal(*rule, "", reply);
+        }
+        self.answer(&decision, out);
+        if !decision.is_accept() {
+            self.record_transaction(&transaction);
             return None;
         }
-        Some(
-            session
-                .smtp
-                .handle(&self.settings, input, &mut connection.output),
-        )
+        let transaction = Rc::new(transaction);
+        let shared = Rc::clone(&transaction);
+        self.reactor.with(self.conn, |connection| {
+            connection.role = Role::Client(Some(shared));
+        });
+        Some(transaction)
     }
 
-    fn client_event(&mut self, conn: Conn, event: Event<'_>) -> Flow {
-        match event {
-            Event::NeedInput | Event::AwaitingAnswer => return Flow::Wait,
-            Event::Hello { name, .. } => self.hello(conn, name),
-            Event::Mail(mail) => self.mail(conn, &mail),
-            Event::Rcpt(rcpt) => return self.rcpt(conn, &rcpt),
-            Event::Message => self.message(conn),
-            Event::Body(piece) => self.content(conn, piece),
-            Event::MessageFault(fault) => self.fault(conn, fault),
-            Event::MessageEnd { .. } => self.message_end(conn),
-            Event::Reset => self.end_passage(conn),
-            Event::Quit => {
-                let session = self.session(conn);
-                let talks_on = session.is_some_and(|session| session.smtp.has_unread_input());
-                let ending = if talks_on {
-                    Ending::Linger
-                } else {
-                    Ending::Quiet
-                };
-                self.end_session(conn, ending, None);
-            }
-            Event::Abort(abuse) => {
-                self.end_session(conn, Ending::Linger, Some(abuse.rule().into()));
-            }
-        }
-        Flow::Next
-    }
-
-    fn hello(&mut self, conn: Conn, name: &str) {
-        let Role::Client(session) = &mut self.table[conn].role else {
-            return;
-        };
-        name.clone_into(&mut session.helo);
-        let decision = self.config.policy.hello(&session.client, name);
-        self.answer_decision(conn, decision);
-    }
-
-    /// Answers what the policy alone decides; returns whether it was accepted.
-    pub(super) fn answer_decision(&mut self, conn: Conn, decision: Decision) -> bool {
-        match decision.verdict {
-            Verdict::Accept => {
-                self.accept(conn);
-                true
-            }
-            Verdict::Refuse(reply) => {
-                let blame = self.blame(conn, decision.rule);
-                self.refuse(conn, &reply, blame);
-                false
+    /// Answers what the policy alone decides.
+    fn answer(&mut self, decision: &Decision, out: &mut Vec<u8>) {
+        let settings = self.listener.settings(self.is_encrypted);
+        match decision {
+            // No check before RCPT looks anything up.
+            Decision::Accept(_) | Decision::Wait(_) => self.smtp.accept(settings, out),
+            Decision::Refuse { reply, blame, .. } => {
+                self.smtp.refuse(settings, reply, *blame, out);
             }
         }
     }
 
-    /// What a refusal of ours by this rule counts against: a stranger's errors, unless it is our
-    /// configuration that makes it.
-    pub(super) fn blame(&mut self, conn: Conn, rule: Rule) -> Blame {
-        let stranger = self
-            .session(conn)
-            .is_some_and(|session| session.client.standing == Standing::Stranger);
-        match rule {
-            Rule::NoRoute | Rule::OtherNextHop => Blame::None,
-            _ if stranger => Blame::Client,
-            _ => Blame::None,
+    /// What is known of the client so far.
+    pub(super) fn facts(&self) -> Facts<'_> {
+        Facts {
+            helo: &self.helo,
+            answers: self.listings.answers(),
+            ..Facts::new(self.listener.facts, &self.client)
         }
     }
 
-    /// Gives the usual positive answer to what the client waits for.
-    pub(super) fn accept(&mut self, conn: Conn) {
-        let connection = &mut self.table[conn];
-        if let Role::Client(session) = &mut connection.role {
-            session.smtp.accept(&self.settings, &mut connection.output);
-        }
-    }
-
-    /// Answers what the client waits for. A refusal does not count against it.
-    pub(super) fn answer(&mut self, conn: Conn, reply: &Reply<'_>) {
-        self.refuse(conn, reply, Blame::None);
-    }
-
-    /// Answers what the client waits for; what a refusal counts against, `blame` says.
-    pub(super) fn refuse(&mut self, conn: Conn, reply: &Reply<'_>, blame: Blame) {
-        let connection = &mut self.table[conn];
-        if let Role::Client(session) = &mut connection.role {
-            session
-                .smtp
-                .refuse(&self.settings, reply, blame, &mut connection.output);
-        }
-    }
-
-    /// An answer for this client may be there, or room for what it sends: goes on with it.
-    pub(super) fn resume(&mut self, conn: Conn) {
-        if self
-            .table
-            .current(conn)
-            .is_some_and(|connection| connection.is_open())
-        {
-            self.client_input(conn, &[]);
-        }
-    }
-
-    /// Stops or continues the receive: too much is waiting to be answered, to be read by the
-    /// client, or to be taken by the next hop.
-    pub(super) fn client_hold(&mut self, conn: Conn) {
-        let connection = &self.table[conn];
-        let Role::Client(session) = &connection.role else {
-            return;
-        };
-        let congested = session
-            .passage
-            .as_ref()
-            .is_some_and(|passage| passage.congested);
-        let held =
-            congested || connection.input.len() > INPUT_MAX || connection.output.len() > OUTPUT_MAX;
-        self.table[conn].held = held;
-    }
-
-    fn client_deadline(&mut self, conn: Conn, progress: bool, waits_for_input: bool) {
-        let Role::Client(session) = &self.table[conn].role else {
-            return;
-        };
-        if session.awaits_greeting {
+    /// A new configuration may see this client with other eyes. What it has proved itself stays.
+    fn renew(&mut self, config: &Config) {
+        if self.generation == self.reactor.generation() {
             return;
         }
-        match &session.passage {
-            _ if session.held.is_some() => self.expect_answer(conn),
-            Some(passage) if passage.waits_in_queue() => {}
-            _ if !waits_for_input => self.wheel.clear(conn.slot),
-            Some(passage) if passage.in_content() => {
-                let deadline = passage.content_deadline();
-                self.wheel.set(conn.slot, deadline);
-            }
-            _ if progress => self.expect_command(conn),
-            _ => return,
-        }
-        // What was asked about the deadline before is settled.
-        self.table[conn].progress = None;
-    }
-
-    /// The client's deadline has passed.
-    pub(super) fn client_expired(&mut self, conn: Conn) {
-        let now = self.now;
-        let Role::Client(session) = &self.table[conn].role else {
-            return;
-        };
-        let due = session.command_due;
-        let passage = session.passage.as_deref();
-        let holds_next_hop = passage.is_some_and(|passage| passage.hop.is_some());
-        let queue_due = passage
-            .filter(|passage| passage.waits_in_queue())
-            .and_then(|passage| passage.queue_due);
-        if session.awaits_greeting {
-            self.greet(conn);
-        } else if session.held.is_some() && queue_due.is_none_or(|due| now < due) {
-            // Nobody says anything about it in time; decided there, and if it is too early, waited
-            // on.
-            self.resume.push(conn);
-        } else if passage.is_some_and(Passage::waits_in_queue) {
-            self.queue_expired(conn);
-        } else if passage.is_some_and(|passage| passage.congested) {
-            // It is the next hop that is slow, and its own deadline runs.
-        } else if holds_next_hop && now < due && !passage.is_some_and(Passage::in_content) {
-            self.park(conn);
-            self.wheel.set(conn.slot, due);
-        } else if passage.is_some_and(Passage::in_content) {
-            self.dismiss(conn, &TIMEOUT, "timeout");
-        } else {
-            // It may be busy with reading our replies.
-            self.ask_progress(conn);
+        self.generation = self.reactor.generation();
+        self.client = config.policy.client(self.client.address);
+        if let Some(listener) = self.reactor.listener(self.listener.number()) {
+            self.listener = listener;
         }
     }
 
-    /// A client whose time for a command is over has taken of our replies what `look` says;
-    /// `unsent`: not all of them.
-    pub(super) fn client_progress(&mut self, conn: Conn, look: Look, unsent: bool) {
-        let (now, timeout) = (self.now, self.config.limits.command_timeout);
-        let Some(session) = self.session(conn) else {
-            return;
-        };
-        if look == Look::Moved {
-            session.command_due = now + timeout;
-        }
-        let due = session.command_due;
-        if unsent && (look == Look::First || now < due) {
-            self.wheel.set(conn.slot, now + next_look(timeout));
-        } else if now < due {
-            self.wheel.set(conn.slot, due);
-        } else {
-            self.dismiss(conn, &TIMEOUT, "timeout");
-        }
+    /// What holds for the sessions of its listener.
+    pub(super) fn listener(&self) -> Rc<Listener> {
+        Rc::clone(&self.listener)
     }
 
-    /// Ends a session from our side, with a 421.
-    pub(super) fn dismiss(&mut self, conn: Conn, reply: &Reply<'_>, rule: &'static str) {
-        if let Some(passage) = self.passage(conn) {
-            passage
-                .verdict
-                .get_or_insert_with(|| Told::of_message(rule.into(), reply.clone().into_owned()));
-        }
-        reply.write(&mut self.table[conn].output);
-        self.end_session(conn, Ending::Linger, Some(rule.into()));
+    /// The limits of the sessions of its listener.
+    pub(super) fn limits(&self) -> &Limits {
+        self.listener.limits()
     }
 
-    /// The peer has closed its side. Answers still owed are given first, for clients that close
-    /// early and read on.
-    pub(super) fn client_at_end(&mut self, conn: Conn) {
-        self.client_input(conn, &[]);
-    }
-
-    /// Ends the session's part in everything, and the connection once its last reply is out.
-    pub(super) fn end_session(
-        &mut self,
-        conn: Conn,
-        ending: Ending,
-        rule: Option<Cow<'static, str>>,
-    ) {
-        if !matches!(self.table[conn].role, Role::Client(_)) {
-            return;
+    /// Takes part of the session out of everything, and ends the connection once its last reply is
+    /// out.
+    fn end(mut self, end: &End) {
+        let reactor = Rc::clone(&self.reactor);
+        if let Some(words) = end.last_words() {
+            reactor.write(self.conn, |out| words.write(out));
         }
-        self.end_passage(conn);
-        let Role::Client(session) = std::mem::replace(&mut self.table[conn].role, Role::None)
-        else {
-            return;
-        };
-        if let Some(source) = session.source {
-            self.shared.sources.leave(source);
+        if let Some(source) = self.source.take() {
+            reactor.shared.sources.leave(source);
         }
-        self.sessions -= 1;
-        self.counters.session_closed();
-        if let Some(rule) = &rule {
-            self.counters.session_ended(rule.clone());
+        self.listings.forget(&reactor);
+        reactor.sessions.set(reactor.sessions.get() - 1);
+        reactor.counters.session_closed();
+        let rule = end.rule();
+        if let Some(rule) = rule {
+            reactor.counters.session_ended(rule);
         }
         let record = SessionRecord {
-            id: session.id,
-            client: session.client.address,
-            helo: &session.helo,
-            decision: if rule.is_some() || session.listed.is_some() {
-                "refused"
-            } else {
-                "served"
-            },
-            rule: rule.or(session.listed).unwrap_or(session.admitted),
-            accepted: session.accepted,
-            refused: session.refused,
-            errors: session.smtp.errors(),
-            octets: session.octets,
-            time: self.now.saturating_sub(session.since),
+            id: self.id,
+            client: self.client.address,
+            helo: std::mem::take(&mut self.helo).into_boxed_str(),
+            is_refused: rule.is_some() || self.listed.is_some(),
+            rule: rule.or(self.listed).unwrap_or(self.admitted),
+            accepted: self.accepted,
+            refused: self.refused,
+            errors: self.smtp.errors(),
+            octets: self.octets,
+            time: reactor.now.get().saturating_sub(self.since),
         };
-        record.write();
-        self.wheel.clear(conn.slot);
-        let connection = &mut self.table[conn];
-        connection.input = Vec::new();
-        connection.progress = None;
-        connection.finish(ending);
-        self.touch(conn);
+        reactor.records.push(Record::Session(record));
+        reactor.finish(self.conn, end.ending());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_session_is_small() {
+        let size = size_of_future(session);
+        println!(
+            "future {size}, session {}, smtp {}, client {}, conn {}, txn {}",
+            size_of::<Session>(),
+            size_of::<server::Session>(),
+            size_of::<policy::Client>(),
+            size_of::<super::super::connection::Connection>(),
+            size_of::<OpenTransaction>()
+        );
+        assert!(size <= 512, "{size}");
     }
 }

@@ -50,21 +50,16 @@ impl Default for Sources {
 }
 
 impl Sources {
-    /// Counts one more session of the source, unless it has `sessions_max` already. One that was
-    /// counted has to [leave](Self::leave).
-    pub fn enter(&self, source: Source, sessions_max: u32) -> bool {
+    /// Counts one more session of the source; how many it has with this one. It has to
+    /// [leave](Self::leave), also when it is one too many.
+    pub fn enter(&self, source: Source) -> u32 {
         let mut shard = self
             .shard(source)
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let sessions = shard.entry(source).or_insert(0);
-        let admitted = *sessions < sessions_max;
-        if admitted {
-            *sessions += 1;
-        } else if *sessions == 0 {
-            shard.remove(&source);
-        }
-        admitted
+        *sessions += 1;
+        *sessions
     }
 
     /// Ends a session that was counted.
@@ -103,13 +98,14 @@ mod tests {
     }
 
     #[test]
-    fn a_source_at_its_limit_is_let_in_again_when_a_session_ends() {
+    fn a_source_has_as_many_sessions_as_have_not_ended() {
         let (sources, source) = (Sources::default(), Source(7, true));
-        assert!(sources.enter(source, 2) && sources.enter(source, 2) && !sources.enter(source, 2));
+        assert_eq!([(); 3].map(|()| sources.enter(source)), [1, 2, 3]);
         sources.leave(source);
-        assert!(sources.enter(source, 2));
-        sources.leave(source);
-        sources.leave(source);
+        assert_eq!(sources.enter(source), 3);
+        for _ in 0..3 {
+            sources.leave(source);
+        }
         assert!(
             sources.shard(source).lock().unwrap().is_empty(),
             "a source without sessions costs no memory"

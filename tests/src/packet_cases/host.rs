@@ -1,5 +1,5 @@
-//! The verdict on the host: userspace's own lookup in the place of the kernel's, and a memory that
-//! ends with the case.
+//! The verdict on the host: userspace's own lookup instead of the kernel's, and a memory of sources
+//! that ends with the case.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -25,15 +25,15 @@ pub fn source(address: IpAddr) -> Source {
 
 /// The address that the program sees so.
 fn address(source: &Source) -> IpAddr {
-    let mut octets = [0; 16];
-    for (place, word) in octets.chunks_exact_mut(4).zip(&source.0[1..]) {
+    let mut bytes = [0; 16];
+    for (place, word) in bytes.chunks_exact_mut(4).zip(&source.0[1..]) {
         place.copy_from_slice(&word.to_ne_bytes());
     }
     if source.is_ipv4() {
-        let [a, b, c, d, ..] = octets;
+        let [a, b, c, d, ..] = bytes;
         IpAddr::from([a, b, c, d])
     } else {
-        IpAddr::from(octets)
+        IpAddr::from(bytes)
     }
 }
 
@@ -61,7 +61,7 @@ pub struct HostMemory {
     syns: RefCell<HashMap<VerdictKey, u32>>,
 }
 
-/// When a verdict was given, and until when it is good.
+/// When a verdict was added, and when it ends.
 #[derive(Clone, Copy)]
 pub struct Term {
     added_ns: u64,
@@ -72,13 +72,13 @@ const SECOND: u64 = 1_000_000_000;
 const NOW: u64 = 1_000_000 * SECOND;
 
 impl Age {
-    /// When a verdict of this age was given and ends, if it is so late now. In nanoseconds.
+    /// When a verdict of this age was added and ends, if it is `now_ns` now. In nanoseconds.
     #[must_use]
     pub fn term(self, now_ns: u64) -> (u64, u64) {
         let ago = |seconds: u64| now_ns.saturating_sub(seconds * SECOND);
         match self {
             Self::Fresh => (ago(1), now_ns + 3600 * SECOND),
-            Self::Given => (ago(60), now_ns + 3600 * SECOND),
+            Self::Current => (ago(60), now_ns + 3600 * SECOND),
             Self::Expired => (ago(60), ago(1)),
         }
     }

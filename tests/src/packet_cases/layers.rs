@@ -5,20 +5,20 @@ use std::str;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// The octets of a frame, and whether tags may be put into it: it has an Ethernet header and none
+/// The bytes of a frame, and whether tags may be put into it: it has an Ethernet header and none
 /// of its own.
 pub(super) fn frame(text: &str) -> Result<(Vec<u8>, bool)> {
     let layers: Vec<Layer<'_>> = text.split('|').map(Layer::parse).collect();
     let is_ethernet = layers.first().is_some_and(|layer| layer.name == "eth");
     let taggable = is_ethernet && layers.iter().all(|layer| !layer.name.starts_with("vlan"));
-    let mut octets = Vec::new();
+    let mut bytes = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
         layer
-            .write(&layers[index + 1..], &mut octets)
+            .write(&layers[index + 1..], &mut bytes)
             .with_context(|| layer.name.to_owned())?;
     }
-    ensure!(octets.len() >= 14, "a frame has at least 14 octets");
-    Ok((octets, taggable))
+    ensure!(bytes.len() >= 14, "a frame has at least 14 bytes");
+    Ok((bytes, taggable))
 }
 
 struct Layer<'a> {
@@ -119,7 +119,7 @@ impl<'a> Layer<'a> {
             "pppoe" => self.write_pppoe(behind, to)?,
             "ipv4" => self.write_ipv4(announced?, behind, to)?,
             "ipv6" => {
-                let length = self.number("length", octets(behind)?)?;
+                let length = self.number("length", bytes(behind)?)?;
                 let source: Ipv6Addr = self.address("src", None)?;
                 let ours = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
                 to.extend([self.number("version", 6_u8)? << 4, 0, 0, 0]);
@@ -129,13 +129,13 @@ impl<'a> Layer<'a> {
                 to.extend(self.address("dst", Some(ours))?.octets());
             }
             "hop-by-hop" | "routing" | "destination" => {
-                let octets = self.number("octets", 8_usize)?;
+                let bytes = self.number("octets", 8_usize)?;
                 ensure!(
-                    octets.is_multiple_of(8) && (8..=2048).contains(&octets),
-                    "octets={octets}"
+                    bytes.is_multiple_of(8) && (8..=2048).contains(&bytes),
+                    "octets={bytes}"
                 );
-                let mut header = vec![0; octets];
-                (header[0], header[1]) = (announced?, u8::try_from(octets / 8 - 1)?);
+                let mut header = vec![0; bytes];
+                (header[0], header[1]) = (announced?, u8::try_from(bytes / 8 - 1)?);
                 to.extend(header);
             }
             "fragment" => {
@@ -157,17 +157,17 @@ impl<'a> Layer<'a> {
                 }
             }
             "data" | "padding" => {
-                let octets: usize = self.words.first().context("how many octets?")?.parse()?;
-                to.extend(vec![0; octets]);
+                let bytes: usize = self.words.first().context("how many bytes?")?.parse()?;
+                to.extend(vec![0; bytes]);
             }
             "cut" => {
-                let octets = self
+                let bytes = self
                     .words
                     .first()
-                    .context("cut to how many octets?")?
+                    .context("cut to how many bytes?")?
                     .parse()?;
-                ensure!(octets < to.len(), "there are only {} octets", to.len());
-                to.truncate(octets);
+                ensure!(bytes < to.len(), "there are only {} bytes", to.len());
+                to.truncate(bytes);
             }
             other => bail!("there is no layer {other:?}"),
         }
@@ -185,7 +185,7 @@ impl<'a> Layer<'a> {
         let protocol = protocol.to_be_bytes();
         // RFC 1661, section 6.5: in one octet.
         let protocol = &protocol[usize::from(self.has("short"))..];
-        let length = octets(behind)? + u16::try_from(protocol.len())?;
+        let length = bytes(behind)? + u16::try_from(protocol.len())?;
         to.extend([0x11, self.number("code", 0)?]);
         to.extend(self.number("session", 1_u16)?.to_be_bytes());
         to.extend(self.number("length", length)?.to_be_bytes());
@@ -196,7 +196,7 @@ impl<'a> Layer<'a> {
     fn write_ipv4(&self, protocol: u8, behind: &[Layer<'_>], to: &mut Vec<u8>) -> Result<()> {
         let options = self.number("options", 0_u8)?;
         let words = self.number("ihl", 5 + options / 4)?;
-        let length = 20 + u16::from(options) + octets(behind)?;
+        let length = 20 + u16::from(options) + bytes(behind)?;
         let flags = u16::from(self.has("df")) << 14 | u16::from(self.has("more")) << 13;
         let fragment = self.number("fragment", 0_u16)? | flags;
         let source: Ipv4Addr = self.address("src", None)?;
@@ -248,20 +248,20 @@ impl<'a> Layer<'a> {
 }
 
 /// How long these layers are, up to what is not part of the packet.
-fn octets(layers: &[Layer<'_>]) -> Result<u16> {
-    let mut octets = Vec::new();
+fn bytes(layers: &[Layer<'_>]) -> Result<u16> {
+    let mut bytes = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
         if matches!(layer.name, "padding" | "cut") {
             break;
         }
-        layer.write(&layers[index + 1..], &mut octets)?;
+        layer.write(&layers[index + 1..], &mut bytes)?;
     }
-    Ok(u16::try_from(octets.len())?)
+    Ok(u16::try_from(bytes.len())?)
 }
 
 fn mac(text: &str) -> Result<Vec<u8>> {
-    let octets = text.split(':').map(|octet| u8::from_str_radix(octet, 16));
-    let octets: Vec<u8> = octets.collect::<Result<_, _>>()?;
-    ensure!(octets.len() == 6, "{text} is no Ethernet address");
-    Ok(octets)
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
+    let bytes: Vec<u8> = bytes.collect::<Result<_, _>>()?;
+    ensure!(bytes.len() == 6, "{text} is no Ethernet address");
+    Ok(bytes)
 }

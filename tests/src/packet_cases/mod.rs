@@ -37,10 +37,10 @@ pub struct File {
 /// How old a recent verdict is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Age {
-    /// Just given: the sessions of its source may end.
+    /// Just added: the sessions of its source may end.
     Fresh,
     /// In force.
-    Given,
+    Current,
     /// Not in force any more.
     Expired,
 }
@@ -48,7 +48,7 @@ pub enum Age {
 /// What is in force for a case, beside what is in force for all of its file.
 #[derive(Clone, Copy, Debug)]
 pub struct Circumstances {
-    /// What is done with a verdict.
+    /// What the program does with a verdict.
     pub mode: Mode,
     /// Where the frame comes in.
     pub role: Role,
@@ -58,19 +58,19 @@ pub struct Circumstances {
     pub drop_unlisted: bool,
     /// SYNs that a source may send in a second; 0: any number.
     pub syn_budget: u32,
-    /// RSTs in a second, if customers are told by RSTs.
+    /// RSTs in a second, if customers get RSTs.
     pub resets: Option<u32>,
     /// Whether SYNs may be answered with cookies.
     pub cookies: bool,
-    /// Whether what is sent on the interface is lost.
+    /// Whether answers on the interface are lost.
     pub answers_lost: bool,
 }
 
-/// A frame, and what is to become of it.
+/// A frame, and the verdict that it must get.
 pub struct Case {
     /// What it is, in words.
     pub name: String,
-    /// Its octets.
+    /// Its bytes.
     pub frame: Vec<u8>,
     /// Whether it is all the same with VLAN tags in it.
     pub taggable: bool,
@@ -88,12 +88,12 @@ pub struct Case {
     pub reply: Option<Reply>,
 }
 
-/// What is to become of a frame.
+/// The verdict that a frame must get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// It is none of the filter's business.
+    /// It is not TCP to a filtered port.
     Other,
-    /// Nothing speaks against its source.
+    /// No rule drops it.
     Pass,
     /// This list permits its source or its destination.
     Permit(String),
@@ -103,13 +103,13 @@ pub enum Expected {
     DropRecent,
     /// Its source is on no list, and dropped for that.
     DropUnlisted,
-    /// Nothing speaks against its source, but that it has sent more SYNs than it may.
+    /// Its source has sent more SYNs than it may; it passes.
     OverBudget,
     /// A customer sent it.
     DropCustomer,
     /// It has more VLAN tags than are read.
     DropTags,
-    /// A customer sent it and is told so.
+    /// A customer sent it, and gets a RST.
     Reset,
     /// It is answered with a SYN cookie.
     Cookie,
@@ -281,7 +281,7 @@ impl Circumstances {
                 let number = value.strip_prefix("reset").context("reset N, or drop")?;
                 self.resets = Some(number.trim().parse()?);
             }
-            _ => bail!("nobody understands {keyword:?} {value:?}"),
+            _ => bail!("{keyword:?} {value:?} is no line of a case"),
         }
         Ok(())
     }
@@ -313,7 +313,7 @@ fn recent(text: &str) -> Result<(IpAddr, Age)> {
         .context("an address and an age")?;
     let age = match age.trim() {
         "fresh" => Age::Fresh,
-        "given" => Age::Given,
+        "current" => Age::Current,
         "expired" => Age::Expired,
         other => bail!("{other:?} is no age"),
     };
@@ -346,15 +346,15 @@ fn expected(text: &str) -> Result<Expected> {
 /// A frame with so many VLAN tags behind its addresses, the outer one a provider's.
 #[must_use]
 pub fn tagged(frame: &[u8], tags: usize) -> Vec<u8> {
-    let mut octets = frame[..12].to_vec();
+    let mut bytes = frame[..12].to_vec();
     for tag in (1..=tags).rev() {
-        octets.extend(if tag == tags && tags > 1 {
+        bytes.extend(if tag == tags && tags > 1 {
             [0x88, 0xa8]
         } else {
             [0x81, 0x00]
         });
-        octets.extend([0, tag as u8]);
+        bytes.extend([0, tag as u8]);
     }
-    octets.extend(&frame[12..]);
-    octets
+    bytes.extend(&frame[12..]);
+    bytes
 }

@@ -35,7 +35,7 @@ impl Reply {
     }
 }
 
-/// The layers of a reply, by the first octet (the cases have no Ethernet address that begins with 4
+/// The layers of a reply, by the first byte (the cases have no Ethernet address that begins with 4
 /// or 6) at once or behind Ethernet addresses, tags and PPPoE, which are those of the frame it
 /// answers.
 fn layers(frame: &[u8], sent: &[u8]) -> Result<Vec<Vec<String>>> {
@@ -86,7 +86,7 @@ fn ipv4(packet: &[u8]) -> Result<Vec<Vec<String>>> {
         header[6..8] == [0x40, 0] && header[8] > 32 && header[9] == 6,
         "the header"
     );
-    let [source, destination] = [12, 16].map(|at| octets::<4>(header, at).map(Ipv4Addr::from));
+    let [source, destination] = [12, 16].map(|at| bytes::<4>(header, at).map(Ipv4Addr::from));
     let words = [
         "ipv4".to_owned(),
         format!("src={}", source?),
@@ -101,7 +101,7 @@ fn ipv6(packet: &[u8]) -> Result<Vec<Vec<String>>> {
     ensure!(header[..4] == [0x60, 0, 0, 0], "IPv6 with a class or label");
     ensure!(half(header, 4) == rest.len(), "the length of the packet");
     ensure!(header[6] == 6 && header[7] > 32, "the header");
-    let [source, destination] = [8, 24].map(|at| octets::<16>(header, at).map(Ipv6Addr::from));
+    let [source, destination] = [8, 24].map(|at| bytes::<16>(header, at).map(Ipv6Addr::from));
     let words = [
         "ipv6".to_owned(),
         format!("src={}", source?),
@@ -121,7 +121,7 @@ fn tcp(segment: &[u8], pseudo: usize) -> Result<Vec<String>> {
         folded(pseudo + sum(segment)) == 0xffff,
         "the checksum of the segment"
     );
-    let word = |at| octets::<4>(segment, at).map(u32::from_be_bytes);
+    let word = |at| bytes::<4>(segment, at).map(u32::from_be_bytes);
     let letters = "FSRPAUEC".chars().enumerate();
     let flags = letters.filter(|(bit, _)| segment[13] >> bit & 1 == 1);
     let flags: String = flags.map(|(_, letter)| letter).collect();
@@ -142,17 +142,17 @@ fn tcp(segment: &[u8], pseudo: usize) -> Result<Vec<String>> {
     Ok(words)
 }
 
-fn half(octets: &[u8], at: usize) -> usize {
-    usize::from(octets[at]) << 8 | usize::from(octets[at + 1])
+fn half(bytes: &[u8], at: usize) -> usize {
+    usize::from(bytes[at]) << 8 | usize::from(bytes[at + 1])
 }
 
-fn octets<const N: usize>(octets: &[u8], at: usize) -> Result<[u8; N]> {
-    octets[at..].first_chunk().copied().context("it is cut off")
+fn bytes<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N]> {
+    bytes[at..].first_chunk().copied().context("it is cut off")
 }
 
 /// RFC 1071, with nothing clever.
-fn sum(octets: &[u8]) -> usize {
-    let pairs = octets.chunks(2);
+fn sum(bytes: &[u8]) -> usize {
+    let pairs = bytes.chunks(2);
     pairs
         .map(|pair| usize::from(pair[0]) << 8 | usize::from(*pair.get(1).unwrap_or(&0)))
         .sum()

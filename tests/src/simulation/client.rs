@@ -197,7 +197,11 @@ impl Client {
 
     fn finish(&mut self) {
         if !std::mem::replace(&mut self.done, true) {
-            self.shelf.borrow_mut().clients_done += 1;
+            let mut record = self.shelf.borrow_mut();
+            record.clients_done += 1;
+            if let Some(listing) = record.listings.get_mut(&self.plan.number) {
+                listing.is_gone = true;
+            }
         }
     }
 

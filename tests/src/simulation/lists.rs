@@ -1,13 +1,15 @@
-//! DNS lists of a simulated world: they answer at once, late, too late or never, and sometimes
-//! there is no room for a query.
+//! DNS lists of a simulated world: they answer at once, late, too late, twice, never, or after the
+//! client has gone, and in some worlds so few questions may be outstanding that most are too many.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use portcullis::policy::dnsbl::{Answer, Finding};
-use portcullis::worker::dnsbl::{Inbox, Lookups, Question, Refusal};
+use portcullis::worker::port::{
+    Ask, ControlEnd, LookupAnswer, Message, Notice, Port, Question, Refusal, port,
+};
 
 use super::driver::Network;
 use super::{Record, Shelf};
@@ -23,8 +25,53 @@ pub(super) struct Listing {
     is_listed: bool,
     /// How long the answer takes; `None`: it gets lost.
     delay: Option<Duration>,
+    /// How long after it another answer comes, which says the contrary.
+    again_after: Option<Duration>,
     asked: Option<Duration>,
     answered: Option<Duration>,
+    /// Its client's plan is at its end.
+    pub(super) is_gone: bool,
+}
+
+/// How often what can become of a question did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lookups {
+    /// Answered in time.
+    pub in_time: u64,
+    /// Answered after the worker had given it up.
+    pub late: u64,
+    /// Answered once more.
+    pub twice: u64,
+    /// Answered after the client had gone.
+    pub gone: u64,
+    /// Not answered.
+    pub never: u64,
+    /// One too many.
+    pub full: u64,
+}
+
+impl Lookups {
+    /// The numbers, in the order of the fields.
+    pub fn each(&self) -> [u64; 6] {
+        [
+            self.in_time,
+            self.late,
+            self.twice,
+            self.gone,
+            self.never,
+            self.full,
+        ]
+    }
+
+    /// Adds those of another run.
+    pub fn add(&mut self, other: Self) {
+        self.in_time += other.in_time;
+        self.late += other.late;
+        self.twice += other.twice;
+        self.gone += other.gone;
+        self.never += other.never;
+        self.full += other.full;
+    }
 }
 
 impl Listing {
@@ -36,50 +83,29 @@ impl Listing {
         named: Duration,
         replied: Duration,
     ) -> Option<&'static str> {
-        if code == 554 && !(self.is_listed && self.answered.is_some()) {
+        let given_up = self.asked.map(|asked| asked + WAITED_FOR);
+        // What comes later is the answer to no question.
+        let answered = self.answered.filter(|at| Some(*at) <= given_up);
+        if code == 554 && !(self.is_listed && answered.is_some()) {
             return Some("refused, and on no list that has answered");
         }
-        let asked = self.asked?;
-        let given_up = asked + WAITED_FOR;
-        let known = self.answered.map_or(given_up, |at| at.min(given_up));
-        if replied < known {
+        if replied < answered.or(given_up)? {
             return Some("answered before lists had spoken");
         }
-        let was_known = self.answered.is_some_and(|at| at < named);
+        let was_known = answered.is_some_and(|at| at < named);
         (code != 554 && self.is_listed && was_known).then_some("let in, and on a list")
     }
 }
 
-/// The lists of one world, and what the worker asked and reported.
+/// The lists of one world: the other end of the worker's port, and what came through it.
 pub(super) struct Lists {
     rng: Mutex<fastrand::Rng>,
-    inbox: Arc<Inbox>,
-    log: Arc<Log>,
-}
-
-#[derive(Default)]
-struct Log {
-    questions: Mutex<Vec<Question>>,
+    end: ControlEnd,
     refusals: Mutex<Vec<Refusal>>,
-    rng: Mutex<fastrand::Rng>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Lookups for Log {
-    fn ask(&self, question: Question) -> bool {
-        let taken = lock(&self.rng).u8(..16) > 0;
-        if taken {
-            lock(&self.questions).push(question);
-        }
-        taken
-    }
-
-    fn refused(&self, refusal: Refusal) {
-        lock(&self.refusals).push(refusal);
-    }
 }
 
 /// Clients are distinguished by the last octet of their address; strangers come from 10.8.
@@ -93,35 +119,23 @@ fn number(client: IpAddr) -> Option<usize> {
 }
 
 impl Lists {
-    pub(super) fn new(seed: u64) -> Self {
+    /// The lists of a seed, and the port of the worker that asks them.
+    pub(super) fn new(seed: u64) -> (Self, Port) {
         let mut rng = fastrand::Rng::with_seed(seed ^ 0x6c69_7374);
-        let log = Log {
-            rng: Mutex::new(rng.fork()),
-            ..Log::default()
-        };
-        Self {
+        let questions_max = if rng.u8(..4) == 0 { 2 } else { 64 };
+        // The world wakes the worker, and looks at the port at each turn.
+        let (port, end) = port(questions_max, || {}, || {});
+        let lists = Self {
             rng: Mutex::new(rng),
-            // The world wakes the worker.
-            inbox: Arc::new(Inbox::new(|| {})),
-            log: Arc::new(log),
-        }
-    }
-
-    pub(super) fn lookups(&self) -> Arc<dyn Lookups> {
-        Arc::clone(&self.log) as Arc<dyn Lookups>
-    }
-
-    pub(super) fn inbox(&self) -> Arc<Inbox> {
-        Arc::clone(&self.inbox)
+            end,
+            refusals: Mutex::default(),
+        };
+        (lists, port)
     }
 
     /// What is known of a stranger.
     pub(super) fn listing(&self) -> Listing {
         let mut rng = lock(&self.rng);
-        let says = |zone: &str, address: [u8; 4]| Finding {
-            zone: zone.into(),
-            answer: Answer::Addresses(vec![address.into()]),
-        };
         let (bad, welcome) = (
             says("bl.example", [127, 0, 0, 2]),
             says("welcome.example", [127, 0, 0, 3]),
@@ -143,53 +157,95 @@ impl Lists {
             is_listed: findings.len() == 1 && findings[0] == says("bl.example", [127, 0, 0, 2]),
             findings,
             delay: delay.map(|most| Duration::from_millis(rng.u64(..most))),
-            asked: None,
-            answered: None,
+            again_after: (rng.u8(..4) == 0).then(|| Duration::from_millis(rng.u64(..2_000))),
+            ..Listing::default()
         }
     }
 
-    /// Lets what was asked be answered in its time.
-    pub(super) fn answer(&self, network: &Network, shelf: &Shelf) {
-        for question in lock(&self.log.questions).drain(..) {
-            let mut record = shelf.borrow_mut();
-            let number = number(question.client);
-            let Some(listing) = number.and_then(|number| record.listings.get_mut(&number)) else {
-                let client = question.client;
-                record.violations.push(format!(
-                    "lists are asked about {client}, who is no stranger"
-                ));
-                continue;
-            };
-            listing.asked = Some(network.now());
-            let Some(delay) = listing.delay else {
-                continue;
-            };
-            let findings = listing.findings.clone();
-            let findings = (!findings.is_empty()).then(|| findings.into());
-            let shelf = shelf.clone();
-            network.act(delay, move |now| {
-                let mut record = shelf.borrow_mut();
-                let listing = number.and_then(|number| record.listings.get_mut(&number));
-                if let Some(listing) = listing {
-                    listing.answered = Some(now);
-                }
-                question.inbox.put((question.conn, findings));
-            });
+    /// Takes what the worker asks and tells, and lets questions be answered in their time.
+    pub(super) fn serve(&self, network: &Network, shelf: &Shelf) {
+        for message in self.end.take() {
+            match message {
+                Message::Ask(ask) => answer(ask, network, shelf),
+                Message::Notice(Notice::Refused(refusal)) => lock(&self.refusals).push(refusal),
+            }
         }
     }
 
-    /// Holds what was reported against what was known.
+    /// Checks what was reported against what was known.
     pub(super) fn compare(&self, record: &mut Record) {
+        record.lookups.full = self.end.dnsbl_unasked();
         let mut reported = BTreeSet::new();
-        for Refusal { client, rule } in lock(&self.log.refusals).iter() {
+        for Refusal { client, rule } in lock(&self.refusals).iter() {
             let listing = number(*client).and_then(|number| record.listings.get(&number));
-            let right =
-                listing.is_some_and(|listing| listing.is_listed) && rule == "dnsbl:bl.example";
+            let right = listing.is_some_and(|listing| listing.is_listed)
+                && rule.name() == "dnsbl:bl.example";
             if !right || !reported.insert(*client) {
                 record
                     .violations
                     .push(format!("{client} is reported as refused by {rule}"));
             }
         }
+    }
+}
+
+/// Answers a question as the plan for its client has it.
+fn answer(ask: Ask, network: &Network, shelf: &Shelf) {
+    let mut record = shelf.borrow_mut();
+    let Question::Dnsbl(client) = ask.question;
+    let number = number(client);
+    let Some(listing) = number.and_then(|number| record.listings.get_mut(&number)) else {
+        record.violations.push(format!(
+            "lists are asked about {client}, who is no stranger"
+        ));
+        return;
+    };
+    listing.asked = Some(network.now());
+    let (again_after, findings) = (listing.again_after, listing.findings.clone());
+    let Some(delay) = listing.delay else {
+        record.lookups.never += 1;
+        return;
+    };
+    let contrary = if findings.is_empty() {
+        vec![says("bl.example", [127, 0, 0, 2])]
+    } else {
+        Vec::new()
+    };
+    let answer = |findings: Vec<Finding>| {
+        LookupAnswer::Dnsbl((!findings.is_empty()).then(|| findings.into()))
+    };
+    let (first, second) = (answer(findings), answer(contrary));
+    let shelf = Shelf::clone(shelf);
+    let ask = std::rc::Rc::new(ask);
+    if let Some(again_after) = again_after {
+        let (shelf, ask) = (shelf.clone(), std::rc::Rc::clone(&ask));
+        network.act(delay + again_after, move |_| {
+            shelf.borrow_mut().lookups.twice += 1;
+            ask.answer(second);
+        });
+    }
+    network.act(delay, move |now| {
+        let mut record = shelf.borrow_mut();
+        let listing = number.and_then(|number| record.listings.get_mut(&number));
+        let is_gone = listing.is_some_and(|listing| {
+            listing.answered = Some(now);
+            listing.is_gone
+        });
+        let lookups = &mut record.lookups;
+        lookups.gone += u64::from(is_gone);
+        *(if delay <= WAITED_FOR {
+            &mut lookups.in_time
+        } else {
+            &mut lookups.late
+        }) += 1;
+        ask.answer(first);
+    });
+}
+
+/// A zone that lists a client so.
+fn says(zone: &str, address: [u8; 4]) -> Finding {
+    Finding {
+        zone: zone.into(),
+        answer: Answer::Addresses(vec![address.into()]),
     }
 }

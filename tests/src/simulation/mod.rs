@@ -30,11 +30,14 @@ use std::time::Duration;
 use portcullis::config;
 use portcullis::driver::Listener;
 use portcullis::worker::counters::Counters;
+use portcullis::worker::records::RecordQueue;
 use portcullis::worker::{Life, Shared, Size, Worker};
 
 use self::client::{Client, Plan};
 use self::driver::{Dial, Faults, simulation};
 use self::lists::{Listing, Lists};
+
+pub use self::lists::Lookups;
 use self::next_hop::NextHop;
 
 const CONFIGURATION: &str = r#"
@@ -116,6 +119,8 @@ pub struct Record {
     pub stopping: bool,
     /// What DNS lists know of the clients that are asked about, by their number.
     listings: BTreeMap<usize, Listing>,
+    /// What became of the questions about them.
+    lookups: Lookups,
 }
 
 /// The record, shared by all actors of a run.
@@ -130,6 +135,8 @@ pub struct Summary {
     pub arrived: usize,
     /// Batches that the worker needed.
     pub turns: u32,
+    /// What became of the questions about clients.
+    pub lookups: Lookups,
 }
 
 /// Runs the world of one seed to its end.
@@ -153,9 +160,8 @@ pub fn run(seed: u64) -> Result<Summary, String> {
     let configuration = format!("{CONFIGURATION}{}", if has_zones { ZONES } else { "" });
     let config = config::parse(Path::new("simulation.toml"), &configuration)
         .map_err(|errors| errors.to_string())?;
-    let lists = Lists::new(seed);
-    let shared = Shared::new(Arc::new(config)).with_lookups(lists.lookups());
-    let shared = Arc::new(shared);
+    let (lists, port) = Lists::new(seed);
+    let shared = Arc::new(Shared::new(Arc::new(config)));
     let counters = Arc::new(Counters::default());
     let size = Size {
         listeners: 1,
@@ -168,7 +174,8 @@ pub fn run(seed: u64) -> Result<Summary, String> {
         size,
         Arc::clone(&shared),
         Arc::clone(&counters),
-        lists.inbox(),
+        port,
+        records(),
     );
 
     let clients = rng.usize(1..=SESSIONS_MAX as usize);
@@ -201,7 +208,7 @@ pub fn run(seed: u64) -> Result<Summary, String> {
             shelf.borrow_mut().stopping = true;
             shared.set_life(Life::Draining);
         }
-        lists.answer(&network, &shelf);
+        lists.serve(&network, &shelf);
         match worker.turn() {
             Ok(true) if turns < TURNS_MAX => {}
             Ok(goes_on) => break !goes_on,
@@ -233,6 +240,7 @@ pub fn run(seed: u64) -> Result<Summary, String> {
             accepted: record.accepted.len(),
             arrived,
             turns,
+            lookups: record.lookups,
         })
     } else {
         Err(record.violations.join("\n"))
@@ -262,6 +270,11 @@ fn compare(record: &mut Record) {
         }
     }
     record.violations.append(&mut violations);
+}
+
+/// A queue that loses all records: nothing reads them here.
+fn records() -> Arc<RecordQueue> {
+    Arc::new(RecordQueue::new(0, || ()))
 }
 
 fn faults(rng: &mut fastrand::Rng) -> Faults {

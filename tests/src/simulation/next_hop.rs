@@ -169,7 +169,7 @@ impl NextHop {
                 return None;
             }
             Event::MessageEnd { .. } => return self.message_end(send),
-            Event::Reset => return None,
+            Event::Reset | Event::Refused { .. } => return None,
             Event::Quit => return Some(Fate::Close),
             Event::MessageFault(fault) => {
                 self.violation(format!("the gate sent a message that is broken: {fault:?}"));

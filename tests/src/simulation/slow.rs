@@ -11,10 +11,11 @@ use std::time::Duration;
 use portcullis::config;
 use portcullis::driver::Listener;
 use portcullis::worker::counters::Counters;
-use portcullis::worker::dnsbl::Inbox;
+use portcullis::worker::port::port;
 use portcullis::worker::{Shared, Size, Worker};
 
 use super::driver::{Fate, Faults, Peer, SimDriver, simulation};
+use super::records;
 
 /// All times are those by default.
 const CONFIGURATION: &str = r#"
@@ -91,7 +92,7 @@ fn faults(room: usize) -> Faults {
     }
 }
 
-fn worker(driver: SimDriver, counters: Arc<Counters>) -> Result<Worker<SimDriver>, String> {
+fn worker(driver: SimDriver, counters: Arc<Counters>) -> Result<Worker, String> {
     let config = config::parse(Path::new("simulation.toml"), CONFIGURATION)
         .map_err(|errors| errors.to_string())?;
     let size = Size {
@@ -100,8 +101,17 @@ fn worker(driver: SimDriver, counters: Arc<Counters>) -> Result<Worker<SimDriver
         next_hops_max: 4,
     };
     let shared = Arc::new(Shared::new(Arc::new(config)));
-    let inbox = Arc::new(Inbox::new(|| ()));
-    Ok(Worker::new(driver, 0, size, shared, counters, inbox))
+    // There are no zones, and so no questions.
+    let (port, _) = port(0, || (), || ());
+    Ok(Worker::new(
+        driver,
+        0,
+        size,
+        shared,
+        counters,
+        port,
+        records(),
+    ))
 }
 
 /// The reply that a client heard to its message of so many octets, and how long after the message,

@@ -385,17 +385,19 @@ fn explain_asks_the_lists_and_shows_what_each_says() -> Result<()> {
     );
     ensure!(of(&stages, "rcpt")[0].0 == "local-domain", "{stages:?}");
     let before = scene.tap.asked().len();
-    for (client, more) in [
-        (LISTED4, &["--offline"][..]),
-        (PERMITTED4, &[]),
-        (LOCAL6, &[]),
-    ] {
-        let stages = explain(client, more)?;
+    for client in [PERMITTED4, LOCAL6] {
+        let stages = explain(client, &[])?;
         ensure!(
             of(&stages, "dnsbl").is_empty() && of(&stages, "rcpt")[0].1.starts_with("250"),
             "{stages:?}"
         );
     }
+    let stages = explain(LISTED4, &["--offline"])?;
+    let waits = |stage: &Value| stage["outcome"] == "wait" && stage["waits_for"][0] == "dnsbl";
+    let waiting: Vec<_> = stages.iter().filter(|stage| waits(stage)).collect();
+    ensure!(waiting.len() == 2, "{stages:?}");
+    let stages = explain(HONEST4, &["--dnsbl", "bl.test=127.0.0.2"])?;
+    ensure!(of(&stages, "rcpt")[0].0 == "dnsbl:bl.test", "{stages:?}");
     ensure!(
         scene.tap.asked().len() == before,
         "{GATE4} asked nevertheless"

@@ -54,14 +54,8 @@ fn a_first_fragment_with_another_protocol_behind_its_end_brings_no_listed_source
     let known = || (scene.reaches(LISTED6, 25) && scene.reaches(HONEST6, 25)).then_some(());
     wait::until("the neighbours to be known", Duration::from_secs(10), known)?;
     let gate = &scene.gate_hardware_address()?;
-    let is_answered = |source: &str, port: &str| -> Result<bool> {
-        let mut sender = scene.outside.command("python3");
-        let arguments = ["-c", SYN, gate, source, GATE6, port];
-        let output = sender.args(arguments).output()?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{said}");
-        Ok(output.stdout.starts_with(b"answered"))
-    };
+    let is_answered =
+        |source: &str, port: &str| scene.is_answered(SYN, &[gate, source, GATE6, port]);
     ensure!(is_answered(LISTED6, "40001")?, "Linux puts it together");
     let _filter = scene.attach(&scene.settings())?;
     ensure!(!is_answered(LISTED6, "40002")?, "a listed source");

@@ -8,6 +8,7 @@ use std::process::{self, Child, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use anyhow::{Result, ensure};
 use portcullis::config::{self, FilterMode, Interface, Role, XdpMode};
 use portcullis::filter::{self, Error, Filter, Status};
 use portcullis::lists::{Compiled, ListAction};
@@ -55,6 +56,22 @@ impl Scene {
             }
         }
         Ok(self)
+    }
+
+    /// Whether a SYN is answered that this script sends from outside; it prints `answered` then.
+    pub(crate) fn is_answered(&self, script: &str, arguments: &[&str]) -> Result<bool> {
+        let output = self
+            .outside
+            .command("python3")
+            .args(["-c", script])
+            .args(arguments)
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(output.stdout.starts_with(b"answered"))
     }
 
     pub(crate) fn without_listeners() -> io::Result<Self> {

@@ -25,6 +25,7 @@ fn generation(first: &[&str], second: &[&str]) -> Compiled {
             action: ListAction::Drop,
             entries: nets.len() as u64,
             ipv6_entries: 0,
+            covered: None,
             file: None,
         };
         let nets = nets.iter().map(|net| net.parse().expect("a prefix"));

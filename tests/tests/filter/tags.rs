@@ -28,26 +28,16 @@ link.send(frame)
 until = time.monotonic() + 0.5
 while select.select([link], [], [], max(0, until - time.monotonic()))[0]:
     answer = link.recv(65536)
-    ports_match = answer[36:38] == struct.pack("!H", port)
-    if answer[26:34] == destination + source and ports_match and answer[47] == 0x12:
+    is_ours = answer[26:34] == destination + source and answer[36:38] == struct.pack("!H", port)
+    if is_ours and answer[47] == 0x12:
         print("answered")
         break
 "#;
 
 /// Whether a SYN from this source with this number of tags is answered.
 fn is_answered(scene: &Scene, gate: &str, source: &str, tags: u16) -> Result<bool> {
-    let output = scene
-        .outside
-        .command("python3")
-        .args(["-c", SYN, gate, source, GATE4])
-        .args([tags.to_string(), (40_000 + tags).to_string()])
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(output.stdout.starts_with(b"answered"))
+    let [tags, port] = [tags.to_string(), (40_000 + tags).to_string()];
+    scene.is_answered(SYN, &[gate, source, GATE4, &tags, &port])
 }
 
 #[test]

@@ -125,7 +125,7 @@ fn a_copy_that_is_still_being_written_is_not_read() -> Result<()> {
 }
 
 #[test]
-fn a_truncated_list_changes_nothing_until_somebody_says_that_it_is_meant() -> Result<()> {
+fn a_truncated_list_changes_nothing_until_an_operator_says_that_it_is_meant() -> Result<()> {
     let listed = format!("{SHIPPED}127.0.0.0/8\n");
     let scene = Scene::new(&listed)?;
     let gate = scene.start()?;

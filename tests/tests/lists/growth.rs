@@ -12,7 +12,7 @@ use portcullis_tests::wait;
 use super::gate::{NOTICED, SHIPPED, Scene, greeting, wait_for_reloads};
 
 #[test]
-fn a_feed_that_gains_half_of_the_internet_changes_nothing_until_somebody_says_that_it_is_meant()
+fn a_feed_that_gains_half_of_the_internet_changes_nothing_until_an_operator_says_that_it_is_meant()
 -> Result<()> {
     let scene = Scene::new(SHIPPED)?;
     let gate = scene.start()?;
@@ -29,12 +29,12 @@ fn a_feed_that_gains_half_of_the_internet_changes_nothing_until_somebody_says_th
             line.contains("list drop would newly cover") && line.contains("ERROR"),
             "{line}"
         );
-        ensure!(greeting(&gate)? == 220, "everybody is shut out");
+        ensure!(greeting(&gate)? == 220, "every client is shut out");
     }
     // By hand it is refused, too.
     gate.signal(Signal::SIGHUP)?;
     gate.wait_for_log("not reloaded", NOTICED)?;
-    ensure!(greeting(&gate)? == 220, "everybody is shut out");
+    ensure!(greeting(&gate)? == 220, "every client is shut out");
     // And over a restart.
     drop(gate);
     let gate = scene.start()?;
@@ -157,7 +157,7 @@ fn a_snapshot_that_was_compiled_elsewhere_is_checked_against_what_was_in_force()
     scene.replace(&format!("{SHIPPED}0.0.0.0/1\n"))?;
     compile(&[])?;
     wait_for_reloads(&gate, "refused", 1.0)?;
-    ensure!(greeting(&gate)? == 220, "everybody is shut out");
+    ensure!(greeting(&gate)? == 220, "every client is shut out");
     drop(gate);
     let gate = Process::start(&configuration)?;
     ensure!(greeting(&gate)? == 220, "the start took it");

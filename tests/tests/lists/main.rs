@@ -1,4 +1,4 @@
-//! Lists: what is read in their files, held against tables and against a real rbldnsd.
+//! Lists: what is read in their files, checked against tables and a real rbldnsd.
 
 mod commands;
 mod gate;

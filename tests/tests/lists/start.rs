@@ -28,7 +28,7 @@ const FAULTS: [Fault; 5] = [
     (
         "an error page",
         |path| fs::write(path, "<html>\n</html>\n"),
-        "no other line can be read",
+        "no other line is valid",
     ),
     (
         "a compressed file",

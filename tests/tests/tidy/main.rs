@@ -5,6 +5,8 @@
 //! program can see.
 
 mod columns;
+mod directions;
+mod documents;
 mod rules;
 mod source;
 mod words;
@@ -63,6 +65,23 @@ fn every_file_keeps_the_house_rules() {
             rules::check(&Source::new(&path.to_string_lossy(), &text))
         })
         .collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn no_module_knows_one_that_stands_above_or_beside_it() {
+    let mut files = Vec::new();
+    rust_files(&top().join("gateway/src"), &mut files).expect("the repository can be read");
+    files.sort();
+    let (mut faults, mut needed) = (Vec::new(), Vec::new());
+    for file in files {
+        let path = file.strip_prefix(top()).expect("found below the top");
+        let text = fs::read_to_string(&file).expect("source is UTF-8");
+        let (found, exceptions) = directions::check(&Source::new(&path.to_string_lossy(), &text));
+        faults.extend(found);
+        needed.extend(exceptions);
+    }
+    faults.extend(directions::superfluous(&needed));
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
@@ -132,6 +151,49 @@ fn operations_names_no_metric_and_no_log_message_that_is_not_in_the_code() {
         .collect();
     let faults = rules::operations(&document, &code);
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// The documents that a reader is sent to: links, headings, the length of the README, and what the
+/// code cites.
+#[test]
+fn documents_are_short_lead_somewhere_and_are_here() {
+    let read = |path: &Path| fs::read_to_string(top().join(path)).expect("the text is UTF-8");
+    let mut paths = Vec::new();
+    files_with(&["md"], top(), &mut paths).expect("the repository can be read");
+    let documents: documents::Documents = paths
+        .iter()
+        .map(|path| {
+            path.strip_prefix(top())
+                .expect("found below the top")
+                .to_owned()
+        })
+        .map(|path| (path.clone(), read(&path)))
+        .collect();
+    let mut faults = documents::dead_links(&documents, |path| top().join(path).exists());
+    faults.extend(documents::readme(&read(Path::new("README.md"))));
+    let names = documents.keys().filter_map(|path| path.file_name());
+    let names = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    let mut sources = Vec::new();
+    files_with(&["rs"], top(), &mut sources).expect("the repository can be read");
+    for source in &sources {
+        let path = source.strip_prefix(top()).expect("found below the top");
+        let source = Source::new(&path.to_string_lossy(), &read(path));
+        faults.extend(documents::unknown_citations(&source, &names));
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn operations_explains_every_metric() {
+    let document = fs::read_to_string(top().join("gateway/docs/operations.md"));
+    let document = document.expect("the document is UTF-8");
+    let mut files = Vec::new();
+    files_with(&["rs"], &top().join("gateway/src/control"), &mut files).expect("it can be read");
+    let text = |file: &PathBuf| fs::read_to_string(file).expect("source is UTF-8");
+    let code: String = files.iter().map(text).collect();
+    assert_eq!(documents::unexplained_metrics(&document, &code), [""; 0]);
 }
 
 #[test]

@@ -30,7 +30,12 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("io_uring", &["gateway/uring"]),
     (
         "portcullis_uring",
-        &["gateway/src/control", "gateway/src/driver", "gateway/uring"],
+        &[
+            "gateway/src/control",
+            "gateway/src/doctor",
+            "gateway/src/driver",
+            "gateway/uring",
+        ],
     ),
     ("anyhow", &[]),
 ];

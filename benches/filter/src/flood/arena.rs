@@ -32,7 +32,7 @@ const PASSED_MAX: u64 = 100;
 
 /// See the module.
 pub(super) struct Arena {
-    pub(super) gate: Namespace,
+    pub(super) inside: Namespace,
     world: Namespace,
     peers: Peers,
     uplink: u32,
@@ -62,9 +62,9 @@ impl Flooded {
 
 impl Arena {
     pub(super) fn new() -> Result<Self> {
-        let (gate, world) = (Namespace::create("gate")?, Namespace::create("world")?);
-        gate.veth(INTERFACE, &world, UPLINK)?;
-        for namespace in [&gate, &world] {
+        let (inside, world) = (Namespace::create("inside")?, Namespace::create("world")?);
+        inside.veth(INTERFACE, &world, UPLINK)?;
+        for namespace in [&inside, &world] {
             // The interfaces would send packets of their own.
             namespace.run(|| fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"))??;
         }
@@ -75,7 +75,7 @@ impl Arena {
             Ok(if_nametoindex(UPLINK)?)
         })??;
         Ok(Self {
-            gate,
+            inside,
             world,
             peers,
             uplink,
@@ -119,7 +119,7 @@ impl Arena {
 
     /// Packets that have arrived at the interface, and at the IP layer behind it.
     fn counts(&self) -> Result<(u64, u64)> {
-        self.gate.run(|| {
+        self.inside.run(|| {
             let devices = fs::read_to_string("/proc/thread-self/net/dev")?;
             let snmp = fs::read_to_string("/proc/thread-self/net/snmp")?;
             let arrived = received_packets(&devices, INTERFACE)
@@ -150,7 +150,7 @@ fn send(peers: &mut Peers, uplink: u32, amount: Amount) -> Result<f64> {
     Ok(begin.elapsed().as_secs_f64())
 }
 
-/// The second column of an interface's line, after the octets.
+/// The second column of an interface's line, after the bytes.
 pub(crate) fn received_packets(devices: &str, interface: &str) -> Option<u64> {
     let (_, figures) = devices
         .lines()
@@ -183,7 +183,8 @@ mod tests {
 
     #[test]
     fn the_packets_of_the_ip_layer_are_found_by_name() {
-        let snmp = "Ip: Forwarding DefaultTTL InReceives InHdrErrors\nIp: 1 64 77 0\nIcmp: InMsgs\nIcmp: 5\n";
+        let snmp = "Ip: Forwarding DefaultTTL InReceives InHdrErrors\nIp: 1 64 77 0\n\
+                    Icmp: InMsgs\nIcmp: 5\n";
         assert_eq!(ip_in_receives(snmp), Some(77));
     }
 }

@@ -12,10 +12,10 @@ use aya::maps::{Map, MapData, PerCpuHashMap, PerCpuValues};
 use portcullis::lists::Compiled;
 
 use super::arena::{Arena, INTERFACE};
-use crate::gate::{Gate, Unlisted};
+use crate::attached::{AttachedFilter, Unlisted};
 use crate::peers::{Peers, Room};
 use crate::traffic::{Family, Sequence};
-use crate::verdicts::GATE;
+use crate::verdicts::PORTCULLIS;
 
 /// A contestant and where it stands. Dropping it takes all of it down.
 pub(super) struct Contestant {
@@ -28,7 +28,7 @@ pub(super) struct Contestant {
 }
 
 enum Hold {
-    Gate(Box<Gate>),
+    Filter(Box<AttachedFilter>),
     Other(#[expect(dead_code, reason = "held for as long as it is to be in place")] Box<dyn Any>),
 }
 
@@ -42,31 +42,35 @@ impl Contestant {
         }
     }
 
-    /// Puts lists in force that no packet has been held against; nothing for the peers, whose maps
-    /// stay as they are.
+    /// Puts lists in force that no packet has been checked against; nothing for the peers, whose
+    /// maps stay as they are.
     pub(super) fn renew(&mut self, lists: &Compiled) -> Result<()> {
         match &mut self.hold {
-            Hold::Gate(gate) => gate.update_lists(lists),
+            Hold::Filter(filter) => filter.update_lists(lists),
             Hold::Other(_) => Ok(()),
         }
     }
 }
 
-/// The filter; `watched`: while somebody reads its events.
+/// The filter; `watched`: while its events are read.
 pub(super) fn portcullis(
     lists: &Compiled,
     unlisted: Unlisted,
     watched: bool,
 ) -> Result<Contestant> {
     let arena = Arena::new()?;
-    let gate = Gate::attach(&arena.gate, &[INTERFACE], lists, unlisted)?;
+    let filter = AttachedFilter::attach(&arena.inside, &[INTERFACE], lists, unlisted)?;
     if watched {
-        gate.watch()?;
+        filter.watch()?;
     }
     Ok(Contestant {
-        name: if watched { "portcullis, watched" } else { GATE },
+        name: if watched {
+            "portcullis, watched"
+        } else {
+            PORTCULLIS
+        },
         limited_to: None,
-        hold: Hold::Gate(Box::new(gate)),
+        hold: Hold::Filter(Box::new(filter)),
         arena,
     })
 }
@@ -87,7 +91,7 @@ pub(super) fn program(
     for sequence in listed {
         peers.fill("fill_hash", *sequence)?;
     }
-    arena.gate.run(|| peers.attach(program, INTERFACE))??;
+    arena.inside.run(|| peers.attach(program, INTERFACE))??;
     Ok(Contestant::new(name, arena, peers))
 }
 
@@ -103,7 +107,7 @@ pub(super) fn nftables(
     // Without an XDP program of its own an interface takes such frames only if it batches them.
     succeed(
         arena
-            .gate
+            .inside
             .command("ethtool")
             .args(["-K", INTERFACE, "gro", "on"]),
     )?;
@@ -120,11 +124,13 @@ pub(super) fn nftables(
     }
     write!(
         file,
-        " }}\n }}\n chain ingress {{\n  type filter hook ingress device \"{INTERFACE}\" priority 0; policy {policy};\n  \
+        " }}\n }}\n chain ingress {{\n  \
+         type filter hook ingress device \"{INTERFACE}\" priority 0; \
+         policy {policy};\n  \
          ip saddr @listed drop\n }}\n}}\n"
     )?;
     file.into_inner()?;
-    succeed(arena.gate.command("nft").arg("-f").arg(&path))?;
+    succeed(arena.inside.command("nft").arg("-f").arg(&path))?;
     fs::remove_file(path)?;
     Ok(Contestant {
         limited_to: Some(listed.number),
@@ -160,16 +166,17 @@ impl XdpFilter {
     fn load(arena: &Arena, listed: Sequence, drop_unlisted: bool) -> Result<Self> {
         if Path::new(XDP_FILTER_PINS).exists() {
             bail!(
-                "xdp-filter is in use on this machine ({XDP_FILTER_PINS} exists): leave it out (--without xdp-filter)"
+                "xdp-filter is in use on this machine ({XDP_FILTER_PINS} exists): leave it out \
+                 (--without xdp-filter)"
             );
         }
-        let command = || arena.gate.command("xdp-filter");
+        let command = || arena.inside.command("xdp-filter");
         let policy = if drop_unlisted { "deny" } else { "allow" };
         succeed(command().args([
             "load", "-m", "native", "-f", "ipv4", "-p", policy, INTERFACE,
         ]))?;
         let loaded = Self {
-            namespace: arena.gate.path(),
+            namespace: arena.inside.path(),
         };
         let mut addresses = listed.ipv4().take(XDP_FILTER_MAX as usize);
         let first = addresses.next().context("no addresses")?;
@@ -195,7 +202,7 @@ impl Drop for XdpFilter {
         if let Err(error) = unloaded {
             eprintln!("xdp-filter was not unloaded: {error:#}");
         }
-        // What it leaves behind: an empty directory, or one that somebody else needs, which then
+        // What it leaves behind: an empty directory, or one that another program needs, which then
         // stays.
         let _ = fs::remove_dir(LIBXDP_PINS);
     }

@@ -22,11 +22,11 @@ use serde::Serialize;
 use self::arena::Amount;
 pub(crate) use self::arena::received_packets;
 use self::contestants::Contestant;
-use crate::gate::{self, Unlisted};
+use crate::attached::{self, Unlisted};
 use crate::traffic::{Family, Sequence};
 use crate::{Options, Peer};
 
-/// The program that everything is held against: an XDP program that drops whatever comes.
+/// The program that everything is compared with: an XDP program that drops every packet.
 pub(crate) const BARE: &str = "bare XDP_DROP";
 /// The kernel's own way.
 pub(crate) const NFTABLES: &str = "nftables ingress set";
@@ -34,7 +34,7 @@ pub(crate) const NFTABLES: &str = "nftables ingress set";
 /// Sources of the first flood.
 const SOURCES: u32 = 100_000;
 
-/// Entries of the smaller of the lists that random sources are held against.
+/// Entries of the smaller of the lists that random sources are checked against.
 const FEWER: u32 = 1_000_000;
 /// Entries of nftables' set when the sources are random: with ten million it would be filling for
 /// minutes.
@@ -65,7 +65,7 @@ impl Sources {
 
 /// What a kind of flood came to.
 #[derive(Debug, Serialize)]
-pub(crate) struct Outcome {
+pub(crate) struct FloodResult {
     pub(crate) sources: Sources,
     pub(crate) entries: u32,
     pub(crate) contestants: Vec<Figures>,
@@ -77,7 +77,8 @@ pub(crate) struct Figures {
     pub(crate) name: &'static str,
     /// How many of the sources or entries it was given, if not all.
     pub(crate) limited_to: Option<u32>,
-    /// Over sources that nobody has seen since the lists were put in force; only for random ones.
+    /// Over sources of which no packet has come since the lists were put in force; only for random
+    /// ones.
     pub(crate) first_pass: Option<Spread>,
     pub(crate) warm: Spread,
     /// The warm ones over those of [`BARE`] in the same round.
@@ -92,20 +93,20 @@ pub(crate) struct Turn {
     pub(crate) warm: f64,
 }
 
-impl Outcome {
+impl FloodResult {
     pub(crate) fn of(&self, name: &str) -> Option<&Figures> {
         self.contestants.iter().find(|figures| figures.name == name)
     }
 }
 
 /// All floods.
-pub(crate) fn run(options: &Options, directory: &Path) -> Result<Vec<Outcome>> {
+pub(crate) fn run(options: &Options, directory: &Path) -> Result<Vec<FloodResult>> {
     let with = |entries| {
         let listed = [
             Sequence::listed(Family::Ipv4, entries),
             Sources::Near.sequence(options),
         ];
-        (entries, listed, gate::compiled(&listed))
+        (entries, listed, attached::compiled(&listed))
     };
     let scene = |sources, (entries, listed, lists): &(u32, [Sequence; 2], Compiled)| {
         println!("flood, sources {sources:?}, {entries} entries: filling");
@@ -142,7 +143,7 @@ struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    fn run(&self) -> Result<Outcome> {
+    fn run(&self) -> Result<FloodResult> {
         let mut contestants = self.contestants()?;
         let mut rounds = Vec::new();
         for round in 1..=self.options.rounds() {
@@ -158,7 +159,7 @@ impl Scene<'_> {
             println!(" million/s");
             rounds.push(turns);
         }
-        Ok(Outcome {
+        Ok(FloodResult {
             sources: self.sources,
             entries: self.entries,
             contestants: figures(&contestants, &rounds),

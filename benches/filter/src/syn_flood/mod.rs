@@ -151,7 +151,7 @@ mod tests {
 
     use super::*;
 
-    /// How fast it is belongs into a bench; that everybody gets in has to hold on every machine.
+    /// How fast it is belongs into a bench; that every client gets in has to hold on every machine.
     /// The table is for the log.
     #[test]
     fn honest_clients_connect_beside_a_spoofed_flood_and_the_filter_answers_it() {

@@ -1,9 +1,9 @@
 //! A listener, its honest clients and a flood, in namespaces. The filter is on both links of the
-//! gate, and counts what the flood sends in the name of a client together with what the client
+//! listener, and counts what the flood sends in the name of a client together with what the client
 //! sends.
 //!
 //! ```text
-//!   world --- in [ gate: listener on port 25 ] clients --- honest
+//!   world --- in [ inside: listener on port 25 ] clients --- honest
 //! ```
 
 use std::fs;
@@ -21,9 +21,9 @@ use portcullis_benches::figures::Spread;
 use socket2::{Domain, Socket, Type};
 
 use super::{Defence, Names, Turn};
+use crate::attached::{AttachedFilter, Unlisted};
 use crate::cores::{self, Core};
 use crate::flood::received_packets;
-use crate::gate::{Gate, Unlisted};
 use crate::peers::{Peers, Room};
 use crate::traffic::{Family, Sequence, TARGET, TARGET_INTERFACE};
 
@@ -48,36 +48,36 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 pub(super) struct Scene {
     defence: Defence,
     // In the order in which they have to go.
-    filter: Option<Gate>,
+    filter: Option<AttachedFilter>,
     listener: Listener,
     flood: Peers,
     uplink: u32,
-    gate: Namespace,
+    inside: Namespace,
     world: Namespace,
     honest: Namespace,
 }
 
 impl Scene {
     pub(super) fn new(defence: Defence) -> Result<Self> {
-        let [gate, world, honest] = ["gate", "world", "honest"].map(Namespace::create);
-        let (gate, world, honest) = (gate?, world?, honest?);
-        gate.veth("in", &world, "out")?;
-        gate.veth("clients", &honest, "eth0")?;
-        gate.address("in", "198.18.0.1/24")?;
-        gate.address("clients", &format!("{TARGET}/24"))?;
+        let [inside, world, honest] = ["inside", "world", "honest"].map(Namespace::create);
+        let (inside, world, honest) = (inside?, world?, honest?);
+        inside.veth("in", &world, "out")?;
+        inside.veth("clients", &honest, "eth0")?;
+        inside.address("in", "198.18.0.1/24")?;
+        inside.address("clients", &format!("{TARGET}/24"))?;
         honest.address("eth0", &format!("{CLIENT}/24"))?;
-        set_up_gate(&gate)?;
+        set_up_inside(&inside)?;
         let mut flood = Peers::load(Family::Ipv4, Room::default(), false)?;
         let uplink = world.run(|| -> Result<u32> {
             // Takes the answers to the flood, and sends none.
             flood.attach("empty", "out")?;
             Ok(if_nametoindex("out")?)
         })??;
-        let listener = gate.run(Listener::start)??;
+        let listener = inside.run(Listener::start)??;
         let filter = match defence {
             Defence::Kernel => None,
-            Defence::Portcullis => Some(Gate::attach(
-                &gate,
+            Defence::Portcullis => Some(AttachedFilter::attach(
+                &inside,
                 &["in", "clients"],
                 &Default::default(),
                 Unlisted::Pass,
@@ -89,7 +89,7 @@ impl Scene {
             listener,
             flood,
             uplink,
-            gate,
+            inside,
             world,
             honest,
         })
@@ -144,7 +144,7 @@ impl Scene {
     /// Packets that have arrived from the world, and SYN cookies that the filter has sent.
     fn counts(&self) -> Result<(u64, u64)> {
         let devices = self
-            .gate
+            .inside
             .run(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
         let arrived = received_packets(&devices, "in").context("no interface in")?;
         let cookies = match &self.filter {
@@ -156,9 +156,9 @@ impl Scene {
 }
 
 /// Answers to sources anywhere go back to the world, with no question about who has them.
-fn set_up_gate(gate: &Namespace) -> Result<()> {
+fn set_up_inside(inside: &Namespace) -> Result<()> {
     let ip = |arguments: &[&str]| -> Result<()> {
-        let output = gate.command("ip").args(arguments).output()?;
+        let output = inside.command("ip").args(arguments).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success(),
@@ -182,7 +182,7 @@ fn set_up_gate(gate: &Namespace) -> Result<()> {
     ip(&["route", "add", "default", "via", "198.18.0.2"])?;
     // A veth gives frames to the stack one by one unless it is told to gather them, and drops what
     // was made by XDP if not.
-    let output = gate
+    let output = inside
         .command("ethtool")
         .args(["-K", "in", "gro", "on"])
         .output()?;
@@ -191,7 +191,7 @@ fn set_up_gate(gate: &Namespace) -> Result<()> {
         "ethtool: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    gate.run(|| -> io::Result<()> {
+    inside.run(|| -> io::Result<()> {
         for interface in ["all", "in", "default"] {
             fs::write(
                 format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter"),
@@ -269,7 +269,7 @@ fn connect() -> io::Result<()> {
     socket.connect_timeout(&SocketAddr::from((TARGET, 25)).into(), PATIENCE)
 }
 
-/// A listener that takes whoever comes, and lets go of them.
+/// A listener that takes every connection and closes it.
 struct Listener {
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,

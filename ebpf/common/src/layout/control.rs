@@ -1,4 +1,4 @@
-//! What the program looks at for nearly every packet.
+//! What the program reads for nearly every packet, in one map element.
 
 #[cfg(not(target_arch = "bpf"))]
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -6,26 +6,25 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::{Mode, Settings, VerdictKey};
 use crate::hash::spread;
 
-/// Hints of recent verdicts, a bit each: where there is none under the hash of a source, no verdict
-/// needs to be looked for. As many as there can be verdicts, so that with all of them a third of
-/// the other sources still need no look, and 32 KiB, so that they stay in the nearest caches of a
-/// processor under a flood from sources that never come again.
+/// Hints of recent verdicts, a bit each: a source whose hint is not set has no verdict. As many as
+/// there can be verdicts: with all of them a third of the other sources still need no lookup. In
+/// all 32 KiB, which stay in a core's first caches under a flood of sources that never come again.
 pub const VERDICT_HINTS: u32 = 1 << 18;
 
-/// A word that others change meanwhile. In the program it is no atomic one, because BPF's compiler
-/// knows no load of such; it is loaded whole all the same.
+/// A word that other processes may change at any time. Not an atomic in the program: the compiler
+/// has no atomic load for BPF, but loads it in one piece.
 #[cfg(not(target_arch = "bpf"))]
 #[repr(transparent)]
 pub struct Word(AtomicU64);
 
-/// A word that others change meanwhile, as the program has it.
+/// A word that userspace may change at any time, as the program reads it.
 #[cfg(target_arch = "bpf")]
 #[repr(transparent)]
 pub struct Word(core::cell::Cell<u64>);
 
 #[cfg(target_arch = "bpf")]
 impl Word {
-    /// What it is now.
+    /// Its value now.
     #[inline(always)]
     #[must_use]
     pub fn get(&self) -> u64 {
@@ -35,13 +34,13 @@ impl Word {
 
 #[cfg(not(target_arch = "bpf"))]
 impl Word {
-    /// What it is now.
+    /// Its value now.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// Changes all of it.
+    /// Writes it.
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::SeqCst);
     }
@@ -55,21 +54,21 @@ impl Word {
     }
 }
 
-/// What the program looks at for nearly every packet, in one place, because each look into a map
-/// costs some. Several processes write it while the program reads.
+/// What the program reads for nearly every packet, in one place, because each map lookup costs
+/// time. Several processes write it while the program reads.
 #[repr(C)]
 pub struct Control {
-    glance: Word,
-    /// Until when somebody reads the events, in nanoseconds of CLOCK_MONOTONIC; 0: nobody does.
+    packed_settings: Word,
+    /// Until when there is a reader of events, in nanoseconds of CLOCK_MONOTONIC; 0: there is none.
     pub reader_until_ns: Word,
-    /// Fills the line.
+    /// Fills the cache line.
     reserved: [u64; 6],
     hints: [Word; VERDICT_HINTS as usize / 64],
 }
 
 impl Control {
-    /// Whether there may be a recent verdict under this key. Most sources have none, and a look
-    /// into a hash costs as much as all the rest.
+    /// Whether there may be a recent verdict under this key. Most sources have none, and a lookup
+    /// in a hash costs as much as all the rest.
     #[inline(always)]
     #[must_use]
     pub fn may_be_recent(&self, key: &VerdictKey) -> bool {
@@ -77,7 +76,7 @@ impl Control {
         word.is_some_and(|word| word.get() & bit != 0)
     }
 
-    /// From now on a verdict is looked for under keys with this hint.
+    /// Has the program look for verdicts under keys with this hint.
     #[cfg(not(target_arch = "bpf"))]
     pub fn set_hint(&self, hint: u32) {
         if let (Some(word), bit) = self.hint(hint) {
@@ -85,7 +84,7 @@ impl Control {
         }
     }
 
-    /// From now on none is.
+    /// Has the program look for none under keys with this hint.
     #[cfg(not(target_arch = "bpf"))]
     pub fn clear_hint(&self, hint: u32) {
         if let (Some(word), bit) = self.hint(hint) {
@@ -98,68 +97,68 @@ impl Control {
         (self.hints.get(hint as usize / 64), 1 << (hint % 64))
     }
 
-    /// What of the settings nearly every packet needs.
+    /// The settings of the fast path.
     #[inline(always)]
     #[must_use]
-    pub fn glance(&self) -> Glance {
-        Glance(self.glance.get())
+    pub fn packed_settings(&self) -> PackedSettings {
+        PackedSettings(self.packed_settings.get())
     }
 
-    /// From now on this is seen.
+    /// Writes the settings of the fast path.
     #[cfg(not(target_arch = "bpf"))]
-    pub fn set_glance(&self, glance: Glance) {
-        self.glance.set(glance.0);
+    pub fn set_packed_settings(&self, settings: PackedSettings) {
+        self.packed_settings.set(settings.0);
     }
 }
 
-/// What of the settings nearly every packet needs, in a word that is read in one piece: whether the
-/// program enforces, whether it drops the unlisted, and the first port. Zero: look at the settings.
-/// It is zero while they are exchanged, so that both never say different things.
+/// The settings of the fast path, in a word that is read in one piece: the first port, and flags.
+///
+/// Userspace clears them while it exchanges the [`Settings`], so that no packet meets settings of
+/// both generations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
-pub struct Glance(pub u64);
+pub struct PackedSettings(u64);
 
-impl Glance {
-    const ENFORCES: u64 = 1 << 16;
-    const DROPS_UNLISTED: u64 = 1 << 17;
+impl PackedSettings {
+    const PORT: u64 = 0xffff;
+    const FAST_PATH: u64 = 1 << 16;
+    const DROP_UNLISTED: u64 = 1 << 17;
 
-    /// Nothing to be seen.
-    pub const NOTHING: Self = Self(0);
+    /// Every packet takes the slow path.
+    pub const SLOW_PATH_ONLY: Self = Self(0);
 
-    /// What a glance at these settings shows.
+    /// What the fast path needs of these settings. It is for a program that enforces.
     #[must_use]
-    pub fn at(settings: &Settings) -> Self {
-        let port = settings.ports[0];
-        if settings.mode() != Mode::Enforce || port == 0 {
-            return Self::NOTHING;
-        }
+    pub fn new(settings: &Settings) -> Self {
+        let (Mode::Enforce, Some(port)) = (settings.mode(), settings.ports().next()) else {
+            return Self::SLOW_PATH_ONLY;
+        };
         let unlisted = if settings.drop_unlisted() {
-            Self::DROPS_UNLISTED
+            Self::DROP_UNLISTED
         } else {
             0
         };
-        Self(Self::ENFORCES | unlisted | u64::from(port.to_be()))
+        Self(Self::FAST_PATH | unlisted | u64::from(port.to_be()))
     }
 
-    /// Whether what goes to this port, given as it lies in a packet, is to be judged, and what is
-    /// to be dropped dropped.
+    /// Whether the fast path may decide on packets to this port, given as it lies in a packet.
     #[inline(always)]
     #[must_use]
-    pub const fn enforces(self, port: u16) -> bool {
-        self.0 & (Self::ENFORCES | 0xffff) == Self::ENFORCES | port as u64
+    pub const fn filters(self, port: u16) -> bool {
+        self.0 & (Self::FAST_PATH | Self::PORT) == Self::FAST_PATH | port as u64
     }
 
     /// Whether a source on no list is dropped.
     #[inline(always)]
     #[must_use]
-    pub const fn drops_unlisted(self) -> bool {
-        self.0 & Self::DROPS_UNLISTED != 0
+    pub const fn drop_unlisted(self) -> bool {
+        self.0 & Self::DROP_UNLISTED != 0
     }
 }
 
-/// The number of the hint that belongs to a key. Whoever gives a verdict sets it, behind the
-/// verdict; it may stay when the verdict goes. One product, because whoever chooses addresses that
-/// share a hint has gained nothing: only a look more at each.
+/// The number of the hint that belongs to a key. Userspace sets it after it has added the verdict;
+/// it may stay when the verdict is removed. One product is enough: a sender who chooses addresses
+/// that share a hint gains nothing, each costs one lookup more.
 #[inline(always)]
 #[must_use]
 pub const fn hint(key: &VerdictKey) -> u32 {

@@ -1,6 +1,15 @@
-//! What an instance of the program is told of its interface, before it is loaded.
+//! What an instance of the program knows of its interface: a constant, set before it is loaded.
 
-use super::Role;
+/// What is behind an interface, and so which packets are dropped on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Role {
+    /// The outside: packets that come in are dropped by their source.
+    Edge = 0,
+    /// Customers: packets that go out pass only if their source or their destination is on a permit
+    /// list.
+    Customer = 1,
+}
 
 /// How the frames of an interface begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,15 +17,14 @@ use super::Role;
 pub enum LinkLayer {
     /// With an Ethernet header.
     Ethernet = 0,
-    /// With IPv4 or IPv6. What the program would send back goes no further than the driver.
+    /// With IPv4 or IPv6. The driver would lose frames that the program sends back.
     RawIp = 1,
-    /// With IPv4 or IPv6, on a TUN device: what the program sends back comes out of it.
+    /// With IPv4 or IPv6, on a TUN device, which takes frames that the program sends back.
     Tun = 2,
 }
 
-/// What an instance of the program is told of its interface, in one constant: the slot in the lower
-/// half, the [`Role`] above it, then the [`LinkLayer`]. No more than the slot: an edge with
-/// Ethernet.
+/// What an instance of the program knows of its interface, in one constant: the slot in the lower
+/// half, the [`Role`] above it, then the [`LinkLayer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct InterfaceConstant(pub u32);
@@ -26,13 +34,13 @@ impl InterfaceConstant {
     const ROLE: u32 = 16;
     const LINK_LAYER: u32 = 17;
 
-    /// What the program is told.
+    /// The constant of an interface.
     #[must_use]
     pub const fn new(slot: u32, role: Role, layer: LinkLayer) -> Self {
         Self(slot & Self::SLOT | (role as u32) << Self::ROLE | (layer as u32) << Self::LINK_LAYER)
     }
 
-    /// Where it counts.
+    /// The slot of its counters.
     #[inline(always)]
     #[must_use]
     pub const fn slot(self) -> u32 {
@@ -61,10 +69,10 @@ impl InterfaceConstant {
         }
     }
 
-    /// Whether it is an edge with Ethernet, and nothing else is to be minded.
+    /// Whether it is an edge with Ethernet.
     #[inline(always)]
     #[must_use]
-    pub const fn is_plain_edge(self) -> bool {
+    pub const fn is_ethernet_edge(self) -> bool {
         self.0 >> Self::ROLE == 0
     }
 }

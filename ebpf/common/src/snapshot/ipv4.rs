@@ -1,13 +1,13 @@
 //! IPv4: presence, the directory, cells and marks.
 //!
-//! Presence is a bit for each stretch of the addresses, a power of two of them, that has something
-//! in it. It stays in a processor's caches while the rest does not, so that a flood from addresses
-//! on no list rarely waits for memory: for a million entries all over IPv4 2 MiB do, a bit for each
-//! /24, for ten million it takes 4 MiB, a bit for each /25. The directory goes from the first /16
-//! that is on a list to the last; it has an entry of four octets for each /24: one mark for all of
-//! it, a lone address with its mark, two addresses of one list, or the line of a cell. A cell is a
-//! line: a bitmap of the addresses whose mark differs from that of the rest, and either the one
-//! mark that they all have, or where their marks begin, two octets each.
+//! Presence is a bit for each range of addresses, a power of two of them: set if the range is
+//! non-empty. It stays in a processor's caches while the rest does not, so that a flood from
+//! addresses on no list rarely waits for memory: for a million entries all over IPv4 2 MiB do, a
+//! bit for each /24, for ten million it takes 4 MiB, a bit for each /25. The directory goes from
+//! the first /16 that is on a list to the last; it has an entry of four bytes for each /24: one
+//! mark for all of it, a lone address with its mark, two addresses of one list, or the line of a
+//! cell. A cell is a line: a bitmap of the addresses whose mark differs from that of the rest, and
+//! either the one mark that they all have, or where their marks begin, two bytes each.
 
 use super::{FIRST_FREE, Field, Lines, Mark, WORDS};
 
@@ -41,9 +41,9 @@ pub fn ipv4<L: Lines + ?Sized>(lines: &L, address: u32) -> Mark {
     let Some(shift) = Field::PRESENCE_SHIFT.in_lines(lines) else {
         return Mark::NONE;
     };
-    let stretch = address.wrapping_shr(shift as u32) as usize;
-    let present = lines.fixed::<u64>(PRESENCE * WORDS + (stretch >> 6));
-    if present.is_none_or(|bits| bits >> (stretch & 63) & 1 == 0) {
+    let range = address.wrapping_shr(shift as u32) as usize;
+    let present = lines.fixed::<u64>(PRESENCE * WORDS + (range >> 6));
+    if present.is_none_or(|bits| bits >> (range & 63) & 1 == 0) {
         return Mark::NONE;
     }
     let Some(directory) = Field::DIRECTORY.in_lines(lines) else {

@@ -1,7 +1,7 @@
 //! IPv6: prefix lengths, pilots and slots.
 //!
 //! Prefixes up to /64 are hashed by their upper 64 bits and their length, and each has a slot for
-//! itself, because keys come in groups, and each group has a pilot: an octet that was chosen, when
+//! itself, because keys come in groups, and each group has a pilot: a byte that was chosen, when
 //! the snapshot was built, so that all keys of the group found a slot free (the idea of perfect
 //! hashing by displacement). There are three groups for each slot at least, so that most addresses
 //! on no list meet a group without keys, which has no pilot, and need no slot. Longer prefixes are
@@ -50,9 +50,8 @@ pub const fn short_key(salt: u64, upper: u64) -> u64 {
     upper ^ salt
 }
 
-/// The key of a longer prefix, as it is hashed. The halves meet behind a mix that nobody can
-/// foresee who does not know the seed: else one could choose addresses that collide under every
-/// seed.
+/// The key of a longer prefix, as it is hashed. The halves meet behind a mix that cannot be
+/// foreseen without the seed: else a sender could choose addresses that collide under every seed.
 #[inline(always)]
 #[must_use]
 pub const fn long_key(salt: u64, upper: u64, lower: u64) -> u64 {
@@ -85,7 +84,7 @@ pub const LONG: Table = Table {
 impl Table {
     /// By how much a hash is shifted to give the number of its group.
     pub const SHIFT: usize = 0;
-    /// Where its pilots begin, if all lines are taken for an array of octets.
+    /// Where its pilots begin, if all lines are taken for an array of bytes.
     pub const PILOTS: usize = 1;
     /// Where its slots begin, if all lines are taken for an array of slots.
     pub const SLOTS: usize = 2;
@@ -109,7 +108,7 @@ impl Table {
         }
     }
 
-    /// What tells equal prefixes of different lengths apart: the length in the lowest octet, and
+    /// What tells equal prefixes of different lengths apart: the length in the lowest byte, and
     /// bits that come of it and a seed.
     #[must_use]
     pub const fn salt(seed: u32, length: u32) -> u64 {
@@ -134,7 +133,7 @@ impl Table {
         (key.wrapping_mul(factor) >> (shift & 63)) as usize
     }
 
-    /// The slot that a pilot leads a key to; a number below another is had from a hash without a
+    /// The slot that a pilot leads a key to; a hash is scaled to a number of slots without a
     /// division (Lemire 2019). The pilots move a key all over the table: if they had only bits of
     /// their own to change, as in an XOR, the keys that agree in the others would have 256 slots
     /// among them, which at times are too few.
@@ -208,7 +207,7 @@ impl Length {
     }
 }
 
-/// That there are prefixes within the /64 of an address, which speak first.
+/// There are prefixes within the /64 of an address, and they decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deep;
 

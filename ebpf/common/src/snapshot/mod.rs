@@ -12,8 +12,10 @@
 //! line 0         the header
 //! lines 1-18     the head of the table of IPv6 prefixes up to /64
 //! lines 19-36    the head of the table of longer ones
-//! lines 37-52    the class of each list, four octets each: what the number in a mark means to the program
-//! from line 53   presence, directory, cells and marks (IPv4); pilots and slots (IPv6 up to /64); the same for longer prefixes
+//! lines 37-52    the class of each list, four bytes each: what the number in a mark means to the
+//!                program
+//! from line 53   presence, directory, cells and marks (IPv4); pilots and slots (IPv6 up to /64);
+//!                the same for longer prefixes
 //! ```
 
 mod ipv4;

@@ -1,6 +1,6 @@
 //! What the benches put beside the filter, and what makes their packets.
 //!
-//! The peers are what one would write first: a program that only drops, one that parses and drops,
+//! The peers are what an engineer would write first: a program that only drops, one that parses and drops,
 //! a hash map, an LPM trie. They read a frame in their own, short way (no VLAN tags, no extension
 //! headers), so that the filter is not measured against its own parser.
 //!
@@ -81,8 +81,8 @@ pub fn hash(context: XdpContext) -> u32 {
     };
     // SAFETY: nothing is removed from the maps while the program runs.
     let listed = match source {
-        Source::Ipv4(address) => unsafe { HASH_IPV4.get(address) }.is_some(),
-        Source::Ipv6([upper, _]) => unsafe { HASH_IPV6.get(upper) }.is_some(),
+        FrameSource::Ipv4(address) => unsafe { HASH_IPV4.get(address) }.is_some(),
+        FrameSource::Ipv6([upper, _]) => unsafe { HASH_IPV6.get(upper) }.is_some(),
     };
     if listed || DROP_UNLISTED.load() != 0 {
         dropped()
@@ -98,8 +98,8 @@ pub fn trie(context: XdpContext) -> u32 {
         return XDP_PASS;
     };
     let listed = match source {
-        Source::Ipv4(address) => TRIE_IPV4.get(&Key::new(32, address)).is_some(),
-        Source::Ipv6(address) => TRIE_IPV6.get(&Key::new(128, halves(address))).is_some(),
+        FrameSource::Ipv4(address) => TRIE_IPV4.get(&Key::new(32, address)).is_some(),
+        FrameSource::Ipv6(address) => TRIE_IPV6.get(&Key::new(128, halves(address))).is_some(),
     };
     if listed { dropped() } else { passed() }
 }
@@ -151,8 +151,8 @@ pub fn fill_hash(_context: XdpContext) -> u32 {
         return XDP_ABORTED;
     };
     let filled = match next {
-        Source::Ipv4(address) => HASH_IPV4.insert(address, 1, 0),
-        Source::Ipv6([upper, _]) => HASH_IPV6.insert(upper, 1, 0),
+        FrameSource::Ipv4(address) => HASH_IPV4.insert(address, 1, 0),
+        FrameSource::Ipv6([upper, _]) => HASH_IPV6.insert(upper, 1, 0),
     };
     filled.map_or(XDP_ABORTED, |()| XDP_PASS)
 }
@@ -164,21 +164,21 @@ pub fn fill_trie(_context: XdpContext) -> u32 {
         return XDP_ABORTED;
     };
     let filled = match next {
-        Source::Ipv4(address) => TRIE_IPV4.insert(&Key::new(32, address), 1, 0),
-        Source::Ipv6(address) => TRIE_IPV6.insert(&Key::new(64, halves(address)), 1, 0),
+        FrameSource::Ipv4(address) => TRIE_IPV4.insert(&Key::new(32, address), 1, 0),
+        FrameSource::Ipv6(address) => TRIE_IPV6.insert(&Key::new(64, halves(address)), 1, 0),
     };
     filled.map_or(XDP_ABORTED, |()| XDP_PASS)
 }
 
 /// A source as it lies in the packet.
-enum Source {
+enum FrameSource {
     Ipv4(u32),
     Ipv6([u64; 2]),
 }
 
 /// The source of a TCP segment to port 25.
 #[inline(always)]
-fn source(context: &XdpContext) -> Option<Source> {
+fn source(context: &XdpContext) -> Option<FrameSource> {
     match read::<u16>(context, 12)? {
         ETHERTYPE_IPV4 => {
             // The least header of both layers, so that the offsets before the port need no check of
@@ -187,12 +187,12 @@ fn source(context: &XdpContext) -> Option<Source> {
             let header = usize::from(read::<u8>(context, 14)? & 0x0f) * 4;
             let port: u16 = read(context, 14 + header + 2)?;
             let wanted = read::<u8>(context, 23)? == TCP && port == SMTP;
-            wanted.then_some(Source::Ipv4(read(context, 26)?))
+            wanted.then_some(FrameSource::Ipv4(read(context, 26)?))
         }
         ETHERTYPE_IPV6 => {
             let port: u16 = read(context, 56)?;
             let wanted = read::<u8>(context, 20)? == TCP && port == SMTP;
-            wanted.then_some(Source::Ipv6([read(context, 22)?, read(context, 30)?]))
+            wanted.then_some(FrameSource::Ipv6([read(context, 22)?, read(context, 30)?]))
         }
         _ => None,
     }
@@ -201,8 +201,8 @@ fn source(context: &XdpContext) -> Option<Source> {
 #[inline(always)]
 fn put_next_source(context: &XdpContext) -> Option<()> {
     match next()? {
-        Source::Ipv4(address) => write(context, 26, address),
-        Source::Ipv6([upper, _]) => write(context, 22, upper),
+        FrameSource::Ipv4(address) => write(context, 26, address),
+        FrameSource::Ipv6([upper, _]) => write(context, 22, upper),
     }
 }
 
@@ -215,7 +215,7 @@ static SYN: Array<[u32; 14], 1> = Array::new();
 #[inline(always)]
 fn put_next_client(context: &XdpContext) -> Option<()> {
     put_syn(context)?;
-    let Source::Ipv4(address) = next()? else {
+    let FrameSource::Ipv4(address) = next()? else {
         return None;
     };
     // From anywhere but the loopback and multicast.
@@ -263,7 +263,7 @@ fn complement(word: u32) -> u16 {
 
 /// The next source of the sequence.
 #[inline(always)]
-fn next() -> Option<Source> {
+fn next() -> Option<FrameSource> {
     let sequence = SEQUENCE.get_ptr_mut(0)?;
     // SAFETY: the verifier has seen that it is not null, and one CPU at a time uses it.
     let [next, first, number, kind] = unsafe { &mut *sequence };
@@ -275,9 +275,9 @@ fn next() -> Option<Source> {
     const IPV4: u32 = Kind::Ipv4 as u32;
     const IPV4_NEAR: u32 = Kind::Ipv4Near as u32;
     Some(match *kind {
-        IPV4 => Source::Ipv4(traffic::ipv4(place).to_be()),
-        IPV4_NEAR => Source::Ipv4(traffic::ipv4_near(place).to_be()),
-        _ => Source::Ipv6([traffic::ipv6(place).to_be(), 0]),
+        IPV4 => FrameSource::Ipv4(traffic::ipv4(place).to_be()),
+        IPV4_NEAR => FrameSource::Ipv4(traffic::ipv4_near(place).to_be()),
+        _ => FrameSource::Ipv6([traffic::ipv6(place).to_be(), 0]),
     })
 }
 

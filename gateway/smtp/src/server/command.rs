@@ -1,7 +1,7 @@
 //! The commands: one table, and a handler for each.
 
 use super::line::Frame;
-use super::{Abuse, Event, Failure, Owed, Phase, Session, Settings};
+use super::{Abuse, CommandError, Event, Failure, Owed, Phase, Session, Settings, Verb};
 use crate::data::{Decoder, Framing};
 use crate::envelope::{Mail, Rcpt};
 use crate::path::is_client_name;
@@ -11,6 +11,8 @@ use crate::reply::{EnhancedCode, Reply};
 pub(super) enum Handled<'a> {
     /// The session has answered it, or will when its chunk is over.
     Answered,
+    /// It is refused, and the reply is written.
+    Refused(Verb, CommandError, &'static Reply<'static>),
     /// It becomes an event for the caller.
     Event(Event<'a>),
     /// The caller gets another event first; the command stays in the input.
@@ -151,6 +153,16 @@ static RECIPIENTS: Reply<'static> = Reply::fixed(452, EnhancedCode(4, 5, 3), "To
 static NO_RECIPIENTS: Reply<'static> =
     Reply::fixed(554, EnhancedCode(5, 5, 1), "No valid recipients");
 
+const fn out_of_sequence(text: &'static str) -> Reply<'static> {
+    Reply::fixed(503, EnhancedCode(5, 5, 1), text)
+}
+static NO_SERVICE: Reply<'static> = out_of_sequence("No service here");
+static HELLO_FIRST: Reply<'static> = out_of_sequence("EHLO or HELO first");
+static TRANSACTION_OPEN: Reply<'static> = out_of_sequence("A transaction is open already");
+static CHUNKS_OPEN: Reply<'static> = out_of_sequence("BDAT was begun and goes on with BDAT");
+static MAIL_REFUSED: Reply<'static> = out_of_sequence("MAIL was refused");
+static MAIL_FIRST: Reply<'static> = out_of_sequence("MAIL first");
+
 impl Session {
     /// Handles one line, without CRLF.
     pub(super) fn command<'a>(
@@ -164,16 +176,14 @@ impl Session {
             .iter()
             .find(|c| verb.eq_ignore_ascii_case(c.verb.as_bytes()))
         else {
-            self.unknown(settings, verb, out);
+            let handled = self.unknown(settings, verb, out);
             self.must_wait |= !self.extended;
-            return Handled::Answered;
+            return handled;
         };
         let handled = if !command.phases.contains(&self.phase) {
-            self.out_of_sequence(settings, out);
-            Handled::Answered
+            self.out_of_sequence(settings, out)
         } else if !command.any_octets && !arguments.iter().all(|b| matches!(b, b' '..=b'~')) {
-            self.fail(settings, &NOT_PRINTABLE, out);
-            Handled::Answered
+            self.refuse_syntax(settings, &NOT_PRINTABLE, out)
         } else {
             (command.handler)(self, settings, arguments, out)
         };
@@ -190,30 +200,42 @@ impl Session {
         handled
     }
 
-    fn unknown(&mut self, settings: &Settings, verb: &[u8], out: &mut Vec<u8>) {
+    /// Refuses the arguments of a command that is neither MAIL nor RCPT.
+    fn refuse_syntax<'a>(
+        &mut self,
+        settings: &Settings,
+        reply: &'static Reply<'static>,
+        out: &mut Vec<u8>,
+    ) -> Handled<'a> {
+        self.fail(settings, reply, out);
+        Handled::Refused(Verb::Other, CommandError::Syntax, reply)
+    }
+
+    fn unknown<'a>(&mut self, settings: &Settings, verb: &[u8], out: &mut Vec<u8>) -> Handled<'a> {
         let is_http = HTTP_METHODS.iter().any(|method| verb == method.as_bytes());
         if is_http && self.phase == Phase::Greeted {
             self.abort(Abuse::Http, out);
-        } else {
-            self.fail(settings, &UNKNOWN, out);
+            return Handled::Answered;
         }
+        self.fail(settings, &UNKNOWN, out);
+        Handled::Refused(Verb::Other, CommandError::UnknownCommand, &UNKNOWN)
     }
 
     /// Answers 503. If an earlier command of the group failed, that is no error of the client.
-    fn out_of_sequence(&mut self, settings: &Settings, out: &mut Vec<u8>) {
-        let text = match self.phase {
-            Phase::Refused => "No service here",
-            Phase::Greeted => "EHLO or HELO first",
-            Phase::Envelope => "A transaction is open already",
-            Phase::BetweenChunks => "BDAT was begun and goes on with BDAT",
-            _ if self.failure.is_some() => "MAIL was refused",
-            _ => "MAIL first",
+    fn out_of_sequence<'a>(&mut self, settings: &Settings, out: &mut Vec<u8>) -> Handled<'a> {
+        let reply = match self.phase {
+            Phase::Refused => &NO_SERVICE,
+            Phase::Greeted => &HELLO_FIRST,
+            Phase::Envelope => &TRANSACTION_OPEN,
+            Phase::BetweenChunks => &CHUNKS_OPEN,
+            _ if self.failure.is_some() => &MAIL_REFUSED,
+            _ => &MAIL_FIRST,
         };
-        let reply = Reply::fixed(503, EnhancedCode(5, 5, 1), text);
         reply.write(out);
         if self.failure.is_none() {
             self.count_error(settings, out);
         }
+        Handled::Refused(Verb::Other, CommandError::Sequence, reply)
     }
 
     fn ehlo<'a>(
@@ -245,8 +267,7 @@ impl Session {
             .ok()
             .filter(|name| is_client_name(name))
         else {
-            self.fail(settings, &CLIENT_NAME, out);
-            return Handled::Answered;
+            return self.refuse_syntax(settings, &CLIENT_NAME, out);
         };
         // RFC 5321, 4.1.4: EHLO and HELO reset the session as RSET does.
         if self.in_transaction() {
@@ -270,22 +291,27 @@ impl Session {
         }
         self.failure = Some(Failure::Refused);
         match Mail::parse(arguments, self.dsn || settings.dsn) {
-            Err(reply) => self.fail(settings, reply, out),
+            Err(reply) => {
+                self.fail(settings, reply, out);
+                Handled::Refused(Verb::Mail, CommandError::of_arguments(reply), reply)
+            }
             Ok(mail)
                 if mail
                     .size
                     .is_some_and(|size| size > settings.message_size_max) =>
             {
                 SIZE.write(out);
+                // It is no error, but has a bound all the same (RFC 9422, 5 counts MAIL commands).
+                self.transactions = self.transactions.saturating_add(1);
+                Handled::Refused(Verb::Mail, CommandError::MessageSize, &SIZE)
             }
             Ok(mail) => {
                 self.failure = None;
                 self.smtputf8 = mail.smtputf8;
                 self.owed = Owed::Mail;
-                return Handled::Event(Event::Mail(mail));
+                Handled::Event(Event::Mail(mail))
             }
         }
-        Handled::Answered
     }
 
     fn rcpt<'a>(
@@ -295,15 +321,20 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Handled<'a> {
         match Rcpt::parse(arguments, self.smtputf8, self.dsn || settings.dsn) {
-            Err(reply) => self.fail(settings, reply, out),
-            Ok(_) if self.recipients >= settings.recipients_max => RECIPIENTS.write(out),
+            Err(reply) => {
+                self.fail(settings, reply, out);
+                Handled::Refused(Verb::Rcpt, CommandError::of_arguments(reply), reply)
+            }
+            Ok(_) if self.recipients >= settings.recipients_max => {
+                RECIPIENTS.write(out);
+                Handled::Refused(Verb::Rcpt, CommandError::Recipients, &RECIPIENTS)
+            }
             Ok(rcpt) => {
                 self.owed = Owed::Rcpt;
                 self.recipients_owed = 1;
-                return Handled::Event(Event::Rcpt(rcpt));
+                Handled::Event(Event::Rcpt(rcpt))
             }
         }
-        Handled::Answered
     }
 
     /// Handles one more RCPT while earlier ones wait for their answers. Any other command, and a
@@ -343,15 +374,15 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Handled<'a> {
         if !arguments.is_empty() {
-            self.fail(settings, &ARGUMENT, out);
+            self.refuse_syntax(settings, &ARGUMENT, out)
         } else if self.recipients == 0 {
             NO_RECIPIENTS.write(out);
+            Handled::Refused(Verb::Content, CommandError::NoRecipients, &NO_RECIPIENTS)
         } else {
             self.decoder = Decoder::new(Framing::Dots);
             self.owed = Owed::Data;
-            return Handled::Event(Event::Message);
+            Handled::Event(Event::Message)
         }
-        Handled::Answered
     }
 
     /// RFC 3030. If the chunk is refused, its length stays in `chunk_left`, and it is discarded.
@@ -367,6 +398,7 @@ impl Session {
         };
         self.chunk_left = size;
         self.chunk_last = last;
+        let mut handled = Handled::Answered;
         match (self.phase, self.failure) {
             (Phase::BetweenChunks, _) => self.phase = Phase::WithinChunk,
             (Phase::Envelope, _) if self.extended && self.recipients > 0 => {
@@ -374,14 +406,18 @@ impl Session {
                 self.owed = Owed::FirstChunk;
                 return Handled::Event(Event::Message);
             }
-            (Phase::Envelope, _) if self.extended => NO_RECIPIENTS.write(out),
+            (Phase::Envelope, _) if self.extended => {
+                NO_RECIPIENTS.write(out);
+                handled =
+                    Handled::Refused(Verb::Content, CommandError::NoRecipients, &NO_RECIPIENTS);
+            }
             (_, Some(Failure::Fault(fault))) => fault.reply().write(out),
-            _ => self.out_of_sequence(settings, out),
+            _ => handled = self.out_of_sequence(settings, out),
         }
         if last {
             self.failure = None;
         }
-        Handled::Answered
+        handled
     }
 
     fn rset<'a>(
@@ -391,8 +427,7 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Handled<'a> {
         if !arguments.is_empty() {
-            self.fail(settings, &ARGUMENT, out);
-            return Handled::Answered;
+            return self.refuse_syntax(settings, &ARGUMENT, out);
         }
         RESET_OK.write(out);
         self.failure = None;
@@ -409,12 +444,11 @@ impl Session {
         arguments: &'a [u8],
         out: &mut Vec<u8>,
     ) -> Handled<'a> {
-        if arguments.is_empty() {
-            BYE.write(out);
-            self.phase = Phase::Ending(None);
-        } else {
-            self.fail(settings, &ARGUMENT, out);
+        if !arguments.is_empty() {
+            return self.refuse_syntax(settings, &ARGUMENT, out);
         }
+        BYE.write(out);
+        self.phase = Phase::Ending(None);
         Handled::Answered
     }
 
@@ -430,10 +464,9 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Handled<'a> {
         if arguments.is_empty() {
-            self.fail(settings, &NO_ARGUMENT, out);
-        } else {
-            NOT_VERIFIED.write(out);
+            return self.refuse_syntax(settings, &NO_ARGUMENT, out);
         }
+        NOT_VERIFIED.write(out);
         Handled::Answered
     }
 
@@ -449,7 +482,7 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Handled<'a> {
         self.fail(settings, &NOT_IMPLEMENTED, out);
-        Handled::Answered
+        Handled::Refused(Verb::Other, CommandError::NotImplemented, &NOT_IMPLEMENTED)
     }
 }
 

@@ -50,11 +50,100 @@ pub enum Event<'a> {
     },
     /// RSET, or EHLO or HELO in a transaction: the transaction is over. No answer is owed.
     Reset,
+    /// The session has refused a command by itself, and the reply is written. No answer is owed.
+    Refused {
+        /// Which command it was.
+        verb: Verb,
+        /// What is wrong with it.
+        error: CommandError,
+        /// What the client was told.
+        reply: &'static Reply<'static>,
+    },
     /// The 221, or a 421 from the caller, is written. The caller closes when it is sent.
     Quit,
     /// The session ends because of what the client did. The reply, if any, is written. The caller
     /// closes when it is sent.
     Abort(Abuse),
+}
+
+/// What a refused command would have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Begun a transaction.
+    Mail,
+    /// Added a recipient to the transaction.
+    Rcpt,
+    /// Begun the content of the transaction: DATA, or the first BDAT.
+    Content,
+    /// Anything else, or any of these where it cannot come.
+    Other,
+}
+
+/// What is wrong with a command that the session refuses by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CommandError {
+    /// 501: an argument is malformed or missing.
+    Syntax,
+    /// 555: a parameter of MAIL or RCPT that is not offered.
+    Parameter,
+    /// 500: no such command.
+    UnknownCommand,
+    /// 500: longer than [`command_length_max`](super::Settings::command_length_max).
+    CommandLength,
+    /// 500: a line feed without a carriage return in the command line.
+    BareLineFeed,
+    /// 502: known and not offered.
+    NotImplemented,
+    /// 503: at a wrong time.
+    Sequence,
+    /// 452: [`recipients_max`](super::Settings::recipients_max) was reached.
+    Recipients,
+    /// 554: there is no recipient to send a message to.
+    NoRecipients,
+    /// 552: MAIL declares more than [`message_size_max`](super::Settings::message_size_max).
+    MessageSize,
+}
+
+impl CommandError {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Syntax,
+        Self::Parameter,
+        Self::UnknownCommand,
+        Self::CommandLength,
+        Self::BareLineFeed,
+        Self::NotImplemented,
+        Self::Sequence,
+        Self::Recipients,
+        Self::NoRecipients,
+        Self::MessageSize,
+    ];
+
+    /// A short name that does not change, for logs and metrics. What is also a
+    /// [fault](Fault::rule) of a message has the same name there.
+    #[must_use]
+    pub const fn rule(self) -> &'static str {
+        match self {
+            Self::Syntax => "syntax",
+            Self::Parameter => "parameter",
+            Self::UnknownCommand => "unknown-command",
+            Self::CommandLength => "command-length",
+            Self::BareLineFeed => "bare-lf",
+            Self::NotImplemented => "not-implemented",
+            Self::Sequence => "sequence",
+            Self::Recipients => "recipients",
+            Self::NoRecipients => "no-recipients",
+            Self::MessageSize => "message-size",
+        }
+    }
+
+    /// What a reply says that refuses the arguments of a command.
+    pub(super) const fn of_arguments(reply: &Reply<'_>) -> Self {
+        match reply.code {
+            555 => Self::Parameter,
+            _ => Self::Syntax,
+        }
+    }
 }
 
 /// Which limit a refusal of the caller counts toward. A refusal of the session itself is an error
@@ -90,6 +179,17 @@ pub enum Abuse {
 }
 
 impl Abuse {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::EarlyTalker,
+        Self::PipeliningViolation,
+        Self::TooManyErrors,
+        Self::TooManyUnknownRecipients,
+        Self::TooManyTransactions,
+        Self::ChunkSize,
+        Self::Http,
+    ];
+
     /// A short, stable name for logs, metrics and configuration.
     #[must_use]
     pub const fn rule(self) -> &'static str {

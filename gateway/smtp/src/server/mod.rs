@@ -20,7 +20,7 @@ mod event;
 mod line;
 mod settings;
 
-pub use event::{Abuse, Blame, Event, Step};
+pub use event::{Abuse, Blame, CommandError, Event, Step, Verb};
 pub use settings::{LongLines, Settings};
 
 use crate::data::{Decoder, Fault, Framing};
@@ -387,19 +387,32 @@ impl Session {
     ) -> (usize, Option<Event<'a>>) {
         let (used, frame) = self.framer.next(settings.command_length_max, input);
         match frame {
-            Frame::NeedInput => return (used, Some(Event::NeedInput)),
-            Frame::RefusedLineEnd => return (used, None),
+            Frame::NeedInput => (used, Some(Event::NeedInput)),
+            Frame::RefusedLineEnd => (used, None),
             Frame::Line(line) => match self.command(settings, line, out) {
-                Handled::Answered => {}
-                Handled::Event(event) => {
-                    return (used, Some(event));
+                Handled::Answered => (used, None),
+                Handled::Event(event) => (used, Some(event)),
+                Handled::Refused(verb, error, reply) => {
+                    let refused = Event::Refused { verb, error, reply };
+                    (used, Some(refused))
                 }
-                Handled::NotYet(event) => return (0, Some(event)),
+                Handled::NotYet(event) => (0, Some(event)),
             },
-            Frame::TooLong => self.fail_framing(settings, &LINE_TOO_LONG, out),
-            Frame::BareLineFeed => self.fail_framing(settings, &BARE_LINE_FEED, out),
+            Frame::TooLong => {
+                let error = CommandError::CommandLength;
+                (
+                    used,
+                    Some(self.fail_framing(settings, error, &LINE_TOO_LONG, out)),
+                )
+            }
+            Frame::BareLineFeed => {
+                let error = CommandError::BareLineFeed;
+                (
+                    used,
+                    Some(self.fail_framing(settings, error, &BARE_LINE_FEED, out)),
+                )
+            }
         }
-        (used, None)
     }
 
     /// Updates the state after an answer was written.
@@ -459,9 +472,20 @@ impl Session {
     }
 
     /// Answers a line with a framing error.
-    fn fail_framing(&mut self, settings: &Settings, reply: &Reply<'_>, out: &mut Vec<u8>) {
+    fn fail_framing(
+        &mut self,
+        settings: &Settings,
+        error: CommandError,
+        reply: &'static Reply<'static>,
+        out: &mut Vec<u8>,
+    ) -> Event<'static> {
         self.fail(settings, reply, out);
         self.must_wait |= !self.extended;
+        Event::Refused {
+            verb: Verb::Other,
+            error,
+            reply,
+        }
     }
 
     fn count_error(&mut self, settings: &Settings, out: &mut Vec<u8>) {

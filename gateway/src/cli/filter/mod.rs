@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use portcullis::config::{Config, FilterMode, PIN_PATH};
 use portcullis::control::interfaces::{PINS_ARE_PRIVATE, unconfigured};
-use portcullis::control::lists::hold_against_last;
+use portcullis::control::lists::{self, Started};
 use portcullis::filter::{self, Filter};
 use portcullis::printable::printable;
 
@@ -120,17 +120,17 @@ fn without_lists(file: &Path) -> Result<portcullis::config::Filter, ExitCode> {
 /// The `[filter]` of a configuration, and the whole configuration, for its lists.
 fn settings(
     file: &Path,
-) -> Result<(portcullis::config::Filter, portcullis::config::Config), ExitCode> {
+) -> Result<(portcullis::config::Filter, portcullis::config::Pending), ExitCode> {
     let config = ConfigFile {
         config: Some(file.to_owned()),
     };
-    let config = config.load_for_filter()?;
-    let settings = config.filter.clone().ok_or_else(|| {
+    let pending = config.read_for_start()?;
+    let settings = pending.config.filter.clone().ok_or_else(|| {
         let code = no_filter(file);
-        warn_of_unconfigured(&config);
+        warn_of_unconfigured(&pending.config);
         code
     })?;
-    Ok((settings, config))
+    Ok((settings, pending))
 }
 
 fn no_filter(file: &Path) -> ExitCode {
@@ -175,16 +175,16 @@ fn failed(error: &filter::Error, config: Option<&Path>) -> ExitCode {
 }
 
 fn attach(args: &AttachArgs) -> Result<ExitCode, ExitCode> {
-    let (settings, mut config) = settings(&args.config)?;
+    let (settings, pending) = settings(&args.config)?;
+    let Started { config, errors } = lists::start(pending).map_err(|errors| {
+        eprintln!("{errors}");
+        ExitCode::FAILURE
+    })?;
     for warning in &config.warnings {
         eprintln!("warning: {warning}");
     }
-    let notes = hold_against_last(&mut config);
-    for line in &notes.errors {
+    for line in &errors {
         eprintln!("portcullis filter: {line}");
-    }
-    for line in &notes.warnings {
-        eprintln!("warning: {line}");
     }
     if settings.mode == FilterMode::Off {
         eprintln!(

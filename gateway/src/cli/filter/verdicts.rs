@@ -58,9 +58,9 @@ enum Command {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 With --why the command also asks the gate that holds the filter, at its admin endpoint, which
-sources it has refused for a DNS list: how often, since when, for which lists, and until when the
-filter drops them. The gate remembers the last 16384 since its start; with --json there are two
-arrays, `verdicts` and `refusals`. Other refusals are only in its log.")]
+sources it has refused: how often, since when, by which rules (DNS lists, reject lists, relaying,
+limits), and until when the filter drops them, or why it does not. The gate remembers the last
+16384 since its start; with --json there are two arrays, `verdicts` and `refusals`.")]
 struct ListArgs {
     #[command(flatten)]
     place: Place,

@@ -8,12 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use portcullis::config::Config;
 use portcullis::control::lists;
-use portcullis::lists::entries::Entries;
-use portcullis::lists::file::{self, About, Fault, Stored};
-use portcullis::lists::format::{Format, Reading};
-use portcullis::lists::guard::{self, Growth, GrowthLimits};
-use portcullis::lists::source::{Finding, Findings, Source};
-use portcullis::lists::{Compiled, Covered, List, ListAction, Memory};
+use portcullis::lists::file::{self, About, Stored};
+use portcullis::lists::format::{Format, Progress, Reading};
+use portcullis::lists::source::{FileFinding, FileFindings, ListSource, Sources};
+use portcullis::lists::{Before, Compiled, LISTS_MAX, ListAction, Placed, ReadObserver, Refusal};
 use serde::Serialize;
 
 use super::super::progress::Bar;
@@ -21,14 +19,11 @@ use super::super::table::Table;
 use super::super::{EXIT_USAGE, finished};
 use super::settings;
 
-/// The most lists that a snapshot can tell apart.
-const LISTS_MAX: usize = 256;
-
 /// Arguments of `portcullis lists compile`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A line that cannot be read is skipped and counted, and the first ten are shown. A list that came out
-empty, or lost more entries than lists.shrink_max allows since the last compile, is refused, and the
+An invalid line is skipped and counted, and the first ten are shown. A list that came out empty, or
+lost more entries than lists.shrink_max allows since the last compile, is refused, and the
 snapshot that is there stays: the file may have been cut off on its way. So is a drop or reject list
 that would newly cover more of all addresses than lists.grow_max allows, or a local network, an
 address of the gate, a next hop or a name server of the configuration.
@@ -54,13 +49,19 @@ pub(super) struct Args {
     )]
     config: Option<PathBuf>,
     /// A list, in place of those of a configuration; may be given more than once
-    #[arg(long, value_name = "NAME=ACTION:FORMAT:FILE", value_parser = source, conflicts_with = "config", requires = "output")]
-    list: Vec<Source>,
+    #[arg(
+        long,
+        value_name = "NAME=ACTION:FORMAT:FILE",
+        value_parser = source,
+        conflicts_with = "config",
+        requires = "output"
+    )]
+    list: Vec<ListSource>,
     /// Where to write the snapshot; without this, to lists.snapshot in the state_dir of the
     /// configuration
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// A line that cannot be read is an error
+    /// An invalid line is an error
     #[arg(long)]
     strict: bool,
     /// Take a list that lost more than it may, or would newly cover more
@@ -72,7 +73,7 @@ pub(super) struct Args {
 }
 
 /// A list as the command line has it.
-fn source(text: &str) -> Result<Source, String> {
+fn source(text: &str) -> Result<ListSource, String> {
     let parts = text.split_once('=').and_then(|(name, rest)| {
         let (action, rest) = rest.split_once(':')?;
         let (format, file) = rest.split_once(':')?;
@@ -81,9 +82,10 @@ fn source(text: &str) -> Result<Source, String> {
     let Some((name, action, format, file)) = parts else {
         return Err("write NAME=ACTION:FORMAT:FILE, such as zone=drop:cidr:zone.netset".to_owned());
     };
-    let actions = [ListAction::Drop, ListAction::Reject, ListAction::Permit];
-    let action = actions.into_iter().find(|known| known.as_str() == action);
-    Ok(Source {
+    let action = ListAction::ALL
+        .into_iter()
+        .find(|known| known.as_str() == action);
+    Ok(ListSource {
         name: name.to_owned(),
         action: action.ok_or("the action can be drop, reject or permit")?,
         format: Format::named(format).ok_or_else(|| {
@@ -92,7 +94,6 @@ fn source(text: &str) -> Result<Source, String> {
         })?,
         file: file.into(),
         strict: false,
-        stamp: None,
     })
 }
 
@@ -138,8 +139,8 @@ struct Bad {
 }
 
 impl Row {
-    fn of(source: &Source, reading: &Reading) -> Row {
-        let bad = reading.bad_lines.iter();
+    fn of(source: &ListSource, reading: &Reading) -> Row {
+        let bad = reading.invalid_lines.iter();
         Row {
             name: source.name.clone(),
             action: source.action.as_str(),
@@ -152,7 +153,7 @@ impl Row {
             masked: reading.masked,
             excluded: reading.excluded,
             skipped: reading.skipped,
-            refused: reading.bad_line_count,
+            refused: reading.invalid_line_count,
             incomplete: reading.incomplete,
             bad_lines: bad
                 .map(|bad| Bad {
@@ -165,23 +166,23 @@ impl Row {
     }
 }
 
-/// Reads, compiles, writes.
+/// Reads, checks, places, writes: the way of all lists into force, with a file at its end.
 pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
     let begun = Instant::now();
     let Wanted {
-        mut sources,
+        sources,
         output,
         config,
     } = what(args)?;
-    let shrink_max = (config.as_ref()).map_or(guard::SHRINK_MAX, |config| config.lists.shrink_max);
-    let mut bar = Bar::new();
-    let (rows, lists) = read_all(&mut sources, args.strict, &mut bar)?;
-    let described: Vec<List> = lists.iter().map(|(list, _)| list.clone()).collect();
-    let covered: Vec<Covered> = (lists.iter().map(|(_, entries)| Covered::of(entries))).collect();
-    let last = last_compile(&output);
-    let losses = match &last {
-        Some(last) if !args.force => guard::losses(&last.about().lists, &described, shrink_max),
-        _ => Vec::new(),
+    let guard = config.as_ref().map(lists::guard).unwrap_or_default();
+    let mut reading = Told::new();
+    let read = sources.read(args.strict, &mut reading).read;
+    let Told { rows, mut bar } = reading;
+    let read = read.ok_or(ExitCode::FAILURE)?.forced(args.force);
+    bar.say("settling overlaps");
+    let checked = match last_compile(&output) {
+        None => Ok(read.first(&guard)),
+        Some(last) => read.check(&guard, &Before::Kept(&last)),
     };
     let mut report = Report {
         written: false,
@@ -189,30 +190,28 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
         octets: 0,
         seconds: 0.0,
         lists: rows,
-        losses: losses.iter().map(ToString::to_string).collect(),
+        losses: Vec::new(),
         growths: Vec::new(),
     };
-    if losses.is_empty() {
-        bar.say("settling overlaps");
-        let compiled = Compiled::build(lists, Memory::private);
-        bar.clear();
-        for doubt in config
-            .iter()
-            .flat_map(|config| config.list_doubts(&compiled))
-        {
-            eprintln!("warning: {doubt}");
-        }
-        let growths = growths(last, &compiled, &covered, config.as_ref(), args.force);
-        report.growths = growths.iter().map(ToString::to_string).collect();
-        if growths.is_empty() {
+    let refusal = match checked {
+        Ok(checked) => {
+            let placed = checked.place(None).map_err(|error| failed(&error))?;
+            bar.clear();
+            tell_doubts(&placed, config.as_ref());
             bar.say("writing the snapshot");
+            let compiled = &placed.compiled;
             report.octets = compiled.filtered.size() + compiled.rejected.size();
-            let written = write(&report.output, &compiled, args.force);
+            let written = write(&report.output, compiled, args.force);
             bar.clear();
             written?;
             report.written = true;
+            Refusal::default()
         }
-    }
+        Err(refusal) => refusal,
+    };
+    bar.clear();
+    report.losses = refusal.losses.iter().map(ToString::to_string).collect();
+    report.growths = refusal.growths.iter().map(ToString::to_string).collect();
     report.seconds = begun.elapsed().as_secs_f64();
     let mut stdout = io::stdout().lock();
     let printed = if args.json {
@@ -226,13 +225,25 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
     if report.written {
         return Ok(code);
     }
-    tell_refused(&report);
+    tell_refused(&refusal, &report.output);
     Err(ExitCode::FAILURE)
+}
+
+fn failed(error: &file::Error) -> ExitCode {
+    eprintln!("portcullis lists: {error}");
+    ExitCode::FAILURE
+}
+
+fn tell_doubts(placed: &Placed, config: Option<&Config>) {
+    let doubts = config.map(|config| config.list_doubts(&placed.compiled));
+    for doubt in doubts.iter().flatten().chain(&placed.warnings) {
+        eprintln!("warning: {doubt}");
+    }
 }
 
 /// What is to be compiled.
 struct Wanted {
-    sources: Vec<Source>,
+    sources: Sources,
     output: PathBuf,
     /// Where the lists come from, if not from the command line.
     config: Option<Config>,
@@ -247,14 +258,14 @@ fn what(args: &Args) -> Result<Wanted, ExitCode> {
         None => (args.list.clone(), PathBuf::new(), None),
         Some(path) => {
             let config = settings(path)?;
-            if let Some(snapshot) = &config.lists.snapshot {
+            if let Some(snapshot) = config.lists.sources.snapshot() {
                 return Err(wrong(format!(
                     "{} loads {}, and has no [[list]] that could be compiled",
                     path.display(),
                     snapshot.display()
                 )));
             }
-            let sources = config.lists.sources.clone();
+            let sources = config.lists.sources.lists().to_vec();
             (sources, config.saved_lists(), Some(config))
         }
     };
@@ -267,65 +278,61 @@ fn what(args: &Args) -> Result<Wanted, ExitCode> {
         _ if sources.len() > LISTS_MAX => Err(wrong(format!("more than {LISTS_MAX} lists"))),
         Some((_, name)) => Err(wrong(format!("the list \"{name}\" is named twice"))),
         None => Ok(Wanted {
-            sources,
+            sources: Sources::Files(sources),
             output: args.output.clone().unwrap_or(saved),
             config,
         }),
     }
 }
 
-type Lists = Vec<(List, Entries)>;
+/// What is told while the files are read.
+struct Told {
+    bar: Bar,
+    rows: Vec<Row>,
+}
 
-/// Reads all files, and tells what is wrong with any.
-fn read_all(
-    sources: &mut [Source],
-    strict: bool,
-    bar: &mut Bar,
-) -> Result<(Vec<Row>, Lists), ExitCode> {
-    let (mut rows, mut lists, mut failed) = (Vec::new(), Vec::new(), false);
-    for source in sources {
-        let size = source.file.metadata().map_or(0, |metadata| metadata.len());
-        let name = source.name.clone();
-        let read = source.read(|progress| bar.show(&name, progress, size));
-        bar.clear();
-        match read {
-            Err(error) => {
-                eprintln!(
-                    "{}: cannot read the list \"{name}\": {error}",
-                    source.file.display()
-                );
-                failed = true;
-            }
-            Ok(reading) => {
-                failed |= !tell(source, &reading, strict || source.strict);
-                rows.push(Row::of(source, &reading));
-                lists.push((List::of(source, &reading), reading.entries));
-            }
+impl Told {
+    fn new() -> Self {
+        Self {
+            bar: Bar::new(),
+            rows: Vec::new(),
         }
-    }
-    if failed {
-        Err(ExitCode::FAILURE)
-    } else {
-        Ok((rows, lists))
     }
 }
 
-/// Tells what is wrong with a list; whether it can be used.
-fn tell(source: &Source, reading: &Reading, strict: bool) -> bool {
-    let findings = Findings::of(reading, strict);
+impl ReadObserver for Told {
+    fn progress(&mut self, source: &ListSource, progress: Progress) {
+        let size = source.file.metadata().map_or(0, |metadata| metadata.len());
+        self.bar.show(&source.name, progress, size);
+    }
+
+    fn read(&mut self, source: &ListSource, reading: &Reading, found: &FileFindings) {
+        self.bar.clear();
+        tell(source, reading, found);
+        self.rows.push(Row::of(source, reading));
+    }
+
+    fn unreadable(&mut self, _: usize, _: &Path, why: String) {
+        self.bar.clear();
+        eprintln!("portcullis lists: {why}");
+    }
+}
+
+/// Tells what is wrong with a list.
+fn tell(source: &ListSource, reading: &Reading, findings: &FileFindings) {
     let file = source.file.display();
     for bad in reading
-        .bad_lines
+        .invalid_lines
         .iter()
         .filter(|_| findings.faults.is_empty())
     {
         eprintln!("{file}:{}: skipped: {}: {}", bad.line, bad.reason, bad.text);
     }
-    let more = reading.bad_line_count - reading.bad_lines.len() as u64;
+    let more = reading.invalid_line_count - reading.invalid_lines.len() as u64;
     if more > 0 && findings.faults.is_empty() {
         eprintln!("{file}: {more} more lines are skipped");
     }
-    let of_file = |finding: &&Finding| finding.line.is_none();
+    let of_file = |finding: &&FileFinding| finding.line.is_none();
     for doubt in findings.doubts.iter().filter(of_file) {
         eprintln!("{file}: {}", doubt.message);
     }
@@ -338,7 +345,6 @@ fn tell(source: &Source, reading: &Reading, strict: bool) -> bool {
             eprintln!("      = {advice}");
         }
     }
-    findings.faults.is_empty()
 }
 
 /// The snapshot that is there. One of another version has nothing to compare with.
@@ -346,70 +352,24 @@ fn last_compile(output: &Path) -> Option<Stored> {
     if is_device(output) {
         return None;
     }
-    match Stored::open(output) {
-        Ok(last) => Some(last),
-        Err(file::Error {
-            fault: Fault::Io(_),
-            ..
-        }) => None,
-        Err(error) => {
-            eprintln!("warning: {error}; nothing is known of the lists before");
-            None
-        }
-    }
+    Stored::open_last(output).unwrap_or_else(|error| {
+        eprintln!("warning: {error}; nothing is known of the lists before");
+        None
+    })
 }
 
-/// What lists would newly cover against the snapshot that is there, and may not. Without one, what
-/// they cover is told.
-fn growths(
-    last: Option<Stored>,
-    compiled: &Compiled,
-    covered: &[Covered],
-    config: Option<&Config>,
-    force: bool,
-) -> Vec<Growth> {
-    let grow_max = config.map_or(guard::GROW_MAX, |config| config.lists.grow_max);
-    let protected = config.map(lists::protected).unwrap_or_default();
-    let limits = GrowthLimits {
-        grow_max,
-        protected: &protected,
-        covered: Some(covered),
-    };
-    let Some(last) = last else {
-        for told in guard::unknown_before(compiled, &limits) {
-            eprintln!("warning: {told}");
-        }
-        return Vec::new();
-    };
-    if force || !limits.may_be_passed(compiled) {
-        return Vec::new();
+fn tell_refused(refusal: &Refusal, output: &Path) {
+    for line in refusal.lines() {
+        eprintln!("portcullis lists: {line}");
     }
-    match last.load(Memory::private) {
-        Ok(before) => guard::growths(&before, compiled, &limits),
-        Err(error) => {
-            eprintln!("warning: {error}; nothing is known of what the lists covered before");
-            Vec::new()
-        }
-    }
-}
-
-fn tell_refused(report: &Report) {
-    for loss in &report.losses {
-        eprintln!(
-            "portcullis lists: {loss} lost more than lists.shrink_max allows; is the file whole?"
-        );
-    }
-    for growth in &report.growths {
-        eprintln!("portcullis lists: {growth}; is the file right?");
-    }
-    let what = if report.growths.is_empty() {
+    let what = if refusal.growths.is_empty() {
         "loss"
     } else {
         "growth"
     };
     eprintln!(
         "{} stays as it was; if the {what} is meant, say --force",
-        report.output.display()
+        output.display()
     );
 }
 
@@ -435,7 +395,8 @@ fn write(output: &Path, compiled: &Compiled, forced: bool) -> Result<(), ExitCod
             && !directory.exists()
         {
             eprintln!(
-                "there is no directory {0}: `install -d -m 750 -o USER {0}` makes it, with the user of the gate, and so \
+                "there is no directory {0}: `install -d -m 750 -o USER {0}` makes it, with the \
+                 user of the gate, and so \
                  does a start of the gate that has it as its state_dir; -o names another file",
                 directory.display()
             );

@@ -62,7 +62,7 @@ fn settings(path: &Path) -> Result<Config, ExitCode> {
 
 /// Where a gate keeps its snapshot: the one that it loads, or that of the last compile.
 fn snapshot_of(config: &Config) -> PathBuf {
-    let given = config.lists.snapshot.clone();
+    let given = config.lists.sources.snapshot().map(Path::to_owned);
     given.unwrap_or_else(|| config.saved_lists())
 }
 

@@ -1,5 +1,5 @@
-//! What is counted of DNS lists and told about them: answers by zone and by what they meant, what
-//! was not asked, which zones are in use, and which name servers answer for them.
+//! What is counted of DNS lists and reported about them: answers by zone and by what they meant,
+//! what was not asked, which zones are in use, and which name servers answer for them.
 //!
 //! Answers from the cache are counted apart: by zone stands what a zone really said, so that one
 //! that has fallen silent shows.
@@ -48,7 +48,7 @@ struct Answering {
     failures: u64,
 }
 
-/// DNS lists, as they are told about.
+/// DNS lists, as they are reported.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub(in crate::control) struct Dnsbl {
     pub(in crate::control) zones: Vec<Zone>,
@@ -66,7 +66,7 @@ pub(in crate::control) struct Zone {
     pub(in crate::control) listed: u64,
     pub(in crate::control) not_listed: u64,
     pub(in crate::control) silent: u64,
-    /// Answers that never count: an error told by the list's operator, or an address that no list
+    /// Answers that never count: an error of the list's operator, or an address that no list
     /// gives.
     pub(in crate::control) ignored: u64,
     /// Whether what it says about IPv4 addresses counts.
@@ -156,8 +156,8 @@ impl Counts {
         self.outstanding.store(sources as u64, Ordering::Relaxed);
     }
 
-    /// What was counted so far.
-    pub(in crate::control) fn told(&self) -> Dnsbl {
+    /// What was counted so far; `unasked` were one too many before they came here.
+    pub(in crate::control) fn snapshot(&self, unasked: u64) -> Dnsbl {
         let zones = self.zones.lock().unwrap_or_else(PoisonError::into_inner);
         Dnsbl {
             zones: zones
@@ -171,17 +171,17 @@ impl Counts {
                     ipv4: known.ipv4,
                     ipv6: known.ipv6,
                     lists_test_entry: known.test_entry,
-                    servers: known.servers.iter().map(told).collect(),
+                    servers: known.servers.iter().map(server).collect(),
                 })
                 .collect(),
             cache_hits: self.cache_hits.load(Ordering::Relaxed),
             outstanding: self.outstanding.load(Ordering::Relaxed),
-            unasked: self.unasked.load(Ordering::Relaxed),
+            unasked: unasked + self.unasked.load(Ordering::Relaxed),
         }
     }
 }
 
-fn told((server, known): (&SocketAddr, &Answering)) -> Server {
+fn server((server, known): (&SocketAddr, &Answering)) -> Server {
     Server {
         server: *server,
         answers: known.answers,

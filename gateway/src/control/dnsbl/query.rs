@@ -35,7 +35,7 @@ const ADDRESSES_MAX: usize = 32;
 
 /// A question for the IPv4 addresses of a name.
 #[derive(Debug)]
-pub(super) struct Question {
+pub(super) struct DnsQuery {
     id: u16,
     query: Query,
     octets: Vec<u8>,
@@ -43,7 +43,7 @@ pub(super) struct Question {
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answered {
+pub(super) struct DnsAnswer {
     /// None: there is no such name, or it has no address.
     pub(super) addresses: Vec<Ipv4Addr>,
     /// How long it may be remembered (RFC 2308 section 5 for an answer that there is nothing).
@@ -59,7 +59,7 @@ pub(super) enum QueryError {
     Silent,
     /// It says that it cannot or does not want to answer.
     Code(ResponseCode),
-    /// It refers to other servers: it does not have the zone, and asks nobody.
+    /// It refers to other servers: it does not have the zone, and does not recurse.
     Referral,
     /// What it sent is no answer that could be read.
     Broken(&'static str),
@@ -96,7 +96,7 @@ fn mnemonic(code: ResponseCode) -> String {
     }
 }
 
-impl Question {
+impl DnsQuery {
     /// The question for a name; `None` if that cannot be a name.
     pub(super) fn new(name: &str) -> Option<Self> {
         let mut message = Message::query();
@@ -114,7 +114,7 @@ impl Question {
     ///
     /// # Errors
     /// See [`QueryError`].
-    pub(super) async fn ask(&self, server: SocketAddr) -> Result<Answered, QueryError> {
+    pub(super) async fn ask(&self, server: SocketAddr) -> Result<DnsAnswer, QueryError> {
         let mut message = self.over_udp(server).await?;
         if message.metadata.truncation {
             message = self.over_tcp(server).await?;
@@ -175,7 +175,7 @@ impl Question {
     /// none.
     ///
     /// # Errors
-    /// When it belongs to this question and cannot be read.
+    /// When it belongs to this question and is no DNS message.
     fn response_in(&self, octets: &[u8]) -> Result<Option<Message>, QueryError> {
         if octets.first_chunk() != Some(&self.id.to_be_bytes()) {
             return Ok(None);
@@ -217,7 +217,7 @@ fn is_answer(code: ResponseCode) -> bool {
     matches!(code, ResponseCode::NoError | ResponseCode::NXDomain)
 }
 
-fn read(message: &Message) -> Result<Answered, QueryError> {
+fn read(message: &Message) -> Result<DnsAnswer, QueryError> {
     let code = message.metadata.response_code;
     if !is_answer(code) {
         return Err(QueryError::Code(code));
@@ -245,7 +245,7 @@ fn read(message: &Message) -> Result<Answered, QueryError> {
     } else {
         message.answers.iter().map(|record| record.ttl).min()
     };
-    Ok(Answered {
+    Ok(DnsAnswer {
         addresses,
         lasts: Duration::from_secs(seconds.unwrap_or(0).into()),
     })
@@ -273,7 +273,7 @@ mod tests {
         Name::from_ascii(text).unwrap()
     }
 
-    fn response(question: &Question, code: ResponseCode) -> Message {
+    fn response(question: &DnsQuery, code: ResponseCode) -> Message {
         let mut message = Message::from_vec(&question.octets).unwrap().into_response();
         message.metadata.response_code = code;
         message
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn only_what_is_said_about_the_name_is_an_answer() {
-        let question = Question::new(NAME).unwrap();
+        let question = DnsQuery::new(NAME).unwrap();
         let mut listed = response(&question, ResponseCode::NoError);
         listed.add_answer(listing(300, [127, 0, 0, 2]));
         listed.add_answer(listing(60, [127, 0, 0, 4]));
@@ -310,7 +310,7 @@ mod tests {
             ("recursed", &recursed, &[], 0),
         ];
         for (what, message, addresses, seconds) in answers {
-            let expected = Answered {
+            let expected = DnsAnswer {
                 addresses: addresses.iter().map(|address| (*address).into()).collect(),
                 lasts: Duration::from_secs(seconds),
             };
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_cut_within_a_record_is_asked_for_again_over_tcp() {
-        let question = Question::new(NAME).unwrap();
+        let question = DnsQuery::new(NAME).unwrap();
         let mut listed = response(&question, ResponseCode::NoError);
         listed.add_answer(listing(300, [127, 0, 0, 2]));
         let whole = listed.to_vec().unwrap();
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_packet_that_belongs_to_another_question_is_not_heard() {
-        let question = Question::new(NAME).unwrap();
+        let question = DnsQuery::new(NAME).unwrap();
         let octets = |message: &Message| message.to_vec().unwrap();
         let good = response(&question, ResponseCode::NXDomain);
         assert!(
@@ -373,7 +373,7 @@ mod tests {
         let mut other_id = good.clone();
         other_id.metadata.id = question.id.wrapping_add(1);
         let other_name = {
-            let mut other = Question::new("9.113.0.203.other.example.").unwrap();
+            let mut other = DnsQuery::new("9.113.0.203.other.example.").unwrap();
             other.octets[..2].copy_from_slice(&question.id.to_be_bytes());
             response(&other, ResponseCode::NXDomain)
         };

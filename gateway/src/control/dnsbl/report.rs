@@ -14,19 +14,19 @@ use crate::policy::dnsbl::{Meaning, TestEntry, Zone};
 
 /// A zone, as it is now.
 #[derive(Debug)]
-pub(in crate::control) struct ZoneReport {
-    pub(in crate::control) zone: Arc<str>,
+pub(crate) struct ZoneReport {
+    pub(crate) zone: Arc<str>,
     /// Among IPv4 addresses.
-    pub(in crate::control) state: ZoneState,
+    pub(crate) state: ZoneState,
     /// Whether it lists ::ffff:127.0.0.1 or ::1.
-    pub(in crate::control) lists_all_of_ipv6: bool,
+    pub(crate) lists_all_of_ipv6: bool,
     /// Name servers that do not answer, and why.
-    pub(in crate::control) failing: Vec<(SocketAddr, String)>,
+    pub(crate) failing: Vec<(SocketAddr, String)>,
 }
 
 /// How a zone is.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::control) enum ZoneState {
+pub(crate) enum ZoneState {
     /// As RFC 5782 section 5 wants it, or it is not held to that.
     Well,
     /// It has no entry for 127.0.0.2.
@@ -43,7 +43,7 @@ pub(in crate::control) enum ZoneState {
 ///
 /// # Errors
 /// When there can be no sockets or timers.
-pub(in crate::control) fn zones(config: &Config) -> io::Result<Vec<ZoneReport>> {
+pub(crate) fn zones(config: &Config) -> io::Result<Vec<ZoneReport>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

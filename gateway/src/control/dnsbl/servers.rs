@@ -9,8 +9,8 @@
 //!
 //! What is known of a server is known for one zone: a server may refuse one zone and have another,
 //! and a resolver that says SERVFAIL for a zone whose own servers are down is none the worse for
-//! it. One that has failed is asked last, and a copy of a question finds out from time to time
-//! whether it is well again: no client waits for that.
+//! it. One that has failed is asked last, and a copy of a question shows from time to time whether
+//! it is well again: no client waits for that.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
 
 use super::counts::Counts;
-use super::query::{Answered, QueryError, Question};
+use super::query::{DnsAnswer, DnsQuery, QueryError};
 
 /// Questions to name servers at a time; each has a socket. One more is not asked. Fewer where the
 /// limit of open files is low.
@@ -62,7 +62,7 @@ struct Known {
     /// When the log said that it has failed.
     complained: Option<Instant>,
     /// Whether the log said so of the failure that lasts.
-    is_told: bool,
+    is_logged: bool,
 }
 
 /// Why there is no answer.
@@ -75,7 +75,7 @@ pub(super) enum NoAnswer {
 }
 
 /// What came of a question to one server.
-type Attempt = (SocketAddr, Result<Answered, QueryError>);
+type Attempt = (SocketAddr, Result<DnsAnswer, QueryError>);
 
 impl NameServers {
     /// These servers; a question to all of them together may take so long.
@@ -105,8 +105,8 @@ impl NameServers {
     pub(super) async fn ask(
         self: &Arc<Self>,
         zone: &Arc<str>,
-        question: &Arc<Question>,
-    ) -> Result<Answered, NoAnswer> {
+        question: &Arc<DnsQuery>,
+    ) -> Result<DnsAnswer, NoAnswer> {
         let (order, probes) = self.order(zone);
         self.probe(zone, question, probes);
         let share = self.share();
@@ -114,7 +114,7 @@ impl NameServers {
         let mut turn = Instant::now();
         let mut waiting = order.into_iter().peekable();
         let mut attempts: JoinSet<Attempt> = JoinSet::new();
-        // Who has been asked and when, but for those that have said something.
+        // The servers that were asked and have not answered, and when they were asked.
         let mut asked: Vec<(SocketAddr, Instant)> = Vec::new();
         let mut last = None;
         loop {
@@ -165,14 +165,14 @@ impl NameServers {
 
     /// Asks every server in the background whether it answers for a zone, if there are several:
     /// else the one that is needed last would be known by its first failure.
-    pub(super) fn probe_all(self: &Arc<Self>, zone: &Arc<str>, question: &Arc<Question>) {
+    pub(super) fn probe_all(self: &Arc<Self>, zone: &Arc<str>, question: &Arc<DnsQuery>) {
         if self.servers.len() > 1 {
             self.probe(zone, question, self.servers.clone());
         }
     }
 
     /// Asks each of the servers by itself, one beside the other, for `doctor`.
-    pub(super) async fn ask_each(&self, question: &Arc<Question>) -> Vec<Attempt> {
+    pub(super) async fn ask_each(&self, question: &Arc<DnsQuery>) -> Vec<Attempt> {
         let mut attempts = JoinSet::new();
         for server in self.servers.clone() {
             let (question, timeout) = (Arc::clone(question), self.timeout);
@@ -223,7 +223,7 @@ impl NameServers {
     fn probe(
         self: &Arc<Self>,
         zone: &Arc<str>,
-        question: &Arc<Question>,
+        question: &Arc<DnsQuery>,
         servers: Vec<SocketAddr>,
     ) {
         for server in servers {
@@ -250,7 +250,7 @@ impl NameServers {
         let known = all.entry((Arc::clone(zone), server)).or_default();
         known.misses = 0;
         known.has_failed = false;
-        if std::mem::take(&mut known.is_told) {
+        if std::mem::take(&mut known.is_logged) {
             tracing::info!(zone = &**zone, %server, "a name server answers again for a DNS list");
         }
         self.counts.server_answered(zone, server);
@@ -283,8 +283,8 @@ impl NameServers {
         known.has_failed = true;
         known.asked = Some(now);
         let said = known.complained;
-        if !known.is_told && said.is_none_or(|said| now.duration_since(said) >= COMPLAINT_PAUSE) {
-            known.is_told = true;
+        if !known.is_logged && said.is_none_or(|said| now.duration_since(said) >= COMPLAINT_PAUSE) {
+            known.is_logged = true;
             known.complained = Some(now);
             tracing::warn!(
                 zone = &**zone,
@@ -306,7 +306,7 @@ fn queries_max(open_files: u64) -> usize {
 }
 
 async fn attempt(
-    question: Arc<Question>,
+    question: Arc<DnsQuery>,
     server: SocketAddr,
     permit: OwnedSemaphorePermit,
 ) -> Attempt {
@@ -317,9 +317,9 @@ async fn attempt(
 
 async fn within(
     timeout: Duration,
-    question: &Question,
+    question: &DnsQuery,
     server: SocketAddr,
-) -> Result<Answered, QueryError> {
+) -> Result<DnsAnswer, QueryError> {
     let asked = time::timeout(timeout, question.ask(server)).await;
     asked.unwrap_or(Err(QueryError::Silent))
 }

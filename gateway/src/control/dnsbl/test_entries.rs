@@ -1,8 +1,8 @@
 //! The test entries of RFC 5782 section 5: whether a zone is well, or lists the world.
 //!
-//! A zone that was given up, or whose operator wants the last ones who ask to notice, answers every
-//! question with a listing. Then everybody is refused, and the filter's recent verdicts fill with
-//! the sources of honest mail. No list may have 127.0.0.1, so a zone that has it is switched off:
+//! A zone that was given up may answer every query with a listing, so that its last users notice.
+//! Then every client is refused, and the filter's recent verdicts fill with the sources of honest
+//! mail. No list may have 127.0.0.1, so a zone that has it is switched off:
 //! it is not asked any more, what it said is forgotten, and it is tried again until it is well.
 //! IPv4 and IPv6 are apart, as they are in the files of a list.
 //!
@@ -26,7 +26,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::counts::Counts;
-use super::query::{Answered, Question};
+use super::query::{DnsAnswer, DnsQuery};
 use super::servers::{NameServers, NoAnswer};
 use crate::policy::dnsbl::{Answer, Meaning, TestEntry, Zone, query_name};
 
@@ -80,7 +80,8 @@ pub(super) struct Tests {
 #[derive(Debug, Default)]
 struct Half {
     trust: Mutex<Trust>,
-    /// Held while it is being tested: who wants to know meanwhile waits for the same test.
+    /// Held while it is being tested: a query that needs the result meanwhile waits for the same
+    /// test.
     tested: tokio::sync::Mutex<Tested>,
 }
 
@@ -139,12 +140,12 @@ impl Family {
     }
 
     /// The question for a test entry.
-    pub(super) fn question(self, entry: TestEntry, zone: &Zone) -> Option<Arc<Question>> {
+    pub(super) fn question(self, entry: TestEntry, zone: &Zone) -> Option<Arc<DnsQuery>> {
         let name = match self {
             Self::Ipv4 => entry.name_ipv4(&zone.name),
             Self::Ipv6 => entry.name_ipv6(&zone.name),
         };
-        Question::new(&name).map(Arc::new)
+        DnsQuery::new(&name).map(Arc::new)
     }
 }
 
@@ -196,7 +197,8 @@ impl Tests {
                 tracing::warn!(
                     zone = &*zone.name,
                     family = family.name(),
-                    "a DNS list gives listings, but no answer to its test entries: it is believed without them"
+                    "a DNS list gives listings, but no answer to its test entries: it is believed \
+                     without them"
                 );
                 self.turn(zone, family, &half, Trust::InUse);
             }
@@ -245,8 +247,8 @@ impl Tests {
     }
 
     async fn test(&self, zone: &Zone, family: Family, half: &Half, tested: &mut Tested) {
-        // Before it is asked: who gives up waiting ends the test, and the next one is not to begin
-        // it again at once.
+        // Before the query: a caller that stops waiting ends the test, and the next one should not
+        // begin it again at once.
         tested.last = Some(Instant::now());
         let result = ask(&self.servers, zone, family).await;
         match result.unlisted.as_ref().map(|answer| zone.meaning(answer)) {
@@ -261,7 +263,7 @@ impl Tests {
         if family == Family::Ipv4 {
             self.counts.test_entry(&zone.name, entry == Entry::Listed);
             if tested.entry.replace(entry) != Some(entry) {
-                tell_of_entry(zone, entry);
+                log_entry(zone, entry);
             }
         }
     }
@@ -277,8 +279,9 @@ impl Tests {
                 zone = &*zone.name,
                 family = family.name(),
                 address = family.unlisted(),
-                "a DNS list lists the loopback address, which no list may, so most likely it lists everything: \
-                 it is switched off until that ends (test_entries = false for a list that means it)"
+                "a DNS list lists the loopback address, which no list may, so most likely it \
+                 lists everything: it is switched off until that ends (test_entries = false for a \
+                 list that means it)"
             );
             (self.on_switched_off)(&zone.name, family);
         } else if before == Trust::SwitchedOff && trust == Trust::InUse {
@@ -314,7 +317,7 @@ impl TestResult {
 /// 127.0.0.1, and it is asked because rbldnsd answers for mapped addresses from its IPv4 data: a
 /// file that has `::/0` would not show.
 pub(super) async fn ask(servers: &Arc<NameServers>, zone: &Zone, family: Family) -> TestResult {
-    let ask = |question: Option<Arc<Question>>| async move {
+    let ask = |question: Option<Arc<DnsQuery>>| async move {
         let Some(question) = question else {
             return Err(NoAnswer::Unasked);
         };
@@ -326,7 +329,7 @@ pub(super) async fn ask(servers: &Arc<NameServers>, zone: &Zone, family: Family)
         let (unlisted, listed) = tokio::join!(ask(unlisted), ask(listed));
         return TestResult { unlisted, listed };
     }
-    let loopback = Question::new(&query_name(Ipv6Addr::LOCALHOST.into(), &zone.name));
+    let loopback = DnsQuery::new(&query_name(Ipv6Addr::LOCALHOST.into(), &zone.name));
     let loopback = ask(loopback.map(Arc::new));
     let (mapped, loopback, listed) = tokio::join!(ask(unlisted), loopback, ask(listed));
     let is_listed = |answer: &Answer| zone.meaning(answer) == Meaning::Listed;
@@ -338,7 +341,7 @@ pub(super) async fn ask(servers: &Arc<NameServers>, zone: &Zone, family: Family)
 }
 
 /// An answer as a fact about the address that was asked about.
-pub(super) fn answer(answered: Answered) -> Answer {
+pub(super) fn answer(answered: DnsAnswer) -> Answer {
     if answered.addresses.is_empty() {
         Answer::NotListed
     } else {
@@ -346,18 +349,20 @@ pub(super) fn answer(answered: Answered) -> Answer {
     }
 }
 
-fn tell_of_entry(zone: &Zone, entry: Entry) {
+fn log_entry(zone: &Zone, entry: Entry) {
     let zone = &*zone.name;
     match entry {
         Entry::Listed => tracing::debug!(zone, "a DNS list has its test entry 127.0.0.2"),
         Entry::Missing => tracing::warn!(
             zone,
-            "a DNS list does not list 127.0.0.2, as every list does: is the name right, and does the name server have the \
-             zone? (Private lists often lack the entry: test_entries = false ends this warning)"
+            "a DNS list does not list 127.0.0.2, as every list does: is the name right, and does \
+             the name server have the zone? (Private lists often lack the entry: test_entries = \
+             false ends this warning)"
         ),
         Entry::Refused => tracing::warn!(
             zone,
-            "a DNS list answers its test entry with an error: it refuses this resolver, or has been given up"
+            "a DNS list answers its test entry with an error: it refuses this resolver, or has \
+             been given up"
         ),
     }
 }

@@ -1,6 +1,6 @@
-//! What Prometheus hears of DNS lists.
+//! The metrics of DNS lists.
 
-use super::Text;
+use super::text::Text;
 use crate::control::dnsbl::{Dnsbl, Family, Server, Trust};
 
 /// What is known of DNS lists and of the name servers that are asked about them.
@@ -23,7 +23,8 @@ pub(super) fn render(text: &mut Text, dnsbl: &Dnsbl) {
     let gauges = [
         (
             "portcullis_dnsbl_zone_in_use",
-            "1 if what the zone says counts; 0: it has not answered its test entries yet, or is switched off.",
+            "1 if what the zone says counts; 0: it has not answered its test entries yet, or is \
+             switched off.",
             Trust::InUse,
         ),
         (
@@ -51,7 +52,8 @@ pub(super) fn render(text: &mut Text, dnsbl: &Dnsbl) {
     }
     text.counter(
         "portcullis_dnsbl_server_failures_total",
-        "Questions that the name server did not answer: it could not be reached, was silent, or answered with an error.",
+        "Questions that the name server did not answer: it could not be reached, was silent, or \
+         answered with an error.",
     );
     for (zone, server) in servers(dnsbl) {
         let labels = [("zone", zone), ("server", &*server.server.to_string())];

@@ -1,6 +1,6 @@
-//! What Prometheus hears of the files and directories that the gate needs.
+//! The metrics of the files and directories that the gate needs.
 
-use super::Text;
+use super::text::Text;
 use crate::control::state::State;
 
 /// What was kept, and what cannot be used.
@@ -18,7 +18,8 @@ pub(super) fn render(text: &mut Text, state: &State) {
     text.sample(&[], state.state_dir.last_saved_at);
     text.gauge(
         "portcullis_file_unusable",
-        "1 for each file or directory that this user will need and cannot use; none if all is well.",
+        "1 for each file or directory that this user will need and cannot use; none if all is \
+         well.",
     );
     for file in &state.unusable_files {
         let path = file.path.to_string_lossy();

@@ -111,7 +111,7 @@ impl InForce {
                 && lists::in_force(&maps)?.number == generation.number
             {
                 return Ok(Some(Self {
-                    snapshot: Memory::Kernel(memory).into(),
+                    snapshot: (Box::new(memory) as Box<dyn Memory>).into(),
                     lists: generation.lists,
                 }));
             }

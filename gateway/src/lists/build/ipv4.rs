@@ -12,7 +12,7 @@ use portcullis_ebpf_common::snapshot::{
 
 use super::super::entries::Ipv4Prefix;
 use super::presence::Presence;
-use super::{Permits, Source};
+use super::{NumberedList, Permits};
 
 /// Prefixes that cover whole /24s are painted over the directory.
 const SHORT_MAX: u8 = 24;
@@ -123,8 +123,8 @@ fn mark(list: u16, length: u8) -> u16 {
 }
 
 impl Prefixes {
-    pub(super) fn with_room_for(sources: &[Source]) -> Self {
-        let prefixes = sources.iter().flat_map(|source| &source.entries.ipv4);
+    pub(super) fn with_room_for(lists: &[NumberedList]) -> Self {
+        let prefixes = lists.iter().flat_map(|list| &list.entries.ipv4);
         let short = prefixes
             .clone()
             .filter(|prefix| prefix.length <= SHORT_MAX)
@@ -347,7 +347,7 @@ impl Plan {
         // What is not written costs no memory.
         self.directory
             .for_each_painted(|network, mark| set(network, all(mark)));
-        // Cells and marks are counted from line 0, so that nobody needs the header to find them.
+        // Cells and marks are counted from line 0, so that no reader needs the header to find them.
         // All of IPv4, address by address, comes to fewer than 2^28 lines before the last cell.
         let marks_before = (first_cell + self.cells) * MARKS;
         let (mut cell_count, mut mark_count) = (0, 0);

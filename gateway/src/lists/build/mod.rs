@@ -4,12 +4,13 @@
 //! 2. Among lists of the same action the longest prefix answers, then the list that comes first in
 //!    the configuration.
 //!
-//! Each family is planned first (sorted, settled, counted), then the memory is asked for once, in
-//! its final size, then written. So the lines can lie in a kernel map from the start. While it is
-//! built, sixteen octets an IPv4 prefix are needed beside the snapshot at most (eight as it was
-//! read, eight as it is sorted; the first are given back before the snapshot is written), two for
-//! each /24 where there are prefixes up to /24 (32 MiB at most), the presence bits (6 MiB at most),
-//! and about 140 octets an IPv6 prefix.
+//! Each family is planned first (sorted, settled, counted), then memory is asked for, in its final
+//! size, then written. So the lines can lie in a kernel map from the start, and a plan can be
+//! written once to be judged and again where it is to lie. While it is built, sixteen bytes an IPv4
+//! prefix are needed beside the snapshot at most (eight as it was read, eight as it is sorted; the
+//! first are given back before the snapshot is written), two for each /24 where there are prefixes
+//! up to /24 (32 MiB at most), the presence bits (6 MiB at most), and about 140 bytes an IPv6
+//! prefix.
 
 mod hashed;
 mod ipv4;
@@ -22,9 +23,9 @@ use super::entries::Entries;
 use super::snapshot::{Allocate, Snapshot};
 
 /// What a list gives to the snapshot.
-pub(super) struct Source {
-    /// Its number: its place in the configuration.
-    pub(super) list: u16,
+pub(super) struct NumberedList {
+    /// Its place in the configuration.
+    pub(super) number: u16,
     /// Whether it wins over those that do not.
     pub(super) permits: bool,
     /// Its prefixes.
@@ -40,18 +41,23 @@ impl Permits {
     }
 }
 
-/// Builds the snapshot of these lists.
+/// Settles the overlaps of these lists.
 ///
 /// # Panics
 /// If the number of a list is beyond the table of classes.
-pub(super) fn snapshot(sources: Vec<Source>, allocate: Allocate) -> Snapshot {
+pub(super) fn plan(lists: Vec<NumberedList>) -> Plan {
     let mut permits = Permits([false; LISTS_MAX]);
-    for source in &sources {
-        permits.0[usize::from(source.list)] = source.permits;
+    for list in &lists {
+        permits.0[usize::from(list.number)] = list.permits;
     }
-    let mut ipv4 = ipv4::Prefixes::with_room_for(&sources);
+    let mut ipv4 = ipv4::Prefixes::with_room_for(&lists);
     let mut ipv6 = ipv6::Prefixes::default();
-    for Source { list, entries, .. } in sources {
+    for NumberedList {
+        number: list,
+        entries,
+        ..
+    } in lists
+    {
         let Entries {
             ipv4: narrow,
             ipv6: wide,
@@ -61,17 +67,38 @@ pub(super) fn snapshot(sources: Vec<Source>, allocate: Allocate) -> Snapshot {
         drop(narrow);
         ipv6.add(list, is_permit, &wide);
     }
-    let ipv4 = ipv4.plan(&permits);
-    let ipv6 = ipv6.plan();
+    let (ipv4, ipv6) = (ipv4.plan(&permits), ipv6.plan());
+    Plan {
+        permits,
+        ipv4,
+        ipv6,
+    }
+}
 
-    let count = FIRST_FREE + ipv4.lines() + ipv6.lines();
-    let mut memory = allocate(count);
-    let (fixed, rest) = memory.as_mut_slice().split_at_mut(FIRST_FREE);
-    let [header, heads @ ..] = fixed.first_chunk_mut::<CLASSES>().expect("the fixed lines");
-    Field::MAGIC.set(header, MAGIC);
-    Field::LINES.set(header, count as u64);
-    let (of_ipv4, of_ipv6) = rest.split_at_mut(ipv4.lines());
-    ipv4.write(header, of_ipv4, &permits);
-    ipv6.write(heads, of_ipv6, FIRST_FREE + ipv4.lines());
-    Snapshot::from(memory)
+/// A snapshot of which only the lines are missing.
+pub(super) struct Plan {
+    permits: Permits,
+    ipv4: ipv4::Plan,
+    ipv6: ipv6::Plan,
+}
+
+impl Plan {
+    /// Writes the lines into memory that is asked for in its final size.
+    pub(super) fn write(&self, allocate: Allocate) -> Snapshot {
+        let Self {
+            permits,
+            ipv4,
+            ipv6,
+        } = self;
+        let count = FIRST_FREE + ipv4.lines() + ipv6.lines();
+        let mut memory = allocate(count);
+        let (fixed, rest) = memory.lines_mut().split_at_mut(FIRST_FREE);
+        let [header, heads @ ..] = fixed.first_chunk_mut::<CLASSES>().expect("the fixed lines");
+        Field::MAGIC.set(header, MAGIC);
+        Field::LINES.set(header, count as u64);
+        let (of_ipv4, of_ipv6) = rest.split_at_mut(ipv4.lines());
+        ipv4.write(header, of_ipv4, permits);
+        ipv6.write(heads, of_ipv6, FIRST_FREE + ipv4.lines());
+        Snapshot::from(memory)
+    }
 }

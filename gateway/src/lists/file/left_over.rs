@@ -82,7 +82,7 @@ fn is_gone(process: i32) -> bool {
     kill(Pid::from_raw(process), None) == Err(nix::errno::Errno::ESRCH)
 }
 
-/// Whether it begins as far as it was written as a snapshot does, and nobody writes it.
+/// Whether it begins as far as it was written as a snapshot does, and no process writes it.
 fn is_ours_and_not_held(path: &Path) -> io::Result<bool> {
     let file = File::open(path)?;
     let mut octets = [0; HEADER + BEGINNING.len()];

@@ -69,10 +69,10 @@ fn what_is_loaded_or_asked_in_place_answers_as_what_was_written() {
     let stored = Stored::open(&path).unwrap();
     assert_eq!(stored.about().compiled_at, 1_700_000_000);
     assert_eq!(stored.about().lists, before.lists);
-    let after = load(&path, Memory::private).unwrap();
+    let after = load(&path, private).unwrap();
     assert_eq!(after.lists, before.lists);
-    assert!(after.filtered.says_the_same(&before.filtered));
-    assert!(after.rejected.says_the_same(&before.rejected));
+    assert!(after.filtered.same_content(&before.filtered));
+    assert!(after.rejected.same_content(&before.rejected));
     for address in ADDRESSES.map(|address| address.parse().unwrap()) {
         let expected = (before.filtered(address), before.rejected(address));
         assert_eq!((after.filtered(address), after.rejected(address)), expected);
@@ -88,17 +88,17 @@ fn a_file_of_no_lists_is_a_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("empty");
     write(&path, &Compiled::default(), UNIX_EPOCH).unwrap();
-    let loaded = load(&path, Memory::private).unwrap();
+    let loaded = load(&path, private).unwrap();
     assert_eq!(loaded.filtered("192.0.2.1".parse().unwrap()), None);
     // And another, written over it.
     write(&path, &compiled(), UNIX_EPOCH).unwrap();
-    assert_eq!(load(&path, Memory::private).unwrap().lists.len(), 3);
+    assert_eq!(load(&path, private).unwrap().lists.len(), 3);
 }
 
 /// What `load` says of a file of these octets, in one word, and that it says what to do.
 fn fault(path: &Path, octets: &[u8]) -> &'static str {
     fs::write(path, octets).unwrap();
-    let Err(error) = load(path, Memory::private) else {
+    let Err(error) = load(path, private) else {
         return "good";
     };
     let text = error.to_string();
@@ -171,7 +171,7 @@ fn a_file_with_a_good_sum_over_nonsense_is_refused_or_answers() {
         };
         bad[..64].copy_from_slice(&header.write());
         fs::write(&path, &bad).unwrap();
-        if let Ok(loaded) = load(&path, Memory::private) {
+        if let Ok(loaded) = load(&path, private) {
             for address in ADDRESSES.map(|address| address.parse().unwrap()) {
                 let _ = (loaded.filtered(address), loaded.rejected(address));
             }

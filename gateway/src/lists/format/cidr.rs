@@ -3,7 +3,7 @@
 //! and most of what people write by hand.
 //!
 //! Addresses are written in full: an octet with a leading zero is octal to some and decimal to
-//! others, and `10.1` is a different thing to everybody.
+//! others, and `10.1` means something else to each reader.
 
 use core::net::IpAddr;
 

@@ -186,11 +186,15 @@ mod tests {
     proptest! {
         #[test]
         fn where_the_buffer_ends_makes_no_difference(
-            text in prop::collection::vec(prop_oneof![4 => Just(b'x'), 2 => Just(b'\n'), 1 => any::<u8>()], 0..200),
+            text in prop::collection::vec(
+                prop_oneof![4 => Just(b'x'), 2 => Just(b'\n'), 1 => any::<u8>()],
+                0..200,
+            ),
             capacity in 1..70usize,
         ) {
             let whole = all(Lines::new(&text[..]));
-            prop_assert_eq!(&all(Lines::new(BufReader::with_capacity(capacity, &text[..]))), &whole);
+            let parts = all(Lines::new(BufReader::with_capacity(capacity, &text[..])));
+            prop_assert_eq!(&parts, &whole);
             let expected = text.split_inclusive(|&octet| octet == b'\n').count();
             prop_assert_eq!(whole.len(), expected);
         }

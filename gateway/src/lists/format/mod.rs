@@ -71,9 +71,9 @@ impl Format {
     }
 }
 
-/// A line that cannot be read.
+/// An invalid line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadLine {
+pub struct InvalidLine {
     /// Counted from 1.
     pub line: u64,
     /// Its beginning, fit to be shown.
@@ -89,7 +89,7 @@ pub struct Reading {
     pub entries: Entries,
     /// How many lines it has.
     pub lines: u64,
-    /// How many octets it has.
+    /// How many bytes it has.
     pub octets: u64,
     /// How many lines are exclusions.
     pub excluded: u64,
@@ -102,10 +102,10 @@ pub struct Reading {
     /// How many lines are known to be no entries: directives, default values. Comments and empty
     /// lines are not counted.
     pub skipped: u64,
-    /// How many lines cannot be read.
-    pub bad_line_count: u64,
-    /// The first of them, at most [`BAD_LINES_KEPT`](Reading::BAD_LINES_KEPT).
-    pub bad_lines: Vec<BadLine>,
+    /// How many lines are invalid.
+    pub invalid_line_count: u64,
+    /// The first of them, at most [`INVALID_LINES_KEPT`](Reading::INVALID_LINES_KEPT).
+    pub invalid_lines: Vec<InvalidLine>,
     /// What says that the file is not whole, though each line may be good.
     pub incomplete: Option<&'static str>,
     /// What the file is in place of text, if it is something else: then it was not read on, and the
@@ -117,7 +117,7 @@ pub struct Reading {
 
 impl Reading {
     /// Enough to see what kind of file it is.
-    pub const BAD_LINES_KEPT: usize = 10;
+    pub const INVALID_LINES_KEPT: usize = 10;
 }
 
 /// How far reading has come.
@@ -132,7 +132,7 @@ pub struct Progress {
 /// Lines between two calls with the [`Progress`].
 const PROGRESS_LINES: u64 = 1 << 16;
 
-/// The buffer for a file, in octets: several of the longest lines.
+/// The buffer for a file, in bytes: several of the longest lines.
 const BUFFER: usize = 256 * 1024;
 
 /// Opens a file and reads it.
@@ -145,7 +145,7 @@ pub fn read_file(
     path: &Path,
     progress: impl FnMut(Progress),
 ) -> io::Result<Reading> {
-    // A pipe that nobody writes to would hold up the opening already.
+    // Opening a pipe without a writer would already block.
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
@@ -286,9 +286,9 @@ fn read_as<D: Dialect>(
 
 impl Reading {
     fn note_bad(&mut self, line: &Line<'_>, reason: Reason) {
-        self.bad_line_count += 1;
-        if self.bad_lines.len() < Reading::BAD_LINES_KEPT {
-            self.bad_lines.push(BadLine {
+        self.invalid_line_count += 1;
+        if self.invalid_lines.len() < Reading::INVALID_LINES_KEPT {
+            self.invalid_lines.push(InvalidLine {
                 line: line.number,
                 text: shown(line.text),
                 reason,
@@ -341,16 +341,19 @@ mod tests {
     #[test]
     fn a_bad_line_is_shown_without_what_a_terminal_would_obey() {
         let reading = bad(b"\x1b[2J\xff\tx\0");
-        assert_eq!(reading.bad_lines[0].text, "\u{fffd}[2J\u{fffd} x\u{fffd}");
+        assert_eq!(
+            reading.invalid_lines[0].text,
+            "\u{fffd}[2J\u{fffd} x\u{fffd}"
+        );
         let reading = bad(&b"x".repeat(1_000));
-        assert_eq!(reading.bad_lines[0].text.len(), 120);
+        assert_eq!(reading.invalid_lines[0].text.len(), 120);
     }
 
     #[test]
     fn only_the_first_bad_lines_are_kept_and_all_are_counted() {
         let reading = bad(&b"x\n".repeat(1_000));
         assert_eq!(
-            (reading.bad_line_count, reading.bad_lines.len()),
+            (reading.invalid_line_count, reading.invalid_lines.len()),
             (1_000, 10)
         );
     }
@@ -358,9 +361,12 @@ mod tests {
     #[test]
     fn a_compressed_file_is_told_by_its_name() {
         let reading = bad(b"\x1f\x8b\x08\0\0\nx\nx\n");
-        let reason = reading.bad_lines[0].reason;
+        let reason = reading.invalid_lines[0].reason;
         assert!(reason.contains("gzip"), "{reason}");
-        assert_eq!((reading.foreign, reading.bad_line_count), (Some(reason), 1));
+        assert_eq!(
+            (reading.foreign, reading.invalid_line_count),
+            (Some(reason), 1)
+        );
     }
 
     #[test]

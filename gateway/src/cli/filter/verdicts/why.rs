@@ -45,10 +45,7 @@ impl History {
         print(false, &self.verdicts, out)?;
         writeln!(out)?;
         if self.refusals.is_empty() {
-            return writeln!(
-                out,
-                "no source was refused for a DNS list since the gate was started"
-            );
+            return writeln!(out, "no source was refused since the gate was started");
         }
         let mut table = Table::new([
             "refused", "times", "first", "last", "client", "by", "kept out",

@@ -1,0 +1,278 @@
+//! The commands of a client, taken through the gate's own SMTP session and policy.
+
+use core::net::{IpAddr, SocketAddr};
+
+use portcullis_smtp::server::{Event, Session, Settings};
+
+use super::{Question, Step, StepOutcome, zones};
+use crate::config::Config;
+use crate::policy::pipeline::{Answers, Recipient};
+use crate::policy::{Client, Decision, Facts, Listener, Lookup, Rule, Service, Stage, decide};
+
+/// What happens from the connection on.
+pub(super) fn steps(config: &Config, question: &Question, client: Client) -> Vec<Step> {
+    let mut rehearsal = Rehearsal::new(config, question, client);
+    rehearsal.run();
+    rehearsal.steps
+}
+
+/// A session without a client.
+struct Rehearsal<'a> {
+    config: &'a Config,
+    question: &'a Question,
+    settings: Settings,
+    listener: Listener,
+    client: Client,
+    session: Session,
+    helo: String,
+    sender: String,
+    /// The next hops of the first recipient, which are those of the transaction.
+    next_hops: Option<&'a str>,
+    steps: Vec<Step>,
+}
+
+/// What was decided about a command, and what was not waited for.
+struct Decided {
+    decision: Decision,
+    waits_for: Vec<&'static str>,
+}
+
+impl<'a> Rehearsal<'a> {
+    fn new(config: &'a Config, question: &'a Question, client: Client) -> Rehearsal<'a> {
+        Rehearsal {
+            config,
+            question,
+            settings: config.session_settings(),
+            listener: listener(config, question),
+            client,
+            session: Session::new(),
+            helo: String::new(),
+            sender: String::new(),
+            next_hops: None,
+            steps: Vec::new(),
+        }
+    }
+
+    fn run(&mut self) {
+        let question = self.question;
+        let literal = match self.client.address {
+            IpAddr::V4(address) => format!("[{address}]"),
+            IpAddr::V6(address) => format!("[IPv6:{address}]"),
+        };
+        let sender = enclosed(question.sender.as_deref().unwrap_or_default());
+        let recipients: Vec<_> = question
+            .recipients
+            .iter()
+            .map(|text| enclosed(text))
+            .collect();
+        // RFC 6531 section 3.4: announced with MAIL, whichever address needs it.
+        let is_ascii = sender.is_ascii() && recipients.iter().all(|text| text.is_ascii());
+        let parameters = if is_ascii { "" } else { " SMTPUTF8" };
+        let goes_on = self.connect()
+            && self.command(&format!(
+                "EHLO {}",
+                question.hello.as_deref().unwrap_or(&literal)
+            ))
+            && self.command(&format!("MAIL FROM:{sender}{parameters}"));
+        if !goes_on {
+            return;
+        }
+        let zones = zones::steps(self.config, &self.client, question.dnsbl.as_deref());
+        self.steps.extend(zones);
+        for recipient in recipients {
+            self.command(&format!("RCPT TO:{recipient}"));
+        }
+        if self.session.recipients() > 0 {
+            self.command("DATA");
+        }
+    }
+
+    fn connect(&mut self) -> bool {
+        let mut out = Vec::new();
+        let mut decided = self.decide(Stage::Connect, None);
+        match &decided.decision {
+            Decision::Refuse { reply, .. } => self.session.answer(&self.settings, reply, &mut out),
+            Decision::Accept(_) | Decision::Wait(_) => {
+                self.session.greet(&self.settings, &mut out);
+            }
+        }
+        self.session.flushed();
+        let subject = self.client.address.to_string();
+        self.record(Stage::Connect.name(), subject, &mut decided, &out)
+    }
+
+    /// One command, and whether it was accepted.
+    fn command(&mut self, line: &str) -> bool {
+        let input = format!("{line}\r\n");
+        let mut out = Vec::new();
+        let event = self
+            .session
+            .handle(&self.settings, input.as_bytes(), &mut out)
+            .event;
+        let mut route = None;
+        let (stage, mut decided) = match &event {
+            Event::Hello { name, .. } => {
+                (*name).clone_into(&mut self.helo);
+                (Stage::Hello, self.decide(Stage::Hello, None))
+            }
+            Event::Mail(mail) => {
+                self.sender = mail.path.map_or("", |path| path.raw).to_owned();
+                (Stage::Mail, self.decide(Stage::Mail, None))
+            }
+            Event::Rcpt(rcpt) => {
+                route = self.config.route(&rcpt.path.mailbox);
+                let target = route.and_then(|number| self.config.routes.get(number));
+                let recipient = Recipient {
+                    rcpt,
+                    next_hops: target.map(|route| &*route.target),
+                };
+                (Stage::Rcpt, self.decide(Stage::Rcpt, Some(recipient)))
+            }
+            Event::Message => (Stage::Data, self.decide(Stage::Data, None)),
+            Event::Refused { error, .. } => {
+                let rule = Rule::from(*error);
+                return self.record_refused(line, rule, &out);
+            }
+            Event::Abort(abuse) => return self.record_refused(line, Rule::from(*abuse), &out),
+            _ => return false,
+        };
+        match &decided.decision {
+            Decision::Accept(_) | Decision::Wait(_) => {
+                self.session.accept(&self.settings, &mut out);
+            }
+            Decision::Refuse { reply, blame, .. } => {
+                self.session.refuse(&self.settings, reply, *blame, &mut out);
+            }
+        }
+        self.session.flushed();
+        let accepted = self.record(stage.name(), line.to_owned(), &mut decided, &out);
+        if let (true, Event::Rcpt(rcpt), Some(number)) = (accepted, event, route) {
+            let domain = self.config.policy.routed_domain(&rcpt.path.mailbox);
+            self.record_route(domain.to_owned(), number);
+        }
+        accepted
+    }
+
+    /// Decides; what is not known is taken to come to nothing, and named.
+    fn decide(&self, stage: Stage, recipient: Option<Recipient<'_>>) -> Decided {
+        let mut waits_for = Vec::new();
+        let mut answers = Answers {
+            dnsbl: self.question.dnsbl.as_deref(),
+        };
+        loop {
+            let facts = Facts {
+                helo: &self.helo,
+                sender: &self.sender,
+                recipient,
+                next_hops: self.next_hops,
+                answers,
+                counts: self.question.counts,
+                ..Facts::new(self.listener, &self.client)
+            };
+            let decision = decide(stage, &self.config.policy, &facts);
+            match decision {
+                Decision::Wait(Lookup::Dnsbl) if answers.dnsbl.is_none() => {
+                    answers.dnsbl = Some(&[]);
+                    waits_for.push(Lookup::Dnsbl.name());
+                }
+                _ => {
+                    return Decided {
+                        decision,
+                        waits_for,
+                    };
+                }
+            }
+        }
+    }
+
+    /// What the session has refused by itself.
+    fn record_refused(&mut self, line: &str, rule: Rule, out: &[u8]) -> bool {
+        let stage = match line.split_once(' ').map_or(line, |(verb, _)| verb) {
+            "EHLO" => Stage::Hello,
+            "MAIL" => Stage::Mail,
+            "RCPT" => Stage::Rcpt,
+            _ => Stage::Data,
+        };
+        let answer = text_of(out);
+        self.steps.push(Step {
+            rule: rule.name().to_owned(),
+            code: code_of(&answer),
+            answer,
+            ..Step::new(stage.name(), line, StepOutcome::Refuse)
+        });
+        false
+    }
+
+    fn record_route(&mut self, domain: String, number: usize) {
+        let config = self.config;
+        let Some(route) = config.routes.get(number) else {
+            return;
+        };
+        self.next_hops.get_or_insert(&*route.target);
+        self.steps.push(Step {
+            rule: format!("route:{}", number + 1),
+            answer: route.target.to_string(),
+            ..Step::new("route", domain, StepOutcome::Accept)
+        });
+    }
+
+    /// Notes what was decided; returns whether it was accepted.
+    fn record(
+        &mut self,
+        stage: &'static str,
+        subject: String,
+        decided: &mut Decided,
+        out: &[u8],
+    ) -> bool {
+        let accepted = decided.decision.is_accept();
+        let waits_for = std::mem::take(&mut decided.waits_for);
+        let outcome = match accepted {
+            _ if !waits_for.is_empty() => StepOutcome::Wait,
+            true => StepOutcome::Accept,
+            false => StepOutcome::Refuse,
+        };
+        let answer = text_of(out);
+        let rule = decided.decision.rule();
+        self.steps.push(Step {
+            rule: rule.map_or("", Rule::name).to_owned(),
+            code: code_of(&answer),
+            waits_for,
+            answer,
+            ..Step::new(stage, subject, outcome)
+        });
+        accepted
+    }
+}
+
+/// Where the client connects to.
+pub(super) fn listener(config: &Config, question: &Question) -> Listener {
+    let listener = question
+        .listener
+        .or_else(|| config.listeners.first().copied());
+    listener.unwrap_or(Listener {
+        address: SocketAddr::from(([0; 4], 25)),
+        service: Service::Relay,
+    })
+}
+
+fn code_of(answer: &str) -> Option<u16> {
+    answer.get(..3).and_then(|code| code.parse().ok())
+}
+
+/// What the session wrote, without the last line end.
+fn text_of(out: &[u8]) -> String {
+    String::from_utf8_lossy(out)
+        .replace("\r\n", "\n")
+        .trim_end()
+        .to_owned()
+}
+
+/// An address as it stands in a command. What has brackets already is taken as it is, to show what
+/// a malformed one does.
+fn enclosed(address: &str) -> String {
+    if address.starts_with('<') {
+        address.to_owned()
+    } else {
+        format!("<{address}>")
+    }
+}

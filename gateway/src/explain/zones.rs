@@ -1,0 +1,64 @@
+//! What each DNS list says about a client.
+
+use super::{Step, StepOutcome};
+use crate::config::Config;
+use crate::policy::dnsbl::{Answer, Finding, Meaning};
+use crate::policy::pipeline::Lookup;
+use crate::policy::{Client, Rule};
+
+/// One step for each zone or, if it is still to be looked up, one for all of them.
+pub(super) fn steps(config: &Config, client: &Client, findings: Option<&[Finding]>) -> Vec<Step> {
+    let policy = &config.policy;
+    if !policy.asks_about(client) {
+        return Vec::new();
+    }
+    let Some(findings) = findings else {
+        let step = Step::new("dnsbl", client.address.to_string(), StepOutcome::Wait);
+        return vec![Step {
+            rule: Rule::DNSBL.name().to_owned(),
+            waits_for: vec![Lookup::Dnsbl.name()],
+            ..step
+        }];
+    };
+    let refused = policy.dnsbl().judge(client.address, findings).is_some();
+    let zones = policy.dnsbl().zones.iter().enumerate();
+    let step = |(place, zone): (usize, &crate::policy::dnsbl::Zone)| {
+        let finding = findings.iter().find(|finding| finding.zone == zone.name);
+        let answer = finding.map_or(&Answer::Silent, |finding| &finding.answer);
+        let meaning = zone.meaning(answer);
+        let listed = meaning == Meaning::Listed;
+        let outcome = if refused && listed && zone.score > 0 {
+            StepOutcome::Refuse
+        } else {
+            StepOutcome::Accept
+        };
+        Step {
+            rule: policy.zone_rule(place).name().to_owned(),
+            score: Some(if listed { zone.score } else { 0 }),
+            answer: text_of(answer, meaning, zone.score),
+            ..Step::new("dnsbl", &*zone.name, outcome)
+        }
+    };
+    zones.map(step).collect()
+}
+
+/// What a zone has said, and what it counts for.
+fn text_of(answer: &Answer, meaning: Meaning, score: i32) -> String {
+    let said = match answer {
+        Answer::Addresses(addresses) => {
+            let texts: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            texts.join(" ")
+        }
+        Answer::NotListed | Answer::Silent | Answer::SwitchedOff => String::new(),
+    };
+    match meaning {
+        Meaning::Listed => format!("{said}: listed, score {score}"),
+        Meaning::NotListed if said.is_empty() => "not listed".to_owned(),
+        Meaning::NotListed => format!("{said}: not among its replies, not listed"),
+        Meaning::Ignored(_) => format!("{said}: never a listing"),
+        Meaning::Silent => "silent: counts as not listed".to_owned(),
+        Meaning::SwitchedOff => {
+            "switched off: it lists the loopback address, which no list may".to_owned()
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Where a message goes, and what was tried to get it there.
+//!
+//! A transaction has one destination: the first recipient decides, and one that needs another is
+//! deferred, so that the client sends it again. The next hops of a destination are tried in their
+//! order, one after the other.
+
+use std::net::SocketAddr;
+
+use portcullis_smtp::reply::Reply;
+use smallvec::SmallVec;
+
+use super::pool::Wish;
+use super::replies::unavailable;
+
+/// Where a message goes.
+#[derive(Debug)]
+pub enum Destination {
+    /// The first recipient decides.
+    Undecided,
+    /// Nowhere: it is counted and thrown away, for load tests.
+    Discard,
+    /// To the first of these next hops that takes it.
+    NextHops(NextHops),
+}
+
+/// How a connection to a next hop was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// It broke, or was closed. That may have been long ago, and says nothing about the next hop.
+    Broken,
+    /// The next hop did not take it, or does not answer on it.
+    NoAnswer,
+    /// The next hop did not take it, but has others from us that work.
+    Crowded,
+    /// It had carried other transactions and takes no more, it seems.
+    Deferred,
+}
+
+/// The next hops of a transaction, in the order in which they are tried.
+#[derive(Debug, Default)]
+pub struct NextHops {
+    addresses: SmallVec<[SocketAddr; 2]>,
+    /// Those that have failed it.
+    tried: Vec<SocketAddr>,
+    /// A connection that was taken from the pool turned out to be dead: the next one is to be new.
+    fresh: bool,
+    /// It has waited for a connection in vain: no next hop that is not known to work is to cost it
+    /// more time.
+    hurried: bool,
+    /// A connection of its own broke, and was replaced once.
+    replaced: bool,
+    /// What a next hop said when it ended a connection, or took none.
+    said: Option<Reply<'static>>,
+    /// A kept connection deferred the sender: what the client hears if there is no other
+    /// connection.
+    deferral: Option<Reply<'static>>,
+}
+
+impl NextHops {
+    /// Those next hops, none of them tried.
+    pub fn new(addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self {
+            addresses: addresses.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// All of them.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Those that have failed the transaction.
+    pub fn tried(&self) -> &[SocketAddr] {
+        &self.tried
+    }
+
+    /// Whether there is a choice.
+    pub fn has_others(&self) -> bool {
+        self.addresses.len() > 1
+    }
+
+    /// What the transaction wants of its next connection.
+    pub fn wish(&self) -> Wish {
+        Wish {
+            fresh: self.fresh,
+            hurried: self.hurried,
+        }
+    }
+
+    /// A connection is opened for the transaction. If this one is lost too, it is not for having
+    /// been idle too long.
+    pub fn connecting(&mut self) {
+        self.fresh = true;
+    }
+
+    /// The transaction goes on without the connection that is being opened for it.
+    pub fn hurry(&mut self) {
+        self.fresh = false;
+        self.hurried = true;
+    }
+
+    /// The transaction has let its connection go, and will ask for another.
+    pub fn parked(&mut self) {
+        self.fresh = false;
+    }
+
+    /// A connection to this next hop was lost; `said` is what the next hop said when it went.
+    pub fn lost(&mut self, address: SocketAddr, loss: Loss, said: Option<Reply<'static>>) {
+        match loss {
+            // There are other connections to it: one of those will do.
+            Loss::Crowded => self.fresh = false,
+            Loss::Broken | Loss::Deferred if !self.fresh => self.fresh = true,
+            Loss::Broken if !self.replaced => self.replaced = true,
+            Loss::Broken | Loss::Deferred | Loss::NoAnswer => {
+                self.tried.push(address);
+                self.fresh = false;
+            }
+        }
+        match loss {
+            Loss::Deferred => self.deferral = said,
+            _ => self.said = said.or(self.said.take()),
+        }
+    }
+
+    /// Whether a deferred sender may be about the connection and not about the sender: it is one
+    /// from the pool, and that was not found out yet in this transaction.
+    pub fn may_be_the_connection(&self) -> bool {
+        !self.fresh && self.deferral.is_none()
+    }
+
+    /// The answer when none of them takes the transaction; `refusal` is what one of them has said
+    /// to others.
+    pub fn unavailable(&mut self, refusal: Option<&Reply<'static>>) -> Reply<'static> {
+        self.deferral
+            .take()
+            .unwrap_or_else(|| unavailable(self.said.as_ref().or(refusal)))
+    }
+}

@@ -1,0 +1,443 @@
+//! What the tasks of a worker share, and what they may do with it.
+//!
+//! A task is a session with a client or with a next hop. It never waits in here and never calls
+//! another task: it reads what has arrived, writes to outputs, notes something for another task and
+//! wakes it, and returns. Everything is behind methods that borrow one thing for as long as they
+//! run and hand no borrow out, so that no order of events can find a thing borrowed twice.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustc_hash::FxHashMap;
+
+use super::connection::{Connection, Ending, Receive, Role, Table};
+use super::counters::Counters;
+use super::listener::Listener;
+use super::local::Local;
+use super::port::{LookupAnswer, Notice, Port, Question, QuestionId};
+use super::progress::{Look, Progress};
+use super::records::{RecordQueue, TraceId};
+use super::wheel::Wheel;
+use super::{Shared, Size};
+use crate::config::Config;
+use crate::driver::{self, Buffer, Conn, Driver};
+use crate::relay::pool::Pool;
+use crate::relay::received;
+
+/// A task, as the executor keeps it.
+pub(super) type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Whether a worker takes and keeps sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Service {
+    /// It takes new ones.
+    Open,
+    /// A session ends when it is between transactions.
+    Draining,
+    /// The time to finish is over: all end.
+    Over,
+}
+
+/// The time of day, and its form in a message, which is made at most once a second.
+#[derive(Default)]
+struct Clock {
+    unix_time: u64,
+    date: String,
+    dated: u64,
+}
+
+/// A received buffer that its connection's task has not read yet.
+struct Arrived {
+    conn: Conn,
+    buffer: Buffer,
+}
+
+/// See the [module](self).
+pub(super) struct Reactor {
+    pub(super) driver: Local<Box<dyn Driver>>,
+    pub(super) table: Local<Table>,
+    pub(super) wheel: Local<Wheel>,
+    pub(super) pool: Local<Pool>,
+    pub(super) port: Local<Port>,
+    /// Answers of the port that the sessions they are for have not taken yet.
+    answers: Local<FxHashMap<QuestionId, LookupAnswer>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) records: Arc<RecordQueue>,
+    config: Local<Arc<Config>>,
+    /// Counts the configurations, so that a session notices that there is a new one.
+    generation: Cell<u32>,
+    /// By the driver's number.
+    listeners: Local<Vec<Rc<Listener>>>,
+    /// The moment of the present batch.
+    pub(super) now: Cell<Duration>,
+    clock: Local<Clock>,
+    index: u8,
+    ids: Cell<u64>,
+    pub(super) sessions: Cell<u32>,
+    pub(super) sessions_max: u32,
+    pub(super) service: Cell<Service>,
+    pub(super) drain_until: Cell<Duration>,
+    /// The earliest deadline that the task being polled waits for.
+    due: Cell<Duration>,
+    arrived: Local<Option<Arrived>>,
+    /// Slots whose connection may want something of the driver.
+    touched: Local<Vec<u32>>,
+    /// Tasks to be polled before the batch ends.
+    ready: Local<VecDeque<Conn>>,
+    /// Tasks to be begun.
+    spawned: Local<Vec<(Conn, Task)>>,
+    /// Clients that waited for a connection and are to ask again.
+    pub(super) waiting_again: Local<Vec<(Conn, SocketAddr)>>,
+    /// Connections to be opened.
+    pub(super) connects: Local<Vec<(Conn, SocketAddr)>>,
+    /// Connections that are being opened, and until when the transactions they are for wait for
+    /// them; the earliest first.
+    pub(super) patience: Local<VecDeque<(Duration, Conn)>>,
+}
+
+impl Reactor {
+    pub(super) fn new(
+        driver: Box<dyn Driver>,
+        index: u8,
+        size: Size,
+        shared: Arc<Shared>,
+        counters: Arc<Counters>,
+        port: Port,
+        records: Arc<RecordQueue>,
+    ) -> Self {
+        let config = shared.config.load_full();
+        Self {
+            driver: Local::new(driver),
+            table: Local::new(Table::new(size.slots())),
+            wheel: Local::default(),
+            pool: Local::new(Pool::new(
+                config.relay.connections,
+                config.relay.retry_after,
+            )),
+            port: Local::new(port),
+            answers: Local::default(),
+            listeners: Local::new(Listener::all(&config)),
+            config: Local::new(config),
+            generation: Cell::new(0),
+            shared,
+            counters,
+            records,
+            now: Cell::default(),
+            clock: Local::default(),
+            index,
+            ids: Cell::new(0),
+            sessions: Cell::new(0),
+            sessions_max: size.sessions_max,
+            service: Cell::new(Service::Open),
+            drain_until: Cell::new(Duration::MAX),
+            due: Cell::new(Duration::MAX),
+            arrived: Local::default(),
+            touched: Local::default(),
+            ready: Local::default(),
+            spawned: Local::default(),
+            waiting_again: Local::default(),
+            connects: Local::default(),
+            patience: Local::default(),
+        }
+    }
+
+    /// A batch begins at this moment.
+    pub(super) fn begin_batch(&self, now: Duration, unix_time: u64) {
+        self.now.set(now);
+        self.clock.with(|clock| clock.unix_time = unix_time);
+        let newest = self.shared.config.load();
+        if !self.config.with(|config| Arc::ptr_eq(&newest, config)) {
+            let config = Arc::clone(&newest);
+            let relay = &config.relay;
+            self.pool
+                .with(|pool| pool.configure(relay.connections, relay.retry_after));
+            self.listeners.replace(Listener::all(&config));
+            self.config.replace(config);
+            self.generation.set(self.generation.get().wrapping_add(1));
+        }
+    }
+
+    /// The configuration in force, and its place among those that there were.
+    pub(super) fn config(&self) -> Arc<Config> {
+        self.config.with(|config| Arc::clone(config))
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.generation.get()
+    }
+
+    /// What holds for the sessions of a listener; `None` if the configuration has it no more.
+    pub(super) fn listener(&self, number: driver::Listener) -> Option<Rc<Listener>> {
+        self.listeners
+            .with(|listeners| listeners.get(usize::from(number.0)).cloned())
+    }
+
+    pub(super) fn next_id(&self) -> TraceId {
+        self.ids.set(self.ids.get() + 1);
+        let unix_time = self.clock.with(|clock| clock.unix_time);
+        TraceId(unix_time << 32 | (self.ids.get() & 0xff_ffff) << 8 | u64::from(self.index))
+    }
+
+    /// Shows `show` the date as a message has it.
+    pub(super) fn with_date<T>(&self, show: impl FnOnce(&str) -> T) -> T {
+        self.clock.with(|clock| {
+            if clock.dated != clock.unix_time {
+                clock.dated = clock.unix_time;
+                clock.date = received::date(clock.unix_time);
+            }
+            show(&clock.date)
+        })
+    }
+
+    /// Looks at a connection or changes it; `None` if its slot was taken again since.
+    pub(super) fn with<T>(&self, conn: Conn, look: impl FnOnce(&mut Connection) -> T) -> Option<T> {
+        self.table.with(|table| table.current(conn).map(look))
+    }
+
+    /// Has the connection brought in line with the driver at the end of the batch.
+    pub(super) fn touch(&self, conn: Conn) {
+        let is_new = self.with(conn, |connection| {
+            !std::mem::replace(&mut connection.touched, true)
+        });
+        if is_new == Some(true) {
+            self.touched.with(|touched| touched.push(conn.slot));
+        }
+    }
+
+    /// The slots that were touched since the last call.
+    pub(super) fn take_touched(&self) -> Vec<u32> {
+        self.touched.take()
+    }
+
+    /// Has the connection's task polled before the batch ends.
+    pub(super) fn wake(&self, conn: Conn) {
+        self.ready.with(|ready| ready.push_back(conn));
+    }
+
+    /// The next task that was woken.
+    pub(super) fn next_ready(&self) -> Option<Conn> {
+        self.ready.with(VecDeque::pop_front)
+    }
+
+    /// Begins a task for a connection.
+    pub(super) fn spawn(&self, conn: Conn, task: Task) {
+        self.spawned.with(|spawned| spawned.push((conn, task)));
+    }
+
+    pub(super) fn has_spawned(&self) -> bool {
+        self.spawned.with(|spawned| !spawned.is_empty())
+    }
+
+    pub(super) fn take_spawned(&self) -> Vec<(Conn, Task)> {
+        self.spawned.take()
+    }
+
+    /// Forgets the deadlines of the task that was polled last.
+    pub(super) fn begin_poll(&self) {
+        self.due.set(Duration::MAX);
+    }
+
+    /// The earliest deadline of the task that was polled.
+    pub(super) fn end_poll(&self) -> Option<Duration> {
+        Some(self.due.get()).filter(|due| *due != Duration::MAX)
+    }
+
+    /// Whether a deadline of the task being polled has passed. If not, the task is polled again
+    /// when it has.
+    pub(super) fn is_past(&self, due: Duration) -> bool {
+        if self.now.get() >= due {
+            return true;
+        }
+        self.due.set(self.due.get().min(due));
+        false
+    }
+
+    /// A buffer has come for this connection.
+    pub(super) fn put_arrived(&self, conn: Conn, buffer: Buffer) {
+        self.arrived.replace(Some(Arrived { conn, buffer }));
+    }
+
+    /// Takes the buffer back from a task that has not read it: what is in it is kept with the
+    /// connection.
+    pub(super) fn keep_arrived(&self) {
+        let Some(Arrived { conn, buffer }) = self.arrived.take() else {
+            return;
+        };
+        self.driver.with(|driver| {
+            self.with(conn, |connection| {
+                if connection.is_open() {
+                    let opened = connection.transport.open(driver.bytes(&buffer));
+                    connection.input.extend_from_slice(&opened);
+                }
+            });
+            driver.recycle(buffer);
+        });
+    }
+
+    /// Shows `take` what has arrived at a connection, in place where that is possible, and its
+    /// output. `take` returns how much it has used up; the rest is shown again. `None` if nothing
+    /// more can be said on the connection.
+    pub(super) fn read<T>(
+        &self,
+        conn: Conn,
+        take: impl FnOnce(&[u8], &mut Vec<u8>) -> (usize, T),
+    ) -> Option<T> {
+        let taken = self.with(conn, |connection| {
+            connection.is_open().then(|| {
+                (
+                    std::mem::take(&mut connection.input),
+                    std::mem::take(&mut connection.output),
+                    std::mem::take(&mut connection.transport),
+                )
+            })
+        });
+        let (mut kept, mut output, mut transport) = taken??;
+        let arrived = self.take_arrived(conn);
+        let (used, value) = self.driver.with(|driver| {
+            let received = arrived
+                .as_ref()
+                .map_or(&[][..], |buffer| driver.bytes(buffer));
+            let opened = transport.open(received);
+            if kept.is_empty() {
+                let (used, value) = take(&opened, &mut output);
+                kept = opened.get(used..).unwrap_or_default().to_vec();
+                (0, value)
+            } else {
+                kept.extend_from_slice(&opened);
+                take(&kept, &mut output)
+            }
+        });
+        if used >= kept.len() {
+            kept = Vec::new();
+        } else {
+            kept.drain(..used);
+        }
+        if let Some(buffer) = arrived {
+            self.driver.with(|driver| driver.recycle(buffer));
+        }
+        self.with(conn, |connection| {
+            // Nothing else writes meanwhile; if it did, it would come behind.
+            output.append(&mut connection.output);
+            connection.input = kept;
+            connection.output = output;
+            connection.transport = transport;
+        });
+        self.touch(conn);
+        Some(value)
+    }
+
+    fn take_arrived(&self, conn: Conn) -> Option<Buffer> {
+        let is_its = |arrived: &mut Arrived| arrived.conn == conn;
+        let arrived = self.arrived.with(|arrived| arrived.take_if(is_its));
+        arrived.map(|arrived| arrived.buffer)
+    }
+
+    /// Lets `write` append to what the connection sends next. Nothing is written to one on which
+    /// nothing more can be said.
+    pub(super) fn write<T: Default>(&self, conn: Conn, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let output = self.with(conn, |connection| {
+            let is_open = connection.is_open();
+            is_open.then(|| std::mem::take(&mut connection.output))
+        });
+        let Some(Some(mut output)) = output else {
+            return T::default();
+        };
+        // The table is not borrowed meanwhile: `write` may look at other connections.
+        let written = write(&mut output);
+        self.with(conn, |connection| {
+            output.append(&mut connection.output);
+            connection.output = output;
+        });
+        self.touch(conn);
+        written
+    }
+
+    /// Whether the peer will send nothing more, or nothing more can be said to it.
+    pub(super) fn is_at_end(&self, conn: Conn) -> bool {
+        let ended = |connection: &mut Connection| connection.receive == Receive::Ended;
+        self.with(conn, ended).unwrap_or(true)
+    }
+
+    /// Ends the connection once all output is out.
+    pub(super) fn finish(&self, conn: Conn, ending: Ending) {
+        self.with(conn, |connection| {
+            connection.role = Role::None;
+            connection.input = Vec::new();
+            connection.progress = None;
+            connection.finish(ending);
+        });
+        self.touch(conn);
+    }
+
+    /// Asks the kernel what the peer has taken; the task is polled when the answer is there.
+    pub(super) fn ask_progress(&self, conn: Conn) {
+        let since = self.now.get();
+        self.with(conn, |connection| {
+            connection
+                .progress
+                .get_or_insert_with(|| Progress::new(since));
+            connection.asks_progress = true;
+        });
+        self.touch(conn);
+    }
+
+    /// The kernel's answer, if there is one: what it shows, and whether the peer has not taken
+    /// everything.
+    pub(super) fn take_look(&self, conn: Conn) -> Option<(Look, bool)> {
+        let look = |connection: &mut Connection| connection.progress.as_mut()?.answer.take();
+        self.with(conn, look).flatten()
+    }
+
+    /// What the peer takes is of no interest any more.
+    pub(super) fn forget_progress(&self, conn: Conn) {
+        self.with(conn, |connection| connection.progress = None);
+    }
+
+    /// Asks the control plane on behalf of a client; `None` if that is not possible now.
+    pub(super) fn ask(
+        &self,
+        conn: Conn,
+        question: Question,
+        within: Duration,
+    ) -> Option<QuestionId> {
+        let now = self.now.get();
+        let asked = self
+            .port
+            .with(|port| port.ask(conn, question, now, now + within));
+        asked.ok()
+    }
+
+    /// Hands out what the port has for clients.
+    pub(super) fn take_lookups(&self) {
+        let answered = self.port.with(|port| port.take(self.now.get()));
+        for answer in answered {
+            if self.with(answer.asker, |_| ()).is_some() {
+                self.answers
+                    .with(|answers| answers.insert(answer.id, answer.answer));
+                self.wake(answer.asker);
+            }
+        }
+    }
+
+    /// The answer to a question, if it has come.
+    pub(super) fn answer(&self, id: QuestionId) -> Option<LookupAnswer> {
+        self.answers.with(|answers| answers.remove(&id))
+    }
+
+    /// The client that asked has gone.
+    pub(super) fn forget(&self, id: QuestionId) {
+        self.answers.with(|answers| answers.remove(&id));
+        self.port.with(|port| port.forget(id));
+    }
+
+    pub(super) fn notify(&self, notice: Notice) {
+        self.port.with(|port| port.notify(notice));
+    }
+}
