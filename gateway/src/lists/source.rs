@@ -180,7 +180,7 @@ mod tests {
         let findings = of(text, false);
         assert!(findings.faults.is_empty());
         assert_eq!(findings.doubts[0].line, Some((2, "x".to_owned())));
-        assert!(findings.doubts[0].message.contains("one more line"));
+        assert!(findings.doubts[0].message.contains("one more invalid line"));
         let strict = of(text, true);
         assert_eq!((strict.faults.len(), strict.doubts.len()), (2, 0));
     }
