@@ -15,7 +15,7 @@ use super::deadline::Deadline;
 use super::lease;
 use super::lookup::HeldRecipient;
 use super::records::{Record, TransactionRecord};
-use super::session::{End, Heard, Session};
+use super::session::{End, Heard, LastHeard, Session};
 use super::transaction::{CONGESTION_HIGH, LoggedReply, OpenTransaction};
 use crate::config::NextHop;
 use crate::policy::pipeline::Recipient;
@@ -285,11 +285,7 @@ impl Session {
 
     /// The client waits for us, for as long as it takes.
     fn poll_gone<T>(&mut self) -> Poll<Result<T, End>> {
-        if self
-            .reactor
-            .with(self.conn, |connection| connection.is_open())
-            == Some(true)
-        {
+        if self.reactor.polled().is_open {
             Poll::Pending
         } else {
             Poll::Ready(Err(End::Gone))
@@ -338,6 +334,7 @@ impl Session {
             _ => Blame::None,
         };
         if answer.to == AnswerTo::Proceed {
+            self.heard = LastHeard::Other;
             let listener = self.listener();
             self.smtp.accept(listener.settings(self.is_encrypted), out);
             return Some(After::Content);
@@ -365,6 +362,7 @@ impl Session {
     }
 
     fn refuse(&mut self, reply: &Reply<'_>, blame: Blame, out: &mut Vec<u8>) {
+        self.heard = LastHeard::Other;
         let listener = self.listener();
         self.smtp
             .refuse(listener.settings(self.is_encrypted), reply, blame, out);

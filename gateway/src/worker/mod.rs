@@ -322,11 +322,6 @@ impl Worker {
             self.poll(conn);
         }
         self.reactor.keep_arrived();
-        self.reactor.with(conn, |connection| {
-            if matches!(connection.role, Role::Client(_)) {
-                connection.hold_if_full();
-            }
-        });
     }
 
     fn accepted(&mut self, conn: Conn, result: io::Result<SocketAddr>) {
@@ -413,7 +408,7 @@ impl Worker {
                 connection.sent_in_part(now);
             }
             match connection.role {
-                Role::NextHop(_) => true,
+                Role::NextHop(_) => connection.wants_sent,
                 // Only a session that waits for room, or for its own end, need know.
                 Role::Client(_) => connection.held || connection.receive == Receive::Ended,
                 Role::None | Role::Accepting(_) => false,

@@ -123,6 +123,7 @@ pub(super) async fn session(reactor: Rc<Reactor>, conn: Conn, shared: Rc<NextHop
             awaits_final: false,
             refusal: None,
         },
+        is_fresh: true,
         waits: None,
         look_at: None,
         open_due,
@@ -148,6 +149,8 @@ struct Session {
     shared: Rc<NextHop>,
     smtp: Client,
     state: State,
+    /// It has just become ready, and its owner has told nothing.
+    is_fresh: bool,
     /// What is waited for, and since when.
     waits: Option<(Deadline, Duration)>,
     /// When the next hop is to be looked at next.
@@ -232,10 +235,9 @@ impl Session {
             Poll::Ready(Ok(_)) => true,
             Poll::Pending => false,
         };
-        let sent = |connection: &mut Connection| std::mem::take(&mut connection.sent);
-        let sent = self.reactor.with(self.conn, sent) == Some(true);
+        let polled = self.reactor.polled();
         // With replies owed it is those that are waited for.
-        let renew = if replied || (sent && self.smtp.replies_owed() == 0) {
+        let renew = if replied || (polled.has_sent && self.smtp.replies_owed() == 0) {
             Renew::Yes
         } else {
             Renew::No
@@ -243,9 +245,19 @@ impl Session {
         let owner = self.shared.owner();
         match &owner {
             Some(owner) => {
-                self.advance(owner.as_ref(), renew);
                 if replied {
                     self.reactor.wake(owner.task());
+                }
+                if polled
+                    .waiting
+                    .is_some_and(|waiting| owner.relieved(waiting))
+                {
+                    self.reactor.wake(owner.task());
+                }
+                if replied || polled.was_woken || std::mem::take(&mut self.is_fresh) {
+                    self.advance(owner.as_ref(), renew);
+                } else {
+                    self.expect(renew);
                 }
             }
             None if !self.state.awaits_final && self.smtp.replies_owed() == 0 => {
@@ -275,11 +287,6 @@ impl Session {
         if standing.awaits_final && !self.state.awaits_final {
             self.state.awaits_final = true;
             renew = Renew::Yes;
-        }
-        if let Some(Some(waiting)) = self.reactor.with(conn, |connection| connection.waiting())
-            && owner.relieved(waiting)
-        {
-            self.reactor.wake(owner.task());
         }
         if standing.has_news {
             self.reactor.wake(owner.task());
@@ -346,11 +353,18 @@ impl Session {
 
     /// Takes the replies that have come; ready with what the last one means if there was one.
     fn poll_replies(&mut self) -> Poll<Result<After, End>> {
+        let polled = self.reactor.polled();
+        if !polled.has_input {
+            return if polled.is_open && !polled.is_at_end {
+                Poll::Pending
+            } else {
+                Poll::Ready(Err(End::Lost(Loss::Broken)))
+            };
+        }
         let reactor = Rc::clone(&self.reactor);
         let owner = self.shared.owner();
         let owner = owner.as_deref();
         let (smtp, state) = (&mut self.smtp, &mut self.state);
-        let config = reactor.config();
         let read = reactor.read(self.conn, |input, out| {
             let (mut taken, mut latest) = (0, None);
             loop {
@@ -370,8 +384,8 @@ impl Session {
                     ClientEvent::Malformed => After::Ends(End::Lost(Loss::Broken)),
                 };
                 match after {
-                    After::Ehlo => smtp.ehlo(&config.hostname, out),
-                    After::Helo => smtp.helo(&config.hostname, out),
+                    After::Ehlo => smtp.ehlo(&reactor.config().hostname, out),
+                    After::Helo => smtp.helo(&reactor.config().hostname, out),
                     _ => {}
                 }
                 let ends = matches!(after, After::Ends(_));
@@ -384,7 +398,7 @@ impl Session {
         });
         match read {
             Some(Some(After::Ends(end))) => Poll::Ready(Err(end)),
-            _ if self.reactor.is_at_end(self.conn) => Poll::Ready(Err(End::Lost(Loss::Broken))),
+            _ if polled.is_at_end => Poll::Ready(Err(End::Lost(Loss::Broken))),
             Some(Some(after)) => Poll::Ready(Ok(after)),
             Some(None) => Poll::Pending,
             None => Poll::Ready(Err(End::Lost(Loss::Broken))),
@@ -422,9 +436,12 @@ impl Session {
     /// again unless it is renewed: a reply that drips in, or recipients added one by one, are no
     /// reason to wait longer.
     fn expect(&mut self, renew: Renew) {
-        let has_output = self
-            .reactor
-            .with(self.conn, |connection| connection.has_output());
+        // With replies owed it is those that are waited for.
+        let wants_sent = self.smtp.replies_owed() == 0;
+        let has_output = self.reactor.with(self.conn, |connection| {
+            connection.wants_sent = wants_sent;
+            connection.has_output()
+        });
         let has_output = has_output.unwrap_or(false);
         let config = self.reactor.config();
         let Some((deadline, timeout)) = self.awaited(has_output, &config.relay) else {
@@ -451,7 +468,7 @@ impl Session {
 
     /// Ready when the next hop has been silent for too long.
     fn poll_silence(&mut self) -> Poll<Result<(), End>> {
-        if let Some((look, unsent)) = self.reactor.take_look(self.conn)
+        if let Some((look, unsent)) = self.reactor.polled().look
             && self.is_silent(look, unsent)
         {
             return Poll::Ready(Err(End::Lost(Loss::NoAnswer)));

@@ -102,6 +102,7 @@ pub(super) struct Session {
     pub(super) reactor: Rc<Reactor>,
     pub(super) conn: Conn,
     pub(super) smtp: server::Session,
+    pub(super) heard: LastHeard,
     listener: Rc<Listener>,
     /// Its transport encrypts. What EHLO offers depends on that.
     pub(super) is_encrypted: bool,
@@ -131,6 +132,17 @@ pub(super) struct Session {
     pub(super) accepted: u32,
     pub(super) refused: u32,
     pub(super) octets: u64,
+}
+
+/// What the SMTP engine has said last, unless it was given an answer since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LastHeard {
+    /// It needs more octets.
+    More,
+    /// It needs an answer.
+    Wait,
+    /// Something else, or it may have something new to say.
+    Other,
 }
 
 /// Whether a client whose time for a command is over is being looked at.
@@ -167,6 +179,7 @@ impl Session {
         let is_encrypted = reactor.with(conn, |connection| connection.transport.is_encrypted());
         Self {
             smtp: server::Session::new(),
+            heard: LastHeard::Other,
             is_encrypted: is_encrypted.unwrap_or(false),
             client: reactor.config().policy.client(address),
             generation: reactor.generation(),
@@ -255,6 +268,7 @@ impl Session {
         let smtp = &mut self.smtp;
         self.reactor
             .write(self.conn, |out| smtp.greet(settings, out));
+        self.heard = LastHeard::Other;
         self.expect_command();
     }
 
@@ -330,10 +344,23 @@ impl Session {
         if self.reactor.service.get() == Service::Over {
             return Err(End::Stopping);
         }
+        let polled = self.reactor.polled();
+        if !polled.has_input && polled.is_open {
+            // The engine has nothing to say that it has not said.
+            match self.heard {
+                LastHeard::More => {
+                    return Ok(Heard::More {
+                        is_over: polled.is_at_end,
+                    });
+                }
+                LastHeard::Wait => return Ok(Heard::Wait),
+                LastHeard::Other => {}
+            }
+        }
         let reactor = Rc::clone(&self.reactor);
         let listener = Rc::clone(&self.listener);
         let settings = listener.settings(self.is_encrypted);
-        let mut progress = false;
+        let (mut progress, mut is_awaiting) = (false, false);
         let heard = reactor.read(self.conn, |input, out| {
             let (mut taken, written) = (0, out.len());
             if out.is_empty() {
@@ -347,7 +374,10 @@ impl Session {
                 taken += step.consumed;
                 match step.event {
                     Event::NeedInput => break Ok(Heard::More { is_over: false }),
-                    Event::AwaitingAnswer => break Ok(Heard::Wait),
+                    Event::AwaitingAnswer => {
+                        is_awaiting = true;
+                        break Ok(Heard::Wait);
+                    }
                     event => {
                         progress = true;
                         if let Some(result) = on(self, event, out) {
@@ -363,11 +393,19 @@ impl Session {
         if progress {
             self.expect_command();
         }
+        self.heard = if is_awaiting {
+            LastHeard::Wait
+        } else {
+            LastHeard::Other
+        };
         match heard {
             None => Err(End::Gone),
-            Some(Ok(Heard::More { .. })) => Ok(Heard::More {
-                is_over: reactor.is_at_end(self.conn),
-            }),
+            Some(Ok(Heard::More { .. })) => {
+                self.heard = LastHeard::More;
+                Ok(Heard::More {
+                    is_over: polled.is_at_end,
+                })
+            }
             Some(heard) => heard,
         }
     }
@@ -387,7 +425,7 @@ impl Session {
     pub(super) fn poll_command_due<T>(&mut self) -> Poll<Result<T, End>> {
         let now = self.reactor.now.get();
         let timeout = self.limits().command_timeout;
-        if let Some((look, unsent)) = self.reactor.take_look(self.conn) {
+        if let Some((look, unsent)) = self.reactor.polled().look {
             if look == Look::Moved {
                 self.command_due = now + timeout;
             }
