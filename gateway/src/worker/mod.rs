@@ -13,6 +13,7 @@
 
 mod bounded_queue;
 mod connection;
+mod content;
 pub mod counters;
 mod deadline;
 mod executor;
@@ -294,6 +295,8 @@ impl Worker {
                     }
                 });
                 self.poll(conn);
+                // An attempt that was given up has no task any more.
+                reactor.touch(conn);
             }
             Outcome::ReceiveEnded(end) => self.receive_ended(conn, &end),
             Outcome::Sent { buffer, result } => self.sent(conn, buffer, &result),

@@ -18,14 +18,14 @@ use portcullis_smtp::server::{self, Abuse, Event};
 
 use super::connection::{Ending, OUTPUT_MAX, Role};
 use super::deadline::Deadline;
-use super::listener::Listener;
+use super::listener::{Channel, Listener};
 use super::lookup::Listings;
 use super::progress::{Look, next_look};
 use super::reactor::{Reactor, Service};
 use super::records::{Record, SessionRecord, TraceId};
 use super::sources::Source;
 use super::transaction::OpenTransaction;
-use crate::config::{Config, Limits};
+use crate::config::Limits;
 use crate::driver::Conn;
 use crate::policy::pipeline::{Count, Counts};
 use crate::policy::{self, Decision, Facts, Rule, Stage, decide};
@@ -104,8 +104,8 @@ pub(super) struct Session {
     pub(super) smtp: server::Session,
     pub(super) heard: LastHeard,
     listener: Rc<Listener>,
-    /// Its transport encrypts. What EHLO offers depends on that.
-    pub(super) is_encrypted: bool,
+    /// What EHLO offers depends on this.
+    pub(super) channel: Channel,
     /// What is known of the client. It is renewed when the configuration changes, and never made
     /// anew from the address alone.
     pub(super) client: policy::Client,
@@ -180,7 +180,10 @@ impl Session {
         Self {
             smtp: server::Session::new(),
             heard: LastHeard::Other,
-            is_encrypted: is_encrypted.unwrap_or(false),
+            channel: Channel {
+                is_encrypted: is_encrypted.unwrap_or(false),
+                is_identified: false,
+            },
             client: reactor.config().policy.client(address),
             generation: reactor.generation(),
             id: reactor.next_id(),
@@ -264,7 +267,7 @@ impl Session {
     }
 
     fn greet(&mut self) {
-        let settings = self.listener.settings(self.is_encrypted);
+        let settings = self.listener.settings(self.channel);
         let smtp = &mut self.smtp;
         self.reactor
             .write(self.conn, |out| smtp.greet(settings, out));
@@ -296,6 +299,7 @@ impl Session {
         if self.reactor.service.get() != Service::Open {
             return Poll::Ready(Err(End::Stopping));
         }
+        self.renew();
         let heard = self.poll_events(|session, event, out| match event {
             Event::Mail(mail) => session.mail(&mail, out).map(Ok),
             Event::Hello { name, .. } => {
@@ -359,7 +363,7 @@ impl Session {
         }
         let reactor = Rc::clone(&self.reactor);
         let listener = Rc::clone(&self.listener);
-        let settings = listener.settings(self.is_encrypted);
+        let settings = listener.settings(self.channel);
         let (mut progress, mut is_awaiting) = (false, false);
         let heard = reactor.read(self.conn, |input, out| {
             let (mut taken, written) = (0, out.len());
@@ -452,14 +456,12 @@ impl Session {
     fn hello(&mut self, name: &str, out: &mut Vec<u8>) {
         name.clone_into(&mut self.helo);
         let config = self.reactor.config();
-        self.renew(&config);
         let decision = decide(Stage::Hello, &config.policy, &self.facts());
         self.answer(&decision, out);
     }
 
     fn mail(&mut self, mail: &Mail<'_>, out: &mut Vec<u8>) -> Option<Rc<OpenTransaction>> {
         let config = self.reactor.config();
-        self.renew(&config);
         let sender = mail.path.as_ref().map_or("", |path| path.raw);
         let facts = Facts {
             sender,
@@ -487,7 +489,7 @@ impl Session {
 
     /// Answers what the policy alone decides.
     fn answer(&mut self, decision: &Decision, out: &mut Vec<u8>) {
-        let settings = self.listener.settings(self.is_encrypted);
+        let settings = self.listener.settings(self.channel);
         match decision {
             // No check before RCPT looks anything up.
             Decision::Accept(_) | Decision::Wait(_) => self.smtp.accept(settings, out),
@@ -507,12 +509,12 @@ impl Session {
     }
 
     /// A new configuration may see this client with other eyes. What it has proved itself stays.
-    fn renew(&mut self, config: &Config) {
+    fn renew(&mut self) {
         if self.generation == self.reactor.generation() {
             return;
         }
         self.generation = self.reactor.generation();
-        self.client = config.policy.client(self.client.address);
+        self.client = self.reactor.config().policy.client(self.client.address);
         if let Some(listener) = self.reactor.listener(self.listener.number()) {
             self.listener = listener;
         }

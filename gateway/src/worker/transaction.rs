@@ -256,6 +256,16 @@ impl Owner for OpenTransaction {
         self.congested.get() && waiting < CONGESTION_LOW
     }
 
+    fn overtaken(&self) {
+        self.hop.set(None);
+        self.with(|transaction| {
+            if let Some(next_hops) = transaction.next_hops() {
+                next_hops.hurry();
+            }
+        });
+        self.wants_hop.set(true);
+    }
+
     fn lost(&self, address: SocketAddr, loss: Loss, said: Option<Reply<'static>>) {
         self.hop.set(None);
         self.congested.set(false);
