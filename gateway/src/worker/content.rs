@@ -60,12 +60,12 @@ impl Session {
         recipient: Option<&str>,
         mut take: impl FnMut(&Received<'_>),
     ) {
-        let id = transaction.id.to_string();
+        let (id, config) = (transaction.id.to_string(), self.reactor.config());
         self.reactor.with_date(|date| {
             take(&Received {
                 helo: &self.helo,
                 client: self.client.address,
-                hostname: &transaction.config.hostname,
+                hostname: &config.hostname,
                 extended: self.smtp.is_extended(),
                 utf8,
                 id: &id,

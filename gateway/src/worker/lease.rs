@@ -39,7 +39,7 @@ pub(super) fn lease(reactor: &Rc<Reactor>, transaction: &Rc<OpenTransaction>) {
         Some(Lease::Wait(address) | Lease::Stranded(address)) => {
             transaction.queued.set(Some(address));
             // Asking again does not make it longer.
-            let due = reactor.now.get() + transaction.config.relay.connect_timeout;
+            let due = reactor.now.get() + reactor.config().relay.connect_timeout;
             let due = transaction.queue_due.get().unwrap_or(due);
             transaction.queue_due.set(Some(due));
         }

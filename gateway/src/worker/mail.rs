@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -81,6 +82,9 @@ impl Session {
         transaction: &Rc<OpenTransaction>,
         withheld: &mut Withheld,
     ) -> Poll<Result<After, End>> {
+        if !self.reactor.polled().is_open {
+            return Poll::Ready(Err(End::Gone));
+        }
         if self.reactor.service.get() == Service::Over {
             return Poll::Ready(Err(End::Stopping));
         }
@@ -183,7 +187,8 @@ impl Session {
         rcpt: &Rcpt<'_>,
         out: &mut Vec<u8>,
     ) {
-        let config = &transaction.config;
+        self.renew();
+        let config = self.reactor.config();
         let route = config.route(&rcpt.path.mailbox);
         let recipient = Recipient {
             rcpt,
@@ -193,10 +198,12 @@ impl Session {
         match decision {
             Decision::Accept(rule) => {
                 if let Some(route) = route {
+                    let route = &config.routes[route];
                     transaction.note(|notes| {
-                        notes.accepted_by.get_or_insert((rule, route));
+                        let target = || (rule, Arc::clone(&route.target));
+                        notes.accepted_by.get_or_insert_with(target);
                     });
-                    direct(transaction, &config.routes[route].next_hops);
+                    direct(transaction, &route.next_hops);
                 }
                 transaction.with(|state| state.recipient(rcpt));
                 self.pass_on(transaction);
@@ -244,16 +251,17 @@ impl Session {
         stage: Stage,
         recipient: Option<Recipient<'_>>,
     ) -> Decision {
-        let config = &transaction.config;
-        let accepted = transaction.note(|notes| notes.accepted_by);
+        let config = self.reactor.config();
         transaction.with(|state| {
-            let facts = Facts {
-                sender: state.envelope.sender(),
-                recipient,
-                next_hops: accepted.map(|(_, route)| &*config.routes[route].target),
-                ..self.facts()
-            };
-            decide(stage, &config.policy, &facts)
+            transaction.note(|notes| {
+                let facts = Facts {
+                    sender: state.envelope.sender(),
+                    recipient,
+                    next_hops: notes.accepted_by.as_ref().map(|(_, target)| &**target),
+                    ..self.facts()
+                };
+                decide(stage, &config.policy, &facts)
+            })
         })
     }
 
@@ -357,10 +365,10 @@ impl Session {
             }
             AnswerTo::Refused | AnswerTo::Final => {
                 self.accepted += u32::from(reply.is_positive());
-                let accepted_by = transaction.note(|notes| notes.accepted_by);
+                let accepted_by = transaction.note(|notes| Some(notes.accepted_by.as_ref()?.0));
                 let rule = accepted_by
                     .filter(|_| reply.is_positive())
-                    .map_or_else(|| transaction.reached(), |(rule, _)| rule);
+                    .unwrap_or_else(|| transaction.reached());
                 transaction.note_verdict(rule, reply);
                 Some(After::Over)
             }

@@ -299,7 +299,6 @@ impl Session {
         if self.reactor.service.get() != Service::Open {
             return Poll::Ready(Err(End::Stopping));
         }
-        self.renew();
         let heard = self.poll_events(|session, event, out| match event {
             Event::Mail(mail) => session.mail(&mail, out).map(Ok),
             Event::Hello { name, .. } => {
@@ -348,6 +347,7 @@ impl Session {
         if self.reactor.service.get() == Service::Over {
             return Err(End::Stopping);
         }
+        self.renew();
         let polled = self.reactor.polled();
         if !polled.has_input && polled.is_open {
             // The engine has nothing to say that it has not said.
@@ -469,7 +469,7 @@ impl Session {
         };
         let decision = decide(Stage::Mail, &config.policy, &facts);
         let (id, now) = (self.reactor.next_id(), self.reactor.now.get());
-        let transaction = OpenTransaction::new(mail, id, self.conn, config, now);
+        let transaction = OpenTransaction::new(mail, id, self.conn, now);
         self.set_trace_length(mail, &transaction);
         if let Decision::Refuse { rule, reply, .. } = &decision {
             transaction.note_refusal(*rule, "", reply);
@@ -509,7 +509,7 @@ impl Session {
     }
 
     /// A new configuration may see this client with other eyes. What it has proved itself stays.
-    fn renew(&mut self) {
+    pub(super) fn renew(&mut self) {
         if self.generation == self.reactor.generation() {
             return;
         }
