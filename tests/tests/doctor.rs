@@ -27,6 +27,12 @@ const AS_USER: &[&str] = &[
     "--regid=65534",
     "--clear-groups",
 ];
+/// Room for the program, and not for the workers' buffers. A debug build is bigger by itself.
+const LITTLE_MEMORY: &[&str] = if cfg!(debug_assertions) {
+    &["prlimit", "--as=38000000"]
+} else {
+    &["prlimit", "--as=24000000"]
+};
 const WORKERS: &str = "workers = 2\n";
 
 const CASES: &[Case] = &[
@@ -69,12 +75,7 @@ const CASES: &[Case] = &[
         WORKERS,
         false,
     ),
-    (
-        "little memory",
-        &["prlimit", "--as=24000000"],
-        WORKERS,
-        false,
-    ),
+    ("little memory", LITTLE_MEMORY, WORKERS, false),
     (
         "a user that does not exist",
         &[],
