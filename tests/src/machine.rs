@@ -1,9 +1,10 @@
-//! What a test takes from the machine it runs on: a free port, and enough open files.
+//! What a test takes from the machine it runs on: a free port, enough open files, small pages.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
 use anyhow::{Context as _, Result};
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// A loopback address with a port that is free just now.
@@ -26,4 +27,13 @@ pub fn allow_open_files(count: u64) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Lets what this process starts have no huge pages: with them memory comes in steps of 2 MiB,
+/// which hide what a session takes.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn forbid_huge_pages() -> Result<()> {
+    prctl::set_thp_disable(true).context("turning huge pages off")
 }

@@ -29,6 +29,16 @@ fn deliver(gate: &Process<'_>) -> Result<()> {
     Ok(())
 }
 
+/// A session that has sent the header of a message.
+fn message_in_flight(gate: &Process<'_>) -> Result<Dialogue> {
+    let mut flying = gate.dialogue()?;
+    flying.expect("EHLO flying.example", "250")?;
+    flying.envelope("a@b.example", &["c@d.example"])?;
+    flying.expect("DATA", "354")?;
+    flying.raw(b"Subject: in flight\r\n\r\n")?;
+    Ok(flying)
+}
+
 #[test]
 fn a_reload_puts_a_good_configuration_in_force_without_ending_sessions() -> Result<()> {
     let (old, new) = (Receiver::start(true)?, Receiver::start(true)?);
@@ -82,11 +92,7 @@ fn a_stop_finishes_the_message_in_flight_and_tells_the_others() -> Result<()> {
     let mut gate = Process::start(&relay_to(&receiver.address().to_string(), "")?)?;
     let mut idle = gate.dialogue()?;
     idle.expect("EHLO idle.example", "250")?;
-    let mut flying = gate.dialogue()?;
-    flying.expect("EHLO flying.example", "250")?;
-    flying.envelope("a@b.example", &["c@d.example"])?;
-    flying.expect("DATA", "354")?;
-    flying.raw(b"Subject: in flight\r\n\r\n")?;
+    let mut flying = message_in_flight(&gate)?;
 
     gate.signal(Signal::SIGTERM)?;
     idle.expect_reply("421 4.3.2")?;
@@ -109,11 +115,7 @@ fn a_stop_waits_no_longer_than_it_was_told() -> Result<()> {
     let receiver = Receiver::start(true)?;
     let limit = "[limits]\nshutdown_timeout = \"1s\"\n";
     let mut gate = Process::start(&relay_to(&receiver.address().to_string(), limit)?)?;
-    let mut flying = gate.dialogue()?;
-    flying.expect("EHLO flying.example", "250")?;
-    flying.envelope("a@b.example", &["c@d.example"])?;
-    flying.expect("DATA", "354")?;
-    flying.raw(b"Subject: never lands\r\n")?;
+    let mut flying = message_in_flight(&gate)?;
     let begun = Instant::now();
     gate.signal(Signal::SIGTERM)?;
     let told = flying.closed()?;
@@ -134,11 +136,7 @@ fn a_stop_waits_no_longer_than_it_was_told() -> Result<()> {
 fn a_second_sigterm_ends_at_once() -> Result<()> {
     let receiver = Receiver::start(true)?;
     let mut gate = Process::start(&relay_to(&receiver.address().to_string(), "")?)?;
-    let mut flying = gate.dialogue()?;
-    flying.expect("EHLO flying.example", "250")?;
-    flying.envelope("a@b.example", &["c@d.example"])?;
-    flying.expect("DATA", "354")?;
-    flying.raw(b"Subject: never lands\r\n")?;
+    let mut flying = message_in_flight(&gate)?;
     gate.signal(Signal::SIGTERM)?;
     thread::sleep(Duration::from_millis(500));
     ensure!(gate.runs(), "the message in flight was not waited for");

@@ -1,6 +1,6 @@
 //! What would happen to a client, stage by stage, and which rule decides.
 //!
-//! It begins with what the filter would do with the SYN ([`packet`]), by the function that the
+//! It begins with what the filter would do with the SYN (`packet`), by the function that the
 //! program in the kernel runs. Then the commands go through the same [`Session`] as those of a
 //! client, and its events with the same facts to the same [`decide`]: an explanation cannot say
 //! anything else than what the gate does, syntax errors included.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use portcullis_tests::process::binary;
-use portcullis_tests::root;
+use portcullis_tests::{root, wait};
 use tempfile::TempDir;
 
 use crate::scene::{HONEST4, LISTED4, PERMITTED4, Running, Scene};
@@ -74,6 +74,13 @@ impl Commands {
             ensure!(said.contains(word), "{arguments:?}: no {word} in\n{said}");
         }
         Ok(said)
+    }
+
+    /// Waits until a reader of the filter's events has announced itself.
+    fn wait_for_reader(&self) -> Result<()> {
+        wait::until("a reader of the events", Duration::from_secs(10), || {
+            self.scene.status().top_sources.watched.then_some(())
+        })
     }
 }
 
@@ -182,14 +189,7 @@ fn events_are_told_as_they_happen_and_a_second_reader_hears_who_has_them() -> Re
         .command(&["events", "--json", "--count", "2"])?
         .stdout(Stdio::piped())
         .spawn()?;
-    let started = Instant::now();
-    while !commands.scene.status().top_sources.watched {
-        ensure!(
-            started.elapsed() < Duration::from_secs(10),
-            "the events have no reader"
-        );
-        thread::sleep(Duration::from_millis(20));
-    }
+    commands.wait_for_reader()?;
     let process = format!("process {} (portcullis)", reader.id());
     commands.says(&["events"], 1, &[&process, "filter status"])?;
     ensure!(!commands.scene.reaches(LISTED4, 25), "it is listed");
@@ -302,14 +302,7 @@ fn who_watches_takes_the_events_over_when_their_reader_ends() -> Result<()> {
     let commands = Commands::new()?;
     let mut reader = commands.command(&["events"])?;
     let reader = Running(reader.stdout(Stdio::null()).spawn()?);
-    let started = Instant::now();
-    while !commands.scene.status().top_sources.watched {
-        ensure!(
-            started.elapsed() < Duration::from_secs(10),
-            "the events have no reader"
-        );
-        thread::sleep(Duration::from_millis(20));
-    }
+    commands.wait_for_reader()?;
     let mut watch = commands.command(&["status", "--watch"])?;
     let _watch = Running(watch.stdout(Stdio::null()).spawn()?);
     // It has printed once, and waits.

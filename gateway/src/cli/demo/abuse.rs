@@ -35,8 +35,6 @@ const SENDERS: [&str; 4] = ["spam@stranger.example", "user@LOCAL", "spam@HOST", 
 pub(super) struct Abuse {
     pub(super) tried: u32,
     pub(super) refused: u32,
-    /// Of the refused ones, those that are not addresses: no rule of the policy had to decide.
-    pub(super) malformed: u32,
     /// The attempts that were not refused, with their replies.
     pub(super) wrong: Vec<String>,
 }
@@ -67,7 +65,6 @@ pub(super) fn attempt(scene: &Scene) -> io::Result<Abuse> {
             // Refused by the policy, or not an address.
             if line.starts_with("550 5.7.1 ") || code == 501 || code == 553 {
                 abuse.refused += 1;
-                abuse.malformed += u32::from(code != 550);
             } else {
                 abuse
                     .wrong
