@@ -54,7 +54,7 @@ impl PolicySession {
     }
 }
 
-/// A case as a session: only the last answer that it comes to is known, and stands at every step.
+/// A case as a session. Only its last answer is known, and stands at every step.
 impl From<Case> for PolicySession {
     fn from(case: Case) -> Self {
         let commands = ["connect".to_owned()].into_iter().chain(case.commands());

@@ -6,7 +6,7 @@
 //!
 //! What can be tried without that is tried rather than judged ([`rehearse`]): rings, threads and
 //! the change of the user are taken in the order of a start, by its own code, so that `doctor` and
-//! `run` do not come to differ.
+//! `run` stay the same.
 
 mod files;
 mod machine;

@@ -97,7 +97,7 @@ fn source(text: &str) -> Result<ListSource, String> {
     })
 }
 
-/// What became of it.
+/// The result.
 #[derive(Serialize)]
 struct Report {
     output: PathBuf,
