@@ -162,7 +162,7 @@ fn step(line: &str) -> Result<PolicyStep> {
     let (command, code) = rest.trim_end().rsplit_once(' ').context("no code")?;
     Ok(PolicyStep {
         command: command.trim_end().to_owned(),
-        code: code.parse().context("the code of a reply is wanted")?,
+        code: code.parse().context("expected the code of a reply")?,
         rule: rule.to_owned(),
     })
 }

@@ -330,7 +330,7 @@ fn user_name(text: &str) -> Result<String, String> {
     if is_name {
         Ok(text.to_owned())
     } else {
-        Err("the name of a user of this system is wanted".to_owned())
+        Err("expected the name of a user of this system".to_owned())
     }
 }
 

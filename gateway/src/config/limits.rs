@@ -140,8 +140,8 @@ pub struct Limits {
     pub unknown_recipients_per_session: u32,
     /// MAIL commands in one session; then `421`, and the client comes again.
     pub transactions_per_session: u32,
-    /// From the moment we wait for a command to its last octet; then `421 4.4.2`. Bytes that drip
-    /// in do not move it.
+    /// The time from the moment the gate waits for a command to the end of its line; then
+    /// `421 4.4.2`. A part of a line does not extend it.
     pub command_timeout: Duration,
     /// How far ahead the deadline for message data is: that much after the 354, moved on by what
     /// arrives at the rate of `data_rate_min`, and never further ahead than this. Then `421 4.4.2`.

@@ -112,8 +112,7 @@ fn lists(config: &Config) -> Option<Finding> {
         Finding::warning(
             "lists",
             config.lists.fallback.join("; "),
-            "put the files right: a gate that runs notices it, a start before that takes the old \
-             lists",
+            "correct the files: a running gate notices it; a start before that uses the old lists",
         )
     })
 }
