@@ -46,6 +46,10 @@ fn limits_of(check: &Check) -> &'static str {
     match check.effect {
         Effect::Admits => "",
         Effect::Restricts => " (whatever has admitted it)",
+        Effect::Scores => {
+            " (the points of checks that follow each other are added up, and refuse a client at \
+             `dnsbl_policy.reject_at`, whatever has admitted it)"
+        }
     }
 }
 

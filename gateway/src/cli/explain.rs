@@ -9,7 +9,7 @@ use portcullis::control::dnsbl;
 use portcullis::explain::{Explanation, LineBreak, PacketFacts, Question, RecentVerdict, explain};
 use portcullis::filter::{Verdicts, format_network, verdict_network};
 use portcullis::policy::Lookup;
-use portcullis::policy::dnsbl::{Answer, Finding};
+use portcullis::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 use portcullis::policy::domain::normal_form;
 use portcullis::printable::printable;
 
@@ -56,7 +56,7 @@ pub(crate) struct Args {
     /// What a DNS list says of the client, in place of a query (ZONE= for not listed); may be given
     /// more than once, and zones that are left out are silent
     #[arg(long, value_name = "ZONE=ADDRESS", value_parser = stated_answer)]
-    dnsbl: Vec<Finding>,
+    dnsbl: Vec<ZoneAnswer>,
     /// Query no DNS lists
     #[arg(long)]
     offline: bool,
@@ -138,8 +138,8 @@ fn explain_all(
     if offline || !explanation.waits_for.contains(&Lookup::Dnsbl.name()) {
         return Ok(explanation);
     }
-    let findings = dnsbl::look_up(config, question.client).map_err(Failure::Dnsbl)?;
-    question.dnsbl = Some(findings);
+    let answers = dnsbl::look_up(config, question.client).map_err(Failure::Dnsbl)?;
+    question.dnsbl = Some(answers);
     explain(config, &question).map_err(Failure::Question)
 }
 
@@ -169,19 +169,19 @@ fn recent_verdict(config: &Config, client: IpAddr) -> Option<RecentVerdict> {
 }
 
 /// `ZONE=ADDRESS[,ADDRESS]`, or `ZONE=` for a zone that has no such name.
-fn stated_answer(text: &str) -> Result<Finding, String> {
+fn stated_answer(text: &str) -> Result<ZoneAnswer, String> {
     let (zone, addresses) = text
         .split_once('=')
         .ok_or("ZONE=ADDRESS expected, or ZONE= for not listed")?;
     let addresses = addresses.split(',').filter(|address| !address.is_empty());
     let addresses: Result<Vec<_>, _> = addresses.map(str::parse).collect();
     let addresses = addresses.map_err(|_| "an IPv4 address expected after =".to_owned())?;
-    Ok(Finding {
+    Ok(ZoneAnswer {
         zone: normal_form(zone).into(),
         answer: if addresses.is_empty() {
-            Answer::NotListed
+            DnsblAnswer::NotListed
         } else {
-            Answer::Addresses(addresses)
+            DnsblAnswer::Addresses(addresses)
         },
     })
 }

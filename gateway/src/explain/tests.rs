@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{PacketFacts, Question, RecentVerdict, StepOutcome, explain};
 use crate::config::{self, Config};
-use crate::policy::dnsbl::{Answer, Finding};
+use crate::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 use crate::policy::{Listener, Service};
 
 const GATE: &str = r#"
@@ -265,9 +265,9 @@ fn what_is_not_looked_up_is_named_and_what_follows_is_told_as_if_it_came_to_noth
         (StepOutcome::Wait, "local-domain".to_owned())
     );
     let listed = |answer: &str| Question {
-        dnsbl: Some(vec![Finding {
+        dnsbl: Some(vec![ZoneAnswer {
             zone: "bl.example".into(),
-            answer: Answer::Addresses(vec![answer.parse().expect("an address")]),
+            answer: DnsblAnswer::Addresses(vec![answer.parse().expect("an address")]),
         }]),
         ..stranger()
     };
