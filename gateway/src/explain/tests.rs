@@ -292,3 +292,26 @@ fn what_is_not_looked_up_is_named_and_what_follows_is_told_as_if_it_came_to_noth
         (StepOutcome::Refuse, "closed-relay".to_owned())
     );
 }
+
+#[test]
+fn a_session_that_ends_for_its_errors_says_so_and_goes_no_further() {
+    let config = format!("{GATE}\n[limits]\nerrors_per_session = 2\n");
+    let config = config::parse(Path::new("gate"), &config).expect("a good configuration");
+    let recipients = [
+        "a@isp.example",
+        "b@far.example",
+        "c@far.example",
+        "d@far.example",
+    ];
+    let question = Question {
+        recipients: recipients.map(str::to_owned).to_vec(),
+        ..stranger()
+    };
+    let stages = explain(&config, &question).expect("no line ends").stages;
+    let last: Vec<_> = stages.iter().rev().take(2).rev().collect();
+    let said: Vec<_> = last.iter().map(|step| (step.code, &*step.rule)).collect();
+    assert_eq!(said, [(Some(550), "closed-relay"), (Some(421), "errors")]);
+    assert_eq!(last[0].subject, "RCPT TO:<c@far.example>");
+    assert!(last[1].answer.starts_with("421 "), "{}", last[1].answer);
+    assert_eq!(last[0].answer.lines().count(), 1, "{}", last[0].answer);
+}
