@@ -86,10 +86,16 @@ fn check(path: &Path, written: &str, right: &str) {
         std::fs::write(path, right).expect("the document can be written");
         return;
     }
-    let name = path.display();
-    assert_eq!(
-        written, right,
-        "{name} does not show the table: run this test with PORTCULLIS_BLESS=1 and read the change"
+    if written == right {
+        return;
+    }
+    let mut lines = written.lines().zip(right.lines());
+    let line = lines.position(|(written, right)| written != right);
+    let number = line.unwrap_or(written.lines().count().min(right.lines().count())) + 1;
+    panic!(
+        "{} does not show the table from line {number} on: run this test with PORTCULLIS_BLESS=1 \
+         and read the change",
+        path.display()
     );
 }
 

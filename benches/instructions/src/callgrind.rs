@@ -76,8 +76,8 @@ fn totals(profile: &str) -> Option<u64> {
     line.trim().parse().ok()
 }
 
-/// How often any of these functions was called. A profile names a function once, as `(NUMBER) NAME`,
-/// and then by its number alone.
+/// The number of calls of these functions together. A profile names a function once, as
+/// `(NUMBER) NAME`, and by its number after that.
 fn calls(profile: &str, wanted: &[&str]) -> u64 {
     let mut names: HashMap<&str, &str> = HashMap::new();
     let mut is_wanted = false;

@@ -227,7 +227,7 @@ mod tests {
         }
     }
 
-    /// Where presence of IPv4 is, there is nothing else, though there be nothing to say about IPv4.
+    /// The memory of the IPv4 presence bits holds nothing else, even when no list has IPv4 entries.
     #[test]
     fn lists_of_ipv6_say_nothing_of_ipv4() {
         let net = |number: u64| {

@@ -84,7 +84,7 @@ impl Slots {
         cell
     }
 
-    /// Takes back what the kernel has let go of; a buffer is returned, an address goes back to the
+    /// Releases what the kernel no longer uses: a buffer is returned, an address goes back to the
     /// pool.
     ///
     /// # Safety

@@ -30,18 +30,11 @@ const APART: &[(&str, &str)] = &[
 ];
 
 /// What may nevertheless know a module, and why. Each has to be needed: one that is not is a fault.
-const EXCEPTIONS: &[Exception] = &[
-    Exception {
-        place: "policy::explain",
-        knows: "config",
-        why: "it stands above the configuration and moves to gateway/src/explain",
-    },
-    Exception {
-        place: "doctor",
-        knows: "control",
-        why: "it rehearses a start by the code of a start, which lives there",
-    },
-];
+const EXCEPTIONS: &[Exception] = &[Exception {
+    place: "doctor",
+    knows: "control",
+    why: "it rehearses a start by the code of a start, which lives there",
+}];
 
 pub(crate) struct Exception {
     /// A module, with all that is in it.

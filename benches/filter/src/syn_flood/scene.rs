@@ -288,7 +288,7 @@ impl Listener {
             // On the clients' core: what the flood's has left over is not to decide.
             let _ = cores::stay_on(Core::Clients);
             while !stopped.load(Ordering::Relaxed) {
-                // Nobody for a while is an error, too.
+                // A timeout without a client is an error here, too: look at `stop` again.
                 drop(socket.accept());
             }
         };

@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use portcullis::driver::{Buffer, Completion, Conn, Driver, Listener, Outcome};
+use portcullis::driver::{Buffer, Completion, Conn, Driver, Listener, OperationResult};
 
 use self::world::{Event, Link, Ready, World};
 
@@ -189,7 +189,7 @@ impl Driver for SimDriver {
         for conn in std::mem::take(&mut world.accepts).into_values().flatten() {
             world.complete(
                 conn,
-                Outcome::Accepted(Err(io::Error::from_raw_os_error(ECANCELED))),
+                OperationResult::Accepted(Err(io::Error::from_raw_os_error(ECANCELED))),
             );
         }
     }
@@ -254,7 +254,7 @@ impl Driver for SimDriver {
         let mut world = self.world.borrow_mut();
         let unread = world.link(conn).map(|link| link.unread as u32);
         let result = unread.ok_or_else(|| io::ErrorKind::NotConnected.into());
-        world.complete(conn, Outcome::Unacknowledged(result));
+        world.complete(conn, OperationResult::Unacknowledged(result));
     }
 
     fn shutdown(&mut self, conn: Conn, both: bool) {
@@ -266,7 +266,7 @@ impl Driver for SimDriver {
             link.opening = false;
             world.complete(
                 conn,
-                Outcome::Connected(Err(io::ErrorKind::ConnectionAborted.into())),
+                OperationResult::Connected(Err(io::ErrorKind::ConnectionAborted.into())),
             );
             return;
         }
@@ -341,7 +341,7 @@ impl Driver for SimDriver {
                 Ready::Octets(id, octets) => {
                     let len = octets.len() as u32;
                     self.buffers[usize::from(id)] = octets;
-                    Outcome::Received(Buffer { id, offset: 0, len })
+                    OperationResult::Received(Buffer { id, offset: 0, len })
                 }
             };
             completions.push(Completion { conn, outcome });
