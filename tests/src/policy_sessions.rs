@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use portcullis::policy::dnsbl::{Answer, Finding};
+use portcullis::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 
 use crate::policy_cases::{Case, directory};
 
@@ -45,12 +45,12 @@ pub struct PolicyStep {
 impl PolicySession {
     /// What DNS lists say of the client, as the policy takes it.
     #[must_use]
-    pub fn findings(&self) -> Vec<Finding> {
-        let finding = |(zone, address): &(String, Ipv4Addr)| Finding {
+    pub fn answers(&self) -> Vec<ZoneAnswer> {
+        let answer = |(zone, address): &(String, Ipv4Addr)| ZoneAnswer {
             zone: zone.as_str().into(),
-            answer: Answer::Addresses(vec![*address]),
+            answer: DnsblAnswer::Addresses(vec![*address]),
         };
-        self.listed.iter().map(finding).collect()
+        self.listed.iter().map(answer).collect()
     }
 }
 

@@ -35,8 +35,6 @@ const SENDERS: [&str; 4] = ["spam@stranger.example", "user@LOCAL", "spam@HOST", 
 pub(super) struct Abuse {
     pub(super) tried: u32,
     pub(super) refused: u32,
-    /// Of the refused ones, those that are not addresses: no rule of the policy had to decide.
-    pub(super) malformed: u32,
     /// The attempts that were not refused, with their replies.
     pub(super) wrong: Vec<String>,
 }
@@ -64,10 +62,9 @@ pub(super) fn attempt(scene: &Scene) -> io::Result<Abuse> {
             client.say(&format!("RCPT TO:<{recipient}>\r\n"))?;
             let (code, line) = client.reply()?;
             abuse.tried += 1;
-            // Refused by the policy, or not an address.
+            // Refused by the policy, or by SMTP because it is not an address.
             if line.starts_with("550 5.7.1 ") || code == 501 || code == 553 {
                 abuse.refused += 1;
-                abuse.malformed += u32::from(code != 550);
             } else {
                 abuse
                     .wrong

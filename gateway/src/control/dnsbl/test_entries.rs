@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use super::counts::Counts;
 use super::query::{DnsAnswer, DnsQuery};
 use super::servers::{NameServers, NoAnswer};
-use crate::policy::dnsbl::{Answer, Meaning, TestEntry, Zone, query_name};
+use crate::policy::dnsbl::{DnsblAnswer, Meaning, TestEntry, Zone, query_name};
 
 /// A listing is believed for so long after a test that the zone has passed.
 const BELIEVED_FOR: Duration = Duration::from_secs(60);
@@ -107,9 +107,9 @@ pub(super) enum Entry {
 #[derive(Debug)]
 pub(super) struct TestResult {
     /// Whether 127.0.0.1 is listed. An error: it is not known.
-    pub(super) unlisted: Result<Answer, NoAnswer>,
+    pub(super) unlisted: Result<DnsblAnswer, NoAnswer>,
     /// What is said about 127.0.0.2.
-    pub(super) listed: Result<Answer, NoAnswer>,
+    pub(super) listed: Result<DnsblAnswer, NoAnswer>,
 }
 
 impl Family {
@@ -308,7 +308,7 @@ impl TestResult {
         Some(match (zone.meaning(answer), answer) {
             (Meaning::Ignored(_), _) => Entry::Refused,
             // Which answers count may be narrowed down by the configuration.
-            (_, Answer::Addresses(_)) => Entry::Listed,
+            (_, DnsblAnswer::Addresses(_)) => Entry::Listed,
             _ => Entry::Missing,
         })
     }
@@ -333,7 +333,7 @@ pub(super) async fn ask(servers: &Arc<NameServers>, zone: &Zone, family: Family)
     let loopback = DnsQuery::new(&query_name(Ipv6Addr::LOCALHOST.into(), &zone.name));
     let loopback = ask(loopback.map(Arc::new));
     let (mapped, loopback, listed) = tokio::join!(ask(unlisted), loopback, ask(listed));
-    let is_listed = |answer: &Answer| zone.meaning(answer) == Meaning::Listed;
+    let is_listed = |answer: &DnsblAnswer| zone.meaning(answer) == Meaning::Listed;
     let unlisted = match loopback {
         Ok(answer) if is_listed(&answer) => Ok(answer),
         _ => mapped,
@@ -342,11 +342,11 @@ pub(super) async fn ask(servers: &Arc<NameServers>, zone: &Zone, family: Family)
 }
 
 /// An answer as a fact about the address that was asked about.
-pub(super) fn answer(answered: DnsAnswer) -> Answer {
+pub(super) fn answer(answered: DnsAnswer) -> DnsblAnswer {
     if answered.addresses.is_empty() {
-        Answer::NotListed
+        DnsblAnswer::NotListed
     } else {
-        Answer::Addresses(answered.addresses)
+        DnsblAnswer::Addresses(answered.addresses)
     }
 }
 
