@@ -126,7 +126,7 @@ pub fn rehearse(config: &Config) -> Vec<Finding> {
         Ok(()) => {
             let mut findings = vec![Finding::ok(
                 "start",
-                "rings, threads and the user can be had",
+                "rings and threads can be created, and the gate can become the user",
             )];
             findings.extend(files::files(config, is_missing));
             findings
@@ -134,7 +134,7 @@ pub fn rehearse(config: &Config) -> Vec<Finding> {
         Err(error) => vec![Finding::problem(
             "start",
             error,
-            "look at what is said above, and at the limits of this process (ulimit -a)",
+            "look at the problems above, and at the limits of this process (ulimit -a)",
         )],
     }
 }
