@@ -51,7 +51,9 @@ use self::reactor::{Reactor, Service};
 use self::records::RecordQueue;
 use self::sources::Sources;
 use crate::config::Config;
-use crate::driver::{self, Buffer, Completion, Conn, Driver, Outcome, ReceiveEnd};
+use crate::driver::{
+    self, Buffer, Completion, Conn, Driver, OperationResult as Outcome, ReceiveEnd,
+};
 
 /// Accepts outstanding per listener; also the sessions beyond the limit that can be told so at the
 /// same time.
