@@ -4,7 +4,7 @@
 //! All or nothing: a configuration with a fault changes nothing, and neither do lists that are
 //! refused or a filter that the kernel rejects. The files are read and the filter is filled on a
 //! thread of their own, not on a worker; the workers then get one pointer. An open session goes on
-//! under the new configuration from its next EHLO or MAIL: a transaction ends as it began.
+//! under the new configuration from its next command.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
