@@ -54,7 +54,7 @@ impl PolicySession {
     }
 }
 
-/// A case as a session: only the last answer that it comes to is known, and stands at every step.
+/// A case as a session. Only its last answer is known, and stands at every step.
 impl From<Case> for PolicySession {
     fn from(case: Case) -> Self {
         let commands = ["connect".to_owned()].into_iter().chain(case.commands());
@@ -162,7 +162,7 @@ fn step(line: &str) -> Result<PolicyStep> {
     let (command, code) = rest.trim_end().rsplit_once(' ').context("no code")?;
     Ok(PolicyStep {
         command: command.trim_end().to_owned(),
-        code: code.parse().context("the code of a reply is wanted")?,
+        code: code.parse().context("expected the code of a reply")?,
         rule: rule.to_owned(),
     })
 }

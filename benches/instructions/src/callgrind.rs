@@ -13,7 +13,8 @@ use crate::counted::TOGGLES;
 use crate::scenario::Scenario;
 use crate::world::Work;
 
-/// What the allocator's users call (mimalloc's part of `GlobalAlloc`, but for `mi_free`).
+/// The functions that users of the allocator call (mimalloc's part of `GlobalAlloc`, except
+/// `mi_free`).
 const ALLOCATE: [&str; 6] = [
     "mi_malloc",
     "mi_malloc_aligned",

@@ -52,7 +52,7 @@ pub(super) struct ReadDocument {
     /// With where they are, in no order: more may come.
     pub(super) warnings: Vec<(usize, Error)>,
     pub(super) tables: Vec<Table>,
-    /// Files that it names, but for those of lists.
+    /// Files that it names, except those of lists.
     pub(super) files: Vec<PathBuf>,
 }
 

@@ -163,9 +163,9 @@ impl DnsblService {
         resolver
     }
 
-    /// Has the filter drop a source that was refused, but for a zone that is switched off by now: a
-    /// session keeps for as long as it lasts what the zone said before, and the verdicts that came
-    /// of that are removed only once.
+    /// Makes the filter drop a source that was refused. Not when the zone is switched off by now: a
+    /// session keeps what the zone said earlier until it ends, and the verdicts of the zone are
+    /// removed only once.
     fn learn(&self, verdicts: Option<&Arc<Verdicts>>, refusal: Refusal) {
         let config = self.control.shared.config.load_full();
         let mut zones = config.policy.dnsbl().zones.iter();
@@ -234,7 +234,7 @@ fn learn(control: &Arc<Control>, verdicts: Option<&Arc<Verdicts>>, refusal: Refu
         return remember(control, &refusal, "the new configuration trusts it");
     }
     let (control, verdicts) = (Arc::clone(control), Arc::clone(verdicts));
-    // Writing one is quick, but for when there is no room.
+    // Writing a verdict is quick, unless the map is full.
     spawn_blocking(move || add_verdict(&control, &verdicts, &refusal, &config));
 }
 
@@ -272,8 +272,8 @@ fn add_verdict(control: &Control, verdicts: &Verdicts, refusal: &Refusal, config
     }
 }
 
-/// Removes the verdicts that came of a zone which lists the world: most of them are on honest
-/// sources, and the others come again.
+/// Removes the verdicts of a zone that lists every address. Most of them are on honest sources; the
+/// others will be refused again.
 fn remove_verdicts(verdicts: &Arc<Verdicts>, zone: Arc<str>, family: Family) {
     let verdicts = Arc::clone(verdicts);
     spawn_blocking(move || {

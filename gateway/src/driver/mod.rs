@@ -27,7 +27,8 @@ pub trait Driver {
     fn now(&self) -> Duration;
     /// The time of day as seconds since 1970-01-01 UTC, read as rarely as `now`.
     fn unix_time(&self) -> u64;
-    /// Takes the next connection of a listener into a free slot. Ends with [`OperationResult::Accepted`].
+    /// Takes the next connection of a listener into a free slot. Ends with
+    /// [`OperationResult::Accepted`].
     fn accept(&mut self, listener: Listener, conn: Conn);
     /// Ends all outstanding accepts (each with `Accepted(Err(ECANCELED))`, unless a connection came
     /// first) and closes the listening sockets.

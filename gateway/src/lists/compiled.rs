@@ -179,8 +179,8 @@ mod tests {
             })
     }
 
-    /// What one /24 of a few addresses can come to, each in a form of its own in the snapshot;
-    /// every address of it is asked for.
+    /// The forms that one /24 with a few addresses can take in the snapshot. Every address of it is
+    /// looked up.
     #[test]
     fn every_address_of_a_small_network_answers_for_itself() {
         use ListAction::{Drop, Permit};

@@ -47,7 +47,8 @@ static UNSENT: libc::c_int = UNSENT_MAX;
 const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 
 impl Ring {
-    /// Takes the next connection of a listener into a free slot. Ends with [`OperationResult::Accepted`].
+    /// Takes the next connection of a listener into a free slot. Ends with
+    /// [`OperationResult::Accepted`].
     pub fn accept(&mut self, listener: Listener, conn: Conn) {
         let Some(listener) = self.core.listeners.get(usize::from(listener.0)) else {
             let gone = io::Error::from_raw_os_error(libc::ECANCELED);
@@ -88,8 +89,9 @@ impl Ring {
         self.submit_counted(&chain);
     }
 
-    /// Receives until paused, starved or at the end of the stream: [`OperationResult::Received`] any number
-    /// of times, then [`OperationResult::ReceiveEnded`]. At most one may be armed per connection.
+    /// Receives until paused, starved or at the end of the stream: [`OperationResult::Received`]
+    /// any number of times, then [`OperationResult::ReceiveEnded`]. At most one may be armed per
+    /// connection.
     pub fn receive(&mut self, conn: Conn) {
         let Some(slot) = self.core.tables.slots.slot(conn) else {
             let error = io::Error::from_raw_os_error(libc::EBADF);
@@ -113,8 +115,8 @@ impl Ring {
         }
     }
 
-    /// Sends a buffer, which comes back with [`OperationResult::Sent`]. At most one may be in flight per
-    /// connection; a second one fails with `EALREADY`.
+    /// Sends a buffer, which comes back with [`OperationResult::Sent`]. At most one may be in
+    /// flight per connection; a second one fails with `EALREADY`.
     pub fn send(&mut self, conn: Conn, buffer: Vec<u8>) {
         let error = match self.core.tables.slots.slot(conn) {
             Some(slot) if matches!(slot.held, Held::Nothing) => {

@@ -50,7 +50,7 @@ trait World {
     fn called(&mut self) -> Self::Peer;
     /// The peer sends; how many octets were taken.
     fn say(&mut self, peer: &mut Self::Peer, bytes: &[u8]) -> usize;
-    /// What has come to the peer, appended; true if that was the end of it.
+    /// Appends what has reached the peer. True at the end of the stream.
     fn hear(&mut self, peer: &mut Self::Peer, heard: &mut Vec<u8>) -> bool;
     /// From now on what is sent to the peer stays on its way for a while, unless that is so anyway
     /// until it [hears](Self::hear).
@@ -253,7 +253,7 @@ impl<W: World> Case<W> {
         assert_eq!(self.world.say(peer, bytes), bytes.len());
     }
 
-    /// All that comes to the peer until the end of the stream. Nothing may complete meanwhile.
+    /// All that reaches the peer until the end of the stream. Nothing may complete meanwhile.
     fn hear_to_the_end(&mut self, peer: &mut W::Peer) -> Vec<u8> {
         let mut heard = Vec::new();
         for _ in 0..WAITS_MAX {

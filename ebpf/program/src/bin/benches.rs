@@ -206,7 +206,7 @@ fn put_next_source(context: &XdpContext) -> Option<()> {
     }
 }
 
-/// The SYN of `syn_flood`, but for what its source makes of it.
+/// The SYN of `syn_flood`, without the fields that depend on its source.
 #[btf_map]
 static SYN: Array<[u32; 14], 1> = Array::new();
 

@@ -97,7 +97,7 @@ fn source(text: &str) -> Result<ListSource, String> {
     })
 }
 
-/// What became of it.
+/// The result.
 #[derive(Serialize)]
 struct Report {
     output: PathBuf,
@@ -353,7 +353,7 @@ fn last_compile(output: &Path) -> Option<Stored> {
         return None;
     }
     Stored::open_last(output).unwrap_or_else(|error| {
-        eprintln!("warning: {error}; nothing is known of the lists before");
+        eprintln!("warning: {error}; the earlier lists are not known");
         None
     })
 }

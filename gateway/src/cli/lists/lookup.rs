@@ -86,7 +86,7 @@ fn words(words: &[String]) -> Result<(Option<PathBuf>, Vec<IpAddr>), String> {
         _ => (None, words),
     };
     if rest.is_empty() {
-        return Err("which address? An IPv4 or IPv6 address is wanted".to_owned());
+        return Err("no address is given: expected an IPv4 or IPv6 address".to_owned());
     }
     let address = |word: &String| match word.parse::<IpAddr>() {
         Ok(address) => Ok(address.to_canonical()),

@@ -13,9 +13,9 @@
 //!   never passed is not believed, so that no source gets a verdict for one that was bad from the
 //!   start, and one that goes bad is found by its first listings.
 //!
-//! No answer to a test is no evidence: the zone stays what it was. One that gives listings, but for
-//! a while no answer to its tests, is believed in the end: that is an oddity of its servers, and no
-//! list of everything.
+//! A test without an answer proves nothing: the zone stays as it was. A zone that gives listings,
+//! but does not answer its tests for a while, is trusted in the end: its servers are odd, but it
+//! does not list everything.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,7 +37,8 @@ const OFF_RETRY: Duration = Duration::from_secs(60);
 /// A zone that has not answered its first test is tried again after this time when it gives a
 /// listing.
 const UNTESTED_RETRY: Duration = Duration::from_secs(5);
-/// A zone is believed after so many tests without an answer, each begun because it gave a listing.
+/// A zone is trusted after this number of tests without an answer, each begun because the zone gave
+/// a listing.
 const UNANSWERED_MAX: u32 = 3;
 
 /// Which of a zone's two halves.
@@ -102,7 +103,7 @@ pub(super) enum Entry {
     Refused,
 }
 
-/// What came of a test.
+/// The result of a test.
 #[derive(Debug)]
 pub(super) struct TestResult {
     /// Whether 127.0.0.1 is listed. An error: it is not known.

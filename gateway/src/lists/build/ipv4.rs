@@ -257,7 +257,7 @@ impl Directory {
     }
 }
 
-/// What a /24 with longer prefixes comes to.
+/// The form that a /24 with longer prefixes takes.
 enum Network<'a> {
     All(u16),
     Lone {
@@ -348,7 +348,8 @@ impl Plan {
         self.directory
             .for_each_painted(|network, mark| set(network, all(mark)));
         // Cells and marks are counted from line 0, so that no reader needs the header to find them.
-        // All of IPv4, address by address, comes to fewer than 2^28 lines before the last cell.
+        // Even if every IPv4 address has a mark of its own, there are fewer than 2^28 lines before
+        // the last cell.
         let marks_before = (first_cell + self.cells) * MARKS;
         let (mut cell_count, mut mark_count) = (0, 0);
         self.for_each_network(permits, |network, found| {
@@ -392,7 +393,7 @@ impl Cell<'_> {
     }
 }
 
-/// What the sorted keys of one /24 come to over the mark that its short prefixes gave it.
+/// The form of one /24: its sorted keys, painted over the mark of its short prefixes.
 fn settle<'a>(
     keys: &[Long],
     rest: u16,

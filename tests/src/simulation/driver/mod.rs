@@ -137,8 +137,8 @@ impl Network {
         world.schedule(at, Event::Arrive(listener, from, peer));
     }
 
-    /// Does what another thread of the gate would do, after some time (it is told the time), and
-    /// wakes the worker.
+    /// Does what another thread of the gate would do, after some time (it gets the time), and wakes
+    /// the worker.
     pub fn act(&self, after: Duration, act: impl FnOnce(Duration) + 'static) {
         let mut world = self.0.borrow_mut();
         let at = world.now + after;
@@ -150,13 +150,13 @@ impl Network {
         self.0.borrow().now
     }
 
-    /// Connections that exist on the worker's side, but for those that it has asked to be closed.
+    /// Connections that exist on the worker's side, except those that it is closing.
     pub fn connections(&self) -> usize {
         let world = self.0.borrow();
         world.links.values().filter(|link| !link.closing).count()
     }
 
-    /// Receive buffers that the worker has not given back.
+    /// Receive buffers that the worker has not recycled.
     pub fn buffers_out(&self) -> usize {
         let world = self.0.borrow();
         usize::from(world.faults.buffers) - world.buffers_free.len()
