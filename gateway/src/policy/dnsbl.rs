@@ -1,9 +1,9 @@
 //! DNS lists (RFC 5782): what an answer of a zone means, and what all zones together mean for a
 //! client.
 //!
-//! Nothing is asked here: the control plane asks, and what it heard comes as [`ZoneAnswer`]s. They are
-//! facts (this zone said these addresses) and not scores, so that a reload between the question and
-//! the first recipient is judged by what is in force then.
+//! Nothing is asked here: the control plane asks, and what it heard comes as [`ZoneAnswer`]s. They
+//! are facts (this zone said these addresses) and not scores, so that a reload between the question
+//! and the first recipient is judged by what is in force then.
 //!
 //! What never counts as a listing, because it cost others their mail: an answer outside of
 //! 127.0.0.0/8 (a zone that was given up and answers every question with a web server), an answer

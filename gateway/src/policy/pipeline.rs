@@ -6,11 +6,11 @@
 //! the facts to an [`Opinion`], and a new one (reverse DNS, greylisting, a limit) is one entry and
 //! one function.
 //!
-//! There are three kinds. The checks that *admit* come first: the first of them that speaks decides,
-//! and where none speaks the answer is no. Then come those that can only *restrict* what was
-//! admitted; they never open anything. Those that *score* refuse nothing by themselves: the points
-//! of neighbours in the table are added up, those for a client with those against it, and the sum
-//! is compared with [`Policy::reject_at`] before the next check of another kind.
+//! There are three kinds. The checks that *admit* come first: the first of them that speaks
+//! decides, and where none speaks the answer is no. Then come those that can only *restrict* what
+//! was admitted; they never open anything. Those that *score* refuse nothing by themselves: the
+//! points of neighbours in the table are added up, those for a client with those against it, and
+//! the sum is compared with [`Policy::reject_at`] before the next check of another kind.
 //!
 //! What is still to be looked up is a value, [`Decision::Wait`]: the caller finds out and decides
 //! again, over more facts. Checks that wait come late, so that no client that is refused anyway has

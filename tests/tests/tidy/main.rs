@@ -9,6 +9,7 @@ mod directions;
 mod documents;
 mod rules;
 mod source;
+mod walks;
 mod words;
 
 use std::fs;
@@ -154,6 +155,15 @@ fn documents_are_short_lead_somewhere_and_are_here() {
         let source = Source::new(&path.to_string_lossy(), &read(path));
         faults.extend(documents::unknown_citations(&source, &names));
     }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// The walks lead a newcomer through the code, function by function.
+#[test]
+fn the_walks_of_the_architecture_lead_through_the_code_as_it_is() {
+    let document = fs::read_to_string(top().join("gateway/docs/architecture.md"));
+    let document = document.expect("the document is UTF-8");
+    let faults = walks::check(&document, |path| fs::read_to_string(top().join(path)).ok());
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
