@@ -4,8 +4,8 @@
 //! memory of the process is compared with what it was before the first of them. Transparent huge
 //! pages are off (prctl(2), `PR_SET_THP_DISABLE`, which the gateway inherits): with them memory
 //! comes in steps of 2 MiB, 140 bytes a session, which hide what a session takes. The kernel's own
-//! memory (sockets) is not in it. Each round has a process of its own, because memory that was
-//! used once is not given back at once.
+//! memory (sockets) is not in it. Each round has a process of its own, because a process keeps
+//! memory for a while that it has used once.
 
 use std::fs::File;
 use std::io::{BufWriter, Read as _, Write as _};
@@ -36,12 +36,12 @@ const SESSIONS_PER_ADDRESS: u32 = 4_000;
 /// Descriptors that either process needs besides those of the sessions, and slots that a worker
 /// keeps beyond its sessions.
 const DESCRIPTORS_BESIDES: u32 = 500;
-/// How long the process gets to come to rest before it is weighed.
+/// How long the process may take to finish its work before its memory is measured.
 const REST: Duration = Duration::from_millis(300);
 /// How long a reply may take.
 const REPLY_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// What `cargo xtask bench idle` is told.
+/// The options of `cargo xtask bench idle`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Sessions at a time; the limit of open files bounds them
@@ -277,7 +277,7 @@ fn is_whole(reply: &[u8]) -> bool {
     last.is_some_and(|line| line.get(3) == Some(&b' '))
 }
 
-/// Bytes that are resident once the process has come to rest.
+/// Resident bytes of the process once it has finished its work.
 fn resident(server: &mut Server) -> Result<u64> {
     thread::sleep(REST);
     let memory = server.process.memory()?;

@@ -264,8 +264,8 @@ fn answer_packets(
                     continue;
                 }
                 let socket = socket.try_clone();
-                // Threads are in the namespace of the one that started them. Who asked notices that
-                // there is no answer.
+                // Threads are in the namespace of the one that started them. The client notices
+                // that there is no answer.
                 answering.push(thread::spawn(move || {
                     drop(socket.and_then(|socket| answer(&socket, &question, from, behind, mood)));
                 }));

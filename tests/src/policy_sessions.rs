@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use portcullis::policy::dnsbl::{Answer, Finding};
+use portcullis::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 
 use crate::policy_cases::{Case, directory};
 
@@ -45,16 +45,16 @@ pub struct PolicyStep {
 impl PolicySession {
     /// What DNS lists say of the client, as the policy takes it.
     #[must_use]
-    pub fn findings(&self) -> Vec<Finding> {
-        let finding = |(zone, address): &(String, Ipv4Addr)| Finding {
+    pub fn answers(&self) -> Vec<ZoneAnswer> {
+        let answer = |(zone, address): &(String, Ipv4Addr)| ZoneAnswer {
             zone: zone.as_str().into(),
-            answer: Answer::Addresses(vec![*address]),
+            answer: DnsblAnswer::Addresses(vec![*address]),
         };
-        self.listed.iter().map(finding).collect()
+        self.listed.iter().map(answer).collect()
     }
 }
 
-/// A case as a session: only the last answer that it comes to is known, and stands at every step.
+/// A case as a session. Only its last answer is known, and stands at every step.
 impl From<Case> for PolicySession {
     fn from(case: Case) -> Self {
         let commands = ["connect".to_owned()].into_iter().chain(case.commands());
@@ -162,7 +162,7 @@ fn step(line: &str) -> Result<PolicyStep> {
     let (command, code) = rest.trim_end().rsplit_once(' ').context("no code")?;
     Ok(PolicyStep {
         command: command.trim_end().to_owned(),
-        code: code.parse().context("the code of a reply is wanted")?,
+        code: code.parse().context("expected the code of a reply")?,
         rule: rule.to_owned(),
     })
 }

@@ -49,7 +49,7 @@ pub fn check(script: &[u8]) -> Result<(), String> {
             ));
         }
     }
-    // Each reply has its command, but for the greeting and the last words; each message its MAIL.
+    // Each reply has its command, except the greeting and a last 421; each message has its MAIL.
     let lines = sent.iter().filter(|&&octet| octet == b'\n').count();
     let replies = expected
         .replies

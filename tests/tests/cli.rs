@@ -86,6 +86,16 @@ fn a_wrong_command_line_is_exit_code_2() -> Result<()> {
         &["check", "-c", "/nonexistent/portcullis.toml"],
         &["explain"],
         &["explain", "--client", "not-an-address"],
+        &["explain", "--client", "192.0.2.1", "--dnsbl", "bl.example"],
+        // A zone that is not in the configuration would count as silent.
+        &[
+            "explain",
+            "--client",
+            "192.0.2.1",
+            "--dnsbl",
+            "bl.example=127.0.0.2",
+        ],
+        &["explain", "--client", "192.0.2.1", "--interface", "none"],
         &["filter", "nonsense"],
         &["filter", "verdicts", "add"],
         &["filter", "verdicts", "add", "192.0.2.0/24"],

@@ -156,7 +156,7 @@ fn listening() -> Result<TcpListener> {
     Ok(TcpListener::bind("[::]:25")?)
 }
 
-/// The ways in which a case is run: with so many tags.
+/// The ways in which a case is run: the number of tags.
 fn tags(case: &Case, number: usize) -> Vec<usize> {
     if !case.taggable {
         vec![0]

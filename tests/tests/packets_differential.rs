@@ -42,8 +42,8 @@ use portcullis_tests::{full, root};
 /// More than that is not looked past.
 const EXTENSIONS_MAX: usize = 8;
 const TAGS_MAX: usize = 8;
-/// In the place of an EtherType: PPP that is neither IPv4 nor IPv6 nor control. None has so many
-/// bits.
+/// In the place of an EtherType: PPP that is neither IPv4 nor IPv6 nor control. It has more bits
+/// than any EtherType.
 const PPP_DATA: u32 = 1 << 16;
 
 /// What a frame is.

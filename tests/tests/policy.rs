@@ -83,7 +83,7 @@ fn question(config: &Config, session: &PolicySession) -> Option<Question> {
         recipients: recipients
             .filter_map(|step| step.command.strip_prefix("RCPT TO:").map(str::to_owned))
             .collect(),
-        dnsbl: Some(session.findings()),
+        dnsbl: Some(session.answers()),
         counts: Counts {
             stopping: session.stopping,
             sessions: count(session.others, config.limits.sessions),

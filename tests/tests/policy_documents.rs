@@ -46,6 +46,10 @@ fn limits_of(check: &Check) -> &'static str {
     match check.effect {
         Effect::Admits => "",
         Effect::Restricts => " (whatever has admitted it)",
+        Effect::Scores => {
+            " (the points of checks that follow each other are added up, and refuse a client at \
+             `dnsbl_policy.reject_at`, whatever has admitted it)"
+        }
     }
 }
 
@@ -110,6 +114,22 @@ fn the_operators_document_has_every_rule_with_its_meaning() {
     let (_, after) = rest.split_once(END).expect("the section ends");
     let right = format!("{before}{BEGIN}\n{}\n{END}{after}", rules());
     check(&path, &written, &right);
+}
+
+/// The names that releases have had. Dashboards and scripts hold them: a name may come, and none
+/// may change or go. It is not written by `PORTCULLIS_BLESS`.
+#[test]
+fn no_rule_name_is_lost_and_none_is_new_without_being_written_down() {
+    let text = include_str!("../policy/rule-names");
+    let mut written: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let names: Vec<String> = Rule::fixed().map(Rule::documented_name).collect();
+    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+    written.sort_unstable();
+    names.sort_unstable();
+    assert_eq!(
+        names, written,
+        "on the left the rules, on the right tes../policy/rule-names"
+    );
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn scripts() -> Result<Vec<Script>> {
 /// itself is `None`.
 fn run(config: &Config, session: &PolicySession, order: Order<'_>) -> Vec<Option<(u16, String)>> {
     let client = config.policy.client(session.client);
-    let findings = session.findings();
+    let answers = session.answers();
     let (mut helo, mut sender, mut next_hops) = (String::new(), String::new(), None);
     let mut said = Vec::new();
     for step in &session.steps {
@@ -97,7 +97,7 @@ fn run(config: &Config, session: &PolicySession, order: Order<'_>) -> Vec<Option
             said.push(None);
             continue;
         }
-        let decision = decided(config, &facts, &order(stage), &findings);
+        let decision = decided(config, &facts, &order(stage), &answers);
         if decision.is_accept() {
             match stage {
                 Stage::Hello => arguments.clone_into(&mut helo),
@@ -126,13 +126,13 @@ fn decided(
     config: &Config,
     facts: &Facts<'_>,
     checks: &[&'static Check],
-    findings: &[portcullis::policy::dnsbl::Finding],
+    answers: &[portcullis::policy::dnsbl::ZoneAnswer],
 ) -> Decision {
     let decide = |facts: &Facts<'_>| decide_by(checks.iter().copied(), &config.policy, facts);
     match decide(facts) {
         Decision::Wait(Lookup::Dnsbl) => decide(&Facts {
             answers: Answers {
-                dnsbl: Some(findings),
+                dnsbl: Some(answers),
             },
             ..*facts
         }),

@@ -202,7 +202,7 @@ fn a_missing_state_directory_is_made_for_the_user_that_the_gate_becomes() -> Res
     drop(gate);
     let told = files.doctor(&configuration)?;
     ensure!(
-        told == ["ok files: all can be used that will be needed later"],
+        told == ["ok files: the gate can use all files that it needs later"],
         "{told:?}"
     );
     Ok(())

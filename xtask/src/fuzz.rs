@@ -28,7 +28,7 @@ const RUSTFLAGS: &str = "-Cpasses=sancov-module \
 /// What libFuzzer says when the flags have had their effect.
 const GUIDED: &str = "inline 8-bit counters";
 
-/// What `cargo xtask fuzz` is told.
+/// The options of `cargo xtask fuzz`.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
     /// How long each target runs

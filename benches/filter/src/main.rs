@@ -99,7 +99,7 @@ enum Measurement {
     SynFlood,
 }
 
-/// Who can be left out of the flood.
+/// The contestants that can be left out of the flood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Peer {
     /// A hash map in an XDP program

@@ -121,8 +121,8 @@ impl Peers {
         Ok(())
     }
 
-    /// Runs a program so many times in the kernel; gives the last verdict and this thread's CPU
-    /// time.
+    /// Runs a program in the kernel, as often as given. Returns the last verdict and the CPU time
+    /// of this thread.
     ///
     /// The kernel's own figure is in whole nanoseconds, which are 4 % of a cheap program's.
     pub(crate) fn run(&mut self, program: &str, repeat: u32) -> Result<(TestRunResult, Duration)> {
@@ -139,9 +139,9 @@ impl Peers {
         Ok((result, clock()?.saturating_sub(before)))
     }
 
-    /// Sends so many packets of the sequence out of the interface with this index, which has to
-    /// have a native XDP program, like its peer; the calling thread has to be in the interface's
-    /// network namespace.
+    /// Sends a number of packets of the sequence out of the interface with this index. The
+    /// interface and its peer need a native XDP program, and the calling thread has to be in the
+    /// network namespace of the interface.
     pub(crate) fn flood(&mut self, interface: u32, packets: u32) -> Result<()> {
         self.send("flood", &frame(self.family, Flags::Syn), interface, packets)
     }

@@ -13,7 +13,8 @@ use crate::counted::TOGGLES;
 use crate::scenario::Scenario;
 use crate::world::Work;
 
-/// What the allocator's users call (mimalloc's part of `GlobalAlloc`, but for `mi_free`).
+/// The functions that users of the allocator call (mimalloc's part of `GlobalAlloc`, except
+/// `mi_free`).
 const ALLOCATE: [&str; 6] = [
     "mi_malloc",
     "mi_malloc_aligned",
@@ -76,8 +77,8 @@ fn totals(profile: &str) -> Option<u64> {
     line.trim().parse().ok()
 }
 
-/// How often any of these functions was called. A profile names a function once, as `(NUMBER) NAME`,
-/// and then by its number alone.
+/// The number of calls of these functions together. A profile names a function once, as
+/// `(NUMBER) NAME`, and by its number after that.
 fn calls(profile: &str, wanted: &[&str]) -> u64 {
     let mut names: HashMap<&str, &str> = HashMap::new();
     let mut is_wanted = false;

@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// The run that callgrind looks at: what is done is told to the process that counts.
+/// The run under callgrind. It reports each step to the process that counts.
 fn run_once(scenario: Scenario, units: u32) -> Result<ExitCode> {
     let work = world::run(scenario, units)?;
     println!("{}", serde_json::to_string(&work)?);

@@ -87,7 +87,7 @@ pub(crate) struct Work {
 /// Runs a scenario to its end.
 ///
 /// # Errors
-/// If a reply is not the one expected, a message is lost, or the run does not come to its end.
+/// If a reply is not the one expected, a message is lost, or the run does not end.
 pub(crate) fn run(scenario: Scenario, units: u32) -> Result<Work> {
     let tally = SharedTally::default();
     let script = Rc::new(scenario.script(units));

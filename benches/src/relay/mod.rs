@@ -27,7 +27,7 @@ use crate::machine::Machine;
 use crate::results;
 use report::Report;
 
-/// What `cargo xtask bench relay` is told.
+/// The options of `cargo xtask bench relay`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Messages in one contestant's turn [default: sized so that a turn takes 2 to 4 s, at least

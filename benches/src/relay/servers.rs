@@ -71,7 +71,7 @@ impl NextHop {
         Ok(last_message_count(&text))
     }
 
-    /// Waits until so many messages have arrived; more or fewer are an error.
+    /// Waits until this number of messages has arrived. More or fewer are an error.
     pub(crate) fn expect_messages(&self, expected: u64) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(2);
         loop {

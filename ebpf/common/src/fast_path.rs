@@ -24,7 +24,7 @@ pub const IPV6_HEADERS: usize = ETHERNET_HEADER + IPV6_HEADER + TCP_HEADER;
 
 /// A frame, of which the fast path reads the beginning.
 pub trait Beginning {
-    /// Its first `BYTES` bytes, if it has so many in its first buffer.
+    /// Its first `BYTES` bytes; `None` if its first buffer holds fewer.
     fn headers<const BYTES: usize>(&self) -> Option<impl Headers>;
 }
 

@@ -7,7 +7,7 @@
 //! `bpf_get_prandom_u32`, which cannot be repeated, and consecutive addresses, which are kind to
 //! every cache.
 
-/// Which addresses a sequence has, as the bench's programs are told.
+/// The addresses of a sequence, in the form that the programs of the bench read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Kind {

@@ -185,7 +185,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn what_check_prints_is_a_configuration_that_says_the_same() {
+    fn what_check_prints_is_a_configuration_with_the_same_settings() {
         let first = in_force(&Config::default_gate());
         let second =
             portcullis::config::parse(Path::new("printed"), &first).map(|config| in_force(&config));

@@ -1,15 +1,18 @@
 //! `portcullis explain`: what would happen to a client, and which rule decides.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::process::ExitCode;
 
 use portcullis::config::Config;
 use portcullis::control::dnsbl;
-use portcullis::explain::{Explanation, LineBreak, PacketFacts, Question, RecentVerdict, explain};
+use portcullis::explain::{
+    Explanation, LineBreak, PacketFacts, Question, RecentVerdict, Step, explain,
+};
 use portcullis::filter::{Verdicts, format_network, verdict_network};
 use portcullis::policy::Lookup;
-use portcullis::policy::dnsbl::{Answer, Finding};
+use portcullis::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 use portcullis::policy::domain::normal_form;
 use portcullis::printable::printable;
 
@@ -56,7 +59,7 @@ pub(crate) struct Args {
     /// What a DNS list says of the client, in place of a query (ZONE= for not listed); may be given
     /// more than once, and zones that are left out are silent
     #[arg(long, value_name = "ZONE=ADDRESS", value_parser = stated_answer)]
-    dnsbl: Vec<Finding>,
+    dnsbl: Vec<ZoneAnswer>,
     /// Query no DNS lists
     #[arg(long)]
     offline: bool,
@@ -91,6 +94,9 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Err(code) => return code,
     };
     if let Some(message) = unknown_interface(&config, args.interface.as_deref()) {
+        return fail(&message);
+    }
+    if let Some(message) = unknown_zone(&config, &args.dnsbl) {
         return fail(&message);
     }
     let stated = (!args.dnsbl.is_empty()).then_some(args.dnsbl);
@@ -138,8 +144,8 @@ fn explain_all(
     if offline || !explanation.waits_for.contains(&Lookup::Dnsbl.name()) {
         return Ok(explanation);
     }
-    let findings = dnsbl::look_up(config, question.client).map_err(Failure::Dnsbl)?;
-    question.dnsbl = Some(findings);
+    let answers = dnsbl::look_up(config, question.client).map_err(Failure::Dnsbl)?;
+    question.dnsbl = Some(answers);
     explain(config, &question).map_err(Failure::Question)
 }
 
@@ -149,6 +155,14 @@ fn unknown_interface(config: &Config, interface: Option<&str>) -> Option<String>
     let mut interfaces = config.filter.iter().flat_map(|filter| &filter.interfaces);
     let known = interfaces.any(|interface| interface.name == name);
     (!known).then(|| format!("--interface {name}: not one of filter.interfaces"))
+}
+
+/// What is wrong with the zones whose answers were given: a misspelt one would be silent.
+fn unknown_zone(config: &Config, answers: &[ZoneAnswer]) -> Option<String> {
+    let zones = &config.policy.dnsbl().zones;
+    let is_known = |answer: &&ZoneAnswer| zones.iter().any(|zone| zone.name == answer.zone);
+    let unknown = answers.iter().find(|answer| !is_known(answer))?;
+    Some(format!("--dnsbl {}: not a zone of [[dnsbl]]", unknown.zone))
 }
 
 /// Whether the running filter has a recent verdict on a client; `None` where that cannot be read:
@@ -169,19 +183,19 @@ fn recent_verdict(config: &Config, client: IpAddr) -> Option<RecentVerdict> {
 }
 
 /// `ZONE=ADDRESS[,ADDRESS]`, or `ZONE=` for a zone that has no such name.
-fn stated_answer(text: &str) -> Result<Finding, String> {
+fn stated_answer(text: &str) -> Result<ZoneAnswer, String> {
     let (zone, addresses) = text
         .split_once('=')
         .ok_or("ZONE=ADDRESS expected, or ZONE= for not listed")?;
     let addresses = addresses.split(',').filter(|address| !address.is_empty());
     let addresses: Result<Vec<_>, _> = addresses.map(str::parse).collect();
     let addresses = addresses.map_err(|_| "an IPv4 address expected after =".to_owned())?;
-    Ok(Finding {
+    Ok(ZoneAnswer {
         zone: normal_form(zone).into(),
         answer: if addresses.is_empty() {
-            Answer::NotListed
+            DnsblAnswer::NotListed
         } else {
-            Answer::Addresses(addresses)
+            DnsblAnswer::Addresses(addresses)
         },
     })
 }
@@ -197,32 +211,24 @@ fn print_table(explanation: &Explanation, out: &mut impl Write) -> io::Result<()
         "client {} ({})\n",
         explanation.client, explanation.standing
     )?;
-    let width = |heading: &str, texts: &mut dyn Iterator<Item = &str>| {
-        texts
-            .map(|text| text.chars().count())
-            .chain([heading.len()])
-            .max()
-            .unwrap_or(0)
+    let cells = |of: fn(&Step) -> &str| -> Vec<Cow<'_, str>> {
+        let stages = explanation.stages.iter();
+        stages.map(|stage| printable(of(stage))).collect()
     };
-    let subject = width(
-        "what",
-        &mut explanation
-            .stages
-            .iter()
-            .map(|stage| stage.subject.as_str()),
-    );
-    let rule = width(
-        "rule",
-        &mut explanation.stages.iter().map(|stage| stage.rule.as_str()),
-    );
+    let width = |heading: &str, cells: &[Cow<'_, str>]| {
+        let widths = cells.iter().map(|cell| cell.chars().count());
+        widths.chain([heading.len()]).max().unwrap_or(0)
+    };
+    let (subjects, rules) = (cells(|stage| &stage.subject), cells(|stage| &stage.rule));
+    let (subject, rule) = (width("what", &subjects), width("rule", &rules));
     writeln!(
         out,
         "{:<8} {:<subject$}  {:<7} {:<rule$}  answer",
         "stage", "what", "outcome", "rule"
     )?;
-    for stage in &explanation.stages {
+    for (stage, (what, by)) in explanation.stages.iter().zip(subjects.iter().zip(&rules)) {
         let mut lines = stage.answer.lines();
-        let first = lines.next().unwrap_or_default();
+        let first = printable(lines.next().unwrap_or_default());
         let more = if lines.next().is_some() { " ..." } else { "" };
         let unless = match &*stage.waits_for {
             [] => String::new(),
@@ -230,10 +236,10 @@ fn print_table(explanation: &Explanation, out: &mut impl Write) -> io::Result<()
         };
         let outcome = stage.outcome.as_str();
         let line = format!(
-            "{:<8} {:<subject$}  {outcome:<7} {:<rule$}  {unless}{first}{more}",
-            stage.stage, stage.subject, stage.rule
+            "{:<8} {what:<subject$}  {outcome:<7} {by:<rule$}  {unless}{first}{more}",
+            stage.stage
         );
-        writeln!(out, "{}", printable(line.trim_end()))?;
+        writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
 }

@@ -39,8 +39,8 @@ pub(super) static KEYS: KeyTable = KeyTable {
         Key::new(
             "state_dir",
             text("a path", Absent::Is("/var/lib/portcullis")),
-            "What outlives a restart: the lists in force. It is made if it is missing. Two gates \
-             on a machine need two.",
+            "The directory for what outlives a restart: the lists in force. The gate creates it \
+             if it is missing. Two gates on one machine need two directories.",
         )
         .see(&["user", "filter.pin_path"])
         .at_start(),
@@ -59,15 +59,15 @@ pub(super) static KEYS: KeyTable = KeyTable {
             "admin",
             text("an IP address and a port", Absent::Nothing),
             "Where metrics (`/metrics`) and state (`/api/status`, `/api/refusals`, `/api/events`) \
-             are served over HTTP. It asks for no password: keep it on the loopback or behind a \
+             are served over HTTP, without a password: keep it on the loopback or behind a \
              firewall.",
         )
         .at_start(),
         Key::new(
             "user",
             text("the name of a user", Absent::Nothing),
-            "Who the gate becomes once ports, rings and the filter are held. Without it the gate \
-             stays who started it.",
+            "The user that the gate becomes once it holds ports, rings and the filter. Without \
+             this key the gate keeps the user that started it.",
         )
         .see(&["state_dir"])
         .at_start(),
@@ -330,7 +330,7 @@ fn user_name(text: &str) -> Result<String, String> {
     if is_name {
         Ok(text.to_owned())
     } else {
-        Err("the name of a user of this system is wanted".to_owned())
+        Err("expected the name of a user of this system".to_owned())
     }
 }
 

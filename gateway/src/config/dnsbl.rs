@@ -25,7 +25,7 @@ const SERVERS_MAX: usize = 8;
 
 pub(super) static ZONE_KEYS: KeyTable = KeyTable {
     header: "[[dnsbl]]",
-    about: "A DNS list (RFC 5782) that is asked about strangers: clients outside of \
+    about: "A DNS list (RFC 5782). The gate queries it about strangers: clients outside of \
             `relay.networks` that no permit list names. At most 32.",
     keys: &[
         Key::new(
@@ -42,8 +42,9 @@ pub(super) static ZONE_KEYS: KeyTable = KeyTable {
                 what: "addresses or ranges of them, in 127.0.0.0/8",
                 default: Absent::Is(&["127.0.0.2-127.0.0.255"]),
             },
-            "Which answers count as a listing. 127.255.255.0/24 never counts: by it an operator \
-             says that the query was wrong or that this resolver may not ask.",
+            "The answers that count as a listing. 127.255.255.0/24 never counts: with it the \
+             operator of the list says that the query was wrong or that this resolver may not \
+             query.",
         ),
         Key::new(
             "score",
@@ -57,9 +58,9 @@ pub(super) static ZONE_KEYS: KeyTable = KeyTable {
         Key::new(
             "test_entries",
             flag(true),
-            "Whether the zone is asked for its test entries (127.0.0.1 must not be listed), and \
-             switched off while it lists everything. `false` for a list that rightly holds \
-             127.0.0.0/8.",
+            "Whether the gate queries the test entries of the zone (127.0.0.1 must not be \
+             listed), and switches the zone off while it lists everything. `false` for a list \
+             that rightly holds 127.0.0.0/8.",
         )
         .see(&["dnsbl_policy.test_every"]),
     ],
@@ -68,7 +69,8 @@ pub(super) static ZONE_KEYS: KeyTable = KeyTable {
 
 pub(super) static KEYS: KeyTable = KeyTable {
     header: "[dnsbl_policy]",
-    about: "How the DNS lists of all `[[dnsbl]]` tables are asked, and what follows from a score.",
+    about: "How the gate queries the DNS lists of all `[[dnsbl]]` tables, and what follows from a \
+            score.",
     keys: &[
         Key::new(
             "servers",
@@ -76,40 +78,39 @@ pub(super) static KEYS: KeyTable = KeyTable {
                 what: "IP addresses of name servers, with or without a port (53)",
                 default: Absent::Nothing,
             },
-            "The name servers that are asked, in turn, at most 8. Required with a `[[dnsbl]]`. Use \
-             a resolver of your own: lists refuse public ones.",
+            "The name servers to query, in turn, at most 8. Required with a `[[dnsbl]]`. Use a \
+             resolver of your own: lists refuse public ones.",
         )
         .see(&["dnsbl_policy.timeout"]),
         Key::new(
             "reject_at",
             count("points", 1, 1..=1_000_000),
-            "The score from which on a client is refused, with `554 5.7.1`.",
+            "The gate refuses a client with this score or a higher one, with `554 5.7.1`.",
         )
         .see(&["dnsbl.score"]),
         Key::new(
             "drop_for",
             duration(HOUR, Duration::ZERO..=SEVEN_DAYS),
-            "How long the filter drops a source that was refused. `\"0s\"`: it never gets into the \
-             recent verdicts.",
+            "How long the filter drops a refused source. `\"0s\"`: no recent verdict is added.",
         )
         .see(&["filter.mode"]),
         Key::new(
             "timeout",
             duration(FIVE_SECONDS, TENTH_OF_A_SECOND..=HALF_A_MINUTE),
-            "How long the answer of a zone may take, over all servers. Then the zone counts as \
-             silent, and no client is refused for it.",
+            "How long the answer of a zone may take, over all servers. After that the zone counts \
+             as silent and adds nothing to the score.",
         )
         .see(&["dnsbl_policy.servers"]),
         Key::new(
             "test_every",
             duration(TEN_MINUTES, SECOND..=DAY),
-            "How often each zone is asked for its test entries.",
+            "How often the gate queries the test entries of each zone.",
         )
         .see(&["dnsbl.test_entries"]),
         Key::new(
             "cache",
             count("answers", 100_000, 0..=10_000_000),
-            "Answers that are remembered, each for as long as its zone allows. 0: none.",
+            "Answers that the gate remembers, each for as long as its zone allows. 0: none.",
         ),
     ],
     later: &[],
@@ -121,7 +122,7 @@ const HALF_A_MINUTE: Duration = Duration::from_secs(30);
 const TEN_MINUTES: Duration = Duration::from_secs(600);
 const SEVEN_DAYS: Duration = Duration::from_secs(7 * 86_400);
 
-/// `[dnsbl_policy]`, but for the score, which is a matter of the [policy](crate::policy::Policy).
+/// `[dnsbl_policy]` without the score, which belongs to the [policy](crate::policy::Policy).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsblPolicy {
     /// The name servers that are asked. Never empty where there are zones.
@@ -253,7 +254,7 @@ fn reply_range(text: &str) -> Result<RangeInclusive<Ipv4Addr>, String> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let parse = |text: &str| {
         text.trim().parse::<Ipv4Addr>().map_err(|_| {
-            "an address or a range of them is wanted, like \"127.0.0.2\" or \
+            "expected an address or a range of addresses, such as \"127.0.0.2\" or \
              \"127.0.0.2-127.0.0.11\""
                 .to_owned()
         })
@@ -264,15 +265,15 @@ fn reply_range(text: &str) -> Result<RangeInclusive<Ipv4Addr>, String> {
     }
     if !first.is_loopback() || !last.is_loopback() {
         return Err(
-            "lists answer within 127.0.0.0/8: an answer from elsewhere is a zone that \
-             was given up, never a listing"
+            "lists answer within 127.0.0.0/8: another answer comes from a zone that has been \
+             abandoned, and is never a listing"
                 .to_owned(),
         );
     }
     if *OPERATOR_ERRORS.start() <= last && first <= *OPERATOR_ERRORS.end() {
         return Err(
-            "127.255.255.0/24 is never a listing: by it the operator of the list says that \
-             the query was wrong, or that this resolver may not ask"
+            "127.255.255.0/24 is never a listing: with it the operator of the list says that \
+             the query was wrong, or that this resolver may not query"
                 .to_owned(),
         );
     }
@@ -289,7 +290,7 @@ fn server(text: &str) -> Result<SocketAddr, String> {
         Ok(address) if address.port() != 0 && !address.ip().is_unspecified() => Ok(address),
         Ok(_) => Err("no name server can have this address".to_owned()),
         Err(_) => Err(
-            "the address of a name server is wanted, like \"127.0.0.1:53\" or \"[::1]:53\""
+            "expected the address of a name server, such as \"127.0.0.1:53\" or \"[::1]:53\""
                 .to_owned(),
         ),
     }

@@ -46,13 +46,13 @@ pub(super) struct Document<'d> {
     files: RefCell<Vec<PathBuf>>,
 }
 
-/// What is left when everything was read.
-pub(super) struct Findings {
+/// A document that was read: what is wrong with it, and what is in force.
+pub(super) struct ReadDocument {
     pub(super) errors: Vec<Error>,
     /// With where they are, in no order: more may come.
     pub(super) warnings: Vec<(usize, Error)>,
     pub(super) tables: Vec<Table>,
-    /// Files that it names, but for those of lists.
+    /// Files that it names, except those of lists.
     pub(super) files: Vec<PathBuf>,
 }
 
@@ -149,10 +149,10 @@ impl<'d> Document<'d> {
         self.files.borrow_mut().push(path.to_owned());
     }
 
-    pub(super) fn finish(self) -> Findings {
+    pub(super) fn finish(self) -> ReadDocument {
         let mut errors = self.errors.into_inner();
         errors.sort_by_key(|(at, _)| *at);
-        Findings {
+        ReadDocument {
             errors: errors.into_iter().map(|(_, error)| error).collect(),
             warnings: self.warnings.into_inner(),
             tables: self.tables.into_inner(),

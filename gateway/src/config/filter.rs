@@ -26,14 +26,15 @@ pub(super) static KEYS: KeyTable = KeyTable {
         Key::new(
             "interfaces",
             Form::Tables(&INTERFACES),
-            "Where the program is attached. Required unless `mode` is `off`.",
+            "The interfaces that the program is attached to. Required unless `mode` is `off`.",
         )
         .at_start(),
         Key::new(
             "wait_for_interfaces",
             flag(false),
             "Whether the gate starts although an interface does not exist yet, and attaches the \
-             filter when it comes. Otherwise that is an error, because it is usually a wrong name.",
+             filter when it appears. Without this a missing interface is an error, because the \
+             name is usually wrong.",
         )
         .see(&["filter.interfaces"]),
         Key::new(
@@ -51,7 +52,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
             word(
                 "enforce",
                 &[
-                    ("enforce", "drops what is to be dropped"),
+                    ("enforce", "drops packets"),
                     (
                         "monitor",
                         "counts what would be dropped and passes it; drop lists do not refuse in \
@@ -369,7 +370,7 @@ fn absolute_path(text: &str) -> Result<PathBuf, String> {
     if path.is_absolute() {
         Ok(path)
     } else {
-        Err("an absolute path within a BPF file system is wanted".to_owned())
+        Err("expected an absolute path within a BPF file system".to_owned())
     }
 }
 
@@ -377,7 +378,7 @@ fn read_interface(table: &mut Section<'_, '_>, others: &[Interface]) -> Option<I
     let name = table.text("name", |name| match name {
         _ if others.iter().any(|other| other.name == name) => Err(format!("{name} is named twice")),
         _ if is_interface_name(name) => Ok(name.to_owned()),
-        _ => Err("the name of a network interface is wanted, such as \"eth0\"".to_owned()),
+        _ => Err("expected the name of a network interface, such as \"eth0\"".to_owned()),
     });
     let role = table.word("role", &ROLES);
     Some(Interface {

@@ -12,8 +12,8 @@ const FIVE_MINUTES: Duration = Duration::from_secs(300);
 
 pub(super) static KEYS: KeyTable = KeyTable {
     header: "[limits]",
-    about: "What is bounded, and how. Each limit that is hit has its reply, and its rule in the \
-            log and in the metrics.",
+    about: "The limits of the gate. Each has its reply, and its rule in the log and in the \
+            metrics.",
     keys: &[
         Key::new(
             "sessions",
@@ -56,8 +56,8 @@ pub(super) static KEYS: KeyTable = KeyTable {
             "unknown_recipients_per_session",
             count("recipients", 100, 1..=100_000),
             "Recipients of a session that the next hop says do not exist; one more ends the \
-             session with `421 4.7.0`. An accepted message takes one of them back. Local networks \
-             and sources on permit lists are exempt.",
+             session with `421 4.7.0`. An accepted message subtracts one. Local networks and \
+             sources on permit lists are exempt.",
         )
         .see(&["limits.errors_per_session", "relay.networks"]),
         Key::new(
@@ -69,8 +69,8 @@ pub(super) static KEYS: KeyTable = KeyTable {
         Key::new(
             "command_timeout",
             duration(FIVE_MINUTES, SECOND..=HOUR),
-            "From the moment the gate waits for a command to the end of its line; then \
-             `421 4.4.2`. Bytes that drip in do not move it. It is also how long a client may \
+            "The time from the moment the gate waits for a command to the end of its line; then \
+             `421 4.4.2`. A part of a line does not extend it. It is also how long a client may \
              take none of its replies.",
         ),
         Key::new(
@@ -108,8 +108,8 @@ pub(super) static KEYS: KeyTable = KeyTable {
                     ("refuse", "the message is refused"),
                 ],
             ),
-            "What becomes of lines of message data over the 998 octets of RFC 5322 section 2.1.1. \
-             They are never cut.",
+            "What the gate does with lines of message data over the 998 octets of RFC 5322 section \
+             2.1.1. It never cuts them.",
         ),
     ],
     later: &[],
@@ -140,8 +140,8 @@ pub struct Limits {
     pub unknown_recipients_per_session: u32,
     /// MAIL commands in one session; then `421`, and the client comes again.
     pub transactions_per_session: u32,
-    /// From the moment we wait for a command to its last octet; then `421 4.4.2`. Bytes that drip
-    /// in do not move it.
+    /// The time from the moment the gate waits for a command to the end of its line; then
+    /// `421 4.4.2`. A part of a line does not extend it.
     pub command_timeout: Duration,
     /// How far ahead the deadline for message data is: that much after the 354, moved on by what
     /// arrives at the rate of `data_rate_min`, and never further ahead than this. Then `421 4.4.2`.

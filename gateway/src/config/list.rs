@@ -1,8 +1,8 @@
 //! `[lists]`, `[[list]]` and the files they name: the addresses that the filter and the SMTP side
 //! are given.
 //!
-//! What is in the files goes its own way ([`lists`](crate::lists)); here is what the tables say,
-//! and where in the configuration a fault of a file is told.
+//! The module reads the tables, and finds the line of the configuration at which a fault of a list
+//! file is reported. The content of the files is the business of [`lists`](crate::lists).
 
 pub(super) mod keys;
 
@@ -20,7 +20,7 @@ use crate::lists::source::{FileFinding, FileFindings, ListSource, Sources};
 use crate::lists::watch::Stamp;
 use crate::lists::{Attempt, LISTS_MAX, ListAction, Read, ReadObserver};
 
-/// `[lists]` and `[[list]]`, and what became of the files.
+/// `[lists]` and `[[list]]`, and the lists that the files gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lists {
     /// Where the lists come from.
@@ -160,7 +160,7 @@ impl Lists {
         self.fallback = unreadable.chain(faults).collect();
         self.fallback.push(of_last_compile(saved, compiled_at));
         self.fallback.push(
-            "put the files right, which is noticed (with lists.watch) or wants a reload; \
+            "correct the files; with lists.watch the gate reads them again, otherwise reload it; \
              `portcullis check` shows every fault"
                 .to_owned(),
         );
@@ -228,7 +228,7 @@ pub fn of_last_compile(path: &Path, compiled_at: u64) -> String {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| now.as_secs().saturating_sub(compiled_at) / 60);
     format!(
-        "the lists of the last compile are in force, of {age} minutes ago: {}",
+        "the lists of the last compile are in force, compiled {age} minutes ago: {}",
         path.display()
     )
 }

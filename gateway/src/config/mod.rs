@@ -77,7 +77,7 @@ pub struct Config {
     pub workers: usize,
     /// Where metrics and state are served.
     pub admin: Option<SocketAddr>,
-    /// Who to become once ports and programs are held.
+    /// The user to become once ports and programs are held.
     pub user: Option<String>,
     /// Where sessions come in. Empty: only the filter is run.
     pub listeners: Vec<Listener>,
@@ -85,8 +85,8 @@ pub struct Config {
     pub filter: Option<Filter>,
     /// Where the lists come from.
     pub lists: Lists,
-    /// Who may do what. Shared, because it holds the lists: a configuration that differs in an
-    /// address of a next hop only is no second copy of them.
+    /// The policy. Shared, because it holds the lists: a configuration that differs only in the
+    /// address of a next hop needs no second copy of them.
     pub policy: Arc<Policy>,
     /// Where mail goes; [`Config::route`] finds the one for a recipient.
     pub routes: Vec<Route>,
@@ -102,7 +102,7 @@ pub struct Config {
     pub warnings: Vec<Error>,
     /// Every setting in force, with those by default marked.
     pub in_force: Vec<Table>,
-    /// The files that it was read from besides, but for those of lists: of domains, of networks.
+    /// Other files that it was read from: of domains and of networks, not of lists.
     pub named_files: Vec<PathBuf>,
     route_index: Domains,
 }
@@ -271,8 +271,8 @@ impl Config {
         local.filter_map(doubt).collect()
     }
 
-    /// What keeps customers from the listeners under compiled lists: those who are to send through
-    /// this gate have to reach it.
+    /// Warnings about listeners that customers cannot reach under the compiled lists: a customer
+    /// that sends through this gate has to reach it.
     pub fn customer_doubts(&self, lists: &Compiled) -> Vec<String> {
         let filter = self.filter.as_ref();
         let Some(filter) = filter.filter(|filter| filter.mode != FilterMode::Off) else {

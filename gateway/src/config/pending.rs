@@ -26,7 +26,7 @@ pub struct Pending {
     places: Option<Places>,
 }
 
-/// Where in the configuration a doubt about lists is told.
+/// The line of the configuration at which a doubt about lists is reported.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
     /// That customers do not reach a listener.

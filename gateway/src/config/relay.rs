@@ -1,4 +1,4 @@
-//! `[relay]`: who is local, what is local, and how patient the relay is with a next hop.
+//! `[relay]`: local networks, local domains, and how long the relay waits for a next hop.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::policy::domain::Pattern;
 
 pub(super) static KEYS: KeyTable = KeyTable {
     header: "[relay]",
-    about: "Who and what is local, which is what makes a closed relay, and how patient the gate is \
-            with a next hop.",
+    about: "Local networks and local domains, which make the relay a closed one, and how long the \
+            gate waits for a next hop.",
     keys: &[
         Key::new(
             "networks",
@@ -36,7 +36,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
         Key::new(
             "networks_file",
             text("a path", Absent::Nothing),
-            "A file with more of them, one a line; `#` begins a comment.",
+            "A file with more of them, one per line; `#` begins a comment.",
         )
         .see(&["relay.networks"]),
         Key::new(
@@ -51,7 +51,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
         Key::new(
             "domains_file",
             text("a path", Absent::Nothing),
-            "A file with more of them, one a line; `#` begins a comment.",
+            "A file with more of them, one per line; `#` begins a comment.",
         )
         .see(&["relay.domains"]),
         Key::new(
@@ -85,8 +85,8 @@ pub(super) static KEYS: KeyTable = KeyTable {
                 default: Absent::Varies("`\"3m\"`, or `reply_timeout` where that is set"),
                 range: SECOND..=DAY,
             },
-            "How long a next hop may take nothing of what it is sent, however little it takes. RFC \
-             5321 section 4.5.3.2.5 asks for three minutes.",
+            "How long a send to a next hop may make no progress at all. RFC 5321 section 4.5.3.2.5 \
+             asks for three minutes.",
         )
         .see(&["relay.reply_timeout"]),
         Key::new(
@@ -98,18 +98,19 @@ pub(super) static KEYS: KeyTable = KeyTable {
         Key::new(
             "idle_timeout",
             duration(HALF_A_MINUTE, SECOND..=DAY),
-            "How long a connection to a next hop is kept for the next message.",
+            "How long an idle connection to a next hop is kept for the next message.",
         ),
         Key::new(
             "connections",
             count("connections", 100, 1..=1_000_000),
-            "Connections at a time to one next hop, of each worker.",
+            "The most connections to one next hop at a time, for each worker.",
         )
         .see(&["workers"]),
         Key::new(
             "retry_after",
             duration(HALF_A_MINUTE, SECOND..=DAY),
-            "How long at most a next hop that did not answer is left alone while there is another.",
+            "The longest time that the gate does not try a next hop again that did not answer, \
+             while there is another.",
         ),
     ],
     later: &[],

@@ -30,7 +30,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
                 what: "a path",
                 default: Absent::Nothing,
             },
-            "A file with more of them, one a line; `#` begins a comment.",
+            "A file with more of them, one per line; `#` begins a comment.",
         )
         .see(&["route.domains"]),
         Key::new(
@@ -56,8 +56,8 @@ pub(super) static KEYS: KeyTable = KeyTable {
         Key::new(
             "dsn",
             flag(false),
-            "Whether the next hops of the route offer DSN (RFC 3461). Clients are offered it only \
-             if every route says so.",
+            "Whether the next hops of the route offer DSN (RFC 3461). The gate offers it to \
+             clients only if every route has this set.",
         ),
     ],
     later: &["tls"],
@@ -77,7 +77,7 @@ pub struct Route {
     /// The next hops as the configuration writes them: what tells one destination from another.
     /// See [`Recipient::next_hops`](crate::policy::pipeline::Recipient::next_hops).
     pub target: Arc<str>,
-    /// When the client is told that its message was taken.
+    /// When the client gets the 250 to its message.
     pub mode: RouteMode,
     /// Its next hops offer DSN (RFC 3461).
     pub dsn: bool,

@@ -59,7 +59,7 @@ fn number_and_unit(text: &str) -> Result<(u64, &str), String> {
     let (number, unit) = text.split_at(digits);
     match number.parse() {
         Ok(number) => Ok((number, unit.trim())),
-        Err(_) if digits == 0 => Err("a whole number with a unit is wanted".to_owned()),
+        Err(_) if digits == 0 => Err("expected a whole number with a unit".to_owned()),
         Err(_) => Err("the number is too big".to_owned()),
     }
 }
@@ -113,7 +113,7 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
 pub(super) fn address(text: &str) -> Result<IpAddr, String> {
     text.parse::<IpAddr>()
         .map(|address| address.to_canonical())
-        .map_err(|_| "an IP address is wanted".to_owned())
+        .map_err(|_| "expected an IP address".to_owned())
 }
 
 /// A network: a prefix, or a single address. Bits beyond the prefix length are refused: in the list
@@ -123,7 +123,7 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
         return Ok(IpNet::from(address));
     }
     let net: IpNet = text.parse().map_err(|_| {
-        "a network is wanted, like \"192.0.2.0/24\" or \"2001:db8::/32\"".to_owned()
+        "expected a network, such as \"192.0.2.0/24\" or \"2001:db8::/32\"".to_owned()
     })?;
     let net = unmapped(net).map_err(|MappedTooWide| {
         "IPv4 clients are always seen with their IPv4 address: write the IPv4 network".to_owned()

@@ -9,7 +9,7 @@ use crate::config::{Config, Filter, Table};
 use crate::lists::List;
 use crate::policy;
 
-/// So many changes are told: a generated configuration may differ in thousands of keys.
+/// The most changes that are logged: a generated configuration may differ in thousands of keys.
 const TOLD_MAX: usize = 50;
 
 /// What a reload changed.

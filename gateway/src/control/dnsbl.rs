@@ -35,7 +35,7 @@ use super::Control;
 use super::refusals::KeptOut;
 use crate::config::{Config, FilterMode};
 use crate::filter::{Cause, NewVerdict, Verdicts};
-use crate::policy::dnsbl::{Answer, Finding};
+use crate::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 use crate::worker::port::{Ask, LookupAnswer, Refusal};
 
 /// Requests that the service has not looked at yet. More than this is a service that is stuck, and
@@ -128,7 +128,7 @@ struct DnsblService {
     /// The questions that wait, by the address that they are about.
     waiting: FxHashMap<IpAddr, Vec<Ask>>,
     tasks: FxHashMap<Id, IpAddr>,
-    running: JoinSet<Vec<Finding>>,
+    running: JoinSet<Vec<ZoneAnswer>>,
 }
 
 impl DnsblService {
@@ -163,9 +163,9 @@ impl DnsblService {
         resolver
     }
 
-    /// Has the filter drop a source that was refused, but for a zone that is switched off by now: a
-    /// session keeps for as long as it lasts what the zone said before, and the verdicts that came
-    /// of that are removed only once.
+    /// Makes the filter drop a source that was refused. Not when the zone is switched off by now: a
+    /// session keeps what the zone said earlier until it ends, and the verdicts of the zone are
+    /// removed only once.
     fn learn(&self, verdicts: Option<&Arc<Verdicts>>, refusal: Refusal) {
         let config = self.control.shared.config.load_full();
         let mut zones = config.policy.dnsbl().zones.iter();
@@ -191,15 +191,15 @@ impl DnsblService {
         }
     }
 
-    fn done(&mut self, done: Result<(Id, Vec<Finding>), JoinError>) {
-        let (task, findings) = match done {
+    fn done(&mut self, done: Result<(Id, Vec<ZoneAnswer>), JoinError>) {
+        let (task, answers) = match done {
             Ok(done) => done,
             Err(error) => {
                 tracing::error!(%error, "a DNSBL query ended in a panic");
                 (error.id(), Vec::new())
             }
         };
-        let listings = only_listings(findings);
+        let listings = only_listings(answers);
         let client = self.tasks.remove(&task);
         let waiting = client.and_then(|client| self.waiting.remove(&client));
         for ask in waiting.into_iter().flatten() {
@@ -211,9 +211,9 @@ impl DnsblService {
 
 /// A worker keeps the answer for a whole session: most clients are on no list, and then that is
 /// nothing.
-fn only_listings(mut findings: Vec<Finding>) -> Option<Arc<[Finding]>> {
-    findings.retain(|finding| matches!(finding.answer, Answer::Addresses(_)));
-    (!findings.is_empty()).then(|| findings.into())
+fn only_listings(mut answers: Vec<ZoneAnswer>) -> Option<Arc<[ZoneAnswer]>> {
+    answers.retain(|answer| matches!(answer.answer, DnsblAnswer::Addresses(_)));
+    (!answers.is_empty()).then(|| answers.into())
 }
 
 /// Has the filter drop a source that was refused, unless it must not, and remembers either.
@@ -234,7 +234,7 @@ fn learn(control: &Arc<Control>, verdicts: Option<&Arc<Verdicts>>, refusal: Refu
         return remember(control, &refusal, "the new configuration trusts it");
     }
     let (control, verdicts) = (Arc::clone(control), Arc::clone(verdicts));
-    // Writing one is quick, but for when there is no room.
+    // Writing a verdict is quick, unless the map is full.
     spawn_blocking(move || add_verdict(&control, &verdicts, &refusal, &config));
 }
 
@@ -272,8 +272,8 @@ fn add_verdict(control: &Control, verdicts: &Verdicts, refusal: &Refusal, config
     }
 }
 
-/// Removes the verdicts that came of a zone which lists the world: most of them are on honest
-/// sources, and the others come again.
+/// Removes the verdicts of a zone that lists every address. Most of them are on honest sources; the
+/// others will be refused again.
 fn remove_verdicts(verdicts: &Arc<Verdicts>, zone: Arc<str>, family: Family) {
     let verdicts = Arc::clone(verdicts);
     spawn_blocking(move || {
@@ -296,7 +296,7 @@ fn remove_verdicts(verdicts: &Arc<Verdicts>, zone: Arc<str>, family: Family) {
 ///
 /// # Errors
 /// When there can be no sockets or timers.
-pub fn look_up(config: &Config, client: IpAddr) -> io::Result<Vec<Finding>> {
+pub fn look_up(config: &Config, client: IpAddr) -> io::Result<Vec<ZoneAnswer>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -68,7 +68,7 @@ pub(super) struct StateDir {
 }
 
 impl Files {
-    /// Notes what came of keeping the lists.
+    /// Notes whether the lists were saved.
     pub(super) fn saved(&self, is_good: bool) {
         if !is_good {
             self.saves_failed.fetch_add(1, Ordering::Relaxed);

@@ -186,15 +186,14 @@ fn last_compile(path: &Path) -> Option<Stored> {
 fn refused(refusal: &Refusal, config: &Config) -> Vec<String> {
     let mut lines = refusal.lines();
     lines.push(if config.lists.sources.snapshot().is_some() {
-        "if this is meant: compile the snapshot with --force; else put it right, which is noticed"
+        "if this is meant: compile the snapshot with --force; else correct it: the gate notices"
             .to_owned()
     } else {
         let file = config.path.as_deref();
         let file = file.map_or_else(|| "FILE".into(), Path::to_string_lossy);
         format!(
-            "if this is meant: portcullis lists compile -c {file} --force, and reload; else put \
-             the \
-             file right, which is noticed"
+            "if this is meant: portcullis lists compile -c {file} --force, and reload; else \
+             correct the file: the gate notices"
         )
     });
     lines

@@ -1,10 +1,10 @@
-//! SIGHUP: the configuration and its lists are read again. A change of their files: the lists
-//! alone.
+//! Reload. SIGHUP reads the configuration and its lists again; a change of list files reads the
+//! lists alone.
 //!
-//! All or nothing: a configuration with a fault changes nothing, nor do lists that are refused, nor
-//! does what the kernel does not take. Reading and filling the filter happen off this thread and
-//! off the workers; what reaches the workers is one pointer. Sessions that are open go on under the new
-//! configuration from their next command.
+//! All or nothing: a configuration with a fault changes nothing, and neither do lists that are
+//! refused or a filter that the kernel rejects. The files are read and the filter is filled on a
+//! thread of their own, not on a worker; the workers then get one pointer. An open session goes on
+//! under the new configuration from its next command.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -27,7 +27,7 @@ pub(super) fn files(config: &Config, state_dir_will_be_made: bool) -> Vec<Findin
     if findings.is_empty() {
         findings.push(Finding::ok(
             "files",
-            "all can be used that will be needed later",
+            "the gate can use all files that it needs later",
         ));
     }
     findings

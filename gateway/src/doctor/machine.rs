@@ -40,7 +40,9 @@ fn version(release: &str) -> Option<(u32, u32)> {
 
 pub(super) fn ring() -> Finding {
     match missing_features() {
-        Ok(missing) if missing.is_empty() => Finding::ok("io_uring", "all that is needed is there"),
+        Ok(missing) if missing.is_empty() => {
+            Finding::ok("io_uring", "the machine has all that is needed")
+        }
         Ok(missing) => {
             let named =
                 |missing: &Missing| format!("{} (Linux {})", missing.feature, missing.since);

@@ -6,7 +6,7 @@
 //!
 //! What can be tried without that is tried rather than judged ([`rehearse`]): rings, threads and
 //! the change of the user are taken in the order of a start, by its own code, so that `doctor` and
-//! `run` do not come to differ.
+//! `run` stay the same.
 
 mod files;
 mod machine;
@@ -112,8 +112,7 @@ fn lists(config: &Config) -> Option<Finding> {
         Finding::warning(
             "lists",
             config.lists.fallback.join("; "),
-            "put the files right: a gate that runs notices it, a start before that takes the old \
-             lists",
+            "correct the files: a running gate notices it; a start before that uses the old lists",
         )
     })
 }
@@ -127,7 +126,7 @@ pub fn rehearse(config: &Config) -> Vec<Finding> {
         Ok(()) => {
             let mut findings = vec![Finding::ok(
                 "start",
-                "rings, threads and the user can be had",
+                "rings and threads can be created, and the gate can become the user",
             )];
             findings.extend(files::files(config, is_missing));
             findings
@@ -135,7 +134,7 @@ pub fn rehearse(config: &Config) -> Vec<Finding> {
         Err(error) => vec![Finding::problem(
             "start",
             error,
-            "look at what is said above, and at the limits of this process (ulimit -a)",
+            "look at the problems above, and at the limits of this process (ulimit -a)",
         )],
     }
 }

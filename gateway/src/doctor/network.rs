@@ -109,7 +109,7 @@ fn judge_error(subject: String, address: SocketAddr, error: &io::Error) -> Findi
         Some(libc::EACCES) => Finding::problem(
             subject,
             format!(
-                "ports below {} are not for this user",
+                "this user may not listen on ports below {}",
                 setting("net/ipv4/ip_unprivileged_port_start").unwrap_or(1024)
             ),
             "start as root (with `user`, to run as another user), or with CAP_NET_BIND_SERVICE",
@@ -117,7 +117,7 @@ fn judge_error(subject: String, address: SocketAddr, error: &io::Error) -> Findi
         Some(libc::EADDRNOTAVAIL) => Finding::problem(
             subject,
             "this machine does not have the address",
-            "`ip address` shows those that there are",
+            "`ip address` shows the addresses that it has",
         ),
         _ => Finding::problem(subject, error, "choose another address"),
     }

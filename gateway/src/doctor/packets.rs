@@ -114,7 +114,7 @@ fn interface(settings: &Filter, interface: &Interface) -> Finding {
     let subject = format!("interface {}", interface.name);
     let state = match filter::interface_state(settings, interface) {
         Err(error @ filter::Error::NoSuchInterface { .. }) if settings.wait_for_interfaces => {
-            return Finding::warning(subject, "it is not there, and is waited for", error);
+            return Finding::warning(subject, "it does not exist; the gate waits for it", error);
         }
         Err(error) => return Finding::problem(subject, "the filter cannot be put there", error),
         Ok(state) => state,
@@ -150,7 +150,7 @@ fn interface(settings: &Filter, interface: &Interface) -> Finding {
         ),
         (XdpMode::Driver, None) => Finding::warning(
             subject,
-            "the kernel does not tell whether its driver runs XDP programs (it does since Linux \
+            "the kernel does not say whether its driver runs XDP programs (it does since Linux \
              6.3)",
             "try it: portcullis filter attach",
         ),

@@ -39,8 +39,8 @@ fn zone(subject: &str, report: &ZoneReport) -> Finding {
         ZoneState::ListsAll => Finding::warning(
             subject,
             "it lists 127.0.0.1, which no list may, so most likely it lists everything: the gate \
-             does not ask it",
-            "ask its operator, and remove it if it was given up; test_entries = false if it means \
+             does not query it",
+            "ask its operator, and remove it if it was abandoned; test_entries = false if it means \
              127.0.0.0/8",
         ),
         _ if report.lists_all_of_ipv6 => Finding::warning(

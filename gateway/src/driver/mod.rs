@@ -13,7 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use portcullis_uring::{Buffer, Completion, Conn, Listener, Outcome, ReceiveEnd};
+pub use portcullis_uring::{Buffer, Completion, Conn, Listener, OperationResult, ReceiveEnd};
 
 /// The operations of a worker. Nothing happens before the next [`wait`](Driver::wait), which
 /// submits the whole batch.
@@ -27,22 +27,23 @@ pub trait Driver {
     fn now(&self) -> Duration;
     /// The time of day as seconds since 1970-01-01 UTC, read as rarely as `now`.
     fn unix_time(&self) -> u64;
-    /// Takes the next connection of a listener into a free slot. Ends with [`Outcome::Accepted`].
+    /// Takes the next connection of a listener into a free slot. Ends with
+    /// [`OperationResult::Accepted`].
     fn accept(&mut self, listener: Listener, conn: Conn);
     /// Ends all outstanding accepts (each with `Accepted(Err(ECANCELED))`, unless a connection came
     /// first) and closes the listening sockets.
     fn stop_accepting(&mut self);
-    /// Connects a free slot. Ends with [`Outcome::Connected`].
+    /// Connects a free slot. Ends with [`OperationResult::Connected`].
     fn connect(&mut self, conn: Conn, to: SocketAddr);
     /// Receives until it is paused, starved or at the end of the stream.
     fn receive(&mut self, conn: Conn);
     /// Asks an armed receive to stop. What was received meanwhile still comes; then `ReceiveEnded`.
     fn pause(&mut self, conn: Conn);
-    /// Sends the bytes of the buffer, which must not be empty. Ends with [`Outcome::Sent`].
+    /// Sends the bytes of the buffer, which must not be empty. Ends with [`OperationResult::Sent`].
     fn send(&mut self, conn: Conn, buffer: Vec<u8>);
     /// Asks how much of what was sent the peer's TCP has not taken yet: a `Sent` says only that it
     /// lies in our own kernel. Of a send that is in flight the part that the kernel has taken
-    /// counts. Ends with [`Outcome::Unacknowledged`].
+    /// counts. Ends with [`OperationResult::Unacknowledged`].
     fn unacknowledged(&mut self, conn: Conn);
     /// Ends the connection (`both`) or only our direction of it. No completion of its own.
     ///
@@ -52,7 +53,7 @@ pub trait Driver {
     /// armed receive goes on until the peer's own.
     fn shutdown(&mut self, conn: Conn, both: bool);
     /// Gives the slot back. Only with no receive armed and no send in flight. Ends with
-    /// [`Outcome::Closed`].
+    /// [`OperationResult::Closed`].
     fn close(&mut self, conn: Conn);
     /// The bytes of a received buffer.
     fn bytes(&self, buffer: &Buffer) -> &[u8];

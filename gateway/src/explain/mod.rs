@@ -23,7 +23,7 @@ use core::net::IpAddr;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::policy::dnsbl::Finding;
+use crate::policy::dnsbl::ZoneAnswer;
 use crate::policy::pipeline::Counts;
 use crate::policy::{Listener, Standing};
 pub use packet::{PacketFacts, RecentVerdict};
@@ -44,7 +44,7 @@ pub struct Question {
     /// What the filter knows.
     pub packet: PacketFacts,
     /// What DNS lists say of the client; `None`: it is still to be looked up.
-    pub dnsbl: Option<Vec<Finding>>,
+    pub dnsbl: Option<Vec<ZoneAnswer>>,
     /// How many sessions there are.
     pub counts: Counts,
 }

@@ -101,8 +101,17 @@ impl<'a> Rehearsal<'a> {
         self.record(Stage::Connect.name(), subject, &mut decided, &out)
     }
 
-    /// One command, and whether it was accepted.
+    /// One command, and whether it was accepted. A session that is over takes none.
     fn command(&mut self, line: &str) -> bool {
+        if self.session.is_ended() {
+            return false;
+        }
+        let accepted = self.answer(line);
+        self.record_end();
+        accepted
+    }
+
+    fn answer(&mut self, line: &str) -> bool {
         let input = format!("{line}\r\n");
         let mut out = Vec::new();
         let event = self
@@ -201,6 +210,33 @@ impl<'a> Rehearsal<'a> {
             ..Step::new(stage.name(), line, StepOutcome::Refuse)
         });
         false
+    }
+
+    /// Notes that the session ends itself, as after too many errors. The reply that says so comes
+    /// after the one to the command.
+    fn record_end(&mut self) {
+        if !self.session.is_ended() {
+            return;
+        }
+        let event = self.session.handle(&self.settings, b"", &mut Vec::new());
+        let (Event::Abort(abuse), Some(last)) = (event.event, self.steps.last_mut()) else {
+            return;
+        };
+        let Some((answer, end)) = last.answer.rsplit_once('\n') else {
+            return;
+        };
+        let end = Step {
+            rule: Rule::from(abuse).name().to_owned(),
+            code: code_of(end),
+            answer: end.to_owned(),
+            ..Step::new(
+                last.stage,
+                self.client.address.to_string(),
+                StepOutcome::Refuse,
+            )
+        };
+        last.answer = answer.to_owned();
+        self.steps.push(end);
     }
 
     fn record_route(&mut self, domain: String, number: usize) {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{PacketFacts, Question, RecentVerdict, StepOutcome, explain};
 use crate::config::{self, Config};
-use crate::policy::dnsbl::{Answer, Finding};
+use crate::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 use crate::policy::{Listener, Service};
 
 const GATE: &str = r#"
@@ -265,9 +265,9 @@ fn what_is_not_looked_up_is_named_and_what_follows_is_told_as_if_it_came_to_noth
         (StepOutcome::Wait, "local-domain".to_owned())
     );
     let listed = |answer: &str| Question {
-        dnsbl: Some(vec![Finding {
+        dnsbl: Some(vec![ZoneAnswer {
             zone: "bl.example".into(),
-            answer: Answer::Addresses(vec![answer.parse().expect("an address")]),
+            answer: DnsblAnswer::Addresses(vec![answer.parse().expect("an address")]),
         }]),
         ..stranger()
     };
@@ -291,4 +291,27 @@ fn what_is_not_looked_up_is_named_and_what_follows_is_told_as_if_it_came_to_noth
         at(&config, &relaying, "rcpt"),
         (StepOutcome::Refuse, "closed-relay".to_owned())
     );
+}
+
+#[test]
+fn a_session_that_ends_for_its_errors_says_so_and_goes_no_further() {
+    let config = format!("{GATE}\n[limits]\nerrors_per_session = 2\n");
+    let config = config::parse(Path::new("gate"), &config).expect("a good configuration");
+    let recipients = [
+        "a@isp.example",
+        "b@far.example",
+        "c@far.example",
+        "d@far.example",
+    ];
+    let question = Question {
+        recipients: recipients.map(str::to_owned).to_vec(),
+        ..stranger()
+    };
+    let stages = explain(&config, &question).expect("no line ends").stages;
+    let last: Vec<_> = stages.iter().rev().take(2).rev().collect();
+    let said: Vec<_> = last.iter().map(|step| (step.code, &*step.rule)).collect();
+    assert_eq!(said, [(Some(550), "closed-relay"), (Some(421), "errors")]);
+    assert_eq!(last[0].subject, "RCPT TO:<c@far.example>");
+    assert!(last[1].answer.starts_with("421 "), "{}", last[1].answer);
+    assert_eq!(last[0].answer.lines().count(), 1, "{}", last[0].answer);
 }

@@ -2,17 +2,17 @@
 
 use super::{Step, StepOutcome};
 use crate::config::Config;
-use crate::policy::dnsbl::{Answer, Finding, Meaning};
+use crate::policy::dnsbl::{DnsblAnswer, Meaning, ZoneAnswer};
 use crate::policy::pipeline::Lookup;
 use crate::policy::{Client, Rule};
 
 /// One step for each zone or, if it is still to be looked up, one for all of them.
-pub(super) fn steps(config: &Config, client: &Client, findings: Option<&[Finding]>) -> Vec<Step> {
+pub(super) fn steps(config: &Config, client: &Client, answers: Option<&[ZoneAnswer]>) -> Vec<Step> {
     let policy = &config.policy;
     if !policy.asks_about(client) {
         return Vec::new();
     }
-    let Some(findings) = findings else {
+    let Some(answers) = answers else {
         let step = Step::new("dnsbl", client.address.to_string(), StepOutcome::Wait);
         return vec![Step {
             rule: Rule::DNSBL.name().to_owned(),
@@ -20,11 +20,12 @@ pub(super) fn steps(config: &Config, client: &Client, findings: Option<&[Finding
             ..step
         }];
     };
-    let refused = policy.dnsbl().judge(client.address, findings).is_some();
+    let score = policy.dnsbl().score(answers);
+    let refused = score.is_some_and(|score| score.points >= policy.reject_at());
     let zones = policy.dnsbl().zones.iter().enumerate();
     let step = |(place, zone): (usize, &crate::policy::dnsbl::Zone)| {
-        let finding = findings.iter().find(|finding| finding.zone == zone.name);
-        let answer = finding.map_or(&Answer::Silent, |finding| &finding.answer);
+        let said = answers.iter().find(|answer| answer.zone == zone.name);
+        let answer = said.map_or(&DnsblAnswer::Silent, |said| &said.answer);
         let meaning = zone.meaning(answer);
         let listed = meaning == Meaning::Listed;
         let outcome = if refused && listed && zone.score > 0 {
@@ -43,13 +44,13 @@ pub(super) fn steps(config: &Config, client: &Client, findings: Option<&[Finding
 }
 
 /// What a zone has said, and what it counts for.
-fn text_of(answer: &Answer, meaning: Meaning, score: i32) -> String {
+fn text_of(answer: &DnsblAnswer, meaning: Meaning, score: i32) -> String {
     let said = match answer {
-        Answer::Addresses(addresses) => {
+        DnsblAnswer::Addresses(addresses) => {
             let texts: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             texts.join(" ")
         }
-        Answer::NotListed | Answer::Silent | Answer::SwitchedOff => String::new(),
+        DnsblAnswer::NotListed | DnsblAnswer::Silent | DnsblAnswer::SwitchedOff => String::new(),
     };
     match meaning {
         Meaning::Listed => format!("{said}: listed, score {score}"),

@@ -57,7 +57,7 @@ pub(super) fn judge(description: &Description) -> Result<LinkLayer, String> {
         // No packet is received there: packets move to a VRF after all places where XDP runs.
         "vrf" => {
             return Err(
-                "no packet comes in on a VRF itself; name the interfaces that are in it".to_owned(),
+                "a VRF itself receives no packets; name the interfaces that are in it".to_owned(),
             );
         }
         // A decrypted packet keeps the header of the interface that received it.

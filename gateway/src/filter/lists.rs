@@ -134,8 +134,8 @@ const FREE: ListRecord = ListRecord {
     counted_before: [0; 2],
 };
 
-/// What each of the compiled lists is in the kernel; `None` for one that does not go there. A slot
-/// that is taken anew has counted so many by now.
+/// The kernel's form of each compiled list; `None` for one that does not go there. A list that
+/// takes a new slot keeps in `counted_before` what the counter of the slot shows.
 fn assign(
     old: &[KernelList],
     compiled: &Compiled,

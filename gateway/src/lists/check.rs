@@ -4,8 +4,8 @@
 //! What lists lost is seen from their numbers. What they would newly refuse is a question to all of
 //! the address space, which is asked of a draft in memory of this process. Most lists need none:
 //! what they cover at all is too little to be too much, and they hold nothing that is protected.
-//! Where there is a draft, and the lists are to lie elsewhere, it is given back before memory is
-//! asked for there: there are never two copies.
+//! When the lists are placed elsewhere, a draft is freed before the other memory is taken: there
+//! are never two copies.
 
 use core::net::IpAddr;
 use std::fmt;
@@ -63,7 +63,7 @@ pub struct Refusal {
     pub file: Option<file::Error>,
 }
 
-/// What a refusal tells of at most, of either kind.
+/// The most losses, and the most gains, that a refusal names.
 const TOLD_MAX: usize = 10;
 
 impl Refusal {

@@ -179,8 +179,8 @@ mod tests {
             })
     }
 
-    /// What one /24 of a few addresses can come to, each in a form of its own in the snapshot;
-    /// every address of it is asked for.
+    /// The forms that one /24 with a few addresses can take in the snapshot. Every address of it is
+    /// looked up.
     #[test]
     fn every_address_of_a_small_network_answers_for_itself() {
         use ListAction::{Drop, Permit};
@@ -227,7 +227,7 @@ mod tests {
         }
     }
 
-    /// Where presence of IPv4 is, there is nothing else, though there be nothing to say about IPv4.
+    /// The memory of the IPv4 presence bits holds nothing else, even when no list has IPv4 entries.
     #[test]
     fn lists_of_ipv6_say_nothing_of_ipv4() {
         let net = |number: u64| {

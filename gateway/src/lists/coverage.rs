@@ -84,12 +84,12 @@ impl Covered {
         covered
     }
 
-    /// Whether either is more than so many percent.
+    /// Whether either is more than `percent` of all addresses.
     pub fn is_more_than(&self, percent: u8) -> bool {
         self.families_of_more_than(percent).any()
     }
 
-    /// Which of the two is more than so many percent.
+    /// Which of the two is more than `percent` of all addresses.
     pub(super) fn families_of_more_than(&self, percent: u8) -> Families {
         Families {
             ipv4: self.ipv4_is_more_than(percent),

@@ -2,9 +2,9 @@
 //! exclusions taken out.
 //!
 //! Eight bytes an IPv4 prefix and no structure but the order: ten million are 80 MB while they are
-//! read, and are sorted in well under a second. Prefixes that another one covers stay, because the
-//! longest is the one that is named to those who ask why an address is listed. An exclusion that
-//! lies within a prefix splits it into the largest prefixes that are left.
+//! read, and are sorted in well under a second. Prefixes that another one covers stay, because a
+//! lookup names the longest prefix that covers an address. An exclusion that lies within a prefix
+//! splits it into the largest prefixes that are left.
 //!
 //! Rejected: `ipnet::IpNet` as the element (20 bytes, and a comparison through an enum), and a set
 //! that merges while it is filled (several times the memory, and a tree to walk for each of ten

@@ -245,9 +245,9 @@ impl fmt::Display for Share {
     }
 }
 
-/// What is told where no earlier compile is known: the drop and reject lists that cover more than
-/// `grow_max` percent of the addresses, or one of those who are protected. (Of local networks the
-/// configuration tells by itself.)
+/// What is reported when no earlier compile is known: the drop and reject lists that cover more
+/// than `grow_max` percent of the addresses, or a protected address. (The configuration reports
+/// local networks by itself.)
 pub fn unknown_before(after: &Compiled, guard: &Guard) -> Vec<String> {
     if guard.grow_max >= OFF {
         return Vec::new();
@@ -285,7 +285,7 @@ pub struct Guard {
     pub shrink_max: u8,
     /// Percent of the address space that a list may newly refuse.
     pub grow_max: u8,
-    /// Whom none may newly refuse.
+    /// The protected addresses, which no list may newly refuse.
     pub protected: Vec<Protected>,
 }
 
@@ -316,8 +316,8 @@ impl Guard {
 }
 
 /// The drop and reject lists that would newly refuse more than `grow_max` percent of the addresses,
-/// or some of those who are protected. A list that is new, or was a permit list, is the business of
-/// the operator who wrote the configuration.
+/// or a protected one. A list that is new, or was a permit list, is the business of the operator
+/// who wrote the configuration.
 pub fn growths(before: &Compiled, after: &Compiled, guard: &Guard) -> Vec<Growth> {
     if guard.grow_max >= OFF {
         return Vec::new();

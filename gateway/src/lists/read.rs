@@ -27,7 +27,7 @@ use super::source::{FileFindings, ListSource, Sources};
 use super::watch::Stamp;
 use super::{Allocate, Compiled, List, ListAction, private};
 
-/// What is told while files are read.
+/// What hears of progress and faults while files are read.
 pub trait ReadObserver {
     /// How far the reading of a list has come.
     fn progress(&mut self, _source: &ListSource, _progress: Progress) {}
@@ -39,7 +39,7 @@ pub trait ReadObserver {
     fn unreadable(&mut self, _number: usize, _file: &Path, _why: String) {}
 }
 
-/// Files that were read, whatever came of it.
+/// Files that were read, with faults or without.
 #[derive(Debug)]
 pub struct Attempt {
     /// When that began.

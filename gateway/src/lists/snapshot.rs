@@ -45,7 +45,7 @@ impl Memory for Vec<Line> {
     }
 }
 
-/// Lines that say which list speaks for an address. Shared and immutable, but for the generation
+/// Lines that say which list decides about an address. Shared and immutable, except the generation
 /// and the classes of the lists, which the filter writes when it puts the snapshot in place.
 #[derive(Clone)]
 pub struct Snapshot(Arc<dyn Memory>);

@@ -1,10 +1,11 @@
 //! Whether the files of the lists are still the ones that were read.
 //!
-//! Whoever provides a list writes a new file, and the gate has to notice by itself, and not read
-//! half of a copy: a file counts as changed when two looks in a row see the same, which is not what
-//! was read. What is written in place has to rest for longer, and until its writer closes it, where
-//! that can be [known](super::writers). Rejected: inotify alone, which tells of no write on a
-//! network file system, and loses the file when it is replaced by another.
+//! The provider of a list writes a new file. The gate has to notice that by itself, and must not
+//! read a copy that is half done. So a file counts as changed when two looks in a row find the same
+//! state, and it is not the state that was read. A file that is written in place has to rest for
+//! longer, and until its writer closes it, where that can be [known](super::writers). Rejected:
+//! inotify alone, which reports no write on a network file system, and loses a file that another
+//! one replaces.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};

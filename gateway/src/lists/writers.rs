@@ -2,9 +2,9 @@
 //! file itself may pause for as long as the network does, and what is there meanwhile looks whole.
 //!
 //! A write is followed by the close of its writer, however it ends. Where there are no events (a
-//! network file system, a limit of the system) nothing is known to be written, and that a file is
-//! at rest has to do. Rejected: a read lease (`F_SETLEASE`), which would also tell of writers from
-//! before, but only to the owner of the file.
+//! network file system, a limit of the system) no writer is known, and the time that the file has
+//! been at rest decides. Rejected: a read lease (`F_SETLEASE`), which also reports earlier writers,
+//! but only to the owner of the file.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 use portcullis_smtp::path::Domain;
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 
-use super::pipeline::{Check, Effect, Facts, Lookup, Opinion, Stage};
+use super::pipeline::{Check, Effect, Facts, Lookup, Opinion, Score, Stage};
 use super::{Policy, Rule, RuleKind, Standing, address};
 
 /// The answer to what cannot be begun, or finished, before the gate stops.
@@ -49,6 +49,7 @@ const CONNECT: &[Check] = &[
         effect: Effect::Admits,
         counts: false,
         rules: &[Rule::PERMIT_LIST, Rule::DROP_LIST, Rule::REJECT_LIST],
+        waits_for: None,
         decide: lists,
     },
     Check {
@@ -57,6 +58,7 @@ const CONNECT: &[Check] = &[
         effect: Effect::Admits,
         counts: false,
         rules: &[Rule::LOCAL_NETWORK, Rule::UNLISTED],
+        waits_for: None,
         decide: standing,
     },
     Check {
@@ -65,6 +67,7 @@ const CONNECT: &[Check] = &[
         effect: Effect::Restricts,
         counts: false,
         rules: &[Rule::STOPPING],
+        waits_for: None,
         decide: stopping,
     },
     Check {
@@ -73,6 +76,7 @@ const CONNECT: &[Check] = &[
         effect: Effect::Restricts,
         counts: false,
         rules: &[Rule::SESSIONS],
+        waits_for: None,
         decide: sessions,
     },
     Check {
@@ -82,6 +86,7 @@ const CONNECT: &[Check] = &[
         effect: Effect::Restricts,
         counts: false,
         rules: &[Rule::SESSIONS_PER_SOURCE],
+        waits_for: None,
         decide: source_sessions,
     },
 ];
@@ -92,6 +97,7 @@ const HELLO: &[Check] = &[Check {
     effect: Effect::Admits,
     counts: true,
     rules: &[Rule::ANY_HELLO],
+    waits_for: None,
     decide: |_, _| Opinion::Accept(Rule::ANY_HELLO),
 }];
 
@@ -101,6 +107,7 @@ const MAIL: &[Check] = &[Check {
     effect: Effect::Admits,
     counts: true,
     rules: &[Rule::ANY_SENDER],
+    waits_for: None,
     decide: |_, _| Opinion::Accept(Rule::ANY_SENDER),
 }];
 
@@ -111,6 +118,7 @@ const RCPT: &[Check] = &[
         effect: Effect::Admits,
         counts: true,
         rules: &[Rule::POSTMASTER],
+        waits_for: None,
         decide: postmaster,
     },
     Check {
@@ -119,6 +127,7 @@ const RCPT: &[Check] = &[
         effect: Effect::Admits,
         counts: true,
         rules: &[Rule::LOCAL_NETWORK],
+        waits_for: None,
         decide: local_network,
     },
     Check {
@@ -134,6 +143,7 @@ const RCPT: &[Check] = &[
             Rule::PERCENT_HACK,
             Rule::BANG_PATH,
         ],
+        waits_for: None,
         decide: form,
     },
     Check {
@@ -142,6 +152,7 @@ const RCPT: &[Check] = &[
         effect: Effect::Admits,
         counts: true,
         rules: &[Rule::OWN_LITERAL, Rule::FOREIGN_LITERAL],
+        waits_for: None,
         decide: literal,
     },
     Check {
@@ -150,6 +161,7 @@ const RCPT: &[Check] = &[
         effect: Effect::Admits,
         counts: true,
         rules: &[Rule::LOCAL_DOMAIN],
+        waits_for: None,
         decide: local_domain,
     },
     Check {
@@ -158,6 +170,7 @@ const RCPT: &[Check] = &[
         effect: Effect::Admits,
         counts: true,
         rules: &[Rule::CLOSED_RELAY],
+        waits_for: None,
         decide: |_, _| relaying_denied(Rule::CLOSED_RELAY),
     },
     Check {
@@ -166,15 +179,17 @@ const RCPT: &[Check] = &[
         effect: Effect::Restricts,
         counts: false,
         rules: &[Rule::NO_ROUTE],
+        waits_for: None,
         decide: route,
     },
     Check {
         name: "dnsbl",
-        does: "refuses a stranger to whom DNS lists give too high a score, unless a permit list \
+        does: "gives a stranger the scores of the DNS lists that list it, unless a permit list \
                names it or the recipient is the postmaster; waits for what they say",
-        effect: Effect::Restricts,
+        effect: Effect::Scores,
         counts: true,
         rules: &[Rule::DNSBL],
+        waits_for: Some(Lookup::Dnsbl),
         decide: dnsbl,
     },
     Check {
@@ -184,6 +199,7 @@ const RCPT: &[Check] = &[
         effect: Effect::Restricts,
         counts: false,
         rules: &[Rule::OTHER_NEXT_HOP],
+        waits_for: None,
         decide: next_hop,
     },
 ];
@@ -194,6 +210,7 @@ const CONTENT: &[Check] = &[Check {
     effect: Effect::Admits,
     counts: true,
     rules: &[Rule::ANY_CONTENT],
+    waits_for: None,
     decide: |_, _| Opinion::Accept(Rule::ANY_CONTENT),
 }];
 
@@ -280,13 +297,23 @@ fn dnsbl(policy: &Policy, facts: &Facts<'_>) -> Opinion {
     if !policy.asks_about(facts.client) || is_own_postmaster(policy, facts) {
         return Opinion::Silent;
     }
-    let Some(findings) = facts.answers.dnsbl else {
+    let Some(answers) = facts.answers.dnsbl else {
         return Opinion::Wait(Lookup::Dnsbl);
     };
-    match policy.listings(facts.client, findings) {
-        Some((rule, reply)) => Opinion::Refuse(rule, reply),
-        None => Opinion::Silent,
-    }
+    let Some(score) = policy.dnsbl().score(answers) else {
+        return Opinion::Silent;
+    };
+    Opinion::Score(Score {
+        points: score.points,
+        rule: policy.zone_rule(score.zone),
+        reply: listed,
+    })
+}
+
+/// The refusal of a client that DNS lists list.
+fn listed(policy: &Policy, facts: &Facts<'_>) -> Reply<'static> {
+    let answers = facts.answers.dnsbl.unwrap_or_default();
+    policy.dnsbl().refusal(facts.client.address, answers)
 }
 
 fn next_hop(_: &Policy, facts: &Facts<'_>) -> Opinion {

@@ -1,9 +1,9 @@
 //! DNS lists (RFC 5782): what an answer of a zone means, and what all zones together mean for a
 //! client.
 //!
-//! Nothing is asked here: the control plane asks, and what it heard comes as [`Finding`]s. They are
-//! facts (this zone said these addresses) and not scores, so that a reload between the question and
-//! the first recipient is judged by what is in force then.
+//! Nothing is asked here: the control plane asks, and what it heard comes as [`ZoneAnswer`]s. They
+//! are facts (this zone said these addresses) and not scores, so that a reload between the question
+//! and the first recipient is judged by what is in force then.
 //!
 //! What never counts as a listing, because it cost others their mail: an answer outside of
 //! 127.0.0.0/8 (a zone that was given up and answers every question with a web server), an answer
@@ -40,7 +40,7 @@ pub struct Zone {
 
 /// What a zone answered about one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum DnsblAnswer {
     /// These addresses.
     Addresses(Vec<Ipv4Addr>),
     /// There is no such name.
@@ -53,11 +53,11 @@ pub enum Answer {
 
 /// A zone, and what it answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct ZoneAnswer {
     /// Its [name](Zone::name).
     pub zone: Arc<str>,
     /// What it said about the client.
-    pub answer: Answer,
+    pub answer: DnsblAnswer,
 }
 
 /// What an answer counts for.
@@ -77,12 +77,12 @@ pub enum Meaning {
 
 impl Zone {
     /// What an answer of this zone counts for.
-    pub fn meaning(&self, answer: &Answer) -> Meaning {
+    pub fn meaning(&self, answer: &DnsblAnswer) -> Meaning {
         let addresses = match answer {
-            Answer::Silent => return Meaning::Silent,
-            Answer::SwitchedOff => return Meaning::SwitchedOff,
-            Answer::NotListed => return Meaning::NotListed,
-            Answer::Addresses(addresses) => addresses,
+            DnsblAnswer::Silent => return Meaning::Silent,
+            DnsblAnswer::SwitchedOff => return Meaning::SwitchedOff,
+            DnsblAnswer::NotListed => return Meaning::NotListed,
+            DnsblAnswer::Addresses(addresses) => addresses,
         };
         let counts = |address: &Ipv4Addr| {
             let expected = self.replies.iter().any(|range| range.contains(address));
@@ -113,47 +113,61 @@ pub struct Dnsbl {
     pub reject_at: i32,
 }
 
-/// That a client is refused for what zones say of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DnsblRefusal {
-    /// The place of the zone with the highest score in [`Dnsbl::zones`].
+/// What zones say of a client, in points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZoneScore {
+    /// The sum of the scores of the zones that list it.
+    pub points: i64,
+    /// The place of the zone with the highest score among them in [`Dnsbl::zones`], the first of
+    /// equals.
     pub zone: usize,
-    /// What the client is told: it names the zones.
-    pub reply: Reply<'static>,
 }
 
 impl Dnsbl {
-    /// The refusal for what was found about a client, unless its score stays below
-    /// [`reject_at`](Self::reject_at).
+    /// The score of a client; `None` if no zone lists it.
     ///
     /// Each zone counts once, with the score that it has in this configuration; one that is not in
     /// it any more counts for nothing.
-    pub fn judge(&self, client: IpAddr, findings: &[Finding]) -> Option<DnsblRefusal> {
-        let zones = self.zones.iter().enumerate();
-        let mut listings: Vec<(usize, &Zone)> = zones
-            .filter(|(_, zone)| {
-                let finding = findings.iter().find(|finding| finding.zone == zone.name);
-                finding.is_some_and(|finding| zone.meaning(&finding.answer) == Meaning::Listed)
-            })
-            .collect();
-        let score: i64 = listings.iter().map(|(_, zone)| i64::from(zone.score)).sum();
-        if score < i64::from(self.reject_at) {
-            return None;
+    pub fn score(&self, answers: &[ZoneAnswer]) -> Option<ZoneScore> {
+        let mut score: Option<ZoneScore> = None;
+        for (place, zone) in self.listings(answers) {
+            let so_far = score.get_or_insert(ZoneScore {
+                points: 0,
+                zone: place,
+            });
+            so_far.points += i64::from(zone.score);
+            if self.zones[so_far.zone].score < zone.score {
+                so_far.zone = place;
+            }
         }
-        listings.retain(|(_, zone)| zone.score > 0);
+        score
+    }
+
+    /// What a client is told that is refused for its score: it names the zones that count against
+    /// it, the highest score first.
+    pub fn refusal(&self, client: IpAddr, answers: &[ZoneAnswer]) -> Reply<'static> {
+        let listings = self.listings(answers).map(|(_, zone)| zone);
+        let mut listings: Vec<&Zone> = listings.filter(|zone| zone.score > 0).collect();
         // Stable: of equal scores the first in the configuration is named.
-        listings.sort_by_key(|(_, zone)| core::cmp::Reverse(zone.score));
-        let &(zone, _) = listings.first()?;
+        listings.sort_by_key(|zone| core::cmp::Reverse(zone.score));
         let text = format!("Your address {client} is listed by {}", named(&listings));
-        let reply = Reply::new(554, Some(EnhancedCode(5, 7, 1)), text);
-        Some(DnsblRefusal { zone, reply })
+        Reply::new(554, Some(EnhancedCode(5, 7, 1)), text)
+    }
+
+    /// The zones that list a client, with their places.
+    fn listings(&self, answers: &[ZoneAnswer]) -> impl Iterator<Item = (usize, &Zone)> {
+        let zones = self.zones.iter().enumerate();
+        zones.filter(|(_, zone)| {
+            let answer = answers.iter().find(|answer| answer.zone == zone.name);
+            answer.is_some_and(|answer| zone.meaning(&answer.answer) == Meaning::Listed)
+        })
     }
 }
 
 /// The names of these zones, as many as fit on the line of a reply.
-fn named(listings: &[(usize, &Zone)]) -> String {
+fn named(listings: &[&Zone]) -> String {
     let mut text = String::new();
-    for (number, (_, zone)) in listings.iter().enumerate() {
+    for (number, zone) in listings.iter().enumerate() {
         if number > 0 {
             if text.len() + zone.name.len() > NAMED_LENGTH_MAX {
                 text.push_str(" and others");
@@ -239,9 +253,9 @@ mod tests {
         }
     }
 
-    fn addresses(texts: &[&str]) -> Answer {
+    fn addresses(texts: &[&str]) -> DnsblAnswer {
         let parsed = texts.iter().map(|text| text.parse().expect("an address"));
-        Answer::Addresses(parsed.collect())
+        DnsblAnswer::Addresses(parsed.collect())
     }
 
     #[test]
@@ -259,9 +273,9 @@ mod tests {
             (addresses(&["127.255.255.0"]), ignored("127.255.255.0")),
             (addresses(&["192.0.2.80"]), ignored("192.0.2.80")),
             (addresses(&["192.0.2.80", "127.0.0.2"]), Listed),
-            (Answer::NotListed, NotListed),
-            (Answer::Silent, Silent),
-            (Answer::SwitchedOff, SwitchedOff),
+            (DnsblAnswer::NotListed, NotListed),
+            (DnsblAnswer::Silent, Silent),
+            (DnsblAnswer::SwitchedOff, SwitchedOff),
         ];
         for (answer, meaning) in cases {
             assert_eq!(
@@ -280,46 +294,61 @@ mod tests {
         }
     }
 
+    fn listed_by(zones: &[&str]) -> Vec<ZoneAnswer> {
+        let answer = |zone: &&str| ZoneAnswer {
+            zone: (*zone).into(),
+            answer: addresses(&["127.0.0.2"]),
+        };
+        zones.iter().map(answer).collect()
+    }
+
     #[test]
-    fn a_client_is_refused_at_the_score_and_never_below_it() {
+    fn listings_add_up_to_a_score_and_the_highest_names_the_rule() {
         let dnsbl = Dnsbl {
             zones: vec![
+                zone("dnswl.example", -2),
                 zone("one.example", 1),
                 zone("two.example", 2),
-                zone("dnswl.example", -2),
+                zone("also-two.example", 2),
             ],
             reject_at: 2,
         };
-        type Case = (&'static [&'static str], Option<(usize, &'static str)>);
-        let cases: [Case; 7] = [
+        // The zones that list it, the points, the place of the zone, and the zones that it is told.
+        type Case = (&'static [&'static str], Option<(i64, usize, &'static str)>);
+        let cases: [Case; 8] = [
             (&[], None),
-            (&["one.example"], None),
-            (&["two.example"], Some((1, "two.example"))),
+            (&["one.example"], Some((1, 1, "one.example"))),
             (
                 &["one.example", "two.example"],
-                Some((1, "two.example, one.example")),
+                Some((3, 2, "two.example, one.example")),
             ),
-            (&["two.example", "dnswl.example"], None),
-            (&["one.example", "two.example", "dnswl.example"], None),
+            (
+                &["also-two.example", "two.example"],
+                Some((4, 2, "two.example, also-two.example")),
+            ),
+            (&["dnswl.example"], Some((-2, 0, ""))),
+            (
+                &["two.example", "dnswl.example"],
+                Some((0, 2, "two.example")),
+            ),
             // It counts once, however often it turns up, and not at all when it is not asked any
             // more.
-            (&["one.example", "one.example", "gone.example"], None),
+            (
+                &["one.example", "one.example", "gone.example"],
+                Some((1, 1, "one.example")),
+            ),
+            (&["gone.example"], None),
         ];
         let client = IpAddr::from([203, 0, 113, 9]);
-        for (listed_by, expected) in cases {
-            let findings: Vec<Finding> = listed_by
-                .iter()
-                .map(|zone| Finding {
-                    zone: (*zone).into(),
-                    answer: addresses(&["127.0.0.2"]),
-                })
-                .collect();
-            let expected = expected.map(|(zone, zones)| {
-                let text = format!("Your address 203.0.113.9 is listed by {zones}");
-                let reply = Reply::new(554, Some(EnhancedCode(5, 7, 1)), text);
-                DnsblRefusal { zone, reply }
-            });
-            assert_eq!(dnsbl.judge(client, &findings), expected, "{listed_by:?}");
+        for (zones, expected) in cases {
+            let answers = listed_by(zones);
+            let score = dnsbl.score(&answers);
+            let of = expected.map(|(points, zone, _)| ZoneScore { points, zone });
+            assert_eq!(score, of, "{zones:?}");
+            let named = expected.map_or("", |(_, _, named)| named);
+            let text = format!("Your address 203.0.113.9 is listed by {named}");
+            let reply = Reply::new(554, Some(EnhancedCode(5, 7, 1)), text);
+            assert_eq!(dnsbl.refusal(client, &answers), reply, "{zones:?}");
         }
     }
 
@@ -328,19 +357,14 @@ mod tests {
         let zones: Vec<Zone> = (0..50)
             .map(|n| zone(&format!("{n}.{}.example", "x".repeat(60)), 1))
             .collect();
-        let findings: Vec<Finding> = zones
-            .iter()
-            .map(|zone| Finding {
-                zone: zone.name.clone(),
-                answer: addresses(&["127.0.0.2"]),
-            })
-            .collect();
+        let names: Vec<&str> = zones.iter().map(|zone| &*zone.name).collect();
+        let answers = listed_by(&names);
         let dnsbl = Dnsbl {
-            zones,
+            zones: zones.clone(),
             reject_at: 1,
         };
-        let refusal = dnsbl.judge("2001:db8::1".parse().expect("an address"), &findings);
-        let reply = refusal.expect("refused").reply;
+        let client = "2001:db8::1".parse().expect("an address");
+        let reply = dnsbl.refusal(client, &answers);
         assert!(
             reply.text.len() < 450 && reply.text.ends_with(" and others"),
             "{}",

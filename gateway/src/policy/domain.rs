@@ -65,7 +65,7 @@ pub(crate) fn check(domain: &str) -> Result<(), String> {
         );
     }
     if domain.contains('@') {
-        return Err("a domain is wanted, not an address".to_owned());
+        return Err("expected a domain, not an address".to_owned());
     }
     if domain.len() > 253 {
         return Err("longer than 253 octets".to_owned());

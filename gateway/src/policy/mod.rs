@@ -10,7 +10,7 @@
 //!
 //! Everything else is in addition to this table and can only refuse. The order of all checks is one
 //! table, [`pipeline::CHECKS`]; of those of a stage the first that refuses decides, and the first
-//! that accepts is what admits:
+//! that accepts is what admits. Scores are added up and refuse together:
 //!
 #![doc = include_str!("checks.md")]
 //!
@@ -32,13 +32,12 @@ use core::net::IpAddr;
 
 use ipnet::IpNet;
 use portcullis_smtp::path::{Domain, Mailbox};
-use portcullis_smtp::reply::Reply;
 use portcullis_smtp::server::Blame;
 
 use crate::lists::{Compiled, ListAction};
 pub use changes::changes;
 pub use checks::STOPPING;
-use dnsbl::{Dnsbl, Finding};
+use dnsbl::Dnsbl;
 use domain::{Domains, Pattern, normal_form};
 pub use pipeline::{Decision, Facts, Listener, Lookup, Service, Stage, decide};
 use prefixes::Prefixes;
@@ -188,10 +187,10 @@ impl Policy {
         !self.dnsbl.zones.is_empty() && !client.is_exempt()
     }
 
-    /// The refusal of a recipient for what DNS lists say about the client, if there is one.
-    fn listings(&self, client: &Client, findings: &[Finding]) -> Option<(Rule, Reply<'static>)> {
-        let refusal = self.dnsbl.judge(client.address, findings)?;
-        Some((self.zone_rule(refusal.zone), refusal.reply))
+    /// The score at which a client is refused. It is at least 1: a client that no check counts
+    /// against never has it.
+    pub fn reject_at(&self) -> i64 {
+        i64::from(self.dnsbl.reject_at).max(1)
     }
 
     /// The DNS lists.

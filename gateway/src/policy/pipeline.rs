@@ -6,11 +6,15 @@
 //! the facts to an [`Opinion`], and a new one (reverse DNS, greylisting, a limit) is one entry and
 //! one function.
 //!
-//! There are two kinds. The checks that *admit* come first: the first of them that speaks decides,
-//! and where none speaks the answer is no. Then come those that can only *restrict* what was
-//! admitted; they never open anything. What is still to be looked up is a value,
-//! [`Decision::Wait`]: the caller finds out and decides again, over more facts. Checks that wait
-//! come late, so that no client that is refused anyway has to wait for it.
+//! There are three kinds. The checks that *admit* come first: the first of them that speaks
+//! decides, and where none speaks the answer is no. Then come those that can only *restrict* what
+//! was admitted; they never open anything. Those that *score* refuse nothing by themselves: the
+//! points of neighbours in the table are added up, those for a client with those against it, and
+//! the sum is compared with [`Policy::reject_at`] before the next check of another kind.
+//!
+//! What is still to be looked up is a value, [`Decision::Wait`]: the caller finds out and decides
+//! again, over more facts. Checks that wait come late, so that no client that is refused anyway has
+//! to wait for it. A caller can hold a command only where [`Stage::can_wait`] says so.
 //!
 //! Nothing here makes a system call or knows the time, and nothing is allocated for what is
 //! accepted.
@@ -22,8 +26,11 @@ use portcullis_smtp::reply::{EnhancedCode, Reply};
 use portcullis_smtp::server::Blame;
 
 pub use super::checks::CHECKS;
-use super::dnsbl::Finding;
+use super::dnsbl::ZoneAnswer;
 use super::{Client, Policy, Rule, Standing};
+
+#[cfg(test)]
+mod tests;
 
 /// Where a session stands when something is to be decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +60,12 @@ impl Stage {
             Self::Data => "data",
             Self::Message => "message",
         }
+    }
+
+    /// Whether a check may wait for a look-up here. A session holds a recipient until the answer
+    /// comes; at the other stages it has no place to wait, and the table has no check that does.
+    pub const fn can_wait(self) -> bool {
+        matches!(self, Self::Rcpt)
     }
 }
 
@@ -137,7 +150,7 @@ pub struct Recipient<'a> {
 pub struct Answers<'a> {
     /// What DNS lists say of the client. Empty if they say nothing, do not answer, or cannot be
     /// asked.
-    pub dnsbl: Option<&'a [Finding]>,
+    pub dnsbl: Option<&'a [ZoneAnswer]>,
 }
 
 /// Something to be looked up. The answer goes into [`Answers`].
@@ -202,8 +215,61 @@ pub enum Opinion {
     Accept(Rule),
     /// It is refused, by this rule and with this reply.
     Refuse(Rule, Reply<'static>),
+    /// It counts for or against the client, together with what other checks find.
+    Score(Score),
     /// This has to be looked up first.
     Wait(Lookup),
+}
+
+/// What a check that [scores](Effect::Scores) finds.
+#[derive(Clone, Copy, Debug)]
+pub struct Score {
+    /// Above zero against the client, below zero for it.
+    pub points: i64,
+    /// The rule that refuses it if the sum is too high and no check has given more.
+    pub rule: Rule,
+    /// What it is told then. Made only then, because most clients never hear it.
+    pub reply: fn(&Policy, &Facts<'_>) -> Reply<'static>,
+}
+
+/// By what it comes to; how the reply is made is no part of it.
+impl PartialEq for Score {
+    fn eq(&self, other: &Score) -> bool {
+        (self.points, self.rule) == (other.points, other.rule)
+    }
+}
+
+impl Eq for Score {}
+
+/// The sum of the scores of neighbours in the table.
+#[derive(Default)]
+struct Total {
+    points: i64,
+    /// The highest score, the first of equals, and whether its check counts.
+    highest: Option<(Score, bool)>,
+}
+
+impl Total {
+    fn add(&mut self, score: Score, counts: bool) {
+        self.points = self.points.saturating_add(score.points);
+        if self
+            .highest
+            .is_none_or(|(highest, _)| highest.points < score.points)
+        {
+            self.highest = Some((score, counts));
+        }
+    }
+
+    /// Ends the sum; the refusal, if it is too high.
+    fn settle(&mut self, policy: &Policy, facts: &Facts<'_>) -> Option<Decision> {
+        let total = std::mem::take(self);
+        let (score, counts) = total.highest?;
+        if total.points < policy.reject_at() {
+            return None;
+        }
+        let reply = (score.reply)(policy, facts);
+        Some(refusal(facts, score.rule, reply, counts))
+    }
 }
 
 /// Whether a check opens or closes.
@@ -213,6 +279,8 @@ pub enum Effect {
     Admits,
     /// It holds for what was admitted, and can only refuse.
     Restricts,
+    /// It holds for what was admitted, and gives points for or against it.
+    Scores,
 }
 
 /// One entry of [`CHECKS`].
@@ -228,6 +296,8 @@ pub struct Check {
     pub counts: bool,
     /// The rules that it names.
     pub rules: &'static [Rule],
+    /// What it may wait for. Only at a stage that [can wait](Stage::can_wait).
+    pub waits_for: Option<Lookup>,
     /// The check.
     pub decide: fn(&Policy, &Facts<'_>) -> Opinion,
 }
@@ -278,24 +348,43 @@ pub fn decide_by<'c>(
     facts: &Facts<'_>,
 ) -> Decision {
     let mut admitted = None;
+    let mut total = Total::default();
     for check in checks {
         if check.effect == Effect::Admits && admitted.is_some() {
             continue;
         }
+        if check.effect != Effect::Scores
+            && let Some(refused) = total.settle(policy, facts)
+        {
+            return refused;
+        }
         match (check.decide)(policy, facts) {
             Opinion::Silent => {}
             Opinion::Accept(rule) => admitted = admitted.or(Some(rule)),
-            Opinion::Refuse(rule, reply) => {
-                let blame = match facts.client.standing {
-                    Standing::Stranger if check.counts => Blame::Client,
-                    Standing::Stranger | Standing::Local => Blame::None,
-                };
-                return Decision::Refuse { rule, reply, blame };
+            Opinion::Refuse(rule, reply) => return refusal(facts, rule, reply, check.counts),
+            Opinion::Score(score) => {
+                debug_assert_eq!(check.effect, Effect::Scores, "{}", check.name);
+                total.add(score, check.counts);
             }
-            Opinion::Wait(lookup) => return Decision::Wait(lookup),
+            Opinion::Wait(lookup) => {
+                debug_assert_eq!(check.waits_for, Some(lookup), "{}", check.name);
+                return Decision::Wait(lookup);
+            }
         }
     }
+    if let Some(refused) = total.settle(policy, facts) {
+        return refused;
+    }
     admitted.map_or_else(not_admitted, Decision::Accept)
+}
+
+/// A refusal by a check. `counts`: it is an error of a stranger.
+fn refusal(facts: &Facts<'_>, rule: Rule, reply: Reply<'static>, counts: bool) -> Decision {
+    let blame = match facts.client.standing {
+        Standing::Stranger if counts => Blame::Client,
+        Standing::Stranger | Standing::Local => Blame::None,
+    };
+    Decision::Refuse { rule, reply, blame }
 }
 
 /// The checks of a stage, in their order.

@@ -48,6 +48,8 @@ pub trait Owner {
     /// The next hop has taken some of its output; `waiting` octets are left. Returns whether the
     /// owner waits for that.
     fn relieved(&self, waiting: usize) -> bool;
+    /// The next hop takes long over the connection, and the owner has lost it to the background.
+    fn overtaken(&self);
     /// The connection is gone; `said` is what the next hop said when it went.
     fn lost(&self, address: SocketAddr, loss: Loss, said: Option<Reply<'static>>);
 }

@@ -94,6 +94,10 @@ pub(super) struct Connection {
     pub(super) asks_progress: bool,
     /// It is in the worker's list of connections to be brought in line.
     pub(super) touched: bool,
+    /// Its task is to be polled before the batch ends.
+    pub(super) woken: bool,
+    /// Its task wants to know when the kernel has taken what is sent.
+    pub(super) wants_sent: bool,
     /// What a send has left over, to be sent before the output.
     pub(super) unsent: Vec<u8>,
     /// What is to be sent next; empty and without memory while idle.
@@ -129,6 +133,8 @@ impl Connection {
             progress: None,
             asks_progress: false,
             touched: false,
+            woken: false,
+            wants_sent: false,
             unsent: Vec::new(),
             output: Vec::new(),
             input: Vec::new(),

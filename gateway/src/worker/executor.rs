@@ -7,7 +7,6 @@
 
 use std::task::{Context, Waker};
 
-use super::connection::Role;
 use super::reactor::{Reactor, Task};
 use crate::driver::Conn;
 
@@ -36,23 +35,16 @@ impl Executor {
         if *generation != conn.generation {
             return;
         }
-        reactor.begin_poll();
+        reactor.begin_poll(conn);
         let polled = task.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         let due = reactor.end_poll();
         if polled.is_ready() {
             self.tasks[slot] = None;
-            reactor.wheel.with(|wheel| wheel.clear(conn.slot));
-        } else {
-            reactor.wheel.with(|wheel| match due {
-                Some(due) => wheel.set(conn.slot, due),
-                None => wheel.clear(conn.slot),
-            });
-            reactor.with(conn, |connection| {
-                if matches!(connection.role, Role::Client(_)) {
-                    connection.hold_if_full();
-                }
-            });
         }
-        reactor.touch(conn);
+        reactor.wheel.with(|wheel| match due {
+            Some(due) if polled.is_pending() => wheel.set(conn.slot, due),
+            _ => wheel.clear(conn.slot),
+        });
+        reactor.touch_polled(conn);
     }
 }

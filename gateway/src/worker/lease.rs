@@ -39,7 +39,7 @@ pub(super) fn lease(reactor: &Rc<Reactor>, transaction: &Rc<OpenTransaction>) {
         Some(Lease::Wait(address) | Lease::Stranded(address)) => {
             transaction.queued.set(Some(address));
             // Asking again does not make it longer.
-            let due = reactor.now.get() + transaction.config.relay.connect_timeout;
+            let due = reactor.now.get() + reactor.config().relay.connect_timeout;
             let due = transaction.queue_due.get().unwrap_or(due);
             transaction.queue_due.set(Some(due));
         }
@@ -111,15 +111,15 @@ fn attach(reactor: &Reactor, transaction: &Rc<OpenTransaction>, hop: Conn) {
     reactor.wake(hop);
 }
 
-/// Gives a connection that a transaction was waiting for to the one of this client.
-pub(super) fn attach_to_client(reactor: &Reactor, client: Conn, hop: Conn) {
-    if let Some(transaction) = transaction_of(reactor, client) {
-        attach(reactor, &transaction, hop);
-        reactor.wake(client);
-    } else {
-        // It has gone in the same moment: the next hop's task finds that it has no owner.
-        reactor.wake(hop);
-    }
+/// Gives a connection to the transaction of this client, if that waits for one.
+pub(super) fn attach_to_client(reactor: &Reactor, client: Conn, hop: Conn) -> bool {
+    let waiting = transaction_of(reactor, client);
+    let Some(transaction) = waiting.filter(|transaction| transaction.waits_in_queue()) else {
+        return false;
+    };
+    attach(reactor, &transaction, hop);
+    reactor.wake(client);
+    true
 }
 
 /// The transaction of a client, if it is in one.
@@ -204,7 +204,7 @@ pub(super) fn park(reactor: &Reactor, transaction: &OpenTransaction) {
 }
 
 /// Lets transactions go on to other next hops whose attempts have taken too long.
-pub(super) fn lose_patience(reactor: &Rc<Reactor>) {
+pub(super) fn lose_patience(reactor: &Reactor) {
     let now = reactor.now.get();
     let is_due = |patience: &mut VecDeque<(Duration, Conn)>| {
         let (due, _) = patience.front()?;
@@ -223,15 +223,9 @@ pub(super) fn lose_patience(reactor: &Rc<Reactor>) {
         };
         let again = reactor.pool.with(|pool| pool.overdue(next_hop.address));
         ask_again(reactor, next_hop.address, again);
-        if let Some(transaction) = owner.and_then(|owner| transaction_of(reactor, owner.task())) {
-            transaction.hop.set(None);
-            transaction.with(|state| {
-                if let Some(next_hops) = state.next_hops() {
-                    next_hops.hurry();
-                }
-            });
-            lease(reactor, &transaction);
-            reactor.wake(transaction.client);
+        if let Some(owner) = owner {
+            owner.overtaken();
+            reactor.wake(owner.task());
         }
     }
 }
@@ -253,6 +247,8 @@ pub(super) fn lease_again(reactor: &Rc<Reactor>, client: Conn, address: SocketAd
     let waiting = transaction_of(reactor, client);
     let waiting = waiting.filter(|transaction| transaction.queued.take().is_some());
     if let Some(transaction) = waiting {
+        // It may have been queued once more since.
+        reactor.pool.with(|pool| pool.gave_up(address, client));
         lease(reactor, &transaction);
         reactor.wake(client);
         return;

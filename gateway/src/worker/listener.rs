@@ -13,6 +13,15 @@ use crate::config::{Config, Limits};
 use crate::driver;
 use crate::policy::pipeline;
 
+/// What EHLO offers depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Channel {
+    /// Nothing on the way can read or change what is said.
+    pub(super) is_encrypted: bool,
+    /// The client has proved who it is.
+    pub(super) is_identified: bool,
+}
+
 /// See the [module](self).
 pub(super) struct Listener {
     /// What decisions know of it.
@@ -21,8 +30,8 @@ pub(super) struct Listener {
     /// the lists of a configuration are large.
     number: driver::Listener,
     limits: Limits,
-    /// What EHLO offers on a connection in the clear.
-    in_the_clear: Settings,
+    /// What EHLO offers.
+    offer: Settings,
 }
 
 impl Listener {
@@ -34,7 +43,7 @@ impl Listener {
                 facts: *facts,
                 number: driver::Listener(number),
                 limits: config.limits.clone(),
-                in_the_clear: config.session_settings(),
+                offer: config.session_settings(),
             })
         };
         listeners.map(listener).collect()
@@ -51,9 +60,10 @@ impl Listener {
     }
 
     /// The rules of SMTP for a session in this state, and what its EHLO offers.
-    pub(super) fn settings(&self, is_encrypted: bool) -> &Settings {
-        // Nothing is offered under TLS alone, as there is none.
-        let _ = is_encrypted;
-        &self.in_the_clear
+    pub(super) fn settings(&self, channel: Channel) -> &Settings {
+        match channel {
+            // What is offered under TLS or after AUTH differs once there are both.
+            Channel { .. } => &self.offer,
+        }
     }
 }

@@ -17,10 +17,9 @@ impl<T> Local<T> {
     }
 
     /// Looks at it or changes it.
-    #[track_caller]
+    #[inline]
     pub(super) fn with<R>(&self, look: impl FnOnce(&mut T) -> R) -> R {
-        let mut borrowed = self.0.borrow_mut();
-        look(&mut borrowed)
+        look(&mut self.0.borrow_mut())
     }
 
     /// Puts something else in its place.

@@ -13,7 +13,7 @@ use super::port::{LookupAnswer, Notice, Question, QuestionId, Refusal};
 use super::reactor::Reactor;
 use super::session::Session;
 use crate::policy::Rule;
-use crate::policy::dnsbl::Finding;
+use crate::policy::dnsbl::ZoneAnswer;
 use crate::policy::pipeline::Answers;
 
 /// How long after the time that DNS lists may take the worker gives an answer up by itself.
@@ -25,7 +25,7 @@ pub(super) enum Listings {
     /// The answer to this question is to come; the port has its deadline.
     Awaited(QuestionId),
     /// What the zones said; `None` when that was nothing, or no zone was asked.
-    Known(Option<Arc<[Finding]>>),
+    Known(Option<Arc<[ZoneAnswer]>>),
 }
 
 impl Listings {
@@ -35,7 +35,7 @@ impl Listings {
             dnsbl: match self {
                 Self::Awaited(_) => None,
                 Self::Known(None) => Some(&[]),
-                Self::Known(Some(findings)) => Some(findings),
+                Self::Known(Some(answers)) => Some(answers),
             },
         }
     }
@@ -101,7 +101,7 @@ impl Session {
         };
         match self.reactor.answer(id) {
             None => {}
-            Some(LookupAnswer::Dnsbl(findings)) => self.listings = Listings::Known(findings),
+            Some(LookupAnswer::Dnsbl(answers)) => self.listings = Listings::Known(answers),
             Some(LookupAnswer::Full | LookupAnswer::Late) => {
                 self.listings = Listings::Known(None);
             }

@@ -3,10 +3,11 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use portcullis_smtp::envelope::{Mail, Rcpt};
+use portcullis_smtp::envelope::Rcpt;
 use portcullis_smtp::reply::Reply;
 use portcullis_smtp::server::{Blame, Event, Verb};
 
@@ -14,17 +15,16 @@ use super::connection::Role;
 use super::deadline::Deadline;
 use super::lease;
 use super::lookup::HeldRecipient;
+use super::reactor::Service;
 use super::records::{Record, TransactionRecord};
-use super::session::{End, Heard, Session};
-use super::transaction::{CONGESTION_HIGH, LoggedReply, OpenTransaction};
+use super::session::{End, Heard, LastHeard, Session};
+use super::transaction::{LoggedReply, OpenTransaction};
 use crate::config::NextHop;
 use crate::policy::pipeline::Recipient;
 use crate::policy::{Decision, Facts, Stage, decide};
 use crate::policy::{Rule, RuleKind};
 use crate::relay::destination::{Destination, NextHops};
-use crate::relay::owner::Owner;
-use crate::relay::received::Received;
-use crate::relay::transaction::{Answer, AnswerTo, ContentRefusal, Transaction};
+use crate::relay::transaction::{Answer, AnswerTo, Transaction};
 
 /// A client that takes longer over its next command than this does so without a connection to the
 /// next hop: there are fewer of those than of clients.
@@ -32,7 +32,7 @@ const HOLD_MAX: Duration = Duration::from_secs(10);
 
 /// What comes after an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum After {
+pub(super) enum After {
     /// The message.
     Content,
     /// The transaction is over.
@@ -43,7 +43,7 @@ enum After {
 
 /// What a transaction that is being agreed on waits for, besides its next hop.
 #[derive(Default)]
-struct Withheld {
+pub(super) struct Withheld {
     /// A recipient that waits for a look-up.
     held: Option<Box<HeldRecipient>>,
     /// A refusal of ours for a recipient, kept until the next hop has answered for those before it.
@@ -82,6 +82,12 @@ impl Session {
         transaction: &Rc<OpenTransaction>,
         withheld: &mut Withheld,
     ) -> Poll<Result<After, End>> {
+        if !self.reactor.polled().is_open {
+            return Poll::Ready(Err(End::Gone));
+        }
+        if self.reactor.service.get() == Service::Over {
+            return Poll::Ready(Err(End::Stopping));
+        }
         let is_over = loop {
             if let Some(after) = self.answer_envelope(transaction, withheld) {
                 return Poll::Ready(Ok(after));
@@ -129,11 +135,15 @@ impl Session {
         withheld: &mut Withheld,
     ) -> Option<After> {
         self.take_listings();
+        let is_decided = withheld.held.is_some() && self.listings.are_known();
+        if !is_decided && !transaction.with(|state| state.has_answer()) {
+            return None;
+        }
         let reactor = Rc::clone(&self.reactor);
         reactor.write(self.conn, |out| {
             // Answers that are there come before those to what was just received.
             let after = self.give_answers(transaction, withheld, out);
-            if after.is_some() || !self.listings.are_known() {
+            if after.is_some() || !is_decided {
                 return after;
             }
             let held = withheld.held.take()?;
@@ -177,7 +187,8 @@ impl Session {
         rcpt: &Rcpt<'_>,
         out: &mut Vec<u8>,
     ) {
-        let config = &transaction.config;
+        self.renew();
+        let config = self.reactor.config();
         let route = config.route(&rcpt.path.mailbox);
         let recipient = Recipient {
             rcpt,
@@ -187,10 +198,12 @@ impl Session {
         match decision {
             Decision::Accept(rule) => {
                 if let Some(route) = route {
+                    let route = &config.routes[route];
                     transaction.note(|notes| {
-                        notes.accepted_by.get_or_insert((rule, route));
+                        let target = || (rule, Arc::clone(&route.target));
+                        notes.accepted_by.get_or_insert_with(target);
                     });
-                    direct(transaction, &config.routes[route].next_hops);
+                    direct(transaction, &route.next_hops);
                 }
                 transaction.with(|state| state.recipient(rcpt));
                 self.pass_on(transaction);
@@ -215,7 +228,7 @@ impl Session {
 
     /// Whether the policy refuses a message that is about to come, or is there. The transaction is
     /// over then, and the client has its answer.
-    fn refuses_content(
+    pub(super) fn refuses_content(
         &mut self,
         transaction: &OpenTransaction,
         stage: Stage,
@@ -238,16 +251,17 @@ impl Session {
         stage: Stage,
         recipient: Option<Recipient<'_>>,
     ) -> Decision {
-        let config = &transaction.config;
-        let accepted = transaction.note(|notes| notes.accepted_by);
+        let config = self.reactor.config();
         transaction.with(|state| {
-            let facts = Facts {
-                sender: state.envelope.sender(),
-                recipient,
-                next_hops: accepted.map(|(_, route)| &*config.routes[route].target),
-                ..self.facts()
-            };
-            decide(stage, &config.policy, &facts)
+            transaction.note(|notes| {
+                let facts = Facts {
+                    sender: state.envelope.sender(),
+                    recipient,
+                    next_hops: notes.accepted_by.as_ref().map(|(_, target)| &**target),
+                    ..self.facts()
+                };
+                decide(stage, &config.policy, &facts)
+            })
         })
     }
 
@@ -263,7 +277,7 @@ impl Session {
         }
     }
 
-    fn wake_next_hop(&self, transaction: &OpenTransaction) {
+    pub(super) fn wake_next_hop(&self, transaction: &OpenTransaction) {
         if let Some(hop) = transaction.hop.get() {
             self.reactor.wake(hop);
         }
@@ -285,11 +299,7 @@ impl Session {
 
     /// The client waits for us, for as long as it takes.
     fn poll_gone<T>(&mut self) -> Poll<Result<T, End>> {
-        if self
-            .reactor
-            .with(self.conn, |connection| connection.is_open())
-            == Some(true)
-        {
+        if self.reactor.polled().is_open {
             Poll::Pending
         } else {
             Poll::Ready(Err(End::Gone))
@@ -298,7 +308,7 @@ impl Session {
 
     /// Gives the client the answers that are there, up to the one that ends the envelope or the
     /// transaction.
-    fn give_answers(
+    pub(super) fn give_answers(
         &mut self,
         transaction: &OpenTransaction,
         withheld: &mut Withheld,
@@ -338,8 +348,9 @@ impl Session {
             _ => Blame::None,
         };
         if answer.to == AnswerTo::Proceed {
+            self.heard = LastHeard::Other;
             let listener = self.listener();
-            self.smtp.accept(listener.settings(self.is_encrypted), out);
+            self.smtp.accept(listener.settings(self.channel), out);
             return Some(After::Content);
         }
         self.refuse(reply, blame, out);
@@ -354,10 +365,10 @@ impl Session {
             }
             AnswerTo::Refused | AnswerTo::Final => {
                 self.accepted += u32::from(reply.is_positive());
-                let accepted_by = transaction.note(|notes| notes.accepted_by);
+                let accepted_by = transaction.note(|notes| Some(notes.accepted_by.as_ref()?.0));
                 let rule = accepted_by
                     .filter(|_| reply.is_positive())
-                    .map_or_else(|| transaction.reached(), |(rule, _)| rule);
+                    .unwrap_or_else(|| transaction.reached());
                 transaction.note_verdict(rule, reply);
                 Some(After::Over)
             }
@@ -365,186 +376,10 @@ impl Session {
     }
 
     fn refuse(&mut self, reply: &Reply<'_>, blame: Blame, out: &mut Vec<u8>) {
+        self.heard = LastHeard::Other;
         let listener = self.listener();
         self.smtp
-            .refuse(listener.settings(self.is_encrypted), reply, blame, out);
-    }
-
-    /// The destination waits for the message: our own line goes first.
-    fn begin_content(&mut self, transaction: &OpenTransaction) {
-        let Some(hop) = transaction.hop.get() else {
-            return;
-        };
-        transaction.with(|state| {
-            let mut recipients = state.envelope.recipients();
-            let recipient = recipients.next().filter(|_| recipients.len() == 0);
-            self.with_received(
-                transaction,
-                state.envelope.is_utf8(),
-                recipient,
-                |received| {
-                    self.reactor
-                        .with(hop, |connection| received.write(&mut connection.output));
-                },
-            );
-        });
-        self.reactor.touch(hop);
-        self.reactor.wake(hop);
-    }
-
-    /// MAIL may have declared a size, which our own line adds to.
-    pub(super) fn set_trace_length(&self, mail: &Mail<'_>, transaction: &OpenTransaction) {
-        if mail.size.is_none() {
-            return;
-        }
-        let mut length = 0;
-        self.with_received(transaction, mail.smtputf8, None, |received| {
-            length = received.length_max();
-        });
-        transaction.with(|state| state.envelope.set_trace_length(length));
-    }
-
-    fn with_received(
-        &self,
-        transaction: &OpenTransaction,
-        utf8: bool,
-        recipient: Option<&str>,
-        mut take: impl FnMut(&Received<'_>),
-    ) {
-        let id = transaction.id.to_string();
-        self.reactor.with_date(|date| {
-            take(&Received {
-                helo: &self.helo,
-                client: self.client.address,
-                hostname: &transaction.config.hostname,
-                extended: self.smtp.is_extended(),
-                utf8,
-                id: &id,
-                recipient,
-                date,
-            });
-        });
-    }
-
-    /// Streams the message; ready when it is there (`true`) or given up (`false`).
-    fn poll_content(
-        &mut self,
-        transaction: &OpenTransaction,
-        due: &mut Duration,
-    ) -> Poll<Result<bool, End>> {
-        self.go_on_if_relieved(transaction, due);
-        let heard = self.poll_events(|session, event, out| match event {
-            Event::Body(piece) => {
-                session.content(transaction, piece, due);
-                None
-            }
-            Event::MessageEnd { .. } => Some(Ok(!session.refuses_content(
-                transaction,
-                Stage::Message,
-                out,
-            ))),
-            Event::MessageFault(fault) => {
-                // The engine swallows the rest, and answers at its end.
-                transaction.note_verdict(fault.into(), fault.reply());
-                Some(Ok(false))
-            }
-            Event::Reset => Some(Ok(false)),
-            event => session.common_event(Some(transaction), &event).map(Err),
-        });
-        match heard? {
-            Heard::Some(is_complete) => {
-                self.set_congested(transaction, false);
-                return Poll::Ready(Ok(is_complete));
-            }
-            Heard::More { is_over: true } => return Poll::Ready(Err(End::Gone)),
-            Heard::More { is_over: false } | Heard::Wait => {}
-        }
-        // If it is the next hop that is slow, its own deadline runs.
-        if !transaction.congested.get() && Deadline::Content.is_past(&self.reactor, *due) {
-            return Poll::Ready(Err(End::Timeout));
-        }
-        Poll::Pending
-    }
-
-    /// A piece of the message. It moves the deadline on by what arrived, at the least rate that is
-    /// allowed: a timeout that each octet renewed would let a slow drip go on for ever.
-    fn content(&mut self, transaction: &OpenTransaction, piece: &[u8], due: &mut Duration) {
-        self.octets += piece.len() as u64;
-        transaction.note(|notes| notes.octets += piece.len() as u64);
-        let limits = self.limits();
-        let earned = Duration::from_secs_f64(piece.len() as f64 / limits.data_rate_min as f64);
-        *due = (*due + earned).min(self.reactor.now.get() + limits.data_timeout);
-        let hop = transaction.hop.get();
-        let written = hop.and_then(|hop| {
-            self.reactor.touch(hop);
-            self.reactor.with(hop, |connection| {
-                let was_idle = !connection.has_output();
-                let output = &mut connection.output;
-                let result = transaction.with(|state| state.content(piece, output));
-                (result, output.len() > CONGESTION_HIGH, was_idle)
-            })
-        });
-        let (result, is_congested, was_idle) = written.unwrap_or_else(|| {
-            let nowhere = &mut Vec::new();
-            let result = transaction.with(|state| state.content(piece, nowhere));
-            (result, false, false)
-        });
-        if was_idle {
-            // Its session waits for the next hop to take this.
-            self.wake_next_hop(transaction);
-        }
-        if let Err(refusal) = result {
-            transaction.note_verdict(content_rule(refusal), &refusal.reply());
-            lease::abandon(&self.reactor, transaction);
-        }
-        self.set_congested(transaction, is_congested && result.is_ok());
-    }
-
-    fn set_congested(&self, transaction: &OpenTransaction, is_congested: bool) {
-        if transaction.congested.replace(is_congested) != is_congested {
-            self.reactor
-                .with(self.conn, |connection| connection.congested = is_congested);
-        }
-    }
-
-    /// Goes on with the message if the next hop has taken enough of it, or has gone. It was not the
-    /// client who was slow.
-    fn go_on_if_relieved(&self, transaction: &OpenTransaction, due: &mut Duration) {
-        if !transaction.congested.get() {
-            // A connection that is lost takes the congestion with it.
-            self.reactor
-                .with(self.conn, |connection| connection.congested = false);
-            return;
-        }
-        let hop = transaction.hop.get();
-        let waiting = hop.map(|hop| self.reactor.with(hop, |connection| connection.waiting()));
-        let is_relieved = match waiting {
-            Some(Some(waiting)) => waiting.is_some_and(|waiting| transaction.relieved(waiting)),
-            Some(None) | None => true,
-        };
-        if is_relieved {
-            self.set_congested(transaction, false);
-            *due = self.reactor.now.get() + self.limits().data_timeout;
-        }
-    }
-
-    /// Waits for what the destination says to the whole message.
-    fn poll_final(&mut self, transaction: &OpenTransaction) -> Poll<Result<(), End>> {
-        let reactor = Rc::clone(&self.reactor);
-        let mut withheld = Withheld::default();
-        let after = reactor.write(self.conn, |out| {
-            self.give_answers(transaction, &mut withheld, out)
-        });
-        if after.is_some() {
-            return Poll::Ready(Ok(()));
-        }
-        // Nothing is taken before the answer; what comes meanwhile is noticed.
-        let heard = self.poll_events(|session, event, _| {
-            session.common_event(Some(transaction), &event).map(Err)
-        });
-        match heard? {
-            Heard::Some(()) | Heard::More { .. } | Heard::Wait => Poll::Pending,
-        }
+            .refuse(listener.settings(self.channel), reply, blame, out);
     }
 
     /// The transaction is over: its next hop is let go, and the log gets its line.
@@ -621,12 +456,4 @@ fn direct(transaction: &OpenTransaction, next_hops: &[NextHop]) {
             Destination::NextHops(NextHops::new(addresses))
         });
     });
-}
-
-fn content_rule(refusal: ContentRefusal) -> Rule {
-    match refusal {
-        ContentRefusal::Loop => Rule::MAIL_LOOP,
-        ContentRefusal::EightBit => Rule::EIGHT_BIT,
-        ContentRefusal::Utf8Header => Rule::UTF8_HEADER,
-    }
 }

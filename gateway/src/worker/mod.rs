@@ -13,6 +13,7 @@
 
 mod bounded_queue;
 mod connection;
+mod content;
 pub mod counters;
 mod deadline;
 mod executor;
@@ -50,7 +51,9 @@ use self::reactor::{Reactor, Service};
 use self::records::RecordQueue;
 use self::sources::Sources;
 use crate::config::Config;
-use crate::driver::{self, Buffer, Completion, Conn, Driver, Outcome, ReceiveEnd};
+use crate::driver::{
+    self, Buffer, Completion, Conn, Driver, OperationResult as Outcome, ReceiveEnd,
+};
 
 /// Accepts outstanding per listener; also the sessions beyond the limit that can be told so at the
 /// same time.
@@ -294,6 +297,8 @@ impl Worker {
                     }
                 });
                 self.poll(conn);
+                // An attempt that was given up has no task any more.
+                reactor.touch(conn);
             }
             Outcome::ReceiveEnded(end) => self.receive_ended(conn, &end),
             Outcome::Sent { buffer, result } => self.sent(conn, buffer, &result),
@@ -322,11 +327,6 @@ impl Worker {
             self.poll(conn);
         }
         self.reactor.keep_arrived();
-        self.reactor.with(conn, |connection| {
-            if matches!(connection.role, Role::Client(_)) {
-                connection.hold_if_full();
-            }
-        });
     }
 
     fn accepted(&mut self, conn: Conn, result: io::Result<SocketAddr>) {
@@ -413,7 +413,7 @@ impl Worker {
                 connection.sent_in_part(now);
             }
             match connection.role {
-                Role::NextHop(_) => true,
+                Role::NextHop(_) => connection.wants_sent,
                 // Only a session that waits for room, or for its own end, need know.
                 Role::Client(_) => connection.held || connection.receive == Receive::Ended,
                 Role::None | Role::Accepting(_) => false,

@@ -5,6 +5,8 @@
 //! one, and says QUIT. An owner that goes away, in whatever state, has nobody to wait for and
 //! nothing to undo.
 
+mod silence;
+
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -20,9 +22,7 @@ use super::connection::{Connection, Ending, Phase};
 use super::deadline::Deadline;
 use super::lease::{ask_again, attach_to_client, closed_in_pool};
 use super::local::Local;
-use super::progress::{Look, next_look};
 use super::reactor::{Reactor, Service};
-use crate::config::Relay;
 use crate::driver::Conn;
 use crate::relay::destination::Loss;
 use crate::relay::owner::Owner;
@@ -81,7 +81,7 @@ impl NextHop {
 }
 
 /// How a session with a next hop ends.
-enum End {
+pub(super) enum End {
     /// With QUIT.
     Quit,
     /// The connection is no good any more, for this reason.
@@ -105,7 +105,7 @@ enum After {
 
 /// Whether what has just happened gives the next hop its whole time again.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Renew {
+pub(super) enum Renew {
     Yes,
     No,
 }
@@ -123,6 +123,7 @@ pub(super) async fn session(reactor: Rc<Reactor>, conn: Conn, shared: Rc<NextHop
             awaits_final: false,
             refusal: None,
         },
+        is_fresh: true,
         waits: None,
         look_at: None,
         open_due,
@@ -142,12 +143,14 @@ struct State {
     refusal: Option<Reply<'static>>,
 }
 
-struct Session {
+pub(super) struct Session {
     reactor: Rc<Reactor>,
     conn: Conn,
     shared: Rc<NextHop>,
     smtp: Client,
     state: State,
+    /// It has just become ready, and its owner has told nothing.
+    is_fresh: bool,
     /// What is waited for, and since when.
     waits: Option<(Deadline, Duration)>,
     /// When the next hop is to be looked at next.
@@ -232,10 +235,9 @@ impl Session {
             Poll::Ready(Ok(_)) => true,
             Poll::Pending => false,
         };
-        let sent = |connection: &mut Connection| std::mem::take(&mut connection.sent);
-        let sent = self.reactor.with(self.conn, sent) == Some(true);
+        let polled = self.reactor.polled();
         // With replies owed it is those that are waited for.
-        let renew = if replied || (sent && self.smtp.replies_owed() == 0) {
+        let renew = if replied || (polled.has_sent && self.smtp.replies_owed() == 0) {
             Renew::Yes
         } else {
             Renew::No
@@ -243,9 +245,19 @@ impl Session {
         let owner = self.shared.owner();
         match &owner {
             Some(owner) => {
-                self.advance(owner.as_ref(), renew);
                 if replied {
                     self.reactor.wake(owner.task());
+                }
+                if polled
+                    .waiting
+                    .is_some_and(|waiting| owner.relieved(waiting))
+                {
+                    self.reactor.wake(owner.task());
+                }
+                if replied || polled.was_woken || std::mem::take(&mut self.is_fresh) {
+                    self.advance(owner.as_ref(), renew);
+                } else {
+                    self.expect(renew);
                 }
             }
             None if !self.state.awaits_final && self.smtp.replies_owed() == 0 => {
@@ -263,7 +275,7 @@ impl Session {
     /// Has the owner tell what it can tell now.
     fn advance(&mut self, owner: &dyn Owner, mut renew: Renew) {
         let (address, conn) = (self.shared.address, self.conn);
-        if !self.state.needs_reset && owner.asks_for_dsn() && !self.smtp.extensions().dsn {
+        if !self.smtp.extensions().dsn && owner.asks_for_dsn() {
             self.warn_of_dsn();
         }
         let smtp = &mut self.smtp;
@@ -275,11 +287,6 @@ impl Session {
         if standing.awaits_final && !self.state.awaits_final {
             self.state.awaits_final = true;
             renew = Renew::Yes;
-        }
-        if let Some(Some(waiting)) = self.reactor.with(conn, |connection| connection.waiting())
-            && owner.relieved(waiting)
-        {
-            self.reactor.wake(owner.task());
         }
         if standing.has_news {
             self.reactor.wake(owner.task());
@@ -296,6 +303,9 @@ impl Session {
 
     /// Waits for the replies that are owed.
     fn poll_replies_owed(&mut self) -> Poll<Result<(), End>> {
+        if self.is_abandoned() {
+            return Poll::Ready(Err(End::Abandoned));
+        }
         let renew = match self.poll_replies() {
             Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
             Poll::Ready(Ok(_)) => Renew::Yes,
@@ -316,9 +326,11 @@ impl Session {
             return Err(End::Quit);
         }
         let (address, conn) = (self.shared.address, self.conn);
-        let next = self.reactor.pool.with(|pool| pool.released(address, conn));
-        if let Some(client) = next {
-            attach_to_client(&self.reactor, client, conn);
+        // One that has gone in this moment waits no more.
+        while let Some(client) = self.reactor.pool.with(|pool| pool.released(address, conn)) {
+            if attach_to_client(&self.reactor, client, conn) {
+                break;
+            }
         }
         self.waits = None;
         self.look_at = None;
@@ -346,11 +358,18 @@ impl Session {
 
     /// Takes the replies that have come; ready with what the last one means if there was one.
     fn poll_replies(&mut self) -> Poll<Result<After, End>> {
+        let polled = self.reactor.polled();
+        if !polled.has_input {
+            return if polled.is_open && !polled.is_at_end {
+                Poll::Pending
+            } else {
+                Poll::Ready(Err(End::Lost(Loss::Broken)))
+            };
+        }
         let reactor = Rc::clone(&self.reactor);
         let owner = self.shared.owner();
         let owner = owner.as_deref();
         let (smtp, state) = (&mut self.smtp, &mut self.state);
-        let config = reactor.config();
         let read = reactor.read(self.conn, |input, out| {
             let (mut taken, mut latest) = (0, None);
             loop {
@@ -370,8 +389,8 @@ impl Session {
                     ClientEvent::Malformed => After::Ends(End::Lost(Loss::Broken)),
                 };
                 match after {
-                    After::Ehlo => smtp.ehlo(&config.hostname, out),
-                    After::Helo => smtp.helo(&config.hostname, out),
+                    After::Ehlo => smtp.ehlo(&reactor.config().hostname, out),
+                    After::Helo => smtp.helo(&reactor.config().hostname, out),
                     _ => {}
                 }
                 let ends = matches!(after, After::Ends(_));
@@ -384,7 +403,7 @@ impl Session {
         });
         match read {
             Some(Some(After::Ends(end))) => Poll::Ready(Err(end)),
-            _ if self.reactor.is_at_end(self.conn) => Poll::Ready(Err(End::Lost(Loss::Broken))),
+            _ if polled.is_at_end => Poll::Ready(Err(End::Lost(Loss::Broken))),
             Some(Some(after)) => Poll::Ready(Ok(after)),
             Some(None) => Poll::Pending,
             None => Poll::Ready(Err(End::Lost(Loss::Broken))),
@@ -400,111 +419,7 @@ impl Session {
             || (service == Service::Draining && is_useless)
     }
 
-    /// What the next hop is waited for, and how long it may be silent. `unsent`: it has not taken
-    /// everything, so that it is only to take some of it.
-    fn awaited(&self, unsent: bool, limits: &Relay) -> Option<(Deadline, Duration)> {
-        let reply = (self.smtp.replies_owed() > 0).then_some(limits.reply_timeout);
-        if unsent && self.state.awaits_final {
-            Some((Deadline::Send, limits.send_timeout))
-        } else if unsent {
-            // A command that is not even acknowledged is not waited for longer than its reply would
-            // be.
-            let most = reply.unwrap_or(limits.send_timeout);
-            Some((Deadline::Send, limits.send_timeout.min(most)))
-        } else if self.state.awaits_final {
-            Some((Deadline::FinalReply, limits.message_timeout))
-        } else {
-            reply.map(|timeout| (Deadline::Reply, timeout))
-        }
-    }
-
-    /// Waits for what the state of the session asks for. A wait that goes on already is not begun
-    /// again unless it is renewed: a reply that drips in, or recipients added one by one, are no
-    /// reason to wait longer.
-    fn expect(&mut self, renew: Renew) {
-        let has_output = self
-            .reactor
-            .with(self.conn, |connection| connection.has_output());
-        let has_output = has_output.unwrap_or(false);
-        let config = self.reactor.config();
-        let Some((deadline, timeout)) = self.awaited(has_output, &config.relay) else {
-            self.waits = None;
-            self.look_at = None;
-            self.reactor.forget_progress(self.conn);
-            return;
-        };
-        if renew == Renew::No && self.waits.is_some() {
-            return;
-        }
-        let now = self.reactor.now.get();
-        self.waits = Some((deadline, now));
-        self.reactor.forget_progress(self.conn);
-        let after = if has_output {
-            // What is sent now is as a rule taken at once, and then it is for the reply.
-            let reply = self.awaited(false, &config.relay);
-            next_look(timeout).min(reply.map_or(timeout, |(_, timeout)| timeout))
-        } else {
-            timeout
-        };
-        self.look_at = Some(now + after);
-    }
-
-    /// Ready when the next hop has been silent for too long.
-    fn poll_silence(&mut self) -> Poll<Result<(), End>> {
-        if let Some((look, unsent)) = self.reactor.take_look(self.conn)
-            && self.is_silent(look, unsent)
-        {
-            return Poll::Ready(Err(End::Lost(Loss::NoAnswer)));
-        }
-        if let (Some((deadline, _)), Some(at)) = (self.waits, self.look_at)
-            && deadline.is_past(&self.reactor, at)
-        {
-            self.look_at = None;
-            self.reactor.ask_progress(self.conn);
-        }
-        Poll::Pending
-    }
-
-    /// What the next hop has taken is known: `look`; whether it has not taken everything: `unsent`.
-    fn is_silent(&mut self, look: Look, unsent: bool) -> bool {
-        let now = self.reactor.now.get();
-        let Some((_, since)) = self.waits.as_mut() else {
-            return false;
-        };
-        if look == Look::Moved {
-            *since = now;
-        }
-        let since = *since;
-        let config = self.reactor.config();
-        let Some((deadline, timeout)) = self.awaited(unsent, &config.relay) else {
-            // It has taken everything, and owes nothing.
-            self.expect(Renew::No);
-            return false;
-        };
-        self.waits = Some((deadline, since));
-        let due = since + timeout;
-        if now < due {
-            let look = if unsent {
-                now + next_look(timeout)
-            } else {
-                due
-            };
-            self.look_at = Some(due.min(look));
-            return false;
-        }
-        self.warn_of_silence(match deadline {
-            Deadline::Send => "next hop takes nothing of what it is sent",
-            _ => "no answer in time",
-        });
-        if !self.state.awaits_final {
-            // The next transaction need not wait for it as long.
-            let address = self.shared.address;
-            self.reactor.pool.with(|pool| pool.stalled(address, now));
-        }
-        true
-    }
-
-    fn warn_of_silence(&self, what: &'static str) {
+    pub(super) fn warn_of_silence(&self, what: &'static str) {
         tracing::warn!(next_hop = %self.shared.address, "{what}");
     }
 

@@ -22,7 +22,7 @@ use rustc_hash::FxHashMap;
 use super::bounded_queue::BoundedQueue;
 use crate::driver::Conn;
 use crate::policy::Rule;
-use crate::policy::dnsbl::Finding;
+use crate::policy::dnsbl::ZoneAnswer;
 
 /// Names a question of one worker. No two questions of a worker have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,7 +40,7 @@ pub enum Question {
 pub enum LookupAnswer {
     /// To [`Question::Dnsbl`]. Zones that say nothing may be left out, and `None` is for all of
     /// them.
-    Dnsbl(Option<Arc<[Finding]>>),
+    Dnsbl(Option<Arc<[ZoneAnswer]>>),
     /// It was not looked up: too many questions are outstanding.
     Full,
     /// No answer came before the deadline.

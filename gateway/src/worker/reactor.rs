@@ -58,6 +58,25 @@ struct Arrived {
     buffer: Buffer,
 }
 
+/// What has become of a connection since its task was polled last.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Polled {
+    /// More can be said on it.
+    pub(super) is_open: bool,
+    /// There is something to read. A read says anew whether there is.
+    pub(super) has_input: bool,
+    /// The peer will send nothing more.
+    pub(super) is_at_end: bool,
+    /// Another task has woken this one.
+    pub(super) was_woken: bool,
+    /// The kernel has taken something of what was sent.
+    pub(super) has_sent: bool,
+    /// Octets that the kernel is still to take, if it is known how many.
+    pub(super) waiting: Option<usize>,
+    /// What the kernel says of what the peer has taken, and whether that is not everything.
+    pub(super) look: Option<(Look, bool)>,
+}
+
 /// See the [module](self).
 pub(super) struct Reactor {
     pub(super) driver: Local<Box<dyn Driver>>,
@@ -86,6 +105,8 @@ pub(super) struct Reactor {
     pub(super) drain_until: Cell<Duration>,
     /// The earliest deadline that the task being polled waits for.
     due: Cell<Duration>,
+    /// What the task being polled finds.
+    polled: Cell<Polled>,
     arrived: Local<Option<Arrived>>,
     /// Slots whose connection may want something of the driver.
     touched: Local<Vec<u32>>,
@@ -138,6 +159,7 @@ impl Reactor {
             service: Cell::new(Service::Open),
             drain_until: Cell::new(Duration::MAX),
             due: Cell::new(Duration::MAX),
+            polled: Cell::default(),
             arrived: Local::default(),
             touched: Local::default(),
             ready: Local::default(),
@@ -211,6 +233,19 @@ impl Reactor {
         }
     }
 
+    /// The connection's task was polled, and may have written.
+    pub(super) fn touch_polled(&self, conn: Conn) {
+        let is_new = self.with(conn, |connection| {
+            if matches!(connection.role, Role::Client(_)) {
+                connection.hold_if_full();
+            }
+            !std::mem::replace(&mut connection.touched, true)
+        });
+        if is_new == Some(true) {
+            self.touched.with(|touched| touched.push(conn.slot));
+        }
+    }
+
     /// The slots that were touched since the last call.
     pub(super) fn take_touched(&self) -> Vec<u32> {
         self.touched.take()
@@ -218,12 +253,22 @@ impl Reactor {
 
     /// Has the connection's task polled before the batch ends.
     pub(super) fn wake(&self, conn: Conn) {
-        self.ready.with(|ready| ready.push_back(conn));
+        let is_new = self.with(conn, |connection| {
+            !std::mem::replace(&mut connection.woken, true)
+        });
+        if is_new == Some(true) {
+            self.ready.with(|ready| ready.push_back(conn));
+        }
     }
 
-    /// The next task that was woken.
+    /// The next task that was woken and not polled since.
     pub(super) fn next_ready(&self) -> Option<Conn> {
-        self.ready.with(VecDeque::pop_front)
+        loop {
+            let conn = self.ready.with(VecDeque::pop_front)?;
+            if self.with(conn, |connection| connection.woken) == Some(true) {
+                return Some(conn);
+            }
+        }
     }
 
     /// Begins a task for a connection.
@@ -239,9 +284,31 @@ impl Reactor {
         self.spawned.take()
     }
 
-    /// Forgets the deadlines of the task that was polled last.
-    pub(super) fn begin_poll(&self) {
+    /// The task of a connection is about to be polled: notes what it will find.
+    pub(super) fn begin_poll(&self, conn: Conn) {
         self.due.set(Duration::MAX);
+        let has_arrived = self.arrived.with(|arrived| {
+            let arrived = arrived.as_ref();
+            arrived.is_some_and(|arrived| arrived.conn == conn)
+        });
+        let polled = self.with(conn, |connection| Polled {
+            is_open: connection.is_open(),
+            has_input: has_arrived || !connection.input.is_empty(),
+            is_at_end: connection.receive == Receive::Ended,
+            was_woken: std::mem::take(&mut connection.woken),
+            has_sent: std::mem::take(&mut connection.sent),
+            waiting: connection.waiting(),
+            look: connection
+                .progress
+                .as_mut()
+                .and_then(|progress| progress.answer.take()),
+        });
+        self.polled.set(polled.unwrap_or_default());
+    }
+
+    /// What the task being polled finds.
+    pub(super) fn polled(&self) -> Polled {
+        self.polled.get()
     }
 
     /// The earliest deadline of the task that was polled.
@@ -275,72 +342,80 @@ impl Reactor {
                 if connection.is_open() {
                     let opened = connection.transport.open(driver.bytes(&buffer));
                     connection.input.extend_from_slice(&opened);
+                    if matches!(connection.role, Role::Client(_)) {
+                        connection.hold_if_full();
+                    }
                 }
             });
             driver.recycle(buffer);
         });
     }
 
-    /// Shows `take` what has arrived at a connection, in place where that is possible, and its
-    /// output. `take` returns how much it has used up; the rest is shown again. `None` if nothing
-    /// more can be said on the connection.
+    /// Shows `take` what has arrived at the connection of the task being polled, in place where that
+    /// is possible, and its output. `take` returns how much it has used up; the rest is shown again.
+    /// `None` if nothing more can be said on the connection.
     pub(super) fn read<T>(
         &self,
         conn: Conn,
         take: impl FnOnce(&[u8], &mut Vec<u8>) -> (usize, T),
     ) -> Option<T> {
-        let taken = self.with(conn, |connection| {
-            connection.is_open().then(|| {
-                (
-                    std::mem::take(&mut connection.input),
-                    std::mem::take(&mut connection.output),
-                    std::mem::take(&mut connection.transport),
-                )
-            })
-        });
-        let (mut kept, mut output, mut transport) = taken??;
-        let arrived = self.take_arrived(conn);
-        let (used, value) = self.driver.with(|driver| {
-            let received = arrived
-                .as_ref()
-                .map_or(&[][..], |buffer| driver.bytes(buffer));
-            let opened = transport.open(received);
-            if kept.is_empty() {
-                let (used, value) = take(&opened, &mut output);
-                kept = opened.get(used..).unwrap_or_default().to_vec();
-                (0, value)
-            } else {
-                kept.extend_from_slice(&opened);
-                take(&kept, &mut output)
-            }
-        });
-        if used >= kept.len() {
-            kept = Vec::new();
-        } else {
-            kept.drain(..used);
-        }
-        if let Some(buffer) = arrived {
-            self.driver.with(|driver| driver.recycle(buffer));
-        }
-        self.with(conn, |connection| {
-            // Nothing else writes meanwhile; if it did, it would come behind.
-            output.append(&mut connection.output);
-            connection.input = kept;
-            connection.output = output;
-            connection.transport = transport;
-        });
-        self.touch(conn);
-        Some(value)
-    }
-
-    fn take_arrived(&self, conn: Conn) -> Option<Buffer> {
         let is_its = |arrived: &mut Arrived| arrived.conn == conn;
         let arrived = self.arrived.with(|arrived| arrived.take_if(is_its));
-        arrived.map(|arrived| arrived.buffer)
+        self.driver.with(|driver| {
+            let received = arrived
+                .as_ref()
+                .map_or(&[][..], |arrived| driver.bytes(&arrived.buffer));
+            let opened = self.with(conn, |connection| {
+                let is_open = connection.is_open();
+                is_open.then(|| {
+                    let opened = connection.transport.open(received);
+                    let input = std::mem::take(&mut connection.input);
+                    (input, std::mem::take(&mut connection.output), opened)
+                })
+            });
+            // The table is not borrowed meanwhile: `take` may look at other connections.
+            let read = opened.flatten().map(|(mut kept, mut output, opened)| {
+                let value;
+                if kept.is_empty() {
+                    let used;
+                    (used, value) = take(&opened, &mut output);
+                    kept = opened.get(used..).unwrap_or_default().to_vec();
+                } else {
+                    kept.extend_from_slice(&opened);
+                    let used;
+                    (used, value) = take(&kept, &mut output);
+                    if used >= kept.len() {
+                        kept = Vec::new();
+                    } else {
+                        kept.drain(..used);
+                    }
+                }
+                self.note_input(!kept.is_empty());
+                self.with(conn, |connection| {
+                    // Nothing else writes meanwhile; if it did, it would come behind.
+                    output.append(&mut connection.output);
+                    connection.input = kept;
+                    connection.output = output;
+                });
+                value
+            });
+            if let Some(Arrived { buffer, .. }) = arrived {
+                driver.recycle(buffer);
+            }
+            read
+        })
     }
 
-    /// Lets `write` append to what the connection sends next. Nothing is written to one on which
-    /// nothing more can be said.
+    fn note_input(&self, has_input: bool) {
+        let polled = self.polled.get();
+        self.polled.set(Polled {
+            has_input,
+            ..polled
+        });
+    }
+
+    /// Lets `write` append to what the connection of the task being polled sends next. Nothing is
+    /// written to one on which nothing more can be said.
     pub(super) fn write<T: Default>(&self, conn: Conn, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         let output = self.with(conn, |connection| {
             let is_open = connection.is_open();
@@ -355,14 +430,7 @@ impl Reactor {
             output.append(&mut connection.output);
             connection.output = output;
         });
-        self.touch(conn);
         written
-    }
-
-    /// Whether the peer will send nothing more, or nothing more can be said to it.
-    pub(super) fn is_at_end(&self, conn: Conn) -> bool {
-        let ended = |connection: &mut Connection| connection.receive == Receive::Ended;
-        self.with(conn, ended).unwrap_or(true)
     }
 
     /// Ends the connection once all output is out.
@@ -386,13 +454,6 @@ impl Reactor {
             connection.asks_progress = true;
         });
         self.touch(conn);
-    }
-
-    /// The kernel's answer, if there is one: what it shows, and whether the peer has not taken
-    /// everything.
-    pub(super) fn take_look(&self, conn: Conn) -> Option<(Look, bool)> {
-        let look = |connection: &mut Connection| connection.progress.as_mut()?.answer.take();
-        self.with(conn, look).flatten()
     }
 
     /// What the peer takes is of no interest any more.

@@ -18,14 +18,14 @@ use portcullis_smtp::server::{self, Abuse, Event};
 
 use super::connection::{Ending, OUTPUT_MAX, Role};
 use super::deadline::Deadline;
-use super::listener::Listener;
+use super::listener::{Channel, Listener};
 use super::lookup::Listings;
 use super::progress::{Look, next_look};
 use super::reactor::{Reactor, Service};
 use super::records::{Record, SessionRecord, TraceId};
 use super::sources::Source;
 use super::transaction::OpenTransaction;
-use crate::config::{Config, Limits};
+use crate::config::Limits;
 use crate::driver::Conn;
 use crate::policy::pipeline::{Count, Counts};
 use crate::policy::{self, Decision, Facts, Rule, Stage, decide};
@@ -102,9 +102,10 @@ pub(super) struct Session {
     pub(super) reactor: Rc<Reactor>,
     pub(super) conn: Conn,
     pub(super) smtp: server::Session,
+    pub(super) heard: LastHeard,
     listener: Rc<Listener>,
-    /// Its transport encrypts. What EHLO offers depends on that.
-    pub(super) is_encrypted: bool,
+    /// What EHLO offers depends on this.
+    pub(super) channel: Channel,
     /// What is known of the client. It is renewed when the configuration changes, and never made
     /// anew from the address alone.
     pub(super) client: policy::Client,
@@ -131,6 +132,17 @@ pub(super) struct Session {
     pub(super) accepted: u32,
     pub(super) refused: u32,
     pub(super) octets: u64,
+}
+
+/// What the SMTP engine has said last, unless it was given an answer since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LastHeard {
+    /// It needs more octets.
+    More,
+    /// It needs an answer.
+    Wait,
+    /// Something else, or it may have something new to say.
+    Other,
 }
 
 /// Whether a client whose time for a command is over is being looked at.
@@ -167,7 +179,11 @@ impl Session {
         let is_encrypted = reactor.with(conn, |connection| connection.transport.is_encrypted());
         Self {
             smtp: server::Session::new(),
-            is_encrypted: is_encrypted.unwrap_or(false),
+            heard: LastHeard::Other,
+            channel: Channel {
+                is_encrypted: is_encrypted.unwrap_or(false),
+                is_identified: false,
+            },
             client: reactor.config().policy.client(address),
             generation: reactor.generation(),
             id: reactor.next_id(),
@@ -251,10 +267,11 @@ impl Session {
     }
 
     fn greet(&mut self) {
-        let settings = self.listener.settings(self.is_encrypted);
+        let settings = self.listener.settings(self.channel);
         let smtp = &mut self.smtp;
         self.reactor
             .write(self.conn, |out| smtp.greet(settings, out));
+        self.heard = LastHeard::Other;
         self.expect_command();
     }
 
@@ -330,10 +347,24 @@ impl Session {
         if self.reactor.service.get() == Service::Over {
             return Err(End::Stopping);
         }
+        self.renew();
+        let polled = self.reactor.polled();
+        if !polled.has_input && polled.is_open {
+            // The engine has nothing to say that it has not said.
+            match self.heard {
+                LastHeard::More => {
+                    return Ok(Heard::More {
+                        is_over: polled.is_at_end,
+                    });
+                }
+                LastHeard::Wait => return Ok(Heard::Wait),
+                LastHeard::Other => {}
+            }
+        }
         let reactor = Rc::clone(&self.reactor);
         let listener = Rc::clone(&self.listener);
-        let settings = listener.settings(self.is_encrypted);
-        let mut progress = false;
+        let settings = listener.settings(self.channel);
+        let (mut progress, mut is_awaiting) = (false, false);
         let heard = reactor.read(self.conn, |input, out| {
             let (mut taken, written) = (0, out.len());
             if out.is_empty() {
@@ -347,7 +378,10 @@ impl Session {
                 taken += step.consumed;
                 match step.event {
                     Event::NeedInput => break Ok(Heard::More { is_over: false }),
-                    Event::AwaitingAnswer => break Ok(Heard::Wait),
+                    Event::AwaitingAnswer => {
+                        is_awaiting = true;
+                        break Ok(Heard::Wait);
+                    }
                     event => {
                         progress = true;
                         if let Some(result) = on(self, event, out) {
@@ -363,11 +397,19 @@ impl Session {
         if progress {
             self.expect_command();
         }
+        self.heard = if is_awaiting {
+            LastHeard::Wait
+        } else {
+            LastHeard::Other
+        };
         match heard {
             None => Err(End::Gone),
-            Some(Ok(Heard::More { .. })) => Ok(Heard::More {
-                is_over: reactor.is_at_end(self.conn),
-            }),
+            Some(Ok(Heard::More { .. })) => {
+                self.heard = LastHeard::More;
+                Ok(Heard::More {
+                    is_over: polled.is_at_end,
+                })
+            }
             Some(heard) => heard,
         }
     }
@@ -387,7 +429,7 @@ impl Session {
     pub(super) fn poll_command_due<T>(&mut self) -> Poll<Result<T, End>> {
         let now = self.reactor.now.get();
         let timeout = self.limits().command_timeout;
-        if let Some((look, unsent)) = self.reactor.take_look(self.conn) {
+        if let Some((look, unsent)) = self.reactor.polled().look {
             if look == Look::Moved {
                 self.command_due = now + timeout;
             }
@@ -414,14 +456,12 @@ impl Session {
     fn hello(&mut self, name: &str, out: &mut Vec<u8>) {
         name.clone_into(&mut self.helo);
         let config = self.reactor.config();
-        self.renew(&config);
         let decision = decide(Stage::Hello, &config.policy, &self.facts());
         self.answer(&decision, out);
     }
 
     fn mail(&mut self, mail: &Mail<'_>, out: &mut Vec<u8>) -> Option<Rc<OpenTransaction>> {
         let config = self.reactor.config();
-        self.renew(&config);
         let sender = mail.path.as_ref().map_or("", |path| path.raw);
         let facts = Facts {
             sender,
@@ -429,7 +469,7 @@ impl Session {
         };
         let decision = decide(Stage::Mail, &config.policy, &facts);
         let (id, now) = (self.reactor.next_id(), self.reactor.now.get());
-        let transaction = OpenTransaction::new(mail, id, self.conn, config, now);
+        let transaction = OpenTransaction::new(mail, id, self.conn, now);
         self.set_trace_length(mail, &transaction);
         if let Decision::Refuse { rule, reply, .. } = &decision {
             transaction.note_refusal(*rule, "", reply);
@@ -449,7 +489,7 @@ impl Session {
 
     /// Answers what the policy alone decides.
     fn answer(&mut self, decision: &Decision, out: &mut Vec<u8>) {
-        let settings = self.listener.settings(self.is_encrypted);
+        let settings = self.listener.settings(self.channel);
         match decision {
             // No check before RCPT looks anything up.
             Decision::Accept(_) | Decision::Wait(_) => self.smtp.accept(settings, out),
@@ -469,12 +509,12 @@ impl Session {
     }
 
     /// A new configuration may see this client with other eyes. What it has proved itself stays.
-    fn renew(&mut self, config: &Config) {
+    pub(super) fn renew(&mut self) {
         if self.generation == self.reactor.generation() {
             return;
         }
         self.generation = self.reactor.generation();
-        self.client = config.policy.client(self.client.address);
+        self.client = self.reactor.config().policy.client(self.client.address);
         if let Some(listener) = self.reactor.listener(self.listener.number()) {
             self.listener = listener;
         }

@@ -17,7 +17,6 @@ use portcullis_smtp::reply::Reply;
 use super::counters::Outcome;
 use super::local::Local;
 use super::records::{Reached, TraceId, TransactionRecord, TransactionTexts};
-use crate::config::Config;
 use crate::driver::Conn;
 use crate::policy::Rule;
 use crate::relay::destination::{Destination, Loss};
@@ -36,8 +35,9 @@ pub(super) struct Notes {
     pub(super) octets: u64,
     /// Recipients that were refused, by us or by the next hop.
     pub(super) refused: u32,
-    /// The rule that let the first recipient in, and its route.
-    pub(super) accepted_by: Option<(Rule, usize)>,
+    /// The rule that let the first recipient in, and the next hops of its route as the
+    /// configuration writes them.
+    pub(super) accepted_by: Option<(Rule, Arc<str>)>,
     /// The rule by which our policy refused a recipient, the last one if there were several.
     pub(super) recipient_refused_by: Option<Rule>,
     /// The latest refusal: what the log names if nothing comes of the transaction.
@@ -97,8 +97,6 @@ pub(super) struct OpenTransaction {
     pub(super) id: TraceId,
     /// The task of the client's session.
     pub(super) client: Conn,
-    /// The configuration that it began under, and that it ends under.
-    pub(super) config: Arc<Config>,
     pub(super) since: Duration,
     state: Local<Transaction>,
     notes: Local<Notes>,
@@ -117,17 +115,10 @@ pub(super) struct OpenTransaction {
 }
 
 impl OpenTransaction {
-    pub(super) fn new(
-        mail: &Mail<'_>,
-        id: TraceId,
-        client: Conn,
-        config: Arc<Config>,
-        since: Duration,
-    ) -> Self {
+    pub(super) fn new(mail: &Mail<'_>, id: TraceId, client: Conn, since: Duration) -> Self {
         Self {
             id,
             client,
-            config,
             since,
             state: Local::new(Transaction::new(mail)),
             notes: Local::default(),
@@ -254,6 +245,16 @@ impl Owner for OpenTransaction {
 
     fn relieved(&self, waiting: usize) -> bool {
         self.congested.get() && waiting < CONGESTION_LOW
+    }
+
+    fn overtaken(&self) {
+        self.hop.set(None);
+        self.with(|transaction| {
+            if let Some(next_hops) = transaction.next_hops() {
+                next_hops.hurry();
+            }
+        });
+        self.wants_hop.set(true);
     }
 
     fn lost(&self, address: SocketAddr, loss: Loss, said: Option<Reply<'static>>) {

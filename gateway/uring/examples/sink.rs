@@ -9,7 +9,7 @@
 //! in which something happened it prints sessions, messages and its own CPU time.
 
 use portcullis_uring::{
-    Completion, Conn, Listener, Outcome, PreparedRing, ReceiveEnd, Ring, Settings, listen,
+    Completion, Conn, Listener, OperationResult, PreparedRing, ReceiveEnd, Ring, Settings, listen,
     pin_to_core,
 };
 use std::error::Error;
@@ -101,18 +101,18 @@ impl Sink {
     fn handle(&mut self, Completion { conn, outcome }: Completion) {
         let session = &mut self.sessions[conn.slot as usize];
         match outcome {
-            Outcome::Accepted(Ok(_)) => {
+            OperationResult::Accepted(Ok(_)) => {
                 self.accepts -= 1;
                 session.receiving = true;
                 self.ring.receive(conn);
                 self.reply(conn, b"220 sink ESMTP\r\n");
             }
-            Outcome::Accepted(Err(error)) => {
+            OperationResult::Accepted(Err(error)) => {
                 eprintln!("accept: {error}");
                 self.accepts -= 1;
                 self.free.push(conn.slot);
             }
-            Outcome::Received(buffer) => {
+            OperationResult::Received(buffer) => {
                 let mut replies = Vec::new();
                 let bytes = self.ring.bytes(&buffer);
                 self.messages += session.take(bytes, &mut replies);
@@ -121,14 +121,14 @@ impl Sink {
                     self.reply(conn, &replies);
                 }
             }
-            Outcome::ReceiveEnded(ReceiveEnd::Starved | ReceiveEnd::Rearm) => {
+            OperationResult::ReceiveEnded(ReceiveEnd::Starved | ReceiveEnd::Rearm) => {
                 self.ring.receive(conn);
             }
-            Outcome::ReceiveEnded(_) => {
+            OperationResult::ReceiveEnded(_) => {
                 session.receiving = false;
                 self.close_if_over(conn);
             }
-            Outcome::Sent { mut buffer, result } => {
+            OperationResult::Sent { mut buffer, result } => {
                 session.sending = false;
                 let taken = result.unwrap_or(buffer.len());
                 buffer.drain(..taken);
@@ -141,11 +141,13 @@ impl Sink {
                     self.close_if_over(conn);
                 }
             }
-            Outcome::Closed => {
+            OperationResult::Closed => {
                 self.ended += 1;
                 self.free.push(conn.slot);
             }
-            Outcome::Connected(_) | Outcome::Unacknowledged(_) | Outcome::Wake => {}
+            OperationResult::Connected(_)
+            | OperationResult::Unacknowledged(_)
+            | OperationResult::Wake => {}
         }
     }
 

@@ -2,7 +2,7 @@
 //! arrive.
 //!
 //! An idle connection holds no buffer. A buffer belongs to the kernel from the moment it is offered
-//! until a completion names it, and to the caller from then until it is recycled; who has it is
+//! until a completion names it, and to the caller from then until it is recycled. The owner is
 //! recorded here, so that reading a buffer that the kernel may be writing to is refused rather than
 //! undefined. Recycled buffers are offered together, with one store of the tail per wait.
 

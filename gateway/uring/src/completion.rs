@@ -10,26 +10,26 @@ use io_uring::cqueue;
 use std::io;
 use std::net::SocketAddr;
 
-/// What became of an operation.
+/// An operation that ended or made progress, and its result.
 #[derive(Debug)]
 pub struct Completion {
     /// The connection as it was given when the operation was submitted: perhaps an old use of the
-    /// slot; [`Conn::NONE`] for [`Outcome::Wake`].
+    /// slot; [`Conn::NONE`] for [`OperationResult::Wake`].
     pub conn: Conn,
     /// What happened.
-    pub outcome: Outcome,
+    pub outcome: OperationResult,
 }
 
 impl Completion {
     pub(crate) const WAKE: Self = Self {
         conn: Conn::NONE,
-        outcome: Outcome::Wake,
+        outcome: OperationResult::Wake,
     };
 }
 
-/// The results of the operations of a [`Ring`](crate::Ring).
+/// The result of an operation of a [`Ring`](crate::Ring).
 #[derive(Debug)]
-pub enum Outcome {
+pub enum OperationResult {
     /// An accept: the slot now holds a connection from this peer. On an error the slot holds
     /// nothing.
     Accepted(io::Result<SocketAddr>),
@@ -100,11 +100,11 @@ impl Tables {
             Operation::Receive => return self.received(conn, entry, result, completions),
             Operation::Shutdown => return self.shut_down(conn),
             Operation::Cancel => return,
-            Operation::Accept => Outcome::Accepted(self.accepted(conn, result)),
+            Operation::Accept => OperationResult::Accepted(self.accepted(conn, result)),
             Operation::Connect => {
                 // SAFETY: the chain of a connect reports once, when nothing of it is left.
                 unsafe { self.slots.release(conn) };
-                Outcome::Connected(result.map(drop))
+                OperationResult::Connected(result.map(drop))
             }
             Operation::Send => {
                 // SAFETY: this is the completion of the one send that a slot can have.
@@ -112,17 +112,17 @@ impl Tables {
                     Released::Buffer(buffer) => buffer,
                     Released::Nothing | Released::Address(_) => Vec::new(),
                 };
-                Outcome::Sent {
+                OperationResult::Sent {
                     buffer,
                     result: result.map(|octets| octets as usize),
                 }
             }
-            Operation::Unacknowledged => Outcome::Unacknowledged(result),
+            Operation::Unacknowledged => OperationResult::Unacknowledged(result),
             // An error would be that the slot was empty, which is what was wanted.
-            Operation::Close => Outcome::Closed,
+            Operation::Close => OperationResult::Closed,
             Operation::Wake => {
                 self.waker.taken();
-                Outcome::Wake
+                OperationResult::Wake
             }
         };
         completions.push(Completion { conn, outcome });
@@ -168,7 +168,7 @@ impl Tables {
             && self.buffers.lend(id)
         {
             if len > 0 {
-                let outcome = Outcome::Received(Buffer { id, offset: 0, len });
+                let outcome = OperationResult::Received(Buffer { id, offset: 0, len });
                 completions.push(Completion { conn, outcome });
             } else {
                 self.buffers.recycle(id);
@@ -193,7 +193,7 @@ impl Tables {
             }
             end => end,
         };
-        let outcome = Outcome::ReceiveEnded(end);
+        let outcome = OperationResult::ReceiveEnded(end);
         completions.push(Completion { conn, outcome });
     }
 }

@@ -40,7 +40,7 @@ mod token;
 mod wake;
 
 pub use buffers::Buffer;
-pub use completion::{Completion, Outcome, ReceiveEnd};
+pub use completion::{Completion, OperationResult, ReceiveEnd};
 pub use limits::{allowed_cores, pin_to_core, raise_descriptor_limit};
 pub use listener::{ListenError, Listener, listen};
 pub use ring::{PreparedRing, Ring};

@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::{fmt, io};
 
-/// Octets that may lie in a socket without having been sent (`TCP_NOTSENT_LOWAT`). What a slow peer
-/// takes then shows as sends that complete, every so many octets, and not after megabytes; what is
-/// on its way to a fast one is not bounded by it.
+/// Octets that may lie in a socket without having been sent (`TCP_NOTSENT_LOWAT`). So sends to a
+/// slow peer complete every few octets that it takes, and not only after megabytes. What is in
+/// flight to a fast peer is not bounded by it.
 pub(crate) const UNSENT_MAX: libc::c_int = 256 << 10;
 
 /// Which of a ring's listening sockets, by their order in

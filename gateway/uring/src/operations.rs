@@ -23,7 +23,7 @@
 
 use crate::address::RawAddress;
 use crate::buffers::{Buffers, GROUP};
-use crate::completion::{Completion, Outcome, ReceiveEnd};
+use crate::completion::{Completion, OperationResult, ReceiveEnd};
 use crate::listener::{Listener, UNSENT_MAX};
 use crate::ring::Ring;
 use crate::slots::Held;
@@ -47,16 +47,17 @@ static UNSENT: libc::c_int = UNSENT_MAX;
 const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 
 impl Ring {
-    /// Takes the next connection of a listener into a free slot. Ends with [`Outcome::Accepted`].
+    /// Takes the next connection of a listener into a free slot. Ends with
+    /// [`OperationResult::Accepted`].
     pub fn accept(&mut self, listener: Listener, conn: Conn) {
         let Some(listener) = self.core.listeners.get(usize::from(listener.0)) else {
             let gone = io::Error::from_raw_os_error(libc::ECANCELED);
-            return self.ready(conn, Outcome::Accepted(Err(gone)));
+            return self.ready(conn, OperationResult::Accepted(Err(gone)));
         };
         let listener = Fd(listener.as_raw_fd());
         let place = match self.occupy(conn, RawAddress::ROOM) {
             Ok(place) => place,
-            Err(error) => return self.ready(conn, Outcome::Accepted(Err(error))),
+            Err(error) => return self.ready(conn, OperationResult::Accepted(Err(error))),
         };
         let accept = Accept::new(listener, place.address, place.length)
             .file_index(Some(place.slot))
@@ -78,22 +79,26 @@ impl Ring {
         self.core.listeners.clear();
     }
 
-    /// Connects a free slot. Ends with [`Outcome::Connected`].
+    /// Connects a free slot. Ends with [`OperationResult::Connected`].
     pub fn connect(&mut self, conn: Conn, to: SocketAddr) {
         let place = match self.occupy(conn, RawAddress::new(to)) {
             Ok(place) => place,
-            Err(error) => return self.ready(conn, Outcome::Connected(Err(error))),
+            Err(error) => return self.ready(conn, OperationResult::Connected(Err(error))),
         };
         let chain = connect_chain(conn, &place, RawAddress::family(to));
         self.submit_counted(&chain);
     }
 
-    /// Receives until paused, starved or at the end of the stream: [`Outcome::Received`] any number
-    /// of times, then [`Outcome::ReceiveEnded`]. At most one may be armed per connection.
+    /// Receives until paused, starved or at the end of the stream: [`OperationResult::Received`]
+    /// any number of times, then [`OperationResult::ReceiveEnded`]. At most one may be armed per
+    /// connection.
     pub fn receive(&mut self, conn: Conn) {
         let Some(slot) = self.core.tables.slots.slot(conn) else {
             let error = io::Error::from_raw_os_error(libc::EBADF);
-            return self.ready(conn, Outcome::ReceiveEnded(ReceiveEnd::Failed(error)));
+            return self.ready(
+                conn,
+                OperationResult::ReceiveEnded(ReceiveEnd::Failed(error)),
+            );
         };
         debug_assert!(!slot.receiving, "a second receive on {conn:?}");
         slot.receiving = true;
@@ -110,8 +115,8 @@ impl Ring {
         }
     }
 
-    /// Sends a buffer, which comes back with [`Outcome::Sent`]. At most one may be in flight per
-    /// connection; a second one fails with `EALREADY`.
+    /// Sends a buffer, which comes back with [`OperationResult::Sent`]. At most one may be in
+    /// flight per connection; a second one fails with `EALREADY`.
     pub fn send(&mut self, conn: Conn, buffer: Vec<u8>) {
         let error = match self.core.tables.slots.slot(conn) {
             Some(slot) if matches!(slot.held, Held::Nothing) => {
@@ -130,15 +135,15 @@ impl Ring {
             None => libc::EBADF,
         };
         let result = Err(io::Error::from_raw_os_error(error));
-        self.ready(conn, Outcome::Sent { buffer, result });
+        self.ready(conn, OperationResult::Sent { buffer, result });
     }
 
     /// Asks how much of what was sent the peer's TCP has not acknowledged. Ends with
-    /// [`Outcome::Unacknowledged`].
+    /// [`OperationResult::Unacknowledged`].
     pub fn unacknowledged(&mut self, conn: Conn) {
         if self.core.tables.slots.present(conn).is_none() {
             let error = io::Error::from_raw_os_error(libc::EBADF);
-            return self.ready(conn, Outcome::Unacknowledged(Err(error)));
+            return self.ready(conn, OperationResult::Unacknowledged(Err(error)));
         }
         let ask = UringCmd16::new(Fixed(conn.slot), SOCKET_URING_OP_SIOCOUTQ).build();
         self.submit_counted(&[ask.user_data(pack(Operation::Unacknowledged, conn))]);
@@ -166,7 +171,7 @@ impl Ring {
     }
 
     /// Gives a slot back, which may be empty. Only with no receive armed and no send in flight: the
-    /// kernel would keep the connection open for them. Ends with [`Outcome::Closed`].
+    /// kernel would keep the connection open for them. Ends with [`OperationResult::Closed`].
     pub fn close(&mut self, conn: Conn) {
         match self.core.tables.slots.slot(conn) {
             Some(slot) if slot.shutting => {
@@ -174,7 +179,7 @@ impl Ring {
                 return;
             }
             Some(_) => {}
-            None => return self.ready(conn, Outcome::Closed),
+            None => return self.ready(conn, OperationResult::Closed),
         }
         let close = Close::new(Fixed(conn.slot)).build();
         self.submit_counted(&[close.user_data(pack(Operation::Close, conn))]);
@@ -215,7 +220,7 @@ impl Ring {
     }
 
     /// An outcome that is known already; the next wait gives it.
-    fn ready(&mut self, conn: Conn, outcome: Outcome) {
+    fn ready(&mut self, conn: Conn, outcome: OperationResult) {
         self.core.tables.ready.push(Completion { conn, outcome });
     }
 }
@@ -340,7 +345,7 @@ mod tests {
         match &completions(&mut ring)[..] {
             [
                 Completion {
-                    outcome: Outcome::Connected(Err(error)),
+                    outcome: OperationResult::Connected(Err(error)),
                     ..
                 },
             ] => assert_eq!(error.raw_os_error(), Some(libc::EAFNOSUPPORT)),

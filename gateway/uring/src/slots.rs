@@ -84,7 +84,7 @@ impl Slots {
         cell
     }
 
-    /// Takes back what the kernel has let go of; a buffer is returned, an address goes back to the
+    /// Releases what the kernel no longer uses: a buffer is returned, an address goes back to the
     /// pool.
     ///
     /// # Safety
@@ -123,8 +123,8 @@ pub(crate) enum Released {
 /// A raw pointer rather than a `Box`: a `Box` claims to be the only writer of what it holds.
 pub(crate) struct AddressCell(NonNull<RawAddress>);
 
-// SAFETY: the cell is the only owner of its address but for the kernel, which does not care about
-// threads.
+// SAFETY: the cell and the kernel are the only owners of its address, and the kernel does not care
+// about threads.
 unsafe impl Send for AddressCell {}
 
 impl AddressCell {

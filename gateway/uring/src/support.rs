@@ -1,7 +1,7 @@
 //! Can this machine run it? For `portcullis doctor`, and for errors at start-up that say what to
 //! do.
 
-use crate::completion::{Completion, Outcome};
+use crate::completion::{Completion, OperationResult};
 use crate::ring::PreparedRing;
 use crate::settings::{Settings, SetupError};
 use io_uring::{IoUring, Probe, opcode};
@@ -175,7 +175,7 @@ fn try_a_ring() -> Result<Option<Missing>, Unavailable> {
     let mut completions = Vec::new();
     ring.wait(Duration::from_millis(100), &mut completions)
         .map_err(Unavailable::Other)?;
-    let woken = |completion: &Completion| matches!(completion.outcome, Outcome::Wake);
+    let woken = |completion: &Completion| matches!(completion.outcome, OperationResult::Wake);
     Ok((!completions.iter().any(woken))
         .then(|| missing("waking a ring from a thread without one", "6.13")))
 }

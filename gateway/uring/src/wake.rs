@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Wakes the ring that it came from: the ring's next wait reports
-/// [`Outcome::Wake`](crate::Outcome::Wake).
+/// [`OperationResult::Wake`](crate::OperationResult::Wake).
 ///
 /// What the ring's thread is to look at must be in place before the call. Waking a ring that is
 /// gone does nothing.

@@ -3,7 +3,7 @@
 mod loopback;
 
 use loopback::{A_WHILE, Loopback, PATIENCE, conn};
-use portcullis_uring::{Listener, Outcome, ReceiveEnd, Settings, listen};
+use portcullis_uring::{Listener, OperationResult, ReceiveEnd, Settings, listen};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 
@@ -122,7 +122,7 @@ fn accept_that_is_not_wanted_any_more_completes_and_the_address_is_free_again() 
     for _ in 0..64 {
         let completion = loopback.next();
         match completion.outcome {
-            Outcome::Accepted(Err(error)) => {
+            OperationResult::Accepted(Err(error)) => {
                 assert_eq!(error.raw_os_error(), Some(libc::ECANCELED));
             }
             other => panic!("{other:?}"),
@@ -133,7 +133,10 @@ fn accept_that_is_not_wanted_any_more_completes_and_the_address_is_free_again() 
         ErrorKind::ConnectionRefused
     );
     loopback.ring.accept(Listener(0), conn(0, 2));
-    assert!(matches!(loopback.next().outcome, Outcome::Accepted(Err(_))));
+    assert!(matches!(
+        loopback.next().outcome,
+        OperationResult::Accepted(Err(_))
+    ));
     TcpListener::bind(loopback.address).unwrap();
 }
 
@@ -197,7 +200,10 @@ fn connects_through_a_queue_too_short_for_them_all_come_about() {
     }
     for _ in 0..HOPS {
         let completion = loopback.next();
-        assert!(matches!(completion.outcome, Outcome::Connected(Ok(()))));
+        assert!(matches!(
+            completion.outcome,
+            OperationResult::Connected(Ok(()))
+        ));
     }
     assert_eq!(loopback.meanwhile().len(), 0);
 }
@@ -236,7 +242,10 @@ fn slot_outside_the_table_fails_and_breaks_nothing() {
     let mut loopback = Loopback::new(1);
     let outside = conn(1, 1);
     loopback.ring.accept(Listener(0), outside);
-    assert!(matches!(loopback.next().outcome, Outcome::Accepted(Err(_))));
+    assert!(matches!(
+        loopback.next().outcome,
+        OperationResult::Accepted(Err(_))
+    ));
     loopback.ring.connect(outside, loopback.address);
     loopback.expect_connected(outside).unwrap_err();
     loopback.ring.receive(outside);

@@ -4,7 +4,7 @@
 mod loopback;
 
 use loopback::{Loopback, conn};
-use portcullis_uring::{Listener, Outcome, PreparedRing, Settings, SetupError};
+use portcullis_uring::{Listener, OperationResult, PreparedRing, Settings, SetupError};
 
 const LIMIT: u64 = 96;
 
@@ -31,7 +31,9 @@ fn three_rings_hold_more_connections_than_the_process_may_open_files() {
             loopback.ring.accept(Listener(0), conn(pair * 2 + 1, 1));
             for _ in 0..2 {
                 match loopback.next().outcome {
-                    Outcome::Connected(Ok(())) | Outcome::Accepted(Ok(_)) => held += 1,
+                    OperationResult::Connected(Ok(())) | OperationResult::Accepted(Ok(_)) => {
+                        held += 1
+                    }
                     other => panic!("{other:?}"),
                 }
             }

@@ -3,7 +3,7 @@
 mod loopback;
 
 use loopback::{A_WHILE, Loopback, conn};
-use portcullis_uring::{Buffer, Listener, Outcome, ReceiveEnd, Settings};
+use portcullis_uring::{Buffer, Listener, OperationResult, ReceiveEnd, Settings};
 use std::io::{Read, Write};
 
 fn numbered(length: usize) -> Vec<u8> {
@@ -24,8 +24,8 @@ fn starved_receive_ends_and_goes_on_where_it_was_once_there_is_a_buffer() {
     let mut held = Vec::new();
     let end = loop {
         match loopback.next().outcome {
-            Outcome::Received(buffer) => held.push(buffer),
-            Outcome::ReceiveEnded(end) => break end,
+            OperationResult::Received(buffer) => held.push(buffer),
+            OperationResult::ReceiveEnded(end) => break end,
             other => panic!("{other:?}"),
         }
     };
@@ -94,7 +94,7 @@ fn buffer_of_a_connection_that_is_gone_can_be_recycled() {
         client.write_all(b"x").unwrap();
         loopback.ring.receive(now);
         let completion = loopback.next();
-        let Outcome::Received(buffer) = completion.outcome else {
+        let OperationResult::Received(buffer) = completion.outcome else {
             panic!("{completion:?}");
         };
         loopback.ring.shutdown(now, true);
@@ -113,7 +113,7 @@ fn recycled_buffer_cannot_be_read() {
     client.write_all(b"x").unwrap();
     loopback.ring.receive(conn(0, 1));
     let completion = loopback.next();
-    let Outcome::Received(Buffer { id, offset, len }) = completion.outcome else {
+    let OperationResult::Received(Buffer { id, offset, len }) = completion.outcome else {
         panic!("{completion:?}");
     };
     loopback.ring.recycle(Buffer { id, offset, len });
@@ -168,12 +168,12 @@ fn stuck_send_can_be_given_up() {
     let (mut sent, mut ended) = (false, false);
     for _ in 0..2 {
         match loopback.next().outcome {
-            Outcome::Sent { buffer, result } => {
+            OperationResult::Sent { buffer, result } => {
                 assert_eq!(buffer.len(), stuck);
                 assert!(result.is_err() || result.is_ok_and(|octets| octets < stuck));
                 sent = true;
             }
-            Outcome::ReceiveEnded(ReceiveEnd::EndOfStream) => ended = true,
+            OperationResult::ReceiveEnded(ReceiveEnd::EndOfStream) => ended = true,
             other => panic!("{other:?}"),
         }
     }
@@ -200,7 +200,7 @@ fn what_a_peer_has_not_taken_is_known_and_bounded() {
     loopback.ring.unacknowledged(conn(0, 0));
     assert!(matches!(
         loopback.next().outcome,
-        Outcome::Unacknowledged(Err(_))
+        OperationResult::Unacknowledged(Err(_))
     ));
 }
 
@@ -238,7 +238,10 @@ fn receives_that_complete_faster_than_they_are_taken_lose_nothing() {
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| loopback.dial()).collect();
     for _ in 0..CLIENTS {
         let completion = loopback.next();
-        assert!(matches!(completion.outcome, Outcome::Accepted(Ok(_))));
+        assert!(matches!(
+            completion.outcome,
+            OperationResult::Accepted(Ok(_))
+        ));
     }
     for slot in 0..CLIENTS {
         loopback.ring.receive(conn(slot, 1));
@@ -251,11 +254,11 @@ fn receives_that_complete_faster_than_they_are_taken_lose_nothing() {
     while octets < CLIENTS * 64 {
         let completion = loopback.next();
         match completion.outcome {
-            Outcome::Received(buffer) => {
+            OperationResult::Received(buffer) => {
                 octets += buffer.len;
                 loopback.ring.recycle(buffer);
             }
-            Outcome::ReceiveEnded(ReceiveEnd::Rearm | ReceiveEnd::Starved) => {
+            OperationResult::ReceiveEnded(ReceiveEnd::Rearm | ReceiveEnd::Starved) => {
                 loopback.ring.receive(completion.conn);
             }
             other => panic!("{other:?}"),

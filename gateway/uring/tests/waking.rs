@@ -3,7 +3,7 @@
 mod loopback;
 
 use loopback::{A_WHILE, Loopback, PATIENCE};
-use portcullis_uring::{Outcome, PreparedRing, Settings};
+use portcullis_uring::{OperationResult, PreparedRing, Settings};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -16,7 +16,7 @@ fn wake_from_a_thread_without_a_ring_ends_a_wait() {
     });
     let began = Instant::now();
     loopback.wait(PATIENCE);
-    assert!(matches!(loopback.next().outcome, Outcome::Wake));
+    assert!(matches!(loopback.next().outcome, OperationResult::Wake));
     assert!(began.elapsed() < PATIENCE / 2);
     thread.join().unwrap();
 }
@@ -33,7 +33,7 @@ fn many_wakes_make_one_event_until_it_was_seen() {
         });
         let completions = loopback.meanwhile();
         assert_eq!(completions.len(), 1, "{completions:?}");
-        assert!(matches!(completions[0].outcome, Outcome::Wake));
+        assert!(matches!(completions[0].outcome, OperationResult::Wake));
     }
 }
 
@@ -50,7 +50,7 @@ fn no_wake_is_lost_between_looking_and_waiting() {
     });
     let mut expected = 0;
     while expected < 20_000 {
-        assert!(matches!(loopback.next().outcome, Outcome::Wake));
+        assert!(matches!(loopback.next().outcome, OperationResult::Wake));
         while let Ok(number) = queue.try_recv() {
             assert_eq!(number, expected);
             expected += 1;

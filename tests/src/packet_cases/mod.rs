@@ -343,7 +343,7 @@ fn expected(text: &str) -> Result<Expected> {
     })
 }
 
-/// A frame with so many VLAN tags behind its addresses, the outer one a provider's.
+/// A frame with this number of VLAN tags after its addresses; the outer one is a provider's.
 #[must_use]
 pub fn tagged(frame: &[u8], tags: usize) -> Vec<u8> {
     let mut bytes = frame[..12].to_vec();

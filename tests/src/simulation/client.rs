@@ -14,11 +14,12 @@ pub struct Plan {
     extended: bool,
     pipelining: bool,
     transactions: VecDeque<Transaction>,
-    /// Vanishes after so many replies.
+    /// Vanishes after this number of replies.
     vanishes_after: Option<usize>,
     /// By breaking the connection, not by closing it.
     by_reset: bool,
-    /// Says nothing more after so many replies, and waits for the gate to lose its patience.
+    /// Says nothing more after this number of replies, and waits until a deadline of the gate
+    /// fires.
     silent_after: Option<usize>,
     seed: u64,
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use portcullis::policy::dnsbl::{Answer, Finding};
+use portcullis::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 use portcullis::worker::port::{
     Ask, ControlEnd, LookupAnswer, Message, Notice, Port, Question, Refusal, port,
 };
@@ -20,7 +20,7 @@ const WAITED_FOR: Duration = Duration::from_secs(4);
 /// What lists know of a client, and when they were asked and have answered.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listing {
-    findings: Vec<Finding>,
+    answers: Vec<ZoneAnswer>,
     /// By enough to be refused.
     is_listed: bool,
     /// How long the answer takes; `None`: it gets lost.
@@ -140,7 +140,7 @@ impl Lists {
             says("bl.example", [127, 0, 0, 2]),
             says("welcome.example", [127, 0, 0, 3]),
         );
-        let findings = match rng.u8(..6) {
+        let answers = match rng.u8(..6) {
             0 | 1 => vec![bad],
             2 => vec![bad, welcome],
             3 => vec![says("bl.example", [127, 255, 255, 254])],
@@ -154,8 +154,8 @@ impl Lists {
             _ => Some(50),
         };
         Listing {
-            is_listed: findings.len() == 1 && findings[0] == says("bl.example", [127, 0, 0, 2]),
-            findings,
+            is_listed: answers.len() == 1 && answers[0] == says("bl.example", [127, 0, 0, 2]),
+            answers,
             delay: delay.map(|most| Duration::from_millis(rng.u64(..most))),
             again_after: (rng.u8(..4) == 0).then(|| Duration::from_millis(rng.u64(..2_000))),
             ..Listing::default()
@@ -201,20 +201,20 @@ fn answer(ask: Ask, network: &Network, shelf: &Shelf) {
         return;
     };
     listing.asked = Some(network.now());
-    let (again_after, findings) = (listing.again_after, listing.findings.clone());
+    let (again_after, answers) = (listing.again_after, listing.answers.clone());
     let Some(delay) = listing.delay else {
         record.lookups.never += 1;
         return;
     };
-    let contrary = if findings.is_empty() {
+    let contrary = if answers.is_empty() {
         vec![says("bl.example", [127, 0, 0, 2])]
     } else {
         Vec::new()
     };
-    let answer = |findings: Vec<Finding>| {
-        LookupAnswer::Dnsbl((!findings.is_empty()).then(|| findings.into()))
+    let answer = |answers: Vec<ZoneAnswer>| {
+        LookupAnswer::Dnsbl((!answers.is_empty()).then(|| answers.into()))
     };
-    let (first, second) = (answer(findings), answer(contrary));
+    let (first, second) = (answer(answers), answer(contrary));
     let shelf = Shelf::clone(shelf);
     let ask = std::rc::Rc::new(ask);
     if let Some(again_after) = again_after {
@@ -243,9 +243,9 @@ fn answer(ask: Ask, network: &Network, shelf: &Shelf) {
 }
 
 /// A zone that lists a client so.
-fn says(zone: &str, address: [u8; 4]) -> Finding {
-    Finding {
+fn says(zone: &str, address: [u8; 4]) -> ZoneAnswer {
+    ZoneAnswer {
         zone: zone.into(),
-        answer: Answer::Addresses(vec![address.into()]),
+        answer: DnsblAnswer::Addresses(vec![address.into()]),
     }
 }

@@ -10,7 +10,7 @@
 //! - a stranger's recipient is not answered before DNS lists have spoken or their time is over; a
 //!   client that is on no list is never refused for one, a client that is on one is, and only
 //!   strangers are looked up;
-//! - everything comes to rest: no connection, no receive buffer and no session is left over.
+//! - everything ends: no connection, no receive buffer and no session is left over.
 
 pub mod client;
 pub mod driver;
@@ -88,8 +88,8 @@ timeout = "3s"
 
 /// Sessions that the simulated worker serves at a time.
 const SESSIONS_MAX: u32 = 12;
-/// A run that takes more batches than this does not come to rest. Large messages through buffers of
-/// a few octets take many.
+/// A run that takes more batches than this does not end. Large messages through buffers of a few
+/// octets take many.
 const TURNS_MAX: u32 = 5_000_000;
 
 /// A message as its client sent it, or as it arrived.
@@ -119,7 +119,7 @@ pub struct Record {
     pub stopping: bool,
     /// What DNS lists know of the clients that are asked about, by their number.
     listings: BTreeMap<usize, Listing>,
-    /// What became of the questions about them.
+    /// The answers to the questions about them.
     lookups: Lookups,
 }
 
@@ -135,7 +135,7 @@ pub struct Summary {
     pub arrived: usize,
     /// Batches that the worker needed.
     pub turns: u32,
-    /// What became of the questions about clients.
+    /// The answers to the questions about clients.
     pub lookups: Lookups,
 }
 

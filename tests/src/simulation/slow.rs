@@ -41,7 +41,7 @@ struct Actor {
     heard: Vec<u8>,
     octets: usize,
     pace: Option<u32>,
-    /// Stops to read after so many octets.
+    /// Stops reading after this number of octets.
     stops_after: usize,
     /// The last thing it heard, and when.
     last: Rc<RefCell<(Vec<u8>, Duration)>>,
@@ -114,8 +114,8 @@ fn worker(driver: SimDriver, counters: Arc<Counters>) -> Result<Worker, String> 
     ))
 }
 
-/// The reply that a client heard to its message of so many octets, and how long after the message,
-/// when the next hop reads `pace` octets a second and stops after `stops_after`.
+/// The reply to a message of `octets` octets, and how long after the message it came, when the next
+/// hop reads `pace` octets a second and stops after `stops_after`.
 ///
 /// # Errors
 /// What went wrong besides.
@@ -176,8 +176,8 @@ pub fn message(octets: usize, pace: u32, stops_after: usize) -> Result<(String, 
     Err("no reply for a day".to_owned())
 }
 
-/// How long the gate holds on to a client that has said QUIT, and reads `pace` octets a second of
-/// so many replies.
+/// How long the gate keeps a client that has said QUIT and reads `pace` octets a second of
+/// `replies` replies.
 ///
 /// # Errors
 /// What went wrong besides.

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use portcullis::driver::{Conn, Driver, Listener, Outcome, ReceiveEnd};
+use portcullis::driver::{Conn, Driver, Listener, OperationResult, ReceiveEnd};
 use proptest::collection::vec;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
@@ -54,7 +54,7 @@ pub(crate) fn accepts_that_are_stopped_all_complete<W: World>() {
     assert_eq!(case.completions.len(), 8);
     for completion in &case.completions {
         match &completion.outcome {
-            Outcome::Accepted(Err(error)) => {
+            OperationResult::Accepted(Err(error)) => {
                 assert_eq!(error.raw_os_error(), Some(nix::libc::ECANCELED));
             }
             other => panic!("{other:?}"),
@@ -66,7 +66,10 @@ pub(crate) fn connected_next_hop_talks_and_listens<W: World>() {
     let mut case = Case::<W>::new(Shape::default());
     let to = case.world.next_hop();
     case.driver().connect(FIRST, to);
-    assert!(matches!(case.next(FIRST), Outcome::Connected(Ok(()))));
+    assert!(matches!(
+        case.next(FIRST),
+        OperationResult::Connected(Ok(()))
+    ));
     let mut peer = case.world.called();
     case.say(&mut peer, b"220 ");
     case.driver().receive(FIRST);
@@ -85,7 +88,7 @@ pub(crate) fn refused_connect_leaves_a_slot_to_be_closed<W: World>() {
         let conn = conn(0, generation);
         case.driver().connect(conn, to);
         match case.next(conn) {
-            Outcome::Connected(Err(error)) => {
+            OperationResult::Connected(Err(error)) => {
                 assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
             }
             other => panic!("{other:?}"),
@@ -124,12 +127,12 @@ pub(crate) fn receive_without_a_buffer_is_starved_and_goes_on_after_a_recycle<W:
     let mut starved = 0;
     while received.len() < 1000 {
         match case.next(FIRST) {
-            Outcome::Received(buffer) => {
+            OperationResult::Received(buffer) => {
                 received.extend_from_slice(case.driver().bytes(&buffer));
                 held.push(buffer);
                 assert!(held.len() <= 2);
             }
-            Outcome::ReceiveEnded(ReceiveEnd::Starved) => {
+            OperationResult::ReceiveEnded(ReceiveEnd::Starved) => {
                 starved += 1;
                 assert_eq!(held.len(), 2, "starved with a buffer free");
                 for buffer in held.drain(..) {
@@ -137,7 +140,7 @@ pub(crate) fn receive_without_a_buffer_is_starved_and_goes_on_after_a_recycle<W:
                 }
                 case.driver().receive(FIRST);
             }
-            Outcome::ReceiveEnded(ReceiveEnd::Rearm) => case.driver().receive(FIRST),
+            OperationResult::ReceiveEnded(ReceiveEnd::Rearm) => case.driver().receive(FIRST),
             other => panic!("{other:?}"),
         }
     }
@@ -200,11 +203,13 @@ fn take<W: World>(
 ) -> Result<(), TestCaseError> {
     while received.len() < length {
         match case.next(FIRST) {
-            Outcome::Received(buffer) => {
+            OperationResult::Received(buffer) => {
                 received.extend_from_slice(case.driver().bytes(&buffer));
                 case.driver().recycle(buffer);
             }
-            Outcome::ReceiveEnded(ReceiveEnd::Paused | ReceiveEnd::Starved | ReceiveEnd::Rearm) => {
+            OperationResult::ReceiveEnded(
+                ReceiveEnd::Paused | ReceiveEnd::Starved | ReceiveEnd::Rearm,
+            ) => {
                 case.driver().receive(FIRST);
             }
             other => return Err(TestCaseError::fail(format!("{other:?}"))),

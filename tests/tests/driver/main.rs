@@ -13,7 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use portcullis::driver::{Buffer, Completion, Conn, Driver, Listener, Outcome, ReceiveEnd};
+use portcullis::driver::{Buffer, Completion, Conn, Driver, Listener, OperationResult, ReceiveEnd};
 
 /// The sizes of the driver under test.
 struct Shape {
@@ -50,7 +50,7 @@ trait World {
     fn called(&mut self) -> Self::Peer;
     /// The peer sends; how many octets were taken.
     fn say(&mut self, peer: &mut Self::Peer, bytes: &[u8]) -> usize;
-    /// What has come to the peer, appended; true if that was the end of it.
+    /// Appends what has reached the peer. True at the end of the stream.
     fn hear(&mut self, peer: &mut Self::Peer, heard: &mut Vec<u8>) -> bool;
     /// From now on what is sent to the peer stays on its way for a while, unless that is so anyway
     /// until it [hears](Self::hear).
@@ -127,7 +127,7 @@ impl<W: World> Case<W> {
     }
 
     /// The next completion, which must be this connection's.
-    fn next(&mut self, conn: Conn) -> Outcome {
+    fn next(&mut self, conn: Conn) -> OperationResult {
         for _ in 0..WAITS_MAX {
             if let Some(completion) = self.completions.pop_front() {
                 assert_eq!(completion.conn, conn, "{:?}", completion.outcome);
@@ -154,7 +154,7 @@ impl<W: World> Case<W> {
 
     fn expect_accepted(&mut self, conn: Conn, from: SocketAddr) {
         match self.next(conn) {
-            Outcome::Accepted(Ok(address)) => assert_eq!(address, from),
+            OperationResult::Accepted(Ok(address)) => assert_eq!(address, from),
             other => panic!("{other:?}"),
         }
     }
@@ -163,8 +163,8 @@ impl<W: World> Case<W> {
     fn buffer(&mut self, conn: Conn) -> Buffer {
         loop {
             match self.next(conn) {
-                Outcome::Received(buffer) => return buffer,
-                Outcome::ReceiveEnded(ReceiveEnd::Rearm) => self.driver().receive(conn),
+                OperationResult::Received(buffer) => return buffer,
+                OperationResult::ReceiveEnded(ReceiveEnd::Rearm) => self.driver().receive(conn),
                 other => panic!("{other:?}"),
             }
         }
@@ -189,14 +189,14 @@ impl<W: World> Case<W> {
 
     fn receive_end(&mut self, conn: Conn) -> ReceiveEnd {
         match self.next(conn) {
-            Outcome::ReceiveEnded(end) => end,
+            OperationResult::ReceiveEnded(end) => end,
             other => panic!("{other:?}"),
         }
     }
 
     fn sent(&mut self, conn: Conn) -> (Vec<u8>, io::Result<usize>) {
         match self.next(conn) {
-            Outcome::Sent { buffer, result } => (buffer, result),
+            OperationResult::Sent { buffer, result } => (buffer, result),
             other => panic!("{other:?}"),
         }
     }
@@ -236,7 +236,7 @@ impl<W: World> Case<W> {
     fn unacknowledged(&mut self, conn: Conn) -> u32 {
         self.driver().unacknowledged(conn);
         match self.next(conn) {
-            Outcome::Unacknowledged(result) => result.unwrap(),
+            OperationResult::Unacknowledged(result) => result.unwrap(),
             other => panic!("{other:?}"),
         }
     }
@@ -244,7 +244,7 @@ impl<W: World> Case<W> {
     fn close(&mut self, conn: Conn) {
         self.driver().close(conn);
         match self.next(conn) {
-            Outcome::Closed => {}
+            OperationResult::Closed => {}
             other => panic!("{other:?}"),
         }
     }
@@ -253,7 +253,7 @@ impl<W: World> Case<W> {
         assert_eq!(self.world.say(peer, bytes), bytes.len());
     }
 
-    /// All that comes to the peer until the end of the stream. Nothing may complete meanwhile.
+    /// All that reaches the peer until the end of the stream. Nothing may complete meanwhile.
     fn hear_to_the_end(&mut self, peer: &mut W::Peer) -> Vec<u8> {
         let mut heard = Vec::new();
         for _ in 0..WAITS_MAX {

@@ -251,7 +251,7 @@ fn a_file_of_a_hundred_thousand_sources_is_added_and_its_invalid_lines_are_told(
     ];
     let words = [
         "attackers.txt:4: a verdict is on one IPv4 address",
-        "attackers.txt:100007: an IPv4 or IPv6 address is wanted: nonsense",
+        "attackers.txt:100007: expected an IPv4 or IPv6 address: nonsense",
         "attackers.txt:3: 192.0.2.67/32 is not kept out: 192.0.2.67/32 is permitted by friends",
         "attackers.txt:100006: 198.51.100.7/32 is not kept out: 198.51.100.0/24 is local",
         "100002 added, 0 renewed",

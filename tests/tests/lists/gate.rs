@@ -15,7 +15,7 @@ use tempfile::TempDir;
 pub(super) const NOTICED: Duration = Duration::from_secs(40);
 pub(super) const SHIPPED: &str = "192.0.2.1\n192.0.2.2\n192.0.2.3\n";
 
-/// A list on which the clients of the test come to be.
+/// A list that gets the clients of the test.
 pub(super) struct Scene {
     pub(super) directory: TempDir,
     pub(super) configuration: String,

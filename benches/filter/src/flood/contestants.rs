@@ -1,5 +1,5 @@
-//! Who stands in front of the interface, each in an arena of its own, so that all are ready when it
-//! is their turn.
+//! The contestants: what filters the packets of the interface. Each has an arena of its own, so
+//! that all are ready when their turn comes.
 
 use std::any::Any;
 use std::fs::{self, File};
@@ -95,9 +95,9 @@ pub(super) fn program(
     Ok(Contestant::new(name, arena, peers))
 }
 
-/// nftables: a set in a chain at the interface's ingress, the earliest place it has. No port is
-/// looked at, and the set is told its size beforehand, which gives it the quickest kind: its best
-/// case.
+/// nftables: a set in a chain at the interface's ingress, the earliest place it has. Its best case:
+/// it looks at no port, and the size of the set is given in advance, so that nftables takes the
+/// fastest kind of set.
 pub(super) fn nftables(
     listed: Sequence,
     drop_unlisted: bool,

@@ -54,7 +54,7 @@ impl Names {
     }
 }
 
-/// Who answers the SYNs.
+/// What answers the SYNs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum Defence {
     /// The kernel alone, with `net.ipv4.tcp_syncookies` at its default of 1.

@@ -155,7 +155,7 @@ impl Scene {
     }
 }
 
-/// Answers to sources anywhere go back to the world, with no question about who has them.
+/// Answers to any source go back to the world, without ARP for each of them.
 fn set_up_inside(inside: &Namespace) -> Result<()> {
     let ip = |arguments: &[&str]| -> Result<()> {
         let output = inside.command("ip").args(arguments).output()?;
@@ -180,8 +180,8 @@ fn set_up_inside(inside: &Namespace) -> Result<()> {
         "permanent",
     ])?;
     ip(&["route", "add", "default", "via", "198.18.0.2"])?;
-    // A veth gives frames to the stack one by one unless it is told to gather them, and drops what
-    // was made by XDP if not.
+    // A veth hands frames to the stack one by one unless GRO is on, and without GRO it drops the
+    // frames that XDP has made.
     let output = inside
         .command("ethtool")
         .args(["-K", "in", "gro", "on"])
@@ -288,7 +288,7 @@ impl Listener {
             // On the clients' core: what the flood's has left over is not to decide.
             let _ = cores::stay_on(Core::Clients);
             while !stopped.load(Ordering::Relaxed) {
-                // Nobody for a while is an error, too.
+                // A timeout without a client is an error here, too: look at `stop` again.
                 drop(socket.accept());
             }
         };

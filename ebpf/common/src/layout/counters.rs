@@ -89,6 +89,6 @@ pub type ListCounters = [u64; 2];
 pub enum ListCounter {
     /// Packets dropped (of a drop list) or permitted (of a permit list).
     Decided = 0,
-    /// Packets that a drop list would have dropped, but for [`Mode::Monitor`].
+    /// Packets that a drop list would have dropped if the mode were not [`Mode::Monitor`].
     Monitored = 1,
 }

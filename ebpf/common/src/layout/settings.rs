@@ -1,4 +1,4 @@
-//! What the program is told to do: one element, which userspace exchanges whole.
+//! The settings of the program: one element, which userspace replaces whole.
 
 use super::INTERFACE_SLOTS;
 

@@ -1,6 +1,7 @@
 //! Recent verdicts: sources that are kept out for a while.
 
-/// Most recent verdicts: with so many the map takes some 50 MiB of kernel memory, with none 4 MiB.
+/// The most recent verdicts that the map holds. Full, it takes some 50 MiB of kernel memory; empty,
+/// 4 MiB.
 pub const VERDICTS_MAX: u32 = 262_144;
 
 /// Bytes of the note of a recent verdict.

@@ -260,8 +260,8 @@ pub fn within_64<L: Lines + ?Sized>(lines: &L, upper: u64) -> impl Iterator<Item
     })
 }
 
-/// The mark of the longest of the prefixes up to /64 that cover an address, but for those of the
-/// longest length present.
+/// The mark of the longest prefix up to /64 that covers an address. Prefixes of the longest length
+/// present are not considered.
 #[inline(always)]
 fn shorter<L: Lines + ?Sized>(lines: &L, upper: u64) -> Mark {
     for at in 1..SHORT_LENGTHS {

@@ -1,8 +1,8 @@
-//! What the benches put beside the filter, and what makes their packets.
+//! The programs that the benches compare with the filter, and the generators of their packets.
 //!
-//! The peers are what an engineer would write first: a program that only drops, one that parses and drops,
-//! a hash map, an LPM trie. They read a frame in their own, short way (no VLAN tags, no extension
-//! headers), so that the filter is not measured against its own parser.
+//! The peers are what an engineer would write first: a program that only drops, one that parses and
+//! drops, a hash map, an LPM trie. They parse a frame in their own, short way (no VLAN tags, no
+//! extension headers), so that the filter is not measured against its own parser.
 //!
 //! The generators put the next source of a sequence into a frame: `flood` sends it on,
 //! `next_source` hands it to a contestant by a tail call, because `BPF_PROG_TEST_RUN` repeats one
@@ -206,7 +206,7 @@ fn put_next_source(context: &XdpContext) -> Option<()> {
     }
 }
 
-/// The SYN of `syn_flood`, but for what its source makes of it.
+/// The SYN of `syn_flood`, without the fields that depend on its source.
 #[btf_map]
 static SYN: Array<[u32; 14], 1> = Array::new();
 

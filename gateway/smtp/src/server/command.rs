@@ -77,7 +77,7 @@ const UNWAITED_MAX: u8 = 200;
 
 const READY: &[Phase] = &[Phase::Ready];
 const IN_ENVELOPE: &[Phase] = &[Phase::Envelope];
-/// All phases with command lines, but for a client whose greeting was a refusal.
+/// All phases with command lines, except that of a client whose greeting was a refusal.
 const ANY: &[Phase] = &[
     Phase::Greeted,
     Phase::Ready,

@@ -56,7 +56,7 @@ pub enum Event<'a> {
         verb: Verb,
         /// What is wrong with it.
         error: CommandError,
-        /// What the client was told.
+        /// The reply that the client gets.
         reply: &'static Reply<'static>,
     },
     /// The 221, or a 421 from the caller, is written. The caller closes when it is sent.

@@ -62,7 +62,7 @@ pub(super) fn attempt(scene: &Scene) -> io::Result<Abuse> {
             client.say(&format!("RCPT TO:<{recipient}>\r\n"))?;
             let (code, line) = client.reply()?;
             abuse.tried += 1;
-            // Refused by the policy, or not an address.
+            // Refused by the policy, or by SMTP because it is not an address.
             if line.starts_with("550 5.7.1 ") || code == 501 || code == 553 {
                 abuse.refused += 1;
             } else {

@@ -142,7 +142,7 @@ fn source(text: &str) -> Result<IpNet, String> {
             "a verdict is on one IPv4 address or on one IPv6 /64; a list is for networks"
                 .to_owned(),
         ),
-        Ok(None) => Err("an IPv4 or IPv6 address is wanted".to_owned()),
+        Ok(None) => Err("expected an IPv4 or IPv6 address".to_owned()),
     }
 }
 

@@ -97,7 +97,7 @@ fn source(text: &str) -> Result<ListSource, String> {
     })
 }
 
-/// What became of it.
+/// The result.
 #[derive(Serialize)]
 struct Report {
     output: PathBuf,
@@ -175,9 +175,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
         config,
     } = what(args)?;
     let guard = config.as_ref().map(lists::guard).unwrap_or_default();
-    let mut reading = Told::new();
+    let mut reading = ReadReport::new();
     let read = sources.read(args.strict, &mut reading).read;
-    let Told { rows, mut bar } = reading;
+    let ReadReport { rows, mut bar } = reading;
     let read = read.ok_or(ExitCode::FAILURE)?.forced(args.force);
     bar.say("settling overlaps");
     let checked = match last_compile(&output) {
@@ -285,13 +285,13 @@ fn what(args: &Args) -> Result<Wanted, ExitCode> {
     }
 }
 
-/// What is told while the files are read.
-struct Told {
+/// Prints progress and faults while the files are read, and keeps a row for each list.
+struct ReadReport {
     bar: Bar,
     rows: Vec<Row>,
 }
 
-impl Told {
+impl ReadReport {
     fn new() -> Self {
         Self {
             bar: Bar::new(),
@@ -300,7 +300,7 @@ impl Told {
     }
 }
 
-impl ReadObserver for Told {
+impl ReadObserver for ReadReport {
     fn progress(&mut self, source: &ListSource, progress: Progress) {
         let size = source.file.metadata().map_or(0, |metadata| metadata.len());
         self.bar.show(&source.name, progress, size);
@@ -353,7 +353,7 @@ fn last_compile(output: &Path) -> Option<Stored> {
         return None;
     }
     Stored::open_last(output).unwrap_or_else(|error| {
-        eprintln!("warning: {error}; nothing is known of the lists before");
+        eprintln!("warning: {error}; the earlier lists are not known");
         None
     })
 }

@@ -38,9 +38,9 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What is known of an address.
+/// The listings of an address.
 #[derive(Serialize)]
-struct Answer {
+struct Lookup {
     address: IpAddr,
     /// The list that the filter acts on, or SMTP if there is none; then the reject list, where the
     /// address is on both.
@@ -86,7 +86,7 @@ fn words(words: &[String]) -> Result<(Option<PathBuf>, Vec<IpAddr>), String> {
         _ => (None, words),
     };
     if rest.is_empty() {
-        return Err("which address? An IPv4 or IPv6 address is wanted".to_owned());
+        return Err("no address is given: expected an IPv4 or IPv6 address".to_owned());
     }
     let address = |word: &String| match word.parse::<IpAddr>() {
         Ok(address) => Ok(address.to_canonical()),
@@ -98,7 +98,7 @@ fn words(words: &[String]) -> Result<(Option<PathBuf>, Vec<IpAddr>), String> {
     ))
 }
 
-fn look_up(stored: &Stored, address: IpAddr) -> Result<Answer, portcullis::lists::file::Error> {
+fn look_up(stored: &Stored, address: IpAddr) -> Result<Lookup, portcullis::lists::file::Error> {
     let listings = [stored.filtered(address)?, stored.rejected(address)?];
     let found = |listing: Listing| Found {
         list: stored
@@ -109,13 +109,13 @@ fn look_up(stored: &Stored, address: IpAddr) -> Result<Answer, portcullis::lists
         action: listing.action.as_str(),
         prefix: listing.prefix.to_string(),
     };
-    Ok(Answer {
+    Ok(Lookup {
         address,
         listings: listings.into_iter().flatten().map(found).collect(),
     })
 }
 
-fn print(answers: &[Answer], out: &mut impl Write) -> io::Result<()> {
+fn print(answers: &[Lookup], out: &mut impl Write) -> io::Result<()> {
     let mut table = Table::new(["address", "list", "action", "prefix"]);
     for answer in answers {
         let address = answer.address.to_string();

@@ -16,15 +16,15 @@ pub(in crate::config) static LISTS: KeyTable = KeyTable {
         Key::new(
             "shrink_max",
             count("percent", guard::SHRINK_MAX as u64, 0..=guard::OFF as u64),
-            "How many of its entries a list may lose between two compiles. When one loses more, or \
-             comes out empty, all lists stay as they were. 100 switches the guard off.",
+            "How many of its entries a list may lose between two compiles. If a list loses more, \
+             or is empty, all lists stay as they were. 100 switches the guard off.",
         ),
         Key::new(
             "grow_max",
             count("percent", guard::GROW_MAX as u64, 0..=guard::OFF as u64),
             "How much of all addresses a drop or reject list may newly cover between two \
-             compiles. Whatever its size it may not newly cover a local network, an address of the \
-             gate, a next hop or a name server. 100 switches both off.",
+             compiles. It may never newly cover a local network, an address of the gate, a next \
+             hop or a name server. 100 switches both checks off.",
         )
         .see(&["relay.networks", "route.next_hop", "dnsbl_policy.servers"]),
         Key::new(
@@ -48,7 +48,7 @@ pub(in crate::config) static LIST: KeyTable = KeyTable {
                 "1 to 64 letters, digits, `-`, `_` and `.`",
                 Absent::Required,
             ),
-            "What the list is called in metrics, in rule names and in replies.",
+            "The name of the list in metrics, in rule names and in replies.",
         ),
         Key::new(
             "file",
@@ -78,7 +78,7 @@ pub(in crate::config) static LIST: KeyTable = KeyTable {
                     ("rbldnsd-ip6tset", "rbldnsd's file of IPv6 /64s"),
                     (
                         "spamhaus-json",
-                        "a JSON object a line, as Spamhaus DROP is published",
+                        "one JSON object per line, the format of Spamhaus DROP",
                     ),
                 ],
             ),

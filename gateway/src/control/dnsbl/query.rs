@@ -30,7 +30,7 @@ const RESEND_AFTER: Duration = Duration::from_secs(1);
 /// The question offers no room beyond the 512 octets of RFC 1035; some servers send more
 /// nevertheless.
 const PACKET_MAX: usize = 4_096;
-/// Of an answer with more addresses than any list gives, so many are looked at.
+/// The most addresses of an answer that are looked at. No list gives so many.
 const ADDRESSES_MAX: usize = 32;
 
 /// A question for the IPv4 addresses of a name.

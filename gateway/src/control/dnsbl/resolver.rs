@@ -24,7 +24,7 @@ use super::query::{DnsQuery, QueryError};
 use super::servers::{NameServers, NoAnswer};
 use super::test_entries::{self, Family, Tests, Trust};
 use crate::config::DnsblPolicy;
-use crate::policy::dnsbl::{Answer, Finding, Meaning, Zone, query_name};
+use crate::policy::dnsbl::{DnsblAnswer, Meaning, Zone, ZoneAnswer, query_name};
 
 /// No answer is remembered for longer than this, whatever it says.
 const REMEMBERED_MAX: Duration = Duration::from_secs(86_400);
@@ -34,7 +34,7 @@ const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 /// An answer and how long it holds.
 #[derive(Clone)]
 struct Remembered {
-    answer: Answer,
+    answer: DnsblAnswer,
     lasts: Duration,
 }
 
@@ -126,25 +126,25 @@ impl Resolver {
         self: Arc<Self>,
         zones: Vec<Zone>,
         client: IpAddr,
-    ) -> Vec<Finding> {
-        let mut answers = JoinSet::new();
-        let mut findings: Vec<Finding> = Vec::with_capacity(zones.len());
+    ) -> Vec<ZoneAnswer> {
+        let mut queries = JoinSet::new();
+        let mut answers: Vec<ZoneAnswer> = Vec::with_capacity(zones.len());
         for (number, zone) in zones.into_iter().enumerate() {
-            findings.push(Finding {
+            answers.push(ZoneAnswer {
                 zone: Arc::clone(&zone.name),
-                answer: Answer::Silent,
+                answer: DnsblAnswer::Silent,
             });
             let resolver = Arc::clone(&self);
-            answers.spawn(async move { (number, resolver.query(&zone, client).await) });
+            queries.spawn(async move { (number, resolver.query(&zone, client).await) });
         }
-        while let Some(done) = answers.join_next().await {
+        while let Some(done) = queries.join_next().await {
             if let Ok((number, answer)) = done
-                && let Some(finding) = findings.get_mut(number)
+                && let Some(of_zone) = answers.get_mut(number)
             {
-                finding.answer = answer;
+                of_zone.answer = answer;
             }
         }
-        findings
+        answers
     }
 
     /// Tests those of these zones whose time has come; the tests go on by themselves.
@@ -162,10 +162,10 @@ impl Resolver {
         }
     }
 
-    async fn query(&self, zone: &Zone, client: IpAddr) -> Answer {
+    async fn query(&self, zone: &Zone, client: IpAddr) -> DnsblAnswer {
         let family = Family::of(client);
         if self.tests.trust(zone, family) == Trust::SwitchedOff {
-            return Answer::SwitchedOff;
+            return DnsblAnswer::SwitchedOff;
         }
         let key = (Arc::clone(&zone.name), client);
         if let Some(remembered) = self.cache.get(&key) {
@@ -174,7 +174,7 @@ impl Resolver {
         }
         let deadline = time::Instant::now() + self.policy.timeout;
         let Some((mut answer, mut lasts)) = self.query_servers(zone, client).await else {
-            return Answer::Silent;
+            return DnsblAnswer::Silent;
         };
         let mut meaning = zone.meaning(&answer);
         if meaning == Meaning::Listed {
@@ -185,7 +185,7 @@ impl Resolver {
                 .unwrap_or_else(|_| self.tests.trust(zone, family));
             match trust {
                 Trust::InUse => {}
-                Trust::SwitchedOff => return Answer::SwitchedOff,
+                Trust::SwitchedOff => return DnsblAnswer::SwitchedOff,
                 Trust::NotTested => {
                     self.complain(zone, "untested", || {
                         tracing::warn!(
@@ -194,7 +194,8 @@ impl Resolver {
                              it counts as silent"
                         );
                     });
-                    (answer, lasts, meaning) = (Answer::Silent, Duration::ZERO, Meaning::Silent);
+                    (answer, lasts, meaning) =
+                        (DnsblAnswer::Silent, Duration::ZERO, Meaning::Silent);
                 }
             }
         }
@@ -222,7 +223,7 @@ impl Resolver {
 
     /// Queries the name servers. Returns what the zone says, and for how long; `None` if there were
     /// too many queries already.
-    async fn query_servers(&self, zone: &Zone, client: IpAddr) -> Option<(Answer, Duration)> {
+    async fn query_servers(&self, zone: &Zone, client: IpAddr) -> Option<(DnsblAnswer, Duration)> {
         let name = query_name(client, &zone.name);
         let asked = match DnsQuery::new(&name).map(Arc::new) {
             Some(question) => self.servers.ask(&zone.name, &question).await,
@@ -255,7 +256,7 @@ impl Resolver {
                         "a DNS list gives no answer: it counts as silent, and refuses no client"
                     );
                 });
-                Some((Answer::Silent, Duration::ZERO))
+                Some((DnsblAnswer::Silent, Duration::ZERO))
             }
         }
     }

@@ -28,8 +28,8 @@ use super::query::{DnsAnswer, DnsQuery, QueryError};
 /// Questions to name servers at a time; each has a socket. One more is not asked. Fewer where the
 /// limit of open files is low.
 const QUERIES_MAX: usize = 4_096;
-/// A server that leaves so many questions in a row without an answer for its share of the time has
-/// failed.
+/// A server has failed when it has left this number of queries in a row unanswered, each for its
+/// share of the time.
 const MISSES_MAX: u32 = 3;
 /// How often a server that has failed is asked whether it is well again.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
@@ -74,7 +74,7 @@ pub(super) enum NoAnswer {
     Failed(QueryError),
 }
 
-/// What came of a question to one server.
+/// The result of a query to one server.
 type Attempt = (SocketAddr, Result<DnsAnswer, QueryError>);
 
 impl NameServers {

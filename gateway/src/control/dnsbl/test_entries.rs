@@ -13,9 +13,9 @@
 //!   never passed is not believed, so that no source gets a verdict for one that was bad from the
 //!   start, and one that goes bad is found by its first listings.
 //!
-//! No answer to a test is no evidence: the zone stays what it was. One that gives listings, but for
-//! a while no answer to its tests, is believed in the end: that is an oddity of its servers, and no
-//! list of everything.
+//! A test without an answer proves nothing: the zone stays as it was. A zone that gives listings,
+//! but does not answer its tests for a while, is trusted in the end: its servers are odd, but it
+//! does not list everything.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use super::counts::Counts;
 use super::query::{DnsAnswer, DnsQuery};
 use super::servers::{NameServers, NoAnswer};
-use crate::policy::dnsbl::{Answer, Meaning, TestEntry, Zone, query_name};
+use crate::policy::dnsbl::{DnsblAnswer, Meaning, TestEntry, Zone, query_name};
 
 /// A listing is believed for so long after a test that the zone has passed.
 const BELIEVED_FOR: Duration = Duration::from_secs(60);
@@ -37,7 +37,8 @@ const OFF_RETRY: Duration = Duration::from_secs(60);
 /// A zone that has not answered its first test is tried again after this time when it gives a
 /// listing.
 const UNTESTED_RETRY: Duration = Duration::from_secs(5);
-/// A zone is believed after so many tests without an answer, each begun because it gave a listing.
+/// A zone is trusted after this number of tests without an answer, each begun because the zone gave
+/// a listing.
 const UNANSWERED_MAX: u32 = 3;
 
 /// Which of a zone's two halves.
@@ -102,13 +103,13 @@ pub(super) enum Entry {
     Refused,
 }
 
-/// What came of a test.
+/// The result of a test.
 #[derive(Debug)]
 pub(super) struct TestResult {
     /// Whether 127.0.0.1 is listed. An error: it is not known.
-    pub(super) unlisted: Result<Answer, NoAnswer>,
+    pub(super) unlisted: Result<DnsblAnswer, NoAnswer>,
     /// What is said about 127.0.0.2.
-    pub(super) listed: Result<Answer, NoAnswer>,
+    pub(super) listed: Result<DnsblAnswer, NoAnswer>,
 }
 
 impl Family {
@@ -307,7 +308,7 @@ impl TestResult {
         Some(match (zone.meaning(answer), answer) {
             (Meaning::Ignored(_), _) => Entry::Refused,
             // Which answers count may be narrowed down by the configuration.
-            (_, Answer::Addresses(_)) => Entry::Listed,
+            (_, DnsblAnswer::Addresses(_)) => Entry::Listed,
             _ => Entry::Missing,
         })
     }
@@ -332,7 +333,7 @@ pub(super) async fn ask(servers: &Arc<NameServers>, zone: &Zone, family: Family)
     let loopback = DnsQuery::new(&query_name(Ipv6Addr::LOCALHOST.into(), &zone.name));
     let loopback = ask(loopback.map(Arc::new));
     let (mapped, loopback, listed) = tokio::join!(ask(unlisted), loopback, ask(listed));
-    let is_listed = |answer: &Answer| zone.meaning(answer) == Meaning::Listed;
+    let is_listed = |answer: &DnsblAnswer| zone.meaning(answer) == Meaning::Listed;
     let unlisted = match loopback {
         Ok(answer) if is_listed(&answer) => Ok(answer),
         _ => mapped,
@@ -341,11 +342,11 @@ pub(super) async fn ask(servers: &Arc<NameServers>, zone: &Zone, family: Family)
 }
 
 /// An answer as a fact about the address that was asked about.
-pub(super) fn answer(answered: DnsAnswer) -> Answer {
+pub(super) fn answer(answered: DnsAnswer) -> DnsblAnswer {
     if answered.addresses.is_empty() {
-        Answer::NotListed
+        DnsblAnswer::NotListed
     } else {
-        Answer::Addresses(answered.addresses)
+        DnsblAnswer::Addresses(answered.addresses)
     }
 }
 

@@ -3,8 +3,8 @@
 //! Keys fall into groups by their hash, and each group gets a pilot: the first octet, from 1 on,
 //! with which all of its keys find their slots free, tried for the largest groups first, while most
 //! are (hash and displace: Belazzougui, Botelho, Dietzfelbinger 2009). A group without keys has
-//! none. There are so many groups that most have one key or none: then the first seed does with
-//! eight of ten slots filled.
+//! none. Most groups have one key or none, because there are many groups: then the first seed works
+//! with eight of ten slots filled.
 
 use portcullis_ebpf_common::snapshot::Table;
 
@@ -28,7 +28,7 @@ pub(super) struct Placed {
     pub(super) places: Vec<usize>,
 }
 
-/// The fewest slots that are tried for so many keys.
+/// The fewest slots that are tried for this number of keys.
 pub(super) fn slots_min(keys: usize) -> u64 {
     (keys as u64 * 10).div_ceil(LOAD_TENTHS)
 }

@@ -1,9 +1,9 @@
 //! IPv4: the directory, the cells and their marks.
 //!
-//! Prefixes up to /24 are painted over the directory, the least important first, so that the last
-//! coat is the answer. The longer ones are sorted, so that those of one /24 lie together in the
-//! order in which they are painted over its 256 addresses. Both orders are those of packed
-//! integers, which is what makes ten million of them a matter of a quarter of a second.
+//! Prefixes up to /24 are painted over the directory, the least important first: the last mark
+//! painted decides. Longer prefixes are sorted, so that those of one /24 lie together, in the order
+//! in which they are painted over its 256 addresses. Both orders are the orders of packed integers,
+//! which makes it possible to sort ten million prefixes in a quarter of a second.
 
 use portcullis_ebpf_common::snapshot::{
     CELL_MARKS_BITS, ENTRY_ALL, ENTRY_CELL, ENTRY_KIND_SHIFT, ENTRY_LONE, ENTRY_PAIR, Field, Line,
@@ -22,11 +22,11 @@ const NETWORKS: u32 = 256;
 const ENTRIES: usize = size_of::<Line>() / size_of::<u32>();
 /// Marks in a line.
 const MARKS: usize = size_of::<Line>() / size_of::<u16>();
-/// The presence bits of a /24 of which both halves have something in them.
+/// The presence bits of a /24 whose two halves are both non-empty.
 const BOTH: u64 = 0b11;
 
-/// /24s with nothing painted on them.
-static STRETCH: [u16; 4096] = [0; 4096];
+/// The marks of a range of /24s that no prefix covers.
+static UNPAINTED: [u16; 4096] = [0; 4096];
 
 /// The prefixes of all lists, packed.
 #[derive(Default)]
@@ -232,15 +232,15 @@ impl Directory {
         }
     }
 
-    /// Gives each /24 that has something painted on it, and that.
+    /// Calls `each` for every painted /24, with its mark.
     fn for_each_painted(&self, mut each: impl FnMut(u32, u16)) {
         let first = self.first * NETWORKS;
-        for (number, stretch) in (0..).zip(self.painted.chunks(STRETCH.len())) {
-            // Most have nothing.
-            if stretch == &STRETCH[..stretch.len()] {
+        for (number, marks) in (0..).zip(self.painted.chunks(UNPAINTED.len())) {
+            // Most are unpainted.
+            if marks == &UNPAINTED[..marks.len()] {
                 continue;
             }
-            for (network, mark) in (first + number * STRETCH.len() as u32..).zip(stretch) {
+            for (network, mark) in (first + number * UNPAINTED.len() as u32..).zip(marks) {
                 if *mark != 0 {
                     each(network, *mark);
                 }
@@ -248,7 +248,7 @@ impl Directory {
         }
     }
 
-    /// What the short prefixes say about a /24.
+    /// The mark that the short prefixes leave on a /24.
     fn painted(&self, network: u32) -> u16 {
         self.painted
             .get(self.at(network))
@@ -257,7 +257,7 @@ impl Directory {
     }
 }
 
-/// What a /24 with longer prefixes comes to.
+/// The form that a /24 with longer prefixes takes.
 enum Network<'a> {
     All(u16),
     Lone {
@@ -348,7 +348,8 @@ impl Plan {
         self.directory
             .for_each_painted(|network, mark| set(network, all(mark)));
         // Cells and marks are counted from line 0, so that no reader needs the header to find them.
-        // All of IPv4, address by address, comes to fewer than 2^28 lines before the last cell.
+        // Even if every IPv4 address has a mark of its own, there are fewer than 2^28 lines before
+        // the last cell.
         let marks_before = (first_cell + self.cells) * MARKS;
         let (mut cell_count, mut mark_count) = (0, 0);
         self.for_each_network(permits, |network, found| {
@@ -392,7 +393,7 @@ impl Cell<'_> {
     }
 }
 
-/// What the sorted keys of one /24 come to over the mark that its short prefixes gave it.
+/// The form of one /24: its sorted keys, painted over the mark of its short prefixes.
 fn settle<'a>(
     keys: &[Long],
     rest: u16,

@@ -8,9 +8,8 @@
 //! size, then written. So the lines can lie in a kernel map from the start, and a plan can be
 //! written once to be judged and again where it is to lie. While it is built, sixteen bytes an IPv4
 //! prefix are needed beside the snapshot at most (eight as it was read, eight as it is sorted; the
-//! first are given back before the snapshot is written), two for each /24 where there are prefixes
-//! up to /24 (32 MiB at most), the presence bits (6 MiB at most), and about 140 bytes an IPv6
-//! prefix.
+//! first are freed before the snapshot is written), two for each /24 where there are prefixes up to
+//! /24 (32 MiB at most), the presence bits (6 MiB at most), and about 140 bytes an IPv6 prefix.
 
 mod hashed;
 mod ipv4;

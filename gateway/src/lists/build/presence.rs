@@ -1,26 +1,26 @@
-//! Presence: which stretches of the IPv4 addresses have anything on a list.
+//! Presence: which ranges of IPv4 addresses have an entry on a list.
 //!
-//! It is made with a bit for each /25, and then made smaller, bit by bit of the prefix, for as long
-//! as few stretches come out as having something in them: what is small stays in a processor's
-//! caches, and what says "perhaps" too often saves no look.
+//! The build starts with a bit for each /25. It then doubles the size of the ranges as long as few
+//! of them are non-empty. A small table stays in the caches of the processor, but a table in which
+//! most ranges are non-empty saves no lookup.
 
 use portcullis_ebpf_common::snapshot::{Line, PRESENCE_SHIFT_MAX, PRESENCE_SHIFT_MIN};
 
-/// Of so many stretches one has something in it, at most, where there is a choice.
+/// At most one range in this many is non-empty, where the size of the ranges can be chosen.
 const SPARSE: u64 = 16;
-/// Smaller than with this shift, which makes 64 KiB, is not faster. No stretch may be longer than a
-/// /16: where something is present there has to be a directory, which goes by /16s.
+/// With this shift the table takes 64 KiB, and a smaller one is not faster. No range may be longer
+/// than a /16: a non-empty range needs a directory, and the directory grows by whole /16s.
 const SHIFT_MAX: u32 = 13;
 const _: () = assert!(SHIFT_MAX <= 16);
 
-/// The bits, and by how much an address is shifted to give the number of its own.
+/// The bits. An address, shifted right by `shift`, is the number of its bit.
 pub(super) struct Presence {
     words: Vec<u64>,
     shift: u32,
 }
 
 impl Presence {
-    /// Of no prefixes: one line.
+    /// No prefixes: one line, all bits unset.
     pub(super) fn empty() -> Self {
         Self {
             words: words(PRESENCE_SHIFT_MAX),
@@ -36,12 +36,12 @@ impl Presence {
         }
     }
 
-    /// Sets the two bits of a /24, in one that is [`fine`](Self::fine).
+    /// Sets the two bits of a /24. The table is still [`fine`](Self::fine).
     pub(super) fn set(&mut self, network: u32, halves: u64) {
         self.words[(network >> 5) as usize] |= halves << (network % 32 * 2);
     }
 
-    /// The same for stretches as long as can be.
+    /// The same presence with ranges as long as possible.
     pub(super) fn coarsened(mut self) -> Self {
         while self.shift < SHIFT_MAX {
             let coarser = Self {
@@ -72,7 +72,7 @@ impl Presence {
     /// Writes the lines.
     pub(super) fn write(&self, lines: &mut [Line]) {
         for (to, from) in lines.as_flattened_mut().iter_mut().zip(&self.words) {
-            // What is not written costs no memory.
+            // The lines are zero already, and a page that is not written takes no memory.
             if *from != 0 {
                 *to = *from;
             }
@@ -84,7 +84,7 @@ fn words(shift: u32) -> Vec<u64> {
     vec![0; 1 << (u32::BITS - shift - u64::BITS.ilog2())]
 }
 
-/// Two words as one, with a bit for two each: whether either is set.
+/// Two words as one: each bit says whether either of two neighbours is set.
 fn halved(words: &[u64]) -> u64 {
     let half = |word: &u64| {
         let pairs = (word | word >> 1) & 0x5555_5555_5555_5555;
@@ -109,9 +109,9 @@ mod tests {
         assert_eq!(Presence::empty().lines(), 1);
     }
 
-    /// With so many /24s present, evenly over all of IPv4, the shift and the bits that are set.
+    /// A number of /24s, spread evenly over all of IPv4, and the shift expected for it.
     #[test]
-    fn it_is_as_small_as_it_can_be_and_says_of_no_stretch_that_it_is_empty_if_it_is_not() {
+    fn it_is_as_small_as_possible_and_never_calls_a_non_empty_range_empty() {
         for (networks, shift) in [
             (1, 13),
             (1_000, 13),
@@ -128,8 +128,8 @@ mod tests {
             assert_eq!(presence.shift(), shift, "{networks}");
             assert_eq!(presence.lines() << (shift + 9), 1 << 32, "{networks}");
             let is_present = |address: u32| {
-                let stretch = address >> shift;
-                presence.words[(stretch >> 6) as usize] >> (stretch & 63) & 1 != 0
+                let bit = address >> shift;
+                presence.words[(bit >> 6) as usize] >> (bit & 63) & 1 != 0
             };
             let missing = (0..networks).find(|at| !is_present((at * step) << 8 | (at & 1) << 7));
             assert_eq!(missing, None, "{networks}");

@@ -98,7 +98,7 @@ fn lists_that_are_refused_take_no_memory_and_others_take_it_once() {
 }
 
 #[test]
-fn a_draft_that_is_found_good_says_the_same_where_it_is_to_lie() {
+fn a_draft_that_passes_the_guard_has_the_same_content_in_its_place() {
     let directory = tempfile::tempdir().unwrap();
     let (at, kept) = (directory.path(), directory.path().join("kept"));
     let wide = "128.0.0.0/1\n2a00::/8\n";

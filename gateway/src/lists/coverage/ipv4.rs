@@ -10,15 +10,16 @@ use super::{Covered, Lists};
 
 /// Addresses of a /24.
 const NETWORK: usize = 256;
-/// /24s that are looked at together: those that a word of presence bits is about, at least.
-const STRETCH: usize = 32;
-/// Their entries.
-type Stretch = [u32; STRETCH];
-const NOTHING: Stretch = [0; STRETCH];
+/// /24s that are compared together. A word of presence bits covers at least this many.
+const RANGE: usize = 32;
+/// The entries of the /24s of a range.
+type RangeEntries = [u32; RANGE];
+const NO_ENTRIES: RangeEntries = [0; RANGE];
 
-/// Counts what is newly refused for each list of `after`.
+/// Adds to `newly`, for each list of `after`, the IPv4 addresses that `after` refuses and `before`
+/// does not.
 pub(super) fn count(before: &Lists<'_>, after: &Lists<'_>, newly: &mut [Covered]) {
-    // Marks have the numbers of lists.
+    // A mark holds the number of its list, so marks compare only between equal lists.
     let same_lists = before.0.lists.len() == after.0.lists.len()
         && (before.0.lists.iter().zip(&after.0.lists))
             .all(|(old, new)| old.name == new.name && old.action == new.action);
@@ -28,28 +29,34 @@ pub(super) fn count(before: &Lists<'_>, after: &Lists<'_>, newly: &mut [Covered]
             list.ipv4 += addresses;
         }
     };
-    for first in (0..1 << 24).step_by(STRETCH) {
-        let new = after.stretch(first);
-        if new == [NOTHING; 2] {
+    for first in (0..1 << 24).step_by(RANGE) {
+        let new = after.range(first);
+        if new == [NO_ENTRIES; 2] {
             continue;
         }
-        let old = before.stretch(first);
-        let has_cell = |entries: &Stretch| entries.iter().any(|entry| kind(*entry) == ENTRY_CELL);
+        let old = before.range(first);
+        let has_cell =
+            |entries: &RangeEntries| entries.iter().any(|entry| kind(*entry) == ENTRY_CELL);
         if same_lists && new == old && !new.iter().any(has_cell) {
             continue;
         }
-        let is_uniform =
-            |entries: &Stretch| kind(entries[0]) == ENTRY_ALL && *entries == [entries[0]; STRETCH];
+        let is_uniform = |entries: &RangeEntries| {
+            kind(entries[0]) == ENTRY_ALL && *entries == [entries[0]; RANGE]
+        };
         let all_uniform = new.iter().chain(&old).all(is_uniform);
-        let networks = if all_uniform { 0..1 } else { 0..STRETCH };
+        let networks = if all_uniform { 0..1 } else { 0..RANGE };
         for at in networks {
             let (new, old) = (
                 new.map(|entries| entries[at]),
                 old.map(|entries| entries[at]),
             );
             let is_same = same_lists
-                && after.filtered.same(new[0], &before.filtered, old[0])
-                && after.rejected.same(new[1], &before.rejected, old[1]);
+                && after
+                    .filtered
+                    .same_content(new[0], &before.filtered, old[0])
+                && after
+                    .rejected
+                    .same_content(new[1], &before.rejected, old[1]);
             if new == [0; 2] || is_same {
                 continue;
             }
@@ -60,7 +67,7 @@ pub(super) fn count(before: &Lists<'_>, after: &Lists<'_>, newly: &mut [Covered]
             {
                 if before.refuses(old.map(|entry| entry as u16)).is_none() {
                     let addresses = if all_uniform {
-                        STRETCH * NETWORK
+                        RANGE * NETWORK
                     } else {
                         NETWORK
                     };
@@ -86,7 +93,7 @@ fn kind(entry: u32) -> u32 {
     entry >> ENTRY_KIND_SHIFT
 }
 
-/// What both snapshots of a generation have of IPv4.
+/// The IPv4 part of both snapshots of a generation.
 struct Generation<'a> {
     lists: &'a Lists<'a>,
     filtered: Ipv4<'a>,
@@ -102,13 +109,13 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// The list that refuses what has these marks in the two.
+    /// The list that refuses an address with these marks in the two snapshots.
     fn refuses(&self, [filtered, rejected]: [u16; 2]) -> Option<u16> {
         self.lists.refuses(list_of(filtered), list_of(rejected))
     }
 
-    fn stretch(&self, first: u32) -> [Stretch; 2] {
-        [self.filtered.stretch(first), self.rejected.stretch(first)]
+    fn range(&self, first: u32) -> [RangeEntries; 2] {
+        [self.filtered.range(first), self.rejected.range(first)]
     }
 
     fn painted(&self, [filtered, rejected]: [u32; 2]) -> [[u16; NETWORK]; 2] {
@@ -123,7 +130,7 @@ fn list_of(mark: u16) -> Option<u16> {
     Mark(u32::from(mark)).get().map(|(list, _)| list)
 }
 
-/// What a snapshot has of IPv4.
+/// The IPv4 part of a snapshot.
 struct Ipv4<'a> {
     lines: &'a [Line],
     shift: u32,
@@ -142,22 +149,22 @@ impl<'a> Ipv4<'a> {
         }
     }
 
-    /// The word of presence bits that an address has one in, and which.
+    /// The word that holds the presence bit of an address, and the number of that bit.
     fn presence(&self, address: u32) -> (u64, u32) {
-        let stretch = address.checked_shr(self.shift).unwrap_or(0);
-        let at = PRESENCE * (size_of::<Line>() / size_of::<u64>()) + (stretch >> 6) as usize;
+        let bit = address.checked_shr(self.shift).unwrap_or(0);
+        let at = PRESENCE * (size_of::<Line>() / size_of::<u64>()) + (bit >> 6) as usize;
         let words = self.lines.as_flattened();
-        (words.get(at).copied().unwrap_or(0), stretch & 63)
+        (words.get(at).copied().unwrap_or(0), bit & 63)
     }
 
-    /// The entries of the /24s from this one on, zero where there is none.
-    fn stretch(&self, first: u32) -> Stretch {
-        let mut stretch = NOTHING;
+    /// The entries of the range of /24s that begins with this one; zero where there is none.
+    fn range(&self, first: u32) -> RangeEntries {
+        let mut range = NO_ENTRIES;
         if self.presence(first << 8).0 == 0 {
-            return stretch;
+            return range;
         }
         let entries: &[u32] = bytemuck::cast_slice(self.lines);
-        for (network, entry) in (first..).zip(&mut stretch) {
+        for (network, entry) in (first..).zip(&mut range) {
             let has = |address| {
                 let (bits, bit) = self.presence(address);
                 bits >> bit & 1 != 0
@@ -167,7 +174,7 @@ impl<'a> Ipv4<'a> {
                 *entry = entries.get(at).copied().unwrap_or(0);
             }
         }
-        stretch
+        range
     }
 
     fn cell(&self, entry: u32) -> Line {
@@ -175,8 +182,8 @@ impl<'a> Ipv4<'a> {
         self.lines.get(at as usize).copied().unwrap_or_default()
     }
 
-    /// Whether this entry says the same as one of another snapshot; when in doubt, not.
-    fn same(&self, entry: u32, other: &Ipv4<'_>, theirs: u32) -> bool {
+    /// Whether this entry has the same content as one of another snapshot. False when in doubt.
+    fn same_content(&self, entry: u32, other: &Ipv4<'_>, theirs: u32) -> bool {
         let is_cell = |entry: u32| kind(entry) == ENTRY_CELL;
         match (is_cell(entry), is_cell(theirs)) {
             (false, false) => entry == theirs,
@@ -221,7 +228,7 @@ impl<'a> Ipv4<'a> {
                     };
                 }
             }
-            // Two addresses of one list, which has them as such.
+            // A pair: two addresses (/32) of one list.
             _ => {
                 let (list, _) = Mark(entry & Mark::NUMBER).get().unwrap_or_default();
                 let mark = Mark::new(list, 32).0 as u16;

@@ -2,9 +2,9 @@
 //! megabytes each time.
 //!
 //! A snapshot is written to `.lists-PID-RANDOM` in the same directory, locked while it is written,
-//! and renamed. Who writes the next one removes what is left: files of that name that begin as ours
-//! do, are not locked, and whose process is gone or that are an hour old. The lock tells for
-//! processes whose number means something else here (in a container). Rejected: unnamed files
+//! and renamed. The next writer removes what is left: files of that name that begin as ours do, are
+//! not locked, and whose process has ended or that are an hour old. The lock protects files of
+//! processes in a container, whose number means another process here. Rejected: unnamed files
 //! (`O_TMPFILE`), which not every file system has, and which cannot take the place of a file
 //! without a name in between.
 

@@ -7,7 +7,8 @@
 //!   may do without its length: `2001:db8:1:2` is a /64.
 //! * Host bits beyond the length make a line bad (unless rbldnsd is run with `-e`).
 //! * After the address stands its value, `:127.0.0.3:text` or a text; a value that rbldnsd would
-//!   refuse makes the line bad, but for the two sets of the same value for all, which do not look.
+//!   refuse makes the line invalid, except in the two sets with one value for all, which do not
+//!   look at it.
 //! * `!` begins an exclusion. In an ip4set lengths are rounded up to whole octets before they are
 //!   compared, and the exclusion wins a draw; in the tries the longer prefix decides, and the first
 //!   of two that are the same.

@@ -65,7 +65,7 @@ impl Dialect for Drop {
 
     fn incomplete(&self) -> Option<Reason> {
         if self.differs {
-            Some("the metadata counts other records than there are")
+            Some("the metadata and the file differ in the number of records")
         } else if !self.metadata || self.records > 0 {
             Some("the metadata at the end is missing: the file looks cut off")
         } else {

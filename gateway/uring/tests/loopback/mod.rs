@@ -3,7 +3,8 @@
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use portcullis_uring::{
-    Buffer, Completion, Conn, Listener, Outcome, PreparedRing, ReceiveEnd, Ring, Settings, listen,
+    Buffer, Completion, Conn, Listener, OperationResult, PreparedRing, ReceiveEnd, Ring, Settings,
+    listen,
 };
 use std::collections::VecDeque;
 use std::io;
@@ -92,7 +93,7 @@ impl Loopback {
         let completion = self.next();
         assert_eq!(completion.conn, conn);
         match completion.outcome {
-            Outcome::Accepted(Ok(peer)) => assert_eq!(peer, client.local_addr().unwrap()),
+            OperationResult::Accepted(Ok(peer)) => assert_eq!(peer, client.local_addr().unwrap()),
             other => panic!("{other:?}"),
         }
     }
@@ -101,7 +102,7 @@ impl Loopback {
         let completion = self.next();
         assert_eq!(completion.conn, conn);
         match completion.outcome {
-            Outcome::Received(buffer) => self.taken(buffer),
+            OperationResult::Received(buffer) => self.taken(buffer),
             other => panic!("{other:?}"),
         }
     }
@@ -117,7 +118,7 @@ impl Loopback {
         let completion = self.next();
         assert_eq!(completion.conn, conn);
         match completion.outcome {
-            Outcome::ReceiveEnded(end) => end,
+            OperationResult::ReceiveEnded(end) => end,
             other => panic!("{other:?}"),
         }
     }
@@ -126,7 +127,7 @@ impl Loopback {
         let completion = self.next();
         assert_eq!(completion.conn, conn);
         match completion.outcome {
-            Outcome::Sent { buffer, result } => (buffer, result),
+            OperationResult::Sent { buffer, result } => (buffer, result),
             other => panic!("{other:?}"),
         }
     }
@@ -141,7 +142,7 @@ impl Loopback {
             let Some(completion) = self.meanwhile().pop() else {
                 return (length, taken);
             };
-            let Outcome::Sent {
+            let OperationResult::Sent {
                 buffer: rest,
                 result,
             } = completion.outcome
@@ -161,7 +162,7 @@ impl Loopback {
         let completion = self.next();
         assert_eq!(completion.conn, conn);
         match completion.outcome {
-            Outcome::Unacknowledged(result) => result.unwrap(),
+            OperationResult::Unacknowledged(result) => result.unwrap(),
             other => panic!("{other:?}"),
         }
     }
@@ -170,7 +171,7 @@ impl Loopback {
         let completion = self.next();
         assert_eq!(completion.conn, conn);
         match completion.outcome {
-            Outcome::Connected(result) => result,
+            OperationResult::Connected(result) => result,
             other => panic!("{other:?}"),
         }
     }
@@ -179,7 +180,7 @@ impl Loopback {
         let completion = self.next();
         assert_eq!(completion.conn, conn);
         assert!(
-            matches!(completion.outcome, Outcome::Closed),
+            matches!(completion.outcome, OperationResult::Closed),
             "{completion:?}"
         );
     }

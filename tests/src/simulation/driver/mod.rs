@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use portcullis::driver::{Buffer, Completion, Conn, Driver, Listener, Outcome};
+use portcullis::driver::{Buffer, Completion, Conn, Driver, Listener, OperationResult};
 
 use self::world::{Event, Link, Ready, World};
 
@@ -137,8 +137,8 @@ impl Network {
         world.schedule(at, Event::Arrive(listener, from, peer));
     }
 
-    /// Does what another thread of the gate would do, after some time (it is told the time), and
-    /// wakes the worker.
+    /// Does what another thread of the gate would do, after some time (it gets the time), and wakes
+    /// the worker.
     pub fn act(&self, after: Duration, act: impl FnOnce(Duration) + 'static) {
         let mut world = self.0.borrow_mut();
         let at = world.now + after;
@@ -150,13 +150,13 @@ impl Network {
         self.0.borrow().now
     }
 
-    /// Connections that exist on the worker's side, but for those that it has asked to be closed.
+    /// Connections that exist on the worker's side, except those that it is closing.
     pub fn connections(&self) -> usize {
         let world = self.0.borrow();
         world.links.values().filter(|link| !link.closing).count()
     }
 
-    /// Receive buffers that the worker has not given back.
+    /// Receive buffers that the worker has not recycled.
     pub fn buffers_out(&self) -> usize {
         let world = self.0.borrow();
         usize::from(world.faults.buffers) - world.buffers_free.len()
@@ -189,7 +189,7 @@ impl Driver for SimDriver {
         for conn in std::mem::take(&mut world.accepts).into_values().flatten() {
             world.complete(
                 conn,
-                Outcome::Accepted(Err(io::Error::from_raw_os_error(ECANCELED))),
+                OperationResult::Accepted(Err(io::Error::from_raw_os_error(ECANCELED))),
             );
         }
     }
@@ -254,7 +254,7 @@ impl Driver for SimDriver {
         let mut world = self.world.borrow_mut();
         let unread = world.link(conn).map(|link| link.unread as u32);
         let result = unread.ok_or_else(|| io::ErrorKind::NotConnected.into());
-        world.complete(conn, Outcome::Unacknowledged(result));
+        world.complete(conn, OperationResult::Unacknowledged(result));
     }
 
     fn shutdown(&mut self, conn: Conn, both: bool) {
@@ -266,7 +266,7 @@ impl Driver for SimDriver {
             link.opening = false;
             world.complete(
                 conn,
-                Outcome::Connected(Err(io::ErrorKind::ConnectionAborted.into())),
+                OperationResult::Connected(Err(io::ErrorKind::ConnectionAborted.into())),
             );
             return;
         }
@@ -341,7 +341,7 @@ impl Driver for SimDriver {
                 Ready::Octets(id, octets) => {
                     let len = octets.len() as u32;
                     self.buffers[usize::from(id)] = octets;
-                    Outcome::Received(Buffer { id, offset: 0, len })
+                    OperationResult::Received(Buffer { id, offset: 0, len })
                 }
             };
             completions.push(Completion { conn, outcome });

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use portcullis::driver::{Conn, Listener, Outcome, ReceiveEnd};
+use portcullis::driver::{Conn, Listener, OperationResult, ReceiveEnd};
 
 use super::{Dial, Fate, Faults, Peer};
 
@@ -73,7 +73,7 @@ type Arrival = (SocketAddr, Box<dyn Peer>);
 
 pub(super) enum Ready {
     Octets(u16, Vec<u8>),
-    Other(Outcome),
+    Other(OperationResult),
 }
 
 impl World {
@@ -125,7 +125,7 @@ impl World {
         self.schedule(at, event);
     }
 
-    pub(super) fn complete(&mut self, conn: Conn, outcome: Outcome) {
+    pub(super) fn complete(&mut self, conn: Conn, outcome: OperationResult) {
         self.ready.push_back((conn, Ready::Other(outcome)));
     }
 
@@ -137,7 +137,7 @@ impl World {
             Event::Paused(conn) => self.paused(conn),
             Event::Closed(conn) => self.closed(conn),
             Event::Stale(conn) => {
-                self.complete(conn, Outcome::ReceiveEnded(ReceiveEnd::EndOfStream));
+                self.complete(conn, OperationResult::ReceiveEnded(ReceiveEnd::EndOfStream));
             }
             Event::ToPeer(conn, octets) => self.octets_to_peer(conn, &octets),
             Event::PeerWake(conn, wake) => {
@@ -155,7 +155,7 @@ impl World {
             }
             Event::Outside(act) => {
                 act(self.now);
-                self.complete(Conn::NONE, Outcome::Wake);
+                self.complete(Conn::NONE, OperationResult::Wake);
             }
             Event::ResetToWorker(conn) => self.reset_to_worker(conn),
         }
@@ -175,7 +175,7 @@ impl World {
         {
             link.pausing = false;
             link.armed = false;
-            self.complete(conn, Outcome::ReceiveEnded(ReceiveEnd::Paused));
+            self.complete(conn, OperationResult::ReceiveEnded(ReceiveEnd::Paused));
         }
     }
 
@@ -230,7 +230,7 @@ impl World {
                     ..Link::default()
                 },
             );
-            self.complete(conn, Outcome::Accepted(Ok(from)));
+            self.complete(conn, OperationResult::Accepted(Ok(from)));
             self.send_to_peer(conn, Event::ToPeer(conn, Vec::new()));
         }
     }
@@ -248,11 +248,11 @@ impl World {
             link.broken = true;
             self.complete(
                 conn,
-                Outcome::Connected(Err(io::ErrorKind::ConnectionRefused.into())),
+                OperationResult::Connected(Err(io::ErrorKind::ConnectionRefused.into())),
             );
             return;
         }
-        self.complete(conn, Outcome::Connected(Ok(())));
+        self.complete(conn, OperationResult::Connected(Ok(())));
         self.send_to_peer(conn, Event::ToPeer(conn, Vec::new()));
     }
 
@@ -263,7 +263,7 @@ impl World {
             link.sending = false;
             self.complete(
                 conn,
-                Outcome::Sent {
+                OperationResult::Sent {
                     buffer,
                     result: Err(io::ErrorKind::BrokenPipe.into()),
                 },
@@ -293,7 +293,7 @@ impl World {
         }
         self.complete(
             conn,
-            Outcome::Sent {
+            OperationResult::Sent {
                 buffer,
                 result: Ok(taken),
             },
@@ -316,7 +316,7 @@ impl World {
             let at = self.now + self.delay() * 4;
             self.schedule(at, Event::Stale(conn));
         }
-        self.complete(conn, Outcome::Closed);
+        self.complete(conn, OperationResult::Closed);
         // The peer may go on for a while; what it says then is lost.
         self.links.remove(&conn);
     }
@@ -401,7 +401,7 @@ impl World {
             };
             link.armed = false;
             link.pausing = false;
-            self.complete(conn, Outcome::ReceiveEnded(end));
+            self.complete(conn, OperationResult::ReceiveEnded(end));
             return;
         }
     }
