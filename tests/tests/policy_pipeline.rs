@@ -228,8 +228,12 @@ fn the_pipeline_decides_every_step_as_it_is_written() -> Result<()> {
     Ok(())
 }
 
+/// What no line of a table can say: a command of more than 512 octets, and a bare line feed. The
+/// transcripts have them.
+const NO_LINE_SAYS: [&str; 2] = ["command-length", "bare-lf"];
+
 #[test]
-fn every_rule_of_every_check_decides_in_some_case_or_session() -> Result<()> {
+fn every_rule_of_every_check_and_command_decides_in_some_case_or_session() -> Result<()> {
     let mut met = BTreeSet::new();
     for case in policy_cases::load()? {
         met.insert(case.rule);
@@ -243,6 +247,8 @@ fn every_rule_of_every_check_decides_in_some_case_or_session() -> Result<()> {
     };
     let checks = CHECKS.iter().flat_map(|(_, checks)| *checks);
     let rules = checks.flat_map(|check| check.rules).map(|rule| rule.name());
+    let of_smtp = CommandError::ALL.iter().map(|error| error.rule());
+    let rules = rules.chain(of_smtp.filter(|name| !NO_LINE_SAYS.contains(name)));
     let missing: Vec<_> = rules.filter(|name| !is_met(name)).collect();
     assert_eq!(missing, [""; 0]);
     Ok(())

@@ -179,6 +179,20 @@ fn operations_explains_every_metric() {
 }
 
 #[test]
+fn the_tests_have_a_document_that_names_each_suite() {
+    let document = read(Path::new("tests/README.md"));
+    let suites = fs::read_dir(top().join("tests/tests")).expect("it can be read");
+    let suites = suites.map(|suite| suite.expect("it can be read").path());
+    let suites = suites.filter_map(|suite| Some(suite.file_stem()?.to_str()?.to_owned()));
+    let is_named = |suite: &String| {
+        let mut names = document.split(['`', ' ', '/']);
+        names.any(|name| name == suite.as_str())
+    };
+    let missing: Vec<_> = suites.filter(|suite| !is_named(suite)).collect();
+    assert_eq!(missing, [""; 0]);
+}
+
+#[test]
 fn crates_depend_on_nothing_that_they_may_not_know() {
     for path in rules::manifests() {
         let text = fs::read_to_string(top().join(path)).expect(path);
