@@ -33,8 +33,8 @@ use crate::table::Table;
 const BYTES_MAX: f64 = 1024.0;
 /// Sessions from one address of the loopback network, well within its ephemeral ports.
 const SESSIONS_PER_ADDRESS: u32 = 4_000;
-/// Descriptors that either process needs besides those of the sessions, and slots that a worker
-/// keeps beyond its sessions.
+/// Descriptors that a process needs beyond those of its sessions, and slots that a worker keeps
+/// beyond its sessions.
 const DESCRIPTORS_BESIDES: u32 = 500;
 /// How long the process may take to finish its work before its memory is measured.
 const REST: Duration = Duration::from_millis(300);

@@ -41,7 +41,7 @@ pub(crate) const PORTCULLIS: &str = "portcullis";
 pub(crate) const OTHER: &str = "other build";
 /// What the filter is compared with.
 pub(crate) const BARE: &str = "bare";
-/// What is left of a figure when there is no program to speak of.
+/// The part of a figure that remains with an empty program.
 const EMPTY: (&str, &str) = ("empty", "empty");
 /// The program that hands packets on.
 const GENERATOR: &str = "next_source";

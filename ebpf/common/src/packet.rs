@@ -147,7 +147,7 @@ impl Source {
 /// What the verdict depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Its source, as far as the packet says.
+    /// The source address that the packet claims.
     pub source: Source,
     /// The TCP port that it goes to.
     pub port: Port,

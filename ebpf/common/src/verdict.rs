@@ -93,11 +93,12 @@ pub enum Verdict {
     Recent,
     /// Its source is on no list, and such sources are dropped.
     Unlisted,
-    /// Its source has sent more SYNs in this second than it may: nothing else speaks against it.
+    /// Its source has sent more SYNs in this second than it may. There is no other reason to drop
+    /// it.
     OverBudget,
     /// A customer sent it, and neither source nor destination is permitted.
     Customer,
-    /// Nothing speaks against it.
+    /// There is no reason to drop it.
     Passed,
 }
 

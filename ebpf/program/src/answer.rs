@@ -10,7 +10,7 @@ use crate::frame::Frame;
 use crate::judged::Judged;
 use crate::{cookie, count, reply};
 
-/// Whether a judged packet is to be answered, if it can be.
+/// Whether a judged packet gets an answer, if it can get one.
 #[inline(always)]
 pub(crate) fn is_wanted<const FRAGS: bool>(
     frame: &Frame<FRAGS>,

@@ -112,7 +112,7 @@ fn made<const FRAGS: bool, const WORDS: usize, const BYTES: usize>(
     reply::send::<FRAGS>(context, &segment, &answer).then_some(())
 }
 
-/// The kernel's cookie for a SYN, and the MSS that it stands for.
+/// The kernel's cookie for a SYN, and the MSS that it encodes.
 #[inline(always)]
 fn cookie<const WORDS: usize, const BYTES: usize>(
     context: *mut xdp_md,

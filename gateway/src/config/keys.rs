@@ -33,7 +33,7 @@ pub(super) struct KeyTable {
 /// One key, as it is described.
 #[derive(Debug)]
 pub(super) struct Key {
-    /// As it stands in the file.
+    /// As it is written in the file.
     pub(super) name: &'static str,
     /// What its value has to be, and what is in force without it.
     pub(super) form: Form,

@@ -118,8 +118,8 @@ impl Lists {
         read
     }
 
-    /// Reads the files, and tells what was found in them. Where they cannot be used, those of the
-    /// last compile stand in, if there is a path to it.
+    /// Reads the files and reports faults. If they cannot be used, the lists of the last compile
+    /// take their place, if there is a path to it.
     pub(super) fn read_and_tell(
         &mut self,
         document: &Document<'_>,
@@ -310,7 +310,7 @@ fn read_source(
     Some((source, span))
 }
 
-/// Names of lists stand in metrics, in rule names and in replies.
+/// The name of a list is used in metrics, in rule names and in replies.
 fn list_name(name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     match name {

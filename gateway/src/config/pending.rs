@@ -139,7 +139,7 @@ impl Pending {
 }
 
 impl Config {
-    /// What its lists are judged by, as far as the configuration says it.
+    /// What the guard needs to judge its lists, from the configuration.
     pub fn guard(&self) -> Guard {
         Guard {
             shrink_max: self.lists.shrink_max,
@@ -148,7 +148,7 @@ impl Config {
         }
     }
 
-    /// Those whom no list may newly refuse, as far as the configuration names them.
+    /// The protected addresses, which no list may newly refuse, that the configuration names.
     fn protected(&self) -> Vec<Protected> {
         let networks = self.policy.networks();
         let networks = networks.map(|net| Protected::new(net, ProtectedRole::LocalNetwork));

@@ -74,8 +74,8 @@ pub struct Route {
     pub domains: Vec<Pattern>,
     /// In the order in which they are tried. Never empty; [`NextHop::Discard`] stands alone.
     pub next_hops: Vec<NextHop>,
-    /// The next hops as the configuration writes them: what tells one destination from another.
-    /// See [`Recipient::next_hops`](crate::policy::pipeline::Recipient::next_hops).
+    /// The next hops as the configuration writes them: by these a destination is the same or
+    /// another one. See [`Recipient::next_hops`](crate::policy::pipeline::Recipient::next_hops).
     pub target: Arc<str>,
     /// When the client gets the 250 to its message.
     pub mode: RouteMode,

@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 use super::document::{Document, Setting, Table};
 use super::keys::{Form, Key, KeyTable, nearest};
 
-/// A value as it stands in the text.
+/// A value as it is written in the text.
 pub(super) type Value<'d> = Spanned<DeValue<'d>>;
 
 /// The words for something that is described but not built yet: a clear error, never a silence.

@@ -55,8 +55,8 @@ impl Changes {
 }
 
 /// Puts the old values back into a new configuration where the running gate cannot follow it.
-/// Returns what that concerns, as it is called in the file. `holds_filter`: whether the gate has
-/// put a filter in place.
+/// Returns the names of those keys, as in the file. `holds_filter`: whether the gate has put a
+/// filter in place.
 pub(super) fn keep_what_cannot_change(
     old: &Config,
     new: &mut Config,

@@ -42,7 +42,7 @@ use crate::worker::port::{Ask, LookupAnswer, Refusal};
 /// counts as silence.
 const REQUESTS_MAX: usize = 16_384;
 
-/// How often it is looked whether a zone is to be tested.
+/// How often the gate checks whether a zone needs a test.
 const TEST_TICK: Duration = Duration::from_secs(1);
 
 /// What the service is asked for.
@@ -123,7 +123,7 @@ struct DnsblService {
     control: Arc<Control>,
     /// Made with the first question, and again when the configuration has other name servers.
     resolver: Option<Arc<Resolver>>,
-    /// Hears of zones that list the world.
+    /// Receives the zones that list every address.
     switched_off: UnboundedSender<SwitchedOff>,
     /// The questions that wait, by the address that they are about.
     waiting: FxHashMap<IpAddr, Vec<Ask>>,

@@ -19,7 +19,7 @@ use tokio::time::{self, MissedTickBehavior};
 use super::Control;
 use crate::config::{Config, NextHop, Route};
 
-/// How often names are looked up again. The resolver does not tell how long its answers hold.
+/// How often names are looked up again. The resolver does not say how long its answers are valid.
 const EVERY: Duration = Duration::from_secs(60);
 /// How long a look-up may take; the start and a reload wait for it.
 const LOOKUP_MAX: Duration = Duration::from_secs(5);

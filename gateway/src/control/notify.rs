@@ -40,7 +40,7 @@ fn tell(state: &str) {
     }
 }
 
-/// A leading `@` stands for the zero octet of an abstract address.
+/// A leading `@` means the zero octet of an abstract address.
 fn send(path: &[u8], state: &str) -> io::Result<()> {
     let address = match path.strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,

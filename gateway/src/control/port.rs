@@ -48,7 +48,7 @@ pub(super) struct Services {
 }
 
 impl Services {
-    /// Passes on what workers ask and tell, for as long as the gate lives.
+    /// Passes on questions and reports of the workers, as long as the gate runs.
     pub(super) async fn serve(self, ports: Arc<Ports>) {
         loop {
             ports.woken.notified().await;

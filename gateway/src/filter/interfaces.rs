@@ -92,8 +92,11 @@ impl HeldInterface {
             .map(|(_, program)| program)
             .ok_or_else(|| Error::Unreadable {
                 interface: interface.to_owned(),
-                reason: "its frames have another kind of header than those of the interface that had this name at the start; restart the gate, which loads another program for it"
-                    .to_owned(),
+                reason:
+                    "its frames have another kind of header than those of the interface that had \
+                         this name at the start; restart the gate, which loads another program \
+                         for it"
+                        .to_owned(),
             })
     }
 

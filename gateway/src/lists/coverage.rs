@@ -142,7 +142,7 @@ pub(super) fn newly(before: &Compiled, after: &Compiled, families: Families) -> 
     newly
 }
 
-/// The lists of a generation, and which of them refuses what the two snapshots speak of.
+/// The lists of a generation, and which of them refuses an address that its two snapshots have.
 struct Lists<'a>(&'a Compiled);
 
 impl Lists<'_> {

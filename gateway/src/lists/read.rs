@@ -92,7 +92,7 @@ fn read_text(
     let (mut stamps, mut lists) = (Vec::new(), Vec::new());
     let mut is_good = true;
     for (number, source) in sources.iter().enumerate() {
-        // Of a file that cannot be read, too: a change of it is to be seen.
+        // Also of a file that cannot be read, so that a change of it is noticed.
         let stamp = Stamp::of(&source.file);
         match source.read(|progress| observer.progress(source, progress)) {
             Ok(mut reading) => {

@@ -90,7 +90,7 @@ impl Snapshot {
         memory.downcast_ref()
     }
 
-    /// The list that speaks for an address, by its place in the configuration, and the prefix by
+    /// The list that decides about an address, by its place in the configuration, and the prefix by
     /// which it does.
     #[must_use]
     pub fn lookup(&self, address: IpAddr) -> Option<(u16, IpNet)> {

@@ -61,9 +61,8 @@ impl Listener {
 
     /// The rules of SMTP for a session in this state, and what its EHLO offers.
     pub(super) fn settings(&self, channel: Channel) -> &Settings {
-        match channel {
-            // What is offered under TLS or after AUTH differs once there are both.
-            Channel { .. } => &self.offer,
-        }
+        // What is offered under TLS or after AUTH differs once there are both.
+        let Channel { .. } = channel;
+        &self.offer
     }
 }

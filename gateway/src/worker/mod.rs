@@ -3,8 +3,8 @@
 //!
 //! A worker is a loop over batches: collect completions, poll the tasks of the connections that they
 //! are for, then bring the driver in line with what was decided. A task is a session with a client
-//! or with a next hop, written in the order in which it happens ([`session`], [`mail`],
-//! [`next_hop`]); what tasks share and may do is in [`reactor`]. Tasks never see the driver, so the
+//! or with a next hop, written in the order in which it happens (`session`, `mail`,
+//! `next_hop`); what tasks share and may do is in `reactor`. Tasks never see the driver, so the
 //! same sessions run on the ring and in the simulation. Workers share nothing but [`Shared`].
 //!
 //! Rejected: one structure that is told of each completion and keeps for every session what it
@@ -43,7 +43,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use self::connection::{Ending, Receive, Role};
+use self::connection::{Connection, Ending, Receive, Role};
 use self::counters::Counters;
 use self::executor::Executor;
 use self::port::Port;
@@ -351,7 +351,7 @@ impl Worker {
             }
             (Ok(_), None) => {
                 // It was taken out of the configuration; its sockets close at the next start.
-                reactor.with(conn, |connection| connection.opened());
+                reactor.with(conn, Connection::opened);
                 reactor.finish(conn, Ending::Now);
             }
             (Err(error), _) => {

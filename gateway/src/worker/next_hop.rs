@@ -81,6 +81,7 @@ impl NextHop {
 }
 
 /// How a session with a next hop ends.
+#[derive(Clone, Copy)]
 pub(super) enum End {
     /// With QUIT.
     Quit,
@@ -512,8 +513,7 @@ impl State {
             self.refusal = (reply.code == 421).then(|| reply.clone().into_owned());
             return lost();
         }
-        let may_be_the_connection =
-            is_kept && owner.is_some_and(|owner| owner.may_be_the_connection());
+        let may_be_the_connection = is_kept && owner.is_some_and(Owner::may_be_the_connection);
         match to {
             Sent::Mail if reply.is_transient() && may_be_the_connection => {
                 self.refusal = Some(reply.clone().into_owned());

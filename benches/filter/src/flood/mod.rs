@@ -1,5 +1,5 @@
-//! How many packets of a flood a core drops in a second, beside what else could stand in front of
-//! the interface.
+//! How many packets of a flood a core drops in a second, compared with what else could be in front
+//! of the interface.
 //!
 //! In three ways: from 100,000 listed sources of one /15, for which what a lookup reads fits the
 //! caches; from 100,000 listed sources scattered over all of IPv4, for which it does not; and from

@@ -36,7 +36,7 @@ const FLOODS: [(Names, u32); 9] = [
     (Names::Own, u32::MAX),
 ];
 
-/// Whose address the SYNs of a flood come from, as far as they say.
+/// The source address that the SYNs of a flood claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum Names {
     /// Any.

@@ -16,7 +16,7 @@ pub struct ListRecord {
     pub name: [u8; LIST_NAME_MAX],
     /// The slot's [`Class`](crate::Class).
     pub class: u32,
-    /// Where the list stands in the configuration.
+    /// The position of the list in the configuration.
     pub position: u32,
     /// Entries of the list in its file, before overlaps were settled.
     pub entries: u64,

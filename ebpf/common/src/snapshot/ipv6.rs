@@ -108,7 +108,7 @@ impl Table {
         }
     }
 
-    /// What tells equal prefixes of different lengths apart: the length in the lowest byte, and
+    /// What distinguishes equal prefixes of different lengths: the length in the lowest byte, and
     /// bits that come of it and a seed.
     #[must_use]
     pub const fn salt(seed: u32, length: u32) -> u64 {
@@ -117,9 +117,9 @@ impl Table {
 
     /// The factors that come of a seed, that of groups and that of slots.
     ///
-    /// The upper bits of a product with an odd number tell any two keys apart for nearly every such
-    /// number (Dietzfelbinger and others 1997). With fixed numbers one could choose prefixes that
-    /// collide under every seed.
+    /// The upper bits of a product with an odd number distinguish any two keys for nearly every
+    /// such number (Dietzfelbinger and others 1997). With fixed numbers one could choose prefixes
+    /// that collide under every seed.
     #[must_use]
     pub const fn factors(seed: u32) -> [u64; 2] {
         let seed = (seed as u64) << 8;

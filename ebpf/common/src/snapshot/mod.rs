@@ -70,7 +70,7 @@ pub const FIRST_FREE: usize = CLASSES + LISTS_MAX / CLASSES_OF_LINE;
 /// Classes in a line.
 const CLASSES_OF_LINE: usize = size_of::<Line>() / size_of::<Class>();
 
-/// Which list speaks for an address, and by which prefix length; zero: none.
+/// The list that decides about an address, and the length of its prefix; zero: none.
 ///
 /// In an IPv4 mark of 16 bits the number of the list (from 1) has the lower 9, the prefix length
 /// the next 6.
@@ -105,7 +105,7 @@ impl Mark {
 
 /// Where the lines are. Integers in them are little-endian, as all machines are that this runs on.
 pub trait Lines {
-    /// What stands at a place, if all lines are taken for an array of `T`, whose size is a power of
+    /// The value at a position, with all lines seen as an array of `T`, whose size is a power of
     /// two and at most that of a line; `None` beyond the last line.
     fn get<T: Pod>(&self, at: usize) -> Option<T>;
 
@@ -180,7 +180,7 @@ pub fn class_of<L: Lines + ?Sized>(lines: &L, mark: Mark) -> Class {
     }
 }
 
-/// Which list speaks for a source, and by which prefix length.
+/// The list that decides about a source, and the length of its prefix.
 #[inline(always)]
 pub fn mark<L: Lines + ?Sized>(lines: &L, source: &Source) -> Mark {
     if source.is_ipv4() {

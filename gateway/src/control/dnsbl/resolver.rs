@@ -116,7 +116,7 @@ impl Resolver {
         self.policy == same
     }
 
-    /// Whether what a zone says about this client counts, as far as is known.
+    /// Whether a listing of this client by a zone counts, by what is known.
     pub(super) fn trust(&self, zone: &Zone, client: IpAddr) -> Trust {
         self.tests.trust(zone, Family::of(client))
     }

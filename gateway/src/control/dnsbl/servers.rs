@@ -31,7 +31,7 @@ const QUERIES_MAX: usize = 4_096;
 /// A server has failed when it has left this number of queries in a row unanswered, each for its
 /// share of the time.
 const MISSES_MAX: u32 = 3;
-/// How often a server that has failed is asked whether it is well again.
+/// How often a server that has failed is probed.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 /// How often the log says that a server has failed, at most.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);

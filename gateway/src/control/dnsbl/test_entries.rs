@@ -1,10 +1,10 @@
-//! The test entries of RFC 5782 section 5: whether a zone is well, or lists the world.
+//! The test entries of RFC 5782 section 5 show whether a zone works, or lists every address.
 //!
-//! A zone that was given up may answer every query with a listing, so that its last users notice.
-//! Then every client is refused, and the filter's recent verdicts fill with the sources of honest
-//! mail. No list may have 127.0.0.1, so a zone that has it is switched off:
-//! it is not asked any more, what it said is forgotten, and it is tried again until it is well.
-//! IPv4 and IPv6 are apart, as they are in the files of a list.
+//! An abandoned zone may answer every query with a listing, so that its last users notice. Then
+//! every client is refused, and the filter's recent verdicts fill with the sources of honest mail.
+//! No list may have 127.0.0.1, so a zone that has it is switched off: the gate sends it no queries,
+//! forgets its answers, and tests it until it passes. IPv4 and IPv6 are tested separately, as the
+//! files of a list are separate.
 //!
 //! When it is tested:
 //!
@@ -166,7 +166,7 @@ impl Tests {
         }
     }
 
-    /// Whether what a zone says counts, as far as is known. Waits for nothing.
+    /// Whether the listings of a zone count, by what is known. Does not wait.
     pub(super) fn trust(&self, zone: &Zone, family: Family) -> Trust {
         if zone.test_entries {
             self.half(zone, family).trust()
@@ -208,7 +208,7 @@ impl Tests {
         half.trust()
     }
 
-    /// Whether a zone is to be tested because its time has come.
+    /// Whether the time for the next test of a zone has come.
     pub(super) fn is_due(&self, zone: &Zone, family: Family) -> bool {
         let half = self.half(zone, family);
         let pause = match half.trust() {

@@ -194,7 +194,8 @@ impl Maps {
             self.is_full_logged = true;
             tracing::warn!(
                 number,
-                "the recent verdicts are full: a new one evicts those of least use, but none that a person added"
+                "the recent verdicts are full: a new one evicts those of least use, but none that \
+                 a person added"
             );
         } else if number < max / 8 * 7 {
             self.is_full_logged = false;

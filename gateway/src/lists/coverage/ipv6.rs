@@ -7,7 +7,7 @@ use portcullis_ebpf_common::snapshot::{
 
 use super::{Covered, Lists, assigned, last_ipv6};
 
-/// A range of IPv6 and the list that speaks for it.
+/// A range of IPv6 addresses and the list that decides about it.
 type Range = (u128, u128, u16);
 
 /// Counts what is newly refused for each list of `after`.
@@ -85,7 +85,7 @@ fn slots<Slot: Pod>(lines: &[Line], head: usize) -> &[Slot] {
     slots.get(first..end).unwrap_or_default()
 }
 
-/// Nested ranges as disjoint ones, in order: where one lies within another, the inner one speaks.
+/// Nested ranges as disjoint ones, in order: where one lies within another, the inner one decides.
 fn flattened(mut ranges: Vec<Range>) -> Vec<Range> {
     ranges.sort_unstable_by_key(|&(first, last, _)| (first, std::cmp::Reverse(last)));
     let mut flat = Vec::with_capacity(ranges.len());

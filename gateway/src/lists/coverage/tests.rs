@@ -147,7 +147,7 @@ fn refused(compiled: &Compiled, address: IpAddr) -> Option<u16> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn what_is_new_is_what_a_lookup_of_every_address_finds(before in sources(), after in sources()) {
+    fn what_is_new_is_what_lookups_of_all_addresses_find(before in sources(), after in sources()) {
         let (before, after) = (compile(&before), compile(&after));
         let mut expected = vec![Covered::default(); after.lists.len()];
         let mut ask = |address: IpAddr, size: u128| {

@@ -129,7 +129,7 @@ fn crowded() -> impl Strategy<Value = Vec<Ipv4Prefix>> {
     prop::collection::vec(prefix, 0..12)
 }
 
-/// The rule as it stands in the documentation of [`Precedence`].
+/// The rule as the documentation of [`Precedence`] states it.
 fn is_listed(
     address: u32,
     listed: &[Ipv4Prefix],
