@@ -92,7 +92,7 @@ fn a_stop_finishes_the_message_in_flight_and_tells_the_others() -> Result<()> {
     let mut gate = Process::start(&relay_to(&receiver.address().to_string(), "")?)?;
     let mut idle = gate.dialogue()?;
     idle.expect("EHLO idle.example", "250")?;
-    let _flying = message_in_flight(&gate)?;
+    let mut flying = message_in_flight(&gate)?;
 
     gate.signal(Signal::SIGTERM)?;
     idle.expect_reply("421 4.3.2")?;
@@ -115,7 +115,7 @@ fn a_stop_waits_no_longer_than_it_was_told() -> Result<()> {
     let receiver = Receiver::start(true)?;
     let limit = "[limits]\nshutdown_timeout = \"1s\"\n";
     let mut gate = Process::start(&relay_to(&receiver.address().to_string(), limit)?)?;
-    let _flying = message_in_flight(&gate)?;
+    let mut flying = message_in_flight(&gate)?;
     let begun = Instant::now();
     gate.signal(Signal::SIGTERM)?;
     let told = flying.closed()?;
