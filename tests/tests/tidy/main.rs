@@ -180,7 +180,8 @@ fn operations_explains_every_metric() {
 
 #[test]
 fn the_tests_have_a_document_that_names_each_suite() {
-    let document = read(Path::new("tests/README.md"));
+    let document = fs::read_to_string(top().join("tests/README.md"));
+    let document = document.expect("the document is UTF-8");
     let suites = fs::read_dir(top().join("tests/tests")).expect("it can be read");
     let suites = suites.map(|suite| suite.expect("it can be read").path());
     let suites = suites.filter_map(|suite| Some(suite.file_stem()?.to_str()?.to_owned()));
