@@ -389,8 +389,8 @@ impl Pool {
         hop.open = hop.open.saturating_sub(1);
         hop.ready = hop.ready.saturating_sub(u32::from(ready));
         hop.idle.retain(|idle| Some(*idle) != conn);
-        let nobody_answers = now < hop.down_until || hop.open == 0;
-        let ask_again = if nobody_answers {
+        let is_unreachable = now < hop.down_until || hop.open == 0;
+        let ask_again = if is_unreachable {
             hop.waiting.len()
         } else {
             1.min(hop.waiting.len())

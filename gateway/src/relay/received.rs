@@ -191,7 +191,8 @@ mod tests {
             ("", 0),
             ("Received: a\r\n", 1),
             (
-                "RECEIVED: a\r\n\tfolded\r\nreceived: b\r\nSubject: Received: c\r\n\r\nReceived: d\r\n",
+                "RECEIVED: a\r\n\tfolded\r\nreceived: b\r\n\
+                 Subject: Received: c\r\n\r\nReceived: d\r\n",
                 2,
             ),
             ("X-Received: a\r\nReceived : b\r\n\r\n", 0),
@@ -207,7 +208,10 @@ mod tests {
     proptest! {
         #[test]
         fn the_count_does_not_depend_on_how_the_message_is_cut(
-            lines in prop::collection::vec(prop_oneof!["Received: x", "ReceiveD:", "Rece", "Subject: y", " z", ""], 0..12),
+            lines in prop::collection::vec(
+                prop_oneof!["Received: x", "ReceiveD:", "Rece", "Subject: y", " z", ""],
+                0..12,
+            ),
             mut cuts in prop::collection::vec(0..200usize, 0..12),
         ) {
             let message: String = lines.iter().flat_map(|line| [line.as_str(), "\r\n"]).collect();
@@ -237,7 +241,8 @@ mod tests {
         received.write(&mut out);
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "Received: from client.example ([192.0.2.7])\r\n\tby mx.example (Portcullis) with ESMTP id 1A2\r\n\
+            "Received: from client.example ([192.0.2.7])\r\n\
+             \tby mx.example (Portcullis) with ESMTP id 1A2\r\n\
              \tfor <a@b.example>;\r\n\tThu, 1 Jan 1970 00:00:00 +0000\r\n"
         );
     }

@@ -47,7 +47,7 @@ pub enum AnswerTo {
 
 /// An answer that the client is owed.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Answer<'a> {
+pub struct OwedAnswer<'a> {
     /// What it answers.
     pub to: AnswerTo,
     /// The reply; for [`AnswerTo::Proceed`] the client's session has its own.
@@ -477,11 +477,11 @@ impl Transaction {
     }
 
     /// Gives the next answer for the client to `give`, if one is ready.
-    pub fn next_answer<T>(&mut self, give: impl FnOnce(Answer<'_>) -> T) -> Option<T> {
+    pub fn next_answer<T>(&mut self, give: impl FnOnce(OwedAnswer<'_>) -> T) -> Option<T> {
         let kept = self.answers.get(self.given as usize)?;
         let (text, recipient) = (kept.text, kept.recipient);
         let texts = &self.envelope.texts;
-        let given = give(Answer {
+        let given = give(OwedAnswer {
             to: kept.to,
             reply: Reply::new(kept.code, kept.enhanced, texts.get(text)),
             recipient: texts.get(recipient),

@@ -30,7 +30,7 @@ pub(super) enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Free,
-    /// An accept is outstanding, or a connect that somebody waits for.
+    /// An accept is outstanding, or a connect that an owner waits for.
     Opening,
     Open,
     /// Closes once its output is out.
@@ -180,8 +180,8 @@ impl Connection {
         self.sending || !self.unsent.is_empty() || !self.output.is_empty()
     }
 
-    /// Stops or continues the receive of a client: too much is waiting to be answered, to be read by
-    /// the client, or to be taken by the next hop.
+    /// Stops or continues the receive of a client: too much is waiting to be answered, to be read
+    /// by the client, or to be taken by the next hop.
     pub(super) fn hold_if_full(&mut self) {
         self.held =
             self.congested || self.input.len() > INPUT_MAX || self.output.len() > OUTPUT_MAX;

@@ -9,7 +9,7 @@ use crate::relay::pool::HopState;
 
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Outcome {
+pub enum TransactionOutcome {
     /// The next hop has the message.
     Accepted,
     /// A permanent refusal, ours or the next hop's.
@@ -20,7 +20,7 @@ pub enum Outcome {
     Abandoned,
 }
 
-impl Outcome {
+impl TransactionOutcome {
     const ALL: [Self; 4] = [
         Self::Accepted,
         Self::Refused,
@@ -45,8 +45,8 @@ struct RuleCounters {
     sessions: AtomicU64,
     recipients: AtomicU64,
     commands: AtomicU64,
-    /// In the order of [`Outcome::ALL`].
-    transactions: [AtomicU64; Outcome::ALL.len()],
+    /// In the order of [`TransactionOutcome::ALL`].
+    transactions: [AtomicU64; TransactionOutcome::ALL.len()],
 }
 
 /// The counters of one worker.
@@ -95,7 +95,7 @@ impl Counters {
             .fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn transaction(&self, outcome: Outcome, rule: Rule, octets: u64) {
+    pub(super) fn transaction(&self, outcome: TransactionOutcome, rule: Rule, octets: u64) {
         self.octets_total.fetch_add(octets, Ordering::Relaxed);
         self.rules[rule.index()].transactions[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
@@ -134,14 +134,14 @@ impl Counters {
     }
 
     /// Transactions by outcome and by the rule that decided.
-    pub fn transactions_by_rule(&self) -> Vec<((Outcome, Rule), u64)> {
-        let of = |outcome: Outcome| {
+    pub fn transactions_by_rule(&self) -> Vec<((TransactionOutcome, Rule), u64)> {
+        let of = |outcome: TransactionOutcome| {
             let counts = self.by_rule(|counters| &counters.transactions[outcome as usize]);
             counts
                 .into_iter()
                 .map(move |(rule, count)| ((outcome, rule), count))
         };
-        Outcome::ALL.into_iter().flat_map(of).collect()
+        TransactionOutcome::ALL.into_iter().flat_map(of).collect()
     }
 
     /// The rules that have counted something, and what.
@@ -167,18 +167,28 @@ mod tests {
     #[test]
     fn every_outcome_has_a_counter_of_its_own() {
         let counters = Counters::default();
-        for (number, outcome) in (1..).zip(Outcome::ALL) {
+        for (number, outcome) in (1..).zip(TransactionOutcome::ALL) {
             for _ in 0..number {
                 counters.transaction(outcome, Rule::CLIENT, 0);
             }
         }
-        counters.transaction(Outcome::Refused, Rule::of_zone("counted.example"), 5);
+        counters.transaction(
+            TransactionOutcome::Refused,
+            Rule::of_zone("counted.example"),
+            5,
+        );
         let expected = [
-            ((Outcome::Accepted, Rule::CLIENT), 1),
-            ((Outcome::Refused, Rule::CLIENT), 2),
-            ((Outcome::Refused, Rule::of_zone("counted.example")), 1),
-            ((Outcome::Deferred, Rule::CLIENT), 3),
-            ((Outcome::Abandoned, Rule::CLIENT), 4),
+            ((TransactionOutcome::Accepted, Rule::CLIENT), 1),
+            ((TransactionOutcome::Refused, Rule::CLIENT), 2),
+            (
+                (
+                    TransactionOutcome::Refused,
+                    Rule::of_zone("counted.example"),
+                ),
+                1,
+            ),
+            ((TransactionOutcome::Deferred, Rule::CLIENT), 3),
+            ((TransactionOutcome::Abandoned, Rule::CLIENT), 4),
         ];
         assert_eq!(counters.transactions_by_rule(), expected);
         assert_eq!(counters.sessions_by_rule(), []);

@@ -24,7 +24,7 @@ use crate::policy::pipeline::Recipient;
 use crate::policy::{Decision, Facts, Stage, decide};
 use crate::policy::{Rule, RuleKind};
 use crate::relay::destination::{Destination, NextHops};
-use crate::relay::transaction::{Answer, AnswerTo, Transaction};
+use crate::relay::transaction::{AnswerTo, OwedAnswer, Transaction};
 
 /// A client that takes longer over its next command than this does so without a connection to the
 /// next hop: there are fewer of those than of clients.
@@ -339,7 +339,7 @@ impl Session {
     fn give(
         &mut self,
         transaction: &OpenTransaction,
-        answer: &Answer<'_>,
+        answer: &OwedAnswer<'_>,
         out: &mut Vec<u8>,
     ) -> Option<After> {
         let reply = &answer.reply;

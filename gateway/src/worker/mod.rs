@@ -1,9 +1,9 @@
 //! One worker per core: it accepts, keeps the table of connections and the timers, and moves octets
 //! between clients, the SMTP engine, the policy and the next hops.
 //!
-//! A worker is a loop over batches: collect completions, poll the tasks of the connections that they
-//! are for, then bring the driver in line with what was decided. A task is a session with a client
-//! or with a next hop, written in the order in which it happens (`session`, `mail`,
+//! A worker is a loop over batches: collect completions, poll the tasks of the connections that
+//! they are for, then bring the driver in line with what was decided. A task is a session with a
+//! client or with a next hop, written in the order in which it happens (`session`, `mail`,
 //! `next_hop`); what tasks share and may do is in `reactor`. Tasks never see the driver, so the
 //! same sessions run on the ring and in the simulation. Workers share nothing but [`Shared`].
 //!
@@ -51,9 +51,7 @@ use self::reactor::{Reactor, Service};
 use self::records::RecordQueue;
 use self::sources::Sources;
 use crate::config::Config;
-use crate::driver::{
-    self, Buffer, Completion, Conn, Driver, OperationResult as Outcome, ReceiveEnd,
-};
+use crate::driver::{self, Buffer, Completion, Conn, Driver, OperationResult, ReceiveEnd};
 
 /// Accepts outstanding per listener; also the sessions beyond the limit that can be told so at the
 /// same time.
@@ -283,9 +281,9 @@ impl Worker {
     fn complete(&mut self, Completion { conn, outcome }: Completion) {
         let reactor = Rc::clone(&self.reactor);
         match outcome {
-            Outcome::Received(buffer) => self.received(conn, buffer),
-            Outcome::Accepted(result) => self.accepted(conn, result),
-            Outcome::Connected(result) => {
+            OperationResult::Received(buffer) => self.received(conn, buffer),
+            OperationResult::Accepted(result) => self.accepted(conn, result),
+            OperationResult::Connected(result) => {
                 reactor.with(conn, |connection| {
                     connection.opened();
                     if let Err(error) = &result
@@ -300,17 +298,17 @@ impl Worker {
                 // An attempt that was given up has no task any more.
                 reactor.touch(conn);
             }
-            Outcome::ReceiveEnded(end) => self.receive_ended(conn, &end),
-            Outcome::Sent { buffer, result } => self.sent(conn, buffer, &result),
-            Outcome::Unacknowledged(result) => self.unacknowledged(conn, &result),
-            Outcome::Closed => {
+            OperationResult::ReceiveEnded(end) => self.receive_ended(conn, &end),
+            OperationResult::Sent { buffer, result } => self.sent(conn, buffer, &result),
+            OperationResult::Unacknowledged(result) => self.unacknowledged(conn, &result),
+            OperationResult::Closed => {
                 let is_current = reactor.with(conn, |_| ()).is_some();
                 if is_current {
                     reactor.wheel.with(|wheel| wheel.clear(conn.slot));
                     reactor.table.with(|table| table.free(conn));
                 }
             }
-            Outcome::Wake => {}
+            OperationResult::Wake => {}
         }
     }
 

@@ -1,8 +1,8 @@
-//! Our session with a next hop: from the connect to QUIT, whoever it works for meanwhile.
+//! Our session with a next hop: from the connect to QUIT, for one owner after the other.
 //!
 //! The task is the connection's: it opens it, says EHLO, tells and hears what its [`Owner`] has for
 //! the next hop, cleans up with RSET behind an owner that has gone, waits in the pool for the next
-//! one, and says QUIT. An owner that goes away, in whatever state, has nobody to wait for and
+//! one, and says QUIT. An owner that goes away, in whatever state, waits for nothing and has
 //! nothing to undo.
 
 mod silence;
@@ -36,7 +36,7 @@ pub(super) struct NextHop {
     ready: Cell<bool>,
     /// It is being opened with no transaction to wait for it, and the pool counts it as such.
     background: Cell<bool>,
-    /// Its owner has gone in the middle of what cannot be taken back.
+    /// Its owner has gone after DATA, and the next hop must not hear an end of it.
     abandoned: Cell<bool>,
 }
 

@@ -351,9 +351,9 @@ impl Reactor {
         });
     }
 
-    /// Shows `take` what has arrived at the connection of the task being polled, in place where that
-    /// is possible, and its output. `take` returns how much it has used up; the rest is shown again.
-    /// `None` if nothing more can be said on the connection.
+    /// Shows `take` what has arrived at the connection of the task being polled, in place where
+    /// that is possible, and its output. `take` returns how much it has used up; the rest is shown
+    /// again. `None` if nothing more can be said on the connection.
     pub(super) fn read<T>(
         &self,
         conn: Conn,

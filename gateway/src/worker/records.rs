@@ -12,7 +12,7 @@ use std::time::Duration;
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 
 use super::bounded_queue::BoundedQueue;
-use super::counters::Outcome;
+use super::counters::TransactionOutcome;
 use crate::policy::Rule;
 
 /// The version of what a record holds, and so of the fields of its line in the log. It goes up when
@@ -71,7 +71,7 @@ pub struct TransactionRecord {
     /// The client's address.
     pub client: IpAddr,
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: TransactionOutcome,
     /// The rule that decided.
     pub rule: Rule,
     /// The rule by which the policy refused a recipient, the last one if there were several.

@@ -23,7 +23,7 @@ use super::lookup::Listings;
 use super::progress::{Look, next_look};
 use super::reactor::{Reactor, Service};
 use super::records::{Record, SessionRecord, TraceId};
-use super::sources::Source;
+use super::sources::ClientSource;
 use super::transaction::OpenTransaction;
 use crate::config::Limits;
 use crate::driver::Conn;
@@ -124,7 +124,7 @@ pub(super) struct Session {
     /// The rule that let it in.
     admitted: Rule,
     /// Counted in the sessions of this source.
-    source: Option<Source>,
+    source: Option<ClientSource>,
     /// What DNS lists say about the client.
     pub(super) listings: Listings,
     /// The rule by which recipients were refused for it.
@@ -239,8 +239,11 @@ impl Session {
                 self.admitted = rule;
                 Ok(())
             }
-            // No check at this stage looks anything up.
-            Decision::Wait(_) => Ok(()),
+            // No check at this stage looks anything up: a test of the table holds that.
+            Decision::Wait(_) => {
+                debug_assert!(Stage::Connect.can_wait());
+                Ok(())
+            }
         }
     }
 
@@ -249,7 +252,7 @@ impl Session {
         let reactor = &self.reactor;
         let mut source_sessions = Count::default();
         if !self.client.is_exempt() {
-            let source = Source::from(self.client.address);
+            let source = ClientSource::from(self.client.address);
             self.source = Some(source);
             source_sessions = Count {
                 now: reactor.shared.sources.enter(source),

@@ -19,9 +19,9 @@ const TRANSLATED: u64 = 0x0064_ff9b_0000_0000;
 /// What is counted as one source: an IPv4 address, also one that a translator has put into
 /// 64:ff9b::/96, or the /64 of an IPv6 address, which one host can fill at will.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Source(u64, bool);
+pub struct ClientSource(u64, bool);
 
-impl From<IpAddr> for Source {
+impl From<IpAddr> for ClientSource {
     fn from(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self(u64::from(address.to_bits()), true),
@@ -38,7 +38,7 @@ impl From<IpAddr> for Source {
 
 /// Open sessions by source.
 pub struct Sources {
-    shards: [Mutex<FxHashMap<Source, u32>>; SHARDS],
+    shards: [Mutex<FxHashMap<ClientSource, u32>>; SHARDS],
 }
 
 impl Default for Sources {
@@ -52,7 +52,7 @@ impl Default for Sources {
 impl Sources {
     /// Counts one more session of the source; how many it has with this one. It has to
     /// [leave](Self::leave), also when it is one too many.
-    pub fn enter(&self, source: Source) -> u32 {
+    pub fn enter(&self, source: ClientSource) -> u32 {
         let mut shard = self
             .shard(source)
             .lock()
@@ -63,7 +63,7 @@ impl Sources {
     }
 
     /// Ends a session that was counted.
-    pub fn leave(&self, source: Source) {
+    pub fn leave(&self, source: ClientSource) {
         let mut shard = self
             .shard(source)
             .lock()
@@ -76,7 +76,7 @@ impl Sources {
         }
     }
 
-    fn shard(&self, source: Source) -> &Mutex<FxHashMap<Source, u32>> {
+    fn shard(&self, source: ClientSource) -> &Mutex<FxHashMap<ClientSource, u32>> {
         &self.shards[FxBuildHasher.hash_one(source) as usize >> 7 & (SHARDS - 1)]
     }
 }
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_source_is_an_ipv4_address_or_an_ipv6_64() {
-        let source = |text: &str| Source::from(text.parse::<IpAddr>().unwrap());
+        let source = |text: &str| ClientSource::from(text.parse::<IpAddr>().unwrap());
         assert_ne!(source("192.0.2.1"), source("192.0.2.2"));
         assert_eq!(source("192.0.2.1"), source("::ffff:192.0.2.1"));
         assert_eq!(source("2001:db8:1:2::3"), source("2001:db8:1:2:ffff::"));
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_source_has_as_many_sessions_as_have_not_ended() {
-        let (sources, source) = (Sources::default(), Source(7, true));
+        let (sources, source) = (Sources::default(), ClientSource(7, true));
         assert_eq!([(); 3].map(|()| sources.enter(source)), [1, 2, 3]);
         sources.leave(source);
         assert_eq!(sources.enter(source), 3);

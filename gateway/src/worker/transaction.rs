@@ -14,7 +14,7 @@ use portcullis_smtp::client::{Client, Sent};
 use portcullis_smtp::envelope::Mail;
 use portcullis_smtp::reply::Reply;
 
-use super::counters::Outcome;
+use super::counters::TransactionOutcome;
 use super::local::Local;
 use super::records::{Reached, TraceId, TransactionRecord, TransactionTexts};
 use crate::driver::Conn;
@@ -81,13 +81,13 @@ impl LoggedReply {
     }
 
     /// How a transaction ends in which this is the last word.
-    fn outcome(&self) -> Outcome {
+    fn outcome(&self) -> TransactionOutcome {
         if self.reply.is_positive() {
-            Outcome::Accepted
+            TransactionOutcome::Accepted
         } else if self.reply.is_permanent() {
-            Outcome::Refused
+            TransactionOutcome::Refused
         } else {
-            Outcome::Deferred
+            TransactionOutcome::Deferred
         }
     }
 }
@@ -180,7 +180,7 @@ impl OpenTransaction {
                 id: self.id,
                 client,
                 texts: TransactionTexts::new(state.envelope.sender(), recipient, reply),
-                outcome: last.map_or(Outcome::Abandoned, LoggedReply::outcome),
+                outcome: last.map_or(TransactionOutcome::Abandoned, LoggedReply::outcome),
                 rule: last.map_or(Rule::CLIENT, |last| last.rule),
                 recipient_refused_by: notes.recipient_refused_by,
                 recipients: count as u32,

@@ -210,7 +210,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_wheel_fires_what_a_plain_map_of_deadlines_would(steps in prop::collection::vec(step(), 1..200)) {
+        fn the_wheel_fires_what_a_plain_map_of_deadlines_would(
+            steps in prop::collection::vec(step(), 1..200),
+        ) {
             let (mut wheel, mut plain, mut now) = (Wheel::default(), HashMap::new(), 0u64);
             for step in steps {
                 match step {
@@ -229,7 +231,11 @@ mod tests {
                         wheel.expire(seconds(now), &mut due);
                         due.sort_unstable();
                         let mut expected: Vec<u32> =
-                            plain.iter().filter(|(_, at)| **at <= now).map(|(slot, _)| *slot).collect();
+                            plain
+                                .iter()
+                                .filter(|(_, at)| **at <= now)
+                                .map(|(slot, _)| *slot)
+                                .collect();
                         expected.sort_unstable();
                         plain.retain(|_, at| *at > now);
                         prop_assert_eq!(due, expected);

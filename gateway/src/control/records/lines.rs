@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
     use crate::policy::Rule;
-    use crate::worker::counters::Outcome;
+    use crate::worker::counters::TransactionOutcome;
     use crate::worker::records::{Reached, TraceId, TransactionTexts};
 
     #[derive(Clone, Default)]
@@ -143,7 +143,7 @@ mod tests {
         Record::Transaction(TransactionRecord {
             id: TraceId(0xac),
             client: [192, 0, 2, 1].into(),
-            outcome: Outcome::Accepted,
+            outcome: TransactionOutcome::Accepted,
             rule: Rule::LOCAL_DOMAIN,
             recipient_refused_by: Some(Rule::CLOSED_RELAY),
             recipients: 1,

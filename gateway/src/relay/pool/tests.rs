@@ -201,7 +201,10 @@ fn the_pause_after_failures_grows_to_the_limit_and_ends_with_a_success() {
         let probed = Lease::Stranded(address(1));
         assert_eq!(lease(&mut pool, now + pause), probed);
         assert_eq!(pool.take_probes(), [address(1)]);
-        assert!(!pool.states()[0].up, "nobody knows yet whether it is back");
+        assert!(
+            !pool.states()[0].up,
+            "it is not known yet whether it is back"
+        );
         now += pause;
         pool.background_ended(address(1));
         pool.closed(address(1), Some(HOP), false, now);
@@ -229,7 +232,7 @@ fn clients_waiting_for_a_hop_that_fails_are_told_to_ask_again() {
 }
 
 #[test]
-fn nobody_waits_for_a_fresh_connection_while_one_lies_idle() {
+fn no_client_waits_for_a_fresh_connection_while_one_is_idle() {
     let mut pool = pool();
     pool.lease(CLIENT, [address(1)], &[], WISH, NOW);
     pool.released(address(1), HOP);
