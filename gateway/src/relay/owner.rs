@@ -53,3 +53,173 @@ pub trait Owner {
     /// The connection is gone; `said` is what the next hop said when it went.
     fn lost(&self, address: SocketAddr, loss: Loss, said: Option<Reply<'static>>);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use portcullis_smtp::client::{ClientEvent, MailCommand};
+    use portcullis_smtp::data::Stuffer;
+    use portcullis_smtp::reply::EnhancedCode;
+    use portcullis_smtp::server::{Blame, Event, Session, Settings};
+
+    use super::*;
+
+    const MESSAGE: &[u8] = b"Subject: from a queue\r\n\r\n.stuffed\r\n";
+    const UNKNOWN: Reply<'static> = Reply::fixed(550, EnhancedCode(5, 1, 1), "No such user");
+
+    /// A message from a queue, which has no client: what a spool will have.
+    struct Delivery {
+        recipients: Vec<&'static str>,
+        state: RefCell<Delivered>,
+    }
+
+    #[derive(Default)]
+    struct Delivered {
+        mail_told: bool,
+        told: usize,
+        data_told: bool,
+        invited: bool,
+        ended: bool,
+        /// The code for each recipient, and for the message.
+        codes: Vec<u16>,
+        lost: Option<Loss>,
+    }
+
+    impl Owner for Delivery {
+        fn task(&self) -> Conn {
+            Conn::NONE
+        }
+
+        fn advance(&self, _: SocketAddr, hop: &mut Client, out: &mut Vec<u8>) -> bool {
+            let state = &mut *self.state.borrow_mut();
+            let begins = !state.mail_told && hop.may_send();
+            if begins {
+                let command = MailCommand {
+                    path: "a@queue.example",
+                    ..MailCommand::default()
+                };
+                hop.mail(&command, out);
+                state.mail_told = true;
+            }
+            while state.mail_told && state.told < self.recipients.len() && hop.may_send() {
+                hop.rcpt(self.recipients[state.told], None, None, out);
+                state.told += 1;
+            }
+            let all_told = state.told == self.recipients.len() && hop.replies_owed() == 0;
+            if all_told && !state.data_told && state.codes.contains(&250) {
+                hop.data(out);
+                state.data_told = true;
+            }
+            if state.invited && !state.ended {
+                let mut stuffer = Stuffer::new();
+                stuffer.write(MESSAGE, out);
+                hop.end_of_data(&mut stuffer, out);
+                state.ended = true;
+            }
+            begins
+        }
+
+        fn reply(&self, to: Sent, reply: &Reply<'_>) {
+            let mut state = self.state.borrow_mut();
+            match to {
+                Sent::Data => state.invited = reply.code == 354,
+                Sent::Rcpt | Sent::Message => state.codes.push(reply.code),
+                _ => {}
+            }
+        }
+
+        fn interrupted(&self, _: &Reply<'_>) {}
+
+        fn standing(&self) -> Standing {
+            let state = self.state.borrow();
+            Standing {
+                past_envelope: state.data_told && !state.ended,
+                awaits_final: state.ended && state.codes.len() == self.recipients.len(),
+                has_news: false,
+            }
+        }
+
+        fn may_be_the_connection(&self) -> bool {
+            false
+        }
+
+        fn asks_for_dsn(&self) -> bool {
+            false
+        }
+
+        fn relieved(&self, _: usize) -> bool {
+            false
+        }
+
+        fn overtaken(&self) {}
+
+        fn lost(&self, _: SocketAddr, loss: Loss, _: Option<Reply<'static>>) {
+            self.state.borrow_mut().lost = Some(loss);
+        }
+    }
+
+    /// The server's side of the session, in memory: what it has been sent.
+    fn serve(session: &mut Session, input: &[u8], out: &mut Vec<u8>, message: &mut Vec<u8>) {
+        let settings = Settings::new("mx.example".to_owned());
+        session.flushed();
+        let mut taken = 0;
+        loop {
+            let step = session.handle(&settings, &input[taken..], out);
+            taken += step.consumed;
+            match step.event {
+                Event::NeedInput => break,
+                Event::Rcpt(rcpt) if rcpt.path.raw.starts_with("gone@") => {
+                    session.refuse(&settings, &UNKNOWN, Blame::None, out);
+                }
+                Event::Body(piece) => message.extend_from_slice(piece),
+                Event::Quit | Event::Abort(_) => panic!("{:?}", step.event),
+                _ => session.accept(&settings, out),
+            }
+        }
+        assert_eq!(taken, input.len());
+    }
+
+    #[test]
+    fn a_delivery_that_is_no_client_can_own_a_connection() {
+        let owner: &dyn Owner = &Delivery {
+            recipients: vec!["b@mx.example", "gone@mx.example"],
+            state: RefCell::default(),
+        };
+        let address = SocketAddr::from(([192, 0, 2, 1], 25));
+        let (mut server, mut client) = (Session::new(), Client::new());
+        let (mut to_client, mut message, mut begun) = (Vec::new(), Vec::new(), 0);
+        server.greet(&Settings::new("mx.example".to_owned()), &mut to_client);
+        while !to_client.is_empty() {
+            let replies = std::mem::take(&mut to_client);
+            let (mut taken, mut to_server) = (0, Vec::new());
+            let mut is_ready = true;
+            loop {
+                let (used, event) = client.handle(&replies[taken..]);
+                taken += used;
+                match event {
+                    ClientEvent::NeedInput => break,
+                    ClientEvent::Reply { to, .. } if to == Sent::Greeting => is_ready = false,
+                    ClientEvent::Reply { to, .. } if to == Sent::Ehlo => {}
+                    ClientEvent::Reply { to, reply } => owner.reply(to, &reply),
+                    other => panic!("{other:?}"),
+                }
+            }
+            if is_ready {
+                begun += u32::from(owner.advance(address, &mut client, &mut to_server));
+            } else {
+                client.ehlo("gate.example", &mut to_server);
+            }
+            if !to_server.is_empty() {
+                serve(&mut server, &to_server, &mut to_client, &mut message);
+            }
+        }
+        assert_eq!(message, MESSAGE);
+        assert_eq!((begun, client.replies_owed()), (1, 0));
+        let standing = owner.standing();
+        assert!(
+            !standing.past_envelope && !standing.awaits_final,
+            "{standing:?}"
+        );
+    }
+}
