@@ -32,7 +32,7 @@ fn three_rings_hold_more_connections_than_the_process_may_open_files() {
             for _ in 0..2 {
                 match loopback.next().outcome {
                     OperationResult::Connected(Ok(())) | OperationResult::Accepted(Ok(_)) => {
-                        held += 1
+                        held += 1;
                     }
                     other => panic!("{other:?}"),
                 }
