@@ -18,6 +18,8 @@ pub struct Plan {
     vanishes_after: Option<usize>,
     /// By breaking the connection, not by closing it.
     by_reset: bool,
+    /// Sends QUIT behind its last message, closes its side, and reads on.
+    closes_early: bool,
     /// Says nothing more after this number of replies, and waits until a deadline of the gate
     /// fires.
     silent_after: Option<usize>,
@@ -54,11 +56,14 @@ impl Plan {
         let transactions = (0..count)
             .map(|n| Transaction::random(rng, format!("{number}-{n}"), extended))
             .collect();
+        let pipelining = extended && rng.bool();
         Self {
             number,
             extended,
-            pipelining: extended && rng.bool(),
+            pipelining,
             transactions,
+            // From numbers of its own, so that seeds which found something before still find it.
+            closes_early: pipelining && rng.clone().bool(),
             vanishes_after: (rng.u8(..4) == 0).then(|| rng.usize(..12)),
             by_reset: rng.bool(),
             silent_after: (rng.u8(..8) == 0).then(|| rng.usize(..10)),
@@ -165,6 +170,8 @@ pub struct Client {
     mail_accepted: bool,
     after_envelope: bool,
     done: bool,
+    /// Its side is to be closed.
+    closes: bool,
     now: Duration,
     shelf: Shelf,
 }
@@ -183,6 +190,7 @@ impl Client {
             mail_accepted: false,
             after_envelope: false,
             done: false,
+            closes: false,
             now: Duration::ZERO,
             shelf,
             plan,
@@ -293,6 +301,9 @@ impl Client {
         if self.asked.is_empty() && !silent {
             self.go_on(send);
         }
+        if std::mem::take(&mut self.closes) {
+            return Fate::Close;
+        }
         Fate::Stay
     }
 
@@ -353,6 +364,14 @@ impl Client {
         while let Some((asked, octets)) = self.queued.pop_front() {
             send.extend_from_slice(&octets);
             self.asked.push_back(asked);
+            if asked == Asked::Message
+                && self.plan.closes_early
+                && self.plan.transactions.len() == 1
+            {
+                send.extend_from_slice(b"QUIT\r\n");
+                self.asked.push_back(Asked::Quit);
+                self.closes = true;
+            }
             let group = matches!(
                 asked,
                 Asked::Mail | Asked::Rcpt | Asked::Rset | Asked::Chunk

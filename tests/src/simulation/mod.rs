@@ -16,6 +16,7 @@ pub mod client;
 pub mod driver;
 mod lists;
 pub mod next_hop;
+pub mod scene;
 pub mod slow;
 
 use std::cell::RefCell;
@@ -197,6 +198,7 @@ pub fn run(seed: u64) -> Result<Summary, String> {
             Box::new(client),
         );
     }
+    reload_now_and_then(seed, &network, &shared, &configuration)?;
     let stop_early = (rng.u8(..5) == 0).then(|| Duration::from_millis(rng.u64(..10_000)));
 
     let mut turns = 0;
@@ -245,6 +247,36 @@ pub fn run(seed: u64) -> Result<Summary, String> {
     } else {
         Err(record.violations.join("\n"))
     }
+}
+
+/// In a third of the worlds the configuration is replaced a few times by another in which clients
+/// and next hops have more time or less, and more connections or fewer.
+fn reload_now_and_then(
+    seed: u64,
+    network: &driver::Network,
+    shared: &Arc<Shared>,
+    configuration: &str,
+) -> Result<(), String> {
+    if seed % 3 != 0 {
+        return Ok(());
+    }
+    let mut rng = fastrand::Rng::with_seed(seed ^ 0x7265_6c6f);
+    for _ in 0..rng.u8(1..5) {
+        let connections = format!("connections = {}", rng.u8(1..5));
+        let idle = format!("idle_timeout = \"{}s\"", rng.u8(1..20));
+        let timeout = format!("command_timeout = \"{}m\"", rng.u8(8..12));
+        let text = configuration
+            .replace("connections = 3", &connections)
+            .replace("idle_timeout = \"15s\"", &idle)
+            .replace("command_timeout = \"10m\"", &timeout);
+        let config = config::parse(Path::new("simulation.toml"), &text)
+            .map_err(|errors| errors.to_string())?;
+        let (config, shared) = (Arc::new(config), Arc::clone(shared));
+        network.act(Duration::from_millis(rng.u64(..20_000)), move |_| {
+            shared.config.store(config);
+        });
+    }
+    Ok(())
 }
 
 /// Holds what clients heard against what arrived.

@@ -1,0 +1,255 @@
+//! Sessions in scenes of the simulation, where the moment decides: what stops while something is
+//! waited for, and what a reload changes for sessions that are there.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use portcullis::worker::Life;
+use portcullis_tests::simulation::scene::{Act, Scene, Step, lines, say, usual};
+
+const SECOND: Duration = Duration::from_secs(1);
+const QUICK: Duration = Duration::from_micros(10);
+
+const ONE: &str = r#"
+hostname = "gate.example"
+[[listener]]
+address = "192.0.2.1:25"
+[relay]
+networks = ["10.9.0.0/16"]
+domains = ["a.example"]
+connect_timeout = "10s"
+reply_timeout = "60s"
+connections = 1
+[limits]
+shutdown_timeout = "5s"
+[[route]]
+domains = ["*"]
+next_hop = ["10.0.0.1:25"]
+"#;
+
+const ZONE: &str = r#"
+[[dnsbl]]
+zone = "bl.example"
+score = 2
+[dnsbl_policy]
+servers = ["192.0.2.53"]
+reject_at = 2
+timeout = "30s"
+"#;
+
+fn local() -> [u8; 4] {
+    [10, 9, 0, 1]
+}
+
+fn stranger() -> [u8; 4] {
+    [10, 8, 0, 1]
+}
+
+fn sessions_open(scene: &Scene) -> u64 {
+    scene.counters.sessions_open.load(Ordering::Relaxed)
+}
+
+fn stop(scene: &Scene, after: Duration) {
+    let shared = Arc::clone(&scene.shared);
+    scene
+        .network
+        .act(after, move |_| shared.set_life(Life::Draining));
+}
+
+#[test]
+fn a_session_whose_recipient_waits_for_dns_lists_is_told_when_the_time_to_finish_is_over() {
+    let mut scene = Scene::new(
+        &format!("{ONE}{ZONE}"),
+        QUICK,
+        Rc::new(|_, _, line| usual(line)),
+    );
+    let heard = scene.client(
+        SECOND,
+        stranger(),
+        vec![
+            Step::Hear("220 "),
+            say("EHLO client.example\n"),
+            Step::Hear("250 "),
+            say("MAIL FROM:<x@y.example>\nRCPT TO:<c@a.example>\n"),
+        ],
+    );
+    stop(&scene, 3 * SECOND);
+    assert!(scene.run_until(60 * SECOND), "it ends");
+    let heard = lines(&heard);
+    assert!(
+        heard.iter().any(|line| line.starts_with("421 4.3.2")),
+        "{heard:?}"
+    );
+    assert_eq!(
+        (sessions_open(&scene), scene.records().len()),
+        (0, 2),
+        "the session and its transaction are recorded"
+    );
+}
+
+#[test]
+fn a_refusal_that_waits_for_the_next_hop_keeps_no_session_when_the_time_to_finish_is_over() {
+    let script = |_, _: SocketAddr, line: &str| match line.get(..4) {
+        Some("RCPT") => Act::Silence,
+        _ => usual(line),
+    };
+    let mut scene = Scene::new(ONE, QUICK, Rc::new(script));
+    let heard = scene.client(
+        SECOND,
+        stranger(),
+        vec![
+            Step::Hear("220 "),
+            say("EHLO client.example\n"),
+            Step::Hear("250 "),
+            say("MAIL FROM:<x@y.example>\nRCPT TO:<c@a.example>\nRCPT TO:<d@else.example>\n"),
+        ],
+    );
+    stop(&scene, 3 * SECOND);
+    assert!(scene.run_until(60 * SECOND), "it ends");
+    let heard = lines(&heard);
+    assert!(
+        heard.iter().any(|line| line.starts_with("421 4.3.2")),
+        "{heard:?} {:?}",
+        scene.log.borrow()
+    );
+    assert_eq!((sessions_open(&scene), scene.records().len()), (0, 2),);
+}
+
+#[test]
+fn a_next_hop_that_never_answers_rset_does_not_keep_the_gate_beyond_its_time_to_finish() {
+    let script = |_, _: SocketAddr, line: &str| match line.get(..4) {
+        Some("RSET") => Act::Silence,
+        _ => usual(line),
+    };
+    let mut scene = Scene::new(ONE, QUICK, Rc::new(script));
+    scene.client(
+        SECOND,
+        local(),
+        vec![
+            Step::Hear("220 "),
+            say("EHLO client.example\n"),
+            Step::Hear("250 "),
+            say("MAIL FROM:<x@y.example>\nRCPT TO:<c@a.example>\nRSET\nQUIT\n"),
+            Step::Hear("221 "),
+            Step::Close,
+        ],
+    );
+    stop(&scene, 3 * SECOND);
+    assert!(scene.run_until(60 * SECOND), "it ends");
+    let ended = scene.network.now();
+    assert!(
+        ended < 9 * SECOND + SECOND / 2,
+        "{ended:?} {:?}",
+        scene.log.borrow()
+    );
+}
+
+#[test]
+fn a_connect_that_takes_too_long_gives_its_slot_back_when_it_has_ended() {
+    let one = ONE.replace("connect_timeout = \"10s\"", "connect_timeout = \"1s\"");
+    let mut scene = Scene::new(&one, 60 * SECOND, Rc::new(|_, _, line| usual(line)));
+    for number in 0..20 {
+        scene.client(
+            Duration::ZERO,
+            [10, 9, 0, number],
+            vec![
+                Step::Hear("220 "),
+                say("EHLO client.example\n"),
+                Step::Hear("250 "),
+                say("MAIL FROM:<x@y.example>\nRCPT TO:<c@a.example>\n"),
+            ],
+        );
+    }
+    // The pool gives attempts up; their connections are closed in the same second or the next.
+    let mut given_up = None;
+    while scene.network.now() < 60 * SECOND {
+        scene.run_until(scene.network.now() + Duration::from_millis(1));
+        let now = scene.network.now();
+        let open: u32 = scene.counters.hops().iter().map(|hop| hop.open).sum();
+        let is_held = open == 0 && scene.network.connections() > 20;
+        let since = *given_up.get_or_insert(now);
+        if !is_held || open > 0 {
+            given_up = None;
+        }
+        assert!(
+            now - since < SECOND + SECOND / 2,
+            "held since {since:?}, at {now:?}"
+        );
+    }
+}
+
+#[test]
+fn a_reload_holds_for_the_next_mail_of_a_session_that_is_there() {
+    let small = ONE.replace("[limits]", "[limits]\nmessage_size = \"1MB\"");
+    let mut scene = Scene::new(ONE, QUICK, Rc::new(|_, _, line| usual(line)));
+    let heard = scene.client(
+        SECOND,
+        local(),
+        vec![
+            Step::Hear("220 "),
+            say("EHLO client.example\n"),
+            Step::Hear("250 "),
+            Step::Wait(5 * SECOND),
+            say("MAIL FROM:<x@y.example> SIZE=2000000\n"),
+        ],
+    );
+    scene.reload(3 * SECOND, &small);
+    scene.run_until(20 * SECOND);
+    let heard = lines(&heard);
+    assert!(
+        heard.last().is_some_and(|line| line.starts_with("552 ")),
+        "{heard:?}"
+    );
+}
+
+#[test]
+fn a_shorter_command_timeout_holds_for_an_idle_session_from_its_next_command() {
+    let short = ONE.replace("[limits]", "[limits]\ncommand_timeout = \"10s\"");
+    let mut scene = Scene::new(ONE, QUICK, Rc::new(|_, _, line| usual(line)));
+    let heard = scene.client(
+        SECOND,
+        local(),
+        vec![
+            Step::Hear("220 "),
+            say("EHLO client.example\n"),
+            Step::Hear("250 "),
+            Step::Wait(5 * SECOND),
+            say("NOOP\n"),
+        ],
+    );
+    scene.reload(3 * SECOND, &short);
+    scene.run_until(30 * SECOND);
+    let heard = lines(&heard);
+    assert!(
+        heard.iter().any(|line| line.starts_with("421 4.4.2")),
+        "{heard:?}"
+    );
+}
+
+#[test]
+fn a_client_that_breaks_off_as_the_next_hop_answers_does_not_stop_the_worker() {
+    let script = |_, _: SocketAddr, line: &str| match line.get(..4) {
+        Some("RCPT") => Act::Later(SECOND, "250 Ok"),
+        _ => usual(line),
+    };
+    // The moment at which the client breaks off passes over that of the answer.
+    for micros in 0..200 {
+        let mut scene = Scene::new(ONE, QUICK, Rc::new(script));
+        scene.client(
+            SECOND,
+            stranger(),
+            vec![
+                Step::Hear("220 "),
+                say("EHLO client.example\n"),
+                Step::Hear("250 HELP"),
+                say("MAIL FROM:<x@y.example>\nRCPT TO:<c@a.example>\nRCPT TO:<d@else.example>\n"),
+                Step::Wait(SECOND + Duration::from_micros(5 * micros)),
+                Step::Reset,
+            ],
+        );
+        scene.run_until(20 * SECOND);
+    }
+}
