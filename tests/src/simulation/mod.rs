@@ -257,7 +257,7 @@ fn reload_now_and_then(
     shared: &Arc<Shared>,
     configuration: &str,
 ) -> Result<(), String> {
-    if seed % 3 != 0 {
+    if !seed.is_multiple_of(3) {
         return Ok(());
     }
     let mut rng = fastrand::Rng::with_seed(seed ^ 0x7265_6c6f);
