@@ -93,8 +93,7 @@ pub enum Verdict {
     Recent,
     /// Its source is on no list, and such sources are dropped.
     Unlisted,
-    /// Its source has sent more SYNs in this second than it may. There is no other reason to drop
-    /// it.
+    /// Its source has sent more SYNs in this second than it may; there is no other reason.
     OverBudget,
     /// A customer sent it, and neither source nor destination is permitted.
     Customer,

@@ -1,7 +1,6 @@
 //! Recent verdicts: sources that are kept out for a while.
 
-/// The most recent verdicts that the map holds. Full, it takes some 50 MiB of kernel memory; empty,
-/// 4 MiB.
+/// Recent verdicts at most. A full map takes some 50 MiB of kernel memory, an empty one 4 MiB.
 pub const VERDICTS_MAX: u32 = 262_144;
 
 /// Bytes of the note of a recent verdict.
