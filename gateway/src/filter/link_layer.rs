@@ -129,7 +129,7 @@ mod tests {
             (SIT, "sit", raw),
             (GRE, "gre", raw),
             (GRE6, "ip6gre", raw),
-            (ETHERNET, "vrf", Err("on a VRF itself")),
+            (ETHERNET, "vrf", Err("a VRF itself")),
             (NONE, "xfrm", Err("IPsec interface (xfrm)")),
             (TUNNEL, "vti", Err("IPsec interface (vti)")),
             (TUNNEL6, "vti6", Err("IPsec interface (vti6)")),

@@ -418,7 +418,7 @@ fn an_interface_that_comes_back_as_another_kind_does_not_get_a_program_that_cann
     ensure!(
         reason
             .as_ref()
-            .is_some_and(|reason| reason.contains("begin otherwise")),
+            .is_some_and(|reason| reason.contains("another kind of header")),
         "{reason:?}"
     );
     drop(owner);
