@@ -199,8 +199,10 @@ mod tests {
                 taken += used;
                 match event {
                     ClientEvent::NeedInput => break,
-                    ClientEvent::Reply { to, .. } if to == Sent::Greeting => is_ready = false,
-                    ClientEvent::Reply { to, .. } if to == Sent::Ehlo => {}
+                    ClientEvent::Reply {
+                        to: Sent::Greeting, ..
+                    } => is_ready = false,
+                    ClientEvent::Reply { to: Sent::Ehlo, .. } => {}
                     ClientEvent::Reply { to, reply } => owner.reply(to, &reply),
                     other => panic!("{other:?}"),
                 }
