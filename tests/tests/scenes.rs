@@ -181,9 +181,10 @@ fn a_connect_that_takes_too_long_gives_its_slot_back_when_it_has_ended() {
     }
 }
 
-#[test]
-fn a_reload_holds_for_the_next_mail_of_a_session_that_is_there() {
-    let small = ONE.replace("[limits]", "[limits]\nmessage_size = \"1MB\"");
+/// What a session hears that was there before a reload to a limit, and goes on with a command behind
+/// it.
+fn heard_behind_a_reload(limit: &str, command: &str) -> Vec<String> {
+    let limited = ONE.replace("[limits]", &format!("[limits]\n{limit}"));
     let mut scene = Scene::new(ONE, QUICK, Rc::new(|_, _, line| usual(line)));
     let heard = scene.client(
         SECOND,
@@ -193,12 +194,18 @@ fn a_reload_holds_for_the_next_mail_of_a_session_that_is_there() {
             say("EHLO client.example\n"),
             Step::Hear("250 "),
             Step::Wait(5 * SECOND),
-            say("MAIL FROM:<x@y.example> SIZE=2000000\n"),
+            say(command),
         ],
     );
-    scene.reload(3 * SECOND, &small);
-    scene.run_until(20 * SECOND);
-    let heard = lines(&heard);
+    scene.reload(3 * SECOND, &limited);
+    scene.run_until(30 * SECOND);
+    lines(&heard)
+}
+
+#[test]
+fn a_reload_holds_for_the_next_mail_of_a_session_that_is_there() {
+    let command = "MAIL FROM:<x@y.example> SIZE=2000000\n";
+    let heard = heard_behind_a_reload("message_size = \"1MB\"", command);
     assert!(
         heard.last().is_some_and(|line| line.starts_with("552 ")),
         "{heard:?}"
@@ -207,22 +214,7 @@ fn a_reload_holds_for_the_next_mail_of_a_session_that_is_there() {
 
 #[test]
 fn a_shorter_command_timeout_holds_for_an_idle_session_from_its_next_command() {
-    let short = ONE.replace("[limits]", "[limits]\ncommand_timeout = \"10s\"");
-    let mut scene = Scene::new(ONE, QUICK, Rc::new(|_, _, line| usual(line)));
-    let heard = scene.client(
-        SECOND,
-        local(),
-        vec![
-            Step::Hear("220 "),
-            say("EHLO client.example\n"),
-            Step::Hear("250 "),
-            Step::Wait(5 * SECOND),
-            say("NOOP\n"),
-        ],
-    );
-    scene.reload(3 * SECOND, &short);
-    scene.run_until(30 * SECOND);
-    let heard = lines(&heard);
+    let heard = heard_behind_a_reload("command_timeout = \"10s\"", "NOOP\n");
     assert!(
         heard.iter().any(|line| line.starts_with("421 4.4.2")),
         "{heard:?}"

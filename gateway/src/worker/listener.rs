@@ -2,7 +2,8 @@
 //! limits, and what the policy sees of it.
 //!
 //! It is made once per listener and configuration. A session keeps the one it came by, and gets
-//! that of a new configuration between transactions.
+//! that of a new configuration before its next command. It does not keep the configuration itself:
+//! the lists in it are large.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::config::{Config, Limits};
 use crate::driver;
 use crate::policy::pipeline;
 
-/// What EHLO offers depends on.
+/// The state of a session on which it depends what EHLO offers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Channel {
     /// Nothing on the way can read or change what is said.
@@ -26,8 +27,7 @@ pub(super) struct Channel {
 pub(super) struct Listener {
     /// What decisions know of it.
     pub(super) facts: pipeline::Listener,
-    /// The configuration that it is from. It is not kept by sessions that are between transactions:
-    /// the lists of a configuration are large.
+    /// Which of the driver's it is.
     number: driver::Listener,
     limits: Limits,
     /// What EHLO offers.
