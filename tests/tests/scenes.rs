@@ -181,7 +181,7 @@ fn a_connect_that_takes_too_long_gives_its_slot_back_when_it_has_ended() {
     }
 }
 
-/// What a session hears that was there before a reload to a limit, and goes on with a command behind
+/// What a session hears that was there before a reload to this limit, and sends this command after
 /// it.
 fn heard_behind_a_reload(limit: &str, command: &str) -> Vec<String> {
     let limited = ONE.replace("[limits]", &format!("[limits]\n{limit}"));
