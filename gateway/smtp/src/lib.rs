@@ -12,6 +12,7 @@
 //! | [`envelope`] | MAIL and RCPT with their parameters |
 //! | [`path`] | the addresses of RFC 5321, 4.1.2 |
 //! | [`reply`] | replies with enhanced status codes |
+//! | [`sasl`] | the mechanisms of AUTH, and base64 |
 #![forbid(unsafe_code)]
 
 pub mod client;
@@ -19,6 +20,7 @@ pub mod data;
 pub mod envelope;
 pub mod path;
 pub mod reply;
+pub mod sasl;
 pub mod server;
 
 pub use envelope::{Mail, Rcpt, Ret};

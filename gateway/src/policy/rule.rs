@@ -143,6 +143,16 @@ fixed_rules! {
         "The command is known and not offered.";
     SEQUENCE Fixed "sequence" "503"
         "The command came at a wrong time.";
+    TLS_REQUIRED Fixed "tls-required" "530, 538"
+        "The command needs TLS, and the session has none.";
+    AUTH_REQUIRED Fixed "auth-required" "530"
+        "MAIL needs an authenticated client.";
+    AUTH_MECHANISM Fixed "auth-mechanism" "504"
+        "AUTH names a mechanism that is not offered.";
+    AUTH_LENGTH Fixed "auth-length" "500"
+        "A line of an authentication has more than 12,288 octets.";
+    AUTH_CANCELLED Fixed "auth-cancelled" "501"
+        "The client cancelled its authentication.";
     RECIPIENTS Fixed "recipients" "452"
         "The transaction has as many recipients as `limits.recipients_per_message` allows.";
     NO_RECIPIENTS Fixed "no-recipients" "554"
@@ -312,6 +322,11 @@ impl From<CommandError> for Rule {
             CommandError::Sequence => Rule::SEQUENCE,
             CommandError::Recipients => Rule::RECIPIENTS,
             CommandError::NoRecipients => Rule::NO_RECIPIENTS,
+            CommandError::TlsRequired => Rule::TLS_REQUIRED,
+            CommandError::AuthRequired => Rule::AUTH_REQUIRED,
+            CommandError::AuthMechanism => Rule::AUTH_MECHANISM,
+            CommandError::AuthLength => Rule::AUTH_LENGTH,
+            CommandError::AuthCancelled => Rule::AUTH_CANCELLED,
             CommandError::MessageSize => Rule::MESSAGE_SIZE,
         }
     }

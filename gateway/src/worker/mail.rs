@@ -427,7 +427,7 @@ impl Session {
                     transaction.note_refusal(rule, "", reply);
                 }
             }
-            (Verb::Content | Verb::Other, _) => counters.command_refused(rule),
+            (Verb::Content | Verb::Auth | Verb::Other, _) => counters.command_refused(rule),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::data::Bounds;
 use crate::reply::push_decimal;
+use crate::sasl::Mechanisms;
 
 /// RFC 9422, 4: a limit has at most six digits. A larger one is offered as this.
 const LIMIT_MAX: u32 = 999_999;
@@ -32,6 +33,14 @@ pub struct Settings {
     pub long_lines: LongLines,
     /// DSN is offered (RFC 3461): its parameters are accepted and passed on.
     pub dsn: bool,
+    /// STARTTLS is offered to sessions without TLS (RFC 3207).
+    pub starttls: bool,
+    /// The mechanisms of AUTH (RFC 4954). It is offered if there are any.
+    pub mechanisms: Mechanisms,
+    /// AUTH is offered even without TLS.
+    pub auth_without_tls: bool,
+    /// MAIL is refused before the client is authenticated.
+    pub auth_required: bool,
 }
 
 impl Settings {
@@ -48,6 +57,10 @@ impl Settings {
             command_length_max: 2048,
             long_lines: LongLines::Pass,
             dsn: true,
+            starttls: false,
+            mechanisms: Mechanisms::default(),
+            auth_without_tls: false,
+            auth_required: false,
         }
     }
 
@@ -72,15 +85,23 @@ pub enum LongLines {
     Refuse,
 }
 
-/// Writes the positive reply to EHLO or HELO (RFC 5321, 4.1.1.1), with the extensions offered.
-pub(super) fn write_hello(extended: bool, settings: &Settings, out: &mut Vec<u8>) {
+/// What the reply to EHLO offers depending on the state of the session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offer {
+    pub(super) starttls: bool,
+    pub(super) auth: bool,
+}
+
+/// Writes the positive reply to EHLO (RFC 5321, 4.1.1.1), with the extensions offered, or the one
+/// to HELO (`offer` is none).
+pub(super) fn write_hello(offer: Option<Offer>, settings: &Settings, out: &mut Vec<u8>) {
     let hostname = settings.hostname.as_bytes();
-    if !extended {
+    let Some(Offer { starttls, auth }) = offer else {
         out.extend_from_slice(b"250 ");
         out.extend_from_slice(hostname);
         out.extend_from_slice(b"\r\n");
         return;
-    }
+    };
     out.extend_from_slice(b"250-");
     out.extend_from_slice(hostname);
     out.extend_from_slice(b"\r\n250-PIPELINING\r\n250-SIZE ");
@@ -88,6 +109,17 @@ pub(super) fn write_hello(extended: bool, settings: &Settings, out: &mut Vec<u8>
     out.extend_from_slice(b"\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n");
     if settings.dsn {
         out.extend_from_slice(b"250-DSN\r\n");
+    }
+    if starttls {
+        out.extend_from_slice(b"250-STARTTLS\r\n");
+    }
+    if auth {
+        out.extend_from_slice(b"250-AUTH");
+        for mechanism in settings.mechanisms.iter() {
+            out.push(b' ');
+            out.extend_from_slice(mechanism.name().as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
     }
     out.extend_from_slice(b"250-ENHANCEDSTATUSCODES\r\n250-LIMITS RCPTMAX=");
     push_decimal(out, settings.recipients_max.min(LIMIT_MAX).into(), 1);
