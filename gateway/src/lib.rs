@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod driver;
 pub mod explain;
 pub mod filter;
+pub mod fronts;
 pub mod lists;
 pub mod netns;
 pub mod policy;
