@@ -8,7 +8,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::{list_cases, packet_cases, transcript, wild_client, wild_list, wild_next_hop};
+use crate::{
+    front_cases, list_cases, packet_cases, transcript, wild_client, wild_list, wild_next_hop,
+};
 
 /// What clients say in the transcripts, with a flush wherever the server speaks. The policy accepts
 /// everything, and groups are cut into pieces of four octets.
@@ -35,6 +37,27 @@ pub fn packets() {
         Ok(cases
             .map(|case| [&[0, 0], case.frame.as_slice()].concat())
             .collect())
+    });
+}
+
+/// The beginnings of connections in the table of PROXY headers.
+pub fn proxy() {
+    write(|| {
+        let cases = front_cases::all()?;
+        Ok(cases
+            .iter()
+            .map(|case| [&[3], case.octets.as_slice()].concat())
+            .collect())
+    });
+}
+
+/// A client whose names are as they should be, and one whose names are not.
+pub fn xclient() {
+    write(|| {
+        let names = ["[192.0.2.1]\nanna\nclient.example", "a b\r\n+=\0\nü\n"];
+        Ok(names
+            .map(|names| [&[0xff], names.as_bytes()].concat())
+            .to_vec())
     });
 }
 
