@@ -8,7 +8,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::{list_cases, packet_cases, transcript, wild_client, wild_list, wild_next_hop};
+use crate::{
+    list_cases, packet_cases, transcript, wild_client, wild_list, wild_next_hop, wild_tls,
+};
 
 /// What clients say in the transcripts, with a flush wherever the server speaks. The policy accepts
 /// everything, and groups are cut into pieces of four octets.
@@ -35,6 +37,20 @@ pub fn packets() {
         Ok(cases
             .map(|case| [&[0, 0], case.frame.as_slice()].concat())
             .collect())
+    });
+}
+
+/// The first octets of a client, whole and in pieces, and a handshake in which nothing is changed
+/// before the first record after it.
+pub fn tls() {
+    write(|| {
+        let hello = wild_tls::client_hello().map_err(anyhow::Error::msg)?;
+        Ok(vec![
+            [&[0, 255], hello.as_slice()].concat(),
+            [&[0, 0], hello.as_slice()].concat(),
+            [&[2, 255, 23, 3, 3, 0, 4][..], b"QUIT"].concat(),
+            [&[3, 255][..], &[0; 450], &[1]].concat(),
+        ])
     });
 }
 

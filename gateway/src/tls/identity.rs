@@ -1,5 +1,5 @@
-//! A certificate with its key, read from files in PEM and checked: what the start, a reload, `check`
-//! and `doctor` say about them comes from here.
+//! A certificate with its key, read from files in PEM and checked: what the start, a reload,
+//! `check` and `doctor` say about them comes from here.
 
 use std::fmt;
 use std::fs;

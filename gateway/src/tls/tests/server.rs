@@ -10,7 +10,7 @@ use super::super::{
 };
 use super::{handshake, receive};
 
-fn asking(client_certificates: ClientCertificates) -> ServerSettings {
+fn with_clients(client_certificates: ClientCertificates) -> ServerSettings {
     ServerSettings {
         client_certificates,
         ..ServerSettings::default()
@@ -72,7 +72,7 @@ fn a_client_certificate_becomes_an_identity() {
         ClientCertificates::Ask(authority.file()),
         ClientCertificates::Require(authority.file()),
     ] {
-        let listener = authority.listener(&asking(wanted));
+        let listener = authority.listener(&with_clients(wanted));
         let config = authority.client_config_with(&files);
         let (tls, _, shaken) = handshake(&listener, &config, "mx.example");
         assert_eq!(shaken, Ok(()));
@@ -103,7 +103,7 @@ fn without_a_good_certificate_a_client_gets_in_only_where_none_is_asked_of_it() 
         (require(), &expired, false),
     ];
     for (number, (wanted, config, is_good)) in cases.into_iter().enumerate() {
-        let listener = authority.listener(&asking(wanted));
+        let listener = authority.listener(&with_clients(wanted));
         let (tls, _, shaken) = handshake(&listener, config, "mx.example");
         assert_eq!(shaken.is_ok(), is_good, "case {number}: {shaken:?}");
         assert_eq!(tls.peer(), None, "case {number}");
@@ -138,7 +138,7 @@ fn a_ticket_outlives_a_reload_but_is_void_under_another_demand_on_client_certifi
         Vec::new(),
     ));
     let tickets = Tickets::default();
-    let listener = |wanted| ServerTls::new(&asking(wanted), &certificates, &tickets).unwrap();
+    let listener = |wanted| ServerTls::new(&with_clients(wanted), &certificates, &tickets).unwrap();
     let off = listener(ClientCertificates::Off);
     assert!(resumes(&authority, &off, &off));
     let reloaded = listener(ClientCertificates::Off);
@@ -179,7 +179,7 @@ fn a_file_without_authorities_is_named() {
         authority.identity("mx", &["mx.example"]),
         Vec::new(),
     ));
-    let settings = asking(ClientCertificates::Require(path.clone()));
+    let settings = with_clients(ClientCertificates::Require(path.clone()));
     let error = ServerTls::new(&settings, &certificates, &Tickets::default()).unwrap_err();
     assert_eq!(error.path, path);
 }
