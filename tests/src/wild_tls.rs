@@ -1,9 +1,9 @@
 //! Octets of a network that may be anything, toward both sides of the TLS transport, for fuzzing
 //! and for properties.
 //!
-//! A script is octets: the first says what the rest is ([`Script`]), the second how it is cut. Keys
-//! and random octets are new each time, so a script does not lead to the same octets twice; what
-//! must hold does not depend on them.
+//! A script is octets: the first says what the rest is, the second how it is cut. Keys and random
+//! octets are new each time, so a script does not lead to the same octets twice; what must hold
+//! does not depend on them.
 
 use std::fs;
 use std::sync::{Arc, LazyLock};

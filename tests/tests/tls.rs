@@ -3,8 +3,12 @@
 use portcullis_tests::wild_tls;
 use proptest::prelude::*;
 
+fn cases() -> u32 {
+    if portcullis_tests::full() { 4000 } else { 300 }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if portcullis_tests::full() { 4000 } else { 300 }))]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
 
     #[test]
     fn whatever_comes_what_must_hold_holds(
