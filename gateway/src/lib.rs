@@ -17,4 +17,5 @@ pub mod netns;
 pub mod policy;
 pub mod printable;
 pub mod relay;
+pub mod tls;
 pub mod worker;

@@ -10,6 +10,7 @@ use anyhow::Result;
 
 use crate::{
     front_cases, list_cases, packet_cases, transcript, wild_client, wild_list, wild_next_hop,
+    wild_tls,
 };
 
 /// What clients say in the transcripts, with a flush wherever the server speaks. The policy accepts
@@ -58,6 +59,20 @@ pub fn xclient() {
         Ok(names
             .map(|names| [&[0xff], names.as_bytes()].concat())
             .to_vec())
+    });
+}
+
+/// The first octets of a client, whole and in pieces, and a handshake in which nothing is changed
+/// before the first record after it.
+pub fn tls() {
+    write(|| {
+        let hello = wild_tls::client_hello().map_err(anyhow::Error::msg)?;
+        Ok(vec![
+            [&[0, 255], hello.as_slice()].concat(),
+            [&[0, 0], hello.as_slice()].concat(),
+            [&[2, 255, 23, 3, 3, 0, 4][..], b"QUIT"].concat(),
+            [&[3, 255][..], &[0; 450], &[1]].concat(),
+        ])
     });
 }
 

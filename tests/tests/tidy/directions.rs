@@ -17,7 +17,7 @@ const LEVELS: &[&[&str]] = &[
     &["explain"],
     &["config"],
     &["policy", "relay"],
-    &["lists", "driver"],
+    &["lists", "driver", "tls"],
     // Leaves that every module may know.
     &["fronts", "netns", "printable"],
 ];
