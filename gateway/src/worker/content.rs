@@ -63,7 +63,7 @@ impl Session {
         recipient: Option<&str>,
         mut take: impl FnMut(&Received<'_>),
     ) {
-        let (id, config) = (transaction.id.to_string(), self.reactor.config());
+        let (id, config) = (transaction.id.to_text(), self.reactor.config());
         self.reactor.with_date(|date| {
             take(&Received {
                 helo: &self.helo,
