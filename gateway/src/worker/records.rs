@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn an_id_in_a_message_is_that_of_the_log() {
-        for id in [0, 0xF, 0x10, 0x6_7AB_CDEF, 0x6A2B_3C4D_0000_0100, u64::MAX] {
+        for id in [0, 0xF, 0x10, 0x67AB_CDEF, 0x6A2B_3C4D_0000_0100, u64::MAX] {
             assert_eq!(TraceId(id).to_text(), TraceId(id).to_string());
         }
     }
