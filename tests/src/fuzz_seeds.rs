@@ -8,7 +8,10 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::{list_cases, packet_cases, transcript, wild_client, wild_list, wild_next_hop};
+use crate::{
+    front_cases, list_cases, packet_cases, transcript, wild_client, wild_list, wild_next_hop,
+    wild_tls,
+};
 
 /// What clients say in the transcripts, with a flush wherever the server speaks. The policy accepts
 /// everything, and groups are cut into pieces of four octets.
@@ -35,6 +38,41 @@ pub fn packets() {
         Ok(cases
             .map(|case| [&[0, 0], case.frame.as_slice()].concat())
             .collect())
+    });
+}
+
+/// The beginnings of connections in the table of PROXY headers.
+pub fn proxy() {
+    write(|| {
+        let cases = front_cases::all()?;
+        Ok(cases
+            .iter()
+            .map(|case| [&[3], case.octets.as_slice()].concat())
+            .collect())
+    });
+}
+
+/// A client whose names are as they should be, and one whose names are not.
+pub fn xclient() {
+    write(|| {
+        let names = ["[192.0.2.1]\nanna\nclient.example", "a b\r\n+=\0\nü\n"];
+        Ok(names
+            .map(|names| [&[0xff], names.as_bytes()].concat())
+            .to_vec())
+    });
+}
+
+/// The first octets of a client, whole and in pieces, and a handshake in which nothing is changed
+/// before the first record after it.
+pub fn tls() {
+    write(|| {
+        let hello = wild_tls::client_hello().map_err(anyhow::Error::msg)?;
+        Ok(vec![
+            [&[0, 255], hello.as_slice()].concat(),
+            [&[0, 0], hello.as_slice()].concat(),
+            [&[2, 255, 23, 3, 3, 0, 4][..], b"QUIT"].concat(),
+            [&[3, 255][..], &[0; 450], &[1]].concat(),
+        ])
     });
 }
 

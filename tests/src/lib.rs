@@ -15,10 +15,10 @@
 //! - [`random_frame`]: frames at random, for the comparison of the filter with tcpdump.
 //!
 //! For tables of cases and for fuzzing:
-//! - [`transcript`], [`list_cases`], [`packet_cases`], [`policy_cases`]: readers of the tables in
-//!   `transcripts`, `lists`, `packets` and `policy`;
-//! - [`wild_client`], [`wild_next_hop`], [`wild_list`], [`wild_packet`]: any octets as input, and
-//!   what must hold, for fuzz targets and properties;
+//! - [`transcript`], [`list_cases`], [`packet_cases`], [`policy_cases`], [`front_cases`]: readers
+//!   of the tables in `transcripts`, `lists`, `packets`, `policy` and `fronts`;
+//! - [`wild_client`], [`wild_next_hop`], [`wild_list`], [`wild_packet`], [`wild_front`],
+//!   [`wild_tls`]: any octets as input, and what must hold, for fuzz targets and properties;
 //! - [`fuzz_seeds`]: the tables as the beginning of a fuzzer's corpus.
 //!
 //! A whole-system test starts the real binary and looks at it from outside only: sockets, logs,
@@ -27,6 +27,7 @@
 
 pub mod checked_session;
 pub mod dialogue;
+pub mod front_cases;
 pub mod fuzz_seeds;
 pub mod list_cases;
 pub mod machine;
@@ -43,9 +44,11 @@ pub mod syn;
 pub mod transcript;
 pub mod wait;
 pub mod wild_client;
+pub mod wild_front;
 pub mod wild_list;
 pub mod wild_next_hop;
 pub mod wild_packet;
+pub mod wild_tls;
 
 use std::io::Write as _;
 

@@ -110,7 +110,7 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn unescape(text: &str, octets: &mut Vec<u8>) -> Result<()> {
+pub(crate) fn unescape(text: &str, octets: &mut Vec<u8>) -> Result<()> {
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
         rest = &rest[c.len_utf8()..];

@@ -12,6 +12,8 @@ use super::received;
 
 /// Gaps below this many bytes are not worth moving anything.
 const GAPS_MAX: usize = 4096;
+/// Room for the texts of a transaction with one recipient, in bytes.
+const TEXTS: usize = 192;
 
 /// Where a text of the transaction lies in its [`Arena`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +43,14 @@ pub struct Arena {
 }
 
 impl Arena {
+    /// With room for the texts of a common transaction.
+    fn with_room() -> Self {
+        Self {
+            texts: String::with_capacity(TEXTS),
+            gaps: 0,
+        }
+    }
+
     /// Keeps a text.
     pub fn push(&mut self, text: &str) -> Span {
         // Commands and replies are bounded, and so is their number: `u32` is never too small. Text
@@ -120,7 +130,7 @@ pub struct Envelope {
 impl Envelope {
     /// The envelope as MAIL begins it.
     pub fn new(mail: &Mail<'_>) -> Self {
-        let mut texts = Arena::default();
+        let mut texts = Arena::with_room();
         let sender = texts.push(mail.path.as_ref().map_or("", |path| path.without_route()));
         let envelope_id = mail.envelope_id.map(|id| texts.push(id));
         Self {

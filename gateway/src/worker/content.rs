@@ -32,8 +32,11 @@ impl Session {
                 state.envelope.is_utf8(),
                 recipient,
                 |received| {
-                    self.reactor
-                        .with(hop, |connection| received.write(&mut connection.output));
+                    self.reactor.with(hop, |connection| {
+                        let output = std::mem::take(&mut connection.output);
+                        connection.output = self.reactor.with_room(output);
+                        received.write(&mut connection.output);
+                    });
                 },
             );
         });
@@ -60,7 +63,7 @@ impl Session {
         recipient: Option<&str>,
         mut take: impl FnMut(&Received<'_>),
     ) {
-        let (id, config) = (transaction.id.to_string(), self.reactor.config());
+        let (id, config) = (transaction.id.to_text(), self.reactor.config());
         self.reactor.with_date(|date| {
             take(&Received {
                 helo: &self.helo,
@@ -128,6 +131,8 @@ impl Session {
             self.reactor.touch(hop);
             self.reactor.with(hop, |connection| {
                 let was_idle = !connection.has_output();
+                let output = std::mem::take(&mut connection.output);
+                connection.output = self.reactor.with_room(output);
                 let output = &mut connection.output;
                 let result = transaction.with(|state| state.content(piece, output));
                 (result, output.len() > CONGESTION_HIGH, was_idle)

@@ -364,7 +364,11 @@ impl Session {
                 None
             }
             AnswerTo::Refused | AnswerTo::Final => {
-                self.accepted += u32::from(reply.is_positive());
+                if reply.is_positive() {
+                    self.accepted += 1;
+                    // Nothing is owed: without more octets the engine has nothing to say.
+                    self.heard = LastHeard::More;
+                }
                 let accepted_by = transaction.note(|notes| Some(notes.accepted_by.as_ref()?.0));
                 let rule = accepted_by
                     .filter(|_| reply.is_positive())

@@ -12,6 +12,7 @@
 //! wakers and timers cost more memory than a session has).
 
 mod bounded_queue;
+mod buffers;
 mod connection;
 mod content;
 pub mod counters;
@@ -135,6 +136,8 @@ pub struct Worker {
     /// Accepts outstanding, by listener.
     accepting: Vec<u32>,
     completions: Vec<Completion>,
+    /// Slots to be brought in line with the driver; empty between batches.
+    touched: Vec<u32>,
     /// After an accept has failed the next is left for a while.
     accept_after: Duration,
     publish_after: Duration,
@@ -169,6 +172,7 @@ impl Worker {
             size,
             accepting: vec![0; usize::from(size.listeners)],
             completions: Vec::new(),
+            touched: Vec::new(),
             accept_after: Duration::ZERO,
             publish_after: Duration::ZERO,
             starved: VecDeque::new(),
@@ -407,7 +411,7 @@ impl Worker {
             }
             if sent < buffer.len() && !connection.is_ending() {
                 buffer.drain(..sent);
-                connection.unsent = buffer;
+                connection.unsent = std::mem::take(&mut buffer);
                 connection.sent_in_part(now);
             }
             match connection.role {
@@ -417,6 +421,7 @@ impl Worker {
                 Role::None | Role::Accepting(_) => false,
             }
         });
+        self.reactor.buffers.with(|buffers| buffers.give(buffer));
         if polls == Some(true) {
             self.poll(conn);
         }
@@ -499,24 +504,23 @@ impl Worker {
                 reactor.touch(conn);
             }
         }
-        let (connects, touched) = (reactor.connects.take(), reactor.take_touched());
+        reactor.swap_touched(&mut self.touched);
         let (now, over) = (reactor.now.get(), reactor.drain_until.get());
         reactor.driver.with(|driver| {
-            for (conn, address) in connects {
+            for (conn, address) in reactor.connects.take() {
                 driver.connect(conn, address);
             }
-            for slot in touched {
-                let conn = reactor.table.with(|table| table.conn(slot));
-                let due = reactor.table.with(|table| {
+            reactor.table.with(|table| {
+                for slot in self.touched.drain(..) {
+                    let conn = table.conn(slot);
                     let connection = &mut table[conn];
                     connection.touched = false;
-                    let longest = connection.settle(conn, driver.as_mut())?;
-                    Some(connection.closing_due(now, longest, over))
-                });
-                if let Some(due) = due {
-                    reactor.wheel.with(|wheel| wheel.set(slot, due));
+                    if let Some(longest) = connection.settle(conn, driver.as_mut()) {
+                        let due = connection.closing_due(now, longest, over);
+                        reactor.wheel.with(|wheel| wheel.set(slot, due));
+                    }
                 }
-            }
+            });
         });
     }
 

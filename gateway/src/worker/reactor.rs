@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
+use super::buffers::Buffers;
 use super::connection::{Connection, Ending, Receive, Role, Table};
 use super::counters::Counters;
 use super::listener::Listener;
@@ -84,6 +85,8 @@ pub(super) struct Reactor {
     pub(super) wheel: Local<Wheel>,
     pub(super) pool: Local<Pool>,
     pub(super) port: Local<Port>,
+    /// For what connections send.
+    pub(super) buffers: Local<Buffers>,
     /// Answers of the port that the sessions they are for have not taken yet.
     answers: Local<FxHashMap<QuestionId, LookupAnswer>>,
     pub(super) shared: Arc<Shared>,
@@ -143,6 +146,7 @@ impl Reactor {
                 config.relay.retry_after,
             )),
             port: Local::new(port),
+            buffers: Local::default(),
             answers: Local::default(),
             listeners: Local::new(Listener::all(&config)),
             config: Local::new(config),
@@ -246,9 +250,9 @@ impl Reactor {
         }
     }
 
-    /// The slots that were touched since the last call.
-    pub(super) fn take_touched(&self) -> Vec<u32> {
-        self.touched.take()
+    /// Exchanges the list of slots that were touched since the last call for an empty one.
+    pub(super) fn swap_touched(&self, empty: &mut Vec<u32>) {
+        self.touched.with(|touched| std::mem::swap(touched, empty));
     }
 
     /// Has the connection's task polled before the batch ends.
@@ -374,7 +378,8 @@ impl Reactor {
                 })
             });
             // The table is not borrowed meanwhile: `take` may look at other connections.
-            let read = opened.flatten().map(|(mut kept, mut output, opened)| {
+            let read = opened.flatten().map(|(mut kept, output, opened)| {
+                let mut output = self.with_room(output);
                 let value;
                 if kept.is_empty() {
                     let used;
@@ -391,12 +396,7 @@ impl Reactor {
                     }
                 }
                 self.note_input(!kept.is_empty());
-                self.with(conn, |connection| {
-                    // Nothing else writes meanwhile; if it did, it would come behind.
-                    output.append(&mut connection.output);
-                    connection.input = kept;
-                    connection.output = output;
-                });
+                self.put_output(conn, output, Some(kept));
                 value
             });
             if let Some(Arrived { buffer, .. }) = arrived {
@@ -421,16 +421,41 @@ impl Reactor {
             let is_open = connection.is_open();
             is_open.then(|| std::mem::take(&mut connection.output))
         });
-        let Some(Some(mut output)) = output else {
+        let Some(Some(output)) = output else {
             return T::default();
         };
         // The table is not borrowed meanwhile: `write` may look at other connections.
+        let mut output = self.with_room(output);
         let written = write(&mut output);
-        self.with(conn, |connection| {
-            output.append(&mut connection.output);
-            connection.output = output;
-        });
+        self.put_output(conn, output, None);
         written
+    }
+
+    /// An output that is about to be written to. One without memory gets a buffer.
+    pub(super) fn with_room(&self, output: Vec<u8>) -> Vec<u8> {
+        if output.capacity() > 0 {
+            return output;
+        }
+        self.buffers.with(Buffers::take)
+    }
+
+    /// Gives a connection its output back after something was written, or nothing; and its input,
+    /// if that was taken too.
+    fn put_output(&self, conn: Conn, mut output: Vec<u8>, input: Option<Vec<u8>>) {
+        if output.is_empty() {
+            self.buffers.with(|buffers| buffers.give(output));
+            output = Vec::new();
+        }
+        self.with(conn, |connection| {
+            // Nothing else writes meanwhile; if it did, it would come behind.
+            if !connection.output.is_empty() {
+                output.append(&mut connection.output);
+            }
+            connection.output = output;
+            if let Some(input) = input {
+                connection.input = input;
+            }
+        });
     }
 
     /// Ends the connection once all output is out.

@@ -23,6 +23,18 @@ pub const SCHEMA: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceId(pub u64);
 
+impl TraceId {
+    /// What `to_string` gives, without the formatter: it is written for every message.
+    pub(super) fn to_text(self) -> String {
+        let digits = (64 - self.0.leading_zeros()).div_ceil(4).max(1);
+        let digit = |place| char::from_digit((self.0 >> (4 * place)) as u32 & 15, 16);
+        let digits = (0..digits).rev().filter_map(digit);
+        let mut text = String::with_capacity(16);
+        text.extend(digits.map(|digit| digit.to_ascii_uppercase()));
+        text
+    }
+}
+
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:X}", self.0)
@@ -206,6 +218,13 @@ impl fmt::Debug for RecordQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_in_a_message_is_that_of_the_log() {
+        for id in [0, 0xF, 0x10, 0x67AB_CDEF, 0x6A2B_3C4D_0000_0100, u64::MAX] {
+            assert_eq!(TraceId(id).to_text(), TraceId(id).to_string());
+        }
+    }
 
     #[test]
     fn the_texts_of_a_transaction_come_out_as_they_went_in() {

@@ -137,7 +137,7 @@ pub(super) struct Session {
 /// What the SMTP engine has said last, unless it was given an answer since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LastHeard {
-    /// It needs more octets.
+    /// It needs more octets, also after a positive answer to MAIL or to a message.
     More,
     /// It needs an answer.
     Wait,
@@ -311,7 +311,11 @@ impl Session {
             event => session.common_event(None, &event).map(Err),
         })?;
         match heard {
-            Heard::Some(transaction) => Poll::Ready(Ok(transaction)),
+            Heard::Some(transaction) => {
+                // MAIL was accepted: without more octets the engine has nothing to say.
+                self.heard = LastHeard::More;
+                Poll::Ready(Ok(transaction))
+            }
             Heard::More { is_over: true } => Poll::Ready(Err(End::Gone)),
             Heard::More { is_over: false } | Heard::Wait => self.poll_command_due(),
         }

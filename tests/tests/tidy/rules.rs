@@ -24,6 +24,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("hyper", &["gateway/src/control"]),
     ("aya", &["gateway/src/filter"]),
     ("aya_ebpf", &["ebpf/program"]),
+    ("ppp", &["gateway/src/fronts"]),
     ("rustls", &["gateway/src/tls"]),
     ("clap", &["gateway/src/cli", "gateway/src/main"]),
     ("mimalloc", &["gateway/src/cli", "gateway/src/main"]),
@@ -46,6 +47,7 @@ const UNSAFE: &[&str] = &["gateway/uring", "gateway/src/filter", "ebpf/program"]
 /// `std::net::IpAddr`.)
 const PURE: &[&str] = &[
     "gateway/smtp/src",
+    "gateway/src/fronts",
     "gateway/src/policy",
     "gateway/src/relay",
     "gateway/src/worker",

@@ -69,6 +69,13 @@ fn policy(reject_at: i32) -> Policy {
 }
 
 #[test]
+fn every_stage_finds_its_own_checks() {
+    for (stage, own) in CHECKS {
+        assert!(std::ptr::eq(checks(*stage), *own), "{}", stage.name());
+    }
+}
+
+#[test]
 fn scores_of_neighbours_add_up_and_the_highest_refuses_for_all() {
     let (accepted, refused) = (Rule::LOCAL_DOMAIN, Rule::SEQUENCE);
     let cases: [(&[&Check], i32, Rule); 10] = [
