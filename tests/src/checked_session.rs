@@ -13,7 +13,8 @@ use portcullis_smtp::server::{Blame, Event, Session, Settings};
 const REPLY_LINE_LENGTH_MAX: usize = 512;
 
 /// How the policy answers an event, by its kind: `greeting`, `hello`, `mail`, `rcpt`, `message`,
-/// `end`, `starttls`, `auth` (334: a challenge with this text); and what a refusal counts against. `None` accepts.
+/// `end`, `starttls`, `auth` (334: a challenge with this text); and what a refusal counts
+/// against. `None` accepts.
 pub type Policy<'a> = dyn FnMut(&'static str) -> Option<(Reply<'static>, Blame)> + 'a;
 
 /// A session, and all that has come of it.
@@ -302,5 +303,8 @@ fn decoded(response: Encoded<'_>) -> String {
     }
     let mut octets = Vec::new();
     response.decode(&mut octets);
+    if octets.len() > 100 {
+        return format!("({} octets)", octets.len());
+    }
     octets.escape_ascii().to_string()
 }

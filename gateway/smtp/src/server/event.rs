@@ -59,7 +59,8 @@ pub enum Event<'a> {
     /// other event comes, before the caller calls [`secured`](super::Session::secured).
     Handshake,
     /// AUTH (RFC 4954). An answer is owed: [`challenge`](super::Session::challenge), or one that
-    /// ends the exchange. A refusal by the session itself that ends the exchange has [`Verb::Auth`].
+    /// ends the exchange. A refusal by the session itself that ends the exchange has
+    /// [`Verb::Auth`].
     Auth {
         /// One of those in the settings.
         mechanism: Mechanism,

@@ -245,7 +245,7 @@ impl Session {
         blame: Blame,
         out: &mut Vec<u8>,
     ) {
-        // A challenge is no success, whoever writes it.
+        // A challenge is no success.
         let positive = reply.is_positive() && !(self.owed == Owed::Auth && reply.code >= 300);
         match self.owed {
             Owed::Nothing if self.phase != Phase::Connected => return,
