@@ -85,7 +85,8 @@ fn converse(settings: &Settings, pieces: &[&[u8]], out: &mut Vec<u8>) -> bool {
                 Event::StartTls
                 | Event::Handshake
                 | Event::Auth { .. }
-                | Event::AuthResponse(_) => return false,
+                | Event::AuthResponse(_)
+                | Event::Xclient(_) => return false,
                 Event::AwaitingAnswer | Event::Reset | Event::Refused { .. } => {}
                 Event::Hello { .. }
                 | Event::Mail(_)

@@ -13,8 +13,8 @@ use portcullis_smtp::server::{Blame, Event, Session, Settings};
 const REPLY_LINE_LENGTH_MAX: usize = 512;
 
 /// How the policy answers an event, by its kind: `greeting`, `hello`, `mail`, `rcpt`, `message`,
-/// `end`, `starttls`, `auth` (334: a challenge with this text); and what a refusal counts
-/// against. `None` accepts.
+/// `end`, `starttls`, `xclient`, `auth` (334: a challenge with this text); and what a refusal
+/// counts against. `None` accepts.
 pub type Policy<'a> = dyn FnMut(&'static str) -> Option<(Reply<'static>, Blame)> + 'a;
 
 /// A session, and all that has come of it.
@@ -231,6 +231,11 @@ impl<'a> CheckedSession<'a> {
             Event::AuthResponse(response) => {
                 self.events.push(format!("response {}", decoded(*response)));
                 self.waiting.push_back("auth");
+            }
+            Event::Xclient(xclient) => {
+                let attributes: Vec<_> = xclient.attributes().collect();
+                self.events.push(format!("xclient {attributes:?}"));
+                self.waiting.push_back("xclient");
             }
             Event::Refused { reply, .. } => self.refusal(reply)?,
             Event::NeedInput | Event::AwaitingAnswer => {}

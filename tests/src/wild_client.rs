@@ -76,6 +76,7 @@ fn play(pattern: u8, cut: usize, late_answers: bool, groups: &[&[u8]]) -> Result
         starttls: pattern & 1 == 0,
         mechanisms: Mechanism::ALL.into_iter().collect(),
         auth_without_tls: pattern & 2 == 0,
+        xclient: pattern & 16 == 0,
         auth_required: pattern & 12 == 12,
         ..Settings::new("mx.example")
     };

@@ -278,7 +278,7 @@ fn is_original_recipient(value: &str, smtputf8: bool) -> bool {
 }
 
 /// RFC 3461, 4: printable ASCII without `=`; after `+` come two hexadecimal digits in upper case.
-fn is_xtext(text: &str) -> bool {
+pub(crate) fn is_xtext(text: &str) -> bool {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         let hex = |b: Option<u8>| matches!(b, Some(b'0'..=b'9' | b'A'..=b'F'));

@@ -12,6 +12,7 @@
 //! | [`envelope`] | MAIL and RCPT with their parameters |
 //! | [`path`] | the addresses of RFC 5321, 4.1.2 |
 //! | [`reply`] | replies with enhanced status codes |
+//! | [`xclient`] | XCLIENT: a trusted front names its client |
 //! | [`sasl`] | the mechanisms of AUTH, and base64 |
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ pub mod path;
 pub mod reply;
 pub mod sasl;
 pub mod server;
+pub mod xclient;
 
 pub use envelope::{Mail, Rcpt, Ret};
 pub use path::{Domain, Mailbox, Path};

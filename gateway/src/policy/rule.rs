@@ -153,6 +153,8 @@ fixed_rules! {
         "A line of an authentication has more than 12,288 octets.";
     AUTH_CANCELLED Fixed "auth-cancelled" "501"
         "The client cancelled its authentication.";
+    XCLIENT Fixed "xclient" "550"
+        "XCLIENT came from an address that is no trusted front.";
     RECIPIENTS Fixed "recipients" "452"
         "The transaction has as many recipients as `limits.recipients_per_message` allows.";
     NO_RECIPIENTS Fixed "no-recipients" "554"
@@ -327,6 +329,7 @@ impl From<CommandError> for Rule {
             CommandError::AuthMechanism => Rule::AUTH_MECHANISM,
             CommandError::AuthLength => Rule::AUTH_LENGTH,
             CommandError::AuthCancelled => Rule::AUTH_CANCELLED,
+            CommandError::Xclient => Rule::XCLIENT,
             CommandError::MessageSize => Rule::MESSAGE_SIZE,
         }
     }

@@ -531,7 +531,8 @@ impl State {
                 self.refusal = Some(reply.clone().into_owned());
                 return lost();
             }
-            Sent::Quit => return lost(),
+            // Only QUIT is sent.
+            Sent::Quit | Sent::StartTls | Sent::Auth | Sent::Xclient => return lost(),
             // A next hop that refuses to forget a transaction is not to get another.
             Sent::Rset if !reply.is_positive() => return lost(),
             Sent::Rset => {}

@@ -152,6 +152,7 @@ fn set(settings: &mut Settings, text: &str) -> Result<(), String> {
     match name {
         "starttls" if value == "on" => settings.starttls = true,
         "auth_without_tls" if value == "on" => settings.auth_without_tls = true,
+        "xclient" if value == "on" => settings.xclient = true,
         "auth_required" if value == "on" => settings.auth_required = true,
         "auth" => {
             let names = value.split(' ').map(str::as_bytes);

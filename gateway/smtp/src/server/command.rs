@@ -113,6 +113,7 @@ static COMMANDS: &[Command] = &[
     Command::new("ETRN", ANY, Waits::Always, Session::not_implemented),
     Command::new("AUTH", ANY, Waits::Always, Session::auth),
     Command::new("STARTTLS", ANY, Waits::Always, Session::starttls),
+    Command::new("XCLIENT", ANY, Waits::Always, Session::xclient),
 ];
 
 /// A browser or a proxy that was tricked into connecting to port 25 begins with one of these.

@@ -6,6 +6,7 @@ use crate::data::Fault;
 use crate::envelope::{Mail, Rcpt};
 use crate::reply::{EnhancedCode, Reply};
 use crate::sasl::{Encoded, Mechanism};
+use crate::xclient::Xclient;
 
 /// One step of a [`Session`](super::Session).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,9 @@ pub enum Event<'a> {
     },
     /// The response to a challenge. An answer is owed, as to [`Event::Auth`].
     AuthResponse(Encoded<'a>),
+    /// XCLIENT. An answer is owed: the greeting to the client that it names. After a positive one
+    /// the session is as new; after a refusal that client may only QUIT.
+    Xclient(Xclient<'a>),
     /// The session has refused a command by itself, and the reply is written. No answer is owed.
     Refused {
         /// Which command it was.
@@ -132,13 +136,15 @@ pub enum CommandError {
     AuthLength,
     /// 501: the client has cancelled the authentication.
     AuthCancelled,
+    /// 550: XCLIENT, from another peer than a trusted front.
+    Xclient,
     /// 552: MAIL declares more than [`message_size_max`](super::Settings::message_size_max).
     MessageSize,
 }
 
 impl CommandError {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Syntax,
         Self::Parameter,
         Self::UnknownCommand,
@@ -153,6 +159,7 @@ impl CommandError {
         Self::AuthMechanism,
         Self::AuthLength,
         Self::AuthCancelled,
+        Self::Xclient,
         Self::MessageSize,
     ];
 
@@ -175,6 +182,7 @@ impl CommandError {
             Self::AuthMechanism => "auth-mechanism",
             Self::AuthLength => "auth-length",
             Self::AuthCancelled => "auth-cancelled",
+            Self::Xclient => "xclient",
             Self::MessageSize => "message-size",
         }
     }

@@ -29,7 +29,7 @@ use crate::data::{Decoder, Fault, Framing};
 use crate::reply::{EnhancedCode, Reply};
 use command::Handled;
 use line::{Frame, Framer};
-use settings::write_hello;
+use settings::{write_greeting, write_hello};
 
 /// The phase of a session. The command table says which commands each phase allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,7 @@ enum Owed {
     MessageEnd,
     StartTls,
     Auth,
+    Xclient,
 }
 
 /// Why the later commands of a group cannot succeed. That is no further error of the client: it
@@ -182,9 +183,7 @@ impl Session {
     /// refusal the client may only QUIT.
     pub fn greet(&mut self, settings: &Settings, out: &mut Vec<u8>) {
         if self.phase == Phase::Connected {
-            out.extend_from_slice(b"220 ");
-            out.extend_from_slice(settings.hostname.as_bytes());
-            out.extend_from_slice(b" ESMTP Portcullis\r\n");
+            write_greeting(settings, out);
             self.phase = Phase::Greeting;
         }
     }
@@ -224,6 +223,7 @@ impl Session {
             Owed::MessageEnd => MESSAGE_OK.write(out),
             Owed::StartTls => secure::READY_FOR_TLS.write(out),
             Owed::Auth => secure::AUTHENTICATED.write(out),
+            Owed::Xclient => write_greeting(settings, out),
         }
         self.settle(settings, true, Blame::None, out);
     }
@@ -252,8 +252,10 @@ impl Session {
             // BDAT is answered when its chunk is complete.
             Owed::FirstChunk if positive => {}
             // RFC 2034, 3: neither the greeting nor the reply to EHLO has an enhanced code.
-            Owed::Nothing | Owed::Hello { .. } if positive => reply.borrowed(None).write(out),
-            Owed::Nothing | Owed::Hello { .. } => reply.write(out),
+            Owed::Nothing | Owed::Hello { .. } | Owed::Xclient if positive => {
+                reply.borrowed(None).write(out)
+            }
+            Owed::Nothing | Owed::Hello { .. } | Owed::Xclient => reply.write(out),
             // All other replies have one, because ENHANCEDSTATUSCODES is offered. A next hop that
             // does not offer it sends none; then it is added here.
             _ if reply.enhanced.is_none() && reply.code != 354 => {
@@ -478,6 +480,8 @@ impl Session {
             (Owed::Data | Owed::MessageEnd, false) => self.end_transaction(),
             (Owed::StartTls, true) => self.phase = Phase::Handshake,
             (Owed::Auth, true) => self.authenticated = true,
+            (Owed::Xclient, true) => self.begin_again(),
+            (Owed::Xclient, false) => self.phase = Phase::Refused,
             (Owed::StartTls | Owed::Auth, false) => self.count_refusal(settings, blame, out),
         }
     }

@@ -1,7 +1,7 @@
-//! STARTTLS (RFC 3207) and AUTH (RFC 4954): the two commands after which a client is another.
+//! STARTTLS (RFC 3207), AUTH (RFC 4954) and XCLIENT: the commands after which a client is another.
 //!
 //! Neither the handshake nor the check of a password happens here: the session hands them to its
-//! caller and waits. Input that comes before the reply to one of them ends the session as it does
+//! caller and waits. Input that comes before the reply to one of these ends the session as it does
 //! for every command that has to be waited for. So of what was written in the clear behind STARTTLS
 //! nothing is left to be read as part of the session under TLS.
 
@@ -11,6 +11,7 @@ use super::settings::Offer;
 use super::{CommandError, Event, Owed, Phase, Session, Settings, Verb};
 use crate::reply::{EnhancedCode, Reply};
 use crate::sasl::{self, Encoded, Mechanism};
+use crate::xclient::Xclient;
 
 pub(super) static READY_FOR_TLS: Reply<'static> =
     Reply::fixed(220, EnhancedCode(2, 0, 0), "Ready to start TLS");
@@ -76,6 +77,13 @@ static AUTH_LINE_TOO_LONG: Reply<'static> = Reply::fixed(
     500,
     EnhancedCode(5, 5, 6),
     "Authentication exchange line is too long",
+);
+static NO_FRONT: Reply<'static> =
+    Reply::fixed(550, EnhancedCode(5, 7, 0), "Insufficient authorization");
+static XCLIENT_ARGUMENTS: Reply<'static> = Reply::fixed(
+    501,
+    EnhancedCode(5, 5, 4),
+    "Bad XCLIENT attribute: NAME=value expected",
 );
 
 impl Session {
@@ -233,6 +241,40 @@ impl Session {
             }
         };
         Ok((mechanism, initial))
+    }
+
+    /// XCLIENT comes before a transaction, with or without EHLO before it.
+    pub(super) fn xclient<'a>(
+        &mut self,
+        settings: &Settings,
+        arguments: &'a [u8],
+        out: &mut Vec<u8>,
+    ) -> Handled<'a> {
+        if !settings.xclient {
+            return self.refuse_command(settings, CommandError::Xclient, &NO_FRONT, out);
+        }
+        if self.in_transaction() {
+            return self.out_of_sequence(settings, out);
+        }
+        let Some(xclient) = Xclient::parse(arguments) else {
+            let error = CommandError::Syntax;
+            return self.refuse_command(settings, error, &XCLIENT_ARGUMENTS, out);
+        };
+        self.failure = None;
+        self.owed = Owed::Xclient;
+        Handled::Event(Event::Xclient(xclient))
+    }
+
+    /// The session of another client, on the same connection. Its counts begin at zero: the errors
+    /// of one client are not those of the next.
+    pub(super) fn begin_again(&mut self) {
+        *self = Self {
+            phase: Phase::Greeted,
+            tls: self.tls,
+            must_wait: self.must_wait,
+            early_input: self.early_input,
+            ..Self::new()
+        };
     }
 
     /// One line of an authentication that has begun.

@@ -3,6 +3,7 @@
 use crate::data::Bounds;
 use crate::reply::push_decimal;
 use crate::sasl::Mechanisms;
+use crate::xclient;
 
 /// RFC 9422, 4: a limit has at most six digits. A larger one is offered as this.
 const LIMIT_MAX: u32 = 999_999;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub auth_without_tls: bool,
     /// MAIL is refused before the client is authenticated.
     pub auth_required: bool,
+    /// XCLIENT is offered: the peer is a trusted front.
+    pub xclient: bool,
 }
 
 impl Settings {
@@ -61,6 +64,7 @@ impl Settings {
             mechanisms: Mechanisms::default(),
             auth_without_tls: false,
             auth_required: false,
+            xclient: false,
         }
     }
 
@@ -121,9 +125,21 @@ pub(super) fn write_hello(offer: Option<Offer>, settings: &Settings, out: &mut V
         }
         out.extend_from_slice(b"\r\n");
     }
+    if settings.xclient {
+        out.extend_from_slice(b"250-");
+        out.extend_from_slice(xclient::OFFER.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
     out.extend_from_slice(b"250-ENHANCEDSTATUSCODES\r\n250-LIMITS RCPTMAX=");
     push_decimal(out, settings.recipients_max.min(LIMIT_MAX).into(), 1);
     out.extend_from_slice(b" MAILMAX=");
     push_decimal(out, settings.transactions_max.min(LIMIT_MAX).into(), 1);
     out.extend_from_slice(b"\r\n250 HELP\r\n");
+}
+
+/// Writes the usual greeting.
+pub(super) fn write_greeting(settings: &Settings, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"220 ");
+    out.extend_from_slice(settings.hostname.as_bytes());
+    out.extend_from_slice(b" ESMTP Portcullis\r\n");
 }
