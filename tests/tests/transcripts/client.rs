@@ -165,7 +165,7 @@ impl Player {
             "auth" => {
                 let mechanism = Mechanism::from_name(first.as_bytes()).ok_or("no mechanism")?;
                 let initial = rest.split_once(' ').map(|(_, initial)| initial);
-                let initial = initial.map(|it| transcript::octets(it)).transpose();
+                let initial = initial.map(transcript::octets).transpose();
                 let initial = initial.map_err(|error| format!("{error:#}"))?;
                 client.auth(mechanism, initial.as_deref(), out);
             }

@@ -253,7 +253,7 @@ impl Session {
             Owed::FirstChunk if positive => {}
             // RFC 2034, 3: neither the greeting nor the reply to EHLO has an enhanced code.
             Owed::Nothing | Owed::Hello { .. } | Owed::Xclient if positive => {
-                reply.borrowed(None).write(out)
+                reply.borrowed(None).write(out);
             }
             Owed::Nothing | Owed::Hello { .. } | Owed::Xclient => reply.write(out),
             // All other replies have one, because ENHANCEDSTATUSCODES is offered. A next hop that
