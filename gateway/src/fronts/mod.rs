@@ -8,6 +8,8 @@
 //! Both say who a client is, and so who may relay. They count only from addresses that the
 //! operator names ([`TrustedFronts`]). Rejected: to recognize the header from any address, because
 //! a stranger would then choose the address that the policy sees.
+//!
+//! No session uses it yet.
 
 pub mod proxy;
 pub mod xclient;

@@ -9,7 +9,7 @@
 //! session, against 3.3 KiB here) and copies every octet once more; and kernel TLS, which needs a
 //! module that not every kernel has.
 //!
-//! This is the only module that knows rustls.
+//! This is the only module that knows rustls. No session uses it yet.
 
 mod certificates;
 mod client;
@@ -68,12 +68,12 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(default_provider())
 }
 
-/// The fingerprint of a certificate. The hash is that of a cipher suite, so that no second
-/// implementation of it is linked.
+/// The fingerprint of a certificate in DER.
 fn fingerprint(certificate: &[u8]) -> Fingerprint {
     sha256(certificate)
 }
 
+/// By the hash of a cipher suite, so that no second implementation of it is linked.
 fn sha256(octets: &[u8]) -> Fingerprint {
     let suite = cipher_suite::TLS13_AES_128_GCM_SHA256.tls13();
     let suite = suite.expect("the suite is one of TLS 1.3 by its name");
