@@ -380,6 +380,7 @@ fn list(counted: &Counted, kept: &lists::KernelList) -> ListStatus {
     let decided = count(ListCounter::Decided);
     let (action, dropped_packets, permitted_packets) = match kept.action {
         Action::Drop => ("drop", decided, 0),
+        Action::HardDrop => ("hard-drop", decided, 0),
         Action::Permit => ("permit", 0, decided),
     };
     ListStatus {
