@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 mod explain;
 mod filter;
+mod grant;
 mod lists;
 mod progress;
 mod run;
@@ -49,6 +50,8 @@ enum Command {
     Check(check::Args),
     /// What would happen to a client, stage by stage, and which rule decides
     Explain(explain::Args),
+    /// Let an address relay for a while (POP-before-SMTP); list grants, revoke one
+    Grant(grant::Args),
     /// The filter in the kernel, without a gate: its status, attach it, detach it
     Filter(filter::Args),
     /// Compile lists into a snapshot; look an address up; what is in a snapshot
@@ -65,6 +68,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(args),
+        Command::Grant(args) => grant::run(&args),
         Command::Filter(args) => filter::run(&args),
         Command::Lists(args) => lists::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -10,6 +10,7 @@ use toml::de::DeTable;
 
 use super::document::Document;
 use super::error::Error;
+use super::grants::{self, Grants};
 use super::keys::{Absent, Form, Key, KeyTable, text, word};
 use super::limits::Limits;
 use super::list::{Files, Lists};
@@ -39,7 +40,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
         Key::new(
             "state_dir",
             text("a path", Absent::Is("/var/lib/portcullis")),
-            "The directory for what outlives a restart: the lists in force. The gate creates it \
+            "The directory for what outlives a restart: the lists in force and the grants. The gate creates it \
              if it is missing. Two gates on one machine need two directories.",
         )
         .see(&["user", "filter.pin_path"])
@@ -82,6 +83,12 @@ pub(super) static KEYS: KeyTable = KeyTable {
             Form::Table(&filter::KEYS),
             "The half in the kernel.",
         ),
+        Key::new(
+            "grants",
+            Form::Table(&grants::KEYS),
+            "POP-before-SMTP.",
+        )
+        .at_start(),
         Key::new(
             "lists",
             Form::Table(&list::keys::LISTS),
@@ -184,6 +191,7 @@ pub(super) fn config<'d>(
     let user = top.text("user", user_name).map(Spanned::into_inner);
     let listener_tables = top.tables("listener");
     let filter_table = top.table("filter");
+    let grants_table = top.table("grants");
     let lists_table = top.table("lists");
     let list_tables = top.tables("list");
     let zone_tables = top.tables("dnsbl");
@@ -198,6 +206,7 @@ pub(super) fn config<'d>(
     let listeners = read_listeners(listener_tables);
     let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
+    let grants = Grants::read(grants_table);
     let (mut lists, list_files) = Lists::read(lists_table, list_tables);
     let last = saved_lists(&state_dir);
     let last = matches!(files, Files::ReadOrLast).then_some(&*last);
@@ -250,6 +259,7 @@ pub(super) fn config<'d>(
         user,
         listeners,
         filter,
+        grants,
         lists,
         policy: Arc::new(policy),
         routes,

@@ -11,6 +11,7 @@ mod dnsbl;
 mod document;
 mod error;
 mod filter;
+mod grants;
 mod kernel;
 mod keys;
 mod limits;
@@ -35,6 +36,7 @@ pub use error::{Error, Errors, Position};
 pub use filter::{
     CustomerRefusal, Filter, FilterMode, Interface, PIN_PATH, Role, Unlisted, XdpMode,
 };
+pub use grants::{Follow, Followed, Grants, Login, LoginPattern};
 pub use limits::{Limits, LineLength};
 pub use list::{Lists, of_last_compile};
 pub use pending::Pending;
@@ -83,6 +85,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// The in-kernel half.
     pub filter: Option<Filter>,
+    /// POP-before-SMTP; `None`: no one can have a grant.
+    pub grants: Option<Grants>,
     /// Where the lists come from.
     pub lists: Lists,
     /// The policy. Shared, because it holds the lists: a configuration that differs only in the

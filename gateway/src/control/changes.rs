@@ -81,6 +81,9 @@ pub(super) fn keep_what_cannot_change(
     if keep("admin", new.admin != old.admin) {
         new.admin = old.admin;
     }
+    if keep("[grants]", new.grants != old.grants) {
+        new.grants.clone_from(&old.grants);
+    }
     if keep("state_dir", new.state_dir != old.state_dir) {
         new.state_dir.clone_from(&old.state_dir);
     }

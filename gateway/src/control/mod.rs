@@ -20,6 +20,7 @@
 //! | `records.rs`, `records/` | the stream of records, and their lines in the log |
 //! | `refusals.rs` | which sources were refused of late, why and until when |
 //! | `ask.rs` | how a command asks the gate beside it |
+//! | `grants.rs`, `grants/` | POP-before-SMTP: grants, logs with logins, the operators' socket |
 //! | `interfaces.rs` | interfaces that come, go or lose their filter; filters left over |
 
 mod admin;
@@ -29,6 +30,7 @@ pub mod dnsbl;
 mod dropped;
 mod error;
 pub(crate) mod files;
+pub mod grants;
 pub mod interfaces;
 pub mod interrupt;
 pub mod lists;
@@ -72,6 +74,8 @@ struct Control {
     files: Files,
     ports: Arc<Ports>,
     dnsbl: Arc<dnsbl::Counts>,
+    /// `None` without the table of the configuration.
+    grants: Option<Arc<grants::Grants>>,
     records: Arc<Records>,
     refusals: Refusals,
     drops: Drops,
@@ -92,6 +96,7 @@ impl Control {
             files: Files::default(),
             ports: Arc::default(),
             dnsbl: Arc::default(),
+            grants: None,
             records: Arc::default(),
             refusals: Refusals::default(),
             drops: Drops::default(),

@@ -14,6 +14,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::dropped::Drops;
 use super::files::{self, Files};
+use super::grants::{self, Grants};
 use super::lists::Started;
 use super::names::Names;
 use super::port::{Ports, Services};
@@ -130,6 +131,7 @@ async fn live(
     let events = held.filter.as_mut().and_then(Filter::take_events);
     let verdicts = held.filter.as_ref().map(Filter::verdicts);
     let shared = Arc::new(Shared::new(Arc::new(config)));
+    let grants = open_grants(&shared, held.filter.as_mut());
     let mut ports = Ports::default();
     let records = Arc::new(Records::default());
     let is_user = shared.config.load().user.is_some();
@@ -146,6 +148,7 @@ async fn live(
         files: Files::default(),
         ports: Arc::clone(&ports),
         dnsbl: Arc::default(),
+        grants: grants.clone(),
         records: Arc::clone(&records),
         refusals: Refusals::default(),
         drops: Drops::default(),
@@ -168,6 +171,9 @@ async fn live(
     let (dnsbl, requests) = dnsbl::requests(&control.dnsbl);
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
     tokio::spawn(Services { dnsbl }.serve(ports));
+    if let Some(grants) = &grants {
+        grants::start(grants, &control.shared.config.load());
+    }
     control.files.try_all(&control.shared.config.load());
     tokio::spawn(files::watch(Arc::clone(&control)));
     lists::save(&control, &control.shared.config.load_full());
@@ -180,9 +186,28 @@ async fn live(
     });
     announce(&control);
     let watched = watch(&control, ends, &mut stop).await;
+    if let Some(grants) = &grants {
+        grants.keep();
+    }
     log_writer.finish(&records).await;
     tracing::info!("stopped");
     watched
+}
+
+/// The grants, before anything is served. Those that an earlier run has left in the filter end here,
+/// unless they were kept.
+fn open_grants(shared: &Shared, filter: Option<&mut Filter>) -> Option<Arc<Grants>> {
+    let config = shared.config.load();
+    let in_filter = filter.and_then(Filter::take_grants);
+    let Some(settings) = &config.grants else {
+        if let Some(Err(error)) = in_filter.map(|grants| grants.replace(&[])) {
+            tracing::warn!(%error, "grants of an earlier run stay in the filter until they end");
+        }
+        return None;
+    };
+    let granted = Arc::clone(&shared.granted);
+    let grants = Grants::open(settings, &config.state_dir, granted, in_filter);
+    Some(Arc::new(grants))
 }
 
 /// Lets commands beside this gate find it. Without it they need its address.
