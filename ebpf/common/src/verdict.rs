@@ -9,7 +9,7 @@
 //! | comes from a customer, to a destination on a permit list | [`Verdict::Permitted`] |
 //! | comes from a customer | [`Verdict::Customer`] |
 //! | comes from a source on a hard drop list | [`Verdict::Listed`] |
-//! | would be dropped by one of the next three rows, and its source has a grant | [`Verdict::Granted`] |
+//! | would be dropped by a row below, and its source has a grant | [`Verdict::Granted`] |
 //! | comes from a source on another drop list | [`Verdict::Listed`] |
 //! | comes from a source with a recent verdict, which is not local | [`Verdict::Recent`] |
 //! | comes from a source on no list, and those are dropped | [`Verdict::Unlisted`] |

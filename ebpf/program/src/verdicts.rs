@@ -1,5 +1,5 @@
-//! What the maps know of a source: its grant, its recent verdict, whether it is local, and how many SYNs it
-//! has sent.
+//! What the maps know of a source: its grant, its recent verdict, whether it is local, and how many
+//! SYNs it has sent.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie};

@@ -40,8 +40,8 @@ pub(super) static KEYS: KeyTable = KeyTable {
         Key::new(
             "state_dir",
             text("a path", Absent::Is("/var/lib/portcullis")),
-            "The directory for what outlives a restart: the lists in force and the grants. The gate creates it \
-             if it is missing. Two gates on one machine need two directories.",
+            "The directory for what outlives a restart: the lists in force and the grants. \
+             The gate creates it if it is missing. Two gates on one machine need two directories.",
         )
         .see(&["user", "filter.pin_path"])
         .at_start(),
@@ -83,12 +83,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
             Form::Table(&filter::KEYS),
             "The half in the kernel.",
         ),
-        Key::new(
-            "grants",
-            Form::Table(&grants::KEYS),
-            "POP-before-SMTP.",
-        )
-        .at_start(),
+        Key::new("grants", Form::Table(&grants::KEYS), "POP-before-SMTP.").at_start(),
         Key::new(
             "lists",
             Form::Table(&list::keys::LISTS),

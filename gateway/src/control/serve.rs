@@ -194,8 +194,8 @@ async fn live(
     watched
 }
 
-/// The grants, before anything is served. Those that an earlier run has left in the filter end here,
-/// unless they were kept.
+/// The grants, before anything is served. Those that an earlier run has left in the filter end
+/// here, unless they were kept.
 fn open_grants(shared: &Shared, filter: Option<&mut Filter>) -> Option<Arc<Grants>> {
     let config = shared.config.load();
     let in_filter = filter.and_then(Filter::take_grants);

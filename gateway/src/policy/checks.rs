@@ -204,7 +204,8 @@ const RCPT: &[Check] = &[
     Check {
         name: "dnsbl",
         does: "gives a stranger the scores of the DNS lists that list it, unless a permit list \
-               names it, it has a grant or the recipient is the postmaster; waits for what they say",
+               names it, it has a grant or the recipient is the postmaster; waits for what they \
+               say",
         effect: Effect::Scores,
         counts: true,
         rules: &[Rule::DNSBL],

@@ -28,7 +28,7 @@
 //! | `SNAPSHOT` | the blocks of a [`snapshot`](crate::snapshot) of all lists: [`snapshot_slot`] |
 //! | `COUNTERS` | what is counted for interfaces and lists: [`Counters`] |
 //! | `VERDICTS` | source, or its /64 -> [`RecentVerdict`] |
-//! | `GRANTS` | [`Source`](crate::Source), always an address -> when its grant ends, in nanoseconds |
+//! | `GRANTS` | [`Source`](crate::Source) -> when its grant ends, in nanoseconds |
 //! | `LOCAL_NETWORKS` | [`Source`](crate::Source) prefix -> any value |
 //! | `SYN_SKETCH` | [`SketchLine`]s: SYNs of sources in this second |
 //! | `RATES` | [`Rate`] -> [`RateUse`] |

@@ -21,10 +21,10 @@ const TOP_SOURCES_SHOWN: usize = 10;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 `passed` are all packets to a filtered port that passed: `permitted`, `granted`, `over budget` and
-`monitored` are parts of it. Packets are counted since the filter was attached; a reload or a restart of the
-gate keeps the counters of lists that keep their name and action. The top sources need a reader of
-the events: a gate with an admin endpoint, or this command with --watch. They are counted from a
-sample.
+`monitored` are parts of it. Packets are counted since the filter was attached; a reload or a
+restart of the gate keeps the counters of lists that keep their name and action. The top sources
+need a reader of the events: a gate with an admin endpoint, or this command with --watch. They are
+counted from a sample.
 
 Examples:
   portcullis filter status -c /etc/portcullis.toml
@@ -472,10 +472,10 @@ mod tests {
         let expected = "\
 /sys/fs/bpf/portcullis: enforce, ports 25 587, unlisted sources pass
 
-interface  role      link      xdp mode   passed  of them permitted  granted  over budget  dropped  \
-resets  syn cookies  hidden  other
-eth0       customer  ethernet  driver    1000000                  2       14            7       36       \
-9           10      11      3
+interface  role      link      xdp mode   passed  of them permitted  granted  over budget  \
+dropped  resets  syn cookies  hidden  other
+eth0       customer  ethernet  driver    1000000                  2       14            7  \
+     36       9           10      11      3
 
 dropped  listed  verdict  unlisted  customer  vlan-tags
 eth0          4        5         6         8         13

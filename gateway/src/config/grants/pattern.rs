@@ -10,7 +10,10 @@ use std::net::IpAddr;
 use regex::bytes::{Regex, RegexBuilder};
 
 /// Dovecot 2.3 and 2.4: `pop3-login: Login: user=<joe>, method=PLAIN, rip=192.0.2.1, ...`.
-const DOVECOT: &str = r"^[^<>]*\b(?:pop3|imap|submission|managesieve)-login: (?:Info: )?(?:Login|Logged in): user=<(?P<user>[^<>]*)>, (?:[a-z]+=[^<>=, ]*, )*rip=(?P<ip>[0-9A-Fa-f.:]+)(?:,|$)";
+const DOVECOT: &str = concat!(
+    r"^[^<>]*\b(?:pop3|imap|submission|managesieve)-login: (?:Info: )?(?:Login|Logged in): ",
+    r"user=<(?P<user>[^<>]*)>, (?:[a-z]+=[^<>=, ]*, )*rip=(?P<ip>[0-9A-Fa-f.:]+)(?:,|$)",
+);
 /// Bytes of a compiled pattern.
 const COMPILED_MAX: usize = 1 << 20;
 

@@ -40,7 +40,8 @@ pub(in crate::config) static LISTS: KeyTable = KeyTable {
 pub(in crate::config) static LIST: KeyTable = KeyTable {
     header: "[[list]]",
     about: "A list of addresses from a file. A permit list wins over every other, and a hard drop \
-            list over the rest; among lists of one kind the longest prefix decides, then the order in the file. At most 256.",
+            list over the rest; among lists of one kind the longest prefix decides, then the \
+            order in the file. At most 256.",
     keys: &[
         Key::new(
             "name",

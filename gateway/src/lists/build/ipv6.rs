@@ -1,8 +1,8 @@
 //! IPv6: what nothing of a higher rank covers, hashed.
 //!
 //! Overlaps are settled by one pass over the sorted prefixes, which are nested or disjoint: what
-//! is within one of a higher rank goes, and of equal prefixes the first stays. What is left may nest; the
-//! look-up asks for the longest lengths first.
+//! is within one of a higher rank goes, and of equal prefixes the first stays. What is left may
+//! nest; the look-up asks for the longest lengths first.
 
 use bytemuck::Pod;
 use portcullis_ebpf_common::snapshot::{
