@@ -18,7 +18,8 @@
 //! - [`transcript`], [`list_cases`], [`packet_cases`], [`policy_cases`], [`front_cases`]: readers
 //!   of the tables in `transcripts`, `lists`, `packets`, `policy` and `fronts`;
 //! - [`wild_client`], [`wild_next_hop`], [`wild_list`], [`wild_login`], [`wild_packet`],
-//!   [`wild_front`], [`wild_tls`]: any octets as input, and what must hold, for fuzz targets and properties;
+//!   [`wild_front`], [`wild_tls`]: any octets as input, and what must hold, for fuzz targets and
+//!   properties;
 //! - [`fuzz_seeds`]: the tables as the beginning of a fuzzer's corpus.
 //!
 //! A whole-system test starts the real binary and looks at it from outside only: sockets, logs,

@@ -1,5 +1,5 @@
-//! Logs that may hold anything, for fuzzing: the first octet says how the log is cut into pieces, the
-//! rest is the log.
+//! Logs that may hold anything, for fuzzing: the first octet says how the log is cut into pieces,
+//! the rest is the log.
 
 use std::sync::LazyLock;
 

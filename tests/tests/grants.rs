@@ -161,14 +161,12 @@ impl Dovecot {
             "protocols = pop3\nlisten = {GATE}\nbase_dir = {run}\nstate_dir = {state}\n\
              log_path = {log}\nssl = no\ndisable_plaintext_auth = no\nauth_mechanisms = plain\n\
              auth_failure_delay = 0\nservice stats {{\n  chroot =\n}}\n\
-             default_login_user = nobody\ndefault_internal_user = nobody\n\
-             default_internal_group = nogroup\n\
              first_valid_uid = 1\nfirst_valid_gid = 1\n\
              service anvil {{\n  chroot =\n}}\n\
              service pop3-login {{\n  chroot =\n  inet_listener pop3 {{\n    port = 110\n  }}\n  \
              inet_listener pop3s {{\n    port = 0\n  }}\n}}\n\
              passdb {{\n  driver = passwd-file\n  args = {users}\n}}\n\
-             userdb {{\n  driver = static\n  args = uid=nobody gid=nogroup home={mail}\n}}\n\
+             userdb {{\n  driver = static\n  args = uid=mail gid=mail home={mail}\n}}\n\
              mail_location = maildir:{mail}/joe\n",
             run = scene.path("run"),
             state = scene.path("state"),
