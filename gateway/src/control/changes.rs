@@ -249,6 +249,7 @@ format = "json"
             ("workers = 1", "workers = 2", "workers"),
             ("workers = 1", "workers = 1\nuser = \"nobody\"", "user"),
             ("127.0.0.1:9925", "127.0.0.1:9926", "admin"),
+            ("[filter]", "[grants]\n[filter]", "[grants]"),
             ("\"/tmp\"", "\"/var\"", "state_dir"),
             ("\"json\"", "\"text\"", "log.format"),
             ("eth0", "eth1", "filter.interfaces"),

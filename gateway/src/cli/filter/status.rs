@@ -474,8 +474,8 @@ mod tests {
 
 interface  role      link      xdp mode   passed  of them permitted  granted  over budget  \
 dropped  resets  syn cookies  hidden  other
-eth0       customer  ethernet  driver    1000000                  2       14            7  \
-     36       9           10      11      3
+eth0       customer  ethernet  driver    1000000                  2       14            7       \
+36       9           10      11      3
 
 dropped  listed  verdict  unlisted  customer  vlan-tags
 eth0          4        5         6         8         13

@@ -41,6 +41,8 @@ impl LoginPattern {
     pub fn parse(text: &str) -> Result<LoginPattern, String> {
         let expression = if text == "dovecot" { DOVECOT } else { text };
         let regex = RegexBuilder::new(expression)
+            // A name in another encoding is no reason to overlook a login.
+            .unicode(false)
             .size_limit(COMPILED_MAX)
             .dfa_size_limit(COMPILED_MAX)
             .build()
