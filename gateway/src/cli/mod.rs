@@ -5,8 +5,10 @@ mod demo;
 mod doctor;
 mod explain;
 mod filter;
+mod gate;
 mod lists;
 mod progress;
+mod reload;
 mod run;
 mod table;
 
@@ -45,6 +47,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Run the gate
     Run(run::Args),
+    /// Have the running gate read its configuration and lists again
+    Reload(reload::Args),
     /// Is the configuration good? Print what is in force, or every error with its line
     Check(check::Args),
     /// What would happen to a client, stage by stage, and which rule decides
@@ -63,6 +67,7 @@ enum Command {
 pub(crate) fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Reload(args) => reload::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(args),
         Command::Filter(args) => filter::run(&args),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::config::{Config, Filter, Table};
+use crate::config::{Admin, Config, Filter, Table};
 use crate::lists::List;
 use crate::policy;
 
@@ -78,9 +78,7 @@ pub(super) fn keep_what_cannot_change(
     if keep("user", new.user != old.user) {
         new.user.clone_from(&old.user);
     }
-    if keep("admin", new.admin != old.admin) {
-        new.admin = old.admin;
-    }
+    keep_admin(&old.admin, &mut new.admin, &mut keep);
     if keep("state_dir", new.state_dir != old.state_dir) {
         new.state_dir.clone_from(&old.state_dir);
     }
@@ -93,6 +91,16 @@ pub(super) fn keep_what_cannot_change(
         holds_filter,
     ));
     kept
+}
+
+/// Sockets, users and the token are held since the start.
+fn keep_admin(old: &Admin, new: &mut Admin, keep: &mut impl FnMut(&'static str, bool) -> bool) {
+    keep("admin", new.address != old.address);
+    keep("admin_socket", new.socket != old.socket);
+    keep("admin_users", new.users != old.users);
+    keep("admin_groups", new.groups != old.groups);
+    keep("admin_token_file", new.token_file != old.token_file);
+    new.clone_from(old);
 }
 
 /// Ports, mode and what becomes of the unlisted can change; whether and where the program sits
