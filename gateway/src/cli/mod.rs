@@ -1,11 +1,11 @@
 //! The commands. Each has a file with its arguments and its help; its work is in the library.
 
+mod admin_socket;
 mod check;
 mod demo;
 mod doctor;
 mod explain;
 mod filter;
-mod gate;
 mod lists;
 mod progress;
 mod reload;

@@ -7,7 +7,7 @@ use portcullis::control::ask::{self, NotDone};
 use portcullis::printable::printable;
 use serde::Deserialize;
 
-use super::gate::Gate;
+use super::admin_socket::AdminSocket;
 use super::{ConfigFile, EXIT_USAGE};
 
 /// Arguments of `portcullis reload`.
@@ -44,15 +44,15 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn find(args: &Args) -> Result<Gate, ExitCode> {
+fn find(args: &Args) -> Result<AdminSocket, ExitCode> {
     let Some(file) = &args.config.config else {
-        return Ok(Gate::usual());
+        return Ok(AdminSocket::usual());
     };
     let config = config::load_without_lists(file).map_err(|errors| {
         eprintln!("{errors}");
         ExitCode::from(EXIT_USAGE)
     })?;
-    Gate::of(&config).ok_or_else(|| {
+    AdminSocket::of(&config).ok_or_else(|| {
         eprintln!(
             "portcullis reload: {} has no `admin_socket`; SIGHUP to the gate reloads it, too",
             file.display()
@@ -61,8 +61,8 @@ fn find(args: &Args) -> Result<Gate, ExitCode> {
     })
 }
 
-fn reload(gate: &Gate) -> ExitCode {
-    let done: Reloaded = match ask::command(gate.socket(), "/api/reload", &()) {
+fn reload(gate: &AdminSocket) -> ExitCode {
+    let done: Reloaded = match ask::command(gate.path(), "/api/reload", &()) {
         Ok(done) => done,
         Err(why_not) => {
             let code = gate.say(&why_not);

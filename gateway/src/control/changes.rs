@@ -225,6 +225,7 @@ mod tests {
     const BASE: &str = r#"hostname = "mx.isp.example"
 workers = 1
 admin = "127.0.0.1:9925"
+admin_socket = "/run/a"
 state_dir = "/tmp"
 [filter]
 interfaces = [{ name = "eth0", role = "edge" }]
@@ -254,6 +255,22 @@ format = "json"
             ("workers = 1", "workers = 2", "workers"),
             ("workers = 1", "workers = 1\nuser = \"nobody\"", "user"),
             ("127.0.0.1:9925", "127.0.0.1:9926", "admin"),
+            ("\"/run/a\"", "\"/run/b\"", "admin_socket"),
+            (
+                "workers = 1",
+                "workers = 1\nadmin_users = [\"a\"]",
+                "admin_users",
+            ),
+            (
+                "workers = 1",
+                "workers = 1\nadmin_groups = [\"a\"]",
+                "admin_groups",
+            ),
+            (
+                "workers = 1",
+                "workers = 1\nadmin_token_file = \"/a\"",
+                "admin_token_file",
+            ),
             ("\"/tmp\"", "\"/var\"", "state_dir"),
             ("\"json\"", "\"text\"", "log.format"),
             ("eth0", "eth1", "filter.interfaces"),

@@ -14,7 +14,7 @@
 //! | `names.rs` | next hops that are given by name |
 //! | `port.rs` | the workers' ports: which service answers which question |
 //! | `dnsbl.rs`, `dnsbl/` | the service for DNS lists; what the filter learns of them |
-//! | `admin.rs`, `admin/` | the endpoints for HTTP and for commands; callers, and what they may do |
+//! | `admin.rs`, `admin/` | the endpoints for HTTP and commands; callers, and what they may do |
 //! | `state.rs`, `metrics/` | what the endpoints report; the form for Prometheus |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
 //! | `dropped.rs` | expired verdicts, lost answers, top sources, drops as they happen |

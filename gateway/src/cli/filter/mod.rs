@@ -15,7 +15,7 @@ use portcullis::control::lists::{self, Started};
 use portcullis::filter::{self, Filter};
 use portcullis::printable::printable;
 
-use super::gate::Gate;
+use super::admin_socket::AdminSocket;
 use super::{ConfigFile, EXIT_USAGE};
 
 /// Arguments of `portcullis filter`.
@@ -106,18 +106,18 @@ impl Place {
     }
 
     /// The pin path, and the gate that may hold the filter.
-    fn find(&self) -> Result<(PathBuf, Option<Gate>), ExitCode> {
+    fn find(&self) -> Result<(PathBuf, Option<AdminSocket>), ExitCode> {
         let path = match (&self.config, &self.pin_path) {
             (Some(file), _) => {
                 let config = without_lists(file)?;
-                let gate = Gate::of(&config);
+                let gate = AdminSocket::of(&config);
                 let filter = config.filter.ok_or_else(|| no_filter(file))?;
                 return Ok((filter.pin_path, gate));
             }
             (None, Some(path)) => path.clone(),
             (None, None) => PathBuf::from(PIN_PATH),
         };
-        Ok((path, Some(Gate::usual())))
+        Ok((path, Some(AdminSocket::usual())))
     }
 }
 

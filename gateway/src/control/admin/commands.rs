@@ -82,7 +82,8 @@ impl NotDone {
         }
     }
 
-    pub(super) fn broken(error: impl ToString) -> Self {
+    pub(super) fn broken(error: impl Into<Box<dyn std::error::Error>>) -> Self {
+        let error = error.into();
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
     }
 }
@@ -117,12 +118,12 @@ impl Command {
 async fn blocking<R: DeserializeOwned + Send + 'static>(
     control: Arc<Control>,
     body: Bytes,
-    run: fn(&Control, R) -> Result<Done, NotDone>,
+    run: fn(&Control, &R) -> Result<Done, NotDone>,
 ) -> Result<Done, NotDone> {
     let done = spawn_blocking(move || {
-        let request = serde_json::from_slice(&body)
+        let request: R = serde_json::from_slice(&body)
             .map_err(|error| NotDone::new(StatusCode::BAD_REQUEST, error.to_string()))?;
-        run(&control, request)
+        run(&control, &request)
     });
     done.await.map_err(NotDone::broken)?
 }

@@ -153,7 +153,7 @@ pub fn remove(verdicts: &Verdicts, sources: &[IpNet]) -> Result<Removed, filter:
     })
 }
 
-pub(super) fn add_at(control: &Control, request: Add) -> Result<Done, NotDone> {
+pub(super) fn add_at(control: &Control, request: &Add) -> Result<Done, NotDone> {
     check(request.verdicts.iter().map(|one| one.source))?;
     for (index, one) in request.verdicts.iter().enumerate() {
         if !DURATIONS.contains(&Duration::from_secs(one.seconds)) {
@@ -178,7 +178,7 @@ pub(super) fn add_at(control: &Control, request: Add) -> Result<Done, NotDone> {
     Done::new(&all, summary)
 }
 
-pub(super) fn remove_at(control: &Control, request: Remove) -> Result<Done, NotDone> {
+pub(super) fn remove_at(control: &Control, request: &Remove) -> Result<Done, NotDone> {
     check(request.sources.iter().copied())?;
     let verdicts = held(control, request.pin_path.as_ref())?;
     let all = remove(verdicts, &request.sources).map_err(NotDone::broken)?;
@@ -187,7 +187,7 @@ pub(super) fn remove_at(control: &Control, request: Remove) -> Result<Done, NotD
     Done::new(&all, format!("{number} removed: {named}"))
 }
 
-pub(super) fn flush_at(control: &Control, request: Flush) -> Result<Done, NotDone> {
+pub(super) fn flush_at(control: &Control, request: &Flush) -> Result<Done, NotDone> {
     let verdicts = held(control, request.pin_path.as_ref())?;
     let removed = verdicts.flush().map_err(NotDone::broken)?;
     Done::new(&Flushed { removed }, format!("{removed} removed"))
@@ -273,7 +273,7 @@ mod tests {
                 pin_path: None,
                 verdicts,
             };
-            add_at(&control(), request).err().map(|error| error.status)
+            add_at(&control(), &request).err().map(|error| error.status)
         };
         let good = wanted("192.0.2.1/32", 60);
         let bad = Some(StatusCode::BAD_REQUEST);

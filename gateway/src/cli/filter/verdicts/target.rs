@@ -12,7 +12,7 @@ use portcullis::control::admin::verdicts::{
 use portcullis::control::ask;
 use portcullis::filter::{self, VerdictStatus, Verdicts};
 
-use super::super::super::gate::Gate;
+use super::super::super::admin_socket::AdminSocket;
 use super::super::Place;
 use super::failure;
 
@@ -21,7 +21,7 @@ pub(super) struct Target<'a> {
     place: &'a Place,
     pin_path: PathBuf,
     /// The gate, until it is known that there is none for this filter.
-    gate: Option<Gate>,
+    gate: Option<AdminSocket>,
     maps: Option<Verdicts>,
 }
 
@@ -72,7 +72,7 @@ impl<'a> Target<'a> {
         let listed = Verdicts::open(&self.pin_path).and_then(|maps| maps.list());
         match (listed, &self.gate) {
             (Err(error @ filter::Error::NotPermitted { .. }), Some(gate)) => {
-                match ask::read(gate.socket(), "/api/verdicts") {
+                match ask::read(gate.path(), "/api/verdicts") {
                     Ok(list) => Ok(list),
                     Err(why_not) => {
                         failure(&error, self.place);
@@ -90,10 +90,10 @@ impl<'a> Target<'a> {
         request: &impl serde::Serialize,
         directly: impl FnOnce(&Verdicts) -> Result<A, filter::Error>,
     ) -> Result<A, ExitCode> {
-        if let Some(gate) = &self.gate {
-            if let Some(answer) = gate.carry_out(path, request)? {
-                return Ok(answer);
-            }
+        if let Some(gate) = &self.gate
+            && let Some(answer) = gate.carry_out(path, request)?
+        {
+            return Ok(answer);
         }
         let gate = self.gate.take();
         let maps = match self.maps.take() {
@@ -106,7 +106,7 @@ impl<'a> Target<'a> {
             if let (filter::Error::NotPermitted { .. }, Some(gate)) = (&error, gate) {
                 eprintln!(
                     "no gate that holds this filter listens at {}: only root can change it now",
-                    gate.socket().display()
+                    gate.path().display()
                 );
             }
             code

@@ -16,27 +16,27 @@ use serde::de::DeserializeOwned;
 /// command.
 const NOT_THIS_GATE: [u16; 2] = [404, 409];
 
-/// Where a gate may listen for commands.
-pub(super) struct Gate {
-    socket: PathBuf,
+/// The socket at which a gate may listen for commands.
+pub(super) struct AdminSocket {
+    path: PathBuf,
 }
 
-impl Gate {
-    /// The gate of a configuration, if that has a socket.
+impl AdminSocket {
+    /// The socket of a configuration, if it names one.
     pub(super) fn of(config: &portcullis::config::Config) -> Option<Self> {
-        let socket = config.admin.socket.clone()?;
-        Some(Self { socket })
+        let path = config.admin.socket.clone()?;
+        Some(Self { path })
     }
 
-    /// The gate at the usual place, for a command without a configuration.
+    /// The socket at the usual place, for a command without a configuration.
     pub(super) fn usual() -> Self {
         Self {
-            socket: ADMIN_SOCKET.into(),
+            path: ADMIN_SOCKET.into(),
         }
     }
 
-    pub(super) fn socket(&self) -> &Path {
-        &self.socket
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Has the gate carry out a command that can be done without it, too. `None` if it has to be:
@@ -49,14 +49,14 @@ impl Gate {
         path: &str,
         request: &impl Serialize,
     ) -> Result<Option<A>, ExitCode> {
-        match ask::command(&self.socket, path, request) {
+        match ask::command(&self.path, path, request) {
             Ok(answer) => Ok(Some(answer)),
             Err(NotDone::NoGate(_)) => Ok(None),
             Err(NotDone::Refused { status, .. }) if NOT_THIS_GATE.contains(&status) => Ok(None),
             Err(NotDone::Broken(error)) => {
                 eprintln!(
                     "the gate at {} does not answer ({error}): working without it",
-                    self.socket.display()
+                    self.path.display()
                 );
                 Ok(None)
             }
@@ -67,8 +67,8 @@ impl Gate {
     /// Says why a command was not carried out.
     pub(super) fn say(&self, why_not: &NotDone) -> ExitCode {
         let why_not = why_not.to_string();
-        let socket = self.socket.display();
-        eprintln!("portcullis: {socket}: {}", printable(&why_not));
+        let path = self.path.display();
+        eprintln!("portcullis: {path}: {}", printable(&why_not));
         ExitCode::FAILURE
     }
 }
