@@ -68,6 +68,7 @@ impl Scene {
     fn gate(&self, grants: &str) -> Result<Process<'_>> {
         let configuration = format!(
             r#"state_dir = "{state}"
+admin_socket = "{state}/admin.sock"
 workers = 1
 [filter]
 interfaces = [{{ name = "edge" }}]
@@ -276,7 +277,7 @@ fn operators_add_list_and_revoke_grants_and_a_restart_keeps_them() -> Result<()>
     let grants = list(&gate)?;
     assert_eq!(grants.len(), 3);
     assert_eq!(grants[0]["address"], GUEST);
-    assert_eq!(grants[0]["by"], "operator root");
+    assert_eq!(grants[0]["by"], "operator root (uid 0)");
     let left = grants[0]["expires_in_seconds"]
         .as_u64()
         .context("seconds")?;

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use portcullis::config::{self, Config};
-use portcullis::control::grants::operator::{Granted, Request, Response, ask};
+use portcullis::config;
+use portcullis::control::admin::grants::{Add, DURATIONS, GrantStatus, Revoke, Revoked};
+use portcullis::control::ask;
 use portcullis::printable::printable;
 
+use super::admin_socket::AdminSocket;
 use super::table::Table;
 use super::{ConfigFile, EXIT_USAGE, finished};
 
@@ -22,7 +24,8 @@ A client with a grant may send to anywhere, as one in a local network may, and t
 unless it is on a drop list with hard = true. A grant is for one address, of IPv6 too. The gate adds
 grants by itself for the logins in the logs that [grants] follows.
 
-The command asks the gate at operator.sock in its state_dir: as root, or in the group of its user.
+The command asks the gate at its admin_socket, or at /run/portcullis/admin.sock without -c;
+admin_users and admin_groups say who may use it.
 
 Examples:
   portcullis grant 203.0.113.7 -c /etc/portcullis.toml
@@ -71,9 +74,8 @@ enum Command {
 
 /// Parses a duration that makes sense for a grant.
 fn duration(text: &str) -> Result<Duration, String> {
-    const MOST: Duration = Duration::from_secs(30 * 86_400);
     let duration = config::duration(text)?;
-    if (Duration::from_secs(1)..=MOST).contains(&duration) {
+    if DURATIONS.contains(&duration) {
         Ok(duration)
     } else {
         Err("from 1s to 30d make sense; relay.networks is for longer".to_owned())
@@ -82,70 +84,89 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// Asks the gate, and prints what it says.
 pub(crate) fn run(args: &Args) -> ExitCode {
-    let (request, output) = match (&args.command, args.address) {
-        (Some(Command::List { output }), _) => (Request::List, output),
-        (Some(Command::Revoke { address, output }), _) => {
-            (Request::Revoke { address: *address }, output)
-        }
-        (None, Some(address)) => {
-            let seconds = args.duration.map(|duration| duration.as_secs());
-            (Request::Grant { address, seconds }, &args.output)
-        }
+    let done = match (&args.command, args.address) {
+        (Some(Command::List { output }), _) => list(output),
+        (Some(Command::Revoke { address, output }), _) => revoke(*address, output),
+        (None, Some(address)) => add(address, args),
         // The command line wants one of them.
-        (None, None) => return ExitCode::from(EXIT_USAGE),
+        (None, None) => Err(ExitCode::from(EXIT_USAGE)),
     };
-    let config = output
-        .config
-        .by(config::load_without_lists, Config::default_gate);
-    let config = match config {
-        Ok(config) => config,
-        Err(code) => return code,
-    };
-    if config.grants.is_none() {
-        eprintln!("portcullis grant: the configuration has no [grants]: add the table");
-        return ExitCode::from(EXIT_USAGE);
-    }
-    match ask(&config.state_dir, &request) {
-        Ok(response) => print(&request, &response, output.json),
-        Err(error) => {
-            eprintln!("portcullis grant: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    done.unwrap_or_else(|code| code)
 }
 
-fn print(request: &Request, response: &Response, json: bool) -> ExitCode {
+fn gate(output: &Output) -> Result<AdminSocket, ExitCode> {
+    let Some(file) = &output.config.config else {
+        return Ok(AdminSocket::usual());
+    };
+    let config = config::load_without_lists(file).map_err(|errors| {
+        eprintln!("{errors}");
+        ExitCode::from(EXIT_USAGE)
+    })?;
+    let missing = match (&config.grants, AdminSocket::of(&config)) {
+        (Some(_), Some(gate)) => return Ok(gate),
+        (None, _) => "[grants]: no address can have one",
+        (Some(_), None) => "`admin_socket`: there the gate takes this command",
+    };
+    eprintln!("portcullis grant: {} has no {missing}", file.display());
+    Err(ExitCode::from(EXIT_USAGE))
+}
+
+fn add(address: IpAddr, args: &Args) -> Result<ExitCode, ExitCode> {
+    let gate = gate(&args.output)?;
+    let seconds = args.duration.map(|duration| duration.as_secs());
+    let request = Add { address, seconds };
+    let added: GrantStatus = ask::command(gate.path(), "/api/grants/add", &request)
+        .map_err(|why_not| gate.say(&why_not))?;
+    if args.output.json {
+        return Ok(json(&added));
+    }
+    println!(
+        "{} may relay for {} seconds",
+        added.address, added.expires_in_seconds
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(output: &Output) -> Result<ExitCode, ExitCode> {
+    let gate = gate(output)?;
+    let grants: Vec<GrantStatus> =
+        ask::read(gate.path(), "/api/grants").map_err(|why_not| gate.say(&why_not))?;
+    if output.json {
+        return Ok(json(&grants));
+    }
+    Ok(finished(table(&grants, &mut io::stdout().lock())))
+}
+
+fn revoke(address: IpAddr, output: &Output) -> Result<ExitCode, ExitCode> {
+    let gate = gate(output)?;
+    let request = Revoke { address };
+    let done: Revoked = ask::command(gate.path(), "/api/grants/revoke", &request)
+        .map_err(|why_not| gate.say(&why_not))?;
+    if output.json {
+        json(&done);
+    } else if done.revoked {
+        println!("{address} has no grant any more");
+    } else {
+        eprintln!("portcullis grant: {address} has no grant");
+    }
+    Ok(if done.revoked {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn json(answer: &impl serde::Serialize) -> ExitCode {
     let mut out = io::stdout().lock();
-    let printed = match (request, response) {
-        (_, Response::Error(error)) => {
-            eprintln!("portcullis grant: {}", printable(error));
-            return ExitCode::FAILURE;
-        }
-        (Request::Revoke { address }, Response::Revoked(false)) => {
-            eprintln!("portcullis grant: {address} has no grant");
-            return ExitCode::FAILURE;
-        }
-        (Request::Revoke { address }, _) if json => {
-            writeln!(out, "{{\"revoked\":\"{address}\"}}")
-        }
-        (Request::Revoke { address }, _) => writeln!(out, "{address} has no grant any more"),
-        (_, Response::Revoked(_)) => Ok(()),
-        (_, Response::Grants(grants)) if json => {
-            let written = serde_json::to_writer_pretty(&mut out, grants);
-            written
-                .map_err(io::Error::from)
-                .and_then(|()| writeln!(out))
-        }
-        (Request::List, Response::Grants(grants)) => table(grants, &mut out),
-        (_, Response::Grants(grants)) => grants.iter().try_for_each(|grant| {
-            let (address, seconds) = (grant.address, grant.expires_in_seconds);
-            writeln!(out, "{address} may relay for {seconds} seconds")
-        }),
-    };
-    finished(printed)
+    let written = serde_json::to_writer_pretty(&mut out, answer);
+    finished(
+        written
+            .map_err(io::Error::from)
+            .and_then(|()| writeln!(out)),
+    )
 }
 
-fn table(grants: &[Granted], out: &mut impl io::Write) -> io::Result<()> {
+fn table(grants: &[GrantStatus], out: &mut impl io::Write) -> io::Result<()> {
     if grants.is_empty() {
         return writeln!(out, "no grants");
     }

@@ -1,5 +1,6 @@
 //! The commands. Each has a file with its arguments and its help; its work is in the library.
 
+mod admin_socket;
 mod check;
 mod demo;
 mod doctor;
@@ -8,6 +9,7 @@ mod filter;
 mod grant;
 mod lists;
 mod progress;
+mod reload;
 mod run;
 mod table;
 
@@ -46,6 +48,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Run the gate
     Run(run::Args),
+    /// Have the running gate read its configuration and lists again
+    Reload(reload::Args),
     /// Is the configuration good? Print what is in force, or every error with its line
     Check(check::Args),
     /// What would happen to a client, stage by stage, and which rule decides
@@ -66,6 +70,7 @@ enum Command {
 pub(crate) fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Reload(args) => reload::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(args),
         Command::Grant(args) => grant::run(&args),

@@ -17,8 +17,8 @@ use super::list::{Files, Lists};
 use super::pending::Places;
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, filter, limits,
-    list, relay, route, saved_lists, value,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, admin, dnsbl, filter,
+    limits, list, relay, route, saved_lists, value,
 };
 use crate::lists::{Compiled, Read};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
@@ -56,14 +56,11 @@ pub(super) static KEYS: KeyTable = KeyTable {
         )
         .see(&["relay.connections"])
         .at_start(),
-        Key::new(
-            "admin",
-            text("an IP address and a port", Absent::Nothing),
-            "Where metrics (`/metrics`) and state (`/api/status`, `/api/refusals`, `/api/events`) \
-             are served over HTTP, without a password: keep it on the loopback or behind a \
-             firewall.",
-        )
-        .at_start(),
+        admin::ADDRESS,
+        admin::SOCKET,
+        admin::USERS,
+        admin::GROUPS,
+        admin::TOKEN_FILE,
         Key::new(
             "user",
             text("the name of a user", Absent::Nothing),
@@ -180,10 +177,10 @@ pub(super) fn config<'d>(
     let hostname = read_hostname(&mut top);
     let state_dir = read_state_dir(&mut top);
     let workers = read_workers(&mut top);
-    let admin = top
-        .text("admin", value::socket_address)
+    let admin = admin::read(&mut top);
+    let user = top
+        .text("user", |text| admin::account(text, "user"))
         .map(Spanned::into_inner);
-    let user = top.text("user", user_name).map(Spanned::into_inner);
     let listener_tables = top.tables("listener");
     let filter_table = top.table("filter");
     let grants_table = top.table("grants");
@@ -326,17 +323,6 @@ fn read_workers(top: &mut Section<'_, '_>) -> usize {
         top.document.warn(&top.span_of("workers"), message);
     }
     workers
-}
-
-fn user_name(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    let is_name =
-        !text.is_empty() && text.len() <= 32 && !text.starts_with('-') && text.chars().all(fits);
-    if is_name {
-        Ok(text.to_owned())
-    } else {
-        Err("expected the name of a user of this system".to_owned())
-    }
 }
 
 fn read_listeners(tables: Vec<Section<'_, '_>>) -> Vec<Listener> {

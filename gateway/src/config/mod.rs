@@ -6,6 +6,7 @@
 //! check again. A key that is not known is an error, and so is one that is described but not built
 //! yet: a gate that passes over `[tls]` in silence is worse than one that does not start.
 
+mod admin;
 mod compile;
 mod dnsbl;
 mod document;
@@ -26,10 +27,10 @@ mod tests;
 mod typed;
 mod value;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use admin::{ADMIN_SOCKET, Admin};
 pub use dnsbl::DnsblPolicy;
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
@@ -77,8 +78,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Threads with a ring each.
     pub workers: usize,
-    /// Where metrics and state are served.
-    pub admin: Option<SocketAddr>,
+    /// Where metrics and state are served, and who may change the gate.
+    pub admin: Admin,
     /// The user to become once ports and programs are held.
     pub user: Option<String>,
     /// Where sessions come in. Empty: only the filter is run.

@@ -11,12 +11,10 @@
 //! | `table.rs` | the grants themselves: added, renewed, revoked, expired; pure |
 //! | `kept.rs` | the file that keeps them over a restart |
 //! | `follow.rs`, `lines.rs` | logs that tell of logins; their bytes as lines |
-//! | `operator.rs` | the socket at which operators ask, and how a command asks |
 
 mod follow;
 mod kept;
 pub mod lines;
-pub mod operator;
 mod table;
 
 use std::net::IpAddr;
@@ -29,11 +27,13 @@ use serde::Serialize;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
-use self::table::{AddResult, Grant, Table};
+use self::table::{AddResult, Table};
 use crate::config::{self, Config};
 use crate::filter;
 use crate::policy::Granted;
 use crate::printable::printable;
+
+pub(super) use self::table::Grant;
 
 /// How often grants that are over are removed, and changes kept.
 const TICK: Duration = Duration::from_millis(250);
@@ -95,7 +95,7 @@ pub(super) struct Report {
 
 /// That there is no room for another grant.
 #[derive(Debug)]
-struct NoRoom;
+pub(super) struct NoRoom;
 
 impl Grants {
     /// The grants that an earlier run has kept. The map of the filter holds exactly them then.
@@ -144,7 +144,7 @@ impl Grants {
 
     /// Adds or renews a grant; `by` says who wants it, for the log and the list. A login never
     /// shortens a grant, an operator may.
-    fn add(
+    pub(super) fn add(
         &self,
         address: IpAddr,
         time: Option<Duration>,
@@ -195,7 +195,7 @@ impl Grants {
     }
 
     /// Removes a grant. Returns whether there was one.
-    fn revoke(&self, address: IpAddr, by: &str) -> bool {
+    pub(super) fn revoke(&self, address: IpAddr, by: &str) -> bool {
         let address = address.to_canonical();
         let mut state = self.state();
         if state.table.remove(address).is_none() {
@@ -261,7 +261,7 @@ impl Grants {
     }
 
     /// The grants, by address.
-    fn list(&self) -> Vec<(IpAddr, Grant)> {
+    pub(super) fn list(&self) -> Vec<(IpAddr, Grant)> {
         let state = self.state();
         let all = state.table.iter();
         all.map(|(address, grant)| (address, grant.clone()))
@@ -290,7 +290,7 @@ impl Grants {
     }
 }
 
-/// Follows the logs, answers operators, and removes and keeps grants, for as long as the gate runs.
+/// Follows the logs, and removes and keeps grants, for as long as the gate runs.
 pub(super) fn start(grants: &Arc<Grants>, config: &Config) {
     let Some(settings) = &config.grants else {
         return;
@@ -298,7 +298,6 @@ pub(super) fn start(grants: &Arc<Grants>, config: &Config) {
     for followed in &settings.follow {
         follow::start(grants, followed);
     }
-    operator::start(grants, &config.state_dir);
     let grants = Arc::clone(grants);
     tokio::spawn(async move {
         let mut ticks = interval(TICK);
@@ -319,7 +318,7 @@ pub(super) fn start(grants: &Arc<Grants>, config: &Config) {
 }
 
 /// Seconds since 1970.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| now.as_secs())
 }

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 
 /// A grant for an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Grant {
+pub(in super::super) struct Grant {
     /// When it was added first, in seconds since 1970.
-    pub since: u64,
+    pub(in super::super) since: u64,
     /// When it ends, in seconds since 1970.
-    pub until: u64,
+    pub(in super::super) until: u64,
     /// Who wanted it: an operator, or a user of the POP server.
-    pub by: String,
+    pub(in super::super) by: String,
 }
 
 /// What became of a grant that was to be added.
