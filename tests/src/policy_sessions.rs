@@ -23,6 +23,8 @@ pub struct PolicySession {
     pub others: u32,
     /// Sessions of the same source that there are besides.
     pub of_source: u32,
+    /// Its address has a grant.
+    pub granted: bool,
     /// The gate is about to stop.
     pub stopping: bool,
     /// Why it cannot be played live.
@@ -71,6 +73,7 @@ impl From<Case> for PolicySession {
             listed: Vec::new(),
             others: 0,
             of_source: 0,
+            granted: false,
             stopping: false,
             not_live: None,
         }
@@ -127,6 +130,7 @@ fn begin(place: &str, configuration: &Path, client: &str) -> Result<PolicySessio
         listed: Vec::new(),
         others: 0,
         of_source: 0,
+        granted: false,
         stopping: false,
         not_live: None,
         steps: Vec::new(),
@@ -134,7 +138,10 @@ fn begin(place: &str, configuration: &Path, client: &str) -> Result<PolicySessio
 }
 
 fn add(session: &mut PolicySession, line: &str) -> Result<()> {
-    if line == "stopping" {
+    if line == "granted" {
+        session.granted = true;
+        session.not_live = Some("the suite `grants` has live ones".to_owned());
+    } else if line == "stopping" {
         session.stopping = true;
         session.not_live = Some("a gate that stops accepts no connection".to_owned());
     } else if let Some(number) = line.strip_prefix("others ") {

@@ -12,9 +12,12 @@ use portcullis_tests::process::portcullis;
 const COMMANDS: &[(&[&str], &[&str])] = &[
     (
         &[],
-        &["run", "demo", "check", "explain", "filter", "doctor"],
+        &[
+            "run", "reload", "demo", "check", "explain", "filter", "doctor",
+        ],
     ),
     (&["run"], &["-c", "FILE"]),
+    (&["reload"], &["-c", "admin_socket"]),
     (&["demo"], &["root", "--json"]),
     (&["check"], &["-c", "FILE"]),
     (&["explain"], &["--client", "--rcpt", "--json"]),

@@ -88,7 +88,7 @@ fn the_gate_without_a_file_listens_on_the_loopback_alone_and_sends_nothing_on() 
             .iter()
             .all(|listener| listener.address.ip().is_loopback())
     );
-    assert!(config.filter.is_none() && config.admin.is_none());
+    assert!(config.filter.is_none() && config.admin.address.is_none());
     assert!(
         config
             .routes

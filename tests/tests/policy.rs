@@ -89,6 +89,7 @@ fn question(config: &Config, session: &PolicySession) -> Option<Question> {
             sessions: count(session.others, config.limits.sessions),
             source_sessions: count(session.of_source, config.limits.sessions_per_source),
         },
+        granted: session.granted,
         ..Question::new(session.client)
     })
 }

@@ -79,6 +79,7 @@ fn run(config: &Config, session: &PolicySession, order: Order<'_>) -> Vec<Option
             sender: &sender,
             next_hops,
             counts: counts(config, session),
+            is_granted: session.granted,
             ..Facts::new(listener(), &client)
         };
         let rcpt = rcpt(arguments);
@@ -266,6 +267,24 @@ fn every_rule_of_every_check_and_command_decides_in_some_case_or_session() -> Re
 const INDIFFERENT: &[(Stage, &str, &str, &str)] = &[
     (
         Stage::Connect,
+        "grant",
+        "stopping",
+        "the one admits, the other restricts",
+    ),
+    (
+        Stage::Connect,
+        "grant",
+        "sessions",
+        "the one admits, the other restricts",
+    ),
+    (
+        Stage::Connect,
+        "grant",
+        "sessions of the source",
+        "the one admits, the other restricts",
+    ),
+    (
+        Stage::Connect,
         "standing",
         "stopping",
         "the one only names who is admitted",
@@ -321,6 +340,24 @@ const INDIFFERENT: &[(Stage, &str, &str, &str)] = &[
     (
         Stage::Rcpt,
         "local network",
+        "next hop",
+        "the one admits, the other restricts",
+    ),
+    (
+        Stage::Rcpt,
+        "granted",
+        "route",
+        "the one admits, the other restricts",
+    ),
+    (
+        Stage::Rcpt,
+        "granted",
+        "dnsbl",
+        "what DNS lists say is not asked for granted clients",
+    ),
+    (
+        Stage::Rcpt,
+        "granted",
         "next hop",
         "the one admits, the other restricts",
     ),

@@ -57,6 +57,14 @@ const PACKAGES: &[Package] = &[
         service: Some("rbldnsd"),
         ..tool("rbldnsd", "rbldnsd", "serves DNS lists to the tests")
     },
+    Package {
+        service: Some("dovecot"),
+        ..tool(
+            "dovecot-pop3d",
+            "/usr/lib/dovecot/pop3-login",
+            "a POP server, whose log tells of logins",
+        )
+    },
     tool("swaks", "swaks", "a client in the tests"),
     tool("curl", "curl", "a client in the tests"),
     tool("python3", "python3", "a client in the tests (smtplib)"),

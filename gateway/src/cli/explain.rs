@@ -60,6 +60,9 @@ pub(crate) struct Args {
     /// more than once, and zones that are left out are silent
     #[arg(long, value_name = "ZONE=ADDRESS", value_parser = stated_answer)]
     dnsbl: Vec<ZoneAnswer>,
+    /// As if the client's address had a grant
+    #[arg(long)]
+    granted: bool,
     /// Query no DNS lists
     #[arg(long)]
     offline: bool,
@@ -109,6 +112,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
             recent: recent_verdict(&config, args.client),
             over_budget: None,
         },
+        granted: args.granted,
         dnsbl: stated,
         ..Question::new(args.client)
     };

@@ -10,14 +10,15 @@ use toml::de::DeTable;
 
 use super::document::Document;
 use super::error::Error;
+use super::grants::{self, Grants};
 use super::keys::{Absent, Form, Key, KeyTable, text, word};
 use super::limits::Limits;
 use super::list::{Files, Lists};
 use super::pending::Places;
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, filter, limits,
-    list, relay, route, saved_lists, value,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, admin, dnsbl, filter,
+    limits, list, relay, route, saved_lists, value,
 };
 use crate::lists::{Compiled, Read};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
@@ -39,8 +40,8 @@ pub(super) static KEYS: KeyTable = KeyTable {
         Key::new(
             "state_dir",
             text("a path", Absent::Is("/var/lib/portcullis")),
-            "The directory for what outlives a restart: the lists in force. The gate creates it \
-             if it is missing. Two gates on one machine need two directories.",
+            "The directory for what outlives a restart: the lists in force and the grants. \
+             The gate creates it if it is missing. Two gates on one machine need two directories.",
         )
         .see(&["user", "filter.pin_path"])
         .at_start(),
@@ -55,14 +56,11 @@ pub(super) static KEYS: KeyTable = KeyTable {
         )
         .see(&["relay.connections"])
         .at_start(),
-        Key::new(
-            "admin",
-            text("an IP address and a port", Absent::Nothing),
-            "Where metrics (`/metrics`) and state (`/api/status`, `/api/refusals`, `/api/events`) \
-             are served over HTTP, without a password: keep it on the loopback or behind a \
-             firewall.",
-        )
-        .at_start(),
+        admin::ADDRESS,
+        admin::SOCKET,
+        admin::USERS,
+        admin::GROUPS,
+        admin::TOKEN_FILE,
         Key::new(
             "user",
             text("the name of a user", Absent::Nothing),
@@ -82,6 +80,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
             Form::Table(&filter::KEYS),
             "The half in the kernel.",
         ),
+        Key::new("grants", Form::Table(&grants::KEYS), "POP-before-SMTP.").at_start(),
         Key::new(
             "lists",
             Form::Table(&list::keys::LISTS),
@@ -178,12 +177,13 @@ pub(super) fn config<'d>(
     let hostname = read_hostname(&mut top);
     let state_dir = read_state_dir(&mut top);
     let workers = read_workers(&mut top);
-    let admin = top
-        .text("admin", value::socket_address)
+    let admin = admin::read(&mut top);
+    let user = top
+        .text("user", |text| admin::account(text, "user"))
         .map(Spanned::into_inner);
-    let user = top.text("user", user_name).map(Spanned::into_inner);
     let listener_tables = top.tables("listener");
     let filter_table = top.table("filter");
+    let grants_table = top.table("grants");
     let lists_table = top.table("lists");
     let list_tables = top.tables("list");
     let zone_tables = top.tables("dnsbl");
@@ -198,6 +198,7 @@ pub(super) fn config<'d>(
     let listeners = read_listeners(listener_tables);
     let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
+    let grants = Grants::read(grants_table);
     let (mut lists, list_files) = Lists::read(lists_table, list_tables);
     let last = saved_lists(&state_dir);
     let last = matches!(files, Files::ReadOrLast).then_some(&*last);
@@ -250,6 +251,7 @@ pub(super) fn config<'d>(
         user,
         listeners,
         filter,
+        grants,
         lists,
         policy: Arc::new(policy),
         routes,
@@ -321,17 +323,6 @@ fn read_workers(top: &mut Section<'_, '_>) -> usize {
         top.document.warn(&top.span_of("workers"), message);
     }
     workers
-}
-
-fn user_name(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    let is_name =
-        !text.is_empty() && text.len() <= 32 && !text.starts_with('-') && text.chars().all(fits);
-    if is_name {
-        Ok(text.to_owned())
-    } else {
-        Err("expected the name of a user of this system".to_owned())
-    }
 }
 
 fn read_listeners(tables: Vec<Section<'_, '_>>) -> Vec<Listener> {

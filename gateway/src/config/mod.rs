@@ -6,11 +6,13 @@
 //! check again. A key that is not known is an error, and so is one that is described but not built
 //! yet: a gate that passes over `[tls]` in silence is worse than one that does not start.
 
+mod admin;
 mod compile;
 mod dnsbl;
 mod document;
 mod error;
 mod filter;
+mod grants;
 mod kernel;
 mod keys;
 mod limits;
@@ -25,16 +27,17 @@ mod tests;
 mod typed;
 mod value;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use admin::{ADMIN_SOCKET, Admin};
 pub use dnsbl::DnsblPolicy;
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
 pub use filter::{
     CustomerRefusal, Filter, FilterMode, Interface, PIN_PATH, Role, Unlisted, XdpMode,
 };
+pub use grants::{Follow, Followed, Grants, Login, LoginPattern};
 pub use limits::{Limits, LineLength};
 pub use list::{Lists, of_last_compile};
 pub use pending::Pending;
@@ -75,14 +78,16 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Threads with a ring each.
     pub workers: usize,
-    /// Where metrics and state are served.
-    pub admin: Option<SocketAddr>,
+    /// Where metrics and state are served, and who may change the gate.
+    pub admin: Admin,
     /// The user to become once ports and programs are held.
     pub user: Option<String>,
     /// Where sessions come in. Empty: only the filter is run.
     pub listeners: Vec<Listener>,
     /// The in-kernel half.
     pub filter: Option<Filter>,
+    /// POP-before-SMTP; `None`: no one can have a grant.
+    pub grants: Option<Grants>,
     /// Where the lists come from.
     pub lists: Lists,
     /// The policy. Shared, because it holds the lists: a configuration that differs only in the

@@ -28,7 +28,7 @@ use tokio::time::sleep;
 
 use super::user;
 use super::{Control, lists};
-use crate::config::Config;
+use crate::config::{Config, Followed};
 
 /// How often they are tried.
 const TRY_EVERY: Duration = Duration::from_secs(30);
@@ -166,7 +166,7 @@ fn make_directory(path: &Path, user: Option<&user::User>) -> io::Result<()> {
 
 /// Whether anything is kept there under this configuration.
 pub(crate) fn needs_state(config: &Config) -> bool {
-    !config.lists.sources.is_empty() && lists::kept_at(config).is_some()
+    config.grants.is_some() || !config.lists.sources.is_empty() && lists::kept_at(config).is_some()
 }
 
 /// What the process as it is now cannot use.
@@ -194,6 +194,12 @@ pub(crate) fn unusable(config: &Config) -> Vec<Unusable> {
     }
     for path in &config.named_files {
         look("file of the configuration", path, "a reload will fail");
+    }
+    let followed = config.grants.iter().flat_map(|grants| &grants.follow);
+    for follow in followed {
+        if let Followed::Path(path) = &follow.file {
+            look("log with logins", path, "no grants come of it");
+        }
     }
     for (path, _) in config.lists.files() {
         look(
@@ -229,8 +235,8 @@ fn unusable_state_dir(config: &Config) -> Option<Unusable> {
         what: "state_dir",
         path: path.clone(),
         problem,
-        consequence: "the lists in force are not kept, so the next start has nothing to compare \
-                      its lists with",
+        consequence: "lists and grants in force are not kept: the next start has nothing to \
+                      compare its lists with, and users have to log in again",
         next_step,
     })
 }

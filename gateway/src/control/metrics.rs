@@ -7,6 +7,7 @@ mod dnsbl;
 mod files;
 mod filter;
 mod gate;
+mod grants;
 mod next_hops;
 mod text;
 
@@ -24,6 +25,9 @@ pub(super) fn render(state: &State) -> String {
     gate::sessions(&mut text, state);
     next_hops::render(&mut text, state);
     dnsbl::render(&mut text, &state.dnsbl);
+    if let Some(grants) = &state.grants {
+        grants::render(&mut text, grants);
+    }
     if let Some(filter) = &state.filter {
         filter::render(&mut text, filter);
     }
@@ -35,6 +39,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::super::dnsbl::{Dnsbl, Server, Trust, Zone};
+    use super::super::grants::Report;
     use super::super::state::{NextHop, Transactions};
     use super::*;
     use crate::filter::{
@@ -55,6 +60,7 @@ mod tests {
             unfiltered_reason: None,
             passed: 10,
             permitted: 1,
+            granted: 22,
             over_budget: 6,
             other: 2,
             unread: Unread::new(|kind| if kind.name() == "esp" { 18 } else { 0 }),
@@ -117,6 +123,13 @@ mod tests {
                 cache_hits: 17,
                 ..Dnsbl::default()
             },
+            grants: Some(Report {
+                number: 23,
+                no_room: 24,
+                lines: 30,
+                logins: 25,
+                ..Report::default()
+            }),
             filter: Some(Status {
                 pin_path: "/sys/fs/bpf/portcullis".into(),
                 layout: 1,
@@ -182,6 +195,11 @@ mod tests {
             "portcullis_filter_unread_packets_total{interface=\"eth0\",encapsulation=\"esp\"} 18",
             "portcullis_filter_unread_packets_total{interface=\"eth0\",encapsulation=\"mpls\"} 0",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"vlan-tags\"} 0",
+            "portcullis_filter_granted_packets_total{interface=\"eth0\"} 22",
+            "portcullis_grants 23",
+            "portcullis_grant_changes_total{change=\"no-room\"} 24",
+            "portcullis_grant_log_lines_total{kind=\"login\"} 25",
+            "portcullis_grant_log_lines_total{kind=\"other\"} 5",
             "portcullis_filter_verdicts 16",
             "portcullis_filter_verdicts_by_operator 19",
             "portcullis_filter_verdict_changes_total{change=\"no-room\"} 20",

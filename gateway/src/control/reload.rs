@@ -46,7 +46,7 @@ pub(super) struct LastReload {
     /// What was read: `configuration` or `lists`.
     what: What,
     /// `good`, `bad`, or `refused` by the guard over lists.
-    result: &'static str,
+    pub(super) result: &'static str,
     #[serde(flatten)]
     changes: Changes,
     /// Why all stayed as it was.
@@ -66,6 +66,9 @@ pub(super) enum What {
 /// Of the errors of a reload, so many are kept to be asked for; the log has all.
 const ERRORS_KEPT: usize = 20;
 
+/// Why a reload of a gate without a file does nothing.
+pub(super) const NO_FILE: &str = "there is no configuration file that could be read again";
+
 /// Why nothing was changed.
 #[derive(Debug)]
 pub(super) enum Refused {
@@ -82,21 +85,26 @@ pub(super) enum Refused {
 /// Reloads at every SIGHUP. Those that come during a reload are followed by one more.
 pub(super) async fn at_every_hangup(control: Arc<Control>, mut hangup: Signal) {
     while hangup.recv().await.is_some() {
-        let config = control.shared.config.load_full();
-        let Some(path) = &config.path else {
-            tracing::warn!("there is no configuration file that could be read again");
-            continue;
-        };
-        notify::reloading();
-        let result = reload(&control, path).await;
-        let count = match &result {
-            Ok(_) => &control.reloads.good,
-            Err(_) => &control.reloads.bad,
-        };
-        count.fetch_add(1, Ordering::Relaxed);
-        control.reloads.tell(What::Configuration, &result);
-        notify::ready();
+        if now(&control).await.is_none() {
+            tracing::warn!("{NO_FILE}");
+        }
     }
+}
+
+/// Reloads, and gives what became of it; `None` if the gate was started without a file.
+pub(super) async fn now(control: &Arc<Control>) -> Option<LastReload> {
+    let config = control.shared.config.load_full();
+    let path = config.path.as_ref()?;
+    notify::reloading();
+    let result = reload(control, path).await;
+    let count = match &result {
+        Ok(_) => &control.reloads.good,
+        Err(_) => &control.reloads.bad,
+    };
+    count.fetch_add(1, Ordering::Relaxed);
+    let last = control.reloads.tell(What::Configuration, &result);
+    notify::ready();
+    Some(last)
 }
 
 /// Puts the file's configuration in force, or changes nothing.
@@ -205,8 +213,8 @@ fn update_filter(held: &HeldFilter, old: &Config, new: &Config) -> Result<(), fi
 }
 
 impl Reloads {
-    /// Logs what became of a reload, and keeps it for those who ask.
-    pub(super) fn tell(&self, what: What, result: &Result<Changes, Refused>) {
+    /// Logs what became of a reload, keeps it for later requests, and gives it.
+    pub(super) fn tell(&self, what: What, result: &Result<Changes, Refused>) -> LastReload {
         let (good, bad) = match what {
             What::Configuration => ("reloaded", "not reloaded: all stays as it was"),
             What::Lists => ("lists reloaded", "the lists stay as they were"),
@@ -232,7 +240,8 @@ impl Reloads {
             changes,
             errors,
         };
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last.clone());
+        last
     }
 
     /// The last reload of this process, whatever came of it.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::dnsbl::Dnsbl;
 use super::files::{StateDir, Unusable};
 use super::reload::LastReload;
-use super::{Control, HeldFilter};
+use super::{Control, HeldFilter, grants};
 use crate::filter::Status;
 use crate::relay::pool::HopState;
 use crate::worker::counters::Counters;
@@ -42,6 +42,8 @@ pub(super) struct State {
     pub(super) next_hops: Vec<NextHop>,
     pub(super) names: Vec<Name>,
     pub(super) dnsbl: Dnsbl,
+    /// `None` without `[grants]`.
+    pub(super) grants: Option<grants::Report>,
     pub(super) filter: Option<Status>,
 }
 
@@ -127,6 +129,7 @@ impl State {
             },
             state_dir: control.files.state_dir(),
             unusable_files: control.files.unusable(),
+            grants: control.grants.as_ref().map(|grants| grants.report()),
             records_lost: control.records.lost(),
             names: names(control),
             dnsbl: control.dnsbl.snapshot(control.ports.dnsbl_unasked()),

@@ -81,7 +81,12 @@ pub(super) fn ports(config: &Config) -> Vec<Finding> {
             Ok(()) => Finding::ok(subject, "can be had"),
         });
     }
-    findings.extend(config.admin.map(|address| admin(address, gate_runs)));
+    findings.extend(
+        config
+            .admin
+            .address
+            .map(|address| admin(address, gate_runs)),
+    );
     findings
 }
 

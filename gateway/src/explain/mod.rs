@@ -43,6 +43,8 @@ pub struct Question {
     pub recipients: Vec<String>,
     /// What the filter knows.
     pub packet: PacketFacts,
+    /// Whether the client's address has a grant.
+    pub granted: bool,
     /// What DNS lists say of the client; `None`: it is still to be looked up.
     pub dnsbl: Option<Vec<ZoneAnswer>>,
     /// How many sessions there are.
@@ -59,6 +61,7 @@ impl Question {
             sender: None,
             recipients: Vec::new(),
             packet: PacketFacts::default(),
+            granted: false,
             dnsbl: None,
             counts: Counts::default(),
         }

@@ -176,6 +176,7 @@ impl<'a> Rehearsal<'a> {
                 next_hops: self.next_hops,
                 answers,
                 counts: self.question.counts,
+                is_granted: self.question.granted,
                 ..Facts::new(self.listener, &self.client)
             };
             let decision = decide(stage, &self.config.policy, &facts);

@@ -38,7 +38,7 @@ use ipnet::IpNet;
 use portcullis_ebpf_common::layout::{
     RecentVerdict, VERDICT_NOTE_MAX, VERDICTS_MAX, VerdictCounter, VerdictKey,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::address::{format_network, of_verdict, verdict_key};
@@ -64,7 +64,7 @@ pub struct Verdicts {
 }
 
 /// Why a source has a verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// An operator has added it.
@@ -131,7 +131,7 @@ pub enum AddResult {
 }
 
 /// A verdict in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictStatus {
     /// The source: an IPv4 address, or an IPv6 /64.
     pub source: String,
@@ -148,7 +148,7 @@ pub struct VerdictStatus {
     /// Seconds since the last of those packets.
     pub last_packet_seconds_ago: Option<u64>,
     /// Parts of the /64 that are exempt.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub except: Vec<Exemption>,
 }
 
@@ -271,15 +271,19 @@ impl Verdicts {
         Ok(given)
     }
 
-    /// The exempt parts of the /64 of an IPv6 source: local networks, and networks that a list in
-    /// force permits, if the lists were [opened](Self::open).
+    /// The exempt parts of the /64 of an IPv6 source: local networks, and networks that a list
+    /// permits; the lists as of [`add`](Self::add).
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
-    pub fn exceptions(&self, source: IpAddr) -> Result<Vec<Exemption>, Error> {
+    pub fn exceptions(
+        &self,
+        source: IpAddr,
+        lists: Option<&Compiled>,
+    ) -> Result<Vec<Exemption>, Error> {
         let local = self.maps().local.all()?;
         let verdict = of_verdict(verdict_key(source));
-        Ok(exempt::within(&local, self.permits(None), verdict))
+        Ok(exempt::within(&local, self.permits(lists), verdict))
     }
 
     /// Removes the verdict on a source, or on the /64 of an IPv6 source. Returns whether there was

@@ -43,6 +43,16 @@ pub static CHECKS: &[(Stage, &[Check])] = &[
 
 const CONNECT: &[Check] = &[
     Check {
+        name: "grant",
+        does: "accepts a stranger with a grant, whatever drop and reject lists say, unless it is \
+               on a hard drop list",
+        effect: Effect::Admits,
+        counts: false,
+        rules: &[Rule::GRANTED],
+        waits_for: None,
+        decide: granted_connection,
+    },
+    Check {
         name: "lists",
         does: "a permit list accepts the client, whatever other lists say; a drop list (unless \
                the filter only monitors) and a reject list refuse it, local networks included",
@@ -131,6 +141,15 @@ const RCPT: &[Check] = &[
         decide: local_network,
     },
     Check {
+        name: "granted",
+        does: "accepts every recipient of a client with a grant",
+        effect: Effect::Admits,
+        counts: true,
+        rules: &[Rule::GRANTED],
+        waits_for: None,
+        decide: granted,
+    },
+    Check {
         name: "form",
         does: "refuses a recipient that asks to be sent on elsewhere, in local domains too",
         effect: Effect::Admits,
@@ -185,7 +204,8 @@ const RCPT: &[Check] = &[
     Check {
         name: "dnsbl",
         does: "gives a stranger the scores of the DNS lists that list it, unless a permit list \
-               names it or the recipient is the postmaster; waits for what they say",
+               names it, it has a grant or the recipient is the postmaster; waits for what they \
+               say",
         effect: Effect::Scores,
         counts: true,
         rules: &[Rule::DNSBL],
@@ -213,6 +233,27 @@ const CONTENT: &[Check] = &[Check {
     waits_for: None,
     decide: |_, _| Opinion::Accept(Rule::ANY_CONTENT),
 }];
+
+fn granted_connection(_: &Policy, facts: &Facts<'_>) -> Opinion {
+    let client = facts.client;
+    let permitted = client
+        .listing
+        .is_some_and(|rule| rule.kind() == RuleKind::PermitList);
+    let stranger = client.standing == Standing::Stranger && !permitted;
+    if facts.is_granted && stranger && !client.is_hard {
+        Opinion::Accept(Rule::GRANTED)
+    } else {
+        Opinion::Silent
+    }
+}
+
+fn granted(_: &Policy, facts: &Facts<'_>) -> Opinion {
+    if facts.is_granted {
+        Opinion::Accept(Rule::GRANTED)
+    } else {
+        Opinion::Silent
+    }
+}
 
 fn lists(_: &Policy, facts: &Facts<'_>) -> Opinion {
     let Some(rule) = facts.client.listing else {
@@ -294,7 +335,7 @@ fn route(_: &Policy, facts: &Facts<'_>) -> Opinion {
 }
 
 fn dnsbl(policy: &Policy, facts: &Facts<'_>) -> Opinion {
-    if !policy.asks_about(facts.client) || is_own_postmaster(policy, facts) {
+    if !policy.asks_about(facts.client) || facts.is_granted || is_own_postmaster(policy, facts) {
         return Opinion::Silent;
     }
     let Some(answers) = facts.answers.dnsbl else {

@@ -6,6 +6,7 @@
 //! | client \ recipient | local domain | anywhere else |
 //! |---|---|---|
 //! | local network | accept | accept |
+//! | with a grant | accept | accept |
 //! | every other client | accept | 550 5.7.1 |
 //!
 //! Everything else is in addition to this table and can only refuse. The order of all checks is one
@@ -13,6 +14,10 @@
 //! that accepts is what admits. Scores are added up and refuse together:
 //!
 #![doc = include_str!("checks.md")]
+//!
+//! A grant is for an address and a time: its user has shown who it is, by POP or IMAP or to an
+//! operator. It is a fact and not a standing of the client, because it comes and goes within a
+//! session.
 //!
 //! A permit list does not make a client local: what it permits is to connect. The DNS lists come
 //! late because they are the only ones that a client may have to wait for: one that is refused
@@ -24,6 +29,7 @@ mod changes;
 mod checks;
 pub mod dnsbl;
 pub mod domain;
+mod granted;
 pub mod pipeline;
 pub mod prefixes;
 mod rule;
@@ -39,6 +45,7 @@ pub use changes::changes;
 pub use checks::STOPPING;
 use dnsbl::Dnsbl;
 use domain::{Domains, Pattern, normal_form};
+pub use granted::Granted;
 pub use pipeline::{Decision, Facts, Listener, Lookup, Service, Stage, decide};
 use prefixes::Prefixes;
 pub use rule::{RULES_MAX, Rule, RuleKind};
@@ -99,6 +106,8 @@ pub struct Client {
     pub standing: Standing,
     /// The rule of the list that decides about it.
     pub listing: Option<Rule>,
+    /// Whether that is a hard drop list: a grant makes no difference.
+    pub is_hard: bool,
 }
 
 impl Client {
@@ -168,8 +177,10 @@ impl Policy {
         let filtered = self.lists.filtered(address);
         let filtered = filtered
             .filter(|listing| listing.action == ListAction::Permit || self.drop_lists_refuse);
+        let is_hard = filtered.is_some_and(|listing| listing.action == ListAction::HardDrop);
         Client {
             address,
+            is_hard,
             standing: if local {
                 Standing::Local
             } else {

@@ -76,6 +76,8 @@ pub struct Facts<'a> {
     pub listener: Listener,
     /// What its address says of it.
     pub client: &'a Client,
+    /// Whether its address has a grant at this moment.
+    pub is_granted: bool,
     /// Who it has proved to be.
     pub identity: Option<&'a Identity>,
     /// The name that it gave with EHLO or HELO.
@@ -98,6 +100,7 @@ impl<'a> Facts<'a> {
         Facts {
             listener,
             client,
+            is_granted: false,
             identity: None,
             helo: "",
             sender: "",

@@ -84,6 +84,9 @@ fixed_rules! {
     PERMIT_LIST PermitList "permit-list" "220"
         "The client is on this permit list: no other list and no limit for one source holds \
          for it.";
+    GRANTED Fixed "granted" "220, 250"
+        "The client's address has a grant, and may send to anywhere. At the filter: a packet that \
+         passes for it.";
     ANY_HELLO Fixed "any-hello" "250"
         "Every HELO or EHLO name is accepted, and none makes a client local.";
     ANY_SENDER Fixed "any-sender" "250"
@@ -277,7 +280,7 @@ impl Rule {
     pub fn of_list(action: ListAction, name: &str) -> Rule {
         let kind = match action {
             ListAction::Permit => Rule::PERMIT_LIST,
-            ListAction::Drop => Rule::DROP_LIST,
+            ListAction::Drop | ListAction::HardDrop => Rule::DROP_LIST,
             ListAction::Reject => Rule::REJECT_LIST,
         };
         named(kind, name, RULES_MAX)

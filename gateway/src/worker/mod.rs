@@ -53,6 +53,7 @@ use self::records::RecordQueue;
 use self::sources::Sources;
 use crate::config::Config;
 use crate::driver::{self, Buffer, Completion, Conn, Driver, OperationResult, ReceiveEnd};
+use crate::policy::Granted;
 
 /// Accepts outstanding per listener; also the sessions beyond the limit that can be told so at the
 /// same time.
@@ -82,6 +83,8 @@ pub enum Life {
 pub struct Shared {
     /// The configuration in force; replaced whole.
     pub config: Arc<ArcSwap<Config>>,
+    /// The addresses that have a grant; the control plane writes it.
+    pub granted: Arc<Granted>,
     sources: Sources,
     life: AtomicU8,
 }
@@ -91,6 +94,7 @@ impl Shared {
     pub fn new(config: Arc<Config>) -> Self {
         Self {
             config: Arc::new(ArcSwap::new(config)),
+            granted: Arc::default(),
             sources: Sources::default(),
             life: AtomicU8::new(Life::Running as u8),
         }

@@ -511,6 +511,7 @@ impl Session {
         Facts {
             helo: &self.helo,
             answers: self.listings.answers(),
+            is_granted: self.reactor.shared.granted.has(self.client.address),
             ..Facts::new(self.listener.facts, &self.client)
         }
     }

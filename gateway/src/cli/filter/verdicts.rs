@@ -1,6 +1,7 @@
 //! `portcullis filter verdicts`: sources whose packets are dropped for a while.
 
 mod file;
+mod target;
 mod why;
 mod words;
 
@@ -12,10 +13,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portcullis::config;
-use portcullis::filter::{self, Cause, NewVerdict, VerdictStatus, Verdicts};
+use portcullis::control::admin::verdicts::{Added, DURATIONS};
+use portcullis::filter::{self, AddResult, VerdictStatus};
 use portcullis::lists::entries::{MappedTooWide, unmapped};
 use portcullis::printable::printable;
 
+use self::target::{Target, wanted};
 use self::why::{History, refusals};
 use self::words::{in_words, noted, whom};
 use super::super::table::Table;
@@ -29,6 +32,9 @@ A recent verdict makes the kernel drop the packets of a source until it expires.
 verdicts, and you can. For the first ten seconds only new connections are dropped, so that open ones
 can end. Sources that are local or that a list permits are never dropped by a verdict. A verdict on
 an IPv6 source covers its /64; parts of it that are local or permitted still pass.
+
+While a gate runs, it makes the changes and logs who asked for them: users in `admin_users` and
+`admin_groups` need not be root. Without a gate the command changes the filter itself, as root.
 
 There is room for 262144. When the map is full, learned verdicts of least use are evicted; a verdict
 that was added here stays until it expires.
@@ -148,10 +154,8 @@ fn source(text: &str) -> Result<IpNet, String> {
 
 /// Parses a duration that makes sense for a verdict.
 fn duration(text: &str) -> Result<Duration, String> {
-    const LEAST: Duration = Duration::from_secs(1);
-    const MOST: Duration = Duration::from_secs(365 * 86_400);
     let duration = config::duration(text)?;
-    if (LEAST..=MOST).contains(&duration) {
+    if DURATIONS.contains(&duration) {
         Ok(duration)
     } else {
         Err("from 1s to 365d make sense; a list is for longer".to_owned())
@@ -167,17 +171,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
     }
 }
 
-fn open(place: &Place) -> Result<Verdicts, ExitCode> {
-    Verdicts::open(&place.pin_path()?).map_err(|error| failure(&error, place))
-}
-
 fn failure(error: &filter::Error, place: &Place) -> ExitCode {
     failed(error, place.config.as_deref())
 }
 
 fn list(args: &ListArgs) -> Result<ExitCode, ExitCode> {
-    let verdicts = open(&args.place)?.list();
-    let verdicts = verdicts.map_err(|error| failure(&error, &args.place))?;
+    let verdicts = Target::find(&args.place)?.list()?;
     let mut stdout = io::stdout().lock();
     if !args.why {
         return Ok(finished(print(args.json, &verdicts, &mut stdout)));
@@ -238,20 +237,21 @@ fn add(args: &AddArgs) -> Result<ExitCode, ExitCode> {
         // The command line wants one of them.
         (None, None) => return Err(ExitCode::from(EXIT_USAGE)),
     };
-    let new = NewVerdict {
-        source,
-        duration: args.duration,
-        cause: Cause::Operator,
-        note: &args.note,
+    let mut target = Target::find(&args.place)?;
+    let Added {
+        added,
+        no_room,
+        evicted,
+        mut refused,
+        except,
+        ..
+    } = target.add(vec![wanted(source, args.duration, &args.note)])?;
+    let result = match refused.pop() {
+        Some(refused) => AddResult::Refused(refused.exemption),
+        None if no_room > 0 => AddResult::NoRoom,
+        None if added > 0 => AddResult::Added,
+        None => AddResult::Renewed,
     };
-    let verdicts = open(&args.place)?;
-    let add = || {
-        let evicted = verdicts.evicted()?;
-        let result = verdicts.add(&new, None)?;
-        let evicted = verdicts.evicted()?.saturating_sub(evicted);
-        Ok((result, evicted, verdicts.exceptions(source.addr())?))
-    };
-    let (result, evicted, except) = add().map_err(|error| failure(&error, &args.place))?;
     let (text, code) = in_words(source, args.duration, &result, &except);
     if code == ExitCode::SUCCESS {
         println!("{}", printable(&text));
@@ -275,11 +275,10 @@ fn add_file(args: &AddArgs, file: &Path) -> Result<ExitCode, ExitCode> {
 }
 
 fn remove(args: &RemoveArgs) -> Result<ExitCode, ExitCode> {
-    let verdicts = open(&args.place)?;
     let mut code = ExitCode::SUCCESS;
-    for source in &args.sources {
-        let removed = verdicts.remove(source.addr());
-        if removed.map_err(|error| failure(&error, &args.place))? {
+    let removed = Target::find(&args.place)?.remove(&args.sources)?.removed;
+    for (source, removed) in args.sources.iter().zip(removed) {
+        if removed {
             println!("{} is let in again", whom(*source));
         } else {
             eprintln!(
@@ -293,8 +292,7 @@ fn remove(args: &RemoveArgs) -> Result<ExitCode, ExitCode> {
 }
 
 fn flush(args: &FlushArgs) -> Result<ExitCode, ExitCode> {
-    let flushed = open(&args.place)?.flush();
-    let number = flushed.map_err(|error| failure(&error, &args.place))?;
+    let number = Target::find(&args.place)?.flush()?.removed;
     let verdicts = if number == 1 { "verdict" } else { "verdicts" };
     println!("{number} recent {verdicts} removed");
     Ok(ExitCode::SUCCESS)
@@ -302,7 +300,7 @@ fn flush(args: &FlushArgs) -> Result<ExitCode, ExitCode> {
 
 #[cfg(test)]
 mod tests {
-    use portcullis::filter::Exemption;
+    use portcullis::filter::{Cause, Exemption};
 
     use super::*;
 
