@@ -1,8 +1,9 @@
-//! One AUTH command on the server's side (RFC 4954), as an object without input or output: it takes
-//! the client's responses, decoded, and says what comes next.
+//! One AUTH command on the server's side (RFC 4954), as an object without input or output: it
+//! takes the client's responses, decoded, and says what comes next.
 //!
-//! PLAIN (RFC 4616) and LOGIN are so little that they are here: a library would copy the password to
-//! places that are not wiped. SCRAM-SHA-256 is in [`scram`](super::scram). `-PLUS` is not offered.
+//! PLAIN (RFC 4616) and LOGIN are so little that they are here: a library would copy the password
+//! to places that are not wiped. SCRAM-SHA-256 is in [`scram`](super::scram). `-PLUS` is not
+//! offered.
 
 use std::fmt;
 
@@ -48,8 +49,7 @@ impl Mechanism {
 pub enum Step {
     /// `334` with these octets in base64; then a response is to come.
     Challenge(Vec<u8>),
-    /// The password is to be checked, by [`Users::check`] or another who knows: the exchange is over
-    /// and that decides.
+    /// The password is to be checked, by [`Users::check`]: the exchange is over, and that decides.
     Check(Credentials),
     /// `235`: it is this user.
     Success(Box<str>),
@@ -91,26 +91,18 @@ impl fmt::Debug for Exchange {
 }
 
 impl Exchange {
-    /// Begins one. The users are those in force at this moment, to its end.
-    pub fn new(mechanism: Mechanism, users: &Users) -> Self {
+    /// Begins one. The users are those in force at this moment, to its end; the nonce is fresh
+    /// random octets (only SCRAM needs it).
+    pub fn new(mechanism: Mechanism, users: &Users, nonce: [u8; 16]) -> Self {
         Self(match mechanism {
             Mechanism::Plain => State::Plain,
             Mechanism::Login => State::Login,
-            Mechanism::ScramSha256 => State::Scram(Box::new(ScramExchange::new(users.scram()))),
+            Mechanism::ScramSha256 => State::Scram(Box::new(ScramExchange::new(users, nonce))),
         })
     }
 
-    /// Begins one of a mechanism that needs no stored keys; `None` for SCRAM.
-    pub fn of_password(mechanism: Mechanism) -> Option<Self> {
-        match mechanism {
-            Mechanism::Plain => Some(Self(State::Plain)),
-            Mechanism::Login => Some(Self(State::Login)),
-            Mechanism::ScramSha256 => None,
-        }
-    }
-
-    /// Begins by what came with AUTH itself: the initial response, decoded (`=` is an empty one), or
-    /// `None`. In all mechanisms here the client speaks first, so without one it is asked.
+    /// Begins by what came with AUTH itself: the initial response, decoded (`=` is an empty one),
+    /// or `None`. In all mechanisms here the client speaks first, so without one it is asked.
     pub fn begin(&mut self, initial: Option<Zeroizing<Vec<u8>>>) -> Step {
         if matches!(self.0, State::Login) {
             self.0 = State::LoginName;

@@ -16,6 +16,7 @@ pub mod exchange;
 mod password;
 mod scram;
 pub mod senders;
+pub mod store;
 pub mod users;
 mod verifier;
 

@@ -8,8 +8,8 @@ use zeroize::Zeroizing;
 /// More than a person types and less than what would make a check a way to keep us busy.
 const OCTETS_MAX: usize = 1_024;
 
-/// A password. It is wiped when it is dropped, and has no `Clone` and no content in `Debug`, so that
-/// it cannot get into a log, an event or the message of a panic.
+/// A password. It is wiped when it is dropped, and has no `Clone` and no content in `Debug`, so
+/// that it cannot get into a log, an event or the message of a panic.
 pub struct Password(Zeroizing<Vec<u8>>);
 
 impl Password {

@@ -2,29 +2,26 @@
 //!
 //! A user without keys, and one who does not exist, get keys that are made from the name and the
 //! secret of the file: the same salt at each attempt, as a real user has, and a proof that never
-//! fits. The messages are rsasl's; by itself it would give an unknown user a new salt each time.
+//! fits.
+//!
+//! Rejected: the server of the crate rsasl 2.3.1. An empty first message makes it panic, it leaves
+//! names escaped, it takes its nonce from a generator of its own, and it tells an unknown user from
+//! a wrong password (`e=unknown-user`). Its client is what the tests run against this.
 
 use std::fmt;
-use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, Mac as _};
-use rsasl::callback::{Context, Request, SessionCallback, SessionData};
-use rsasl::config::SASLConfig;
-use rsasl::mechanisms::scram::SCRAM_SHA256;
-use rsasl::mechanisms::scram::properties::ScramStoredPassword;
-use rsasl::prelude::{Mechname, Registry, SASLServer, Session, SessionError, Validation};
-use rsasl::property::{AuthId, AuthzId};
-use rsasl::validate::{Validate, ValidationError};
 use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::users::Verifiers;
-use super::{Password, name_key};
+use super::{Password, Users, name_key};
 
-/// Iterations of the keys that are made here. RFC 7677 section 4 asks for at least 4,096; the client
-/// does the work, at each login.
+/// Iterations of the keys that are made here. RFC 7677 section 4 asks for at least 4,096; the
+/// client does the work, at each login.
 pub(super) const ITERATIONS: u32 = 10_000;
 const ITERATIONS_MIN: u32 = 4_096;
 /// More would keep a client busy for seconds.
@@ -122,55 +119,6 @@ fn hmac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     mac.finalize().into_bytes().into()
 }
 
-/// What a finished exchange says: the user, or `None` if it asked to act as another.
-struct Proven;
-
-impl Validation for Proven {
-    type Value = Option<Box<str>>;
-}
-
-/// Looks keys up for rsasl.
-struct Lookup(Arc<Verifiers>);
-
-impl SessionCallback for Lookup {
-    fn callback(
-        &self,
-        _: &SessionData,
-        context: &Context<'_>,
-        request: &mut Request<'_>,
-    ) -> Result<(), SessionError> {
-        if request.is::<ScramStoredPassword<'static>>() {
-            let name = context.get_ref::<AuthId>().unwrap_or_default();
-            let keys = self.0.scram_keys(name);
-            let stored = ScramStoredPassword::new(
-                keys.iterations,
-                &keys.salt,
-                &keys.stored_key,
-                &keys.server_key,
-            );
-            request.satisfy::<ScramStoredPassword<'static>>(&stored)?;
-        }
-        Ok(())
-    }
-
-    fn validate(
-        &self,
-        _: &SessionData,
-        context: &Context<'_>,
-        validate: &mut Validate<'_>,
-    ) -> Result<(), ValidationError> {
-        validate.with::<Proven, _>(|| {
-            let name = context.get_ref::<AuthId>().and_then(unescaped_key);
-            let other = context
-                .get_ref::<AuthzId>()
-                .filter(|other| !other.is_empty());
-            let is_own = other.is_none_or(|other| unescaped_key(other) == name);
-            Ok(name.filter(|_| is_own))
-        })?;
-        Ok(())
-    }
-}
-
 /// A name as SCRAM writes it (RFC 5802 section 5.1: `=2C` is a comma, `=3D` is `=`).
 fn unescaped_key(name: &str) -> Option<Box<str>> {
     name_key(&name.replace("=2C", ",").replace("=3D", "="))
@@ -178,39 +126,39 @@ fn unescaped_key(name: &str) -> Option<Box<str>> {
 
 impl Verifiers {
     /// The keys of a user, or those that only look like some.
-    fn scram_keys(&self, name: &str) -> ScramKeys {
-        // What can be no name still gets a salt.
-        let key = unescaped_key(name).unwrap_or_else(|| name.into());
-        let stored = self.users.get(&key).and_then(|user| user.scram.clone());
+    fn scram_keys(&self, name: Option<&str>) -> ScramKeys {
+        let name = name.unwrap_or_default();
         // Made for each name: a known one takes no less time.
-        let decoy = ScramKeys::decoy(&self.secret, &key, self.scram_iterations);
-        stored.unwrap_or(decoy)
+        let decoy = ScramKeys::decoy(&self.secret, name, self.scram_iterations);
+        let user = self.users.get(name);
+        user.and_then(|user| user.scram.clone()).unwrap_or(decoy)
     }
 }
 
-/// The mechanism over these users.
-pub(super) fn config(verifiers: Arc<Verifiers>) -> Arc<SASLConfig> {
-    SASLConfig::builder()
-        .with_registry(Registry::with_mechanisms(std::slice::from_ref(
-            &SCRAM_SHA256,
-        )))
-        .with_callback(Lookup(verifiers))
-        .expect("the mechanism is there")
-}
-
 /// One exchange.
-pub(super) struct ScramExchange {
-    session: Session<Proven>,
-    state: State,
+pub(super) struct ScramExchange(State);
+
+enum State {
+    First {
+        users: Users,
+        nonce: [u8; 16],
+    },
+    Final(Box<Outstanding>),
+    /// The client has to take note of the signature, by an empty response.
+    Proven(Box<str>),
+    Over,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// A message of the client is to come.
-    Running,
-    /// The client has to take note of the last one (an empty response).
-    Proven,
-    Over,
+/// What is kept between the two messages of the client.
+struct Outstanding {
+    /// Who it is if the proof fits; `None`: it asked to act as another user.
+    name: Option<Box<str>>,
+    keys: ScramKeys,
+    /// What `c=` has to be.
+    binding: String,
+    nonce: String,
+    /// `client-first-message-bare,server-first-message,`
+    messages: String,
 }
 
 /// What comes of a message of the client.
@@ -222,46 +170,100 @@ pub(super) enum ScramStep {
 }
 
 impl ScramExchange {
-    pub(super) fn new(config: Arc<SASLConfig>) -> Self {
-        let name = Mechname::parse(b"SCRAM-SHA-256").expect("it is a name");
-        let session = SASLServer::<Proven>::new(config).start_suggested(name);
-        Self {
-            session: session.expect("the mechanism is there"),
-            state: State::Running,
-        }
+    /// The nonce is fresh random octets.
+    pub(super) fn new(users: &Users, nonce: [u8; 16]) -> Self {
+        let users = users.clone();
+        Self(State::First { users, nonce })
     }
 
     pub(super) fn step(&mut self, response: &[u8]) -> ScramStep {
-        match self.state {
-            State::Running => self.message(response),
-            State::Proven => {
-                self.state = State::Over;
-                match self.session.validation().flatten() {
-                    Some(name) if response.is_empty() => ScramStep::Success(name),
-                    Some(_) => ScramStep::Malformed,
-                    None => ScramStep::Refused,
+        let Ok(text) = std::str::from_utf8(response) else {
+            self.0 = State::Over;
+            return ScramStep::Malformed;
+        };
+        match std::mem::replace(&mut self.0, State::Over) {
+            State::First { users, nonce } => match first(text, &users, nonce) {
+                Some((outstanding, challenge)) => {
+                    self.0 = State::Final(Box::new(outstanding));
+                    ScramStep::Challenge(challenge.into_bytes())
                 }
-            }
-            State::Over => ScramStep::Malformed,
+                None => ScramStep::Malformed,
+            },
+            State::Final(outstanding) => match outstanding.check(text) {
+                Some(Some((name, signature))) => {
+                    self.0 = State::Proven(name);
+                    ScramStep::Challenge(format!("v={}", BASE64.encode(signature)).into_bytes())
+                }
+                Some(None) => ScramStep::Refused,
+                None => ScramStep::Malformed,
+            },
+            State::Proven(name) if text.is_empty() => ScramStep::Success(name),
+            State::Proven(_) | State::Over => ScramStep::Malformed,
         }
     }
+}
 
-    fn message(&mut self, response: &[u8]) -> ScramStep {
-        // After an error rsasl must not be called again: it panics.
-        self.state = State::Over;
-        let mut challenge = Vec::new();
-        match self.session.step(Some(response), &mut challenge) {
-            Ok(rsasl::prelude::State::Running) => {
-                self.state = State::Running;
-                ScramStep::Challenge(challenge)
-            }
-            // "v=" with the server's signature. An error ("e=...") is the refusal itself here.
-            Ok(rsasl::prelude::State::Finished(_)) if challenge.starts_with(b"v=") => {
-                self.state = State::Proven;
-                ScramStep::Challenge(challenge)
-            }
-            Ok(rsasl::prelude::State::Finished(_)) => ScramStep::Refused,
-            Err(_) => ScramStep::Malformed,
-        }
+/// Takes client-first-message (RFC 5802 section 7) and makes server-first-message. `None`: it is
+/// malformed, or asks for what is not offered: a channel binding, a mandatory extension.
+fn first(text: &str, users: &Users, nonce: [u8; 16]) -> Option<(Outstanding, String)> {
+    // `y`: the client could bind the channel and saw that we do not offer it, which is so.
+    let after_flag = text
+        .strip_prefix("n,")
+        .or_else(|| text.strip_prefix("y,"))?;
+    let (acting_as, bare) = after_flag.split_once(',')?;
+    let acting_as = match acting_as {
+        "" => None,
+        given => Some(given.strip_prefix("a=").filter(|name| !name.is_empty())?),
+    };
+    let mut parts = bare.split(',');
+    let name = parts
+        .next()?
+        .strip_prefix("n=")
+        .filter(|name| !name.is_empty())?;
+    let client_nonce = parts.next()?.strip_prefix("r=")?;
+    if client_nonce.is_empty() || !client_nonce.bytes().all(|octet| octet.is_ascii_graphic()) {
+        return None;
+    }
+    let name = unescaped_key(name);
+    let keys = users.verifiers().scram_keys(name.as_deref());
+    let nonce = format!("{client_nonce}{}", BASE64.encode(nonce));
+    let (salt, iterations) = (BASE64.encode(&keys.salt), keys.iterations);
+    let challenge = format!("r={nonce},s={salt},i={iterations}");
+    let is_own = acting_as.is_none_or(|other| unescaped_key(other) == name);
+    let outstanding = Outstanding {
+        name: name.filter(|_| is_own),
+        keys,
+        binding: BASE64.encode(&text[..text.len() - bare.len()]),
+        nonce,
+        messages: format!("{bare},{challenge},"),
+    };
+    Some((outstanding, challenge))
+}
+
+impl Outstanding {
+    /// Checks client-final-message. `None`: it is malformed; `Some(None)`: the proof is wrong, or
+    /// the user is not who it asks to act as; else the user, and the signature of the server.
+    #[expect(
+        clippy::option_option,
+        reason = "three ends, told apart by the one caller"
+    )]
+    fn check(self, text: &str) -> Option<Option<(Box<str>, [u8; 32])>> {
+        let (without_proof, proof) = text.rsplit_once(",p=")?;
+        let mut parts = without_proof.split(',');
+        let binding = parts.next()?.strip_prefix("c=")?;
+        let nonce = parts.next()?.strip_prefix("r=")?;
+        let proof = <[u8; 32]>::try_from(BASE64.decode(proof).ok()?).ok()?;
+        let message = [self.messages.as_bytes(), without_proof.as_bytes()];
+        let signature = hmac(&self.keys.stored_key, &message);
+        let mut client_key = Zeroizing::new(proof);
+        client_key
+            .iter_mut()
+            .zip(signature)
+            .for_each(|(octet, with)| *octet ^= with);
+        let stored: [u8; 32] = Sha256::digest(*client_key).into();
+        let fits = bool::from(stored.ct_eq(&self.keys.stored_key));
+        let is_same = binding == self.binding && nonce == self.nonce;
+        let name = self.name.filter(|_| fits && is_same);
+        Some(name.map(|name| (name, hmac(&self.keys.server_key, &message))))
     }
 }

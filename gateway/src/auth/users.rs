@@ -21,7 +21,6 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use portcullis_smtp::path::Mailbox;
-use rsasl::config::SASLConfig;
 use rustc_hash::FxHashMap;
 use zeroize::Zeroizing;
 
@@ -97,10 +96,7 @@ pub(super) struct Verifiers {
 
 /// The users of a file. Immutable; shared, and swapped whole.
 #[derive(Clone)]
-pub struct Users {
-    verifiers: Arc<Verifiers>,
-    scram: Arc<SASLConfig>,
-}
+pub struct Users(Arc<Verifiers>);
 
 impl fmt::Debug for Users {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -164,19 +160,17 @@ impl Users {
         let typical = typical.filter(|hash| Some(hash.cost()) == cost);
         let decoy = typical.min_by_key(|hash| hash.cost());
         let decoy = decoy.map_or_else(PasswordHash::decoy, PasswordHash::with_no_password);
-        let verifiers = Arc::new(Verifiers {
+        Self(Arc::new(Verifiers {
             scram_iterations: iterations.unwrap_or(scram::ITERATIONS),
             decoy,
             users,
             secret,
-        });
-        let scram = scram::config(Arc::clone(&verifiers));
-        Self { verifiers, scram }
+        }))
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.verifiers.users.len()
+        self.0.users.len()
     }
 
     /// Whether there are none.
@@ -186,35 +180,32 @@ impl Users {
 
     /// The user of this name, in whatever case it is written.
     pub fn get(&self, name: &str) -> Option<&User> {
-        self.verifiers.users.get(&name_key(name)?)
+        self.0.users.get(&name_key(name)?)
     }
 
     /// All of them, in the order of the file.
     pub fn all(&self) -> Vec<&User> {
-        let mut all: Vec<&User> = self.verifiers.users.values().collect();
+        let mut all: Vec<&User> = self.0.users.values().collect();
         all.sort_unstable_by_key(|user| user.line);
         all
     }
 
     /// Whether any may use SCRAM: else it need not be offered.
     pub fn have_scram(&self) -> bool {
-        self.verifiers
-            .users
-            .values()
-            .any(|user| user.scram.is_some())
+        self.0.users.values().any(|user| user.scram.is_some())
     }
 
     /// Checks a password: the user that it is of. Takes as long as argon2 does, for an unknown name
     /// as well; not for a worker.
     pub fn check(&self, credentials: &Credentials, memory: &mut Memory) -> Option<&User> {
-        let user = self.verifiers.users.get(&credentials.name);
-        let hash = user.map_or(&self.verifiers.decoy, |user| &user.password);
+        let user = self.0.users.get(&credentials.name);
+        let hash = user.map_or(&self.0.decoy, |user| &user.password);
         let is_right = hash.is_of(&credentials.password, memory);
         user.filter(|_| is_right)
     }
 
-    pub(super) fn scram(&self) -> Arc<SASLConfig> {
-        Arc::clone(&self.scram)
+    pub(super) fn verifiers(&self) -> &Verifiers {
+        &self.0
     }
 }
 

@@ -19,7 +19,7 @@ const PASSES_MAX: u32 = 10;
 const LANES_MAX: u32 = 4;
 
 /// Octets of a salt: what the PHC format recommends.
-pub const SALT_LENGTH: usize = 16;
+pub(super) const SALT_LENGTH: usize = 16;
 
 /// Fresh random octets for a salt or a secret, from the kernel.
 ///

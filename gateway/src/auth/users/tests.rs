@@ -1,3 +1,5 @@
+//! The lines of a user file, good and bad, and what is told of them.
+
 use super::*;
 
 const HASH: &str = "$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHRzYWx0$\
@@ -74,18 +76,15 @@ fn an_unknown_user_costs_what_most_users_cost() {
     let dear = HASH.replace("m=64,t=1", "m=128,t=3");
     let users = format!("a password={HASH}\nb password={dear}\nc password={dear}\n");
     let users = Users::parse(&users).unwrap();
-    assert_eq!(users.verifiers.decoy.cost(), (128, 3, 1));
-    assert_eq!(
-        Users::parse("").unwrap().verifiers.decoy.cost(),
-        (19_456, 2, 1)
-    );
+    assert_eq!(users.0.decoy.cost(), (128, 3, 1));
+    assert_eq!(Users::parse("").unwrap().0.decoy.cost(), (19_456, 2, 1));
 }
 
 #[test]
 fn salts_of_unknown_users_stay_with_a_secret_and_differ_without_one() {
     let salts = |text: &str| {
         let users = Users::parse(text).unwrap();
-        users.verifiers.secret.to_vec()
+        users.0.secret.to_vec()
     };
     let secret = "secret=AAAAAAAAAAAAAAAAAAAAAA==\n";
     assert_eq!(salts(secret), salts(secret));
