@@ -12,7 +12,9 @@ use portcullis_tests::process::portcullis;
 const COMMANDS: &[(&[&str], &[&str])] = &[
     (
         &[],
-        &["run", "demo", "check", "explain", "filter", "doctor"],
+        &[
+            "run", "demo", "check", "explain", "filter", "user", "doctor",
+        ],
     ),
     (&["run"], &["-c", "FILE"]),
     (&["demo"], &["root", "--json"]),
@@ -35,6 +37,18 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
     (&["filter", "verdicts", "flush"], &["-c"]),
     (&["filter", "attach"], &["-c"]),
     (&["doctor"], &["-c", "--json"]),
+    (
+        &["user"],
+        &["add", "passwd", "senders", "remove", "list", "[auth]"],
+    ),
+    (
+        &["user", "add"],
+        &["-c", "FILE", "NAME", "--scram", "--senders"],
+    ),
+    (&["user", "passwd"], &["-c", "--scram", "--no-scram"]),
+    (&["user", "senders"], &["-c", "--any"]),
+    (&["user", "remove"], &["-c"]),
+    (&["user", "list"], &["-c", "--json"]),
     (&["filter", "detach"], &["-c"]),
 ];
 

@@ -9,6 +9,7 @@ mod lists;
 mod progress;
 mod run;
 mod table;
+mod user;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,6 +54,8 @@ enum Command {
     Filter(filter::Args),
     /// Compile lists into a snapshot; look an address up; what is in a snapshot
     Lists(lists::Args),
+    /// The users who may authenticate: add, change, remove and list them
+    User(user::Args),
     /// Is this machine able to run the gate: kernel, io_uring, BPF, limits, ports
     Doctor(doctor::Args),
     /// Show the whole gate at work: namespaces, lists, a flood, honest mail, the figures
@@ -67,6 +70,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Explain(args) => explain::run(args),
         Command::Filter(args) => filter::run(&args),
         Command::Lists(args) => lists::run(&args),
+        Command::User(args) => user::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
     }

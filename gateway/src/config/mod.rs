@@ -6,6 +6,7 @@
 //! check again. A key that is not known is an error, and so is one that is described but not built
 //! yet: a gate that passes over `[tls]` in silence is worse than one that does not start.
 
+mod auth;
 mod compile;
 mod dnsbl;
 mod document;
@@ -29,6 +30,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use auth::Auth;
 pub use dnsbl::DnsblPolicy;
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
@@ -96,6 +98,8 @@ pub struct Config {
     pub dnsbl: DnsblPolicy,
     /// How next hops are treated.
     pub relay: Relay,
+    /// Who may authenticate. `None`: there are no users.
+    pub auth: Option<Auth>,
     /// What is written to the log.
     pub log: Log,
     /// What is doubtful but no error.
@@ -166,7 +170,7 @@ pub fn read_for_start(path: &Path) -> Result<Pending, Errors> {
     parse_with(path, &text_of(path)?, Files::ReadOrLast)
 }
 
-/// As [`load`], but that the files of the lists are left alone: the policy has none.
+/// As [`load`], but that the files of the lists and of the users are left alone: there are none.
 ///
 /// # Errors
 /// As [`load`], without what is in those files.
