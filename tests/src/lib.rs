@@ -6,6 +6,7 @@
 //! - [`dialogue`]: their client, SMTP over a socket, line by line;
 //! - [`receiver`], [`postfix`], [`name_server`]: their peers, which are a next hop that follows a
 //!   script, `smtp-source` and `smtp-sink`, and a DNS server;
+//! - [`dovecot`]: a real one, that knows users;
 //! - [`syn`]: single SYNs, made by hand;
 //! - [`wait`], [`machine`]: waiting with a bound; free ports and open files.
 //!
@@ -27,6 +28,7 @@
 
 pub mod checked_session;
 pub mod dialogue;
+pub mod dovecot;
 pub mod front_cases;
 pub mod fuzz_seeds;
 pub mod list_cases;

@@ -57,6 +57,10 @@ const PACKAGES: &[Package] = &[
         service: Some("rbldnsd"),
         ..tool("rbldnsd", "rbldnsd", "serves DNS lists to the tests")
     },
+    Package {
+        service: Some("dovecot"),
+        ..tool("dovecot-core", "dovecot", "answers passwords in the tests")
+    },
     tool("swaks", "swaks", "a client in the tests"),
     tool("curl", "curl", "a client in the tests"),
     tool("python3", "python3", "a client in the tests (smtplib)"),

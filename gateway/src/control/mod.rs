@@ -14,6 +14,7 @@
 //! | `names.rs` | next hops that are given by name |
 //! | `port.rs` | the workers' ports: which service answers which question |
 //! | `dnsbl.rs`, `dnsbl/` | the service for DNS lists; what the filter learns of them |
+//! | `auth/` | passwords, off the workers |
 //! | `admin.rs`, `state.rs`, `metrics/` | the HTTP endpoint; its content; the form for Prometheus |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
 //! | `dropped.rs` | expired verdicts, lost answers, top sources, drops as they happen |
@@ -24,6 +25,7 @@
 
 mod admin;
 pub mod ask;
+pub mod auth;
 mod changes;
 pub mod dnsbl;
 mod dropped;
