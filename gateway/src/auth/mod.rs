@@ -11,6 +11,7 @@
 //! that much). Passwords are [`Password`]s from the first octet on: wiped when they are dropped,
 //! and never shown.
 
+pub mod attempts;
 pub mod dovecot;
 pub mod edit;
 pub mod exchange;

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::auth::Passwords;
 use super::dropped::Drops;
 use super::files::{self, Files};
 use super::lists::Started;
@@ -166,8 +167,9 @@ async fn live(
     interfaces::watch(&control)?;
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
     let (dnsbl, requests) = dnsbl::requests(&control.dnsbl);
+    let passwords = Passwords::new(&control, verdicts.clone());
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
-    tokio::spawn(Services { dnsbl }.serve(ports));
+    tokio::spawn(Services { dnsbl, passwords }.serve(ports));
     control.files.try_all(&control.shared.config.load());
     tokio::spawn(files::watch(Arc::clone(&control)));
     lists::save(&control, &control.shared.config.load_full());
