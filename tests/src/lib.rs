@@ -19,7 +19,8 @@
 //! - [`transcript`], [`list_cases`], [`packet_cases`], [`policy_cases`], [`front_cases`]: readers
 //!   of the tables in `transcripts`, `lists`, `packets`, `policy` and `fronts`;
 //! - [`wild_client`], [`wild_next_hop`], [`wild_list`], [`wild_packet`], [`wild_front`],
-//!   [`wild_tls`]: any octets as input, and what must hold, for fuzz targets and properties;
+//!   [`wild_tls`], [`wild_sasl`]: any octets as input, and what must hold, for fuzz targets and
+//!   properties;
 //! - [`fuzz_seeds`]: the tables as the beginning of a fuzzer's corpus.
 //!
 //! A whole-system test starts the real binary and looks at it from outside only: sockets, logs,
@@ -50,6 +51,7 @@ pub mod wild_front;
 pub mod wild_list;
 pub mod wild_next_hop;
 pub mod wild_packet;
+pub mod wild_sasl;
 pub mod wild_tls;
 
 use std::io::Write as _;
