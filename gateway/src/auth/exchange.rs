@@ -2,8 +2,7 @@
 //! takes the client's responses, decoded, and says what comes next.
 //!
 //! PLAIN (RFC 4616) and LOGIN are so little that they are here: a library would copy the password
-//! to places that are not wiped. SCRAM-SHA-256 is in [`scram`](super::scram). `-PLUS` is not
-//! offered.
+//! to places that are not wiped. SCRAM-SHA-256 is in `scram.rs`. `-PLUS` is not offered.
 
 use std::fmt;
 

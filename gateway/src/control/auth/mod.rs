@@ -1,4 +1,4 @@
-//! Checking passwords off the workers: by the user file on a few threads ([`checker`]), or by
+//! Checking passwords off the workers: by the user file on a few threads (`checker.rs`), or by
 //! Dovecot ([`dovecot`]). Wrong ones are counted here, over all workers, and their answer is held
 //! back; a source that has had its fill gets a recent verdict.
 
