@@ -1,9 +1,9 @@
 //! What the file has in place of a password: an argon2 hash (RFC 9106) in the PHC format,
 //! `$argon2id$v=19$m=19456,t=2,p=1$SALT$HASH`.
 //!
-//! A check takes 19 MiB and tens of milliseconds by default. The memory is a parameter, [`Memory`], which
-//! a thread keeps from one check to the next: fresh memory would have to be zeroed by the kernel
-//! each time.
+//! A check takes 19 MiB and tens of milliseconds by default. The memory is a parameter, [`Memory`],
+//! which a thread keeps from one check to the next: fresh memory would have to be zeroed by the
+//! kernel each time.
 
 use std::fmt;
 

@@ -1,9 +1,9 @@
 //! The threads that check passwords: a few, with a bounded queue before them.
 //!
-//! An argon2 hash takes tens of milliseconds and 19 MiB. So many run at a time as there are threads, and each
-//! thread keeps its memory; what waits is bounded, over all and for one source, so that one that
-//! guesses does not keep the others from logging in. What is not wanted any more when its turn
-//! comes is not checked.
+//! An argon2 hash takes tens of milliseconds and 19 MiB. So many run at a time as there are
+//! threads, and each thread keeps its memory; what waits is bounded, over all and for one source,
+//! so that one that guesses does not keep the others from logging in. What is not wanted any more
+//! when its turn comes is not checked.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
