@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::{
     front_cases, list_cases, packet_cases, transcript, wild_client, wild_list, wild_login,
-    wild_next_hop, wild_tls,
+    wild_next_hop, wild_sasl, wild_tls,
 };
 
 /// What clients say in the transcripts, with a flush wherever the server speaks. The policy accepts
@@ -59,6 +59,11 @@ pub fn proxy() {
             .map(|case| [&[3], case.octets.as_slice()].concat())
             .collect())
     });
+}
+
+/// Exchanges that come to a check or to a proof, lines of Dovecot, and a user file.
+pub fn sasl() {
+    write(|| Ok(wild_sasl::SEEDS.iter().map(|seed| seed.to_vec()).collect()));
 }
 
 /// A client whose names are as they should be, and one whose names are not.

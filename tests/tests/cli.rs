@@ -13,7 +13,7 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
     (
         &[],
         &[
-            "run", "reload", "demo", "check", "explain", "filter", "doctor",
+            "run", "reload", "demo", "check", "explain", "filter", "user", "doctor",
         ],
     ),
     (&["run"], &["-c", "FILE"]),
@@ -38,6 +38,18 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
     (&["filter", "verdicts", "flush"], &["-c"]),
     (&["filter", "attach"], &["-c"]),
     (&["doctor"], &["-c", "--json"]),
+    (
+        &["user"],
+        &["add", "passwd", "senders", "remove", "list", "[auth]"],
+    ),
+    (
+        &["user", "add"],
+        &["-c", "FILE", "NAME", "--scram", "--senders"],
+    ),
+    (&["user", "passwd"], &["-c", "--scram", "--no-scram"]),
+    (&["user", "senders"], &["-c", "--any"]),
+    (&["user", "remove"], &["-c"]),
+    (&["user", "list"], &["-c", "--json"]),
     (&["filter", "detach"], &["-c"]),
 ];
 

@@ -59,12 +59,13 @@ const PACKAGES: &[Package] = &[
     },
     Package {
         service: Some("dovecot"),
-        ..tool(
-            "dovecot-pop3d",
-            "/usr/lib/dovecot/pop3-login",
-            "a POP server, whose log tells of logins",
-        )
+        ..tool("dovecot-core", "dovecot", "answers passwords in the tests")
     },
+    tool(
+        "dovecot-pop3d",
+        "/usr/lib/dovecot/pop3-login",
+        "a POP server, whose log tells of logins",
+    ),
     tool("swaks", "swaks", "a client in the tests"),
     tool("curl", "curl", "a client in the tests"),
     tool("python3", "python3", "a client in the tests (smtplib)"),

@@ -12,6 +12,7 @@ mod progress;
 mod reload;
 mod run;
 mod table;
+mod user;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,8 @@ enum Command {
     Filter(filter::Args),
     /// Compile lists into a snapshot; look an address up; what is in a snapshot
     Lists(lists::Args),
+    /// The users who may authenticate: add, change, remove and list them
+    User(user::Args),
     /// Is this machine able to run the gate: kernel, io_uring, BPF, limits, ports
     Doctor(doctor::Args),
     /// Show the whole gate at work: namespaces, lists, a flood, honest mail, the figures
@@ -76,6 +79,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Grant(args) => grant::run(&args),
         Command::Filter(args) => filter::run(&args),
         Command::Lists(args) => lists::run(&args),
+        Command::User(args) => user::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
     }

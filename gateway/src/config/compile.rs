@@ -17,7 +17,7 @@ use super::list::{Files, Lists};
 use super::pending::Places;
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, admin, dnsbl, filter,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, admin, auth, dnsbl, filter,
     limits, list, relay, route, saved_lists, value,
 };
 use crate::lists::{Compiled, Read};
@@ -104,9 +104,10 @@ pub(super) static KEYS: KeyTable = KeyTable {
         ),
         Key::new("route", Form::Tables(&route::KEYS), "Where mail goes."),
         Key::new("limits", Form::Table(&limits::KEYS), "What is bounded."),
+        Key::new("auth", Form::Table(&auth::KEYS), "Who may authenticate."),
         Key::new("log", Form::Table(&LOG_KEYS), "What is written to the log."),
     ],
-    later: &["tls", "auth", "spool"],
+    later: &["tls", "spool"],
 };
 
 static LISTENER_KEYS: KeyTable = KeyTable {
@@ -191,6 +192,7 @@ pub(super) fn config<'d>(
     let mut relay_table = top.table("relay");
     let route_tables = top.tables("route");
     let mut limits_table = top.table("limits");
+    let auth_table = top.table("auth");
     let mut log_table = top.table("log");
     check_purpose(&top);
     top.finish();
@@ -215,6 +217,7 @@ pub(super) fn config<'d>(
     let (routes, route_index) = route::read(route_tables, &addresses);
     let limits = Limits::read(&mut limits_table);
     limits_table.finish();
+    let auth = auth::read(auth_table, !matches!(files, Files::Leave));
     let log = read_log(&mut log_table);
     log_table.finish();
 
@@ -258,6 +261,7 @@ pub(super) fn config<'d>(
         limits,
         dnsbl,
         relay,
+        auth,
         log,
         warnings: Vec::new(),
         in_force: Vec::new(),

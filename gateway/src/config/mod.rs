@@ -7,6 +7,7 @@
 //! yet: a gate that passes over `[tls]` in silence is worse than one that does not start.
 
 mod admin;
+mod auth;
 mod compile;
 mod dnsbl;
 mod document;
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use admin::{ADMIN_SOCKET, Admin};
+pub use auth::Auth;
 pub use dnsbl::DnsblPolicy;
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
@@ -101,6 +103,8 @@ pub struct Config {
     pub dnsbl: DnsblPolicy,
     /// How next hops are treated.
     pub relay: Relay,
+    /// Who may authenticate. `None`: there are no users.
+    pub auth: Option<Auth>,
     /// What is written to the log.
     pub log: Log,
     /// What is doubtful but no error.
@@ -171,7 +175,7 @@ pub fn read_for_start(path: &Path) -> Result<Pending, Errors> {
     parse_with(path, &text_of(path)?, Files::ReadOrLast)
 }
 
-/// As [`load`], but that the files of the lists are left alone: the policy has none.
+/// As [`load`], but that the files of the lists and of the users are left alone: there are none.
 ///
 /// # Errors
 /// As [`load`], without what is in those files.

@@ -14,6 +14,7 @@
 //! | `names.rs` | next hops that are given by name |
 //! | `port.rs` | the workers' ports: which service answers which question |
 //! | `dnsbl.rs`, `dnsbl/` | the service for DNS lists; what the filter learns of them |
+//! | `auth/` | passwords, off the workers |
 //! | `admin.rs`, `admin/` | the endpoints for HTTP and commands; callers, and what they may do |
 //! | `state.rs`, `metrics/` | what the endpoints report; the form for Prometheus |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
@@ -26,6 +27,7 @@
 
 pub mod admin;
 pub mod ask;
+pub mod auth;
 mod changes;
 pub mod dnsbl;
 mod dropped;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+use super::auth::Passwords;
 use super::dnsbl;
 use crate::driver::ring::Waker;
 use crate::worker::port::{ControlEnd, Message, Notice, Port, Question, port};
@@ -45,6 +46,7 @@ impl Ports {
 /// The services: one for each kind of question.
 pub(super) struct Services {
     pub(super) dnsbl: dnsbl::Requests,
+    pub(super) passwords: Passwords,
 }
 
 impl Services {
@@ -60,8 +62,13 @@ impl Services {
 
     fn pass_on(&self, message: Message) {
         match message {
-            Message::Ask(ask) => match ask.question {
+            Message::Ask(ask) => match ask.question.clone() {
                 Question::Dnsbl(client) => self.dnsbl.query(client, ask),
+                Question::Password {
+                    client,
+                    credentials,
+                } => self.passwords.check(client, credentials, ask),
+                Question::WrongProof { client, name } => self.passwords.wrong(client, &name, ask),
             },
             Message::Notice(Notice::Refused(refusal)) => self.dnsbl.learn(refusal),
         }

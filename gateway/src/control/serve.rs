@@ -12,6 +12,7 @@ use std::time::Instant;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::auth::Passwords;
 use super::dropped::Drops;
 use super::files::{self, Files};
 use super::grants::{self, Grants};
@@ -167,8 +168,9 @@ async fn live(
     interfaces::watch(&control)?;
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
     let (dnsbl, requests) = dnsbl::requests(&control.dnsbl);
+    let passwords = Passwords::new(&control, verdicts.clone());
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
-    tokio::spawn(Services { dnsbl }.serve(ports));
+    tokio::spawn(Services { dnsbl, passwords }.serve(ports));
     if let Some(grants) = &grants {
         grants::start(grants, &control.shared.config.load());
     }

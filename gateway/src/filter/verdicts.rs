@@ -71,6 +71,8 @@ pub enum Cause {
     Operator,
     /// The source is on DNS lists.
     Dnsbl,
+    /// The source has guessed at passwords.
+    Password,
     /// A cause that this version does not know.
     Other,
 }
@@ -81,6 +83,7 @@ impl Cause {
             Self::Other => 0,
             Self::Operator => 1,
             Self::Dnsbl => 2,
+            Self::Password => 3,
         }
     }
 
@@ -88,6 +91,7 @@ impl Cause {
         match number {
             1 => Self::Operator,
             2 => Self::Dnsbl,
+            3 => Self::Password,
             _ => Self::Other,
         }
     }
@@ -97,6 +101,7 @@ impl Cause {
         match self {
             Self::Operator => "operator",
             Self::Dnsbl => "dnsbl",
+            Self::Password => "password",
             Self::Other => "other",
         }
     }
@@ -442,7 +447,7 @@ mod tests {
 
     #[test]
     fn causes_keep_their_numbers_in_the_map() {
-        for cause in [Cause::Operator, Cause::Dnsbl, Cause::Other] {
+        for cause in [Cause::Operator, Cause::Dnsbl, Cause::Password, Cause::Other] {
             assert_eq!(Cause::of_number(cause.number()), cause);
         }
         assert_eq!(Cause::of_number(77), Cause::Other, "of a later version");

@@ -102,7 +102,8 @@ impl Session {
         match self.reactor.answer(id) {
             None => {}
             Some(LookupAnswer::Dnsbl(answers)) => self.listings = Listings::Known(answers),
-            Some(LookupAnswer::Full | LookupAnswer::Late) => {
+            // One about passwords cannot come to this question.
+            Some(LookupAnswer::Full | LookupAnswer::Late | LookupAnswer::Password(_)) => {
                 self.listings = Listings::Known(None);
             }
         }

@@ -1,5 +1,5 @@
 //! The port between a worker and the control plane: what a worker cannot know by itself (what DNS
-//! lists say of a client; later passwords, reverse DNS, greylisting, shared state) it asks here,
+//! lists say of a client, passwords; later reverse DNS, greylisting, shared state) it asks here,
 //! and what the control plane should hear of, it tells here.
 //!
 //! Neither end ever waits for the other. A question has an id, a deadline and a bound, and gets
@@ -20,6 +20,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 use super::bounded_queue::BoundedQueue;
+use crate::auth::Credentials;
 use crate::driver::Conn;
 use crate::policy::Rule;
 use crate::policy::dnsbl::ZoneAnswer;
@@ -29,10 +30,37 @@ use crate::policy::dnsbl::ZoneAnswer;
 pub struct QuestionId(u64);
 
 /// What a worker can ask.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Question {
     /// What do all zones of the configuration say about this client?
     Dnsbl(IpAddr),
+    /// Is this the password of a user? Wrong ones are counted, and their answer is held back.
+    Password {
+        /// Where the client comes from.
+        client: IpAddr,
+        /// What it said.
+        credentials: Arc<Credentials>,
+    },
+    /// A proof was found wrong by the worker itself (SCRAM): it is to be counted, and held back, as
+    /// a wrong password is. The answer is [`PasswordAnswer::Refused`].
+    WrongProof {
+        /// Where the client comes from.
+        client: IpAddr,
+        /// The name that it gave, in the form in which names are compared.
+        name: Box<str>,
+    },
+}
+
+/// Whose a password is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PasswordAnswer {
+    /// The password of this user: `235`.
+    Accepted(Box<str>),
+    /// Of no user that there is: `535 5.7.8`.
+    Refused,
+    /// It cannot be known at the moment: `454 4.7.0`, as for [`Full`](LookupAnswer::Full) and
+    /// [`Late`](LookupAnswer::Late).
+    Unavailable,
 }
 
 /// The answer to a question.
@@ -41,6 +69,8 @@ pub enum LookupAnswer {
     /// To [`Question::Dnsbl`]. Zones that say nothing may be left out, and `None` is for all of
     /// them.
     Dnsbl(Option<Arc<[ZoneAnswer]>>),
+    /// To [`Question::Password`] and [`Question::WrongProof`].
+    Password(PasswordAnswer),
     /// It was not looked up: too many questions are outstanding.
     Full,
     /// No answer came before the deadline.
@@ -115,12 +145,14 @@ impl std::fmt::Debug for Shared {
 #[derive(Debug, Default)]
 struct Unasked {
     dnsbl: AtomicU64,
+    passwords: AtomicU64,
 }
 
 impl Unasked {
     fn of(&self, question: &Question) -> &AtomicU64 {
         match question {
             Question::Dnsbl(_) => &self.dnsbl,
+            Question::Password { .. } | Question::WrongProof { .. } => &self.passwords,
         }
     }
 }
@@ -261,6 +293,11 @@ impl ControlEnd {
     /// Questions about DNS lists that the port answered with [`Full`](LookupAnswer::Full).
     pub fn dnsbl_unasked(&self) -> u64 {
         self.0.unasked.dnsbl.load(Ordering::Relaxed)
+    }
+
+    /// Questions about passwords that the port answered with [`Full`](LookupAnswer::Full).
+    pub fn passwords_unasked(&self) -> u64 {
+        self.0.unasked.passwords.load(Ordering::Relaxed)
     }
 }
 

@@ -192,7 +192,10 @@ impl Lists {
 /// Answers a question as the plan for its client has it.
 fn answer(ask: Ask, network: &Network, shelf: &Shelf) {
     let mut record = shelf.borrow_mut();
-    let Question::Dnsbl(client) = ask.question;
+    let Question::Dnsbl(client) = ask.question else {
+        let asked = format!("{:?} is asked for", ask.question);
+        return record.violations.push(asked);
+    };
     let number = number(client);
     let Some(listing) = number.and_then(|number| record.listings.get_mut(&number)) else {
         record.violations.push(format!(
