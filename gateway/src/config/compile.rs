@@ -18,7 +18,7 @@ use super::pending::Places;
 use super::section::Section;
 use super::{
     Config, Filter, FilterMode, Log, LogFormat, LogLevel, admin, auth, dnsbl, filter, limits, list,
-    listener, relay, route, saved_lists,
+    listener, relay, route, saved_lists, tls,
 };
 use crate::lists::{Compiled, Read};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
@@ -104,10 +104,11 @@ pub(super) static KEYS: KeyTable = KeyTable {
         ),
         Key::new("route", Form::Tables(&route::KEYS), "Where mail goes."),
         Key::new("limits", Form::Table(&limits::KEYS), "What is bounded."),
+        Key::new("tls", Form::Table(&tls::KEYS), "TLS of clients."),
         Key::new("auth", Form::Table(&auth::KEYS), "Who may authenticate."),
         Key::new("log", Form::Table(&LOG_KEYS), "What is written to the log."),
     ],
-    later: &["tls", "spool"],
+    later: &["spool"],
 };
 
 static LOG_KEYS: KeyTable = KeyTable {
@@ -166,12 +167,17 @@ pub(super) fn config<'d>(
     let mut relay_table = top.table("relay");
     let route_tables = top.tables("route");
     let mut limits_table = top.table("limits");
+    let tls_table = top.table("tls");
     let auth_table = top.table("auth");
     let mut log_table = top.table("log");
     check_purpose(&top);
     top.finish();
 
-    let listeners = listener::read(listener_tables);
+    let given = listener::Given {
+        tls: tls_table.is_given(),
+        client_authorities: tls_table.has("client_authorities"),
+    };
+    let listeners = listener::read(listener_tables, given);
     let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
     let grants = Grants::read(grants_table);
@@ -191,6 +197,7 @@ pub(super) fn config<'d>(
     let (routes, route_index) = route::read(route_tables, &addresses);
     let limits = Limits::read(&mut limits_table);
     limits_table.finish();
+    let tls = tls::read(tls_table, !matches!(files, Files::Leave));
     let auth = auth::read(auth_table, !matches!(files, Files::Leave));
     let log = read_log(&mut log_table);
     log_table.finish();
@@ -235,6 +242,7 @@ pub(super) fn config<'d>(
         limits,
         dnsbl,
         relay,
+        tls,
         auth,
         log,
         warnings: Vec::new(),

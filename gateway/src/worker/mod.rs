@@ -18,6 +18,7 @@ mod content;
 pub mod counters;
 mod deadline;
 mod executor;
+mod handshakes;
 mod lease;
 mod listener;
 mod local;
@@ -28,6 +29,7 @@ pub mod port;
 mod progress;
 mod reactor;
 pub mod records;
+mod secure;
 mod session;
 pub mod sources;
 mod transaction;
@@ -47,6 +49,7 @@ use arc_swap::ArcSwap;
 use self::connection::{Connection, Ending, Receive, Role};
 use self::counters::Counters;
 use self::executor::Executor;
+use self::handshakes::HandshakeRates;
 use self::port::Port;
 use self::reactor::{Reactor, Service};
 use self::records::RecordQueue;
@@ -89,6 +92,7 @@ pub struct Shared {
     /// The addresses that have a grant; the control plane writes it.
     pub granted: Arc<Granted>,
     sources: Sources,
+    handshake_rates: HandshakeRates,
     life: AtomicU8,
 }
 
@@ -99,6 +103,7 @@ impl Shared {
             config: Arc::new(ArcSwap::new(config)),
             granted: Arc::default(),
             sources: Sources::default(),
+            handshake_rates: HandshakeRates::default(),
             life: AtomicU8::new(Life::Running as u8),
         }
     }

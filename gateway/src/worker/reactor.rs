@@ -106,6 +106,8 @@ pub(super) struct Reactor {
     index: u8,
     ids: Cell<u64>,
     pub(super) sessions: Cell<u32>,
+    /// Clients within a TLS handshake.
+    pub(super) handshaking: Cell<u32>,
     pub(super) sessions_max: u32,
     pub(super) service: Cell<Service>,
     pub(super) drain_until: Cell<Duration>,
@@ -164,6 +166,7 @@ impl Reactor {
             index,
             ids: Cell::new(0),
             sessions: Cell::new(0),
+            handshaking: Cell::new(0),
             sessions_max: size.sessions_max,
             service: Cell::new(Service::Open),
             drain_until: Cell::new(Duration::MAX),
@@ -213,8 +216,12 @@ impl Reactor {
 
     pub(super) fn next_id(&self) -> TraceId {
         self.ids.set(self.ids.get() + 1);
-        let unix_time = self.clock.with(|clock| clock.unix_time);
-        TraceId(unix_time << 32 | (self.ids.get() & 0xff_ffff) << 8 | u64::from(self.index))
+        TraceId(self.unix_time() << 32 | (self.ids.get() & 0xff_ffff) << 8 | u64::from(self.index))
+    }
+
+    /// Seconds since 1970.
+    pub(super) fn unix_time(&self) -> u64 {
+        self.clock.with(|clock| clock.unix_time)
     }
 
     /// Shows `show` the date as a message has it.
@@ -429,7 +436,6 @@ impl Reactor {
 
     /// The connection of the task being polled is under TLS from here on: what it has received and
     /// not read is the beginning of the peer's handshake. The end of the handshake wakes the task.
-    #[allow(dead_code, reason = "no session starts TLS yet")]
     pub(super) fn start_tls(&self, conn: Conn, tls: Tls) {
         self.with(conn, |connection| connection.start_tls(tls));
         self.note_input(false);
@@ -438,7 +444,6 @@ impl Reactor {
 
     /// Whether the handshake of the connection of the task being polled is complete, or how it has
     /// failed. `Err(None)`: the peer has gone away.
-    #[allow(dead_code, reason = "no session starts TLS yet")]
     pub(super) fn poll_handshake(&self, conn: Conn) -> Poll<Result<(), Option<Fault>>> {
         let looked = self.with(conn, |connection| {
             let tls = connection.transport.tls()?;
