@@ -67,6 +67,12 @@ const PACKAGES: &[Package] = &[
         "a POP server, whose log tells of logins",
     ),
     tool("swaks", "swaks", "a client in the tests"),
+    tool(
+        "libnet-ssleay-perl",
+        "/usr/share/doc/libnet-ssleay-perl/copyright",
+        "TLS of swaks",
+    ),
+    tool("openssl", "openssl", "a client in the tests (s_client)"),
     tool("curl", "curl", "a client in the tests"),
     tool("python3", "python3", "a client in the tests (smtplib)"),
     tool("iproute2", "ip", "network namespaces and their links"),

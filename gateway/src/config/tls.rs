@@ -141,19 +141,19 @@ pub struct Tls {
 #[derive(Clone, Debug)]
 struct Servers {
     off: ServerTls,
-    /// Asking, and requiring.
-    asking: Option<(ServerTls, ServerTls)>,
+    /// Of a client that may have a certificate, and of one that has to.
+    by_certificate: Option<(ServerTls, ServerTls)>,
 }
 
 impl Tls {
     /// What the handshakes of a listener with this demand are made with.
     pub fn server(&self, demand: AskForCertificates) -> Option<&ServerTls> {
         let servers = self.servers.as_ref()?;
-        let asking = servers.asking.as_ref();
+        let by_certificate = servers.by_certificate.as_ref();
         match demand {
             AskForCertificates::Off => Some(&servers.off),
-            AskForCertificates::Ask => asking.map(|(ask, _)| ask),
-            AskForCertificates::Require => asking.map(|(_, require)| require),
+            AskForCertificates::Ask => by_certificate.map(|(ask, _)| ask),
+            AskForCertificates::Require => by_certificate.map(|(_, require)| require),
         }
     }
 
@@ -165,7 +165,7 @@ impl Tls {
         let mut in_use = vec![&servers.off];
         in_use.extend(
             servers
-                .asking
+                .by_certificate
                 .iter()
                 .flat_map(|(ask, require)| [ask, require]),
         );
@@ -218,7 +218,7 @@ pub(super) fn read(mut s: Section<'_, '_>, read_files: bool) -> Option<Tls> {
         let made = ServerTls::new(&settings, &certificates, &TICKETS);
         made.map_err(|error| complain(document, span, &error)).ok()
     };
-    let asking = match authorities {
+    let by_certificate = match authorities {
         None => None,
         Some((path, span)) => Some((
             server(ClientCertificates::Ask(path.clone()), &span)?,
@@ -227,7 +227,7 @@ pub(super) fn read(mut s: Section<'_, '_>, read_files: bool) -> Option<Tls> {
     };
     tls.servers = Some(Servers {
         off: server(ClientCertificates::Off, &(0..0))?,
-        asking,
+        by_certificate,
     });
     Some(tls)
 }

@@ -9,7 +9,7 @@
 //! session, against 3.3 KiB here) and copies every octet once more; and kernel TLS, which needs a
 //! module that not every kernel has.
 //!
-//! This is the only module that knows rustls. No session uses it yet.
+//! This is the only module that knows rustls.
 
 mod certificates;
 mod client;

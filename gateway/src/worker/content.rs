@@ -9,9 +9,10 @@ use portcullis_smtp::envelope::Mail;
 use portcullis_smtp::server::Event;
 
 use super::deadline::Deadline;
+use super::end::End;
 use super::lease;
 use super::mail::Withheld;
-use super::session::{End, Heard, Session};
+use super::session::{Heard, Session};
 use super::transaction::{CONGESTION_HIGH, OpenTransaction};
 use crate::policy::{Rule, Stage};
 use crate::relay::owner::Owner;

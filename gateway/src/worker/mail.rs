@@ -13,11 +13,12 @@ use portcullis_smtp::server::{Blame, Event, Verb};
 
 use super::connection::Role;
 use super::deadline::Deadline;
+use super::end::End;
 use super::lease;
 use super::lookup::HeldRecipient;
 use super::reactor::Service;
 use super::records::{Record, TransactionRecord};
-use super::session::{End, Heard, LastHeard, Session};
+use super::session::{Heard, LastHeard, Session};
 use super::transaction::{LoggedReply, OpenTransaction};
 use crate::config::NextHop;
 use crate::policy::pipeline::Recipient;

@@ -17,6 +17,7 @@ mod connection;
 mod content;
 pub mod counters;
 mod deadline;
+mod end;
 mod executor;
 mod handshakes;
 mod lease;
@@ -65,8 +66,8 @@ const ACCEPTS: u32 = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Connections starved of a buffer that are armed again in one batch.
 const STARVED_PER_TURN: usize = 256;
-/// Handshakes that go on in one batch. A signature takes up to milliseconds, and a batch without one
-/// microseconds: with more than one the other sessions would only wait longer.
+/// Handshakes that go on in one batch. A signature takes up to milliseconds, and a batch without
+/// one microseconds: with more than one the other sessions would only wait longer.
 const HANDSHAKES_PER_TURN: usize = 1;
 /// How long connections may take to close once everything is said, when the gate stops: the three
 /// seconds of one that lingers, the second by which a deadline may be late, and a moment for the

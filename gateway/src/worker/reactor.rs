@@ -12,7 +12,6 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
@@ -32,7 +31,6 @@ use crate::config::Config;
 use crate::driver::{self, Buffer, Conn, Driver};
 use crate::relay::pool::Pool;
 use crate::relay::received;
-use crate::tls::{Fault, Tls};
 
 /// A task, as the executor keeps it.
 pub(super) type Task = Pin<Box<dyn Future<Output = ()>>>;
@@ -123,7 +121,7 @@ pub(super) struct Reactor {
     /// Tasks to be begun.
     spawned: Local<Vec<(Conn, Task)>>,
     /// Connections whose handshake can go on, in the order in which it could.
-    handshakes: Local<VecDeque<Conn>>,
+    pub(super) handshakes: Local<VecDeque<Conn>>,
     /// Clients that waited for a connection and are to ask again.
     pub(super) waiting_again: Local<Vec<(Conn, SocketAddr)>>,
     /// Connections to be opened.
@@ -434,69 +432,7 @@ impl Reactor {
         })
     }
 
-    /// The connection of the task being polled is under TLS from here on: what it has received and
-    /// not read is the beginning of the peer's handshake. The end of the handshake wakes the task.
-    pub(super) fn start_tls(&self, conn: Conn, tls: Tls) {
-        self.with(conn, |connection| connection.start_tls(tls));
-        self.note_input(false);
-        self.queue_handshake(conn);
-    }
-
-    /// Whether the handshake of the connection of the task being polled is complete, or how it has
-    /// failed. `Err(None)`: the peer has gone away.
-    pub(super) fn poll_handshake(&self, conn: Conn) -> Poll<Result<(), Option<Fault>>> {
-        let looked = self.with(conn, |connection| {
-            let tls = connection.transport.tls()?;
-            if let Some(fault) = tls.fault() {
-                return Some(Poll::Ready(Err(Some(fault.clone()))));
-            }
-            if tls.is_ready() && connection.is_open() {
-                return Some(Poll::Ready(Ok(())));
-            }
-            // What has come before the end is looked at first.
-            let is_over = connection.receive == Receive::Ended && !connection.in_handshakes;
-            if is_over || !connection.is_open() {
-                return None;
-            }
-            Some(Poll::Pending)
-        });
-        looked.flatten().unwrap_or(Poll::Ready(Err(None)))
-    }
-
-    /// A handshake can go on when it is its turn.
-    fn queue_handshake(&self, conn: Conn) {
-        let is_new = self.with(conn, |connection| {
-            !std::mem::replace(&mut connection.in_handshakes, true)
-        });
-        if is_new == Some(true) {
-            self.handshakes.with(|queue| queue.push_back(conn));
-        }
-    }
-
-    /// Whether a handshake waits for its turn.
-    pub(super) fn has_handshakes(&self) -> bool {
-        self.handshakes.with(|queue| !queue.is_empty())
-    }
-
-    /// Goes on with the handshake that has waited longest, and has its task see what came of it.
-    /// Returns whether there was one.
-    pub(super) fn take_handshake(&self) -> bool {
-        let Some(conn) = self.handshakes.with(VecDeque::pop_front) else {
-            return false;
-        };
-        self.with(conn, |connection| {
-            connection.in_handshakes = false;
-            if connection.is_open() {
-                connection.step_tls();
-            }
-        });
-        // With its first octets under TLS it may be over, and the task has to hear of that too.
-        self.wake(conn);
-        self.touch(conn);
-        true
-    }
-
-    fn note_input(&self, has_input: bool) {
+    pub(super) fn note_input(&self, has_input: bool) {
         let polled = self.polled.get();
         self.polled.set(Polled {
             has_input,

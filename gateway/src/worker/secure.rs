@@ -15,9 +15,10 @@ use portcullis_smtp::server::{Abuse, Blame, Event, TLS_UNAVAILABLE, Verb};
 
 use super::counters::HandshakeResult;
 use super::deadline::Deadline;
+use super::end::End;
 use super::reactor::{Reactor, Service};
 use super::records::{ClientCertificate, TlsRecord};
-use super::session::{Began, End, Heard, LastHeard, Session};
+use super::session::{Began, Heard, LastHeard, Session};
 use super::sources::ClientSource;
 use crate::policy::Rule;
 use crate::tls::Tls;

@@ -13,11 +13,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 use portcullis_smtp::envelope::Mail;
-use portcullis_smtp::reply::{EnhancedCode, Reply};
-use portcullis_smtp::server::{self, Abuse, Event};
+use portcullis_smtp::server::{self, Event};
 
-use super::connection::{Ending, OUTPUT_MAX, Role};
+use super::connection::{OUTPUT_MAX, Role};
 use super::deadline::Deadline;
+use super::end::End;
 use super::listener::{Channel, Listener};
 use super::lookup::Listings;
 use super::progress::{Look, next_look};
@@ -29,69 +29,6 @@ use crate::config::Limits;
 use crate::driver::Conn;
 use crate::policy::pipeline::{Count, Counts};
 use crate::policy::{self, Decision, Facts, Rule, Stage, decide};
-
-static TIMEOUT: Reply<'static> = Reply::fixed(
-    421,
-    EnhancedCode(4, 4, 2),
-    "Timeout, closing the connection",
-);
-/// How a session ends. Whatever it waits for, this is carried out to [`Session::end`].
-#[derive(Clone, Debug)]
-pub(super) enum End {
-    /// The client has gone, or its connection is broken.
-    Gone,
-    /// QUIT was answered. `talks_on`: something came behind it.
-    Quit { talks_on: bool },
-    /// It was not let in; the refusal is written in place of the greeting.
-    Refused(Rule),
-    /// The SMTP engine has ended it, and has said why.
-    Abuse(Abuse),
-    /// It was not to have TLS, or TLS failed, for this reason.
-    Tls(Rule),
-    /// It took too long.
-    Timeout,
-    /// The gate stops.
-    Stopping,
-}
-
-impl End {
-    /// The rule that ended the session; `None` if the client did.
-    pub(super) fn rule(&self) -> Option<Rule> {
-        match self {
-            Self::Gone | Self::Quit { .. } => None,
-            Self::Refused(rule) | Self::Tls(rule) => Some(*rule),
-            Self::Abuse(abuse) => Some((*abuse).into()),
-            Self::Timeout => Some(Rule::TIMEOUT),
-            Self::Stopping => Some(Rule::STOPPING),
-        }
-    }
-
-    /// Our last words, where they are not said yet.
-    pub(super) fn last_words(&self) -> Option<&'static Reply<'static>> {
-        static STOPPING: Reply<'static> = policy::STOPPING;
-        match self {
-            Self::Timeout => Some(&TIMEOUT),
-            Self::Stopping => Some(&STOPPING),
-            Self::Gone | Self::Quit { .. } | Self::Refused(_) | Self::Abuse(_) | Self::Tls(_) => {
-                None
-            }
-        }
-    }
-
-    fn ending(&self) -> Ending {
-        match self {
-            Self::Gone | Self::Quit { talks_on: false } => Ending::Quiet,
-            // A client that was told to come later has said nothing yet, and is not to hold a slot
-            // for long.
-            Self::Refused(_) => Ending::HangUp,
-            Self::Quit { talks_on: true }
-            | Self::Abuse(_)
-            | Self::Tls(_)
-            | Self::Timeout
-            | Self::Stopping => Ending::Linger,
-        }
-    }
-}
 
 /// What came of showing the SMTP engine what has arrived.
 pub(super) enum Heard<T> {

@@ -12,7 +12,12 @@
 //!
 //! Rejected: a task per handshake, which would need a second writer to the connection.
 
-use super::connection::{Connection, Ending};
+use std::collections::VecDeque;
+use std::task::Poll;
+
+use super::connection::{Connection, Ending, Receive};
+use super::reactor::Reactor;
+use crate::driver::Conn;
 use crate::tls::{Fault, Step, Tls};
 
 /// How the octets of a connection are carried.
@@ -109,6 +114,70 @@ impl Connection {
     /// How TLS has failed, if it has.
     pub(super) fn tls_fault(&self) -> Option<&Fault> {
         self.transport.tls().and_then(Tls::fault)
+    }
+}
+
+impl Reactor {
+    /// The connection of the task being polled is under TLS from here on: what it has received and
+    /// not read is the beginning of the peer's handshake. The end of the handshake wakes the task.
+    pub(super) fn start_tls(&self, conn: Conn, tls: Tls) {
+        self.with(conn, |connection| connection.start_tls(tls));
+        self.note_input(false);
+        self.queue_handshake(conn);
+    }
+
+    /// Whether the handshake of the connection of the task being polled is complete, or how it has
+    /// failed. `Err(None)`: the peer has gone away.
+    pub(super) fn poll_handshake(&self, conn: Conn) -> Poll<Result<(), Option<Fault>>> {
+        let looked = self.with(conn, |connection| {
+            let tls = connection.transport.tls()?;
+            if let Some(fault) = tls.fault() {
+                return Some(Poll::Ready(Err(Some(fault.clone()))));
+            }
+            if tls.is_ready() && connection.is_open() {
+                return Some(Poll::Ready(Ok(())));
+            }
+            // What has come before the end is looked at first.
+            let is_over = connection.receive == Receive::Ended && !connection.in_handshakes;
+            if is_over || !connection.is_open() {
+                return None;
+            }
+            Some(Poll::Pending)
+        });
+        looked.flatten().unwrap_or(Poll::Ready(Err(None)))
+    }
+
+    /// A handshake can go on when it is its turn.
+    pub(super) fn queue_handshake(&self, conn: Conn) {
+        let is_new = self.with(conn, |connection| {
+            !std::mem::replace(&mut connection.in_handshakes, true)
+        });
+        if is_new == Some(true) {
+            self.handshakes.with(|queue| queue.push_back(conn));
+        }
+    }
+
+    /// Whether a handshake waits for its turn.
+    pub(super) fn has_handshakes(&self) -> bool {
+        self.handshakes.with(|queue| !queue.is_empty())
+    }
+
+    /// Goes on with the handshake that has waited longest, and has its task see what came of it.
+    /// Returns whether there was one.
+    pub(super) fn take_handshake(&self) -> bool {
+        let Some(conn) = self.handshakes.with(VecDeque::pop_front) else {
+            return false;
+        };
+        self.with(conn, |connection| {
+            connection.in_handshakes = false;
+            if connection.is_open() {
+                connection.step_tls();
+            }
+        });
+        // With its first octets under TLS it may be over, and the task has to hear of that too.
+        self.wake(conn);
+        self.touch(conn);
+        true
     }
 }
 
