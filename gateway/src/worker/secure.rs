@@ -51,7 +51,7 @@ impl Drop for Place {
 }
 
 impl Session {
-    /// Answers STARTTLS. If it is accepted, the [handshake](Self::shake_hands) is next.
+    /// Answers STARTTLS. If it is accepted, the [handshake](Self::upgrade) is next.
     pub(super) fn starttls(&mut self, out: &mut Vec<u8>) -> Option<Began> {
         self.heard = LastHeard::Other;
         let listener = self.listener();
