@@ -93,6 +93,16 @@ pub(super) struct Given {
 }
 
 impl Listener {
+    /// One with nothing but these.
+    pub const fn new(address: SocketAddr, service: Service) -> Self {
+        Self {
+            address,
+            service,
+            tls: ListenerTls::Off,
+            client_certificates: AskForCertificates::Off,
+        }
+    }
+
     /// What decisions know of it.
     pub fn facts(&self) -> pipeline::Listener {
         pipeline::Listener {
@@ -117,10 +127,9 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>, given: Given) -> Vec<Listener> 
         let client_certificates = read_client_certificates(&mut s, given, tls);
         if let (Some(address), Some(service)) = (address, service) {
             listeners.push(Listener {
-                address: address.into_inner(),
-                service,
                 tls,
                 client_certificates,
+                ..Listener::new(address.into_inner(), service)
             });
         }
         s.finish();
