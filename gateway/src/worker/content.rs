@@ -16,7 +16,7 @@ use super::session::{Heard, Session};
 use super::transaction::{CONGESTION_HIGH, OpenTransaction};
 use crate::policy::{Rule, Stage};
 use crate::relay::owner::Owner;
-use crate::relay::received::Received;
+use crate::relay::received::{Protocol, Received};
 use crate::relay::transaction::ContentRefusal;
 
 impl Session {
@@ -70,9 +70,12 @@ impl Session {
                 helo: &self.helo,
                 client: self.client.address,
                 hostname: &config.hostname,
-                extended: self.smtp.is_extended(),
-                encrypted: self.channel.is_encrypted,
-                utf8,
+                protocol: Protocol {
+                    extended: self.smtp.is_extended(),
+                    secured: self.smtp.is_secured(),
+                    authenticated: self.smtp.is_authenticated(),
+                    utf8,
+                },
                 id: &id,
                 recipient,
                 date,

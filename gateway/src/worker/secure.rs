@@ -177,6 +177,9 @@ impl Session {
         poll_fn(|_| self.poll_secured(due)).await?;
         self.smtp.secured();
         self.channel.is_encrypted = true;
+        // Also of who the client was before nothing is left.
+        self.identity = None;
+        self.channel.is_identified = false;
         Ok(())
     }
 

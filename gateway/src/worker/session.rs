@@ -61,7 +61,7 @@ pub(super) struct Session {
     /// anew from the address alone.
     pub(super) client: policy::Client,
     /// Who it has proved to be. Not renewed with the configuration.
-    identity: Option<Rc<Identity>>,
+    pub(super) identity: Option<Rc<Identity>>,
     /// The configuration that the client and the listener are from.
     generation: u32,
     id: TraceId,
