@@ -4,7 +4,7 @@
 //! Parsed, not validated: what comes out has only values that make sense (networks without host
 //! bits, ports that are not 0, routes for all local domains), so that nothing behind it has to
 //! check again. A key that is not known is an error, and so is one that is described but not built
-//! yet: a gate that passes over `[tls]` in silence is worse than one that does not start.
+//! yet: a gate that passes over `[spool]` in silence is worse than one that does not start.
 
 mod admin;
 mod auth;
@@ -18,6 +18,7 @@ mod kernel;
 mod keys;
 mod limits;
 mod list;
+mod listener;
 mod pending;
 pub mod reference;
 mod relay;
@@ -25,6 +26,7 @@ mod route;
 mod section;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod typed;
 mod value;
 
@@ -42,9 +44,11 @@ pub use filter::{
 pub use grants::{Follow, Followed, Grants, Login, LoginPattern};
 pub use limits::{Limits, LineLength};
 pub use list::{Lists, of_last_compile};
+pub use listener::Listener;
 pub use pending::Pending;
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
+pub use tls::{AskForCertificates, ListenerTls, Tls};
 pub use value::{duration, write_duration};
 
 use document::Document;
@@ -56,8 +60,8 @@ use crate::lists::format::foreign::foreign;
 use crate::lists::guard::{Protected, ProtectedRole};
 use crate::lists::{Compiled, ListAction};
 use crate::policy::Policy;
+pub use crate::policy::Service;
 use crate::policy::domain::Domains;
-pub use crate::policy::{Listener, Service};
 
 /// What the gate does without a configuration file: it does no harm and shows that it works.
 const DEFAULT_GATE: &str = r#"[[listener]]
@@ -103,6 +107,8 @@ pub struct Config {
     pub dnsbl: DnsblPolicy,
     /// How next hops are treated.
     pub relay: Relay,
+    /// TLS of clients. `None`: no listener has it.
+    pub tls: Option<Tls>,
     /// Who may authenticate. `None`: there are no users.
     pub auth: Option<Auth>,
     /// What is written to the log.
@@ -175,7 +181,8 @@ pub fn read_for_start(path: &Path) -> Result<Pending, Errors> {
     parse_with(path, &text_of(path)?, Files::ReadOrLast)
 }
 
-/// As [`load`], but that the files of the lists and of the users are left alone: there are none.
+/// As [`load`], but that the files of the lists, of the users and of TLS are left alone: there are
+/// none.
 ///
 /// # Errors
 /// As [`load`], without what is in those files.

@@ -226,6 +226,7 @@ mod tests {
             errors: 0,
             octets: 0,
             time: Duration::ZERO,
+            tls: None,
         })
     }
 

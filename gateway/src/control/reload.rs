@@ -193,6 +193,9 @@ async fn put_in_force(
     control.names.retain(&new.routes);
     lists::save(control, &new);
     control.shared.config.store(Arc::clone(&new));
+    if let Some(tls) = &new.tls {
+        tls.forget_old_tickets();
+    }
     // What was looked up while the filter was being filled.
     names::publish(control);
     Ok(new)

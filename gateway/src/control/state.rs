@@ -76,6 +76,9 @@ pub(super) struct Sessions {
     pub(super) open: u64,
     /// Ended by the gate, by rule.
     pub(super) ended: BTreeMap<String, u64>,
+    pub(super) tls_handshakes_open: u64,
+    /// By how they ended.
+    pub(super) tls_handshakes: BTreeMap<&'static str, u64>,
 }
 
 /// Transactions that ended in the same way for the same reason.
@@ -164,6 +167,14 @@ impl State {
         self.sessions.open += count(&counters.sessions_open);
         self.received_octets += count(&counters.octets_total);
         self.starved_receives += count(&counters.starved_total);
+        self.sessions.tls_handshakes_open += count(&counters.handshakes_open);
+        for (result, count) in counters.handshakes() {
+            *self
+                .sessions
+                .tls_handshakes
+                .entry(result.name())
+                .or_default() += count;
+        }
         for (rule, count) in counters.sessions_by_rule() {
             *self.sessions.ended.entry(rule.to_string()).or_default() += count;
         }

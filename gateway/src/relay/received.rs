@@ -30,6 +30,8 @@ pub struct Received<'a> {
     pub hostname: &'a str,
     /// EHLO was said.
     pub extended: bool,
+    /// The session is under TLS.
+    pub encrypted: bool,
     /// SMTPUTF8 was asked for (RFC 6531 section 4.3 names the protocol for that).
     pub utf8: bool,
     /// The transaction's id, as the log has it.
@@ -58,11 +60,7 @@ impl Received<'_> {
     /// Piece by piece and not with `write!`: the line is made for every message, and formatting
     /// cost more than the rest of a cut-through transaction's bookkeeping.
     pub fn write(&self, out: &mut Vec<u8>) {
-        let protocol = match (self.utf8, self.extended) {
-            (true, _) => "UTF8SMTP",
-            (false, true) => "ESMTP",
-            (false, false) => "SMTP",
-        };
+        let protocol = protocol(self.utf8, self.extended, self.encrypted, false);
         out.reserve(LINE);
         let mut push = |text: &str| out.extend_from_slice(text.as_bytes());
         push("Received: from ");
@@ -84,6 +82,22 @@ impl Received<'_> {
         push(";\r\n\t");
         push(self.date);
         push("\r\n");
+    }
+}
+
+/// The keyword of the protocol by which a message came (RFC 3848, and RFC 6531 section 4.3). HELO
+/// has one alone.
+pub fn protocol(utf8: bool, extended: bool, encrypted: bool, authenticated: bool) -> &'static str {
+    match (utf8, extended, encrypted, authenticated) {
+        (true, _, false, false) => "UTF8SMTP",
+        (true, _, true, false) => "UTF8SMTPS",
+        (true, _, false, true) => "UTF8SMTPA",
+        (true, _, true, true) => "UTF8SMTPSA",
+        (false, true, false, false) => "ESMTP",
+        (false, true, true, false) => "ESMTPS",
+        (false, true, false, true) => "ESMTPA",
+        (false, true, true, true) => "ESMTPSA",
+        (false, false, _, _) => "SMTP",
     }
 }
 
@@ -284,6 +298,7 @@ mod tests {
             client: "192.0.2.7".parse().unwrap(),
             hostname: "mx.example",
             extended: true,
+            encrypted: false,
             utf8: false,
             id: "1A2",
             recipient: Some("a@b.example"),

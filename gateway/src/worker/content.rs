@@ -70,6 +70,7 @@ impl Session {
                 client: self.client.address,
                 hostname: &config.hostname,
                 extended: self.smtp.is_extended(),
+                encrypted: self.channel.is_encrypted,
                 utf8,
                 id: &id,
                 recipient,
