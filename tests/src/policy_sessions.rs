@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use portcullis::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
+use portcullis::policy::{Identity, Proof, Senders, Service};
 
 use crate::policy_cases::{Case, directory};
 
@@ -25,6 +27,14 @@ pub struct PolicySession {
     pub of_source: u32,
     /// Its address has a grant.
     pub granted: bool,
+    /// What is spoken where it connects to.
+    pub service: Service,
+    /// Who it has authenticated as, right after EHLO.
+    pub user: Option<String>,
+    /// As whom that user may send; none: as anyone.
+    pub senders: Option<String>,
+    /// What the user has sent in the last hour: messages and recipients.
+    pub sent: (u32, u32),
     /// The gate is about to stop.
     pub stopping: bool,
     /// Why it cannot be played live.
@@ -45,6 +55,20 @@ pub struct PolicyStep {
 }
 
 impl PolicySession {
+    /// Who the client has proved to be.
+    ///
+    /// # Panics
+    /// The session's senders are no addresses and domains.
+    #[must_use]
+    pub fn identity(&self) -> Option<Identity> {
+        let senders = self.senders.as_deref().map(Senders::parse);
+        Some(Identity {
+            user: self.user.as_deref()?.into(),
+            proof: Proof::Password,
+            senders: senders.map(|senders| Arc::new(senders.expect("good senders"))),
+        })
+    }
+
     /// What DNS lists say of the client, as the policy takes it.
     #[must_use]
     pub fn answers(&self) -> Vec<ZoneAnswer> {
@@ -74,6 +98,10 @@ impl From<Case> for PolicySession {
             others: 0,
             of_source: 0,
             granted: false,
+            service: Service::Relay,
+            user: None,
+            senders: None,
+            sent: (0, 0),
             stopping: false,
             not_live: None,
         }
@@ -131,6 +159,10 @@ fn begin(place: &str, configuration: &Path, client: &str) -> Result<PolicySessio
         others: 0,
         of_source: 0,
         granted: false,
+        service: Service::Relay,
+        user: None,
+        senders: None,
+        sent: (0, 0),
         stopping: false,
         not_live: None,
         steps: Vec::new(),
@@ -141,6 +173,20 @@ fn add(session: &mut PolicySession, line: &str) -> Result<()> {
     if line == "granted" {
         session.granted = true;
         session.not_live = Some("the suite `grants` has live ones".to_owned());
+    } else if line == "submission" {
+        session.service = Service::Submission;
+        session.not_live = Some("the gate of the sessions has no TLS".to_owned());
+    } else if let Some(user) = line.strip_prefix("user ") {
+        session.user = Some(user.trim().to_owned());
+        session.not_live = Some("the gate of the sessions has no TLS".to_owned());
+    } else if let Some(senders) = line.strip_prefix("senders ") {
+        session.senders = Some(senders.trim().to_owned());
+    } else if let Some(numbers) = line.strip_prefix("sent ") {
+        let (messages, recipients) = numbers
+            .trim()
+            .split_once(' ')
+            .context("messages and recipients are wanted")?;
+        session.sent = (messages.trim().parse()?, recipients.trim().parse()?);
     } else if line == "stopping" {
         session.stopping = true;
         session.not_live = Some("a gate that stops accepts no connection".to_owned());

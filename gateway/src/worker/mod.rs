@@ -32,6 +32,7 @@ mod session;
 pub mod sources;
 mod transaction;
 mod transport;
+pub mod users;
 mod wheel;
 
 use std::collections::VecDeque;
@@ -51,6 +52,7 @@ use self::port::Port;
 use self::reactor::{Reactor, Service};
 use self::records::RecordQueue;
 use self::sources::Sources;
+use self::users::UserCounts;
 use crate::config::Config;
 use crate::driver::{self, Buffer, Completion, Conn, Driver, OperationResult, ReceiveEnd};
 use crate::policy::Granted;
@@ -86,6 +88,8 @@ pub struct Shared {
     /// The addresses that have a grant; the control plane writes it.
     pub granted: Arc<Granted>,
     sources: Sources,
+    /// What users have sent in the last hour.
+    pub users: UserCounts,
     life: AtomicU8,
 }
 
@@ -96,6 +100,7 @@ impl Shared {
             config: Arc::new(ArcSwap::new(config)),
             granted: Arc::default(),
             sources: Sources::default(),
+            users: UserCounts::default(),
             life: AtomicU8::new(Life::Running as u8),
         }
     }

@@ -25,6 +25,7 @@ use super::reactor::{Reactor, Service};
 use super::records::{Record, SessionRecord, TraceId};
 use super::sources::ClientSource;
 use super::transaction::OpenTransaction;
+use super::users::Sent;
 use crate::config::Limits;
 use crate::driver::Conn;
 use crate::policy::pipeline::{Count, Counts};
@@ -212,7 +213,9 @@ impl Session {
         self.admit()?;
         self.ask_zones();
         let delay = self.limits().greeting_delay;
-        if !delay.is_zero() && !self.client.is_exempt() {
+        // A user's program that talks too soon is not to be turned away for it.
+        let waits = !self.client.is_exempt() && !self.service().is_submission();
+        if waits && !delay.is_zero() {
             let due = self.reactor.now.get() + delay;
             poll_fn(|_| self.poll_greeting_due(due)).await?;
         }
@@ -269,6 +272,7 @@ impl Session {
                 max: reactor.sessions_max,
             },
             source_sessions,
+            ..Counts::default()
         }
     }
 
@@ -475,6 +479,7 @@ impl Session {
         let sender = mail.path.as_ref().map_or("", |path| path.raw);
         let facts = Facts {
             sender,
+            counts: self.user_counts(),
             ..self.facts()
         };
         let decision = decide(Stage::Mail, &config.policy, &facts);
@@ -483,12 +488,14 @@ impl Session {
         self.set_trace_length(mail, &transaction);
         if let Decision::Refuse { rule, reply, .. } = &decision {
             transaction.note_refusal(*rule, "", reply);
+            transaction.note(|notes| notes.refused_by = Some(*rule));
         }
         self.answer(&decision, out);
         if !decision.is_accept() {
             self.record_transaction(&transaction);
             return None;
         }
+        self.count_sent(Sent::MESSAGE);
         let transaction = Rc::new(transaction);
         let shared = Rc::clone(&transaction);
         self.reactor.with(self.conn, |connection| {
@@ -518,6 +525,40 @@ impl Session {
             identity: self.identity.as_deref(),
             ..Facts::new(self.listener.facts, &self.client)
         }
+    }
+
+    /// What the user has sent within the last hour, with what is to be decided now.
+    pub(super) fn user_counts(&self) -> Counts {
+        let Some(identity) = &self.identity else {
+            return Counts::default();
+        };
+        let (users, limits) = (&self.reactor.shared.users, self.limits());
+        let sent = users.sent(&identity.user, self.reactor.unix_time());
+        let with_this_one = |now: u32, max| Count {
+            now: now.saturating_add(1),
+            max,
+        };
+        Counts {
+            user_messages: with_this_one(sent.messages, limits.messages_per_user),
+            user_recipients: with_this_one(sent.recipients, limits.recipients_per_user),
+            ..Counts::default()
+        }
+    }
+
+    /// Counts what the user was allowed to send.
+    pub(super) fn count_sent(&self, sent: Sent) {
+        if let Some(identity) = &self.identity {
+            let unix_time = self.reactor.unix_time();
+            self.reactor
+                .shared
+                .users
+                .add(&identity.user, sent, unix_time);
+        }
+    }
+
+    /// What is spoken on its listener.
+    pub(super) fn service(&self) -> policy::Service {
+        self.listener.facts.service
     }
 
     /// A new configuration may see this client with other eyes. What it has proved itself stays.

@@ -145,7 +145,7 @@ mod tests {
             client: [192, 0, 2, 1].into(),
             outcome: TransactionOutcome::Accepted,
             rule: Rule::LOCAL_DOMAIN,
-            recipient_refused_by: Some(Rule::CLOSED_RELAY),
+            refused_by: Some(Rule::CLOSED_RELAY),
             recipients: 1,
             refused: 2,
             reached: Reached::NextHop(SocketAddr::from(([10, 0, 0, 5], 25))),
