@@ -42,7 +42,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
              lack them. `filter.ports` decides what the filter drops: leave 587 and 465 out of \
              it.",
         )
-        .see(&["auth", "tls", "filter.ports"])
+        .see(&["auth.users", "filter.ports"])
         .at_start(),
     ],
     later: &["proxy_protocol_from"],

@@ -99,8 +99,7 @@ impl UserCounts {
 
     /// What the user has sent in the hour before this moment, in seconds since 1970.
     pub fn sent(&self, user: &str, unix_time: u64) -> Sent {
-        let mut shard = self.shard(user);
-        let Some(history) = shard.users.get_mut(user) else {
+        let Some(mut history) = self.shard(user).users.get(user).copied() else {
             return Sent::default();
         };
         history.turn_to(unix_time / HOUR);
