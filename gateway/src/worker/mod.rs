@@ -11,6 +11,7 @@
 //! waits for (each new wait was a field, and a branch in four places), and a general runtime (its
 //! wakers and timers cost more memory than a session has).
 
+mod admission;
 mod bounded_queue;
 mod buffers;
 mod connection;

@@ -28,7 +28,6 @@ use super::transaction::OpenTransaction;
 use super::users::Sent;
 use crate::config::Limits;
 use crate::driver::Conn;
-use crate::policy::pipeline::{Count, Counts};
 use crate::policy::{self, Decision, Facts, Identity, Rule, Stage, decide};
 
 static TIMEOUT: Reply<'static> = Reply::fixed(
@@ -104,14 +103,14 @@ pub(super) struct Session {
     pub(super) conn: Conn,
     pub(super) smtp: server::Session,
     pub(super) heard: LastHeard,
-    listener: Rc<Listener>,
+    pub(super) listener: Rc<Listener>,
     /// What EHLO offers depends on this.
     pub(super) channel: Channel,
     /// What is known of the client. It is renewed when the configuration changes, and never made
     /// anew from the address alone.
     pub(super) client: policy::Client,
     /// Who it has proved to be. Not renewed with the configuration.
-    identity: Option<Rc<Identity>>,
+    pub(super) identity: Option<Rc<Identity>>,
     /// The configuration that the client and the listener are from.
     generation: u32,
     id: TraceId,
@@ -125,9 +124,9 @@ pub(super) struct Session {
     /// A client whose time is over and that may be busy with reading is looked at then.
     look: ReaderLook,
     /// The rule that let it in.
-    admitted: Rule,
+    pub(super) admitted: Rule,
     /// Counted in the sessions of this source.
-    source: Option<ClientSource>,
+    pub(super) source: Option<ClientSource>,
     /// What DNS lists say about the client.
     pub(super) listings: Listings,
     /// The rule by which recipients were refused for it.
@@ -225,54 +224,6 @@ impl Session {
             let carried = self.carry(&transaction).await;
             self.close(&transaction, carried.as_ref().err());
             carried?;
-        }
-    }
-
-    /// Holds a new session to the policy and the limits.
-    fn admit(&mut self) -> Result<(), End> {
-        let config = self.reactor.config();
-        let counts = self.count();
-        let facts = Facts {
-            counts,
-            ..self.facts()
-        };
-        match decide(Stage::Connect, &config.policy, &facts) {
-            Decision::Refuse { rule, reply, .. } => {
-                self.reactor.write(self.conn, |out| reply.write(out));
-                Err(End::Refused(rule))
-            }
-            Decision::Accept(rule) => {
-                self.admitted = rule;
-                Ok(())
-            }
-            // No check at this stage looks anything up: a test of the table holds that.
-            Decision::Wait(_) => {
-                debug_assert!(Stage::Connect.can_wait());
-                Ok(())
-            }
-        }
-    }
-
-    /// Counts the session in.
-    fn count(&mut self) -> Counts {
-        let reactor = &self.reactor;
-        let mut source_sessions = Count::default();
-        if !self.client.is_exempt() {
-            let source = ClientSource::from(self.client.address);
-            self.source = Some(source);
-            source_sessions = Count {
-                now: reactor.shared.sources.enter(source),
-                max: self.listener.limits().sessions_per_source,
-            };
-        }
-        Counts {
-            stopping: reactor.service.get() != Service::Open,
-            sessions: Count {
-                now: reactor.sessions.get(),
-                max: reactor.sessions_max,
-            },
-            source_sessions,
-            ..Counts::default()
         }
     }
 
@@ -524,35 +475,6 @@ impl Session {
             is_granted: self.reactor.shared.granted.has(self.client.address),
             identity: self.identity.as_deref(),
             ..Facts::new(self.listener.facts, &self.client)
-        }
-    }
-
-    /// What the user has sent within the last hour, with what is to be decided now.
-    pub(super) fn user_counts(&self) -> Counts {
-        let Some(identity) = &self.identity else {
-            return Counts::default();
-        };
-        let (users, limits) = (&self.reactor.shared.users, self.limits());
-        let sent = users.sent(&identity.user, self.reactor.unix_time());
-        let with_this_one = |now: u32, max| Count {
-            now: now.saturating_add(1),
-            max,
-        };
-        Counts {
-            user_messages: with_this_one(sent.messages, limits.messages_per_user),
-            user_recipients: with_this_one(sent.recipients, limits.recipients_per_user),
-            ..Counts::default()
-        }
-    }
-
-    /// Counts what the user was allowed to send.
-    pub(super) fn count_sent(&self, sent: Sent) {
-        if let Some(identity) = &self.identity {
-            let unix_time = self.reactor.unix_time();
-            self.reactor
-                .shared
-                .users
-                .add(&identity.user, sent, unix_time);
         }
     }
 

@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
+use super::session::Session;
+use crate::policy::pipeline::{Count, Counts};
+
 const SHARDS: usize = 64;
 /// Users that are remembered. Only those who have authenticated are, so that no stranger can fill
 /// this. Where there are more within two hours, the rest of them is not limited.
@@ -133,6 +136,37 @@ impl UserCounts {
         self.shards[shard]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    /// What the user has sent within the last hour, with what is to be decided now.
+    pub(super) fn user_counts(&self) -> Counts {
+        let Some(identity) = &self.identity else {
+            return Counts::default();
+        };
+        let (users, limits) = (&self.reactor.shared.users, self.limits());
+        let sent = users.sent(&identity.user, self.reactor.unix_time());
+        let with_this_one = |now: u32, max| Count {
+            now: now.saturating_add(1),
+            max,
+        };
+        Counts {
+            user_messages: with_this_one(sent.messages, limits.messages_per_user),
+            user_recipients: with_this_one(sent.recipients, limits.recipients_per_user),
+            ..Counts::default()
+        }
+    }
+
+    /// Counts what the user was allowed to send.
+    pub(super) fn count_sent(&self, sent: Sent) {
+        if let Some(identity) = &self.identity {
+            let unix_time = self.reactor.unix_time();
+            self.reactor
+                .shared
+                .users
+                .add(&identity.user, sent, unix_time);
+        }
     }
 }
 
