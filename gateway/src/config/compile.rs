@@ -17,8 +17,8 @@ use super::list::{Files, Lists};
 use super::pending::Places;
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, admin, auth, dnsbl, filter,
-    limits, list, relay, route, saved_lists, value,
+    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, admin, auth, dnsbl,
+    filter, limits, list, relay, route, saved_lists, value,
 };
 use crate::lists::{Compiled, Read};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
