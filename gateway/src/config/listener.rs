@@ -44,6 +44,11 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// One with nothing but these.
+    pub const fn new(address: SocketAddr, service: Service) -> Self {
+        Self { address, service }
+    }
+
     /// What decisions know of it.
     pub fn facts(&self) -> pipeline::Listener {
         pipeline::Listener {
@@ -65,10 +70,7 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>) -> Vec<Listener> {
         });
         let service = s.word("service", &[("relay", Service::Relay)]);
         if let (Some(address), Some(service)) = (address, service) {
-            listeners.push(Listener {
-                address: address.into_inner(),
-                service,
-            });
+            listeners.push(Listener::new(address.into_inner(), service));
         }
         s.finish();
     }

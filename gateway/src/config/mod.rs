@@ -325,9 +325,10 @@ impl Config {
         !self.routes.is_empty() && self.routes.iter().all(|route| route.dsn)
     }
 
-    /// The settings of SMTP sessions under this configuration.
-    pub fn session_settings(&self) -> Settings {
+    /// The settings of the SMTP sessions of a listener.
+    pub fn session_settings(&self, listener: &Listener) -> Settings {
         Settings {
+            auth_required: listener.service.is_submission(),
             message_size_max: self.limits.message_size,
             recipients_max: self.limits.recipients_per_message,
             transactions_max: self.limits.transactions_per_session,

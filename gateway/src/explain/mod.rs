@@ -22,10 +22,10 @@ use core::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, Listener};
+use crate::policy::Standing;
 use crate::policy::dnsbl::ZoneAnswer;
 use crate::policy::pipeline::Counts;
-use crate::policy::{Listener, Standing};
 pub use packet::{PacketFacts, RecentVerdict};
 
 /// A client, what it would say, and what is known besides.

@@ -39,11 +39,12 @@ struct Decided {
 
 impl<'a> Rehearsal<'a> {
     fn new(config: &'a Config, question: &'a Question, client: Client) -> Rehearsal<'a> {
+        let listener = listener(config, question);
         Rehearsal {
             config,
             question,
-            settings: config.session_settings(),
-            listener: listener(config, question),
+            settings: config.session_settings(&listener),
+            listener: listener.facts(),
             client,
             session: Session::new(),
             helo: String::new(),
@@ -282,14 +283,10 @@ impl<'a> Rehearsal<'a> {
 }
 
 /// Where the client connects to.
-pub(super) fn listener(config: &Config, question: &Question) -> Listener {
-    let listener = question
-        .listener
-        .or_else(|| config.listeners.first().map(config::Listener::facts));
-    listener.unwrap_or(Listener {
-        address: SocketAddr::from(([0; 4], 25)),
-        service: Service::Relay,
-    })
+pub(super) fn listener(config: &Config, question: &Question) -> config::Listener {
+    let listener = question.listener.as_ref().or(config.listeners.first());
+    let on_port_25 = || config::Listener::new(SocketAddr::from(([0; 4], 25)), Service::Relay);
+    listener.cloned().unwrap_or_else(on_port_25)
 }
 
 fn code_of(answer: &str) -> Option<u16> {

@@ -6,9 +6,10 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::{PacketFacts, Question, RecentVerdict, StepOutcome, explain};
+use crate::config::Listener;
 use crate::config::{self, Config};
+use crate::policy::Service;
 use crate::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
-use crate::policy::{Listener, Service};
 
 const GATE: &str = r#"
 hostname = "mx1.isp.example"
@@ -245,10 +246,10 @@ fn a_local_source_is_not_dropped_for_a_verdict() {
 fn an_ipv6_syn_is_judged_as_well() {
     let config = filtering("unlisted = \"drop\"");
     let question = Question {
-        listener: Some(Listener {
-            address: "[2001:db8:100::25]:25".parse().expect("an address"),
-            service: Service::Relay,
-        }),
+        listener: Some(Listener::new(
+            "[2001:db8:100::25]:25".parse().expect("an address"),
+            Service::Relay,
+        )),
         ..Question::new("2001:db8::7".parse().expect("an address"))
     };
     let found = at(&config, &question, "packet");

@@ -30,9 +30,11 @@ mod checks;
 pub mod dnsbl;
 pub mod domain;
 mod granted;
+mod identity;
 pub mod pipeline;
 pub mod prefixes;
 mod rule;
+mod senders;
 
 use core::net::IpAddr;
 
@@ -46,9 +48,11 @@ pub use checks::STOPPING;
 use dnsbl::Dnsbl;
 use domain::{Domains, Pattern, normal_form};
 pub use granted::Granted;
+pub use identity::{Identity, Proof};
 pub use pipeline::{Decision, Facts, Listener, Lookup, Service, Stage, decide};
 use prefixes::Prefixes;
 pub use rule::{RULES_MAX, Rule, RuleKind};
+pub use senders::Senders;
 
 /// What a policy is made of.
 #[derive(Clone, Debug, Default)]

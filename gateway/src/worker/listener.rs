@@ -43,7 +43,7 @@ impl Listener {
                 facts: listener.facts(),
                 number: driver::Listener(number),
                 limits: config.limits.clone(),
-                offer: config.session_settings(),
+                offer: config.session_settings(listener),
             })
         };
         listeners.map(listener).collect()

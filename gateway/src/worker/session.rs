@@ -28,7 +28,7 @@ use super::transaction::OpenTransaction;
 use crate::config::Limits;
 use crate::driver::Conn;
 use crate::policy::pipeline::{Count, Counts};
-use crate::policy::{self, Decision, Facts, Rule, Stage, decide};
+use crate::policy::{self, Decision, Facts, Identity, Rule, Stage, decide};
 
 static TIMEOUT: Reply<'static> = Reply::fixed(
     421,
@@ -109,7 +109,9 @@ pub(super) struct Session {
     /// What is known of the client. It is renewed when the configuration changes, and never made
     /// anew from the address alone.
     pub(super) client: policy::Client,
-    /// The configuration that the above are from.
+    /// Who it has proved to be. Not renewed with the configuration.
+    identity: Option<Rc<Identity>>,
+    /// The configuration that the client and the listener are from.
     generation: u32,
     id: TraceId,
     pub(super) helo: String,
@@ -185,6 +187,7 @@ impl Session {
                 is_identified: false,
             },
             client: reactor.config().policy.client(address),
+            identity: None,
             generation: reactor.generation(),
             id: reactor.next_id(),
             helo: String::new(),
@@ -512,6 +515,7 @@ impl Session {
             helo: &self.helo,
             answers: self.listings.answers(),
             is_granted: self.reactor.shared.granted.has(self.client.address),
+            identity: self.identity.as_deref(),
             ..Facts::new(self.listener.facts, &self.client)
         }
     }
