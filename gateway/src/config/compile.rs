@@ -171,7 +171,7 @@ pub(super) fn config<'d>(
     check_purpose(&top);
     top.finish();
 
-    let listeners = listener::read(listener_tables);
+    let listeners = listener::read(listener_tables, auth_table.is_given());
     let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
     let grants = Grants::read(grants_table);
@@ -191,7 +191,12 @@ pub(super) fn config<'d>(
     let (routes, route_index) = route::read(route_tables, &addresses);
     let limits = Limits::read(&mut limits_table);
     limits_table.finish();
+    let auth_span = auth_table.span.clone();
     let auth = auth::read(auth_table, !matches!(files, Files::Leave));
+    if auth.is_some() && !listeners.iter().any(|listener| listener.auth) {
+        let message = "no listener offers AUTH (`auth = \"on\"`): the users of [auth] are not used";
+        document.warn(&auth_span, message);
+    }
     let log = read_log(&mut log_table);
     log_table.finish();
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::keys::{Absent, Form, Key, KeyTable, text};
+use super::keys::{Absent, Form, Key, KeyTable, flag, text};
 use super::section::Section;
 use super::value;
 use crate::policy::Service;
@@ -30,6 +30,31 @@ pub(super) static KEYS: KeyTable = KeyTable {
             "What is spoken there.",
         )
         .at_start(),
+        Key::new(
+            "auth",
+            Form::Word {
+                default: Absent::Varies(
+                    "`\"off\"`; for submission `\"on\"` where there is `[auth]`",
+                ),
+                words: &[
+                    ("off", "AUTH is not offered"),
+                    ("on", "clients may authenticate, under TLS"),
+                ],
+                later: &[],
+            },
+            "Whether clients may authenticate with a user of `[auth]`. Who has may send to every \
+             recipient.",
+        )
+        .see(&["auth.users", "auth.dovecot", "listener.auth_without_tls"])
+        .at_start(),
+        Key::new(
+            "auth_without_tls",
+            flag(false),
+            "Offers AUTH also where nothing encrypts the connection: passwords can be read on the \
+             way. For tests.",
+        )
+        .see(&["listener.auth"])
+        .at_start(),
     ],
     later: &["proxy_protocol_from"],
 };
@@ -41,12 +66,21 @@ pub struct Listener {
     pub address: SocketAddr,
     /// What is spoken there.
     pub service: Service,
+    /// Clients may authenticate.
+    pub auth: bool,
+    /// Also without TLS.
+    pub auth_without_tls: bool,
 }
 
 impl Listener {
     /// One with nothing but these.
     pub const fn new(address: SocketAddr, service: Service) -> Self {
-        Self { address, service }
+        Self {
+            address,
+            service,
+            auth: false,
+            auth_without_tls: false,
+        }
     }
 
     /// What decisions know of it.
@@ -58,8 +92,8 @@ impl Listener {
     }
 }
 
-/// Reads the tables.
-pub(super) fn read(tables: Vec<Section<'_, '_>>) -> Vec<Listener> {
+/// Reads the tables. `has_users`: there is `[auth]`.
+pub(super) fn read(tables: Vec<Section<'_, '_>>, has_users: bool) -> Vec<Listener> {
     let mut listeners: Vec<Listener> = Vec::new();
     for mut s in tables {
         let address = s.text("address", |text| match value::socket_address(text)? {
@@ -69,10 +103,34 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>) -> Vec<Listener> {
             address => Ok(address),
         });
         let service = s.word("service", &[("relay", Service::Relay)]);
+        let auth = read_auth(&mut s, has_users);
+        let auth_without_tls = s.flag("auth_without_tls");
+        if auth_without_tls {
+            let message = "passwords of this listener can be read on the way: it takes them \
+                           without TLS";
+            s.document.warn(&s.span_of("auth_without_tls"), message);
+        }
         if let (Some(address), Some(service)) = (address, service) {
-            listeners.push(Listener::new(address.into_inner(), service));
+            listeners.push(Listener {
+                auth: auth.unwrap_or(has_users && service.is_submission()),
+                auth_without_tls,
+                ..Listener::new(address.into_inner(), service)
+            });
         }
         s.finish();
     }
     listeners
+}
+
+/// Whether AUTH is offered, if the table says so.
+fn read_auth(s: &mut Section<'_, '_>, has_users: bool) -> Option<bool> {
+    let auth = s.word("auth", &[("off", false), ("on", true)]);
+    if auth == Some(true) && !has_users {
+        s.document.error_with(
+            &s.span_of("auth"),
+            "AUTH is on, and there is no [auth] that says who may authenticate",
+            "[auth]\nusers = \"users\"",
+        );
+    }
+    auth
 }

@@ -100,6 +100,7 @@ impl Session {
         initial: Option<Encoded<'_>>,
         out: &mut Vec<u8>,
     ) {
+        self.reactor.reads_secret.set(true);
         let initial = initial.map(decoded);
         let config = self.reactor.config();
         match config.auth.as_ref().map(|auth| &auth.back_end) {

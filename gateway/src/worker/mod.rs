@@ -11,6 +11,7 @@
 //! waits for (each new wait was a field, and a branch in four places), and a general runtime (its
 //! wakers and timers cost more memory than a session has).
 
+pub mod auth;
 mod bounded_queue;
 mod buffers;
 mod connection;
@@ -28,6 +29,7 @@ pub mod port;
 mod progress;
 mod reactor;
 pub mod records;
+mod secret;
 mod session;
 pub mod sources;
 mod transaction;

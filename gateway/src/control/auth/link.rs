@@ -24,7 +24,9 @@ pub(in crate::control) struct DovecotLink(Mutex<Option<Link>>);
 struct Link {
     socket: PathBuf,
     client: Client,
+    /// What Dovecot has said last.
     announced: Option<Mechanisms>,
+    is_up: bool,
 }
 
 impl DovecotLink {
@@ -37,6 +39,11 @@ impl DovecotLink {
         let link = self.lock();
         let link = link.as_ref().filter(|link| link.socket == socket);
         link.map(|link| link.client.clone())
+    }
+
+    /// Whether Dovecot is there; `None` where it is not asked.
+    pub(in crate::control) fn is_up(&self) -> Option<bool> {
+        self.lock().as_ref().map(|link| link.is_up)
     }
 
     /// Fills in what Dovecot has said to have. Returns whether that changed anything.
@@ -56,10 +63,12 @@ impl DovecotLink {
     /// Notes what the Dovecot at a socket has said.
     fn note(&self, socket: &Path, mechanisms: &[Mechanism]) {
         let mut link = self.lock();
+        let Some(link) = link.as_mut().filter(|link| link.socket == socket) else {
+            return;
+        };
         // None: it is away.
-        if let Some(link) = link.as_mut().filter(|link| link.socket == socket)
-            && !mechanisms.is_empty()
-        {
+        link.is_up = !mechanisms.is_empty();
+        if link.is_up {
             link.announced = Some(mechanisms.iter().copied().collect());
         }
     }
@@ -85,6 +94,7 @@ pub(in crate::control) fn follow(control: &Arc<Control>) {
             socket,
             client,
             announced: None,
+            is_up: false,
         }
     });
 }
