@@ -129,7 +129,7 @@ fn read_auth(s: &mut Section<'_, '_>, has_users: bool) -> Option<bool> {
         s.document.error_with(
             &s.span_of("auth"),
             "AUTH is on, and there is no [auth] that says who may authenticate",
-            "[auth]\nusers = \"users\"",
+            "write [auth] with `users` or `dovecot`",
         );
     }
     auth
