@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
+use portcullis::config::{Auth, Config, Listener};
 use portcullis::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
-use portcullis::policy::{Identity, Proof, Senders, Service};
+use portcullis::policy::{Identity, Proof, Service};
 
 use crate::policy_cases::{Case, directory};
 
@@ -31,8 +31,6 @@ pub struct PolicySession {
     pub service: Service,
     /// Who it has authenticated as, right after EHLO.
     pub user: Option<String>,
-    /// As whom that user may send; none: as anyone.
-    pub senders: Option<String>,
     /// What the user has sent in the last hour: messages and recipients.
     pub sent: (u32, u32),
     /// The gate is about to stop.
@@ -55,18 +53,33 @@ pub struct PolicyStep {
 }
 
 impl PolicySession {
-    /// Who the client has proved to be.
+    /// Who the client has proved to be, a user of the configuration.
     ///
     /// # Panics
-    /// The session's senders are no addresses and domains.
+    /// The configuration does not have the user.
     #[must_use]
-    pub fn identity(&self) -> Option<Identity> {
-        let senders = self.senders.as_deref().map(Senders::parse);
+    pub fn identity(&self, config: &Config) -> Option<Identity> {
+        let name = self.user.as_deref()?;
+        let users = config.auth.as_ref().and_then(Auth::users);
+        let user = users.and_then(|users| users.get(name)).expect(name);
         Some(Identity {
-            user: self.user.as_deref()?.into(),
+            user: (&*user.name).into(),
             proof: Proof::Password,
-            senders: senders.map(|senders| Arc::new(senders.expect("good senders"))),
+            senders: user.senders.clone(),
         })
+    }
+
+    /// The listener of its service that it connects to.
+    ///
+    /// # Panics
+    /// The configuration has none.
+    #[must_use]
+    pub fn listener(&self, config: &Config) -> Listener {
+        let mut listeners = config.listeners.iter();
+        let is_its = |listener: &&Listener| {
+            listener.service == self.service && listener.address.is_ipv4() == self.client.is_ipv4()
+        };
+        listeners.find(is_its).cloned().expect(&self.place)
     }
 
     /// What DNS lists say of the client, as the policy takes it.
@@ -100,7 +113,6 @@ impl From<Case> for PolicySession {
             granted: false,
             service: Service::Relay,
             user: None,
-            senders: None,
             sent: (0, 0),
             stopping: false,
             not_live: None,
@@ -161,7 +173,6 @@ fn begin(place: &str, configuration: &Path, client: &str) -> Result<PolicySessio
         granted: false,
         service: Service::Relay,
         user: None,
-        senders: None,
         sent: (0, 0),
         stopping: false,
         not_live: None,
@@ -175,18 +186,15 @@ fn add(session: &mut PolicySession, line: &str) -> Result<()> {
         session.not_live = Some("the suite `grants` has live ones".to_owned());
     } else if line == "submission" {
         session.service = Service::Submission;
-        session.not_live = Some("the gate of the sessions has no TLS".to_owned());
     } else if let Some(user) = line.strip_prefix("user ") {
         session.user = Some(user.trim().to_owned());
-        session.not_live = Some("the gate of the sessions has no TLS".to_owned());
-    } else if let Some(senders) = line.strip_prefix("senders ") {
-        session.senders = Some(senders.trim().to_owned());
     } else if let Some(numbers) = line.strip_prefix("sent ") {
         let (messages, recipients) = numbers
             .trim()
             .split_once(' ')
             .context("messages and recipients are wanted")?;
         session.sent = (messages.trim().parse()?, recipients.trim().parse()?);
+        session.not_live = Some("the suite `submission` has live ones".to_owned());
     } else if line == "stopping" {
         session.stopping = true;
         session.not_live = Some("a gate that stops accepts no connection".to_owned());

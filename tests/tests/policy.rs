@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use portcullis::config::{self, Config, Listener};
+use portcullis::config::{self, Config};
 use portcullis::explain::{Question, Step, StepOutcome, explain};
 use portcullis::policy::pipeline::{Count, Counts};
 use portcullis_tests::policy_cases::{self, Case};
@@ -92,11 +92,8 @@ fn question(config: &Config, session: &PolicySession) -> Option<Question> {
             user_recipients: count(session.sent.1, config.limits.recipients_per_user),
         },
         granted: session.granted,
-        identity: session.identity(),
-        listener: Some(Listener::new(
-            ([198, 51, 100, 25], 25).into(),
-            session.service,
-        )),
+        identity: session.identity(config),
+        listener: Some(session.listener(config)),
         ..Question::new(session.client)
     })
 }

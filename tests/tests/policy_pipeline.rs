@@ -7,7 +7,6 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
 use portcullis::config::{self, Config};
-use portcullis::policy::Listener;
 use portcullis::policy::pipeline::{
     Answers, CHECKS, Check, Count, Counts, Decision, Facts, Lookup, Recipient, Stage, checks,
     decide_by,
@@ -69,7 +68,7 @@ fn scripts() -> Result<Vec<Script>> {
 fn run(config: &Config, session: &PolicySession, order: Order<'_>) -> Vec<Option<(u16, String)>> {
     let client = config.policy.client(session.client);
     let answers = session.answers();
-    let identity = session.identity();
+    let identity = session.identity(config);
     let mut is_known = false;
     let mut counts = counts(config, session);
     let (mut helo, mut sender, mut next_hops) = (String::new(), "", None);
@@ -84,7 +83,7 @@ fn run(config: &Config, session: &PolicySession, order: Order<'_>) -> Vec<Option
             counts,
             is_granted: session.granted,
             identity: identity.as_ref().filter(|_| is_known),
-            ..Facts::new(listener(session), &client)
+            ..Facts::new(session.listener(config).facts(), &client)
         };
         let rcpt = rcpt(arguments);
         let mut target = None;
@@ -212,13 +211,6 @@ fn counts(config: &Config, session: &PolicySession) -> Counts {
             now: session.sent.1 + 1,
             max: limits.recipients_per_user,
         },
-    }
-}
-
-fn listener(session: &PolicySession) -> Listener {
-    Listener {
-        address: ([198, 51, 100, 25], 25).into(),
-        service: session.service,
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
+use portcullis::auth::name_key;
 use portcullis::config::{Config, Listener};
 use portcullis::control::dnsbl;
 use portcullis::explain::{
@@ -181,14 +182,24 @@ fn listener(config: &Config, address: SocketAddr) -> Result<Listener, String> {
 
 /// The user of this name, as one who has authenticated.
 fn identity(config: &Config, user: &str) -> Result<Identity, String> {
-    let users = config.auth.as_ref().and_then(|auth| auth.users.as_ref());
-    let users = users.ok_or("--auth: the configuration has no users ([auth])")?;
-    let found = users.get(user);
-    let found = found.ok_or_else(|| format!("--auth {user}: not in the user file of [auth]"))?;
+    let auth = config.auth.as_ref();
+    let auth = auth.ok_or("--auth: the configuration has no users ([auth])")?;
+    let (name, senders) = match auth.users() {
+        Some(users) => {
+            let found = users.get(user);
+            let found = found.ok_or_else(|| format!("--auth {user}: not in the user file"))?;
+            (found.name.clone(), found.senders.clone())
+        }
+        // Only Dovecot knows its users.
+        None => (
+            name_key(user).ok_or_else(|| format!("--auth {user}: no user can have this name"))?,
+            None,
+        ),
+    };
     Ok(Identity {
-        user: (&*found.name).into(),
+        user: name.into(),
         proof: Proof::Password,
-        senders: found.senders.clone(),
+        senders,
     })
 }
 

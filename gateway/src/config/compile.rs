@@ -196,7 +196,12 @@ pub(super) fn config<'d>(
     let (routes, route_index) = route::read(route_tables, &addresses);
     let limits = Limits::read(&mut limits_table);
     limits_table.finish();
+    let auth_span = auth_table.span.clone();
     let auth = auth::read(auth_table, !matches!(files, Files::Leave));
+    if auth.is_some() && !listeners.iter().any(|listener| listener.auth) {
+        let message = "no listener offers AUTH (`auth = \"on\"`): the users of [auth] are not used";
+        document.warn(&auth_span, message);
+    }
     let log = read_log(&mut log_table);
     log_table.finish();
 

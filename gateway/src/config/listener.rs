@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::keys::{Absent, Form, Key, KeyTable, text};
+use super::keys::{Absent, Form, Key, KeyTable, flag, text};
 use super::section::Section;
 use super::value;
 use crate::policy::Service;
@@ -44,6 +44,31 @@ pub(super) static KEYS: KeyTable = KeyTable {
         )
         .see(&["auth.users", "filter.ports"])
         .at_start(),
+        Key::new(
+            "auth",
+            Form::Word {
+                default: Absent::Varies(
+                    "`\"off\"`; for submission `\"on\"` where there is `[auth]`",
+                ),
+                words: &[
+                    ("off", "AUTH is not offered"),
+                    ("on", "clients may authenticate, under TLS"),
+                ],
+                later: &[],
+            },
+            "Whether clients may authenticate with a user of `[auth]`. Who has may send to every \
+             recipient.",
+        )
+        .see(&["auth.users", "auth.dovecot", "listener.auth_without_tls"])
+        .at_start(),
+        Key::new(
+            "auth_without_tls",
+            flag(false),
+            "Offers AUTH also where nothing encrypts the connection: passwords can be read on the \
+             way. For tests.",
+        )
+        .see(&["listener.auth"])
+        .at_start(),
     ],
     later: &["proxy_protocol_from"],
 };
@@ -55,12 +80,21 @@ pub struct Listener {
     pub address: SocketAddr,
     /// What is spoken there.
     pub service: Service,
+    /// Clients may authenticate.
+    pub auth: bool,
+    /// Also without TLS.
+    pub auth_without_tls: bool,
 }
 
 impl Listener {
     /// One with nothing but these.
     pub const fn new(address: SocketAddr, service: Service) -> Self {
-        Self { address, service }
+        Self {
+            address,
+            service,
+            auth: false,
+            auth_without_tls: false,
+        }
     }
 
     /// What decisions know of it.
@@ -94,11 +128,23 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>, given: Given) -> Vec<Listener> 
             "service",
             &services.map(|service| (service.name(), service)),
         );
-        if service.is_some_and(Service::is_submission) {
-            check_submission(&s, given);
+        let auth = read_auth(&mut s, given.auth);
+        let auth_without_tls = s.flag("auth_without_tls");
+        if auth_without_tls {
+            let message = "passwords of this listener can be read on the way: it takes them \
+                           without TLS";
+            s.document.warn(&s.span_of("auth_without_tls"), message);
+        }
+        if let Some(service) = service.filter(|service| service.is_submission()) {
+            let is_clear = auth_without_tls && service == Service::Submission;
+            check_submission(&s, given, auth != Some(false), is_clear);
         }
         if let (Some(address), Some(service)) = (address, service) {
-            listeners.push(Listener::new(address.into_inner(), service));
+            listeners.push(Listener {
+                auth: auth.unwrap_or(given.auth && service.is_submission()),
+                auth_without_tls,
+                ..Listener::new(address.into_inner(), service)
+            });
         }
         s.finish();
     }
@@ -106,21 +152,40 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>, given: Given) -> Vec<Listener> 
 }
 
 /// What a listener for submission lacks: without it its clients could not authenticate, and so
-/// never send.
-fn check_submission(s: &Section<'_, '_>, given: Given) {
+/// never send. `is_clear`: it needs no TLS.
+fn check_submission(s: &Section<'_, '_>, given: Given, auth: bool, is_clear: bool) {
     let span = s.span_of("service");
     if !given.auth {
         s.document.error_with(
             &span,
             "clients have to authenticate here, and there is no [auth] that says who may",
-            "[auth]\nusers = \"users\"",
+            "write [auth] with `users` or `dovecot`",
+        );
+    } else if !auth {
+        s.document.error_with(
+            &s.span_of("auth"),
+            "clients have to authenticate here, and AUTH is off",
+            "leave `auth` out",
         );
     }
-    if !given.tls {
+    if !given.tls && !is_clear {
         s.document.error_with(
             &span,
             "clients have to authenticate here, which takes TLS, and there is no [tls]",
-            "[tls]\ncertificate = \"cert.pem\"\nkey = \"key.pem\"",
+            "write [tls] with `certificate` and `key`",
         );
     }
+}
+
+/// Whether AUTH is offered, if the table says so.
+fn read_auth(s: &mut Section<'_, '_>, has_users: bool) -> Option<bool> {
+    let auth = s.word("auth", &[("off", false), ("on", true)]);
+    if auth == Some(true) && !has_users {
+        s.document.error_with(
+            &s.span_of("auth"),
+            "AUTH is on, and there is no [auth] that says who may authenticate",
+            "write [auth] with `users` or `dovecot`",
+        );
+    }
+    auth
 }

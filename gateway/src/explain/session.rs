@@ -102,11 +102,15 @@ impl<'a> Rehearsal<'a> {
         }
     }
 
-    /// As if the client had authenticated. With what, and how, makes no difference to decisions.
+    /// As if the client had authenticated, where AUTH is offered. By which mechanism, and whether
+    /// under TLS, makes no difference to decisions.
     fn authenticate(&mut self) -> bool {
         let Some(identity) = &self.question.identity else {
             return true;
         };
+        if self.settings.mechanisms.is_empty() {
+            return self.command("AUTH PLAIN");
+        }
         self.session.set_authenticated();
         self.is_identified = true;
         let senders = identity.senders.as_deref().map(Senders::entries);
@@ -239,17 +243,18 @@ impl<'a> Rehearsal<'a> {
     /// What the session has refused by itself.
     fn record_refused(&mut self, line: &str, rule: Rule, out: &[u8]) -> bool {
         let stage = match line.split_once(' ').map_or(line, |(verb, _)| verb) {
-            "EHLO" => Stage::Hello,
-            "MAIL" => Stage::Mail,
-            "RCPT" => Stage::Rcpt,
-            _ => Stage::Data,
+            "EHLO" => Stage::Hello.name(),
+            "AUTH" => "auth",
+            "MAIL" => Stage::Mail.name(),
+            "RCPT" => Stage::Rcpt.name(),
+            _ => Stage::Data.name(),
         };
         let answer = text_of(out);
         self.steps.push(Step {
             rule: rule.name().to_owned(),
             code: code_of(&answer),
             answer,
-            ..Step::new(stage.name(), line, StepOutcome::Refuse)
+            ..Step::new(stage, line, StepOutcome::Refuse)
         });
         false
     }

@@ -363,12 +363,18 @@ fn the_points_of_dns_lists_are_told_together_where_they_are_asked() {
 
 #[test]
 fn in_submission_a_user_is_asked_for_and_its_recipients_are_counted() {
-    let listener = Some(Listener::new(
-        ([198, 51, 100, 25], 587).into(),
-        Service::Submission,
-    ));
+    let users = tempfile::NamedTempFile::new().expect("a file");
+    let hash = "$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHRzYWx0$\
+                U4mvDVC1ZVFlcTkq0rYrwqCpp0r3ADM3QkLVG0vu0wM";
+    std::fs::write(users.path(), format!("alice password={hash}\n")).expect("users");
+    let text = format!(
+        "{GATE}\n[auth]\nusers = {:?}\n[[listener]]\naddress = \"198.51.100.25:587\"\n\
+         service = \"submission\"\nauth_without_tls = true\n",
+        users.path()
+    );
+    let gate = config::parse(Path::new("gate"), &text).expect("a good configuration");
     let question = Question {
-        listener,
+        listener: gate.listeners.last().cloned(),
         sender: Some("alice@isp.example".to_owned()),
         recipients: ["a@far.example", "b@far.example"]
             .map(str::to_owned)
@@ -376,7 +382,7 @@ fn in_submission_a_user_is_asked_for_and_its_recipients_are_counted() {
         ..Question::new([192, 0, 2, 10].into())
     };
     assert_eq!(
-        at(&gate(), &question, "mail"),
+        at(&gate, &question, "mail"),
         (StepOutcome::Refuse, "auth-required".to_owned())
     );
     let user = Question {
@@ -391,7 +397,7 @@ fn in_submission_a_user_is_asked_for_and_its_recipients_are_counted() {
         },
         ..question
     };
-    let explanation = explain(&gate(), &user).expect("no line ends");
+    let explanation = explain(&gate, &user).expect("no line ends");
     assert_eq!(explanation.user.as_deref(), Some("alice"));
     let steps = explanation.stages.iter();
     let steps: Vec<_> = steps
@@ -404,4 +410,11 @@ fn in_submission_a_user_is_asked_for_and_its_recipients_are_counted() {
         ("rcpt", "recipients-per-user"),
     ];
     assert_eq!(steps, expected);
+    // On port 25 AUTH is not offered.
+    let elsewhere = Question {
+        listener: None,
+        ..user
+    };
+    let found = at(&gate, &elsewhere, "auth");
+    assert_eq!(found, (StepOutcome::Refuse, "not-implemented".to_owned()));
 }

@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::auth::AuthResult;
+use crate::auth::exchange::Mechanism;
 use crate::policy::{RULES_MAX, Rule};
 use crate::relay::pool::HopState;
 
@@ -59,6 +61,9 @@ pub struct Counters {
     pub octets_total: AtomicU64,
     /// How often a receive found no free buffer.
     pub starved_total: AtomicU64,
+    /// Attempts to authenticate: in the order of [`Mechanism::ALL`], and in that of
+    /// [`AuthResult::ALL`].
+    auth: [[AtomicU64; AuthResult::ALL.len()]; Mechanism::ALL.len()],
     /// By the [index](Rule::index) of the rule. As many as there can be rules, because one may
     /// come with any reload.
     rules: Box<[RuleCounters]>,
@@ -72,6 +77,7 @@ impl Default for Counters {
             sessions_open: AtomicU64::new(0),
             octets_total: AtomicU64::new(0),
             starved_total: AtomicU64::new(0),
+            auth: Default::default(),
             rules: (0..RULES_MAX).map(|_| RuleCounters::default()).collect(),
             hops: Mutex::default(),
         }
@@ -112,6 +118,22 @@ impl Counters {
         self.rules[rule.index()]
             .commands
             .fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An attempt to authenticate, at its end.
+    pub(super) fn authenticated(&self, mechanism: Mechanism, result: AuthResult) {
+        self.auth[mechanism as usize][result as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Attempts to authenticate, by mechanism and result.
+    pub fn auth(&self) -> Vec<(Mechanism, AuthResult, u64)> {
+        let of = |mechanism: Mechanism| {
+            AuthResult::ALL.map(|result| {
+                let count = &self.auth[mechanism as usize][result as usize];
+                (mechanism, result, count.load(Ordering::Relaxed))
+            })
+        };
+        Mechanism::ALL.into_iter().flat_map(of).collect()
     }
 
     pub(super) fn publish_hops(&self, states: Vec<HopState>) {

@@ -301,7 +301,7 @@ impl Session {
     }
 
     /// The client waits for us, for as long as it takes.
-    fn poll_gone<T>(&mut self) -> Poll<Result<T, End>> {
+    pub(super) fn poll_gone<T>(&mut self) -> Poll<Result<T, End>> {
         if self.reactor.polled().is_open {
             Poll::Pending
         } else {
@@ -446,7 +446,8 @@ impl Session {
         self.record(transaction.record(self.client.address, self.reactor.now.get()));
     }
 
-    fn record(&self, record: TransactionRecord) {
+    fn record(&self, mut record: TransactionRecord) {
+        record.user = self.user();
         let counters = &self.reactor.counters;
         counters.transaction(record.outcome, record.rule, record.octets);
         self.reactor.records.push(Record::Transaction(record));

@@ -12,6 +12,7 @@
 //! wakers and timers cost more memory than a session has).
 
 mod admission;
+pub mod auth;
 mod bounded_queue;
 mod buffers;
 mod connection;
@@ -29,6 +30,7 @@ pub mod port;
 mod progress;
 mod reactor;
 pub mod records;
+mod secret;
 mod session;
 pub mod sources;
 mod transaction;

@@ -9,13 +9,15 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use portcullis_smtp::envelope::Mail;
 use portcullis_smtp::reply::{EnhancedCode, Reply};
-use portcullis_smtp::server::{self, Abuse, Event};
+use portcullis_smtp::server::{self, Abuse, Event, Verb};
 
+use super::auth::OpenAuth;
 use super::connection::{Ending, OUTPUT_MAX, Role};
 use super::deadline::Deadline;
 use super::listener::{Channel, Listener};
@@ -111,6 +113,8 @@ pub(super) struct Session {
     pub(super) client: policy::Client,
     /// Who it has proved to be. Not renewed with the configuration.
     pub(super) identity: Option<Rc<Identity>>,
+    /// AUTH, as long as it runs.
+    pub(super) auth: Option<Box<OpenAuth>>,
     /// The configuration that the client and the listener are from.
     generation: u32,
     id: TraceId,
@@ -188,6 +192,7 @@ impl Session {
             },
             client: reactor.config().policy.client(address),
             identity: None,
+            auth: None,
             generation: reactor.generation(),
             id: reactor.next_id(),
             helo: String::new(),
@@ -260,8 +265,17 @@ impl Session {
         if self.reactor.service.get() != Service::Open {
             return Poll::Ready(Err(End::Stopping));
         }
+        self.take_auth();
         let heard = self.poll_events(|session, event, out| match event {
             Event::Mail(mail) => session.mail(&mail, out).map(Ok),
+            Event::Auth { mechanism, initial } => {
+                session.begin_auth(mechanism, initial, out);
+                None
+            }
+            Event::AuthResponse(response) => {
+                session.auth_response(response, out);
+                None
+            }
             Event::Hello { name, .. } => {
                 session.hello(name, out);
                 None
@@ -275,6 +289,8 @@ impl Session {
                 Poll::Ready(Ok(transaction))
             }
             Heard::More { is_over: true } => Poll::Ready(Err(End::Gone)),
+            // The time is ours now.
+            Heard::Wait if self.awaits_auth() => self.poll_gone(),
             Heard::More { is_over: false } | Heard::Wait => self.poll_command_due(),
         }
     }
@@ -288,6 +304,9 @@ impl Session {
     ) -> Option<End> {
         match event {
             Event::Refused { verb, error, reply } => {
+                if *verb == Verb::Auth {
+                    self.break_off_auth();
+                }
                 self.note_refused_command(transaction, *verb, (*error).into(), reply);
                 None
             }
@@ -325,6 +344,9 @@ impl Session {
                 LastHeard::Wait => return Ok(Heard::Wait),
                 LastHeard::Other => {}
             }
+        }
+        if self.auth.is_some() {
+            self.reactor.reads_secret.set(true);
         }
         let reactor = Rc::clone(&self.reactor);
         let listener = Rc::clone(&self.listener);
@@ -495,6 +517,12 @@ impl Session {
         }
     }
 
+    /// The user that the client has proved to be, for records.
+    pub(super) fn user(&self) -> Option<Arc<str>> {
+        let identity = self.identity.as_deref();
+        identity.map(|identity| Arc::clone(&identity.user))
+    }
+
     /// What holds for the sessions of its listener.
     pub(super) fn listener(&self) -> Rc<Listener> {
         Rc::clone(&self.listener)
@@ -516,6 +544,7 @@ impl Session {
             reactor.shared.sources.leave(source);
         }
         self.listings.forget(&reactor);
+        self.break_off_auth();
         reactor.sessions.set(reactor.sessions.get() - 1);
         reactor.counters.session_closed();
         let rule = end.rule();
@@ -525,6 +554,7 @@ impl Session {
         let record = SessionRecord {
             id: self.id,
             client: self.client.address,
+            user: self.user(),
             helo: std::mem::take(&mut self.helo).into_boxed_str(),
             is_refused: rule.is_some() || self.listed.is_some(),
             rule: rule.or(self.listed).unwrap_or(self.admitted),

@@ -68,6 +68,7 @@ impl LoggedReply {
         TransactionRecord {
             id,
             client,
+            user: None,
             texts: TransactionTexts::new("", "", Some(&self.reply)),
             outcome: self.outcome(),
             rule: self.rule,
@@ -179,6 +180,7 @@ impl OpenTransaction {
             TransactionRecord {
                 id: self.id,
                 client,
+                user: None,
                 texts: TransactionTexts::new(state.envelope.sender(), recipient, reply),
                 outcome: last.map_or(TransactionOutcome::Abandoned, LoggedReply::outcome),
                 rule: last.map_or(Rule::CLIENT, |last| last.rule),
