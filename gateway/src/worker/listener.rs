@@ -81,7 +81,7 @@ impl Listener {
                 limits: config.limits.clone(),
                 offer: Settings {
                     starttls: tls.is_some() && !is_implicit,
-                    ..config.session_settings()
+                    ..config.session_settings(listener)
                 },
                 tls,
                 is_implicit,

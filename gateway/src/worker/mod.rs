@@ -11,6 +11,8 @@
 //! waits for (each new wait was a field, and a branch in four places), and a general runtime (its
 //! wakers and timers cost more memory than a session has).
 
+mod admission;
+pub mod auth;
 mod bounded_queue;
 mod buffers;
 mod connection;
@@ -29,11 +31,13 @@ pub mod port;
 mod progress;
 mod reactor;
 pub mod records;
+mod secret;
 mod secure;
 mod session;
 pub mod sources;
 mod transaction;
 mod transport;
+pub mod users;
 mod wheel;
 
 use std::collections::VecDeque;
@@ -54,6 +58,7 @@ use self::port::Port;
 use self::reactor::{Reactor, Service};
 use self::records::RecordQueue;
 use self::sources::Sources;
+use self::users::UserCounts;
 use crate::config::Config;
 use crate::driver::{self, Buffer, Completion, Conn, Driver, OperationResult, ReceiveEnd};
 use crate::policy::Granted;
@@ -93,6 +98,8 @@ pub struct Shared {
     pub granted: Arc<Granted>,
     sources: Sources,
     handshake_rates: HandshakeRates,
+    /// What users have sent in the last hour.
+    pub users: UserCounts,
     life: AtomicU8,
 }
 
@@ -104,6 +111,7 @@ impl Shared {
             granted: Arc::default(),
             sources: Sources::default(),
             handshake_rates: HandshakeRates::default(),
+            users: UserCounts::default(),
             life: AtomicU8::new(Life::Running as u8),
         }
     }

@@ -16,6 +16,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
+use zeroize::Zeroize as _;
 
 use super::buffers::Buffers;
 use super::connection::{Connection, Ending, Receive, Role, Table};
@@ -25,6 +26,7 @@ use super::local::Local;
 use super::port::{LookupAnswer, Notice, Port, Question, QuestionId};
 use super::progress::{Look, Progress};
 use super::records::{RecordQueue, TraceId};
+use super::secret;
 use super::transport::Transport;
 use super::wheel::Wheel;
 use super::{Shared, Size};
@@ -116,6 +118,8 @@ pub(super) struct Reactor {
     /// What the task being polled finds.
     polled: Cell<Polled>,
     arrived: Local<Option<Arrived>>,
+    /// What the task being polled reads now is part of AUTH, and is wiped.
+    pub(super) reads_secret: Cell<bool>,
     /// Slots whose connection may want something of the driver.
     touched: Local<Vec<u32>>,
     /// Tasks to be polled before the batch ends.
@@ -173,6 +177,7 @@ impl Reactor {
             due: Cell::new(Duration::MAX),
             polled: Cell::default(),
             arrived: Local::default(),
+            reads_secret: Cell::new(false),
             touched: Local::default(),
             ready: Local::default(),
             spawned: Local::default(),
@@ -366,7 +371,7 @@ impl Reactor {
                 }
                 let is_handshake = match connection.transport {
                     Transport::Plain => {
-                        connection.input.extend_from_slice(received);
+                        secret::append(&mut connection.input, received);
                         false
                     }
                     Transport::Tls(_) => connection.take_records(received),
@@ -398,6 +403,7 @@ impl Reactor {
             let opened = arrived
                 .as_ref()
                 .map_or(&[][..], |arrived| driver.bytes(&arrived.buffer));
+            let mut is_secret = false;
             let taken = self.with(conn, |connection| {
                 let is_open = connection.is_open();
                 is_open.then(|| {
@@ -413,14 +419,22 @@ impl Reactor {
                     let used;
                     (used, value) = take(opened, &mut output);
                     kept = opened.get(used..).unwrap_or_default().to_vec();
+                    is_secret = self.reads_secret.take() || secret::begins_auth(&kept);
                 } else {
-                    kept.extend_from_slice(opened);
+                    secret::append(&mut kept, opened);
+                    let began_auth = secret::begins_auth(&kept);
                     let used;
                     (used, value) = take(&kept, &mut output);
-                    if used >= kept.len() {
-                        kept = Vec::new();
+                    is_secret = self.reads_secret.take()
+                        || began_auth
+                        || secret::begins_auth(&kept[used.min(kept.len())..]);
+                    if is_secret {
+                        secret::consume(&mut kept, used);
                     } else {
-                        kept.drain(..used);
+                        kept.drain(..used.min(kept.len()));
+                    }
+                    if kept.is_empty() {
+                        kept = Vec::new();
                     }
                 }
                 self.note_input(!kept.is_empty());
@@ -428,6 +442,9 @@ impl Reactor {
                 value
             });
             if let Some(Arrived { buffer, .. }) = arrived {
+                if is_secret {
+                    driver.wipe(&buffer);
+                }
                 driver.recycle(buffer);
             }
             read
@@ -552,6 +569,8 @@ impl Reactor {
     pub(super) fn finish(&self, conn: Conn, ending: Ending) {
         self.with(conn, |connection| {
             connection.role = Role::None;
+            // It may hold a part of a password.
+            connection.input.zeroize();
             connection.input = Vec::new();
             connection.progress = None;
             connection.finish(ending);

@@ -9,13 +9,15 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use portcullis_smtp::envelope::Mail;
 use portcullis_smtp::reply::{EnhancedCode, Reply};
-use portcullis_smtp::server::{self, Abuse, Event};
+use portcullis_smtp::server::{self, Abuse, Event, Verb};
 
+use super::auth::OpenAuth;
 use super::connection::{Ending, OUTPUT_MAX, Role};
 use super::deadline::Deadline;
 use super::listener::{Channel, Listener};
@@ -25,10 +27,10 @@ use super::reactor::{Reactor, Service};
 use super::records::{Record, SessionRecord, TraceId};
 use super::sources::ClientSource;
 use super::transaction::OpenTransaction;
+use super::users::Sent;
 use crate::config::Limits;
 use crate::driver::Conn;
-use crate::policy::pipeline::{Count, Counts};
-use crate::policy::{self, Decision, Facts, Rule, Stage, decide};
+use crate::policy::{self, Decision, Facts, Identity, Rule, Stage, decide};
 
 static TIMEOUT: Reply<'static> = Reply::fixed(
     421,
@@ -117,13 +119,17 @@ pub(super) struct Session {
     pub(super) conn: Conn,
     pub(super) smtp: server::Session,
     pub(super) heard: LastHeard,
-    listener: Rc<Listener>,
+    pub(super) listener: Rc<Listener>,
     /// What EHLO offers depends on this.
     pub(super) channel: Channel,
     /// What is known of the client. It is renewed when the configuration changes, and never made
     /// anew from the address alone.
     pub(super) client: policy::Client,
-    /// The configuration that the above are from.
+    /// Who it has proved to be. Not renewed with the configuration.
+    pub(super) identity: Option<Rc<Identity>>,
+    /// AUTH, as long as it runs.
+    pub(super) auth: Option<Box<OpenAuth>>,
+    /// The configuration that the client and the listener are from.
     generation: u32,
     id: TraceId,
     pub(super) helo: String,
@@ -136,9 +142,9 @@ pub(super) struct Session {
     /// A client whose time is over and that may be busy with reading is looked at then.
     look: ReaderLook,
     /// The rule that let it in.
-    admitted: Rule,
+    pub(super) admitted: Rule,
     /// Counted in the sessions of this source.
-    source: Option<ClientSource>,
+    pub(super) source: Option<ClientSource>,
     /// What DNS lists say about the client.
     pub(super) listings: Listings,
     /// The rule by which recipients were refused for it.
@@ -195,6 +201,8 @@ impl Session {
             heard: LastHeard::Other,
             channel: Channel::default(),
             client: reactor.config().policy.client(address),
+            identity: None,
+            auth: None,
             generation: reactor.generation(),
             id: reactor.next_id(),
             helo: String::new(),
@@ -223,7 +231,9 @@ impl Session {
             Box::pin(self.begin_secured()).await?;
         }
         let delay = self.limits().greeting_delay;
-        if !delay.is_zero() && !self.client.is_exempt() {
+        // A user's program that talks too soon is not to be turned away for it.
+        let waits = !self.client.is_exempt() && !self.service().is_submission();
+        if waits && !delay.is_zero() {
             let due = self.reactor.now.get() + delay;
             poll_fn(|_| self.poll_greeting_due(due)).await?;
         }
@@ -239,56 +249,6 @@ impl Session {
             let carried = self.carry(&transaction).await;
             self.close(&transaction, carried.as_ref().err());
             carried?;
-        }
-    }
-
-    /// Holds a new session to the policy and the limits.
-    fn admit(&mut self) -> Result<(), End> {
-        let config = self.reactor.config();
-        let counts = self.count();
-        let facts = Facts {
-            counts,
-            ..self.facts()
-        };
-        match decide(Stage::Connect, &config.policy, &facts) {
-            Decision::Refuse { rule, reply, .. } => {
-                // Before a handshake there is nothing that the client could read.
-                if !self.listener.is_implicit() {
-                    self.reactor.write(self.conn, |out| reply.write(out));
-                }
-                Err(End::Refused(rule))
-            }
-            Decision::Accept(rule) => {
-                self.admitted = rule;
-                Ok(())
-            }
-            // No check at this stage looks anything up: a test of the table holds that.
-            Decision::Wait(_) => {
-                debug_assert!(Stage::Connect.can_wait());
-                Ok(())
-            }
-        }
-    }
-
-    /// Counts the session in.
-    fn count(&mut self) -> Counts {
-        let reactor = &self.reactor;
-        let mut source_sessions = Count::default();
-        if !self.client.is_exempt() {
-            let source = ClientSource::from(self.client.address);
-            self.source = Some(source);
-            source_sessions = Count {
-                now: reactor.shared.sources.enter(source),
-                max: self.listener.limits().sessions_per_source,
-            };
-        }
-        Counts {
-            stopping: reactor.service.get() != Service::Open,
-            sessions: Count {
-                now: reactor.sessions.get(),
-                max: reactor.sessions_max,
-            },
-            source_sessions,
         }
     }
 
@@ -325,9 +285,18 @@ impl Session {
         if self.reactor.service.get() != Service::Open {
             return Poll::Ready(Err(End::Stopping));
         }
+        self.take_auth();
         let heard = self.poll_events(|session, event, out| match event {
             Event::Mail(mail) => session.mail(&mail, out).map(Began::Transaction).map(Ok),
             Event::StartTls => session.starttls(out).map(Ok),
+            Event::Auth { mechanism, initial } => {
+                session.begin_auth(mechanism, initial, out);
+                None
+            }
+            Event::AuthResponse(response) => {
+                session.auth_response(response, out);
+                None
+            }
             Event::Hello { name, .. } => {
                 session.hello(name, out);
                 None
@@ -343,6 +312,8 @@ impl Session {
                 Poll::Ready(Ok(began))
             }
             Heard::More { is_over: true } => Poll::Ready(Err(End::Gone)),
+            // The time is ours now.
+            Heard::Wait if self.awaits_auth() => self.poll_gone(),
             Heard::More { is_over: false } | Heard::Wait => self.poll_command_due(),
         }
     }
@@ -356,6 +327,9 @@ impl Session {
     ) -> Option<End> {
         match event {
             Event::Refused { verb, error, reply } => {
+                if *verb == Verb::Auth {
+                    self.break_off_auth();
+                }
                 self.note_refused_command(transaction, *verb, (*error).into(), reply);
                 None
             }
@@ -393,6 +367,9 @@ impl Session {
                 LastHeard::Wait => return Ok(Heard::Wait),
                 LastHeard::Other => {}
             }
+        }
+        if self.auth.is_some() {
+            self.reactor.reads_secret.set(true);
         }
         let reactor = Rc::clone(&self.reactor);
         let listener = Rc::clone(&self.listener);
@@ -498,6 +475,7 @@ impl Session {
         let sender = mail.path.as_ref().map_or("", |path| path.raw);
         let facts = Facts {
             sender,
+            counts: self.user_counts(),
             ..self.facts()
         };
         let decision = decide(Stage::Mail, &config.policy, &facts);
@@ -506,12 +484,14 @@ impl Session {
         self.set_trace_length(mail, &transaction);
         if let Decision::Refuse { rule, reply, .. } = &decision {
             transaction.note_refusal(*rule, "", reply);
+            transaction.note(|notes| notes.refused_by = Some(*rule));
         }
         self.answer(&decision, out);
         if !decision.is_accept() {
             self.record_transaction(&transaction);
             return None;
         }
+        self.count_sent(Sent::MESSAGE);
         let transaction = Rc::new(transaction);
         let shared = Rc::clone(&transaction);
         self.reactor.with(self.conn, |connection| {
@@ -538,8 +518,14 @@ impl Session {
             helo: &self.helo,
             answers: self.listings.answers(),
             is_granted: self.reactor.shared.granted.has(self.client.address),
+            identity: self.identity.as_deref(),
             ..Facts::new(self.listener.facts, &self.client)
         }
+    }
+
+    /// What is spoken on its listener.
+    pub(super) fn service(&self) -> policy::Service {
+        self.listener.facts.service
     }
 
     /// A new configuration may see this client with other eyes. What it has proved itself stays.
@@ -552,6 +538,12 @@ impl Session {
         if let Some(listener) = self.reactor.listener(self.listener.number()) {
             self.listener = listener;
         }
+    }
+
+    /// The user that the client has proved to be, for records.
+    pub(super) fn user(&self) -> Option<Arc<str>> {
+        let identity = self.identity.as_deref();
+        identity.map(|identity| Arc::clone(&identity.user))
     }
 
     /// What holds for the sessions of its listener.
@@ -575,6 +567,7 @@ impl Session {
             reactor.shared.sources.leave(source);
         }
         self.listings.forget(&reactor);
+        self.break_off_auth();
         reactor.sessions.set(reactor.sessions.get() - 1);
         reactor.counters.session_closed();
         let rule = end.rule();
@@ -585,6 +578,7 @@ impl Session {
         let record = SessionRecord {
             id: self.id,
             client: self.client.address,
+            user: self.user(),
             helo: std::mem::take(&mut self.helo).into_boxed_str(),
             is_refused: rule.is_some() || self.listed.is_some(),
             rule: rule.or(self.listed).unwrap_or(self.admitted),
