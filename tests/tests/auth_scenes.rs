@@ -35,7 +35,8 @@ fn configuration(back_end: &str) -> String {
     format!(
         "hostname = \"gate.example\"\n[[listener]]\naddress = \"192.0.2.1:25\"\nauth = \"on\"\n\
          auth_without_tls = true\n[relay]\ndomains = [\"a.example\"]\n[[route]]\n\
-         domains = [\"*\"]\nnext_hop = [\"10.0.0.1:25\"]\n[limits]\ncommand_timeout = \"10s\"\ngreeting_delay = \"0s\"\n\
+         domains = [\"*\"]\nnext_hop = [\"10.0.0.1:25\"]\n[limits]\n\
+         command_timeout = \"10s\"\ngreeting_delay = \"0s\"\n\
          shutdown_timeout = \"5s\"\n[auth]\n{back_end}\n"
     )
 }
@@ -180,12 +181,12 @@ fn a_client_that_goes_away_leaves_nothing_and_the_answer_reaches_no_other() {
         [say("AUTH PLAIN\n"), Step::Hear("334 "), Step::Close],
     );
     control(&scene, SECOND + SECOND / 2, &asked, |asks| {
-        assert_eq!(asks.len(), 1)
+        assert_eq!(asks.len(), 1);
     });
     // The next client has one of the slots by then.
     let next = client(&scene, [Step::Wait(2 * SECOND), say("NOOP\n")]);
     control(&scene, 3 * SECOND, &asked, |asks| {
-        asks[0].answer(accepted())
+        asks[0].answer(accepted());
     });
     scene.run_until(8 * SECOND);
     assert_eq!(
@@ -204,7 +205,7 @@ fn a_client_that_does_not_wait_for_the_answer_is_no_user() {
     let mut scene = scene(&back_end);
     let asked = Asked::default();
     control(&scene, 3 * SECOND, &asked, |asks| {
-        asks[0].answer(accepted())
+        asks[0].answer(accepted());
     });
     let early = format!(
         "{}\nMAIL FROM:<x@y.example>\n",
@@ -250,7 +251,7 @@ fn a_reload_in_the_middle_of_an_exchange_makes_no_user_of_one_who_is_gone() {
     users.write(&[("dora", "explorer")]).expect("a user file");
     scene.reload(3 * SECOND, &configuration(&back_end));
     control(&scene, 4 * SECOND, &asked, |asks| {
-        asks[0].answer(accepted())
+        asks[0].answer(accepted());
     });
     scene.run_until(6 * SECOND);
     assert!(
@@ -276,10 +277,10 @@ fn an_exchange_with_dovecot_goes_over_challenges_and_is_given_up_with_its_client
     };
     let again = challenge.clone();
     control(&scene, 2 * SECOND, &asked, move |asks| {
-        asks[0].answer(challenge("Username:"))
+        asks[0].answer(challenge("Username:"));
     });
     control(&scene, 3 * SECOND, &asked, move |asks| {
-        asks[1].answer(again("Password:"))
+        asks[1].answer(again("Password:"));
     });
     let heard = client(
         &scene,
