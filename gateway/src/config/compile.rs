@@ -14,6 +14,7 @@ use super::grants::{self, Grants};
 use super::keys::{Absent, Form, Key, KeyTable, text, word};
 use super::limits::Limits;
 use super::list::{Files, Lists};
+use super::listener::Given;
 use super::pending::Places;
 use super::section::Section;
 use super::{
@@ -157,6 +158,10 @@ pub(super) fn config<'d>(
         .text("user", |text| admin::account(text, "user"))
         .map(Spanned::into_inner);
     let listener_tables = top.tables("listener");
+    let given = Given {
+        auth: top.has("auth"),
+        tls: top.has("tls"),
+    };
     let filter_table = top.table("filter");
     let grants_table = top.table("grants");
     let lists_table = top.table("lists");
@@ -171,7 +176,7 @@ pub(super) fn config<'d>(
     check_purpose(&top);
     top.finish();
 
-    let listeners = listener::read(listener_tables, auth_table.is_given());
+    let listeners = listener::read(listener_tables, given);
     let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
     let grants = Grants::read(grants_table);

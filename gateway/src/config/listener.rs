@@ -24,11 +24,25 @@ pub(super) static KEYS: KeyTable = KeyTable {
             "service",
             Form::Word {
                 default: Absent::Is("relay"),
-                words: &[("relay", "SMTP between servers, as on port 25")],
-                later: &["submission", "submissions"],
+                words: &[
+                    ("relay", "SMTP between servers, as on port 25"),
+                    (
+                        "submission",
+                        "messages of users, who have to authenticate, as on port 587 (RFC 6409)",
+                    ),
+                    (
+                        "submissions",
+                        "the same under TLS from the first octet, as on port 465 (RFC 8314)",
+                    ),
+                ],
+                later: &[],
             },
-            "What is spoken there.",
+            "What is spoken there. In submission DNS lists, drop and reject lists and the \
+             `greeting_delay` do not hold, and `Date` and `Message-ID` are added to messages that \
+             lack them. `filter.ports` decides what the filter drops: leave 587 and 465 out of \
+             it.",
         )
+        .see(&["auth.users", "filter.ports"])
         .at_start(),
         Key::new(
             "auth",
@@ -92,8 +106,15 @@ impl Listener {
     }
 }
 
-/// Reads the tables. `has_users`: there is `[auth]`.
-pub(super) fn read(tables: Vec<Section<'_, '_>>, has_users: bool) -> Vec<Listener> {
+/// What else there is in the configuration.
+#[derive(Clone, Copy)]
+pub(super) struct Given {
+    pub(super) auth: bool,
+    pub(super) tls: bool,
+}
+
+/// Reads the tables.
+pub(super) fn read(tables: Vec<Section<'_, '_>>, given: Given) -> Vec<Listener> {
     let mut listeners: Vec<Listener> = Vec::new();
     for mut s in tables {
         let address = s.text("address", |text| match value::socket_address(text)? {
@@ -102,17 +123,25 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>, has_users: bool) -> Vec<Listene
             }
             address => Ok(address),
         });
-        let service = s.word("service", &[("relay", Service::Relay)]);
-        let auth = read_auth(&mut s, has_users);
+        let services = [Service::Relay, Service::Submission, Service::Submissions];
+        let service = s.word(
+            "service",
+            &services.map(|service| (service.name(), service)),
+        );
+        let auth = read_auth(&mut s, given.auth);
         let auth_without_tls = s.flag("auth_without_tls");
         if auth_without_tls {
             let message = "passwords of this listener can be read on the way: it takes them \
                            without TLS";
             s.document.warn(&s.span_of("auth_without_tls"), message);
         }
+        if let Some(service) = service.filter(|service| service.is_submission()) {
+            let is_clear = auth_without_tls && service == Service::Submission;
+            check_submission(&s, given, auth != Some(false), is_clear);
+        }
         if let (Some(address), Some(service)) = (address, service) {
             listeners.push(Listener {
-                auth: auth.unwrap_or(has_users && service.is_submission()),
+                auth: auth.unwrap_or(given.auth && service.is_submission()),
                 auth_without_tls,
                 ..Listener::new(address.into_inner(), service)
             });
@@ -120,6 +149,32 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>, has_users: bool) -> Vec<Listene
         s.finish();
     }
     listeners
+}
+
+/// What a listener for submission lacks: without it its clients could not authenticate, and so
+/// never send. `is_clear`: it needs no TLS.
+fn check_submission(s: &Section<'_, '_>, given: Given, auth: bool, is_clear: bool) {
+    let span = s.span_of("service");
+    if !given.auth {
+        s.document.error_with(
+            &span,
+            "clients have to authenticate here, and there is no [auth] that says who may",
+            "write [auth] with `users` or `dovecot`",
+        );
+    } else if !auth {
+        s.document.error_with(
+            &s.span_of("auth"),
+            "clients have to authenticate here, and AUTH is off",
+            "leave `auth` out",
+        );
+    }
+    if !given.tls && !is_clear {
+        s.document.error_with(
+            &span,
+            "clients have to authenticate here, which takes TLS, and there is no [tls]",
+            "write [tls] with `certificate` and `key`",
+        );
+    }
 }
 
 /// Whether AUTH is offered, if the table says so.

@@ -212,8 +212,12 @@ impl Reactor {
 
     pub(super) fn next_id(&self) -> TraceId {
         self.ids.set(self.ids.get() + 1);
-        let unix_time = self.clock.with(|clock| clock.unix_time);
-        TraceId(unix_time << 32 | (self.ids.get() & 0xff_ffff) << 8 | u64::from(self.index))
+        TraceId(self.unix_time() << 32 | (self.ids.get() & 0xff_ffff) << 8 | u64::from(self.index))
+    }
+
+    /// Seconds since 1970.
+    pub(super) fn unix_time(&self) -> u64 {
+        self.clock.with(|clock| clock.unix_time)
     }
 
     /// Shows `show` the date as a message has it.

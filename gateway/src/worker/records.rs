@@ -91,8 +91,8 @@ pub struct TransactionRecord {
     pub outcome: TransactionOutcome,
     /// The rule that decided.
     pub rule: Rule,
-    /// The rule by which the policy refused a recipient, the last one if there were several.
-    pub recipient_refused_by: Option<Rule>,
+    /// The rule by which we refused MAIL or a recipient, the last one if there were several.
+    pub refused_by: Option<Rule>,
     /// Recipients that were not refused.
     pub recipients: u32,
     /// Recipients that were.

@@ -27,9 +27,9 @@ use super::reactor::{Reactor, Service};
 use super::records::{Record, SessionRecord, TraceId};
 use super::sources::ClientSource;
 use super::transaction::OpenTransaction;
+use super::users::Sent;
 use crate::config::Limits;
 use crate::driver::Conn;
-use crate::policy::pipeline::{Count, Counts};
 use crate::policy::{self, Decision, Facts, Identity, Rule, Stage, decide};
 
 static TIMEOUT: Reply<'static> = Reply::fixed(
@@ -105,7 +105,7 @@ pub(super) struct Session {
     pub(super) conn: Conn,
     pub(super) smtp: server::Session,
     pub(super) heard: LastHeard,
-    listener: Rc<Listener>,
+    pub(super) listener: Rc<Listener>,
     /// What EHLO offers depends on this.
     pub(super) channel: Channel,
     /// What is known of the client. It is renewed when the configuration changes, and never made
@@ -128,9 +128,9 @@ pub(super) struct Session {
     /// A client whose time is over and that may be busy with reading is looked at then.
     look: ReaderLook,
     /// The rule that let it in.
-    admitted: Rule,
+    pub(super) admitted: Rule,
     /// Counted in the sessions of this source.
-    source: Option<ClientSource>,
+    pub(super) source: Option<ClientSource>,
     /// What DNS lists say about the client.
     pub(super) listings: Listings,
     /// The rule by which recipients were refused for it.
@@ -217,7 +217,9 @@ impl Session {
         self.admit()?;
         self.ask_zones();
         let delay = self.limits().greeting_delay;
-        if !delay.is_zero() && !self.client.is_exempt() {
+        // A user's program that talks too soon is not to be turned away for it.
+        let waits = !self.client.is_exempt() && !self.service().is_submission();
+        if waits && !delay.is_zero() {
             let due = self.reactor.now.get() + delay;
             poll_fn(|_| self.poll_greeting_due(due)).await?;
         }
@@ -227,53 +229,6 @@ impl Session {
             let carried = self.carry(&transaction).await;
             self.close(&transaction, carried.as_ref().err());
             carried?;
-        }
-    }
-
-    /// Holds a new session to the policy and the limits.
-    fn admit(&mut self) -> Result<(), End> {
-        let config = self.reactor.config();
-        let counts = self.count();
-        let facts = Facts {
-            counts,
-            ..self.facts()
-        };
-        match decide(Stage::Connect, &config.policy, &facts) {
-            Decision::Refuse { rule, reply, .. } => {
-                self.reactor.write(self.conn, |out| reply.write(out));
-                Err(End::Refused(rule))
-            }
-            Decision::Accept(rule) => {
-                self.admitted = rule;
-                Ok(())
-            }
-            // No check at this stage looks anything up: a test of the table holds that.
-            Decision::Wait(_) => {
-                debug_assert!(Stage::Connect.can_wait());
-                Ok(())
-            }
-        }
-    }
-
-    /// Counts the session in.
-    fn count(&mut self) -> Counts {
-        let reactor = &self.reactor;
-        let mut source_sessions = Count::default();
-        if !self.client.is_exempt() {
-            let source = ClientSource::from(self.client.address);
-            self.source = Some(source);
-            source_sessions = Count {
-                now: reactor.shared.sources.enter(source),
-                max: self.listener.limits().sessions_per_source,
-            };
-        }
-        Counts {
-            stopping: reactor.service.get() != Service::Open,
-            sessions: Count {
-                now: reactor.sessions.get(),
-                max: reactor.sessions_max,
-            },
-            source_sessions,
         }
     }
 
@@ -497,6 +452,7 @@ impl Session {
         let sender = mail.path.as_ref().map_or("", |path| path.raw);
         let facts = Facts {
             sender,
+            counts: self.user_counts(),
             ..self.facts()
         };
         let decision = decide(Stage::Mail, &config.policy, &facts);
@@ -505,12 +461,14 @@ impl Session {
         self.set_trace_length(mail, &transaction);
         if let Decision::Refuse { rule, reply, .. } = &decision {
             transaction.note_refusal(*rule, "", reply);
+            transaction.note(|notes| notes.refused_by = Some(*rule));
         }
         self.answer(&decision, out);
         if !decision.is_accept() {
             self.record_transaction(&transaction);
             return None;
         }
+        self.count_sent(Sent::MESSAGE);
         let transaction = Rc::new(transaction);
         let shared = Rc::clone(&transaction);
         self.reactor.with(self.conn, |connection| {
@@ -540,6 +498,11 @@ impl Session {
             identity: self.identity.as_deref(),
             ..Facts::new(self.listener.facts, &self.client)
         }
+    }
+
+    /// What is spoken on its listener.
+    pub(super) fn service(&self) -> policy::Service {
+        self.listener.facts.service
     }
 
     /// A new configuration may see this client with other eyes. What it has proved itself stays.

@@ -149,7 +149,7 @@ mod tests {
             user: reply.is_some().then(|| "alice".into()),
             outcome: TransactionOutcome::Accepted,
             rule: Rule::LOCAL_DOMAIN,
-            recipient_refused_by: Some(Rule::CLOSED_RELAY),
+            refused_by: Some(Rule::CLOSED_RELAY),
             recipients: 1,
             refused: 2,
             reached: Reached::NextHop(SocketAddr::from(([10, 0, 0, 5], 25))),
