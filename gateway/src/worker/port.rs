@@ -1,6 +1,6 @@
 //! The port between a worker and the control plane: what a worker cannot know by itself (what DNS
-//! lists say of a client, who authenticates; later reverse DNS, greylisting, shared state) it asks here,
-//! and what the control plane should hear of, it tells here.
+//! lists say of a client, who authenticates; later reverse DNS, greylisting, shared state) it asks
+//! here, and what the control plane should hear of, it tells here.
 //!
 //! Neither end ever waits for the other. A question has an id, a deadline and a bound, and gets
 //! exactly one answer: that of a service, [`Full`](LookupAnswer::Full) at once if too many are
@@ -45,8 +45,8 @@ pub enum Question {
         /// What it said.
         credentials: Arc<Credentials>,
     },
-    /// The worker itself has found wrong what the client said (SCRAM): it is to be counted, and held
-    /// back, as a wrong password is. The answer is [`PasswordAnswer::Refused`].
+    /// The worker itself has found wrong what the client said (SCRAM): it is to be counted, and
+    /// held back, as a wrong password is. The answer is [`PasswordAnswer::Refused`].
     WrongProof {
         /// Where the client comes from.
         client: IpAddr,

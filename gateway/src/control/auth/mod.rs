@@ -1,6 +1,7 @@
 //! Checking passwords off the workers: by the user file on a few threads (`checker.rs`), or by
-//! Dovecot ([`dovecot`], `link.rs`), which carries on the whole exchange. Wrong ones are counted here, over all workers, and their answer is held
-//! back; a source that has had its fill gets a recent verdict.
+//! Dovecot ([`dovecot`], `link.rs`), which carries on the whole exchange. Wrong ones are counted
+//! here, over all workers, and their answer is held back; a source that has had its fill gets a
+//! recent verdict.
 
 mod checker;
 pub mod dovecot;

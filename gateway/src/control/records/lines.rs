@@ -194,7 +194,8 @@ mod tests {
         tracing::subscriber::with_default(lines, || records.iter().for_each(write));
         let octets = written.0.lock().unwrap().clone();
         let expected = "INFO session: id=AB client=192.0.2.1 helo=\"client.example\" \
-            user=\"alice\" decision=\"refused\" rule=errors accepted=1 refused=2 errors=3 bytes=4 ms=5\n \
+            user=\"alice\" decision=\"refused\" rule=errors accepted=1 refused=2 errors=3 \
+            bytes=4 ms=5\n \
             INFO transaction: id=AC client=192.0.2.1 user=\"alice\" decision=\"accepted\" \
             rule=local-domain from=\"a@b.example\" to=\"c@d.example\" recipients=1 refused=2 \
             next_hop=10.0.0.5:25 bytes=3 ms=4 reply=\"250 2.0.0 taken as it is\"\n \
