@@ -57,6 +57,7 @@ use crate::lists::guard::{Protected, ProtectedRole};
 use crate::lists::{Compiled, ListAction};
 use crate::policy::Policy;
 use crate::policy::domain::Domains;
+use crate::relay::hop::DemandsId;
 pub use crate::policy::{Listener, Service};
 
 /// What the gate does without a configuration file: it does no harm and shows that it works.
@@ -250,6 +251,12 @@ impl Config {
     pub fn route(&self, mailbox: &Mailbox<'_>) -> Option<usize> {
         let number = self.route_index.lookup(self.policy.routed_domain(mailbox));
         number.map(usize::from)
+    }
+
+    /// Whether a route demands this of its next hops.
+    pub fn has_demands(&self, id: DemandsId) -> bool {
+        let mut demands = self.routes.iter().flat_map(|route| &route.demands);
+        demands.any(|demands| demands.id() == id)
     }
 
     /// Where the lists of the last compile are kept.

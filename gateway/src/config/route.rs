@@ -4,10 +4,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::keys::{Absent, Form, Key, KeyTable, flag};
+use super::keys::{Absent, Form, Key, KeyTable, flag, word};
 use super::relay::texts_and_file;
 use super::section::Section;
+use crate::fronts::SendClient;
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
+use crate::relay::hop::{Demands, Hop};
 
 pub(super) static KEYS: KeyTable = KeyTable {
     header: "[[route]]",
@@ -59,9 +61,35 @@ pub(super) static KEYS: KeyTable = KeyTable {
             "Whether the next hops of the route offer DSN (RFC 3461). The gate offers it to \
              clients only if every route has this set.",
         ),
+        SEND_CLIENT,
+        SEND_CLIENT_REQUIRED,
     ],
     later: &["tls"],
 };
+
+const SEND_CLIENT: Key = Key::new(
+    "send_client",
+    word(
+        "no",
+        &[
+            ("no", "not at all: it sees the gate"),
+            ("xclient", "by XCLIENT, where it offers that; a connection serves one client after the other"),
+            ("proxy-v1", "by the text header of the PROXY protocol; a connection serves one transaction"),
+            ("proxy-v2", "by its binary header; a connection serves one transaction"),
+        ],
+    ),
+    "How the next hops hear which client a message comes from. They have to trust the gate with it, \
+     and with a PROXY header they have to expect one.",
+)
+.see(&["route.send_client_required"]);
+
+const SEND_CLIENT_REQUIRED: Key = Key::new(
+    "send_client_required",
+    flag(false),
+    "Whether clients hear 451 if a next hop does not take XCLIENT. Without this key the mail goes \
+     on in the name of the gate, which is counted and logged.",
+)
+.see(&["route.send_client"]);
 
 /// A route: for recipients in these domains, these next hops in their order.
 ///
@@ -81,6 +109,19 @@ pub struct Route {
     pub mode: RouteMode,
     /// Its next hops offer DSN (RFC 3461).
     pub dsn: bool,
+    /// What is demanded of each of the next hops, in their order.
+    pub demands: Vec<Arc<Demands>>,
+}
+
+impl Route {
+    /// The addresses known for the next hops, in the order in which they are tried.
+    pub fn hops(&self) -> impl Iterator<Item = Hop> {
+        let next_hops = self.next_hops.iter().zip(&self.demands);
+        next_hops.flat_map(|(next_hop, demands)| {
+            let addresses = next_hop.addresses().iter();
+            addresses.map(|address| Hop::new(*address, Arc::clone(demands)))
+        })
+    }
 }
 
 /// When the client hears that its message was accepted.
@@ -165,9 +206,11 @@ pub(super) fn read(
             Err(_) => s.document.error(&s.span, "too many routes"),
         }
         let dsn = s.flag("dsn");
+        let demands = demands(&mut s, &next_hops);
         routes.push(Route {
             domains,
-            target: target(&next_hops),
+            target: target(&next_hops, &demands, &routes),
+            demands,
             next_hops,
             mode: mode.unwrap_or(RouteMode::CutThrough),
             dsn,
@@ -189,9 +232,50 @@ pub(super) fn read(
     (routes, index)
 }
 
-fn target(next_hops: &[NextHop]) -> Arc<str> {
+/// The next hops as they are written. A route before that leads to the same ones and demands other
+/// things of them is another destination: it tells them apart.
+fn target(next_hops: &[NextHop], demands: &[Arc<Demands>], before: &[Route]) -> Arc<str> {
     let names: Vec<_> = next_hops.iter().map(NextHop::to_string).collect();
-    names.join(", ").into()
+    let names = names.join(", ");
+    let same = |route: &&Route| route.next_hops == next_hops;
+    if let Some(route) = before.iter().filter(same).find(|it| it.demands == demands) {
+        return Arc::clone(&route.target);
+    }
+    match before.iter().filter(same).count() {
+        0 => names.into(),
+        others => format!("{names} (by route {})", others + 1).into(),
+    }
+}
+
+fn demands(s: &mut Section<'_, '_>, next_hops: &[NextHop]) -> Vec<Arc<Demands>> {
+    let send_client = s.word(
+        "send_client",
+        &[
+            ("no", SendClient::No),
+            ("xclient", SendClient::Xclient),
+            ("proxy-v1", SendClient::ProxyV1),
+            ("proxy-v2", SendClient::ProxyV2),
+        ],
+    );
+    let send_client = send_client.unwrap_or_default();
+    let is_discard = next_hops.contains(&NextHop::Discard);
+    if is_discard && send_client != SendClient::No {
+        let message = "`send_client` is of no use: \"discard\" hears nothing";
+        s.document.error(&s.span_of("send_client"), message);
+    }
+    let send_client_required = s.flag("send_client_required");
+    if send_client_required && send_client != SendClient::Xclient {
+        s.document.error_with(
+            &s.span_of("send_client_required"),
+            "`send_client_required` is about XCLIENT",
+            "remove it, or write send_client = \"xclient\"; a PROXY header needs no offer",
+        );
+    }
+    let mut demands = Demands::default();
+    demands.send_client = send_client;
+    demands.send_client_required = send_client_required;
+    let demands = demands.sealed();
+    next_hops.iter().map(|_| Arc::clone(&demands)).collect()
 }
 
 fn read_next_hops(s: &mut Section<'_, '_>, listeners: &[SocketAddr]) -> Vec<NextHop> {

@@ -42,6 +42,7 @@ mod tests {
     use super::super::grants::Report;
     use super::super::state::{NextHop, Transactions};
     use super::*;
+    use crate::relay::hop::HopEvent;
     use crate::filter::{
         InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, Unread,
         VerdictCounts,
@@ -103,6 +104,7 @@ mod tests {
                 idle: 0,
                 waiting: 0,
                 failures_total: 2,
+                events: [3; HopEvent::ALL.len()],
             }],
             dnsbl: Dnsbl {
                 zones: vec![Zone {
@@ -175,6 +177,7 @@ mod tests {
             "portcullis_transactions_total{outcome=\"accepted\",rule=\"local-network\"} 12",
             "portcullis_next_hop_up{next_hop=\"[2001:db8::1]:25\"} 1",
             "portcullis_next_hop_failures_total{next_hop=\"[2001:db8::1]:25\"} 2",
+            "portcullis_next_hop_clients_unnamed_total{next_hop=\"[2001:db8::1]:25\"} 3",
             "portcullis_filter_passed_packets_total{interface=\"eth0\"} 10",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"unlisted\"} 4",
             "portcullis_dnsbl_answers_total{zone=\"bl.example\",result=\"silent\"} 15",

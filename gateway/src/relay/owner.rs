@@ -9,7 +9,9 @@ use std::net::SocketAddr;
 use portcullis_smtp::client::{Client, Sent};
 use portcullis_smtp::reply::Reply;
 
+use super::client::MessageClient;
 use super::destination::Loss;
+use super::hop::HopId;
 use crate::driver::Conn;
 
 /// What a connection has to know of its owner before it does anything to the next hop.
@@ -45,13 +47,16 @@ pub trait Owner {
     fn may_be_the_connection(&self) -> bool;
     /// Whether something was asked for that only a next hop with DSN can do (RFC 3461).
     fn asks_for_dsn(&self) -> bool;
+    /// Shows `look` the client that the message comes from, where the route wants the next hop to
+    /// be told of it; a message from a queue has none.
+    fn client(&self, look: &mut dyn FnMut(Option<&MessageClient>));
     /// The next hop has taken some of its output; `waiting` octets are left. Returns whether the
     /// owner waits for that.
     fn relieved(&self, waiting: usize) -> bool;
     /// The next hop takes long over the connection, and the owner has lost it to the background.
     fn overtaken(&self);
     /// The connection is gone; `said` is what the next hop said when it went.
-    fn lost(&self, address: SocketAddr, loss: Loss, said: Option<Reply<'static>>);
+    fn lost(&self, hop: HopId, loss: Loss, said: Option<Reply<'static>>);
 }
 
 #[cfg(test)]
@@ -148,13 +153,17 @@ mod tests {
             false
         }
 
+        fn client(&self, look: &mut dyn FnMut(Option<&MessageClient>)) {
+            look(None);
+        }
+
         fn relieved(&self, _: usize) -> bool {
             false
         }
 
         fn overtaken(&self) {}
 
-        fn lost(&self, _: SocketAddr, loss: Loss, _: Option<Reply<'static>>) {
+        fn lost(&self, _: HopId, loss: Loss, _: Option<Reply<'static>>) {
             self.state.borrow_mut().lost = Some(loss);
         }
     }

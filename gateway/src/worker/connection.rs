@@ -84,6 +84,8 @@ pub(super) struct Connection {
     pub(super) sent: bool,
     /// An accept or a connect is in flight.
     opening: bool,
+    /// The port that the other end connects from, of a client.
+    pub(super) peer_port: u16,
     /// Back-pressure: nothing more is to be received for now.
     pub(super) held: bool,
     /// What was received goes to a next hop that takes it more slowly than it comes.
@@ -128,6 +130,7 @@ impl Connection {
             sending: false,
             sent: false,
             opening: false,
+            peer_port: 0,
             held: false,
             congested: false,
             progress: None,

@@ -19,7 +19,9 @@ use super::local::Local;
 use super::records::{Reached, TraceId, TransactionRecord, TransactionTexts};
 use crate::driver::Conn;
 use crate::policy::Rule;
+use crate::relay::client::MessageClient;
 use crate::relay::destination::{Destination, Loss};
+use crate::relay::hop::HopId;
 use crate::relay::owner::{Owner, Standing};
 use crate::relay::transaction::{Lost, Transaction};
 
@@ -103,7 +105,7 @@ pub(super) struct OpenTransaction {
     /// The connection that it has, or that is being opened for it.
     pub(super) hop: Cell<Option<Conn>>,
     /// It waits for a connection to this next hop.
-    pub(super) queued: Cell<Option<SocketAddr>>,
+    pub(super) queued: Cell<Option<HopId>>,
     /// How long it may wait for one.
     pub(super) queue_due: Cell<Option<Duration>>,
     /// There is something to tell a next hop, and no connection for it.
@@ -112,6 +114,8 @@ pub(super) struct OpenTransaction {
     pub(super) congested: Cell<bool>,
     /// The next hop that was spoken to, for the log.
     pub(super) next_hop: Cell<Option<SocketAddr>>,
+    /// The client, if a next hop is to be told of it.
+    pub(super) client_told: Local<Option<Box<MessageClient>>>,
 }
 
 impl OpenTransaction {
@@ -128,6 +132,7 @@ impl OpenTransaction {
             wants_hop: Cell::new(false),
             congested: Cell::new(false),
             next_hop: Cell::new(None),
+            client_told: Local::default(),
         }
     }
 
@@ -243,6 +248,10 @@ impl Owner for OpenTransaction {
         self.with(|transaction| transaction.envelope.asks_for_dsn())
     }
 
+    fn client(&self, look: &mut dyn FnMut(Option<&MessageClient>)) {
+        self.client_told.with(|client| look(client.as_deref()));
+    }
+
     fn relieved(&self, waiting: usize) -> bool {
         self.congested.get() && waiting < CONGESTION_LOW
     }
@@ -257,13 +266,13 @@ impl Owner for OpenTransaction {
         self.wants_hop.set(true);
     }
 
-    fn lost(&self, address: SocketAddr, loss: Loss, said: Option<Reply<'static>>) {
+    fn lost(&self, hop: HopId, loss: Loss, said: Option<Reply<'static>>) {
         self.hop.set(None);
         self.congested.set(false);
         let lost = self.with(|transaction| {
             let lost = transaction.lost(said.as_ref());
             if let Some(next_hops) = transaction.next_hops() {
-                next_hops.lost(address, loss, said);
+                next_hops.lost(hop, loss, said);
             }
             lost
         });

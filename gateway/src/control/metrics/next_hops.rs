@@ -2,6 +2,7 @@
 
 use super::text::Text;
 use crate::control::state::{NextHop, State};
+use crate::relay::hop::HopEvent;
 
 /// Their connections, their failures, and whether their names are resolved.
 pub(super) fn render(text: &mut Text, state: &State) {
@@ -42,6 +43,16 @@ pub(super) fn render(text: &mut Text, state: &State) {
         text.sample(
             &[("next_hop", &hop.address.to_string())],
             hop.failures_total,
+        );
+    }
+    text.counter(
+        "portcullis_next_hop_clients_unnamed_total",
+        "Transactions whose client the next hop was to be told of and does not take.",
+    );
+    for hop in &state.next_hops {
+        text.sample(
+            &[("next_hop", &hop.address.to_string())],
+            hop.events[HopEvent::ClientUnnamed as usize],
         );
     }
     text.gauge(
