@@ -17,8 +17,8 @@ use super::list::{Files, Lists};
 use super::pending::Places;
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, admin, auth, dnsbl,
-    filter, limits, list, relay, route, saved_lists, value,
+    Config, Filter, FilterMode, Log, LogFormat, LogLevel, admin, auth, dnsbl, filter, limits, list,
+    listener, relay, route, saved_lists,
 };
 use crate::lists::{Compiled, Read};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
@@ -71,7 +71,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
         .at_start(),
         Key::new(
             "listener",
-            Form::Tables(&LISTENER_KEYS),
+            Form::Tables(&listener::KEYS),
             "Where sessions come in.",
         )
         .at_start(),
@@ -108,32 +108,6 @@ pub(super) static KEYS: KeyTable = KeyTable {
         Key::new("log", Form::Table(&LOG_KEYS), "What is written to the log."),
     ],
     later: &["tls", "spool"],
-};
-
-static LISTENER_KEYS: KeyTable = KeyTable {
-    header: "[[listener]]",
-    about: "A socket on which sessions come in. Without one the gate runs the filter alone. With \
-            one there has to be a `[[route]]`.",
-    keys: &[
-        Key::new(
-            "address",
-            text("an IP address and a port", Absent::Required),
-            "The address to listen on. Recipients in an address literal of it are local.",
-        )
-        .see(&["filter.ports", "relay.addresses"])
-        .at_start(),
-        Key::new(
-            "service",
-            Form::Word {
-                default: Absent::Is("relay"),
-                words: &[("relay", "SMTP between servers, as on port 25")],
-                later: &["submission", "submissions"],
-            },
-            "What is spoken there.",
-        )
-        .at_start(),
-    ],
-    later: &["proxy_protocol_from"],
 };
 
 static LOG_KEYS: KeyTable = KeyTable {
@@ -197,7 +171,7 @@ pub(super) fn config<'d>(
     check_purpose(&top);
     top.finish();
 
-    let listeners = read_listeners(listener_tables);
+    let listeners = listener::read(listener_tables);
     let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
     let grants = Grants::read(grants_table);
@@ -327,27 +301,6 @@ fn read_workers(top: &mut Section<'_, '_>) -> usize {
         top.document.warn(&top.span_of("workers"), message);
     }
     workers
-}
-
-fn read_listeners(tables: Vec<Section<'_, '_>>) -> Vec<Listener> {
-    let mut listeners: Vec<Listener> = Vec::new();
-    for mut s in tables {
-        let address = s.text("address", |text| match value::socket_address(text)? {
-            address if listeners.iter().any(|other| other.address == address) => {
-                Err(format!("{address} is listened on already"))
-            }
-            address => Ok(address),
-        });
-        let service = s.word("service", &[("relay", Service::Relay)]);
-        if let (Some(address), Some(service)) = (address, service) {
-            listeners.push(Listener {
-                address: address.into_inner(),
-                service,
-            });
-        }
-        s.finish();
-    }
-    listeners
 }
 
 fn read_log(s: &mut Section<'_, '_>) -> Log {

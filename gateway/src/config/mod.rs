@@ -18,6 +18,7 @@ mod kernel;
 mod keys;
 mod limits;
 mod list;
+mod listener;
 mod pending;
 pub mod reference;
 mod relay;
@@ -42,6 +43,7 @@ pub use filter::{
 pub use grants::{Follow, Followed, Grants, Login, LoginPattern};
 pub use limits::{Limits, LineLength};
 pub use list::{Lists, of_last_compile};
+pub use listener::Listener;
 pub use pending::Pending;
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
@@ -56,9 +58,9 @@ use crate::lists::format::foreign::foreign;
 use crate::lists::guard::{Protected, ProtectedRole};
 use crate::lists::{Compiled, ListAction};
 use crate::policy::Policy;
+pub use crate::policy::Service;
 use crate::policy::domain::Domains;
 use crate::relay::hop::DemandsId;
-pub use crate::policy::{Listener, Service};
 
 /// What the gate does without a configuration file: it does no harm and shows that it works.
 const DEFAULT_GATE: &str = r#"[[listener]]

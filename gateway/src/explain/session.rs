@@ -5,7 +5,7 @@ use core::net::{IpAddr, SocketAddr};
 use portcullis_smtp::server::{Event, Session, Settings};
 
 use super::{Question, Step, StepOutcome, zones};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::policy::pipeline::{Answers, Recipient};
 use crate::policy::{Client, Decision, Facts, Listener, Lookup, Rule, Service, Stage, decide};
 
@@ -285,7 +285,7 @@ impl<'a> Rehearsal<'a> {
 pub(super) fn listener(config: &Config, question: &Question) -> Listener {
     let listener = question
         .listener
-        .or_else(|| config.listeners.first().copied());
+        .or_else(|| config.listeners.first().map(config::Listener::facts));
     listener.unwrap_or(Listener {
         address: SocketAddr::from(([0; 4], 25)),
         service: Service::Relay,

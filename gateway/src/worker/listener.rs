@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use portcullis_smtp::server::Settings;
 
-use crate::config::{Config, Limits};
+use crate::config::{self, Config, Limits};
 use crate::driver;
 use crate::policy::pipeline;
 
@@ -38,9 +38,9 @@ impl Listener {
     /// Those of a configuration, in the order in which the driver numbers them.
     pub(super) fn all(config: &Arc<Config>) -> Vec<Rc<Self>> {
         let listeners = (0..).zip(&config.listeners);
-        let listener = |(number, facts): (u16, &pipeline::Listener)| {
+        let listener = |(number, listener): (u16, &config::Listener)| {
             Rc::new(Self {
-                facts: *facts,
+                facts: listener.facts(),
                 number: driver::Listener(number),
                 limits: config.limits.clone(),
                 offer: config.session_settings(),

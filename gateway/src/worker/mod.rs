@@ -62,6 +62,9 @@ const ACCEPTS: u32 = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Connections starved of a buffer that are armed again in one batch.
 const STARVED_PER_TURN: usize = 256;
+/// Handshakes that go on in one batch. A signature takes up to milliseconds, and a batch without one
+/// microseconds: with more than one the other sessions would only wait longer.
+const HANDSHAKES_PER_TURN: usize = 1;
 /// How long connections may take to close once everything is said, when the gate stops: the three
 /// seconds of one that lingers, the second by which a deadline may be late, and a moment for the
 /// close itself.
@@ -213,6 +216,7 @@ impl Worker {
         }
         self.completions = completions;
         self.expire();
+        self.shake_hands();
         let goes_on = self.follow_life();
         self.work_off();
         self.settle();
@@ -221,7 +225,7 @@ impl Worker {
 
     /// How long the worker may wait for completions.
     fn sleep(&self) -> Duration {
-        if !self.starved.is_empty() {
+        if !self.starved.is_empty() || self.reactor.has_handshakes() {
             return Duration::ZERO;
         }
         let now = self.reactor.now.get();
@@ -416,6 +420,8 @@ impl Worker {
             }
             if sent < buffer.len() && !connection.is_ending() {
                 buffer.drain(..sent);
+                // Behind it comes what TLS had to say meanwhile.
+                buffer.append(&mut connection.unsent);
                 connection.unsent = std::mem::take(&mut buffer);
                 connection.sent_in_part(now);
             }
@@ -471,6 +477,15 @@ impl Worker {
             }
             self.poll(conn);
             reactor.touch(conn);
+        }
+    }
+
+    /// Goes on with a few handshakes; the others wait for the next batch, which follows at once.
+    fn shake_hands(&self) {
+        for _ in 0..HANDSHAKES_PER_TURN {
+            if !self.reactor.take_handshake() {
+                return;
+            }
         }
     }
 

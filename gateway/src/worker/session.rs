@@ -176,14 +176,10 @@ impl Session {
         reactor.counters.session_opened();
         reactor.sessions.set(reactor.sessions.get() + 1);
         let now = reactor.now.get();
-        let is_encrypted = reactor.with(conn, |connection| connection.transport.is_encrypted());
         Self {
             smtp: server::Session::new(),
             heard: LastHeard::Other,
-            channel: Channel {
-                is_encrypted: is_encrypted.unwrap_or(false),
-                is_identified: false,
-            },
+            channel: Channel::default(),
             client: reactor.config().policy.client(address),
             generation: reactor.generation(),
             id: reactor.next_id(),
