@@ -9,6 +9,7 @@
 mod admin;
 mod auth;
 mod compile;
+mod demands;
 mod dnsbl;
 mod document;
 mod error;

@@ -4,10 +4,10 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::keys::{Absent, Form, Key, KeyTable, flag, word};
+use super::demands;
+use super::keys::{Absent, Form, Key, KeyTable, flag};
 use super::relay::texts_and_file;
 use super::section::Section;
-use crate::fronts::SendClient;
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
 use crate::relay::hop::{Demands, Hop};
 
@@ -61,35 +61,20 @@ pub(super) static KEYS: KeyTable = KeyTable {
             "Whether the next hops of the route offer DSN (RFC 3461). The gate offers it to \
              clients only if every route has this set.",
         ),
-        SEND_CLIENT,
-        SEND_CLIENT_REQUIRED,
+        demands::TLS,
+        demands::TLS_FALLBACK,
+        demands::TLS_MIN_VERSION,
+        demands::TLS_AUTHORITIES,
+        demands::TLS_NAME,
+        demands::TLS_FINGERPRINTS,
+        demands::TLS_CERTIFICATE,
+        demands::TLS_KEY,
+        demands::AUTH,
+        demands::SEND_CLIENT,
+        demands::SEND_CLIENT_REQUIRED,
     ],
-    later: &["tls"],
+    later: &[],
 };
-
-const SEND_CLIENT: Key = Key::new(
-    "send_client",
-    word(
-        "no",
-        &[
-            ("no", "not at all: it sees the gate"),
-            ("xclient", "by XCLIENT, where it offers that; a connection serves one client after the other"),
-            ("proxy-v1", "by the text header of the PROXY protocol; a connection serves one transaction"),
-            ("proxy-v2", "by its binary header; a connection serves one transaction"),
-        ],
-    ),
-    "How the next hops hear which client a message comes from. They have to trust the gate with it, \
-     and with a PROXY header they have to expect one.",
-)
-.see(&["route.send_client_required"]);
-
-const SEND_CLIENT_REQUIRED: Key = Key::new(
-    "send_client_required",
-    flag(false),
-    "Whether clients hear 451 if a next hop does not take XCLIENT. Without this key the mail goes \
-     on in the name of the gate, which is counted and logged.",
-)
-.see(&["route.send_client"]);
 
 /// A route: for recipients in these domains, these next hops in their order.
 ///
@@ -169,10 +154,12 @@ impl fmt::Display for NextHop {
     }
 }
 
-/// Reads the `[[route]]` tables; `listeners` are the addresses that would be a loop.
+/// Reads the `[[route]]` tables; `listeners` are the addresses that would be a loop. With
+/// `read_files` false the files of certificates and passwords are left alone.
 pub(super) fn read(
     sections: Vec<Section<'_, '_>>,
     listeners: &[SocketAddr],
+    read_files: bool,
 ) -> (Vec<Route>, Domains) {
     let (mut routes, mut index) = (Vec::<Route>::new(), Domains::default());
     let mut without_dsn = None;
@@ -206,7 +193,7 @@ pub(super) fn read(
             Err(_) => s.document.error(&s.span, "too many routes"),
         }
         let dsn = s.flag("dsn");
-        let demands = demands(&mut s, &next_hops);
+        let demands = demands::read(&mut s, &next_hops, read_files);
         routes.push(Route {
             domains,
             target: target(&next_hops, &demands, &routes),
@@ -245,37 +232,6 @@ fn target(next_hops: &[NextHop], demands: &[Arc<Demands>], before: &[Route]) -> 
         0 => names.into(),
         others => format!("{names} (by route {})", others + 1).into(),
     }
-}
-
-fn demands(s: &mut Section<'_, '_>, next_hops: &[NextHop]) -> Vec<Arc<Demands>> {
-    let send_client = s.word(
-        "send_client",
-        &[
-            ("no", SendClient::No),
-            ("xclient", SendClient::Xclient),
-            ("proxy-v1", SendClient::ProxyV1),
-            ("proxy-v2", SendClient::ProxyV2),
-        ],
-    );
-    let send_client = send_client.unwrap_or_default();
-    let is_discard = next_hops.contains(&NextHop::Discard);
-    if is_discard && send_client != SendClient::No {
-        let message = "`send_client` is of no use: \"discard\" hears nothing";
-        s.document.error(&s.span_of("send_client"), message);
-    }
-    let send_client_required = s.flag("send_client_required");
-    if send_client_required && send_client != SendClient::Xclient {
-        s.document.error_with(
-            &s.span_of("send_client_required"),
-            "`send_client_required` is about XCLIENT",
-            "remove it, or write send_client = \"xclient\"; a PROXY header needs no offer",
-        );
-    }
-    let mut demands = Demands::default();
-    demands.send_client = send_client;
-    demands.send_client_required = send_client_required;
-    let demands = demands.sealed();
-    next_hops.iter().map(|_| Arc::clone(&demands)).collect()
 }
 
 fn read_next_hops(s: &mut Section<'_, '_>, listeners: &[SocketAddr]) -> Vec<NextHop> {

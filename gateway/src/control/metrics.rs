@@ -42,11 +42,11 @@ mod tests {
     use super::super::grants::Report;
     use super::super::state::{NextHop, Transactions};
     use super::*;
-    use crate::relay::hop::HopEvent;
     use crate::filter::{
         InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, Unread,
         VerdictCounts,
     };
+    use crate::relay::hop::HopEvent;
 
     fn state() -> State {
         let interface = InterfaceStatus {
@@ -177,6 +177,8 @@ mod tests {
             "portcullis_transactions_total{outcome=\"accepted\",rule=\"local-network\"} 12",
             "portcullis_next_hop_up{next_hop=\"[2001:db8::1]:25\"} 1",
             "portcullis_next_hop_failures_total{next_hop=\"[2001:db8::1]:25\"} 2",
+            "portcullis_next_hop_tls_total{next_hop=\"[2001:db8::1]:25\",result=\"full\"} 3",
+            "portcullis_next_hop_auth_total{next_hop=\"[2001:db8::1]:25\",result=\"refused\"} 3",
             "portcullis_next_hop_clients_unnamed_total{next_hop=\"[2001:db8::1]:25\"} 3",
             "portcullis_filter_passed_packets_total{interface=\"eth0\"} 10",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"unlisted\"} 4",

@@ -36,6 +36,8 @@ pub enum Loss {
     Deferred,
     /// The next hop does not meet what its route demands of it; what is said is ours.
     Unfit,
+    /// Its TLS failed, and the next connection to it will be in the clear.
+    Unencrypted,
 }
 
 /// The next hops of a transaction, in the order in which they are tried.
@@ -121,8 +123,8 @@ impl NextHops {
     /// A connection to this next hop was lost; `said` is what the next hop said when it went.
     pub fn lost(&mut self, address: HopId, loss: Loss, said: Option<Reply<'static>>) {
         match loss {
-            // There are other connections to it: one of those will do.
-            Loss::Crowded => self.fresh = false,
+            // There are other connections to it, or will be: one of those will do.
+            Loss::Crowded | Loss::Unencrypted => self.fresh = false,
             Loss::Broken | Loss::Deferred if !self.fresh => self.fresh = true,
             Loss::Broken if !self.replaced => self.replaced = true,
             Loss::Broken | Loss::Deferred | Loss::NoAnswer | Loss::Unfit => {

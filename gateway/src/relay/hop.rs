@@ -12,7 +12,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::login::Login;
 use crate::fronts::SendClient;
+use crate::tls::ClientTls;
 
 /// Tells demands apart. That two which differ have the same id has a chance of 2^-64.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,14 +28,48 @@ pub struct Demands {
     pub send_client: SendClient,
     /// Whether no mail goes to a next hop that cannot be told.
     pub send_client_required: bool,
+    /// Whether it is encrypted, and how.
+    pub tls: HopTls,
+    /// The name that its certificate is verified against; empty without TLS.
+    pub tls_name: Box<str>,
+    /// As whom the gate authenticates.
+    pub login: Option<Arc<Login>>,
+}
+
+/// Whether a connection to a next hop is encrypted.
+#[derive(Clone, Debug, Default)]
+pub enum HopTls {
+    /// Never.
+    #[default]
+    Off,
+    /// Where the next hop offers STARTTLS, whatever its certificate.
+    Opportunistic {
+        /// What it is encrypted with.
+        tls: ClientTls,
+        /// A connection whose STARTTLS fails is replaced by one in the clear.
+        falls_back: bool,
+    },
+    /// Always, and the next hop is verified.
+    Required(ClientTls),
 }
 
 impl Demands {
     /// These demands with their id, which is made when nothing of them is changed any more.
+    /// `tls_content` is everything that TLS was made of: settings, and what is in their files.
     #[must_use]
-    pub fn sealed(mut self) -> Arc<Self> {
+    pub fn sealed(mut self, tls_content: &[u8]) -> Arc<Self> {
         let mut hasher = DefaultHasher::new();
         (self.send_client, self.send_client_required).hash(&mut hasher);
+        let tls = match self.tls {
+            HopTls::Off => 0,
+            HopTls::Opportunistic { falls_back, .. } => 1 + u8::from(falls_back),
+            HopTls::Required(_) => 3,
+        };
+        (tls, tls_content, &self.tls_name).hash(&mut hasher);
+        let login = self.login.as_ref();
+        login
+            .map(|login| (login.user(), login.password()))
+            .hash(&mut hasher);
         self.id = DemandsId(hasher.finish());
         Arc::new(self)
     }
@@ -104,17 +140,72 @@ impl fmt::Display for HopId {
 /// Something about a next hop that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HopEvent {
+    /// A connection is under TLS, by a whole handshake.
+    TlsFull,
+    /// A connection is under TLS, by a session of before.
+    TlsResumed,
+    /// It does not offer STARTTLS.
+    TlsNotOffered,
+    /// It refused STARTTLS.
+    TlsRefused,
+    /// The handshake failed.
+    TlsFailed,
+    /// The gate has authenticated.
+    AuthAccepted,
+    /// It does not offer AUTH with a mechanism that is known.
+    AuthNotOffered,
+    /// It does not accept user and password.
+    AuthRefused,
+    /// It could not check them, or broke the mechanism.
+    AuthFailed,
     /// A transaction went to it without its client being named, although the route asks for that.
     ClientUnnamed,
 }
 
 impl HopEvent {
     /// All of them, in their order.
-    pub const ALL: [Self; 1] = [Self::ClientUnnamed];
+    pub const ALL: [Self; 10] = [
+        Self::TlsFull,
+        Self::TlsResumed,
+        Self::TlsNotOffered,
+        Self::TlsRefused,
+        Self::TlsFailed,
+        Self::AuthAccepted,
+        Self::AuthNotOffered,
+        Self::AuthRefused,
+        Self::AuthFailed,
+        Self::ClientUnnamed,
+    ];
+
+    /// Those of TLS, with the results that they are.
+    pub const TLS: [(Self, &'static str); 5] = [
+        (Self::TlsFull, "full"),
+        (Self::TlsResumed, "resumed"),
+        (Self::TlsNotOffered, "not_offered"),
+        (Self::TlsRefused, "refused"),
+        (Self::TlsFailed, "failed"),
+    ];
+
+    /// Those of AUTH, with the results that they are.
+    pub const AUTH: [(Self, &'static str); 4] = [
+        (Self::AuthAccepted, "accepted"),
+        (Self::AuthNotOffered, "not_offered"),
+        (Self::AuthRefused, "refused"),
+        (Self::AuthFailed, "failed"),
+    ];
 
     /// The word for it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::TlsFull => "tls_full",
+            Self::TlsResumed => "tls_resumed",
+            Self::TlsNotOffered => "tls_not_offered",
+            Self::TlsRefused => "tls_refused",
+            Self::TlsFailed => "tls_failed",
+            Self::AuthAccepted => "auth_accepted",
+            Self::AuthNotOffered => "auth_not_offered",
+            Self::AuthRefused => "auth_refused",
+            Self::AuthFailed => "auth_failed",
             Self::ClientUnnamed => "client_unnamed",
         }
     }

@@ -7,6 +7,7 @@ pub mod client;
 pub mod destination;
 pub mod envelope;
 pub mod hop;
+pub mod login;
 pub mod owner;
 pub mod pool;
 pub mod received;

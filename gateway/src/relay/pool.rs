@@ -25,6 +25,8 @@ use crate::driver::Conn;
 
 /// The first pause after a failure.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// How long connections to a next hop are in the clear after its TLS has failed.
+const CLEAR_TIME: Duration = Duration::from_secs(300);
 
 /// What a transaction gets when it asks for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +95,8 @@ struct Hop {
     /// It refused a connection while it had so many, and is not asked for more until then.
     full_at: u32,
     full_until: Duration,
+    /// Its TLS has failed, and connections until then are in the clear.
+    clear_until: Duration,
     /// Why it was of no use when a connection was opened last.
     refusal: Option<Refusal>,
     warned: Warned,
@@ -191,7 +195,9 @@ impl Pool {
     pub fn configure(&mut self, connections_max: u32, retry_after: Duration) {
         self.connections_max = connections_max;
         self.retry_after = retry_after;
-        self.hops.values_mut().for_each(|hop| hop.warned = Warned::default());
+        self.hops
+            .values_mut()
+            .for_each(|hop| hop.warned = Warned::default());
     }
 
     /// Forgets next hops under demands that are in force no more. Those that still have connections
@@ -203,7 +209,11 @@ impl Pool {
             if !is_kept {
                 let total = retired.entry(id.address).or_default();
                 total.0 += hop.failures_total;
-                total.1.iter_mut().zip(hop.events).for_each(|(sum, more)| *sum += more);
+                total
+                    .1
+                    .iter_mut()
+                    .zip(hop.events)
+                    .for_each(|(sum, more)| *sum += more);
             }
             is_kept
         });
@@ -231,6 +241,17 @@ impl Pool {
     pub fn lacks_dsn(&mut self, address: HopId) -> bool {
         let hop = self.hops.entry(address).or_default();
         !std::mem::replace(&mut hop.warned.lacks_dsn, true)
+    }
+
+    /// TLS with the next hop has failed: for a while it is not tried.
+    pub fn tls_failed(&mut self, address: HopId, now: Duration) {
+        self.hops.entry(address).or_default().clear_until = now + CLEAR_TIME;
+    }
+
+    /// Whether a connection to the next hop is to be in the clear, because TLS has failed.
+    pub fn is_clear(&self, address: HopId, now: Duration) -> bool {
+        let hop = self.hops.get(&address);
+        hop.is_some_and(|hop| now < hop.clear_until)
     }
 
     /// Counts a transaction whose client the next hop is not told; whether that is news.

@@ -31,6 +31,24 @@ pub const NO_CONNECTION: Reply<'static> = Reply::fixed(
     EnhancedCode(4, 3, 2),
     "Too many connections, please try again later",
 );
+/// The route demands TLS, and the next hop does not offer it.
+pub const TLS_NOT_OFFERED: Reply<'static> = Reply::fixed(
+    451,
+    EnhancedCode(4, 7, 4),
+    "The next hop does not offer TLS, please try again later",
+);
+/// The route demands TLS, and that failed.
+pub const TLS_FAILED: Reply<'static> = Reply::fixed(
+    451,
+    EnhancedCode(4, 7, 5),
+    "TLS with the next hop failed, please try again later",
+);
+/// The next hop does not know the gate as the route says.
+pub const AUTH_FAILED: Reply<'static> = Reply::fixed(
+    451,
+    EnhancedCode(4, 7, 0),
+    "Authentication with the next hop failed, please try again later",
+);
 /// The route demands that the next hop be told of the client.
 pub const CLIENT_UNNAMED: Reply<'static> = Reply::fixed(
     451,

@@ -88,11 +88,7 @@ fn connect(reactor: &Rc<Reactor>, transaction: &Rc<OpenTransaction>, id: HopId) 
 
 /// Begins a connection to a next hop for an owner, or in the background; `None` if every slot is
 /// taken.
-pub(super) fn open(
-    reactor: &Rc<Reactor>,
-    hop: Hop,
-    owner: Option<Rc<dyn Owner>>,
-) -> Option<Conn> {
+pub(super) fn open(reactor: &Rc<Reactor>, hop: Hop, owner: Option<Rc<dyn Owner>>) -> Option<Conn> {
     let (id, in_background) = (hop.id(), owner.is_none());
     let shared = Rc::new(NextHop::new(hop, owner));
     let role = Role::NextHop(Rc::clone(&shared));
@@ -279,12 +275,7 @@ pub(super) fn lease_again(reactor: &Rc<Reactor>, client: Conn, address: HopId) {
 }
 
 /// A connection to a next hop is gone, or never came about; `ready`: it could carry transactions.
-pub(super) fn closed_in_pool(
-    reactor: &Reactor,
-    address: HopId,
-    hop: Option<Conn>,
-    ready: bool,
-) {
+pub(super) fn closed_in_pool(reactor: &Reactor, address: HopId, hop: Option<Conn>, ready: bool) {
     let now = reactor.now.get();
     let again = reactor
         .pool

@@ -251,7 +251,9 @@ impl Session {
 
     /// The client as a next hop is told of it.
     fn message_client(&self) -> MessageClient {
-        let port = self.reactor.with(self.conn, |connection| connection.peer_port);
+        let port = self
+            .reactor
+            .with(self.conn, |connection| connection.peer_port);
         let facts = &self.listener().facts;
         MessageClient {
             address: SocketAddr::new(self.client.address, port.unwrap_or_default()),

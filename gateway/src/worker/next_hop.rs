@@ -20,15 +20,15 @@ use std::time::Duration;
 
 use portcullis_smtp::client::Client;
 
+use self::replies::State;
 use super::deadline::Deadline;
 use super::lease::attach_to_client;
 use super::local::Local;
 use super::reactor::{Reactor, Service};
-use self::replies::State;
 use crate::driver::Conn;
 use crate::relay::destination::Loss;
 use crate::relay::hop::{Hop, HopId};
-use crate::relay::owner::Owner;
+use crate::relay::owner::{Link, Owner};
 
 /// What others may know of a session with a next hop, and do to it.
 pub(super) struct NextHop {
@@ -93,7 +93,7 @@ impl NextHop {
 }
 
 /// How a session with a next hop ends.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     /// With QUIT.
     Quit,
@@ -122,6 +122,7 @@ pub(super) async fn session(reactor: Rc<Reactor>, conn: Conn, shared: Rc<NextHop
         smtp: Client::new(),
         state: State::default(),
         has_begun: false,
+        tls_version: "",
         is_fresh: true,
         waits: None,
         look_at: None,
@@ -139,6 +140,8 @@ pub(super) struct Session {
     state: State,
     /// The connection was made, and what comes first was written.
     has_begun: bool,
+    /// Under which version of TLS; empty in the clear.
+    tls_version: &'static str,
     /// It has just become ready, and its owner has told nothing.
     is_fresh: bool,
     /// What is waited for, and since when.
@@ -158,7 +161,7 @@ impl Session {
     }
 
     async fn dialogue(&mut self) -> Result<Infallible, End> {
-        poll_fn(|_| self.poll_open()).await?;
+        self.open().await?;
         self.opened();
         loop {
             poll_fn(|_| self.poll_carry()).await?;
@@ -224,14 +227,14 @@ impl Session {
 
     /// Has the owner tell what it can tell now.
     fn advance(&mut self, owner: &dyn Owner, mut renew: Renew) {
-        let (address, conn) = (self.shared.id(), self.conn);
+        let (link, conn) = (self.link(), self.conn);
         if !self.smtp.extensions().dsn && owner.asks_for_dsn() {
             self.warn_of_dsn();
         }
         let smtp = &mut self.smtp;
         let begun = self
             .reactor
-            .write(conn, |out| owner.advance(address.address, smtp, out));
+            .write(conn, |out| owner.advance(link, smtp, out));
         self.state.needs_reset |= begun;
         let standing = owner.standing();
         if standing.awaits_final && !self.state.awaits_final {
@@ -242,6 +245,13 @@ impl Session {
             self.reactor.wake(owner.task());
         }
         self.expect(renew);
+    }
+
+    fn link(&self) -> Link {
+        Link {
+            address: self.shared.id().address,
+            tls_version: self.tls_version,
+        }
     }
 
     fn reset(&mut self) {

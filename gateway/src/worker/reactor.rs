@@ -432,7 +432,6 @@ impl Reactor {
 
     /// The connection of the task being polled is under TLS from here on: what it has received and
     /// not read is the beginning of the peer's handshake. The end of the handshake wakes the task.
-    #[allow(dead_code, reason = "no session starts TLS yet")]
     pub(super) fn start_tls(&self, conn: Conn, tls: Tls) {
         self.with(conn, |connection| connection.start_tls(tls));
         self.note_input(false);
@@ -441,7 +440,6 @@ impl Reactor {
 
     /// Whether the handshake of the connection of the task being polled is complete, or how it has
     /// failed. `Err(None)`: the peer has gone away.
-    #[allow(dead_code, reason = "no session starts TLS yet")]
     pub(super) fn poll_handshake(&self, conn: Conn) -> Poll<Result<(), Option<Fault>>> {
         let looked = self.with(conn, |connection| {
             let tls = connection.transport.tls()?;

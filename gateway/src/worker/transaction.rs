@@ -6,7 +6,7 @@
 //! allocation, made at MAIL, so that a session between transactions pays nothing for it.
 
 use std::cell::Cell;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::policy::Rule;
 use crate::relay::client::MessageClient;
 use crate::relay::destination::{Destination, Loss};
 use crate::relay::hop::HopId;
-use crate::relay::owner::{Owner, Standing};
+use crate::relay::owner::{Link, Owner, Standing};
 use crate::relay::transaction::{Lost, Transaction};
 
 /// More octets than this waiting for the next hop stop the client's receive.
@@ -77,6 +77,7 @@ impl LoggedReply {
             recipients: 0,
             refused: 0,
             reached: Reached::Nothing,
+            next_hop_tls: "",
             octets: 0,
             time: Duration::ZERO,
         }
@@ -113,7 +114,7 @@ pub(super) struct OpenTransaction {
     /// The next hop takes the content more slowly than the client sends it.
     pub(super) congested: Cell<bool>,
     /// The next hop that was spoken to, for the log.
-    pub(super) next_hop: Cell<Option<SocketAddr>>,
+    pub(super) next_hop: Cell<Option<Link>>,
     /// The client, if a next hop is to be told of it.
     pub(super) client_told: Local<Option<Box<MessageClient>>>,
 }
@@ -192,9 +193,10 @@ impl OpenTransaction {
                 refused: notes.refused,
                 reached: match (&state.destination, self.next_hop.get()) {
                     (Destination::Discard, _) => Reached::Discard,
-                    (_, Some(address)) => Reached::NextHop(address),
+                    (_, Some(link)) => Reached::NextHop(link.address),
                     _ => Reached::Nothing,
                 },
+                next_hop_tls: self.next_hop.get().map_or("", |link| link.tls_version),
                 octets: notes.octets,
                 time: now.saturating_sub(self.since),
             }
@@ -213,8 +215,8 @@ impl Owner for OpenTransaction {
         self.client
     }
 
-    fn advance(&self, address: SocketAddr, hop: &mut Client, out: &mut Vec<u8>) -> bool {
-        self.next_hop.set(Some(address));
+    fn advance(&self, link: Link, hop: &mut Client, out: &mut Vec<u8>) -> bool {
+        self.next_hop.set(Some(link));
         // Should it have to wait for another connection later, that is a wait of its own.
         self.queue_due.set(None);
         self.with(|transaction| transaction.advance(hop, out))

@@ -19,6 +19,7 @@ impl Session {
             End::Quit => (true, Loss::Broken),
             End::Replaced => (self.smtp.may_send(), Loss::Deferred),
             End::Lost(Loss::Unfit) => (true, self.is_unfit(said.as_ref(), ready)),
+            End::Lost(Loss::Unencrypted) => (false, Loss::Unencrypted),
             End::Lost(_) if !ready => (false, self.not_opened(said.as_ref())),
             End::Lost(loss) => (false, loss),
             End::Abandoned => (false, Loss::Broken),

@@ -5,16 +5,29 @@ use std::task::Poll;
 
 use portcullis_smtp::client::{ClientEvent, Sent, offered_arguments};
 use portcullis_smtp::reply::Reply;
+use portcullis_smtp::sasl::Encoded;
+use zeroize::Zeroizing;
 
 use super::naming::{Naming, Stage};
 use super::{End, Session};
 use crate::fronts::xclient::Offered;
 use crate::relay::destination::Loss;
+use crate::relay::login::{Exchange, Unexpected};
 use crate::relay::owner::Owner;
 
 /// What a reply means for the session.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum After {
     Goes,
+    /// STARTTLS was accepted: the handshake comes next.
+    StartTls,
+    StartTlsRefused,
+    /// A challenge has its response, which is to go out.
+    Respond,
+    /// A challenge cannot be answered.
+    Cancel,
+    LoggedIn,
+    LoginFailed,
     /// HELO is to be tried.
     Helo,
     /// EHLO or HELO was accepted.
@@ -35,6 +48,11 @@ pub(super) struct State {
     pub(super) refusal: Option<Reply<'static>>,
     /// What the next hop was told of clients.
     pub(super) naming: Naming,
+    /// The exchange of AUTH that goes on, and the response to the latest challenge.
+    pub(super) login: Option<Box<Exchange>>,
+    response: Zeroizing<Vec<u8>>,
+    /// The gate has cancelled it.
+    pub(super) cancelled: bool,
 }
 
 impl Session {
@@ -52,6 +70,7 @@ impl Session {
         let owner = self.shared.owner();
         let owner = owner.as_deref();
         let (smtp, state) = (&mut self.smtp, &mut self.state);
+        let mut has_secret = false;
         let read = reactor.read(self.conn, |input, out| {
             let (mut taken, mut latest) = (0, None);
             loop {
@@ -73,6 +92,12 @@ impl Session {
                 match after {
                     After::Ehlo => smtp.ehlo(&reactor.config().hostname, out),
                     After::Helo => smtp.helo(&reactor.config().hostname, out),
+                    After::Respond => {
+                        let response = std::mem::take(&mut state.response);
+                        smtp.auth_response(&response, out);
+                        has_secret = true;
+                    }
+                    After::Cancel => smtp.auth_cancel(out),
                     _ => {}
                 }
                 let ends = matches!(after, After::Ends(_));
@@ -83,6 +108,9 @@ impl Session {
             }
             (taken, latest)
         });
+        if has_secret {
+            reactor.with(self.conn, |connection| connection.has_secret = true);
+        }
         match read {
             Some(Some(After::Ends(end))) => Poll::Ready(Err(end)),
             _ if polled.is_at_end => Poll::Ready(Err(End::Lost(Loss::Broken))),
@@ -135,8 +163,14 @@ impl State {
                 self.refusal = Some(reply.clone().into_owned());
                 return lost();
             }
+            Sent::StartTls if reply.code == 220 => return After::StartTls,
+            Sent::StartTls => {
+                self.refusal = Some(reply.clone().into_owned());
+                return After::StartTlsRefused;
+            }
+            Sent::Auth => return self.login_reply(reply),
             // Only QUIT is sent.
-            Sent::Quit | Sent::StartTls | Sent::Auth => return lost(),
+            Sent::Quit => return lost(),
             // A next hop that refuses to forget a transaction is not to get another.
             Sent::Rset if !reply.is_positive() => return lost(),
             Sent::Rset => {}
@@ -152,6 +186,45 @@ impl State {
         }
         After::Goes
     }
+
+    /// A reply within AUTH.
+    fn login_reply(&mut self, reply: &Reply<'_>) -> After {
+        let Some(exchange) = self.login.as_mut().filter(|_| reply.is_positive()) else {
+            self.login = None;
+            self.refusal = Some(reply.clone().into_owned());
+            return After::LoginFailed;
+        };
+        if reply.code != 334 {
+            let is_complete = exchange.is_complete();
+            self.login = None;
+            if is_complete {
+                return After::LoggedIn;
+            }
+            tracing::error!("next hop accepts AUTH and has not proved that it knows the password");
+            return After::LoginFailed;
+        }
+        let mut challenge = Vec::new();
+        let response = match Encoded::parse(reply.text.trim().as_bytes()) {
+            Some(encoded) => {
+                encoded.decode(&mut challenge);
+                exchange.respond(&challenge)
+            }
+            None => Err(Unexpected("a challenge that is no base64")),
+        };
+        match response {
+            Ok(response) => {
+                self.response = response;
+                After::Respond
+            }
+            Err(Unexpected(what)) => {
+                let mechanism = exchange.mechanism().name();
+                tracing::error!(mechanism, "next hop sends {what}");
+                self.login = None;
+                self.cancelled = true;
+                After::Cancel
+            }
+        }
+    }
 }
 
 /// Whether a reply of this kind can be an answer to the command at all. Taking a 250 to DATA for a
@@ -159,6 +232,7 @@ impl State {
 fn fits(to: Sent, reply: &Reply<'_>) -> bool {
     match to {
         Sent::Data if reply.is_positive() => reply.code == 354,
+        Sent::Auth if reply.code == 334 => true,
         _ => matches!(reply.code, 200..=299 | 400..=599),
     }
 }
