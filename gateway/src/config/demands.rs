@@ -39,12 +39,8 @@ pub(super) const SEND_CLIENT: Key = Key::new(
                 "by XCLIENT, where it offers that; a connection serves one client after the other",
             ),
             (
-                "proxy-v1",
-                "by the text header of the PROXY protocol; a connection serves one transaction",
-            ),
-            (
                 "proxy-v2",
-                "by its binary header; a connection serves one transaction",
+                "by the binary header of the PROXY protocol; a connection serves one transaction",
             ),
         ],
     ),
@@ -244,7 +240,6 @@ fn send_client(s: &mut Section<'_, '_>) -> (SendClient, bool) {
         &[
             ("no", SendClient::No),
             ("xclient", SendClient::Xclient),
-            ("proxy-v1", SendClient::ProxyV1),
             ("proxy-v2", SendClient::ProxyV2),
         ],
     );

@@ -282,7 +282,8 @@ impl Session {
     /// pool.
     fn return_to_pool(&mut self) -> Result<(), End> {
         let is_draining = self.reactor.service.get() != Service::Open;
-        let is_of_one_client = !self.shared.hop.demands().send_client.can_change_client();
+        let can_change_client = self.shared.hop.demands().send_client.can_change_client();
+        let is_of_one_client = !can_change_client || self.state.naming.is_final();
         if is_draining || is_of_one_client || !self.smtp.takes_transaction() {
             return Err(End::Quit);
         }

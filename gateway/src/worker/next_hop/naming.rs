@@ -42,6 +42,12 @@ impl Naming {
         self.named = std::mem::take(&mut self.sent);
         self.offered = Offered::default();
     }
+
+    /// The connection stands in the name of a client, and cannot name another. Postfix takes
+    /// XCLIENT again only if that client, too, is one that it takes it from.
+    pub(super) fn is_final(&self) -> bool {
+        !self.named.is_empty() && !self.offered.names_clients()
+    }
 }
 
 impl Session {
