@@ -95,7 +95,7 @@ fn fingerprint(certificate: &Path) -> Result<String> {
 
 #[test]
 fn a_next_hop_is_verified_as_its_route_says() -> Result<()> {
-    if !root("TLS with a Postfix as next hop") {
+    if !root() {
         return Ok(());
     }
     let postfix = MailServer::start("", &[GOOD, EXPIRED, &[]], write_certificates)?;
@@ -178,7 +178,7 @@ fn a_next_hop_is_verified_as_its_route_says() -> Result<()> {
 
 #[test]
 fn opportunistic_tls_takes_any_certificate_and_goes_without_where_there_is_none() -> Result<()> {
-    if !root("TLS with a Postfix as next hop") {
+    if !root() {
         return Ok(());
     }
     let postfix = MailServer::start("", &[EXPIRED, &[]], write_certificates)?;
@@ -243,7 +243,7 @@ fn a_handshake_that_breaks_costs_no_mail_where_that_may_go_in_the_clear() -> Res
 
 #[test]
 fn the_gate_authenticates_and_a_wrong_password_costs_no_mail() -> Result<()> {
-    if !root("AUTH with a Postfix as next hop") {
+    if !root() {
         return Ok(());
     }
     let dovecot = Dovecot::start(&[("gate", PASSWORD)])?;
@@ -315,7 +315,7 @@ fn the_gate_authenticates_and_a_wrong_password_costs_no_mail() -> Result<()> {
 
 #[test]
 fn a_next_hop_sees_each_client_in_its_own_name() -> Result<()> {
-    if !root("a Postfix that is told of clients") {
+    if !root() {
         return Ok(());
     }
     let services: [&[&str]; 3] = [
