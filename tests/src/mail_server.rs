@@ -43,7 +43,7 @@ impl MailServer {
             fs::create_dir(path.join(name))?;
         }
         give(&path.join("data"), "postfix")?;
-        let nobody = give(&path.join("mail"), "nobody")?;
+        let mailbox_owner = give(&path.join("mail"), "mail")?;
         prepare(path)?;
         let mut addresses = Vec::new();
         let mut master = String::new();
@@ -56,7 +56,7 @@ impl MailServer {
             }
         }
         master.push_str(MASTER);
-        let main = format!("{}{main}\n", configuration(&shown, nobody));
+        let main = format!("{}{main}\n", configuration(&shown, mailbox_owner));
         fs::write(path.join("conf/main.cf"), main.replace("@DIR@", &shown))?;
         fs::write(path.join("conf/master.cf"), master)?;
         let server = Self {
@@ -149,7 +149,7 @@ fn give(path: &Path, user: &str) -> Result<Uid> {
     Ok(user.uid)
 }
 
-fn configuration(directory: &str, nobody: Uid) -> String {
+fn configuration(directory: &str, mailbox_owner: Uid) -> String {
     format!(
         "compatibility_level = 3.6\n\
          queue_directory = {directory}/spool\n\
@@ -170,8 +170,9 @@ fn configuration(directory: &str, nobody: Uid) -> String {
          virtual_mailbox_domains = static:all\n\
          virtual_mailbox_base = {directory}/mail\n\
          virtual_mailbox_maps = static:box/\n\
-         virtual_uid_maps = static:{nobody}\n\
-         virtual_gid_maps = static:{nobody}\n\
+         virtual_uid_maps = static:{mailbox_owner}\n\
+         virtual_gid_maps = static:{mailbox_owner}\n\
+         virtual_minimum_uid = 1\n\
          maillog_file = {directory}/log\n\
          maillog_file_prefixes = {directory}\n\
          smtpd_tls_received_header = yes\n\

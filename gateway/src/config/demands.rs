@@ -1,8 +1,8 @@
 //! What a `[[route]]` demands of the connections to its next hops: how they hear of the client,
 //! TLS, and as whom the gate authenticates.
 //!
-//! `auth` needs `tls = "required"`. With less the password would go to whoever answers in place of
-//! the next hop: opportunistic TLS does not verify it, and can be stripped.
+//! `auth` needs `tls = "required"`. With less the password would go to any server that answers in
+//! place of the next hop: opportunistic TLS does not verify it, and can be stripped.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -147,7 +147,7 @@ pub(super) const AUTH: Key = Key::new(
     Form::Table(&AUTH_KEYS),
     "As whom the gate authenticates with the next hops (a smart host may want that), by \
      SCRAM-SHA-256, PLAIN or LOGIN. Needs `tls = \"required\"`: the password would else go to \
-     whoever answers in their place.",
+     any server that answers in their place.",
 )
 .see(&["route.tls"]);
 
@@ -197,8 +197,8 @@ pub(super) fn read(
         if tls.mode != NextHopTls::Required {
             s.document.error_with(
                 &s.span_of("auth"),
-                "`auth` needs `tls = \"required\"`: the password would go to whoever answers in \
-                 place of the next hop",
+                "`auth` needs `tls = \"required\"`: the password would go to any server that \
+                 answers in place of the next hop",
                 "add it, with `tls_authorities` or `tls_fingerprints` if no public authority \
                  vouches for the next hop",
             );
