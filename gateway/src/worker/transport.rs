@@ -114,6 +114,7 @@ impl Connection {
     }
 
     /// How TLS has failed, if it has.
+    #[allow(dead_code, reason = "no session starts TLS yet")]
     pub(super) fn tls_fault(&self) -> Option<&Fault> {
         self.transport.tls().and_then(Tls::fault)
     }
