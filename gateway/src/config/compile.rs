@@ -196,7 +196,8 @@ pub(super) fn config<'d>(
     relay_table.finish();
     let addresses: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
     let errors_before_routes = document.error_count();
-    let (routes, route_index) = route::read(route_tables, &addresses);
+    let (routes, route_index) =
+        route::read(route_tables, &addresses, !matches!(files, Files::Leave));
     let limits = Limits::read(&mut limits_table);
     limits_table.finish();
     let tls = tls::read(tls_table, !matches!(files, Files::Leave));

@@ -9,6 +9,7 @@
 mod admin;
 mod auth;
 mod compile;
+mod demands;
 mod dnsbl;
 mod document;
 mod error;
@@ -63,6 +64,7 @@ use crate::lists::{Compiled, ListAction};
 use crate::policy::Policy;
 pub use crate::policy::Service;
 use crate::policy::domain::Domains;
+use crate::relay::hop::DemandsId;
 
 /// What the gate does without a configuration file: it does no harm and shows that it works.
 const DEFAULT_GATE: &str = r#"[[listener]]
@@ -258,6 +260,12 @@ impl Config {
     pub fn route(&self, mailbox: &Mailbox<'_>) -> Option<usize> {
         let number = self.route_index.lookup(self.policy.routed_domain(mailbox));
         number.map(usize::from)
+    }
+
+    /// Whether a route demands this of its next hops.
+    pub fn has_demands(&self, id: DemandsId) -> bool {
+        let mut demands = self.routes.iter().flat_map(|route| &route.demands);
+        demands.any(|demands| demands.id() == id)
     }
 
     /// Where the lists of the last compile are kept.

@@ -314,7 +314,7 @@ impl Worker {
                     if let Err(error) = &result
                         && let Role::NextHop(next_hop) = &connection.role
                     {
-                        let next_hop = next_hop.address;
+                        let next_hop = next_hop.id();
                         tracing::debug!(%next_hop, %error, "cannot connect");
                         connection.abort();
                     }
@@ -365,6 +365,7 @@ impl Worker {
             (Ok(peer), Some(listener)) => {
                 reactor.with(conn, |connection| {
                     connection.opened();
+                    connection.peer_port = peer.port();
                     connection.role = Role::Client(None);
                 });
                 let address = peer.ip().to_canonical();

@@ -32,6 +32,7 @@ use super::wheel::Wheel;
 use super::{Shared, Size};
 use crate::config::Config;
 use crate::driver::{self, Buffer, Conn, Driver};
+use crate::relay::hop::HopId;
 use crate::relay::pool::Pool;
 use crate::relay::received;
 use crate::tls::{Fault, Tls};
@@ -129,7 +130,7 @@ pub(super) struct Reactor {
     /// Connections whose handshake can go on, in the order in which it could.
     handshakes: Local<VecDeque<Conn>>,
     /// Clients that waited for a connection and are to ask again.
-    pub(super) waiting_again: Local<Vec<(Conn, SocketAddr)>>,
+    pub(super) waiting_again: Local<Vec<(Conn, HopId)>>,
     /// Connections to be opened.
     pub(super) connects: Local<Vec<(Conn, SocketAddr)>>,
     /// Connections that are being opened, and until when the transactions they are for wait for
@@ -196,8 +197,10 @@ impl Reactor {
         if !self.config.with(|config| Arc::ptr_eq(&newest, config)) {
             let config = Arc::clone(&newest);
             let relay = &config.relay;
-            self.pool
-                .with(|pool| pool.configure(relay.connections, relay.retry_after));
+            self.pool.with(|pool| {
+                pool.configure(relay.connections, relay.retry_after);
+                pool.retire(|demands| config.has_demands(demands));
+            });
             self.listeners.replace(Listener::all(&config));
             self.config.replace(config);
             self.generation.set(self.generation.get().wrapping_add(1));

@@ -124,6 +124,8 @@ pub struct TransactionRecord {
     pub refused: u32,
     /// Where the message went.
     pub reached: Reached,
+    /// The version of TLS under which it went there; empty in the clear.
+    pub next_hop_tls: &'static str,
     /// Octets of message content.
     pub octets: u64,
     /// How long it took.

@@ -12,6 +12,8 @@
 //!
 //! Rejected: a task per handshake, which would need a second writer to the connection.
 
+use zeroize::Zeroize as _;
+
 use super::connection::{Connection, Ending};
 use crate::tls::{Fault, Step, Tls};
 
@@ -96,9 +98,14 @@ impl Connection {
             std::mem::swap(&mut self.unsent, &mut self.output);
             return;
         };
-        let written = std::mem::take(&mut self.output);
+        let mut written = std::mem::take(&mut self.output);
         // Within the handshake nothing can be said: our last words are lost.
-        if !written.is_empty() && tls.is_ready() && tls.seal(&written, &mut self.unsent).is_err() {
+        let can_seal = !written.is_empty() && tls.is_ready();
+        let has_failed = can_seal && tls.seal(&written, &mut self.unsent).is_err();
+        if std::mem::take(&mut self.has_secret) {
+            written.zeroize();
+        }
+        if has_failed {
             return self.tls_failed();
         }
         if is_last {
