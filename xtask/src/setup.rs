@@ -74,6 +74,8 @@ const PACKAGES: &[Package] = &[
     ),
     tool("openssl", "openssl", "a client in the tests (s_client)"),
     tool("curl", "curl", "a client in the tests"),
+    tool("msmtp", "msmtp", "a client in the tests (SCRAM)"),
+    tool("gsasl", "gsasl", "a client in the tests (SCRAM)"),
     tool("python3", "python3", "a client in the tests (smtplib)"),
     tool("iproute2", "ip", "network namespaces and their links"),
     tool(

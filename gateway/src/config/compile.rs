@@ -14,6 +14,7 @@ use super::grants::{self, Grants};
 use super::keys::{Absent, Form, Key, KeyTable, text, word};
 use super::limits::Limits;
 use super::list::{Files, Lists};
+use super::listener::Given;
 use super::pending::Places;
 use super::section::Section;
 use super::{
@@ -173,7 +174,8 @@ pub(super) fn config<'d>(
     check_purpose(&top);
     top.finish();
 
-    let given = listener::Given {
+    let given = Given {
+        auth: auth_table.is_given(),
         tls: tls_table.is_given(),
         client_authorities: tls_table.has("client_authorities"),
     };
@@ -194,11 +196,17 @@ pub(super) fn config<'d>(
     relay_table.finish();
     let addresses: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
     let errors_before_routes = document.error_count();
-    let (routes, route_index) = route::read(route_tables, &addresses);
+    let (routes, route_index) =
+        route::read(route_tables, &addresses, !matches!(files, Files::Leave));
     let limits = Limits::read(&mut limits_table);
     limits_table.finish();
     let tls = tls::read(tls_table, !matches!(files, Files::Leave));
+    let auth_span = auth_table.span.clone();
     let auth = auth::read(auth_table, !matches!(files, Files::Leave));
+    if auth.is_some() && !listeners.iter().any(|listener| listener.auth) {
+        let message = "no listener offers AUTH (`auth = \"on\"`): the users of [auth] are not used";
+        document.warn(&auth_span, message);
+    }
     let log = read_log(&mut log_table);
     log_table.finish();
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::keys::{Absent, Form, Key, KeyTable, text, word};
+use super::keys::{Absent, Form, Key, KeyTable, flag, text, word};
 use super::section::Section;
 use super::tls::{AskForCertificates, ListenerTls};
 use super::value;
@@ -25,16 +25,57 @@ pub(super) static KEYS: KeyTable = KeyTable {
             "service",
             Form::Word {
                 default: Absent::Is("relay"),
-                words: &[("relay", "SMTP between servers, as on port 25")],
-                later: &["submission", "submissions"],
+                words: &[
+                    ("relay", "SMTP between servers, as on port 25"),
+                    (
+                        "submission",
+                        "messages of users, who have to authenticate, as on port 587 (RFC 6409)",
+                    ),
+                    (
+                        "submissions",
+                        "the same under TLS from the first octet, as on port 465 (RFC 8314)",
+                    ),
+                ],
+                later: &[],
             },
-            "What is spoken there.",
+            "What is spoken there. In submission DNS lists, drop and reject lists and the \
+             `greeting_delay` do not hold, and `Date` and `Message-ID` are added to messages that \
+             lack them. `filter.ports` decides what the filter drops: leave 587 and 465 out of \
+             it.",
         )
+        .see(&["auth.users", "filter.ports"])
+        .at_start(),
+        Key::new(
+            "auth",
+            Form::Word {
+                default: Absent::Varies(
+                    "`\"off\"`; for submission `\"on\"` where there is `[auth]`",
+                ),
+                words: &[
+                    ("off", "AUTH is not offered"),
+                    ("on", "clients may authenticate, under TLS"),
+                ],
+                later: &[],
+            },
+            "Whether clients may authenticate with a user of `[auth]`. Who has may send to every \
+             recipient.",
+        )
+        .see(&["auth.users", "auth.dovecot", "listener.auth_without_tls"])
+        .at_start(),
+        Key::new(
+            "auth_without_tls",
+            flag(false),
+            "Offers AUTH also where nothing encrypts the connection: passwords can be read on the \
+             way. For tests.",
+        )
+        .see(&["listener.auth"])
         .at_start(),
         Key::new(
             "tls",
             Form::Word {
-                default: Absent::Varies("`starttls` with a `[tls]`, otherwise `off`"),
+                default: Absent::Varies(
+                    "with a `[tls]` `\"starttls\"`, for submissions `\"implicit\"`; otherwise `\"off\"`",
+                ),
                 words: &[
                     ("off", "none"),
                     ("starttls", "the client may ask for it (RFC 3207)"),
@@ -83,13 +124,10 @@ pub struct Listener {
     pub tls: ListenerTls,
     /// Whether its clients are asked for a certificate.
     pub client_certificates: AskForCertificates,
-}
-
-/// What else there is in the configuration.
-#[derive(Clone, Copy)]
-pub(super) struct Given {
-    pub(super) tls: bool,
-    pub(super) client_authorities: bool,
+    /// Clients may authenticate.
+    pub auth: bool,
+    /// Also without TLS.
+    pub auth_without_tls: bool,
 }
 
 impl Listener {
@@ -100,6 +138,8 @@ impl Listener {
             service,
             tls: ListenerTls::Off,
             client_certificates: AskForCertificates::Off,
+            auth: false,
+            auth_without_tls: false,
         }
     }
 
@@ -112,6 +152,14 @@ impl Listener {
     }
 }
 
+/// What else there is in the configuration.
+#[derive(Clone, Copy)]
+pub(super) struct Given {
+    pub(super) auth: bool,
+    pub(super) tls: bool,
+    pub(super) client_authorities: bool,
+}
+
 /// Reads the tables.
 pub(super) fn read(tables: Vec<Section<'_, '_>>, given: Given) -> Vec<Listener> {
     let mut listeners: Vec<Listener> = Vec::new();
@@ -122,13 +170,30 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>, given: Given) -> Vec<Listener> 
             }
             address => Ok(address),
         });
-        let service = s.word("service", &[("relay", Service::Relay)]);
-        let tls = read_tls(&mut s, given);
+        let services = [Service::Relay, Service::Submission, Service::Submissions];
+        let service = s.word(
+            "service",
+            &services.map(|service| (service.name(), service)),
+        );
+        let tls = read_tls(&mut s, given, service);
         let client_certificates = read_client_certificates(&mut s, given, tls);
+        let auth = read_auth(&mut s, given.auth);
+        let auth_without_tls = s.flag("auth_without_tls");
+        if auth_without_tls {
+            let message = "passwords of this listener can be read on the way: it takes them \
+                           without TLS";
+            s.document.warn(&s.span_of("auth_without_tls"), message);
+        }
+        if let Some(service) = service.filter(|service| service.is_submission()) {
+            let is_clear = auth_without_tls && service == Service::Submission;
+            check_submission(&s, given, (service, tls), auth != Some(false), is_clear);
+        }
         if let (Some(address), Some(service)) = (address, service) {
             listeners.push(Listener {
                 tls,
                 client_certificates,
+                auth: auth.unwrap_or(given.auth && service.is_submission()),
+                auth_without_tls,
                 ..Listener::new(address.into_inner(), service)
             });
         }
@@ -137,12 +202,12 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>, given: Given) -> Vec<Listener> 
     listeners
 }
 
-fn read_tls(s: &mut Section<'_, '_>, given: Given) -> ListenerTls {
+fn read_tls(s: &mut Section<'_, '_>, given: Given, service: Option<Service>) -> ListenerTls {
     if !s.has("tls") {
-        let (word, tls) = if given.tls {
-            ("starttls", ListenerTls::StartTls)
-        } else {
-            ("off", ListenerTls::Off)
+        let (word, tls) = match service {
+            _ if !given.tls => ("off", ListenerTls::Off),
+            Some(Service::Submissions) => ("implicit", ListenerTls::Implicit),
+            _ => ("starttls", ListenerTls::StartTls),
         };
         let _ = s.value("tls");
         s.by_default("tls", format_args!("\"{word}\""));
@@ -192,4 +257,61 @@ fn read_client_certificates(
         );
     }
     demand
+}
+
+/// What a listener for submission lacks: without it its clients could not authenticate, and so
+/// never send. `is_clear`: it needs no TLS.
+fn check_submission(
+    s: &Section<'_, '_>,
+    given: Given,
+    (service, tls): (Service, ListenerTls),
+    auth: bool,
+    is_clear: bool,
+) {
+    let span = s.span_of("service");
+    if !given.auth {
+        s.document.error_with(
+            &span,
+            "clients have to authenticate here, and there is no [auth] that says who may",
+            "write [auth] with `users` or `dovecot`",
+        );
+    } else if !auth {
+        s.document.error_with(
+            &s.span_of("auth"),
+            "clients have to authenticate here, and AUTH is off",
+            "leave `auth` out",
+        );
+    }
+    if !given.tls && !is_clear {
+        s.document.error_with(
+            &span,
+            "clients have to authenticate here, which takes TLS, and there is no [tls]",
+            "write [tls] with `certificate` and `key`",
+        );
+    } else if given.tls && service == Service::Submissions && tls != ListenerTls::Implicit {
+        s.document.error_with(
+            &s.span_of("tls"),
+            "in `submissions` a session is under TLS from its first octet (RFC 8314)",
+            "leave `tls` out, or say `service = \"submission\"`",
+        );
+    } else if given.tls && tls == ListenerTls::Off && !is_clear {
+        s.document.error_with(
+            &s.span_of("tls"),
+            "clients have to authenticate here, which takes TLS, and it is off",
+            "leave `tls` out",
+        );
+    }
+}
+
+/// Whether AUTH is offered, if the table says so.
+fn read_auth(s: &mut Section<'_, '_>, has_users: bool) -> Option<bool> {
+    let auth = s.word("auth", &[("off", false), ("on", true)]);
+    if auth == Some(true) && !has_users {
+        s.document.error_with(
+            &s.span_of("auth"),
+            "AUTH is on, and there is no [auth] that says who may authenticate",
+            "write [auth] with `users` or `dovecot`",
+        );
+    }
+    auth
 }

@@ -9,6 +9,7 @@
 mod admin;
 mod auth;
 mod compile;
+mod demands;
 mod dnsbl;
 mod document;
 mod error;
@@ -34,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use admin::{ADMIN_SOCKET, Admin};
-pub use auth::Auth;
+pub use auth::{Auth, BackEnd};
 pub use dnsbl::DnsblPolicy;
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
@@ -54,6 +55,7 @@ pub use value::{duration, write_duration};
 use document::Document;
 use list::Files;
 use portcullis_smtp::path::Mailbox;
+use portcullis_smtp::sasl::Mechanisms;
 use portcullis_smtp::server::{LongLines, Settings};
 
 use crate::lists::format::foreign::foreign;
@@ -62,6 +64,7 @@ use crate::lists::{Compiled, ListAction};
 use crate::policy::Policy;
 pub use crate::policy::Service;
 use crate::policy::domain::Domains;
+use crate::relay::hop::DemandsId;
 
 /// What the gate does without a configuration file: it does no harm and shows that it works.
 const DEFAULT_GATE: &str = r#"[[listener]]
@@ -259,6 +262,12 @@ impl Config {
         number.map(usize::from)
     }
 
+    /// Whether a route demands this of its next hops.
+    pub fn has_demands(&self, id: DemandsId) -> bool {
+        let mut demands = self.routes.iter().flat_map(|route| &route.demands);
+        demands.any(|demands| demands.id() == id)
+    }
+
     /// Where the lists of the last compile are kept.
     pub fn saved_lists(&self) -> PathBuf {
         saved_lists(&self.state_dir)
@@ -330,9 +339,17 @@ impl Config {
         !self.routes.is_empty() && self.routes.iter().all(|route| route.dsn)
     }
 
+    /// The mechanisms of AUTH that a listener offers.
+    fn mechanisms(&self, listener: &Listener) -> Mechanisms {
+        let auth = self.auth.as_ref().filter(|_| listener.auth);
+        auth.map(Auth::mechanisms).unwrap_or_default()
+    }
+
     /// The settings of the SMTP sessions of a listener.
     pub fn session_settings(&self, listener: &Listener) -> Settings {
         Settings {
+            mechanisms: self.mechanisms(listener),
+            auth_without_tls: listener.auth_without_tls,
             auth_required: listener.service.is_submission(),
             message_size_max: self.limits.message_size,
             recipients_max: self.limits.recipients_per_message,

@@ -196,6 +196,10 @@ pub struct Counts {
     pub sessions: Count,
     /// Sessions of the client's source, with this one, over all workers.
     pub source_sessions: Count,
+    /// Messages of the user in the last hour, with this one, over all workers.
+    pub user_messages: Count,
+    /// Recipients of the user in the last hour, with this one, over all workers.
+    pub user_recipients: Count,
 }
 
 /// A number, and how large it may be.

@@ -8,6 +8,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use zeroize::Zeroize as _;
+
 use super::next_hop::NextHop;
 use super::progress::Progress;
 use super::transaction::OpenTransaction;
@@ -84,6 +86,8 @@ pub(super) struct Connection {
     pub(super) sent: bool,
     /// An accept or a connect is in flight.
     opening: bool,
+    /// The port that the other end connects from, of a client.
+    pub(super) peer_port: u16,
     /// Back-pressure: nothing more is to be received for now.
     pub(super) held: bool,
     /// What was received goes to a next hop that takes it more slowly than it comes.
@@ -98,6 +102,8 @@ pub(super) struct Connection {
     pub(super) woken: bool,
     /// Its task wants to know when the kernel has taken what is sent.
     pub(super) wants_sent: bool,
+    /// There is a password in the output, which is wiped when it was sealed.
+    pub(super) has_secret: bool,
     /// Its handshake waits for its turn.
     pub(super) in_handshakes: bool,
     /// What is to be sent before the output, as it goes over the network: what a send has left
@@ -131,6 +137,7 @@ impl Connection {
             sending: false,
             sent: false,
             opening: false,
+            peer_port: 0,
             held: false,
             congested: false,
             progress: None,
@@ -138,6 +145,7 @@ impl Connection {
             touched: false,
             woken: false,
             wants_sent: false,
+            has_secret: false,
             in_handshakes: false,
             unsent: Vec::new(),
             output: Vec::new(),
@@ -169,6 +177,9 @@ impl Connection {
 
     /// Ends the connection now; output that was not sent is dropped.
     pub(super) fn abort(&mut self) {
+        if self.has_secret {
+            self.output.zeroize();
+        }
         self.unsent = Vec::new();
         self.output = Vec::new();
         if !matches!(self.phase, Phase::Free | Phase::Closing) {

@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::auth::AuthResult;
+use crate::auth::exchange::Mechanism;
 use crate::policy::{RULES_MAX, Rule};
 use crate::relay::pool::HopState;
 use crate::tls::FaultKind;
@@ -139,6 +141,9 @@ pub struct Counters {
     pub handshakes_open: AtomicU64,
     /// In the order of [`HandshakeResult::ALL`].
     handshakes: [AtomicU64; HandshakeResult::ALL.len()],
+    /// Attempts to authenticate: in the order of [`Mechanism::ALL`], and in that of
+    /// [`AuthResult::ALL`].
+    auth: [[AtomicU64; AuthResult::ALL.len()]; Mechanism::ALL.len()],
     /// By the [index](Rule::index) of the rule. As many as there can be rules, because one may
     /// come with any reload.
     rules: Box<[RuleCounters]>,
@@ -154,6 +159,7 @@ impl Default for Counters {
             starved_total: AtomicU64::new(0),
             handshakes_open: AtomicU64::new(0),
             handshakes: std::array::from_fn(|_| AtomicU64::new(0)),
+            auth: Default::default(),
             rules: (0..RULES_MAX).map(|_| RuleCounters::default()).collect(),
             hops: Mutex::default(),
         }
@@ -216,6 +222,22 @@ impl Counters {
             (result, count)
         };
         HandshakeResult::ALL.into_iter().map(count)
+    }
+
+    /// An attempt to authenticate, at its end.
+    pub(super) fn authenticated(&self, mechanism: Mechanism, result: AuthResult) {
+        self.auth[mechanism as usize][result as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Attempts to authenticate, by mechanism and result.
+    pub fn auth(&self) -> Vec<(Mechanism, AuthResult, u64)> {
+        let of = |mechanism: Mechanism| {
+            AuthResult::ALL.map(|result| {
+                let count = &self.auth[mechanism as usize][result as usize];
+                (mechanism, result, count.load(Ordering::Relaxed))
+            })
+        };
+        Mechanism::ALL.into_iter().flat_map(of).collect()
     }
 
     pub(super) fn publish_hops(&self, states: Vec<HopState>) {

@@ -11,6 +11,8 @@
 //! waits for (each new wait was a field, and a branch in four places), and a general runtime (its
 //! wakers and timers cost more memory than a session has).
 
+mod admission;
+pub mod auth;
 mod bounded_queue;
 mod buffers;
 mod connection;
@@ -30,11 +32,13 @@ pub mod port;
 mod progress;
 mod reactor;
 pub mod records;
+mod secret;
 mod secure;
 mod session;
 pub mod sources;
 mod transaction;
 mod transport;
+pub mod users;
 mod wheel;
 
 use std::collections::VecDeque;
@@ -55,6 +59,7 @@ use self::port::Port;
 use self::reactor::{Reactor, Service};
 use self::records::RecordQueue;
 use self::sources::Sources;
+use self::users::UserCounts;
 use crate::config::Config;
 use crate::driver::{self, Buffer, Completion, Conn, Driver, OperationResult, ReceiveEnd};
 use crate::policy::Granted;
@@ -94,6 +99,8 @@ pub struct Shared {
     pub granted: Arc<Granted>,
     sources: Sources,
     handshake_rates: HandshakeRates,
+    /// What users have sent in the last hour.
+    pub users: UserCounts,
     life: AtomicU8,
 }
 
@@ -105,6 +112,7 @@ impl Shared {
             granted: Arc::default(),
             sources: Sources::default(),
             handshake_rates: HandshakeRates::default(),
+            users: UserCounts::default(),
             life: AtomicU8::new(Life::Running as u8),
         }
     }
@@ -307,7 +315,7 @@ impl Worker {
                     if let Err(error) = &result
                         && let Role::NextHop(next_hop) = &connection.role
                     {
-                        let next_hop = next_hop.address;
+                        let next_hop = next_hop.id();
                         tracing::debug!(%next_hop, %error, "cannot connect");
                         connection.abort();
                     }
@@ -358,6 +366,7 @@ impl Worker {
             (Ok(peer), Some(listener)) => {
                 reactor.with(conn, |connection| {
                     connection.opened();
+                    connection.peer_port = peer.port();
                     connection.role = Role::Client(None);
                 });
                 let address = peer.ip().to_canonical();

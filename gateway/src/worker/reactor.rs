@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
+use zeroize::Zeroize as _;
 
 use super::buffers::Buffers;
 use super::connection::{Connection, Ending, Receive, Role, Table};
@@ -24,11 +25,13 @@ use super::local::Local;
 use super::port::{LookupAnswer, Notice, Port, Question, QuestionId};
 use super::progress::{Look, Progress};
 use super::records::{RecordQueue, TraceId};
+use super::secret;
 use super::transport::Transport;
 use super::wheel::Wheel;
 use super::{Shared, Size};
 use crate::config::Config;
 use crate::driver::{self, Buffer, Conn, Driver};
+use crate::relay::hop::HopId;
 use crate::relay::pool::Pool;
 use crate::relay::received;
 
@@ -114,6 +117,8 @@ pub(super) struct Reactor {
     /// What the task being polled finds.
     polled: Cell<Polled>,
     arrived: Local<Option<Arrived>>,
+    /// What the task being polled reads now is part of AUTH, and is wiped.
+    pub(super) reads_secret: Cell<bool>,
     /// Slots whose connection may want something of the driver.
     touched: Local<Vec<u32>>,
     /// Tasks to be polled before the batch ends.
@@ -123,7 +128,7 @@ pub(super) struct Reactor {
     /// Connections whose handshake can go on, in the order in which it could.
     pub(super) handshakes: Local<VecDeque<Conn>>,
     /// Clients that waited for a connection and are to ask again.
-    pub(super) waiting_again: Local<Vec<(Conn, SocketAddr)>>,
+    pub(super) waiting_again: Local<Vec<(Conn, HopId)>>,
     /// Connections to be opened.
     pub(super) connects: Local<Vec<(Conn, SocketAddr)>>,
     /// Connections that are being opened, and until when the transactions they are for wait for
@@ -171,6 +176,7 @@ impl Reactor {
             due: Cell::new(Duration::MAX),
             polled: Cell::default(),
             arrived: Local::default(),
+            reads_secret: Cell::new(false),
             touched: Local::default(),
             ready: Local::default(),
             spawned: Local::default(),
@@ -189,8 +195,10 @@ impl Reactor {
         if !self.config.with(|config| Arc::ptr_eq(&newest, config)) {
             let config = Arc::clone(&newest);
             let relay = &config.relay;
-            self.pool
-                .with(|pool| pool.configure(relay.connections, relay.retry_after));
+            self.pool.with(|pool| {
+                pool.configure(relay.connections, relay.retry_after);
+                pool.retire(|demands| config.has_demands(demands));
+            });
             self.listeners.replace(Listener::all(&config));
             self.config.replace(config);
             self.generation.set(self.generation.get().wrapping_add(1));
@@ -364,7 +372,7 @@ impl Reactor {
                 }
                 let is_handshake = match connection.transport {
                     Transport::Plain => {
-                        connection.input.extend_from_slice(received);
+                        secret::append(&mut connection.input, received);
                         false
                     }
                     Transport::Tls(_) => connection.take_records(received),
@@ -396,6 +404,7 @@ impl Reactor {
             let opened = arrived
                 .as_ref()
                 .map_or(&[][..], |arrived| driver.bytes(&arrived.buffer));
+            let mut is_secret = false;
             let taken = self.with(conn, |connection| {
                 let is_open = connection.is_open();
                 is_open.then(|| {
@@ -411,14 +420,22 @@ impl Reactor {
                     let used;
                     (used, value) = take(opened, &mut output);
                     kept = opened.get(used..).unwrap_or_default().to_vec();
+                    is_secret = self.reads_secret.take() || secret::begins_auth(&kept);
                 } else {
-                    kept.extend_from_slice(opened);
+                    secret::append(&mut kept, opened);
+                    let began_auth = secret::begins_auth(&kept);
                     let used;
                     (used, value) = take(&kept, &mut output);
-                    if used >= kept.len() {
-                        kept = Vec::new();
+                    is_secret = self.reads_secret.take()
+                        || began_auth
+                        || secret::begins_auth(&kept[used.min(kept.len())..]);
+                    if is_secret {
+                        secret::consume(&mut kept, used);
                     } else {
-                        kept.drain(..used);
+                        kept.drain(..used.min(kept.len()));
+                    }
+                    if kept.is_empty() {
+                        kept = Vec::new();
                     }
                 }
                 self.note_input(!kept.is_empty());
@@ -426,6 +443,9 @@ impl Reactor {
                 value
             });
             if let Some(Arrived { buffer, .. }) = arrived {
+                if is_secret {
+                    driver.wipe(&buffer);
+                }
                 driver.recycle(buffer);
             }
             read
@@ -488,6 +508,8 @@ impl Reactor {
     pub(super) fn finish(&self, conn: Conn, ending: Ending) {
         self.with(conn, |connection| {
             connection.role = Role::None;
+            // It may hold a part of a password.
+            connection.input.zeroize();
             connection.input = Vec::new();
             connection.progress = None;
             connection.finish(ending);

@@ -94,6 +94,8 @@ impl Session {
         drop(place);
         // Nothing of what was said before holds (RFC 3207 section 4.2).
         self.helo.clear();
+        self.identity = None;
+        self.channel.is_identified = false;
         self.heard = LastHeard::Other;
         self.expect_command();
         Ok(())

@@ -9,12 +9,14 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use portcullis_smtp::envelope::Mail;
-use portcullis_smtp::server::{self, Event};
+use portcullis_smtp::server::{self, Event, Verb};
 
+use super::auth::OpenAuth;
 use super::connection::{OUTPUT_MAX, Role};
 use super::deadline::Deadline;
 use super::end::End;
@@ -25,9 +27,9 @@ use super::reactor::{Reactor, Service};
 use super::records::{Record, SessionRecord, TraceId};
 use super::sources::ClientSource;
 use super::transaction::OpenTransaction;
+use super::users::Sent;
 use crate::config::Limits;
 use crate::driver::Conn;
-use crate::policy::pipeline::{Count, Counts};
 use crate::policy::{self, Decision, Facts, Identity, Rule, Stage, decide};
 
 /// What came of showing the SMTP engine what has arrived.
@@ -54,7 +56,7 @@ pub(super) struct Session {
     pub(super) conn: Conn,
     pub(super) smtp: server::Session,
     pub(super) heard: LastHeard,
-    listener: Rc<Listener>,
+    pub(super) listener: Rc<Listener>,
     /// What EHLO offers depends on this.
     pub(super) channel: Channel,
     /// What is known of the client. It is renewed when the configuration changes, and never made
@@ -62,6 +64,8 @@ pub(super) struct Session {
     pub(super) client: policy::Client,
     /// Who it has proved to be. Not renewed with the configuration.
     pub(super) identity: Option<Rc<Identity>>,
+    /// AUTH, as long as it runs.
+    pub(super) auth: Option<Box<OpenAuth>>,
     /// The configuration that the client and the listener are from.
     generation: u32,
     id: TraceId,
@@ -75,9 +79,9 @@ pub(super) struct Session {
     /// A client whose time is over and that may be busy with reading is looked at then.
     look: ReaderLook,
     /// The rule that let it in.
-    admitted: Rule,
+    pub(super) admitted: Rule,
     /// Counted in the sessions of this source.
-    source: Option<ClientSource>,
+    pub(super) source: Option<ClientSource>,
     /// What DNS lists say about the client.
     pub(super) listings: Listings,
     /// The rule by which recipients were refused for it.
@@ -135,6 +139,7 @@ impl Session {
             channel: Channel::default(),
             client: reactor.config().policy.client(address),
             identity: None,
+            auth: None,
             generation: reactor.generation(),
             id: reactor.next_id(),
             helo: String::new(),
@@ -163,7 +168,9 @@ impl Session {
             Box::pin(self.begin_secured()).await?;
         }
         let delay = self.limits().greeting_delay;
-        if !delay.is_zero() && !self.client.is_exempt() {
+        // A user's program that talks too soon is not to be turned away for it.
+        let waits = !self.client.is_exempt() && !self.service().is_submission();
+        if waits && !delay.is_zero() {
             let due = self.reactor.now.get() + delay;
             poll_fn(|_| self.poll_greeting_due(due)).await?;
         }
@@ -179,56 +186,6 @@ impl Session {
             let carried = self.carry(&transaction).await;
             self.close(&transaction, carried.as_ref().err());
             carried?;
-        }
-    }
-
-    /// Holds a new session to the policy and the limits.
-    fn admit(&mut self) -> Result<(), End> {
-        let config = self.reactor.config();
-        let counts = self.count();
-        let facts = Facts {
-            counts,
-            ..self.facts()
-        };
-        match decide(Stage::Connect, &config.policy, &facts) {
-            Decision::Refuse { rule, reply, .. } => {
-                // Before a handshake there is nothing that the client could read.
-                if !self.listener.is_implicit() {
-                    self.reactor.write(self.conn, |out| reply.write(out));
-                }
-                Err(End::Refused(rule))
-            }
-            Decision::Accept(rule) => {
-                self.admitted = rule;
-                Ok(())
-            }
-            // No check at this stage looks anything up: a test of the table holds that.
-            Decision::Wait(_) => {
-                debug_assert!(Stage::Connect.can_wait());
-                Ok(())
-            }
-        }
-    }
-
-    /// Counts the session in.
-    fn count(&mut self) -> Counts {
-        let reactor = &self.reactor;
-        let mut source_sessions = Count::default();
-        if !self.client.is_exempt() {
-            let source = ClientSource::from(self.client.address);
-            self.source = Some(source);
-            source_sessions = Count {
-                now: reactor.shared.sources.enter(source),
-                max: self.listener.limits().sessions_per_source,
-            };
-        }
-        Counts {
-            stopping: reactor.service.get() != Service::Open,
-            sessions: Count {
-                now: reactor.sessions.get(),
-                max: reactor.sessions_max,
-            },
-            source_sessions,
         }
     }
 
@@ -265,9 +222,18 @@ impl Session {
         if self.reactor.service.get() != Service::Open {
             return Poll::Ready(Err(End::Stopping));
         }
+        self.take_auth();
         let heard = self.poll_events(|session, event, out| match event {
             Event::Mail(mail) => session.mail(&mail, out).map(Began::Transaction).map(Ok),
             Event::StartTls => session.starttls(out).map(Ok),
+            Event::Auth { mechanism, initial } => {
+                session.begin_auth(mechanism, initial, out);
+                None
+            }
+            Event::AuthResponse(response) => {
+                session.auth_response(response, out);
+                None
+            }
             Event::Hello { name, .. } => {
                 session.hello(name, out);
                 None
@@ -283,6 +249,8 @@ impl Session {
                 Poll::Ready(Ok(began))
             }
             Heard::More { is_over: true } => Poll::Ready(Err(End::Gone)),
+            // The time is ours now.
+            Heard::Wait if self.awaits_auth() => self.poll_gone(),
             Heard::More { is_over: false } | Heard::Wait => self.poll_command_due(),
         }
     }
@@ -296,6 +264,9 @@ impl Session {
     ) -> Option<End> {
         match event {
             Event::Refused { verb, error, reply } => {
+                if *verb == Verb::Auth {
+                    self.break_off_auth();
+                }
                 self.note_refused_command(transaction, *verb, (*error).into(), reply);
                 None
             }
@@ -333,6 +304,9 @@ impl Session {
                 LastHeard::Wait => return Ok(Heard::Wait),
                 LastHeard::Other => {}
             }
+        }
+        if self.auth.is_some() {
+            self.reactor.reads_secret.set(true);
         }
         let reactor = Rc::clone(&self.reactor);
         let listener = Rc::clone(&self.listener);
@@ -438,6 +412,7 @@ impl Session {
         let sender = mail.path.as_ref().map_or("", |path| path.raw);
         let facts = Facts {
             sender,
+            counts: self.user_counts(),
             ..self.facts()
         };
         let decision = decide(Stage::Mail, &config.policy, &facts);
@@ -446,12 +421,14 @@ impl Session {
         self.set_trace_length(mail, &transaction);
         if let Decision::Refuse { rule, reply, .. } = &decision {
             transaction.note_refusal(*rule, "", reply);
+            transaction.note(|notes| notes.refused_by = Some(*rule));
         }
         self.answer(&decision, out);
         if !decision.is_accept() {
             self.record_transaction(&transaction);
             return None;
         }
+        self.count_sent(Sent::MESSAGE);
         let transaction = Rc::new(transaction);
         let shared = Rc::clone(&transaction);
         self.reactor.with(self.conn, |connection| {
@@ -483,6 +460,11 @@ impl Session {
         }
     }
 
+    /// What is spoken on its listener.
+    pub(super) fn service(&self) -> policy::Service {
+        self.listener.facts.service
+    }
+
     /// A new configuration may see this client with other eyes. What it has proved itself stays.
     pub(super) fn renew(&mut self) {
         if self.generation == self.reactor.generation() {
@@ -493,6 +475,12 @@ impl Session {
         if let Some(listener) = self.reactor.listener(self.listener.number()) {
             self.listener = listener;
         }
+    }
+
+    /// The user that the client has proved to be, for records.
+    pub(super) fn user(&self) -> Option<Arc<str>> {
+        let identity = self.identity.as_deref();
+        identity.map(|identity| Arc::clone(&identity.user))
     }
 
     /// What holds for the sessions of its listener.
@@ -516,6 +504,7 @@ impl Session {
             reactor.shared.sources.leave(source);
         }
         self.listings.forget(&reactor);
+        self.break_off_auth();
         reactor.sessions.set(reactor.sessions.get() - 1);
         reactor.counters.session_closed();
         let rule = end.rule();
@@ -526,6 +515,7 @@ impl Session {
         let record = SessionRecord {
             id: self.id,
             client: self.client.address,
+            user: self.user(),
             helo: std::mem::take(&mut self.helo).into_boxed_str(),
             is_refused: rule.is_some() || self.listed.is_some(),
             rule: rule.or(self.listed).unwrap_or(self.admitted),

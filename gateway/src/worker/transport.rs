@@ -15,6 +15,8 @@
 use std::collections::VecDeque;
 use std::task::Poll;
 
+use zeroize::Zeroize as _;
+
 use super::connection::{Connection, Ending, Receive};
 use super::reactor::Reactor;
 use crate::driver::Conn;
@@ -101,9 +103,14 @@ impl Connection {
             std::mem::swap(&mut self.unsent, &mut self.output);
             return;
         };
-        let written = std::mem::take(&mut self.output);
+        let mut written = std::mem::take(&mut self.output);
         // Within the handshake nothing can be said: our last words are lost.
-        if !written.is_empty() && tls.is_ready() && tls.seal(&written, &mut self.unsent).is_err() {
+        let can_seal = !written.is_empty() && tls.is_ready();
+        let has_failed = can_seal && tls.seal(&written, &mut self.unsent).is_err();
+        if std::mem::take(&mut self.has_secret) {
+            written.zeroize();
+        }
+        if has_failed {
             return self.tls_failed();
         }
         if is_last {
