@@ -3,6 +3,7 @@
 //! The files are read with the configuration, so that a reload with a bad certificate or key is
 //! refused as a whole and the one in force stays.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -13,9 +14,10 @@ use toml::Spanned;
 use super::document::Document;
 use super::keys::{Absent, Form, Key, KeyTable, SECOND, count, duration, text, word};
 use super::section::Section;
+use crate::auth::name_key;
 use crate::tls::{
-    Certificates, ClientCertificates, Identity, KeyFiles, LoadError, MinVersion, ServerSettings,
-    ServerTls, Tickets,
+    Certificates, ClientCertificates, Fingerprint, Identity, KeyFiles, LoadError, MinVersion, Peer,
+    ServerSettings, ServerTls, Tickets,
 };
 
 const HALF_A_MINUTE: Duration = Duration::from_secs(30);
@@ -61,6 +63,11 @@ pub(super) static KEYS: KeyTable = KeyTable {
         )
         .see(&["listener.client_certificates"]),
         Key::new(
+            "client",
+            Form::Tables(&CLIENT),
+            "Who is known by a certificate.",
+        ),
+        Key::new(
             "handshakes",
             count("handshakes", 2_000, 1..=1_000_000),
             "Handshakes at a time, of the whole gate. Beyond it STARTTLS is answered with \
@@ -93,6 +100,34 @@ static ALSO: KeyTable = KeyTable {
             "As `tls.certificate`.",
         ),
         Key::new("key", text("a path", Absent::Required), "As `tls.key`."),
+    ],
+    later: &[],
+};
+
+static CLIENT: KeyTable = KeyTable {
+    header: "[[tls.client]]",
+    about: "A client that is known by its certificate, at listeners that ask for one: it counts as \
+            authenticated, without AUTH. The certificate has to be good by `client_authorities`; \
+            it is named by its fingerprint or by its subject.",
+    keys: &[
+        Key::new(
+            "user",
+            text("the name of a user", Absent::Required),
+            "Who it is. If `[auth]` has a user of this name, that user's `senders` hold.",
+        )
+        .see(&["auth.users"]),
+        Key::new(
+            "fingerprint",
+            text("64 hexadecimal digits", Absent::Nothing),
+            "The SHA-256 of the certificate in DER, as the log has it, with or without colons \
+             (`openssl x509 -noout -fingerprint -sha256`).",
+        ),
+        Key::new(
+            "subject",
+            text("a subject as RFC 4514 writes it", Absent::Nothing),
+            "The subject of the certificate, as the log has it: `CN=mx.customer.example`. All \
+             that `client_authorities` certify under this subject are this user.",
+        ),
     ],
     later: &[],
 };
@@ -133,8 +168,16 @@ pub struct Tls {
     pub handshakes_per_source: u32,
     /// How long one may take.
     pub handshake_timeout: Duration,
+    known: Known,
     /// What handshakes are made with; `None` if the files were left alone.
     servers: Option<Servers>,
+}
+
+/// Which certificate is whose.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    by_fingerprint: HashMap<Fingerprint, Arc<str>>,
+    by_subject: HashMap<String, Arc<str>>,
 }
 
 /// By what is asked of clients.
@@ -155,6 +198,12 @@ impl Tls {
             AskForCertificates::Ask => by_certificate.map(|(ask, _)| ask),
             AskForCertificates::Require => by_certificate.map(|(_, require)| require),
         }
+    }
+
+    /// The user that a client with this certificate is.
+    pub fn user(&self, peer: &Peer) -> Option<&Arc<str>> {
+        let by_fingerprint = self.known.by_fingerprint.get(&peer.fingerprint);
+        by_fingerprint.or_else(|| self.known.by_subject.get(&peer.subject))
     }
 
     /// Forgets the keys of tickets that only configurations before this one have used.
@@ -185,6 +234,7 @@ pub(super) fn read(mut s: Section<'_, '_>, read_files: bool) -> Option<Tls> {
         others.extend(key_files(&mut table));
         table.finish();
     }
+    let known = read_clients(s.tables("client"));
     let versions = [("1.2", MinVersion::Tls12), ("1.3", MinVersion::Tls13)];
     let min_version = s.word("min_version", &versions).unwrap_or_default();
     let authorities = s.text("client_authorities", path).map(|path| {
@@ -199,6 +249,7 @@ pub(super) fn read(mut s: Section<'_, '_>, read_files: bool) -> Option<Tls> {
         handshakes: s.count_u32("handshakes"),
         handshakes_per_source: s.count_u32("handshakes_per_source"),
         handshake_timeout: s.duration("handshake_timeout"),
+        known,
         servers: None,
     };
     s.finish();
@@ -256,6 +307,55 @@ fn key_files(s: &mut Section<'_, '_>) -> Option<Named> {
         certificate: certificate.span(),
         key: key.span(),
     })
+}
+
+fn read_clients(tables: Vec<Section<'_, '_>>) -> Known {
+    let mut known = Known::default();
+    for mut s in tables {
+        let user = s.text("user", user_name);
+        let fingerprint = s.text("fingerprint", fingerprint);
+        let subject = s.text("subject", path);
+        if s.has("fingerprint") == s.has("subject") {
+            let message = "a client is named by `fingerprint` or by `subject`, and by one of them";
+            s.document.error(&s.span, message);
+        }
+        let user = user.map(|user| Arc::<str>::from(user.into_inner()));
+        let is_twice = match (user, fingerprint, subject) {
+            (Some(user), Some(print), None) => {
+                let print = print.into_inner();
+                known.by_fingerprint.insert(print, user).is_some()
+            }
+            (Some(user), None, Some(subject)) => {
+                let subject = subject.into_inner();
+                known.by_subject.insert(subject, user).is_some()
+            }
+            _ => false,
+        };
+        if is_twice {
+            let message = "this certificate is another client's already";
+            s.document.error(&s.span, message);
+        }
+        s.finish();
+    }
+    known
+}
+
+fn user_name(name: &str) -> Result<Box<str>, String> {
+    name_key(name).ok_or_else(|| "no user can have this name".to_owned())
+}
+
+fn fingerprint(text: &str) -> Result<Fingerprint, String> {
+    let wrong = || "a fingerprint has 64 hexadecimal digits".to_owned();
+    let digits: Vec<u8> = text.bytes().filter(|octet| *octet != b':').collect();
+    let mut print = Fingerprint::default();
+    if digits.len() != 2 * print.len() || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return Err(wrong());
+    }
+    for (octet, pair) in print.iter_mut().zip(digits.chunks(2)) {
+        let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
+        *octet = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
+    }
+    Ok(print)
 }
 
 fn load(document: &Document<'_>, named: &Named) -> Option<Identity> {

@@ -7,6 +7,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -20,7 +21,8 @@ use super::reactor::{Reactor, Service};
 use super::records::{ClientCertificate, TlsRecord};
 use super::session::{Began, Heard, LastHeard, Session};
 use super::sources::ClientSource;
-use crate::policy::Rule;
+use crate::config::Auth;
+use crate::policy::{Identity, Proof, Rule};
 use crate::tls::Tls;
 
 static IN_THE_CLEAR: Reply<'static> = Reply::fixed(
@@ -180,9 +182,29 @@ impl Session {
         self.smtp.secured();
         self.channel.is_encrypted = true;
         // Also of who the client was before nothing is left.
-        self.identity = None;
-        self.channel.is_identified = false;
+        self.identity = self.certificate_identity().map(Rc::new);
+        self.channel.is_identified = self.identity.is_some();
+        if self.identity.is_some() {
+            self.smtp.set_authenticated();
+        }
         Ok(())
+    }
+
+    /// Who the client is by the certificate that it has shown.
+    fn certificate_identity(&self) -> Option<Identity> {
+        let peer = self.reactor.with(self.conn, |connection| {
+            connection.transport.tls().and_then(Tls::peer)
+        });
+        let peer = peer.flatten()?;
+        let config = self.reactor.config();
+        let user = config.tls.as_ref()?.user(&peer)?;
+        let users = config.auth.as_ref().and_then(Auth::users);
+        let known = users.and_then(|users| users.get(user));
+        Some(Identity {
+            user: Arc::clone(user),
+            proof: Proof::Certificate,
+            senders: known.and_then(|user| user.senders.clone()),
+        })
     }
 
     fn poll_secured(&mut self, due: Duration) -> Poll<Result<(), End>> {
