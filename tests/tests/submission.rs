@@ -1,10 +1,13 @@
 //! Submission through the whole gate: what a message lacks is added on its way to a next hop, the
 //! limits of a user hold over all sessions, and manners are not asked of a user's program.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_tests::dialogue::Dialogue;
+use portcullis_tests::machine;
+use portcullis_tests::pki::Pki;
 use portcullis_tests::process::{Process, relay_to};
 use portcullis_tests::receiver::Receiver;
 use portcullis_tests::users::{UserFile, plain};
@@ -165,5 +168,55 @@ fn no_user_waits_for_the_greeting_and_none_sends_without_authentication() -> Res
     stranger.expect("MAIL FROM:<a@gate.example>", "530 5.7.0")?;
     // As on port 25 a local domain would be open to it.
     stranger.expect("RCPT TO:<postmaster>", "503")?;
+    Ok(())
+}
+
+/// Sends a message as alice: host, port, whether TLS comes first, the authority.
+const SMTPLIB: &str = "import smtplib, ssl, sys\n\
+    host, port, implicit, authority = sys.argv[1:]\n\
+    context = ssl.create_default_context(cafile=authority)\n\
+    context.check_hostname = False\n\
+    if implicit == 'yes':\n \
+    client = smtplib.SMTP_SSL(host, int(port), context=context, timeout=20)\n\
+    else:\n \
+    client = smtplib.SMTP(host, int(port), timeout=20)\n \
+    client.starttls(context=context)\n\
+    client.login('alice', 'of-alice')\n\
+    client.sendmail('alice@gate.example', ['b@far.example'], 'Subject: x\\n\\nhello')\n\
+    client.quit()\n";
+
+#[test]
+fn a_users_program_submits_under_tls_on_both_services() -> Result<()> {
+    let (pki, users) = (Pki::new()?, UserFile::new(USERS)?);
+    let keys = pki.issue("gate", &["gate.example"])?.keys();
+    let implicit = machine::free_address()?;
+    let more = format!(
+        "[[listener]]\naddress = \"{implicit}\"\nservice = \"submissions\"\n\
+         [tls]\n{keys}\n[auth]\nusers = \"{}\"\n{STRANGERS}",
+        users.path().display()
+    );
+    let receiver = Receiver::start(true)?;
+    let text = relay_to(&receiver.address().to_string(), &more)?;
+    let text = text.replace("service = \"relay\"", "service = \"submission\"");
+    let gate = Process::start(&text)?;
+    for (number, (address, is_implicit)) in
+        (1..).zip([(gate.address(), "no"), (gate.address_of(1), "yes")])
+    {
+        let output = Command::new("python3")
+            .args(["-c", SMTPLIB, &address.ip().to_string()])
+            .args([&address.port().to_string(), is_implicit])
+            .arg(pki.authority())
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{said}\n{}", gate.log());
+        let (received, message) = last(&receiver, number)?;
+        ensure!(received.contains(" with ESMTPSA id "), "{received}");
+        ensure!(message.contains("\r\nMessage-ID: <"), "{message}");
+    }
+    // Without TLS there is no AUTH, and so nothing else.
+    let mut client = gate.dialogue()?;
+    client.expect("EHLO client.example", "250")?;
+    client.expect("MAIL FROM:<alice@gate.example>", "530 5.7.0")?;
+    client.expect(&plain("alice", "of-alice"), "538 5.7.11")?;
     Ok(())
 }
