@@ -18,7 +18,10 @@ impl Session {
         };
         match decide(Stage::Connect, &config.policy, &facts) {
             Decision::Refuse { rule, reply, .. } => {
-                self.reactor.write(self.conn, |out| reply.write(out));
+                // Before a handshake there is nothing that the client could read.
+                if !self.listener.is_implicit() {
+                    self.reactor.write(self.conn, |out| reply.write(out));
+                }
                 Err(End::Refused(rule))
             }
             Decision::Accept(rule) => {

@@ -48,6 +48,8 @@ pub(super) enum End {
     Refused(Rule),
     /// The SMTP engine has ended it, and has said why.
     Abuse(Abuse),
+    /// It was not to have TLS, or TLS failed, for this reason.
+    Tls(Rule),
     /// It took too long.
     Timeout,
     /// The gate stops.
@@ -59,7 +61,7 @@ impl End {
     pub(super) fn rule(&self) -> Option<Rule> {
         match self {
             Self::Gone | Self::Quit { .. } => None,
-            Self::Refused(rule) => Some(*rule),
+            Self::Refused(rule) | Self::Tls(rule) => Some(*rule),
             Self::Abuse(abuse) => Some((*abuse).into()),
             Self::Timeout => Some(Rule::TIMEOUT),
             Self::Stopping => Some(Rule::STOPPING),
@@ -72,7 +74,9 @@ impl End {
         match self {
             Self::Timeout => Some(&TIMEOUT),
             Self::Stopping => Some(&STOPPING),
-            Self::Gone | Self::Quit { .. } | Self::Refused(_) | Self::Abuse(_) => None,
+            Self::Gone | Self::Quit { .. } | Self::Refused(_) | Self::Abuse(_) | Self::Tls(_) => {
+                None
+            }
         }
     }
 
@@ -82,9 +86,11 @@ impl End {
             // A client that was told to come later has said nothing yet, and is not to hold a slot
             // for long.
             Self::Refused(_) => Ending::HangUp,
-            Self::Quit { talks_on: true } | Self::Abuse(_) | Self::Timeout | Self::Stopping => {
-                Ending::Linger
-            }
+            Self::Quit { talks_on: true }
+            | Self::Abuse(_)
+            | Self::Tls(_)
+            | Self::Timeout
+            | Self::Stopping => Ending::Linger,
         }
     }
 }
@@ -97,6 +103,14 @@ pub(super) enum Heard<T> {
     More { is_over: bool },
     /// It needs an answer to an earlier command, or room for its replies.
     Wait,
+}
+
+/// What a command begins.
+pub(super) enum Began {
+    /// A transaction.
+    Transaction(Rc<OpenTransaction>),
+    /// A TLS handshake.
+    Handshake,
 }
 
 /// One client's session.
@@ -172,7 +186,7 @@ pub(super) async fn session(
     let mut session = Session::new(reactor, conn, address, listener);
     let end = match session.dialogue().await {
         Ok(never) => match never {},
-        Err(end) => end,
+        Err(end) => session.named(end),
     };
     session.end(&end);
 }
@@ -182,14 +196,10 @@ impl Session {
         reactor.counters.session_opened();
         reactor.sessions.set(reactor.sessions.get() + 1);
         let now = reactor.now.get();
-        let is_encrypted = reactor.with(conn, |connection| connection.transport.is_encrypted());
         Self {
             smtp: server::Session::new(),
             heard: LastHeard::Other,
-            channel: Channel {
-                is_encrypted: is_encrypted.unwrap_or(false),
-                is_identified: false,
-            },
+            channel: Channel::default(),
             client: reactor.config().policy.client(address),
             identity: None,
             auth: None,
@@ -216,6 +226,10 @@ impl Session {
     async fn dialogue(&mut self) -> Result<Infallible, End> {
         self.admit()?;
         self.ask_zones();
+        if self.listener.is_implicit() {
+            // Boxed, or every session would be larger for it.
+            Box::pin(self.begin_secured()).await?;
+        }
         let delay = self.limits().greeting_delay;
         // A user's program that talks too soon is not to be turned away for it.
         let waits = !self.client.is_exempt() && !self.service().is_submission();
@@ -225,7 +239,13 @@ impl Session {
         }
         self.greet();
         loop {
-            let transaction = poll_fn(|_| self.poll_mail()).await?;
+            let transaction = match poll_fn(|_| self.poll_mail()).await? {
+                Began::Transaction(transaction) => transaction,
+                Began::Handshake => {
+                    Box::pin(self.upgrade()).await?;
+                    continue;
+                }
+            };
             let carried = self.carry(&transaction).await;
             self.close(&transaction, carried.as_ref().err());
             carried?;
@@ -260,14 +280,15 @@ impl Session {
         Poll::Pending
     }
 
-    /// Commands between transactions; ready with the transaction that a MAIL begins.
-    fn poll_mail(&mut self) -> Poll<Result<Rc<OpenTransaction>, End>> {
+    /// Commands between transactions; ready with what one of them begins.
+    fn poll_mail(&mut self) -> Poll<Result<Began, End>> {
         if self.reactor.service.get() != Service::Open {
             return Poll::Ready(Err(End::Stopping));
         }
         self.take_auth();
         let heard = self.poll_events(|session, event, out| match event {
-            Event::Mail(mail) => session.mail(&mail, out).map(Ok),
+            Event::Mail(mail) => session.mail(&mail, out).map(Began::Transaction).map(Ok),
+            Event::StartTls => session.starttls(out).map(Ok),
             Event::Auth { mechanism, initial } => {
                 session.begin_auth(mechanism, initial, out);
                 None
@@ -283,10 +304,12 @@ impl Session {
             event => session.common_event(None, &event).map(Err),
         })?;
         match heard {
-            Heard::Some(transaction) => {
-                // MAIL was accepted: without more octets the engine has nothing to say.
-                self.heard = LastHeard::More;
-                Poll::Ready(Ok(transaction))
+            Heard::Some(began) => {
+                if let Began::Transaction(_) = began {
+                    // MAIL was accepted: without more octets the engine has nothing to say.
+                    self.heard = LastHeard::More;
+                }
+                Poll::Ready(Ok(began))
             }
             Heard::More { is_over: true } => Poll::Ready(Err(End::Gone)),
             // The time is ours now.
@@ -551,6 +574,7 @@ impl Session {
         if let Some(rule) = rule {
             reactor.counters.session_ended(rule);
         }
+        let tls = self.tls_record();
         let record = SessionRecord {
             id: self.id,
             client: self.client.address,
@@ -563,6 +587,7 @@ impl Session {
             errors: self.smtp.errors(),
             octets: self.octets,
             time: reactor.now.get().saturating_sub(self.since),
+            tls,
         };
         reactor.records.push(Record::Session(record));
         reactor.finish(self.conn, end.ending());
