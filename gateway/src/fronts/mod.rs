@@ -9,7 +9,7 @@
 //! operator names ([`TrustedFronts`]). Rejected: to recognize the header from any address, because
 //! a stranger would then choose the address that the policy sees.
 //!
-//! No session uses it yet.
+//! What a worker makes of them is in `worker/front.rs`.
 
 pub mod proxy;
 pub mod xclient;
@@ -35,6 +35,12 @@ impl TrustedFronts {
     pub fn contains(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.0.iter().any(|network| network.contains(&peer))
+    }
+
+    /// Whether a trusted front is within this network, or the network within that of fronts.
+    pub fn overlaps(&self, network: IpNet) -> bool {
+        let mut fronts = self.0.iter();
+        fronts.any(|front| front.contains(&network) || network.contains(front))
     }
 
     /// No front is trusted: then no octet has to be looked at.
@@ -86,6 +92,9 @@ mod tests {
         }
         assert!(!TrustedFronts::default().contains(IpAddr::from([127, 0, 0, 1])));
         assert!(TrustedFronts::default().is_empty());
+        let overlaps = |text: &str| fronts.overlaps(text.parse().expect("a prefix"));
+        assert!(["10.0.0.7/32", "192.0.2.9/32", "2001:db8::/64"].map(overlaps) == [true; 3]);
+        assert!(["10.0.0.6/32", "192.0.3.0/32", "2001:db8:0:1::/64"].map(overlaps) == [false; 3]);
     }
 
     #[test]

@@ -441,6 +441,9 @@ impl Session {
     }
 
     fn record(&self, record: TransactionRecord) {
+        if self.is_with_unknown() {
+            return;
+        }
         let counters = &self.reactor.counters;
         counters.transaction(record.outcome, record.rule, record.octets);
         self.reactor.records.push(Record::Transaction(record));

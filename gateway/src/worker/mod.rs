@@ -13,11 +13,13 @@
 
 mod bounded_queue;
 mod buffers;
+mod command_due;
 mod connection;
 mod content;
 pub mod counters;
 mod deadline;
 mod executor;
+mod front;
 mod lease;
 mod listener;
 mod local;
@@ -350,9 +352,8 @@ impl Worker {
                     connection.opened();
                     connection.role = Role::Client(None);
                 });
-                let address = peer.ip().to_canonical();
-                let task = session::session(Rc::clone(&reactor), conn, address, listener);
-                self.executor.begin(conn, Box::pin(task));
+                let task = front::task(&reactor, conn, peer, listener);
+                self.executor.begin(conn, task);
                 self.poll(conn);
             }
             (Ok(_), None) => {
