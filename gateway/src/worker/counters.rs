@@ -44,7 +44,7 @@ impl TransactionOutcome {
 pub enum HeaderResult {
     /// A header that names a client.
     Client,
-    /// That of a health check (`LOCAL`).
+    /// That of a health check: `LOCAL`, or one that names the front itself.
     Local,
     /// One without an address of the client (`UNKNOWN`).
     Unknown,

@@ -8,8 +8,8 @@
 //!
 //! The client that a front names is the client everywhere: policy, limits, questions, records. The
 //! filter alone sees the front's packets and never the client's, so it gets no verdict for either
-//! ([`Session::is_behind_front`]). A front that names no client (a health check, `UNKNOWN`) is not
-//! taken for the client itself: that would give strangers the rights of the front's network.
+//! ([`Session::is_behind_front`]). A front that names no client (a health check, `UNKNOWN`), or
+//! itself, is not taken for the client: that would give strangers the rights of the front's network.
 
 mod xclient;
 
@@ -207,15 +207,24 @@ async fn behind_header(reactor: Rc<Reactor>, conn: Conn, front: IpAddr, listener
     sessions(&reactor, 1);
     let header = header(&reactor, conn).await;
     sessions(&reactor, -1);
-    let result = HeaderResult::of(&header);
-    reactor.counters.proxy_header(result);
+    let may_name = |address| {
+        let peer = listener.fronts().map(|fronts| fronts.peer(address));
+        peer == Some(Peer::Front)
+    };
+    // A check of HAProxy in version 1 names HAProxy itself.
+    let names_itself = |client: IpAddr| client == front && !may_name(client);
+    let header = match header {
+        Ok(Header::Client(endpoints)) if names_itself(endpoints.client().ip()) => Ok(Header::Local),
+        header => header,
+    };
+    reactor.counters.proxy_header(HeaderResult::of(&header));
     let origin = match header {
         Ok(Header::Client(endpoints)) => {
-            let address = endpoints.client().ip();
-            let peer = listener.fronts().map(|fronts| fronts.peer(address));
-            match peer.unwrap_or_default() {
-                Peer::Front => Origin::by(With::Front, address, Peer::Front),
-                peer => Origin::by(With::Client, address, peer),
+            let client = endpoints.client().ip();
+            if may_name(client) {
+                Origin::by(With::Front, client, Peer::Front)
+            } else {
+                Origin::by(With::Client, client, Peer::Client)
             }
         }
         Ok(Header::Local | Header::Unknown) => Origin::by(With::Unknown, front, Peer::Check),

@@ -2,4 +2,5 @@
 //! front is, in the simulation. `real.rs`: HAProxy and nginx in front of the real gate.
 
 mod headers;
+mod real;
 mod scenes;

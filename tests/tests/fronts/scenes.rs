@@ -221,7 +221,9 @@ fn a_header_from_a_stranger_changes_nothing() {
 fn a_health_check_is_answered_and_is_no_client() {
     let local = v2(&Header::Local);
     let unknown = [v1(&Header::Unknown), v2(&Header::Unknown)];
-    for header in [vec![local], unknown.to_vec()].concat() {
+    // A check of HAProxy in version 1 names HAProxy itself.
+    let itself = v1(&client("10.9.7.1"));
+    for header in [vec![local, itself], unknown.to_vec()].concat() {
         let mut scene = scene("sessions_per_source = 1");
         let check = || {
             vec![
