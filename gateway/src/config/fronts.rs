@@ -65,16 +65,40 @@ impl Config {
     /// Whether a trusted front of some listener is within this network, or the network within
     /// that of fronts.
     pub fn has_front_in(&self, network: IpNet) -> bool {
-        self.listeners.iter().any(|listener| {
+        let overlaps = |front: IpNet| front.contains(&network) || network.contains(&front);
+        self.fronts().any(overlaps)
+    }
+
+    /// The trusted fronts of all listeners.
+    pub(super) fn fronts(&self) -> impl Iterator<Item = IpNet> {
+        self.listeners.iter().flat_map(|listener| {
             let fronts = [&listener.proxy_protocol_from, &listener.xclient_from];
-            fronts.iter().any(|fronts| fronts.overlaps(network))
+            fronts.into_iter().flat_map(TrustedFronts::networks)
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    #[test]
+    fn a_front_of_any_listener_is_found_also_in_the_network_of_a_verdict() {
+        let text = "[[listener]]\naddress = \"127.0.0.1:25\"\n\
+                    proxy_protocol_from = [\"10.0.0.7\", \"2001:db8::7\"]\n\
+                    [[listener]]\naddress = \"127.0.0.1:26\"\nxclient_from = [\"192.0.2.0/24\"]\n\
+                    [[route]]\ndomains = [\"*\"]\nnext_hop = [\"discard\"]\n";
+        let config = crate::config::parse(Path::new("fronts.toml"), text).unwrap();
+        let has_front_in = |text: &str| config.has_front_in(text.parse().unwrap());
+        for text in ["10.0.0.7/32", "192.0.2.9/32", "2001:db8::/64"] {
+            assert!(has_front_in(text), "{text}");
+        }
+        for text in ["10.0.0.6/32", "192.0.3.0/32", "2001:db8:0:1::/64"] {
+            assert!(!has_front_in(text), "{text}");
+        }
+    }
 
     #[test]
     fn a_network_of_strangers_cannot_be_a_front() {

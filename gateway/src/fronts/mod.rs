@@ -37,10 +37,9 @@ impl TrustedFronts {
         self.0.iter().any(|network| network.contains(&peer))
     }
 
-    /// Whether a trusted front is within this network, or the network within that of fronts.
-    pub fn overlaps(&self, network: IpNet) -> bool {
-        let mut fronts = self.0.iter();
-        fronts.any(|front| front.contains(&network) || network.contains(front))
+    /// Where they are.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
+        self.0.iter().copied()
     }
 
     /// No front is trusted: then no octet has to be looked at.
@@ -92,9 +91,6 @@ mod tests {
         }
         assert!(!TrustedFronts::default().contains(IpAddr::from([127, 0, 0, 1])));
         assert!(TrustedFronts::default().is_empty());
-        let overlaps = |text: &str| fronts.overlaps(text.parse().expect("a prefix"));
-        assert!(["10.0.0.7/32", "192.0.2.9/32", "2001:db8::/64"].map(overlaps) == [true; 3]);
-        assert!(["10.0.0.6/32", "192.0.3.0/32", "2001:db8:0:1::/64"].map(overlaps) == [false; 3]);
     }
 
     #[test]
