@@ -9,7 +9,8 @@
 //! The client that a front names is the client everywhere: policy, limits, questions, records. The
 //! filter alone sees the front's packets and never the client's, so it gets no verdict for either
 //! ([`Session::is_behind_front`]). A front that names no client (a health check, `UNKNOWN`), or
-//! itself, is not taken for the client: that would give strangers the rights of the front's network.
+//! itself, is not taken for the client: that would give strangers the rights of the front's
+//! network.
 
 mod xclient;
 
