@@ -84,7 +84,7 @@ impl Scene {
                     self.passwords.check(client, credentials, ask);
                 }
                 Question::WrongProof { client, name, .. } => {
-                    self.passwords.wrong(client, &name, ask)
+                    self.passwords.wrong(client, &name, ask);
                 }
                 question => panic!("{question:?}"),
             }
