@@ -38,8 +38,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Result<Self> {
-        let [clients, fronts, inside] =
-            ["clients", "fronts", "gate"].map(|name| Namespace::create(name));
+        let [clients, fronts, inside] = ["clients", "fronts", "gate"].map(Namespace::create);
         let (clients, fronts, inside) = (clients?, fronts?, inside?);
         clients.veth("far", &fronts, "pub")?;
         clients.addresses("far", [CUSTOMER, STRANGER].map(|it| format!("{it}/32")))?;
