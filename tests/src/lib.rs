@@ -6,7 +6,7 @@
 //! - [`dialogue`]: their client, SMTP over a socket, line by line;
 //! - [`receiver`], [`postfix`], [`name_server`]: their peers, which are a next hop that follows a
 //!   script, `smtp-source` and `smtp-sink`, and a DNS server;
-//! - [`dovecot`]: a real one, that knows users;
+//! - [`dovecot`]: a real one, that knows users; [`users`]: a user file;
 //! - [`syn`]: single SYNs, made by hand;
 //! - [`wait`], [`machine`]: waiting with a bound; free ports and open files.
 //!
@@ -45,6 +45,7 @@ pub mod receiver;
 pub mod simulation;
 pub mod syn;
 pub mod transcript;
+pub mod users;
 pub mod wait;
 pub mod wild_client;
 pub mod wild_front;

@@ -14,6 +14,7 @@ use super::grants::{self, Grants};
 use super::keys::{Absent, Form, Key, KeyTable, text, word};
 use super::limits::Limits;
 use super::list::{Files, Lists};
+use super::listener::Given;
 use super::pending::Places;
 use super::section::Section;
 use super::{
@@ -157,6 +158,10 @@ pub(super) fn config<'d>(
         .text("user", |text| admin::account(text, "user"))
         .map(Spanned::into_inner);
     let listener_tables = top.tables("listener");
+    let given = Given {
+        auth: top.has("auth"),
+        tls: top.has("tls"),
+    };
     let filter_table = top.table("filter");
     let grants_table = top.table("grants");
     let lists_table = top.table("lists");
@@ -171,7 +176,7 @@ pub(super) fn config<'d>(
     check_purpose(&top);
     top.finish();
 
-    let listeners = listener::read(listener_tables);
+    let listeners = listener::read(listener_tables, given);
     let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
     let grants = Grants::read(grants_table);
@@ -191,7 +196,12 @@ pub(super) fn config<'d>(
     let (routes, route_index) = route::read(route_tables, &addresses);
     let limits = Limits::read(&mut limits_table);
     limits_table.finish();
+    let auth_span = auth_table.span.clone();
     let auth = auth::read(auth_table, !matches!(files, Files::Leave));
+    if auth.is_some() && !listeners.iter().any(|listener| listener.auth) {
+        let message = "no listener offers AUTH (`auth = \"on\"`): the users of [auth] are not used";
+        document.warn(&auth_span, message);
+    }
     let log = read_log(&mut log_table);
     log_table.finish();
 

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use admin::{ADMIN_SOCKET, Admin};
-pub use auth::Auth;
+pub use auth::{Auth, BackEnd};
 pub use dnsbl::DnsblPolicy;
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
@@ -53,6 +53,7 @@ pub use value::{duration, write_duration};
 use document::Document;
 use list::Files;
 use portcullis_smtp::path::Mailbox;
+use portcullis_smtp::sasl::Mechanisms;
 use portcullis_smtp::server::{LongLines, Settings};
 
 use crate::lists::format::foreign::foreign;
@@ -326,9 +327,18 @@ impl Config {
         !self.routes.is_empty() && self.routes.iter().all(|route| route.dsn)
     }
 
-    /// The settings of SMTP sessions under this configuration.
-    pub fn session_settings(&self) -> Settings {
+    /// The mechanisms of AUTH that a listener offers.
+    fn mechanisms(&self, listener: &Listener) -> Mechanisms {
+        let auth = self.auth.as_ref().filter(|_| listener.auth);
+        auth.map(Auth::mechanisms).unwrap_or_default()
+    }
+
+    /// The settings of the SMTP sessions of a listener.
+    pub fn session_settings(&self, listener: &Listener) -> Settings {
         Settings {
+            mechanisms: self.mechanisms(listener),
+            auth_without_tls: listener.auth_without_tls,
+            auth_required: listener.service.is_submission(),
             message_size_max: self.limits.message_size,
             recipients_max: self.limits.recipients_per_message,
             transactions_max: self.limits.transactions_per_session,

@@ -3,6 +3,7 @@
 //! Written by hand: the client libraries want to own the counters, and ours belong to workers that
 //! share nothing; what would be left of a library is the escaping of label values, ten lines.
 
+mod auth;
 mod dnsbl;
 mod files;
 mod filter;
@@ -23,6 +24,7 @@ pub(super) fn render(state: &State) -> String {
     gate::process(&mut text, state);
     files::render(&mut text, state);
     gate::sessions(&mut text, state);
+    auth::render(&mut text, &state.auth);
     next_hops::render(&mut text, state);
     dnsbl::render(&mut text, &state.dnsbl);
     if let Some(grants) = &state.grants {
@@ -40,7 +42,7 @@ mod tests {
 
     use super::super::dnsbl::{Dnsbl, Server, Trust, Zone};
     use super::super::grants::Report;
-    use super::super::state::{NextHop, Transactions};
+    use super::super::state::{Auth, AuthAttempts, NextHop, Transactions};
     use super::*;
     use crate::filter::{
         InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, Unread,
@@ -96,6 +98,15 @@ mod tests {
                 rule: "local-network".to_owned(),
                 count: 12,
             }],
+            auth: Auth {
+                attempts: vec![AuthAttempts {
+                    mechanism: "SCRAM-SHA-256",
+                    result: "refused",
+                    count: 26,
+                }],
+                unasked: 27,
+                dovecot_up: Some(true),
+            },
             next_hops: vec![NextHop {
                 address: "[2001:db8::1]:25".parse().unwrap(),
                 up: true,
@@ -173,6 +184,9 @@ mod tests {
             "portcullis_recipients_refused_total{rule=\"closed-relay\"} 11",
             "portcullis_commands_refused_total{rule=\"sequence\"} 12",
             "portcullis_transactions_total{outcome=\"accepted\",rule=\"local-network\"} 12",
+            "portcullis_auth_attempts_total{mechanism=\"SCRAM-SHA-256\",result=\"refused\"} 26",
+            "portcullis_auth_unasked_total 27",
+            "portcullis_auth_dovecot_up 1",
             "portcullis_next_hop_up{next_hop=\"[2001:db8::1]:25\"} 1",
             "portcullis_next_hop_failures_total{next_hop=\"[2001:db8::1]:25\"} 2",
             "portcullis_filter_passed_packets_total{interface=\"eth0\"} 10",

@@ -35,6 +35,8 @@ pub(super) struct State {
     /// Commands that the SMTP session refused and that are neither a transaction nor a recipient,
     /// by rule.
     pub(super) commands_refused: BTreeMap<String, u64>,
+    /// Attempts to authenticate, by mechanism and result.
+    pub(super) auth: Auth,
     pub(super) received_octets: u64,
     pub(super) starved_receives: u64,
     /// Records of sessions and transactions that did not reach a reader, by reader; `all`: they
@@ -88,6 +90,24 @@ pub(super) struct Fronts {
     pub(super) xclient: u64,
     /// Those that left it open which client it is.
     pub(super) xclient_unknown: u64,
+}
+
+/// Attempts of clients to authenticate.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Auth {
+    pub(super) attempts: Vec<AuthAttempts>,
+    /// Questions about who a client is that were not asked: too many were outstanding.
+    pub(super) unasked: u64,
+    /// Whether Dovecot is there; `None` where it is not asked.
+    pub(super) dovecot_up: Option<bool>,
+}
+
+/// Attempts by one mechanism with one result.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct AuthAttempts {
+    pub(super) mechanism: &'static str,
+    pub(super) result: &'static str,
+    pub(super) count: u64,
 }
 
 /// Transactions that ended in the same way for the same reason.
@@ -145,15 +165,26 @@ impl State {
             records_lost: control.records.lost(),
             names: names(control),
             dnsbl: control.dnsbl.snapshot(control.ports.dnsbl_unasked()),
+            auth: Auth {
+                attempts: Vec::new(),
+                unasked: control.ports.passwords_unasked(),
+                dovecot_up: control.dovecot.is_up(),
+            },
             filter: control.filter.as_ref().and_then(HeldFilter::status),
             ..Self::default()
         };
         let mut transactions = BTreeMap::new();
         let mut next_hops = BTreeMap::new();
+        let mut attempts = BTreeMap::new();
         for worker in &control.workers {
             state.add(&worker.counters);
             for ((outcome, rule), count) in worker.counters.transactions_by_rule() {
                 *transactions.entry((outcome, rule)).or_insert(0) += count;
+            }
+            for (mechanism, result, count) in worker.counters.auth() {
+                *attempts
+                    .entry((mechanism.name(), result.name()))
+                    .or_insert(0) += count;
             }
             for hop in worker.counters.hops() {
                 add_hop(&mut next_hops, &hop);
@@ -164,6 +195,14 @@ impl State {
             .map(|((outcome, rule), count)| Transactions {
                 outcome: outcome.name(),
                 rule: rule.name().to_owned(),
+                count,
+            })
+            .collect();
+        state.auth.attempts = attempts
+            .into_iter()
+            .map(|((mechanism, result), count)| AuthAttempts {
+                mechanism,
+                result,
                 count,
             })
             .collect();

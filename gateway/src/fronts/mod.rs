@@ -23,6 +23,11 @@ use ipnet::IpNet;
 pub struct TrustedFronts(Vec<IpNet>);
 
 impl TrustedFronts {
+    /// No front is trusted.
+    pub const fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// The fronts in these networks. IPv4 must be written as IPv4, which is how
     /// [`contains`](Self::contains) compares; [`unmapped`](crate::lists::entries::unmapped) does
     /// that for prefixes of a configuration.

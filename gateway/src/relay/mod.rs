@@ -9,4 +9,5 @@ pub mod owner;
 pub mod pool;
 pub mod received;
 pub mod replies;
+pub mod submission;
 pub mod transaction;

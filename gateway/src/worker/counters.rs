@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::auth::AuthResult;
+use crate::auth::exchange::Mechanism;
 use crate::policy::{RULES_MAX, Rule};
 use crate::relay::pool::HopState;
 
@@ -105,6 +107,9 @@ pub struct Counters {
     pub xclient_unknown_total: AtomicU64,
     /// In the order of [`HeaderResult::ALL`].
     proxy_headers: [AtomicU64; HeaderResult::ALL.len()],
+    /// Attempts to authenticate: in the order of [`Mechanism::ALL`], and in that of
+    /// [`AuthResult::ALL`].
+    auth: [[AtomicU64; AuthResult::ALL.len()]; Mechanism::ALL.len()],
     /// By the [index](Rule::index) of the rule. As many as there can be rules, because one may
     /// come with any reload.
     rules: Box<[RuleCounters]>,
@@ -121,6 +126,7 @@ impl Default for Counters {
             xclient_total: AtomicU64::new(0),
             xclient_unknown_total: AtomicU64::new(0),
             proxy_headers: Default::default(),
+            auth: Default::default(),
             rules: (0..RULES_MAX).map(|_| RuleCounters::default()).collect(),
             hops: Mutex::default(),
         }
@@ -185,6 +191,22 @@ impl Counters {
         HeaderResult::ALL
             .into_iter()
             .map(move |result| (result, count(result)))
+    }
+
+    /// An attempt to authenticate, at its end.
+    pub(super) fn authenticated(&self, mechanism: Mechanism, result: AuthResult) {
+        self.auth[mechanism as usize][result as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Attempts to authenticate, by mechanism and result.
+    pub fn auth(&self) -> Vec<(Mechanism, AuthResult, u64)> {
+        let of = |mechanism: Mechanism| {
+            AuthResult::ALL.map(|result| {
+                let count = &self.auth[mechanism as usize][result as usize];
+                (mechanism, result, count.load(Ordering::Relaxed))
+            })
+        };
+        Mechanism::ALL.into_iter().flat_map(of).collect()
     }
 
     pub(super) fn publish_hops(&self, states: Vec<HopState>) {

@@ -44,7 +44,7 @@ impl Listener {
     pub(super) fn all(config: &Arc<Config>) -> Vec<Rc<Self>> {
         let listeners = (0..).zip(&config.listeners);
         let listener = |(number, listener): (u16, &config::Listener)| {
-            let offer = config.session_settings();
+            let offer = config.session_settings(listener);
             Rc::new(Self {
                 facts: listener.facts(),
                 number: driver::Listener(number),

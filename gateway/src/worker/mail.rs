@@ -19,6 +19,7 @@ use super::reactor::Service;
 use super::records::{Record, TransactionRecord};
 use super::session::{End, Heard, LastHeard, Session};
 use super::transaction::{LoggedReply, OpenTransaction};
+use super::users::Sent;
 use crate::config::NextHop;
 use crate::policy::pipeline::Recipient;
 use crate::policy::{Decision, Facts, Stage, decide};
@@ -197,6 +198,7 @@ impl Session {
         let decision = self.decide_in(transaction, Stage::Rcpt, Some(recipient));
         match decision {
             Decision::Accept(rule) => {
+                self.count_sent(Sent::RECIPIENT);
                 if let Some(route) = route {
                     let route = &config.routes[route];
                     transaction.note(|notes| {
@@ -215,7 +217,7 @@ impl Session {
                 self.reactor.counters.recipient_refused(rule);
                 self.refused += 1;
                 transaction.note_refusal(rule, rcpt.path.raw, &reply);
-                transaction.note(|notes| notes.recipient_refused_by = Some(rule));
+                transaction.note(|notes| notes.refused_by = Some(rule));
                 if transaction.with(|state| state.unanswered()) > 0 {
                     withheld.refusal = Some(Box::new((reply, blame)));
                 } else {
@@ -258,6 +260,7 @@ impl Session {
                     sender: state.envelope.sender(),
                     recipient,
                     next_hops: notes.accepted_by.as_ref().map(|(_, target)| &**target),
+                    counts: self.user_counts(),
                     ..self.facts()
                 };
                 decide(stage, &config.policy, &facts)
@@ -298,7 +301,7 @@ impl Session {
     }
 
     /// The client waits for us, for as long as it takes.
-    fn poll_gone<T>(&mut self) -> Poll<Result<T, End>> {
+    pub(super) fn poll_gone<T>(&mut self) -> Poll<Result<T, End>> {
         if self.reactor.polled().is_open {
             Poll::Pending
         } else {
@@ -421,7 +424,10 @@ impl Session {
                 self.refused += 1;
                 counters.recipient_refused(rule);
                 if let Some(transaction) = transaction {
-                    transaction.note(|notes| notes.refused += 1);
+                    transaction.note(|notes| {
+                        notes.refused += 1;
+                        notes.refused_by = Some(rule);
+                    });
                     transaction.note_refusal(rule, "", reply);
                 }
             }
@@ -440,10 +446,11 @@ impl Session {
         self.record(transaction.record(self.client.address, self.reactor.now.get()));
     }
 
-    fn record(&self, record: TransactionRecord) {
+    fn record(&self, mut record: TransactionRecord) {
         if self.is_with_unknown() {
             return;
         }
+        record.user = self.user();
         let counters = &self.reactor.counters;
         counters.transaction(record.outcome, record.rule, record.octets);
         self.reactor.records.push(Record::Transaction(record));

@@ -11,6 +11,8 @@
 //! waits for (each new wait was a field, and a branch in four places), and a general runtime (its
 //! wakers and timers cost more memory than a session has).
 
+mod admission;
+pub mod auth;
 mod bounded_queue;
 mod buffers;
 mod command_due;
@@ -30,10 +32,12 @@ pub mod port;
 mod progress;
 mod reactor;
 pub mod records;
+mod secret;
 mod session;
 pub mod sources;
 mod transaction;
 mod transport;
+pub mod users;
 mod wheel;
 
 use std::collections::VecDeque;
@@ -53,6 +57,7 @@ use self::port::Port;
 use self::reactor::{Reactor, Service};
 use self::records::RecordQueue;
 use self::sources::Sources;
+use self::users::UserCounts;
 use crate::config::Config;
 use crate::driver::{self, Buffer, Completion, Conn, Driver, OperationResult, ReceiveEnd};
 use crate::policy::Granted;
@@ -88,6 +93,8 @@ pub struct Shared {
     /// The addresses that have a grant; the control plane writes it.
     pub granted: Arc<Granted>,
     sources: Sources,
+    /// What users have sent in the last hour.
+    pub users: UserCounts,
     life: AtomicU8,
 }
 
@@ -98,6 +105,7 @@ impl Shared {
             config: Arc::new(ArcSwap::new(config)),
             granted: Arc::default(),
             sources: Sources::default(),
+            users: UserCounts::default(),
             life: AtomicU8::new(Life::Running as u8),
         }
     }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
+use zeroize::Zeroize as _;
 
 use super::buffers::Buffers;
 use super::connection::{Connection, Ending, Receive, Role, Table};
@@ -24,6 +25,7 @@ use super::local::Local;
 use super::port::{LookupAnswer, Notice, Port, Question, QuestionId};
 use super::progress::{Look, Progress};
 use super::records::{RecordQueue, TraceId};
+use super::secret;
 use super::wheel::Wheel;
 use super::{Shared, Size};
 use crate::config::Config;
@@ -111,6 +113,8 @@ pub(super) struct Reactor {
     /// What the task being polled finds.
     polled: Cell<Polled>,
     arrived: Local<Option<Arrived>>,
+    /// What the task being polled reads now is part of AUTH, and is wiped.
+    pub(super) reads_secret: Cell<bool>,
     /// Slots whose connection may want something of the driver.
     touched: Local<Vec<u32>>,
     /// Tasks to be polled before the batch ends.
@@ -165,6 +169,7 @@ impl Reactor {
             due: Cell::new(Duration::MAX),
             polled: Cell::default(),
             arrived: Local::default(),
+            reads_secret: Cell::new(false),
             touched: Local::default(),
             ready: Local::default(),
             spawned: Local::default(),
@@ -207,8 +212,12 @@ impl Reactor {
 
     pub(super) fn next_id(&self) -> TraceId {
         self.ids.set(self.ids.get() + 1);
-        let unix_time = self.clock.with(|clock| clock.unix_time);
-        TraceId(unix_time << 32 | (self.ids.get() & 0xff_ffff) << 8 | u64::from(self.index))
+        TraceId(self.unix_time() << 32 | (self.ids.get() & 0xff_ffff) << 8 | u64::from(self.index))
+    }
+
+    /// Seconds since 1970.
+    pub(super) fn unix_time(&self) -> u64 {
+        self.clock.with(|clock| clock.unix_time)
     }
 
     /// Shows `show` the date as a message has it.
@@ -345,7 +354,7 @@ impl Reactor {
             self.with(conn, |connection| {
                 if connection.is_open() {
                     let opened = connection.transport.open(driver.bytes(&buffer));
-                    connection.input.extend_from_slice(&opened);
+                    secret::append(&mut connection.input, &opened);
                     if matches!(connection.role, Role::Client(_)) {
                         connection.hold_if_full();
                     }
@@ -369,6 +378,7 @@ impl Reactor {
             let received = arrived
                 .as_ref()
                 .map_or(&[][..], |arrived| driver.bytes(&arrived.buffer));
+            let mut is_secret = false;
             let opened = self.with(conn, |connection| {
                 let is_open = connection.is_open();
                 is_open.then(|| {
@@ -385,14 +395,22 @@ impl Reactor {
                     let used;
                     (used, value) = take(&opened, &mut output);
                     kept = opened.get(used..).unwrap_or_default().to_vec();
+                    is_secret = self.reads_secret.take() || secret::begins_auth(&kept);
                 } else {
-                    kept.extend_from_slice(&opened);
+                    secret::append(&mut kept, &opened);
+                    let began_auth = secret::begins_auth(&kept);
                     let used;
                     (used, value) = take(&kept, &mut output);
-                    if used >= kept.len() {
-                        kept = Vec::new();
+                    is_secret = self.reads_secret.take()
+                        || began_auth
+                        || secret::begins_auth(&kept[used.min(kept.len())..]);
+                    if is_secret {
+                        secret::consume(&mut kept, used);
                     } else {
-                        kept.drain(..used);
+                        kept.drain(..used.min(kept.len()));
+                    }
+                    if kept.is_empty() {
+                        kept = Vec::new();
                     }
                 }
                 self.note_input(!kept.is_empty());
@@ -400,6 +418,9 @@ impl Reactor {
                 value
             });
             if let Some(Arrived { buffer, .. }) = arrived {
+                if is_secret {
+                    driver.wipe(&buffer);
+                }
                 driver.recycle(buffer);
             }
             read
@@ -462,6 +483,8 @@ impl Reactor {
     pub(super) fn finish(&self, conn: Conn, ending: Ending) {
         self.with(conn, |connection| {
             connection.role = Role::None;
+            // It may hold a part of a password.
+            connection.input.zeroize();
             connection.input = Vec::new();
             connection.progress = None;
             connection.finish(ending);

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub struct SessionRecord {
     pub client: IpAddr,
     /// The name of the last HELO or EHLO; empty without one.
     pub helo: Box<str>,
+    /// The user that the client has proved to be.
+    pub user: Option<Arc<str>>,
     /// The gate refused or ended it, or refused recipients for what DNS lists say.
     pub is_refused: bool,
     /// The rule that did it, or the one that let it in.
@@ -82,12 +85,14 @@ pub struct TransactionRecord {
     pub id: TraceId,
     /// The client's address.
     pub client: IpAddr,
+    /// The user that the client has proved to be.
+    pub user: Option<Arc<str>>,
     /// How it ended.
     pub outcome: TransactionOutcome,
     /// The rule that decided.
     pub rule: Rule,
-    /// The rule by which the policy refused a recipient, the last one if there were several.
-    pub recipient_refused_by: Option<Rule>,
+    /// The rule by which we refused MAIL or a recipient, the last one if there were several.
+    pub refused_by: Option<Rule>,
     /// Recipients that were not refused.
     pub recipients: u32,
     /// Recipients that were.
@@ -167,7 +172,9 @@ impl Record {
     /// The memory that it takes, in bytes.
     pub fn size(&self) -> usize {
         let texts = match self {
-            Self::Session(record) => record.helo.len(),
+            Self::Session(record) => {
+                record.helo.len() + record.user.as_ref().map_or(0, |user| user.len())
+            }
             Self::Transaction(record) => record.texts.joined.len(),
         };
         size_of::<Self>() + texts
@@ -248,6 +255,7 @@ mod tests {
                 id: TraceId(1),
                 client: [192, 0, 2, 1].into(),
                 helo: helo.into(),
+                user: None,
                 is_refused: false,
                 rule: Rule::UNLISTED,
                 accepted: 0,

@@ -8,13 +8,15 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use portcullis_smtp::envelope::Mail;
 use portcullis_smtp::reply::{EnhancedCode, Reply};
-use portcullis_smtp::server::{self, Abuse, Event};
+use portcullis_smtp::server::{self, Abuse, Event, Verb};
 
+use super::auth::OpenAuth;
 use super::command_due::ReaderLook;
 use super::connection::{Ending, OUTPUT_MAX, Role};
 use super::deadline::Deadline;
@@ -25,10 +27,10 @@ use super::reactor::{Reactor, Service};
 use super::records::{Record, SessionRecord, TraceId};
 use super::sources::ClientSource;
 use super::transaction::OpenTransaction;
+use super::users::Sent;
 use crate::config::Limits;
 use crate::driver::Conn;
-use crate::policy::pipeline::{Count, Counts};
-use crate::policy::{self, Decision, Facts, Rule, Stage, decide};
+use crate::policy::{self, Decision, Facts, Identity, Rule, Stage, decide};
 
 static TIMEOUT: Reply<'static> = Reply::fixed(
     421,
@@ -103,7 +105,7 @@ pub(super) struct Session {
     pub(super) conn: Conn,
     pub(super) smtp: server::Session,
     pub(super) heard: LastHeard,
-    listener: Rc<Listener>,
+    pub(super) listener: Rc<Listener>,
     /// What EHLO offers depends on this.
     pub(super) channel: Channel,
     /// What is known of the client. It is renewed when the configuration changes, and never made
@@ -111,7 +113,11 @@ pub(super) struct Session {
     pub(super) client: policy::Client,
     /// What is kept if it comes by a trusted front.
     pub(super) front: Option<Box<Front>>,
-    /// The configuration that the above are from.
+    /// Who it has proved to be. Not renewed with the configuration.
+    pub(super) identity: Option<Rc<Identity>>,
+    /// AUTH, as long as it runs.
+    pub(super) auth: Option<Box<OpenAuth>>,
+    /// The configuration that the client and the listener are from.
     generation: u32,
     pub(super) id: TraceId,
     pub(super) helo: String,
@@ -124,9 +130,9 @@ pub(super) struct Session {
     /// A client whose time is over and that may be busy with reading is looked at then.
     pub(super) look: ReaderLook,
     /// The rule that let it in.
-    admitted: Rule,
+    pub(super) admitted: Rule,
     /// Counted in the sessions of this source.
-    source: Option<ClientSource>,
+    pub(super) source: Option<ClientSource>,
     /// What DNS lists say about the client.
     pub(super) listings: Listings,
     /// The rule by which recipients were refused for it.
@@ -182,6 +188,8 @@ impl Session {
             },
             client: reactor.config().policy.client(origin.address),
             front: origin.front,
+            identity: None,
+            auth: None,
             generation: reactor.generation(),
             id: reactor.next_id(),
             helo: String::new(),
@@ -206,7 +214,10 @@ impl Session {
         self.admit()?;
         self.ask_zones();
         let delay = self.limits().greeting_delay;
-        if !delay.is_zero() && !self.client.is_exempt() && !self.is_with_front() {
+        // A user's program that talks too soon is not to be turned away for it.
+        let is_stranger = !self.client.is_exempt() && !self.is_with_front();
+        let waits = is_stranger && !self.service().is_submission();
+        if waits && !delay.is_zero() {
             let due = self.reactor.now.get() + delay;
             poll_fn(|_| self.poll_greeting_due(due)).await?;
         }
@@ -216,65 +227,6 @@ impl Session {
             let carried = self.carry(&transaction).await;
             self.close(&transaction, carried.as_ref().err());
             carried?;
-        }
-    }
-
-    /// Holds a new session to the policy and the limits.
-    fn admit(&mut self) -> Result<(), End> {
-        if self.is_check() {
-            let is_open = self.reactor.service.get() == Service::Open;
-            return if is_open { Ok(()) } else { Err(End::Stopping) };
-        }
-        self.decide_connect().map_err(|(rule, reply)| {
-            self.reactor.write(self.conn, |out| reply.write(out));
-            End::Refused(rule)
-        })
-    }
-
-    /// Counts the client in, and holds it to the policy and the limits.
-    ///
-    /// # Errors
-    /// The rule that refuses it, and the reply.
-    pub(super) fn decide_connect(&mut self) -> Result<(), (Rule, Reply<'static>)> {
-        let config = self.reactor.config();
-        let counts = self.count();
-        let facts = Facts {
-            counts,
-            ..self.facts()
-        };
-        match decide(Stage::Connect, &config.policy, &facts) {
-            Decision::Refuse { rule, reply, .. } => Err((rule, reply)),
-            Decision::Accept(rule) => {
-                self.admitted = rule;
-                Ok(())
-            }
-            // No check at this stage looks anything up: a test of the table holds that.
-            Decision::Wait(_) => {
-                debug_assert!(Stage::Connect.can_wait());
-                Ok(())
-            }
-        }
-    }
-
-    /// Counts the session in.
-    fn count(&mut self) -> Counts {
-        let reactor = &self.reactor;
-        let mut source_sessions = Count::default();
-        if !self.client.is_exempt() && !self.is_with_front() {
-            let source = ClientSource::from(self.client.address);
-            self.source = Some(source);
-            source_sessions = Count {
-                now: reactor.shared.sources.enter(source),
-                max: self.listener.limits().sessions_per_source,
-            };
-        }
-        Counts {
-            stopping: reactor.service.get() != Service::Open,
-            sessions: Count {
-                now: reactor.sessions.get(),
-                max: reactor.sessions_max,
-            },
-            source_sessions,
         }
     }
 
@@ -311,8 +263,17 @@ impl Session {
         if self.reactor.service.get() != Service::Open {
             return Poll::Ready(Err(End::Stopping));
         }
+        self.take_auth();
         let heard = self.poll_events(|session, event, out| match event {
             Event::Mail(mail) => session.mail(&mail, out).map(Ok),
+            Event::Auth { mechanism, initial } => {
+                session.begin_auth(mechanism, initial, out);
+                None
+            }
+            Event::AuthResponse(response) => {
+                session.auth_response(response, out);
+                None
+            }
             Event::Hello { name, .. } => {
                 session.hello(name, out);
                 None
@@ -327,6 +288,8 @@ impl Session {
                 Poll::Ready(Ok(transaction))
             }
             Heard::More { is_over: true } => Poll::Ready(Err(End::Gone)),
+            // The time is ours now.
+            Heard::Wait if self.awaits_auth() => self.poll_gone(),
             Heard::More { is_over: false } | Heard::Wait => self.poll_command_due(),
         }
     }
@@ -340,6 +303,9 @@ impl Session {
     ) -> Option<End> {
         match event {
             Event::Refused { verb, error, reply } => {
+                if *verb == Verb::Auth {
+                    self.break_off_auth();
+                }
                 self.note_refused_command(transaction, *verb, (*error).into(), reply);
                 None
             }
@@ -377,6 +343,9 @@ impl Session {
                 LastHeard::Wait => return Ok(Heard::Wait),
                 LastHeard::Other => {}
             }
+        }
+        if self.auth.is_some() {
+            self.reactor.reads_secret.set(true);
         }
         let reactor = Rc::clone(&self.reactor);
         let listener = Rc::clone(&self.listener);
@@ -449,6 +418,7 @@ impl Session {
         let sender = mail.path.as_ref().map_or("", |path| path.raw);
         let facts = Facts {
             sender,
+            counts: self.user_counts(),
             ..self.facts()
         };
         let decision = decide(Stage::Mail, &config.policy, &facts);
@@ -457,12 +427,14 @@ impl Session {
         self.set_trace_length(mail, &transaction);
         if let Decision::Refuse { rule, reply, .. } = &decision {
             transaction.note_refusal(*rule, "", reply);
+            transaction.note(|notes| notes.refused_by = Some(*rule));
         }
         self.answer(&decision, out);
         if !decision.is_accept() {
             self.record_transaction(&transaction);
             return None;
         }
+        self.count_sent(Sent::MESSAGE);
         let transaction = Rc::new(transaction);
         let shared = Rc::clone(&transaction);
         self.reactor.with(self.conn, |connection| {
@@ -489,8 +461,14 @@ impl Session {
             helo: &self.helo,
             answers: self.listings.answers(),
             is_granted: self.reactor.shared.granted.has(self.client.address),
+            identity: self.identity.as_deref(),
             ..Facts::new(self.listener.facts, &self.client)
         }
+    }
+
+    /// What is spoken on its listener.
+    pub(super) fn service(&self) -> policy::Service {
+        self.listener.facts.service
     }
 
     /// A new configuration may see this client with other eyes. What it has proved itself stays.
@@ -503,6 +481,12 @@ impl Session {
         if let Some(listener) = self.reactor.listener(self.listener.number()) {
             self.listener = listener;
         }
+    }
+
+    /// The user that the client has proved to be, for records.
+    pub(super) fn user(&self) -> Option<Arc<str>> {
+        let identity = self.identity.as_deref();
+        identity.map(|identity| Arc::clone(&identity.user))
     }
 
     /// What holds for the sessions of its listener.
@@ -524,6 +508,7 @@ impl Session {
         }
         self.leave_source();
         self.listings.forget(&reactor);
+        self.break_off_auth();
         reactor.sessions.set(reactor.sessions.get() - 1);
         if !self.is_check() {
             reactor.counters.session_closed();
@@ -550,6 +535,7 @@ impl Session {
         let record = SessionRecord {
             id: self.id,
             client: self.client.address,
+            user: self.user(),
             helo: std::mem::take(&mut self.helo).into_boxed_str(),
             is_refused: rule.is_some() || self.listed.is_some(),
             rule: rule.or(self.listed).unwrap_or(self.admitted),

@@ -38,8 +38,8 @@ pub(super) struct Notes {
     /// The rule that let the first recipient in, and the next hops of its route as the
     /// configuration writes them.
     pub(super) accepted_by: Option<(Rule, Arc<str>)>,
-    /// The rule by which our policy refused a recipient, the last one if there were several.
-    pub(super) recipient_refused_by: Option<Rule>,
+    /// The rule by which we refused MAIL or a recipient, the last one if there were several.
+    pub(super) refused_by: Option<Rule>,
     /// The latest refusal: what the log names if nothing comes of the transaction.
     pub(super) refusal: Option<LoggedReply>,
     /// The last word about the whole transaction, once it is certain.
@@ -68,10 +68,11 @@ impl LoggedReply {
         TransactionRecord {
             id,
             client,
+            user: None,
             texts: TransactionTexts::new("", "", Some(&self.reply)),
             outcome: self.outcome(),
             rule: self.rule,
-            recipient_refused_by: None,
+            refused_by: Some(self.rule),
             recipients: 0,
             refused: 0,
             reached: Reached::Nothing,
@@ -179,10 +180,11 @@ impl OpenTransaction {
             TransactionRecord {
                 id: self.id,
                 client,
+                user: None,
                 texts: TransactionTexts::new(state.envelope.sender(), recipient, reply),
                 outcome: last.map_or(TransactionOutcome::Abandoned, LoggedReply::outcome),
                 rule: last.map_or(Rule::CLIENT, |last| last.rule),
-                recipient_refused_by: notes.recipient_refused_by,
+                refused_by: notes.refused_by,
                 recipients: count as u32,
                 refused: notes.refused,
                 reached: match (&state.destination, self.next_hop.get()) {

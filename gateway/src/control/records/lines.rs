@@ -27,6 +27,7 @@ fn write_session(record: &SessionRecord) {
         id = %record.id,
         client = %record.client,
         helo = &*record.helo,
+        user = record.user.as_deref(),
         decision = if record.is_refused { "refused" } else { "served" },
         rule = %record.rule,
         accepted = record.accepted,
@@ -42,6 +43,7 @@ fn write_transaction(record: &TransactionRecord) {
         target: "transaction",
         id = %record.id,
         client = %record.client,
+        user = record.user.as_deref(),
         decision = record.outcome.name(),
         rule = %record.rule,
         from = record.texts.sender(),
@@ -129,6 +131,7 @@ mod tests {
             id: TraceId(0xab),
             client: [192, 0, 2, 1].into(),
             helo: "client.example".into(),
+            user: Some("alice".into()),
             is_refused: true,
             rule: Rule::ERRORS,
             accepted: 1,
@@ -143,9 +146,10 @@ mod tests {
         Record::Transaction(TransactionRecord {
             id: TraceId(0xac),
             client: [192, 0, 2, 1].into(),
+            user: reply.is_some().then(|| "alice".into()),
             outcome: TransactionOutcome::Accepted,
             rule: Rule::LOCAL_DOMAIN,
-            recipient_refused_by: Some(Rule::CLOSED_RELAY),
+            refused_by: Some(Rule::CLOSED_RELAY),
             recipients: 1,
             refused: 2,
             reached: Reached::NextHop(SocketAddr::from(([10, 0, 0, 5], 25))),
@@ -169,9 +173,10 @@ mod tests {
         tracing::subscriber::with_default(lines, || records.iter().for_each(write));
         let octets = written.0.lock().unwrap().clone();
         let expected = "INFO session: id=AB client=192.0.2.1 helo=\"client.example\" \
-            decision=\"refused\" rule=errors accepted=1 refused=2 errors=3 bytes=4 ms=5\n \
-            INFO transaction: id=AC client=192.0.2.1 decision=\"accepted\" rule=local-domain \
-            from=\"a@b.example\" to=\"c@d.example\" recipients=1 refused=2 \
+            user=\"alice\" decision=\"refused\" rule=errors accepted=1 refused=2 errors=3 \
+            bytes=4 ms=5\n \
+            INFO transaction: id=AC client=192.0.2.1 user=\"alice\" decision=\"accepted\" \
+            rule=local-domain from=\"a@b.example\" to=\"c@d.example\" recipients=1 refused=2 \
             next_hop=10.0.0.5:25 bytes=3 ms=4 reply=\"250 2.0.0 taken as it is\"\n \
             INFO transaction: id=AC client=192.0.2.1 decision=\"accepted\" rule=local-domain \
             from=\"a@b.example\" to=\"c@d.example\" recipients=1 refused=2 \

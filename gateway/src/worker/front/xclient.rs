@@ -126,6 +126,7 @@ impl Session {
         }
         self.leave_source();
         self.listings.forget(&self.reactor);
+        self.break_off_auth();
     }
 
     /// The session begins again, with this client.
@@ -140,6 +141,7 @@ impl Session {
         self.since = reactor.now.get();
         self.listings = Listings::Known(None);
         self.listed = None;
+        self.identity = None;
         (self.accepted, self.refused, self.octets) = (0, 0, 0);
     }
 }
