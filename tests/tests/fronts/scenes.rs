@@ -9,9 +9,10 @@ use std::time::Duration;
 use portcullis::fronts::proxy::{Endpoints, Header, write_v1, write_v2};
 use portcullis::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 use portcullis::worker::counters::HeaderResult;
-use portcullis::worker::port::{LookupAnswer, Message, Notice, Question};
+use portcullis::worker::port::{LookupAnswer, Message, Notice, PasswordAnswer, Question};
 use portcullis::worker::records::{Record, SessionRecord};
 use portcullis_tests::simulation::scene::{Act, Log, Scene, Step, lines, say, usual};
+use portcullis_tests::users::{UserFile, plain};
 
 const SECOND: Duration = Duration::from_secs(1);
 const QUICK: Duration = Duration::from_micros(10);
@@ -564,5 +565,52 @@ fn a_client_of_xclient_beyond_the_limit_of_its_source_is_refused_in_place_of_the
         .map(|record| record.rule.name())
         .collect();
     assert_eq!(rules, ["sessions-per-source", "unlisted"]);
+    nothing_is_left(&scene);
+}
+
+#[test]
+fn who_has_authenticated_is_not_the_client_that_is_named_next() {
+    let users = UserFile::new(&[("alice", "wonderland")]).expect("a user file");
+    let configuration = format!(
+        "{}\n[auth]\nusers = \"{}\"\n",
+        GATE.replace(
+            "proxy_protocol_from",
+            "auth = \"on\"\nauth_without_tls = true\nproxy_protocol_from"
+        ),
+        users.path().display()
+    );
+    let mut scene = Scene::new(&configuration, QUICK, Rc::new(|_, _, line| usual(line)));
+    let mut steps = xclient_steps(&["ADDR=10.8.0.1", "ADDR=10.8.0.2 LOGIN=alice"]);
+    let auth = format!("{}\n", plain("alice", "wonderland"));
+    // The first client proves that it is alice.
+    steps.splice(7..7, [say(&auth), Step::Hear("235 ")]);
+    let heard = scene.client(SECOND, MAIL_PROXY, steps);
+    while scene.network.now() < END {
+        scene.run_until(scene.network.now() + Duration::from_millis(1));
+        for message in scene.control.take() {
+            let Message::Ask(ask) = message else { continue };
+            assert!(ask.question.is_behind_front(), "{:?}", ask.question);
+            let alice = PasswordAnswer::Accepted("alice".into());
+            ask.answer(LookupAnswer::Password(alice));
+        }
+    }
+    let heard = lines(&heard);
+    let denied: Vec<_> = heard
+        .iter()
+        .filter(|line| line.starts_with("550 5.7.1"))
+        .collect();
+    assert_eq!(denied.len(), 1, "{heard:?}");
+    let users: Vec<_> = sessions(&scene)
+        .into_iter()
+        .map(|record| {
+            (
+                record.client.to_string(),
+                record.user.map(|user| user.to_string()),
+            )
+        })
+        .collect();
+    let alice = Some("alice".to_owned());
+    let expected = [(STRANGER.to_owned(), alice), ("10.8.0.2".to_owned(), None)];
+    assert_eq!(users, expected);
     nothing_is_left(&scene);
 }
