@@ -19,7 +19,7 @@ use super::pending::Places;
 use super::section::Section;
 use super::{
     Config, Filter, FilterMode, Log, LogFormat, LogLevel, admin, auth, dnsbl, filter, limits, list,
-    listener, relay, route, saved_lists,
+    listener, relay, route, saved_lists, tls,
 };
 use crate::lists::{Compiled, Read};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
@@ -105,10 +105,11 @@ pub(super) static KEYS: KeyTable = KeyTable {
         ),
         Key::new("route", Form::Tables(&route::KEYS), "Where mail goes."),
         Key::new("limits", Form::Table(&limits::KEYS), "What is bounded."),
+        Key::new("tls", Form::Table(&tls::KEYS), "TLS of clients."),
         Key::new("auth", Form::Table(&auth::KEYS), "Who may authenticate."),
         Key::new("log", Form::Table(&LOG_KEYS), "What is written to the log."),
     ],
-    later: &["tls", "spool"],
+    later: &["spool"],
 };
 
 static LOG_KEYS: KeyTable = KeyTable {
@@ -158,10 +159,6 @@ pub(super) fn config<'d>(
         .text("user", |text| admin::account(text, "user"))
         .map(Spanned::into_inner);
     let listener_tables = top.tables("listener");
-    let given = Given {
-        auth: top.has("auth"),
-        tls: top.has("tls"),
-    };
     let filter_table = top.table("filter");
     let grants_table = top.table("grants");
     let lists_table = top.table("lists");
@@ -171,11 +168,17 @@ pub(super) fn config<'d>(
     let mut relay_table = top.table("relay");
     let route_tables = top.tables("route");
     let mut limits_table = top.table("limits");
+    let tls_table = top.table("tls");
     let auth_table = top.table("auth");
     let mut log_table = top.table("log");
     check_purpose(&top);
     top.finish();
 
+    let given = Given {
+        auth: auth_table.is_given(),
+        tls: tls_table.is_given(),
+        client_authorities: tls_table.has("client_authorities"),
+    };
     let listeners = listener::read(listener_tables, given);
     let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
@@ -193,9 +196,11 @@ pub(super) fn config<'d>(
     relay_table.finish();
     let addresses: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
     let errors_before_routes = document.error_count();
-    let (routes, route_index) = route::read(route_tables, &addresses);
+    let (routes, route_index) =
+        route::read(route_tables, &addresses, !matches!(files, Files::Leave));
     let limits = Limits::read(&mut limits_table);
     limits_table.finish();
+    let tls = tls::read(tls_table, !matches!(files, Files::Leave));
     let auth_span = auth_table.span.clone();
     let auth = auth::read(auth_table, !matches!(files, Files::Leave));
     if auth.is_some() && !listeners.iter().any(|listener| listener.auth) {
@@ -245,6 +250,7 @@ pub(super) fn config<'d>(
         limits,
         dnsbl,
         relay,
+        tls,
         auth,
         log,
         warnings: Vec::new(),

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 
 use super::fronts;
-use super::keys::{Absent, Form, Key, KeyTable, flag, text};
+use super::keys::{Absent, Form, Key, KeyTable, flag, text, word};
 use super::section::Section;
+use super::tls::{AskForCertificates, ListenerTls};
 use super::value;
 use crate::fronts::TrustedFronts;
 use crate::policy::Service;
@@ -73,6 +74,45 @@ pub(super) static KEYS: KeyTable = KeyTable {
         .at_start(),
         fronts::PROXY,
         fronts::XCLIENT,
+        Key::new(
+            "tls",
+            Form::Word {
+                default: Absent::Varies(
+                    "with a `[tls]` `\"starttls\"`, for submissions `\"implicit\"`; otherwise `\"off\"`",
+                ),
+                words: &[
+                    ("off", "none"),
+                    ("starttls", "the client may ask for it (RFC 3207)"),
+                    (
+                        "implicit",
+                        "from the first octet, as on port 465 (RFC 8314); a client that is \
+                         refused at the connect is closed without a word",
+                    ),
+                ],
+                later: &[],
+            },
+            "Whether sessions can be, or have to be, under TLS.",
+        )
+        .see(&["tls.certificate"])
+        .at_start(),
+        Key::new(
+            "client_certificates",
+            word(
+                "off",
+                &[
+                    ("off", "they are not asked for one"),
+                    (
+                        "ask",
+                        "they are asked; one without is let in, one with a bad one is not",
+                    ),
+                    ("require", "without a good one the handshake fails"),
+                ],
+            ),
+            "Whether clients are asked for a certificate, of one of `tls.client_authorities`. It \
+             is logged with the session.",
+        )
+        .see(&["tls.client_authorities"])
+        .at_start(),
     ],
     later: &[],
 };
@@ -88,6 +128,10 @@ pub struct Listener {
     pub proxy_protocol_from: TrustedFronts,
     /// Who may name a client with XCLIENT.
     pub xclient_from: TrustedFronts,
+    /// How it uses TLS.
+    pub tls: ListenerTls,
+    /// Whether its clients are asked for a certificate.
+    pub client_certificates: AskForCertificates,
     /// Clients may authenticate.
     pub auth: bool,
     /// Also without TLS.
@@ -100,6 +144,8 @@ impl Listener {
         Self {
             address,
             service,
+            tls: ListenerTls::Off,
+            client_certificates: AskForCertificates::Off,
             auth: false,
             auth_without_tls: false,
             proxy_protocol_from: TrustedFronts::none(),
@@ -121,6 +167,7 @@ impl Listener {
 pub(super) struct Given {
     pub(super) auth: bool,
     pub(super) tls: bool,
+    pub(super) client_authorities: bool,
 }
 
 /// Reads the tables.
@@ -140,6 +187,8 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>, given: Given) -> Vec<Listener> 
         );
         let [proxy_protocol_from, xclient_from] =
             ["proxy_protocol_from", "xclient_from"].map(|key| fronts::read(&mut s, key));
+        let tls = read_tls(&mut s, given, service);
+        let client_certificates = read_client_certificates(&mut s, given, tls);
         let auth = read_auth(&mut s, given.auth);
         let auth_without_tls = s.flag("auth_without_tls");
         if auth_without_tls {
@@ -149,10 +198,12 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>, given: Given) -> Vec<Listener> 
         }
         if let Some(service) = service.filter(|service| service.is_submission()) {
             let is_clear = auth_without_tls && service == Service::Submission;
-            check_submission(&s, given, auth != Some(false), is_clear);
+            check_submission(&s, given, (service, tls), auth != Some(false), is_clear);
         }
         if let (Some(address), Some(service)) = (address, service) {
             listeners.push(Listener {
+                tls,
+                client_certificates,
                 auth: auth.unwrap_or(given.auth && service.is_submission()),
                 auth_without_tls,
                 proxy_protocol_from,
@@ -165,9 +216,72 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>, given: Given) -> Vec<Listener> 
     listeners
 }
 
+fn read_tls(s: &mut Section<'_, '_>, given: Given, service: Option<Service>) -> ListenerTls {
+    if !s.has("tls") {
+        let (word, tls) = match service {
+            _ if !given.tls => ("off", ListenerTls::Off),
+            Some(Service::Submissions) => ("implicit", ListenerTls::Implicit),
+            _ => ("starttls", ListenerTls::StartTls),
+        };
+        let _ = s.value("tls");
+        s.by_default("tls", format_args!("\"{word}\""));
+        return tls;
+    }
+    let modes = [
+        ("off", ListenerTls::Off),
+        ("starttls", ListenerTls::StartTls),
+        ("implicit", ListenerTls::Implicit),
+    ];
+    let tls = s.word("tls", &modes).unwrap_or(ListenerTls::Off);
+    if tls != ListenerTls::Off && !given.tls {
+        s.document.error_with(
+            &s.span_of("tls"),
+            "there is no [tls], so there is no certificate to show",
+            "add a table [tls] with `certificate` and `key`",
+        );
+    }
+    tls
+}
+
+fn read_client_certificates(
+    s: &mut Section<'_, '_>,
+    given: Given,
+    tls: ListenerTls,
+) -> AskForCertificates {
+    let demands = [
+        ("off", AskForCertificates::Off),
+        ("ask", AskForCertificates::Ask),
+        ("require", AskForCertificates::Require),
+    ];
+    let demand = s.word("client_certificates", &demands);
+    let demand = demand.unwrap_or(AskForCertificates::Off);
+    if demand == AskForCertificates::Off {
+        return demand;
+    }
+    let span = s.span_of("client_certificates");
+    if tls == ListenerTls::Off {
+        let message = "certificates are shown under TLS, and this listener has none";
+        s.document
+            .error_with(&span, message, "set `tls` of this listener");
+    } else if !given.client_authorities {
+        s.document.error_with(
+            &span,
+            "it is not said which authorities the certificates may be of",
+            "set `client_authorities` of [tls]",
+        );
+    }
+    demand
+}
+
 /// What a listener for submission lacks: without it its clients could not authenticate, and so
 /// never send. `is_clear`: it needs no TLS.
-fn check_submission(s: &Section<'_, '_>, given: Given, auth: bool, is_clear: bool) {
+fn check_submission(
+    s: &Section<'_, '_>,
+    given: Given,
+    (service, tls): (Service, ListenerTls),
+    auth: bool,
+    is_clear: bool,
+) {
     let span = s.span_of("service");
     if !given.auth {
         s.document.error_with(
@@ -187,6 +301,18 @@ fn check_submission(s: &Section<'_, '_>, given: Given, auth: bool, is_clear: boo
             &span,
             "clients have to authenticate here, which takes TLS, and there is no [tls]",
             "write [tls] with `certificate` and `key`",
+        );
+    } else if given.tls && service == Service::Submissions && tls != ListenerTls::Implicit {
+        s.document.error_with(
+            &s.span_of("tls"),
+            "in `submissions` a session is under TLS from its first octet (RFC 8314)",
+            "leave `tls` out, or say `service = \"submission\"`",
+        );
+    } else if given.tls && tls == ListenerTls::Off && !is_clear {
+        s.document.error_with(
+            &s.span_of("tls"),
+            "clients have to authenticate here, which takes TLS, and it is off",
+            "leave `tls` out",
         );
     }
 }

@@ -4,11 +4,12 @@
 //! Parsed, not validated: what comes out has only values that make sense (networks without host
 //! bits, ports that are not 0, routes for all local domains), so that nothing behind it has to
 //! check again. A key that is not known is an error, and so is one that is described but not built
-//! yet: a gate that passes over `[tls]` in silence is worse than one that does not start.
+//! yet: a gate that passes over `[spool]` in silence is worse than one that does not start.
 
 mod admin;
 mod auth;
 mod compile;
+mod demands;
 mod dnsbl;
 mod document;
 mod error;
@@ -27,6 +28,7 @@ mod route;
 mod section;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod typed;
 mod value;
 
@@ -48,6 +50,7 @@ pub use listener::Listener;
 pub use pending::Pending;
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
+pub use tls::{AskForCertificates, ListenerTls, Tls};
 pub use value::{duration, write_duration};
 
 use document::Document;
@@ -62,6 +65,7 @@ use crate::lists::{Compiled, ListAction};
 use crate::policy::Policy;
 pub use crate::policy::Service;
 use crate::policy::domain::Domains;
+use crate::relay::hop::DemandsId;
 
 /// What the gate does without a configuration file: it does no harm and shows that it works.
 const DEFAULT_GATE: &str = r#"[[listener]]
@@ -107,6 +111,8 @@ pub struct Config {
     pub dnsbl: DnsblPolicy,
     /// How next hops are treated.
     pub relay: Relay,
+    /// TLS of clients. `None`: no listener has it.
+    pub tls: Option<Tls>,
     /// Who may authenticate. `None`: there are no users.
     pub auth: Option<Auth>,
     /// What is written to the log.
@@ -179,7 +185,8 @@ pub fn read_for_start(path: &Path) -> Result<Pending, Errors> {
     parse_with(path, &text_of(path)?, Files::ReadOrLast)
 }
 
-/// As [`load`], but that the files of the lists and of the users are left alone: there are none.
+/// As [`load`], but that the files of the lists, of the users and of TLS are left alone: there are
+/// none.
 ///
 /// # Errors
 /// As [`load`], without what is in those files.
@@ -254,6 +261,12 @@ impl Config {
     pub fn route(&self, mailbox: &Mailbox<'_>) -> Option<usize> {
         let number = self.route_index.lookup(self.policy.routed_domain(mailbox));
         number.map(usize::from)
+    }
+
+    /// Whether a route demands this of its next hops.
+    pub fn has_demands(&self, id: DemandsId) -> bool {
+        let mut demands = self.routes.iter().flat_map(|route| &route.demands);
+        demands.any(|demands| demands.id() == id)
     }
 
     /// Where the lists of the last compile are kept.

@@ -48,6 +48,7 @@ mod tests {
         InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, Unread,
         VerdictCounts,
     };
+    use crate::relay::hop::HopEvent;
 
     fn state() -> State {
         let interface = InterfaceStatus {
@@ -114,6 +115,7 @@ mod tests {
                 idle: 0,
                 waiting: 0,
                 failures_total: 2,
+                events: [3; HopEvent::ALL.len()],
             }],
             dnsbl: Dnsbl {
                 zones: vec![Zone {
@@ -189,6 +191,9 @@ mod tests {
             "portcullis_auth_dovecot_up 1",
             "portcullis_next_hop_up{next_hop=\"[2001:db8::1]:25\"} 1",
             "portcullis_next_hop_failures_total{next_hop=\"[2001:db8::1]:25\"} 2",
+            "portcullis_next_hop_tls_total{next_hop=\"[2001:db8::1]:25\",result=\"full\"} 3",
+            "portcullis_next_hop_auth_total{next_hop=\"[2001:db8::1]:25\",result=\"refused\"} 3",
+            "portcullis_next_hop_clients_unnamed_total{next_hop=\"[2001:db8::1]:25\"} 3",
             "portcullis_filter_passed_packets_total{interface=\"eth0\"} 10",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"unlisted\"} 4",
             "portcullis_dnsbl_answers_total{zone=\"bl.example\",result=\"silent\"} 15",

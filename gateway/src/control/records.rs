@@ -227,6 +227,7 @@ mod tests {
             errors: 0,
             octets: 0,
             time: Duration::ZERO,
+            tls: None,
         })
     }
 

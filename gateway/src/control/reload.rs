@@ -194,6 +194,9 @@ async fn put_in_force(
     control.names.retain(&new.routes);
     lists::save(control, &new);
     control.shared.config.store(Arc::clone(&new));
+    if let Some(tls) = &new.tls {
+        tls.forget_old_tickets();
+    }
     // What was found out while the filter was being filled.
     names::publish(control);
     auth::publish(control);

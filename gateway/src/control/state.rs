@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::dnsbl::Dnsbl;
 use super::files::{StateDir, Unusable};
 use super::reload::LastReload;
 use super::{Control, HeldFilter, grants};
 use crate::filter::Status;
+use crate::relay::hop::{HopEvent, HopEvents};
 use crate::relay::pool::HopState;
 use crate::worker::counters::Counters;
 
@@ -79,6 +80,9 @@ pub(super) struct Sessions {
     pub(super) open: u64,
     /// Ended by the gate, by rule.
     pub(super) ended: BTreeMap<String, u64>,
+    pub(super) tls_handshakes_open: u64,
+    /// By how they ended.
+    pub(super) tls_handshakes: BTreeMap<&'static str, u64>,
 }
 
 /// What came of trusted fronts.
@@ -128,6 +132,8 @@ pub(super) struct NextHop {
     pub(super) idle: u64,
     pub(super) waiting: u64,
     pub(super) failures_total: u64,
+    #[serde(serialize_with = "by_name")]
+    pub(super) events: HopEvents,
 }
 
 /// A next hop that is given by name.
@@ -220,6 +226,14 @@ impl State {
         for (result, count) in counters.proxy_headers() {
             *self.fronts.proxy_headers.entry(result.name()).or_default() += count;
         }
+        self.sessions.tls_handshakes_open += count(&counters.handshakes_open);
+        for (result, count) in counters.handshakes() {
+            *self
+                .sessions
+                .tls_handshakes
+                .entry(result.name())
+                .or_default() += count;
+        }
         for (rule, count) in counters.sessions_by_rule() {
             *self.sessions.ended.entry(rule.to_string()).or_default() += count;
         }
@@ -232,6 +246,11 @@ impl State {
     }
 }
 
+/// What has happened with a next hop, by the names of the events.
+fn by_name<S: Serializer>(events: &HopEvents, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(HopEvent::ALL.map(|event| (event.name(), events[event as usize])))
+}
+
 fn add_hop(hops: &mut BTreeMap<SocketAddr, NextHop>, state: &HopState) {
     let hop = hops.entry(state.address).or_insert(NextHop {
         address: state.address,
@@ -240,12 +259,15 @@ fn add_hop(hops: &mut BTreeMap<SocketAddr, NextHop>, state: &HopState) {
         idle: 0,
         waiting: 0,
         failures_total: 0,
+        events: HopEvents::default(),
     });
     hop.up &= state.up;
     hop.open += u64::from(state.open);
     hop.idle += u64::from(state.idle);
     hop.waiting += u64::from(state.waiting);
     hop.failures_total += state.failures_total;
+    let events = hop.events.iter_mut().zip(state.events);
+    events.for_each(|(sum, more)| *sum += more);
 }
 
 fn names(control: &Control) -> Vec<Name> {
@@ -278,6 +300,7 @@ mod tests {
             idle: 1,
             waiting: 2,
             failures_total: 3,
+            events: [1; HopEvent::ALL.len()],
         };
         let mut hops = BTreeMap::new();
         add_hop(&mut hops, &state(true, 4));
@@ -289,6 +312,7 @@ mod tests {
             idle: 2,
             waiting: 4,
             failures_total: 6,
+            events: [2; HopEvent::ALL.len()],
         };
         assert_eq!(hops.into_values().collect::<Vec<_>>(), [expected]);
     }

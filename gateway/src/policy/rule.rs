@@ -204,6 +204,14 @@ fixed_rules! {
         "BDAT came with a size that is no number.";
     HTTP Fixed "http" "none"
         "The client speaks HTTP.";
+    TLS_HANDSHAKES Fixed "tls-handshakes" "454"
+        "There are as many TLS handshakes as `tls.handshakes` allows.";
+    TLS_HANDSHAKES_PER_SOURCE Fixed "tls-handshakes-per-source" "454"
+        "The source begins more TLS handshakes than `tls.handshakes_per_source` allows.";
+    TLS_HANDSHAKE Fixed "tls-handshake" "none"
+        "The TLS handshake failed or took longer than `tls.handshake_timeout`.";
+    TLS Fixed "tls" "none"
+        "TLS broke after the handshake: an alert of the client, or records that are not its own.";
     TIMEOUT Fixed "timeout" "421"
         "The client took too long over a command or over the message.";
     CLIENT Fixed "client" "none"

@@ -17,7 +17,10 @@ impl Session {
             return if is_open { Ok(()) } else { Err(End::Stopping) };
         }
         self.decide_connect().map_err(|(rule, reply)| {
-            self.reactor.write(self.conn, |out| reply.write(out));
+            // Before a handshake there is nothing that the client could read.
+            if !self.listener().is_implicit() {
+                self.reactor.write(self.conn, |out| reply.write(out));
+            }
             End::Refused(rule)
         })
     }

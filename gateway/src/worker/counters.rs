@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::auth::AuthResult;
+pub use super::header_result::HeaderResult;
 use crate::auth::exchange::Mechanism;
 use crate::policy::{RULES_MAX, Rule};
 use crate::relay::pool::HopState;
+use crate::tls::FaultKind;
 
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,42 +43,77 @@ impl TransactionOutcome {
     }
 }
 
-/// What a connection of a trusted front began with, that has to begin with a PROXY header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeaderResult {
-    /// A header that names a client.
-    Client,
-    /// That of a health check: `LOCAL`, or one that names the front itself.
-    Local,
-    /// One without an address of the client (`UNKNOWN`).
-    Unknown,
-    /// Something else, or part of a header.
-    Bad,
-    /// Nothing: it was closed before, or the gate stopped.
-    Missing,
-    /// It was not there in time.
-    Late,
+/// How a TLS handshake with a client ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HandshakeResult {
+    /// A new session.
+    Complete,
+    /// A session of before goes on.
+    Resumed,
+    /// It took longer than `tls.handshake_timeout`.
+    Timeout,
+    /// The client has closed the connection.
+    Gone,
+    /// What came is no TLS.
+    NotTls,
+    /// There is no version, cipher suite or signature that both know.
+    Incompatible,
+    /// The client's certificate is missing or not good.
+    Certificate,
+    /// The client gave up with an alert.
+    Alert,
+    /// The client broke the protocol.
+    Protocol,
+    /// The client sent more than a handshake has.
+    TooLarge,
+    /// The gate failed.
+    Internal,
 }
 
-impl HeaderResult {
-    const ALL: [Self; 6] = [
-        Self::Client,
-        Self::Local,
-        Self::Unknown,
-        Self::Bad,
-        Self::Missing,
-        Self::Late,
+impl HandshakeResult {
+    const ALL: [Self; 11] = [
+        Self::Complete,
+        Self::Resumed,
+        Self::Timeout,
+        Self::Gone,
+        Self::NotTls,
+        Self::Incompatible,
+        Self::Certificate,
+        Self::Alert,
+        Self::Protocol,
+        Self::TooLarge,
+        Self::Internal,
     ];
 
     /// The word for it in the metrics.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Client => "client",
-            Self::Local => "local",
-            Self::Unknown => "unknown",
-            Self::Bad => "bad",
-            Self::Missing => "missing",
-            Self::Late => "late",
+            Self::Complete => "complete",
+            Self::Resumed => "resumed",
+            Self::Timeout => "timeout",
+            Self::Gone => "gone",
+            Self::NotTls => "not-tls",
+            Self::Incompatible => "incompatible",
+            Self::Certificate => "certificate",
+            Self::Alert => "alert",
+            Self::Protocol => "protocol",
+            Self::TooLarge => "too-large",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl From<FaultKind> for HandshakeResult {
+    fn from(kind: FaultKind) -> Self {
+        match kind {
+            FaultKind::NotTls => Self::NotTls,
+            FaultKind::Incompatible => Self::Incompatible,
+            FaultKind::Certificate => Self::Certificate,
+            FaultKind::Alert => Self::Alert,
+            FaultKind::Protocol => Self::Protocol,
+            FaultKind::Truncated => Self::Gone,
+            FaultKind::TooLarge => Self::TooLarge,
+            FaultKind::Internal => Self::Internal,
         }
     }
 }
@@ -107,6 +144,10 @@ pub struct Counters {
     pub xclient_unknown_total: AtomicU64,
     /// In the order of [`HeaderResult::ALL`].
     proxy_headers: [AtomicU64; HeaderResult::ALL.len()],
+    /// TLS handshakes with clients that go on now.
+    pub handshakes_open: AtomicU64,
+    /// In the order of [`HandshakeResult::ALL`].
+    handshakes: [AtomicU64; HandshakeResult::ALL.len()],
     /// Attempts to authenticate: in the order of [`Mechanism::ALL`], and in that of
     /// [`AuthResult::ALL`].
     auth: [[AtomicU64; AuthResult::ALL.len()]; Mechanism::ALL.len()],
@@ -126,6 +167,8 @@ impl Default for Counters {
             xclient_total: AtomicU64::new(0),
             xclient_unknown_total: AtomicU64::new(0),
             proxy_headers: Default::default(),
+            handshakes_open: AtomicU64::new(0),
+            handshakes: std::array::from_fn(|_| AtomicU64::new(0)),
             auth: Default::default(),
             rules: (0..RULES_MAX).map(|_| RuleCounters::default()).collect(),
             hops: Mutex::default(),
@@ -191,6 +234,28 @@ impl Counters {
         HeaderResult::ALL
             .into_iter()
             .map(move |result| (result, count(result)))
+    }
+
+    pub(super) fn handshake_begun(&self) {
+        self.handshakes_open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn handshake_over(&self) {
+        self.handshakes_open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A handshake with a client has come to this end.
+    pub(super) fn handshake(&self, result: HandshakeResult) {
+        self.handshakes[result as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// TLS handshakes with clients, by how they ended.
+    pub fn handshakes(&self) -> impl Iterator<Item = (HandshakeResult, u64)> {
+        let count = |result: HandshakeResult| {
+            let count = self.handshakes[result as usize].load(Ordering::Relaxed);
+            (result, count)
+        };
+        HandshakeResult::ALL.into_iter().map(count)
     }
 
     /// An attempt to authenticate, at its end.

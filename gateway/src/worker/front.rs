@@ -222,7 +222,9 @@ async fn behind_header(reactor: Rc<Reactor>, conn: Conn, front: IpAddr, listener
     reactor.counters.proxy_header(HeaderResult::of(&header));
     let origin = match header {
         Ok(Header::Client(endpoints)) => {
-            let client = endpoints.client().ip();
+            let client = endpoints.client();
+            reactor.with(conn, |connection| connection.peer_port = client.port());
+            let client = client.ip();
             if may_name(client) {
                 Origin::by(With::Front, client, Peer::Front)
             } else {
@@ -370,6 +372,14 @@ impl Session {
     /// Whether the greeting name is known from the front, which has its own words with us.
     pub(super) fn has_named_helo(&self) -> bool {
         self.front.as_ref().is_some_and(|front| front.has_helo)
+    }
+
+    /// Forgets the greeting name, also that which a front has told.
+    pub(super) fn forget_helo(&mut self) {
+        self.helo.clear();
+        if let Some(front) = &mut self.front {
+            front.has_helo = false;
+        }
     }
 
     /// Answers MAIL of a client that is not known.

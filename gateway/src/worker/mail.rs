@@ -2,6 +2,7 @@
 //! streams to its destination, and the client hears what became of it.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -20,10 +21,11 @@ use super::records::{Record, TransactionRecord};
 use super::session::{End, Heard, LastHeard, Session};
 use super::transaction::{LoggedReply, OpenTransaction};
 use super::users::Sent;
-use crate::config::NextHop;
+use crate::config::{NextHop, Route};
 use crate::policy::pipeline::Recipient;
 use crate::policy::{Decision, Facts, Stage, decide};
 use crate::policy::{Rule, RuleKind};
+use crate::relay::client::MessageClient;
 use crate::relay::destination::{Destination, NextHops};
 use crate::relay::transaction::{AnswerTo, OwedAnswer, Transaction};
 
@@ -205,7 +207,7 @@ impl Session {
                         let target = || (rule, Arc::clone(&route.target));
                         notes.accepted_by.get_or_insert_with(target);
                     });
-                    direct(transaction, &route.next_hops);
+                    self.direct(transaction, route);
                 }
                 transaction.with(|state| state.recipient(rcpt));
                 self.pass_on(transaction);
@@ -225,6 +227,42 @@ impl Session {
                 }
             }
             Decision::Wait(_) => withheld.held = Some(HeldRecipient::new(rcpt)),
+        }
+    }
+
+    /// The first recipient decides where the transaction goes.
+    fn direct(&self, transaction: &OpenTransaction, route: &Route) {
+        let wants_client = transaction.with(|state| {
+            if !matches!(state.destination, Destination::Undecided) {
+                return false;
+            }
+            if route.next_hops.contains(&NextHop::Discard) {
+                state.direct(Destination::Discard);
+                return false;
+            }
+            let next_hops = NextHops::new(route.hops());
+            let wants_client = next_hops.want_client();
+            state.direct(Destination::NextHops(next_hops));
+            wants_client
+        });
+        if wants_client {
+            let client = Some(Box::new(self.message_client()));
+            transaction.client_told.replace(client);
+        }
+    }
+
+    /// The client as a next hop is told of it.
+    fn message_client(&self) -> MessageClient {
+        let port = self
+            .reactor
+            .with(self.conn, |connection| connection.peer_port);
+        let facts = &self.listener().facts;
+        MessageClient {
+            address: SocketAddr::new(self.client.address, port.unwrap_or_default()),
+            server: facts.address,
+            helo: self.helo.as_str().into(),
+            is_esmtp: self.smtp.is_extended(),
+            login: None,
         }
     }
 
@@ -455,19 +493,4 @@ impl Session {
         counters.transaction(record.outcome, record.rule, record.octets);
         self.reactor.records.push(Record::Transaction(record));
     }
-}
-
-/// The first recipient decides where the transaction goes.
-fn direct(transaction: &OpenTransaction, next_hops: &[NextHop]) {
-    transaction.with(|state| {
-        if !matches!(state.destination, Destination::Undecided) {
-            return;
-        }
-        state.direct(if next_hops.contains(&NextHop::Discard) {
-            Destination::Discard
-        } else {
-            let addresses = next_hops.iter().flat_map(NextHop::addresses).copied();
-            Destination::NextHops(NextHops::new(addresses))
-        });
-    });
 }

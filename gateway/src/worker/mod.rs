@@ -22,6 +22,8 @@ pub mod counters;
 mod deadline;
 mod executor;
 mod front;
+mod handshakes;
+mod header_result;
 mod lease;
 mod listener;
 mod local;
@@ -33,7 +35,9 @@ mod progress;
 mod reactor;
 pub mod records;
 mod secret;
+mod secure;
 mod session;
+mod session_end;
 pub mod sources;
 mod transaction;
 mod transport;
@@ -53,6 +57,7 @@ use arc_swap::ArcSwap;
 use self::connection::{Connection, Ending, Receive, Role};
 use self::counters::Counters;
 use self::executor::Executor;
+use self::handshakes::HandshakeRates;
 use self::port::Port;
 use self::reactor::{Reactor, Service};
 use self::records::RecordQueue;
@@ -69,6 +74,9 @@ const ACCEPTS: u32 = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Connections starved of a buffer that are armed again in one batch.
 const STARVED_PER_TURN: usize = 256;
+/// Handshakes that go on in one batch. A signature takes up to milliseconds, and a batch without one
+/// microseconds: with more than one the other sessions would only wait longer.
+const HANDSHAKES_PER_TURN: usize = 1;
 /// How long connections may take to close once everything is said, when the gate stops: the three
 /// seconds of one that lingers, the second by which a deadline may be late, and a moment for the
 /// close itself.
@@ -93,6 +101,7 @@ pub struct Shared {
     /// The addresses that have a grant; the control plane writes it.
     pub granted: Arc<Granted>,
     sources: Sources,
+    handshake_rates: HandshakeRates,
     /// What users have sent in the last hour.
     pub users: UserCounts,
     life: AtomicU8,
@@ -105,6 +114,7 @@ impl Shared {
             config: Arc::new(ArcSwap::new(config)),
             granted: Arc::default(),
             sources: Sources::default(),
+            handshake_rates: HandshakeRates::default(),
             users: UserCounts::default(),
             life: AtomicU8::new(Life::Running as u8),
         }
@@ -223,6 +233,7 @@ impl Worker {
         }
         self.completions = completions;
         self.expire();
+        self.shake_hands();
         let goes_on = self.follow_life();
         self.work_off();
         self.settle();
@@ -231,7 +242,7 @@ impl Worker {
 
     /// How long the worker may wait for completions.
     fn sleep(&self) -> Duration {
-        if !self.starved.is_empty() {
+        if !self.starved.is_empty() || self.reactor.has_handshakes() {
             return Duration::ZERO;
         }
         let now = self.reactor.now.get();
@@ -307,7 +318,7 @@ impl Worker {
                     if let Err(error) = &result
                         && let Role::NextHop(next_hop) = &connection.role
                     {
-                        let next_hop = next_hop.address;
+                        let next_hop = next_hop.id();
                         tracing::debug!(%next_hop, %error, "cannot connect");
                         connection.abort();
                     }
@@ -358,6 +369,7 @@ impl Worker {
             (Ok(peer), Some(listener)) => {
                 reactor.with(conn, |connection| {
                     connection.opened();
+                    connection.peer_port = peer.port();
                     connection.role = Role::Client(None);
                 });
                 let task = front::task(&reactor, conn, peer, listener);
@@ -424,6 +436,8 @@ impl Worker {
             }
             if sent < buffer.len() && !connection.is_ending() {
                 buffer.drain(..sent);
+                // Behind it comes what TLS had to say meanwhile.
+                buffer.append(&mut connection.unsent);
                 connection.unsent = std::mem::take(&mut buffer);
                 connection.sent_in_part(now);
             }
@@ -479,6 +493,15 @@ impl Worker {
             }
             self.poll(conn);
             reactor.touch(conn);
+        }
+    }
+
+    /// Goes on with a few handshakes; the others wait for the next batch, which follows at once.
+    fn shake_hands(&self) {
+        for _ in 0..HANDSHAKES_PER_TURN {
+            if !self.reactor.take_handshake() {
+                return;
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
@@ -26,12 +27,15 @@ use super::port::{LookupAnswer, Notice, Port, Question, QuestionId};
 use super::progress::{Look, Progress};
 use super::records::{RecordQueue, TraceId};
 use super::secret;
+use super::transport::Transport;
 use super::wheel::Wheel;
 use super::{Shared, Size};
 use crate::config::Config;
 use crate::driver::{self, Buffer, Conn, Driver};
+use crate::relay::hop::HopId;
 use crate::relay::pool::Pool;
 use crate::relay::received;
+use crate::tls::{Fault, Tls};
 
 /// A task, as the executor keeps it.
 pub(super) type Task = Pin<Box<dyn Future<Output = ()>>>;
@@ -105,6 +109,8 @@ pub(super) struct Reactor {
     index: u8,
     ids: Cell<u64>,
     pub(super) sessions: Cell<u32>,
+    /// Clients within a TLS handshake.
+    pub(super) handshaking: Cell<u32>,
     pub(super) sessions_max: u32,
     pub(super) service: Cell<Service>,
     pub(super) drain_until: Cell<Duration>,
@@ -121,8 +127,10 @@ pub(super) struct Reactor {
     ready: Local<VecDeque<Conn>>,
     /// Tasks to be begun.
     spawned: Local<Vec<(Conn, Task)>>,
+    /// Connections whose handshake can go on, in the order in which it could.
+    handshakes: Local<VecDeque<Conn>>,
     /// Clients that waited for a connection and are to ask again.
-    pub(super) waiting_again: Local<Vec<(Conn, SocketAddr)>>,
+    pub(super) waiting_again: Local<Vec<(Conn, HopId)>>,
     /// Connections to be opened.
     pub(super) connects: Local<Vec<(Conn, SocketAddr)>>,
     /// Connections that are being opened, and until when the transactions they are for wait for
@@ -163,6 +171,7 @@ impl Reactor {
             index,
             ids: Cell::new(0),
             sessions: Cell::new(0),
+            handshaking: Cell::new(0),
             sessions_max: size.sessions_max,
             service: Cell::new(Service::Open),
             drain_until: Cell::new(Duration::MAX),
@@ -173,6 +182,7 @@ impl Reactor {
             touched: Local::default(),
             ready: Local::default(),
             spawned: Local::default(),
+            handshakes: Local::default(),
             waiting_again: Local::default(),
             connects: Local::default(),
             patience: Local::default(),
@@ -187,8 +197,10 @@ impl Reactor {
         if !self.config.with(|config| Arc::ptr_eq(&newest, config)) {
             let config = Arc::clone(&newest);
             let relay = &config.relay;
-            self.pool
-                .with(|pool| pool.configure(relay.connections, relay.retry_after));
+            self.pool.with(|pool| {
+                pool.configure(relay.connections, relay.retry_after);
+                pool.retire(|demands| config.has_demands(demands));
+            });
             self.listeners.replace(Listener::all(&config));
             self.config.replace(config);
             self.generation.set(self.generation.get().wrapping_add(1));
@@ -307,7 +319,7 @@ impl Reactor {
         let polled = self.with(conn, |connection| Polled {
             is_open: connection.is_open(),
             has_input: has_arrived || !connection.input.is_empty(),
-            is_at_end: connection.receive == Receive::Ended,
+            is_at_end: connection.receive == Receive::Ended || connection.transport.is_ended(),
             was_woken: std::mem::take(&mut connection.woken),
             has_sent: std::mem::take(&mut connection.sent),
             waiting: connection.waiting(),
@@ -339,9 +351,13 @@ impl Reactor {
         false
     }
 
-    /// A buffer has come for this connection.
+    /// A buffer has come for this connection. Under TLS it is opened at once.
     pub(super) fn put_arrived(&self, conn: Conn, buffer: Buffer) {
         self.arrived.replace(Some(Arrived { conn, buffer }));
+        let is_tls = self.with(conn, |connection| connection.transport.tls().is_some());
+        if is_tls == Some(true) {
+            self.keep_arrived();
+        }
     }
 
     /// Takes the buffer back from a task that has not read it: what is in it is kept with the
@@ -350,18 +366,30 @@ impl Reactor {
         let Some(Arrived { conn, buffer }) = self.arrived.take() else {
             return;
         };
-        self.driver.with(|driver| {
-            self.with(conn, |connection| {
-                if connection.is_open() {
-                    let opened = connection.transport.open(driver.bytes(&buffer));
-                    secret::append(&mut connection.input, &opened);
-                    if matches!(connection.role, Role::Client(_)) {
-                        connection.hold_if_full();
-                    }
+        let is_handshake = self.driver.with(|driver| {
+            let received = driver.bytes(&buffer);
+            let is_handshake = self.with(conn, |connection| {
+                if !connection.is_open() {
+                    return false;
                 }
+                let is_handshake = match connection.transport {
+                    Transport::Plain => {
+                        secret::append(&mut connection.input, received);
+                        false
+                    }
+                    Transport::Tls(_) => connection.take_records(received),
+                };
+                if matches!(connection.role, Role::Client(_)) {
+                    connection.hold_if_full();
+                }
+                is_handshake
             });
             driver.recycle(buffer);
+            is_handshake
         });
+        if is_handshake == Some(true) {
+            self.queue_handshake(conn);
+        }
     }
 
     /// Shows `take` what has arrived at the connection of the task being polled, in place where
@@ -375,29 +403,28 @@ impl Reactor {
         let is_its = |arrived: &mut Arrived| arrived.conn == conn;
         let arrived = self.arrived.with(|arrived| arrived.take_if(is_its));
         self.driver.with(|driver| {
-            let received = arrived
+            let opened = arrived
                 .as_ref()
                 .map_or(&[][..], |arrived| driver.bytes(&arrived.buffer));
             let mut is_secret = false;
-            let opened = self.with(conn, |connection| {
+            let taken = self.with(conn, |connection| {
                 let is_open = connection.is_open();
                 is_open.then(|| {
-                    let opened = connection.transport.open(received);
                     let input = std::mem::take(&mut connection.input);
-                    (input, std::mem::take(&mut connection.output), opened)
+                    (input, std::mem::take(&mut connection.output))
                 })
             });
             // The table is not borrowed meanwhile: `take` may look at other connections.
-            let read = opened.flatten().map(|(mut kept, output, opened)| {
+            let read = taken.flatten().map(|(mut kept, output)| {
                 let mut output = self.with_room(output);
                 let value;
                 if kept.is_empty() {
                     let used;
-                    (used, value) = take(&opened, &mut output);
+                    (used, value) = take(opened, &mut output);
                     kept = opened.get(used..).unwrap_or_default().to_vec();
                     is_secret = self.reads_secret.take() || secret::begins_auth(&kept);
                 } else {
-                    secret::append(&mut kept, &opened);
+                    secret::append(&mut kept, opened);
                     let began_auth = secret::begins_auth(&kept);
                     let used;
                     (used, value) = take(&kept, &mut output);
@@ -425,6 +452,68 @@ impl Reactor {
             }
             read
         })
+    }
+
+    /// The connection of the task being polled is under TLS from here on: what it has received and
+    /// not read is the beginning of the peer's handshake. The end of the handshake wakes the task.
+    pub(super) fn start_tls(&self, conn: Conn, tls: Tls) {
+        self.with(conn, |connection| connection.start_tls(tls));
+        self.note_input(false);
+        self.queue_handshake(conn);
+    }
+
+    /// Whether the handshake of the connection of the task being polled is complete, or how it has
+    /// failed. `Err(None)`: the peer has gone away.
+    pub(super) fn poll_handshake(&self, conn: Conn) -> Poll<Result<(), Option<Fault>>> {
+        let looked = self.with(conn, |connection| {
+            let tls = connection.transport.tls()?;
+            if let Some(fault) = tls.fault() {
+                return Some(Poll::Ready(Err(Some(fault.clone()))));
+            }
+            if tls.is_ready() && connection.is_open() {
+                return Some(Poll::Ready(Ok(())));
+            }
+            // What has come before the end is looked at first.
+            let is_over = connection.receive == Receive::Ended && !connection.in_handshakes;
+            if is_over || !connection.is_open() {
+                return None;
+            }
+            Some(Poll::Pending)
+        });
+        looked.flatten().unwrap_or(Poll::Ready(Err(None)))
+    }
+
+    /// A handshake can go on when it is its turn.
+    fn queue_handshake(&self, conn: Conn) {
+        let is_new = self.with(conn, |connection| {
+            !std::mem::replace(&mut connection.in_handshakes, true)
+        });
+        if is_new == Some(true) {
+            self.handshakes.with(|queue| queue.push_back(conn));
+        }
+    }
+
+    /// Whether a handshake waits for its turn.
+    pub(super) fn has_handshakes(&self) -> bool {
+        self.handshakes.with(|queue| !queue.is_empty())
+    }
+
+    /// Goes on with the handshake that has waited longest, and has its task see what came of it.
+    /// Returns whether there was one.
+    pub(super) fn take_handshake(&self) -> bool {
+        let Some(conn) = self.handshakes.with(VecDeque::pop_front) else {
+            return false;
+        };
+        self.with(conn, |connection| {
+            connection.in_handshakes = false;
+            if connection.is_open() {
+                connection.step_tls();
+            }
+        });
+        // With its first octets under TLS it may be over, and the task has to hear of that too.
+        self.wake(conn);
+        self.touch(conn);
+        true
     }
 
     fn note_input(&self, has_input: bool) {

@@ -15,6 +15,7 @@ use portcullis_smtp::reply::{EnhancedCode, Reply};
 use super::bounded_queue::BoundedQueue;
 use super::counters::TransactionOutcome;
 use crate::policy::Rule;
+use crate::tls::{Cipher, Fingerprint};
 
 /// The version of what a record holds, and so of the fields of its line in the log. It goes up when
 /// a field is renamed, removed or gets another meaning, not when one is added.
@@ -76,6 +77,30 @@ pub struct SessionRecord {
     pub octets: u64,
     /// How long it lasted.
     pub time: Duration,
+    /// Its TLS; `None` if it had none.
+    pub tls: Option<Box<TlsRecord>>,
+}
+
+/// The TLS of a session.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TlsRecord {
+    /// Version and cipher suite; `None` if the handshake did not come to its end.
+    pub cipher: Option<Cipher>,
+    /// A session of before was resumed.
+    pub is_resumed: bool,
+    /// The certificate that the client has shown, and that is good.
+    pub client: Option<ClientCertificate>,
+    /// Why it failed.
+    pub fault: Option<String>,
+}
+
+/// The certificate of a client.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Its subject (RFC 4514).
+    pub subject: Box<str>,
+    /// Of its DER.
+    pub fingerprint: Fingerprint,
 }
 
 /// The end of a transaction.
@@ -99,6 +124,8 @@ pub struct TransactionRecord {
     pub refused: u32,
     /// Where the message went.
     pub reached: Reached,
+    /// The version of TLS under which it went there; empty in the clear.
+    pub next_hop_tls: &'static str,
     /// Octets of message content.
     pub octets: u64,
     /// How long it took.
@@ -263,6 +290,7 @@ mod tests {
                 errors: 0,
                 octets: 0,
                 time: Duration::ZERO,
+                tls: None,
             })
         };
         let (small, large) = (record(""), record(&"x".repeat(1_000)));

@@ -24,7 +24,7 @@ use super::front::{Front, Origin, Peer};
 use super::listener::{Channel, Listener};
 use super::lookup::Listings;
 use super::reactor::{Reactor, Service};
-use super::records::{Record, SessionRecord, TraceId};
+use super::records::TraceId;
 use super::sources::ClientSource;
 use super::transaction::OpenTransaction;
 use super::users::Sent;
@@ -48,6 +48,8 @@ pub(super) enum End {
     Refused(Rule),
     /// The SMTP engine has ended it, and has said why.
     Abuse(Abuse),
+    /// It was not to have TLS, or TLS failed, for this reason.
+    Tls(Rule),
     /// It took too long.
     Timeout,
     /// The gate stops.
@@ -59,7 +61,7 @@ impl End {
     pub(super) fn rule(&self) -> Option<Rule> {
         match self {
             Self::Gone | Self::Quit { .. } => None,
-            Self::Refused(rule) => Some(*rule),
+            Self::Refused(rule) | Self::Tls(rule) => Some(*rule),
             Self::Abuse(abuse) => Some((*abuse).into()),
             Self::Timeout => Some(Rule::TIMEOUT),
             Self::Stopping => Some(Rule::STOPPING),
@@ -72,19 +74,23 @@ impl End {
         match self {
             Self::Timeout => Some(&TIMEOUT),
             Self::Stopping => Some(&STOPPING),
-            Self::Gone | Self::Quit { .. } | Self::Refused(_) | Self::Abuse(_) => None,
+            Self::Gone | Self::Quit { .. } | Self::Refused(_) | Self::Abuse(_) | Self::Tls(_) => {
+                None
+            }
         }
     }
 
-    fn ending(&self) -> Ending {
+    pub(super) fn ending(&self) -> Ending {
         match self {
             Self::Gone | Self::Quit { talks_on: false } => Ending::Quiet,
             // A client that was told to come later has said nothing yet, and is not to hold a slot
             // for long.
             Self::Refused(_) => Ending::HangUp,
-            Self::Quit { talks_on: true } | Self::Abuse(_) | Self::Timeout | Self::Stopping => {
-                Ending::Linger
-            }
+            Self::Quit { talks_on: true }
+            | Self::Abuse(_)
+            | Self::Tls(_)
+            | Self::Timeout
+            | Self::Stopping => Ending::Linger,
         }
     }
 }
@@ -97,6 +103,14 @@ pub(super) enum Heard<T> {
     More { is_over: bool },
     /// It needs an answer to an earlier command, or room for its replies.
     Wait,
+}
+
+/// What a command begins.
+pub(super) enum Began {
+    /// A transaction.
+    Transaction(Rc<OpenTransaction>),
+    /// A TLS handshake.
+    Handshake,
 }
 
 /// One client's session.
@@ -164,7 +178,7 @@ pub(super) fn session(
     async move {
         let end = match session.dialogue().await {
             Ok(never) => match never {},
-            Err(end) => end,
+            Err(end) => session.named(end),
         };
         session.end(&end);
     }
@@ -177,14 +191,12 @@ impl Session {
         }
         reactor.sessions.set(reactor.sessions.get() + 1);
         let now = reactor.now.get();
-        let is_encrypted = reactor.with(conn, |connection| connection.transport.is_encrypted());
         Self {
             smtp: server::Session::new(),
             heard: LastHeard::Other,
             channel: Channel {
-                is_encrypted: is_encrypted.unwrap_or(false),
-                is_identified: false,
                 peer: origin.peer,
+                ..Channel::default()
             },
             client: reactor.config().policy.client(origin.address),
             front: origin.front,
@@ -213,6 +225,10 @@ impl Session {
     async fn dialogue(&mut self) -> Result<Infallible, End> {
         self.admit()?;
         self.ask_zones();
+        if self.listener.is_implicit() {
+            // Boxed, or every session would be larger for it.
+            Box::pin(self.begin_secured()).await?;
+        }
         let delay = self.limits().greeting_delay;
         // A user's program that talks too soon is not to be turned away for it.
         let is_stranger = !self.client.is_exempt() && !self.is_with_front();
@@ -223,7 +239,13 @@ impl Session {
         }
         self.greet();
         loop {
-            let transaction = poll_fn(|_| self.poll_mail()).await?;
+            let transaction = match poll_fn(|_| self.poll_mail()).await? {
+                Began::Transaction(transaction) => transaction,
+                Began::Handshake => {
+                    Box::pin(self.upgrade()).await?;
+                    continue;
+                }
+            };
             let carried = self.carry(&transaction).await;
             self.close(&transaction, carried.as_ref().err());
             carried?;
@@ -258,14 +280,15 @@ impl Session {
         Poll::Pending
     }
 
-    /// Commands between transactions; ready with the transaction that a MAIL begins.
-    fn poll_mail(&mut self) -> Poll<Result<Rc<OpenTransaction>, End>> {
+    /// Commands between transactions; ready with what one of them begins.
+    fn poll_mail(&mut self) -> Poll<Result<Began, End>> {
         if self.reactor.service.get() != Service::Open {
             return Poll::Ready(Err(End::Stopping));
         }
         self.take_auth();
         let heard = self.poll_events(|session, event, out| match event {
-            Event::Mail(mail) => session.mail(&mail, out).map(Ok),
+            Event::Mail(mail) => session.mail(&mail, out).map(Began::Transaction).map(Ok),
+            Event::StartTls => session.starttls(out).map(Ok),
             Event::Auth { mechanism, initial } => {
                 session.begin_auth(mechanism, initial, out);
                 None
@@ -282,10 +305,12 @@ impl Session {
             event => session.common_event(None, &event).map(Err),
         })?;
         match heard {
-            Heard::Some(transaction) => {
-                // MAIL was accepted: without more octets the engine has nothing to say.
-                self.heard = LastHeard::More;
-                Poll::Ready(Ok(transaction))
+            Heard::Some(began) => {
+                if let Began::Transaction(_) = began {
+                    // MAIL was accepted: without more octets the engine has nothing to say.
+                    self.heard = LastHeard::More;
+                }
+                Poll::Ready(Ok(began))
             }
             Heard::More { is_over: true } => Poll::Ready(Err(End::Gone)),
             // The time is ours now.
@@ -497,55 +522,6 @@ impl Session {
     /// The limits of the sessions of its listener.
     pub(super) fn limits(&self) -> &Limits {
         self.listener.limits()
-    }
-
-    /// Takes part of the session out of everything, and ends the connection once its last reply is
-    /// out.
-    fn end(mut self, end: &End) {
-        let reactor = Rc::clone(&self.reactor);
-        if let Some(words) = end.last_words() {
-            reactor.write(self.conn, |out| words.write(out));
-        }
-        self.leave_source();
-        self.listings.forget(&reactor);
-        self.break_off_auth();
-        reactor.sessions.set(reactor.sessions.get() - 1);
-        if !self.is_check() {
-            reactor.counters.session_closed();
-            if let Some(rule) = end.rule() {
-                reactor.counters.session_ended(rule);
-            }
-        }
-        if !self.is_with_unknown() {
-            self.record_session(end.rule());
-        }
-        reactor.finish(self.conn, end.ending());
-    }
-
-    /// Takes the session out of those of its source.
-    pub(super) fn leave_source(&mut self) {
-        if let Some(source) = self.source.take() {
-            self.reactor.shared.sources.leave(source);
-        }
-    }
-
-    /// Records the session with its client, which has ended. `rule` has ended it; `None`: the
-    /// client has.
-    pub(super) fn record_session(&mut self, rule: Option<Rule>) {
-        let record = SessionRecord {
-            id: self.id,
-            client: self.client.address,
-            user: self.user(),
-            helo: std::mem::take(&mut self.helo).into_boxed_str(),
-            is_refused: rule.is_some() || self.listed.is_some(),
-            rule: rule.or(self.listed).unwrap_or(self.admitted),
-            accepted: self.accepted,
-            refused: self.refused,
-            errors: self.smtp.errors(),
-            octets: self.octets,
-            time: self.reactor.now.get().saturating_sub(self.since),
-        };
-        self.reactor.records.push(Record::Session(record));
     }
 }
 

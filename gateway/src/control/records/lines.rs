@@ -6,6 +6,7 @@
 //! [`SCHEMA`](crate::worker::records::SCHEMA).
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::worker::records::{Record, SessionRecord, TransactionRecord};
@@ -22,6 +23,9 @@ pub(super) fn write(record: &Record) {
 }
 
 fn write_session(record: &SessionRecord) {
+    let tls = record.tls.as_deref();
+    let cipher = tls.and_then(|tls| tls.cipher);
+    let certificate = tls.and_then(|tls| tls.client.as_ref());
     tracing::info!(
         target: "session",
         id = %record.id,
@@ -35,7 +39,23 @@ fn write_session(record: &SessionRecord) {
         errors = record.errors,
         bytes = record.octets,
         ms = record.time.as_millis() as u64,
+        tls = cipher.map(|cipher| cipher.version),
+        cipher = cipher.map(|cipher| cipher.suite),
+        tls_resumed = cipher.and(tls).map(|tls| tls.is_resumed),
+        certificate = certificate.map(|certificate| &*certificate.subject),
+        fingerprint = certificate.map(|certificate| hex(&certificate.fingerprint)),
+        tls_error = tls.and_then(|tls| tls.fault.as_deref()),
     );
+}
+
+/// A fingerprint as it is written in the configuration.
+fn hex(octets: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * octets.len());
+    for octet in octets {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{octet:02x}");
+    }
+    text
 }
 
 fn write_transaction(record: &TransactionRecord) {
@@ -51,6 +71,7 @@ fn write_transaction(record: &TransactionRecord) {
         recipients = record.recipients,
         refused = record.refused,
         next_hop = %record.reached,
+        next_hop_tls = Some(record.next_hop_tls).filter(|version| !version.is_empty()),
         bytes = record.octets,
         ms = record.time.as_millis() as u64,
         reply = record.texts.reply().map(|reply| reply.to_string()),
@@ -139,6 +160,7 @@ mod tests {
             errors: 3,
             octets: 4,
             time: Duration::from_millis(5),
+            tls: None,
         })
     }
 
@@ -153,6 +175,7 @@ mod tests {
             recipients: 1,
             refused: 2,
             reached: Reached::NextHop(SocketAddr::from(([10, 0, 0, 5], 25))),
+            next_hop_tls: "",
             octets: 3,
             time: Duration::from_millis(4),
             texts: TransactionTexts::new("a@b.example", "c@d.example", reply),

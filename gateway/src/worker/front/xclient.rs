@@ -16,6 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use portcullis_smtp::path::is_client_name;
 use portcullis_smtp::xclient::{Attribute, Value, Xclient};
 
+use super::super::connection::Connection;
 use super::super::listener::Channel;
 use super::super::lookup::Listings;
 use super::super::session::{End, Session};
@@ -29,6 +30,7 @@ struct Named {
     address: Option<Option<IpAddr>>,
     helo: Option<Option<String>>,
     is_extended: Option<bool>,
+    port: Option<u16>,
 }
 
 impl Named {
@@ -47,8 +49,9 @@ impl Named {
                 }
                 Attribute::Hello(_) => named.helo = Some(None),
                 Attribute::Extended(is_extended) => named.is_extended = Some(is_extended),
+                Attribute::Port(Value::Known(port)) => named.port = Some(port),
+                Attribute::Port(_) => named.port = Some(0),
                 Attribute::Name(_)
-                | Attribute::Port(_)
                 | Attribute::Login(_)
                 | Attribute::ServerAddress(_)
                 | Attribute::ServerPort(_) => {}
@@ -93,6 +96,11 @@ impl Session {
             }
             None if named.address.is_none() && before.has_helo => front.has_helo = true,
             None => self.helo = String::new(),
+        }
+        // Of another client it is not known if the front does not tell it.
+        if let Some(port) = named.port.or(named.address.map(|_| 0)) {
+            let tell = |connection: &mut Connection| connection.peer_port = port;
+            self.reactor.with(self.conn, tell);
         }
         self.reactor.counters.xclient(with == With::Client);
         self.begin_client(address);
