@@ -486,6 +486,9 @@ impl Session {
     }
 
     fn record(&self, mut record: TransactionRecord) {
+        if self.is_with_unknown() {
+            return;
+        }
         record.user = self.user();
         let counters = &self.reactor.counters;
         counters.transaction(record.outcome, record.rule, record.octets);
