@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 
+use super::fronts;
 use super::keys::{Absent, Form, Key, KeyTable, text};
 use super::section::Section;
 use super::value;
+use crate::fronts::TrustedFronts;
 use crate::policy::Service;
 use crate::policy::pipeline;
 
@@ -30,8 +32,10 @@ pub(super) static KEYS: KeyTable = KeyTable {
             "What is spoken there.",
         )
         .at_start(),
+        fronts::PROXY,
+        fronts::XCLIENT,
     ],
-    later: &["proxy_protocol_from"],
+    later: &[],
 };
 
 /// One listener.
@@ -41,6 +45,10 @@ pub struct Listener {
     pub address: SocketAddr,
     /// What is spoken there.
     pub service: Service,
+    /// Whose connections begin with a PROXY header.
+    pub proxy_protocol_from: TrustedFronts,
+    /// Who may name a client with XCLIENT.
+    pub xclient_from: TrustedFronts,
 }
 
 impl Listener {
@@ -64,10 +72,14 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>) -> Vec<Listener> {
             address => Ok(address),
         });
         let service = s.word("service", &[("relay", Service::Relay)]);
+        let [proxy_protocol_from, xclient_from] =
+            ["proxy_protocol_from", "xclient_from"].map(|key| fronts::read(&mut s, key));
         if let (Some(address), Some(service)) = (address, service) {
             listeners.push(Listener {
                 address: address.into_inner(),
                 service,
+                proxy_protocol_from,
+                xclient_from,
             });
         }
         s.finish();

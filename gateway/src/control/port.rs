@@ -67,8 +67,11 @@ impl Services {
                 Question::Password {
                     client,
                     credentials,
+                    ..
                 } => self.passwords.check(client, credentials, ask),
-                Question::WrongProof { client, name } => self.passwords.wrong(client, &name, ask),
+                Question::WrongProof { client, name, .. } => {
+                    self.passwords.wrong(client, &name, ask);
+                }
             },
             Message::Notice(Notice::Refused(refusal)) => self.dnsbl.learn(refusal),
         }

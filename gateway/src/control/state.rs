@@ -29,6 +29,7 @@ pub(super) struct State {
     /// Files and directories that will be missed.
     pub(super) unusable_files: Vec<Unusable>,
     pub(super) sessions: Sessions,
+    pub(super) fronts: Fronts,
     pub(super) transactions: Vec<Transactions>,
     /// By rule.
     pub(super) recipients_refused: BTreeMap<String, u64>,
@@ -77,6 +78,17 @@ pub(super) struct Sessions {
     pub(super) open: u64,
     /// Ended by the gate, by rule.
     pub(super) ended: BTreeMap<String, u64>,
+}
+
+/// What came of trusted fronts.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Fronts {
+    /// Connections that have to begin with a PROXY header, by what they began with.
+    pub(super) proxy_headers: BTreeMap<&'static str, u64>,
+    /// XCLIENT commands that named a client.
+    pub(super) xclient: u64,
+    /// Those that left it open which client it is.
+    pub(super) xclient_unknown: u64,
 }
 
 /// Transactions that ended in the same way for the same reason.
@@ -167,6 +179,11 @@ impl State {
         self.sessions.open += count(&counters.sessions_open);
         self.received_octets += count(&counters.octets_total);
         self.starved_receives += count(&counters.starved_total);
+        self.fronts.xclient += count(&counters.xclient_total);
+        self.fronts.xclient_unknown += count(&counters.xclient_unknown_total);
+        for (result, count) in counters.proxy_headers() {
+            *self.fronts.proxy_headers.entry(result.name()).or_default() += count;
+        }
         for (rule, count) in counters.sessions_by_rule() {
             *self.sessions.ended.entry(rule.to_string()).or_default() += count;
         }

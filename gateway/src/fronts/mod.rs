@@ -9,7 +9,7 @@
 //! operator names ([`TrustedFronts`]). Rejected: to recognize the header from any address, because
 //! a stranger would then choose the address that the policy sees.
 //!
-//! No session uses it yet.
+//! What a worker makes of them is in `worker/front.rs`.
 
 pub mod proxy;
 pub mod xclient;
@@ -35,6 +35,11 @@ impl TrustedFronts {
     pub fn contains(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.0.iter().any(|network| network.contains(&peer))
+    }
+
+    /// Where they are.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
+        self.0.iter().copied()
     }
 
     /// No front is trusted: then no octet has to be looked at.

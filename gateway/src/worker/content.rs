@@ -69,7 +69,7 @@ impl Session {
                 helo: &self.helo,
                 client: self.client.address,
                 hostname: &config.hostname,
-                extended: self.smtp.is_extended(),
+                extended: self.is_extended(),
                 utf8,
                 id: &id,
                 recipient,

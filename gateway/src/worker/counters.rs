@@ -39,6 +39,46 @@ impl TransactionOutcome {
     }
 }
 
+/// What a connection of a trusted front began with, that has to begin with a PROXY header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderResult {
+    /// A header that names a client.
+    Client,
+    /// That of a health check: `LOCAL`, or one that names the front itself.
+    Local,
+    /// One without an address of the client (`UNKNOWN`).
+    Unknown,
+    /// Something else, or part of a header.
+    Bad,
+    /// Nothing: it was closed before, or the gate stopped.
+    Missing,
+    /// It was not there in time.
+    Late,
+}
+
+impl HeaderResult {
+    const ALL: [Self; 6] = [
+        Self::Client,
+        Self::Local,
+        Self::Unknown,
+        Self::Bad,
+        Self::Missing,
+        Self::Late,
+    ];
+
+    /// The word for it in the metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Local => "local",
+            Self::Unknown => "unknown",
+            Self::Bad => "bad",
+            Self::Missing => "missing",
+            Self::Late => "late",
+        }
+    }
+}
+
 /// What one rule has decided.
 #[derive(Default)]
 struct RuleCounters {
@@ -59,6 +99,12 @@ pub struct Counters {
     pub octets_total: AtomicU64,
     /// How often a receive found no free buffer.
     pub starved_total: AtomicU64,
+    /// XCLIENT that named a client.
+    pub xclient_total: AtomicU64,
+    /// XCLIENT that left it open which client it is.
+    pub xclient_unknown_total: AtomicU64,
+    /// In the order of [`HeaderResult::ALL`].
+    proxy_headers: [AtomicU64; HeaderResult::ALL.len()],
     /// By the [index](Rule::index) of the rule. As many as there can be rules, because one may
     /// come with any reload.
     rules: Box<[RuleCounters]>,
@@ -72,6 +118,9 @@ impl Default for Counters {
             sessions_open: AtomicU64::new(0),
             octets_total: AtomicU64::new(0),
             starved_total: AtomicU64::new(0),
+            xclient_total: AtomicU64::new(0),
+            xclient_unknown_total: AtomicU64::new(0),
+            proxy_headers: Default::default(),
             rules: (0..RULES_MAX).map(|_| RuleCounters::default()).collect(),
             hops: Mutex::default(),
         }
@@ -112,6 +161,30 @@ impl Counters {
         self.rules[rule.index()]
             .commands
             .fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection of a trusted front has sent its PROXY header, or none.
+    pub(super) fn proxy_header(&self, result: HeaderResult) {
+        self.proxy_headers[result as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// XCLIENT was taken.
+    pub(super) fn xclient(&self, is_known: bool) {
+        let counter = if is_known {
+            &self.xclient_total
+        } else {
+            &self.xclient_unknown_total
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections that have to begin with a PROXY header, by what they began with.
+    pub fn proxy_headers(&self) -> impl Iterator<Item = (HeaderResult, u64)> {
+        let count =
+            |result: HeaderResult| self.proxy_headers[result as usize].load(Ordering::Relaxed);
+        HeaderResult::ALL
+            .into_iter()
+            .map(move |result| (result, count(result)))
     }
 
     pub(super) fn publish_hops(&self, states: Vec<HopState>) {

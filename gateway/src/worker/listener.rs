@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use portcullis_smtp::server::Settings;
 
+use super::front::{Fronts, Peer};
 use crate::config::{self, Config, Limits};
 use crate::driver;
 use crate::policy::pipeline;
@@ -21,6 +22,8 @@ pub(super) struct Channel {
     pub(super) is_encrypted: bool,
     /// The client has proved who it is.
     pub(super) is_identified: bool,
+    /// Who is at the other end.
+    pub(super) peer: Peer,
 }
 
 /// See the [module](self).
@@ -32,6 +35,8 @@ pub(super) struct Listener {
     limits: Limits,
     /// What EHLO offers.
     offer: Settings,
+    /// Who may speak for clients; most listeners have none.
+    fronts: Option<Box<Fronts>>,
 }
 
 impl Listener {
@@ -39,11 +44,13 @@ impl Listener {
     pub(super) fn all(config: &Arc<Config>) -> Vec<Rc<Self>> {
         let listeners = (0..).zip(&config.listeners);
         let listener = |(number, listener): (u16, &config::Listener)| {
+            let offer = config.session_settings();
             Rc::new(Self {
                 facts: listener.facts(),
                 number: driver::Listener(number),
                 limits: config.limits.clone(),
-                offer: config.session_settings(),
+                fronts: Fronts::new(listener, &offer),
+                offer,
             })
         };
         listeners.map(listener).collect()
@@ -59,10 +66,15 @@ impl Listener {
         &self.limits
     }
 
+    /// Its trusted fronts, if it has any.
+    pub(super) fn fronts(&self) -> Option<&Fronts> {
+        self.fronts.as_deref()
+    }
+
     /// The rules of SMTP for a session in this state, and what its EHLO offers.
     pub(super) fn settings(&self, channel: Channel) -> &Settings {
-        // What is offered under TLS or after AUTH differs once there are both.
-        let Channel { .. } = channel;
-        &self.offer
+        let fronts = self.fronts();
+        let special = fronts.and_then(|fronts| fronts.settings(channel.peer));
+        special.unwrap_or(&self.offer)
     }
 }

@@ -259,7 +259,7 @@ impl Session {
             address: SocketAddr::new(self.client.address, port.unwrap_or_default()),
             server: facts.address,
             helo: self.helo.as_str().into(),
-            is_esmtp: self.smtp.is_extended(),
+            is_esmtp: self.is_extended(),
             login: None,
         }
     }
@@ -479,6 +479,9 @@ impl Session {
     }
 
     fn record(&self, record: TransactionRecord) {
+        if self.is_with_unknown() {
+            return;
+        }
         let counters = &self.reactor.counters;
         counters.transaction(record.outcome, record.rule, record.octets);
         self.reactor.records.push(Record::Transaction(record));

@@ -13,11 +13,13 @@
 
 mod bounded_queue;
 mod buffers;
+mod command_due;
 mod connection;
 mod content;
 pub mod counters;
 mod deadline;
 mod executor;
+mod front;
 mod lease;
 mod listener;
 mod local;
@@ -62,7 +64,7 @@ const ACCEPTS: u32 = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Connections starved of a buffer that are armed again in one batch.
 const STARVED_PER_TURN: usize = 256;
-/// Handshakes that go on in one batch. A signature takes up to milliseconds, and a batch without one
+/// Handshakes that go on in one batch. A signature takes up to milliseconds, a batch without one
 /// microseconds: with more than one the other sessions would only wait longer.
 const HANDSHAKES_PER_TURN: usize = 1;
 /// How long connections may take to close once everything is said, when the gate stops: the three
@@ -355,9 +357,8 @@ impl Worker {
                     connection.peer_port = peer.port();
                     connection.role = Role::Client(None);
                 });
-                let address = peer.ip().to_canonical();
-                let task = session::session(Rc::clone(&reactor), conn, address, listener);
-                self.executor.begin(conn, Box::pin(task));
+                let task = front::task(&reactor, conn, peer, listener);
+                self.executor.begin(conn, task);
                 self.poll(conn);
             }
             (Ok(_), None) => {

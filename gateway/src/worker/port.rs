@@ -40,6 +40,8 @@ pub enum Question {
         client: IpAddr,
         /// What it said.
         credentials: Arc<Credentials>,
+        /// It comes by a trusted front, whose packets the filter sees: it gets no verdict.
+        is_behind_front: bool,
     },
     /// A proof was found wrong by the worker itself (SCRAM): it is to be counted, and held back, as
     /// a wrong password is. The answer is [`PasswordAnswer::Refused`].
@@ -48,7 +50,24 @@ pub enum Question {
         client: IpAddr,
         /// The name that it gave, in the form in which names are compared.
         name: Box<str>,
+        /// As for a password.
+        is_behind_front: bool,
     },
+}
+
+impl Question {
+    /// Whether it is about a client that comes by a trusted front, and may lead to a verdict.
+    pub fn is_behind_front(&self) -> bool {
+        match self {
+            Self::Password {
+                is_behind_front, ..
+            }
+            | Self::WrongProof {
+                is_behind_front, ..
+            } => *is_behind_front,
+            Self::Dnsbl(_) => false,
+        }
+    }
 }
 
 /// Whose a password is.
@@ -92,6 +111,8 @@ pub struct Refusal {
     pub client: IpAddr,
     /// The rule that refused it: `dnsbl:ZONE`.
     pub rule: Rule,
+    /// It comes by a trusted front: the filter sees the front's packets, and gets no verdict.
+    pub is_behind_front: bool,
 }
 
 /// What comes out at the control plane's end.
@@ -402,6 +423,7 @@ mod tests {
             let refusal = Refusal {
                 client: [192, 0, 2, 1].into(),
                 rule: Rule::of_zone("a"),
+                is_behind_front: false,
             };
             port.notify(Notice::Refused(refusal));
             assert_eq!(control.load(Ordering::Relaxed), batch);

@@ -6,8 +6,7 @@
 //! commands it is a few hundred bytes that wait.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
-use std::net::IpAddr;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -16,11 +15,12 @@ use portcullis_smtp::envelope::Mail;
 use portcullis_smtp::reply::{EnhancedCode, Reply};
 use portcullis_smtp::server::{self, Abuse, Event};
 
+use super::command_due::ReaderLook;
 use super::connection::{Ending, OUTPUT_MAX, Role};
 use super::deadline::Deadline;
+use super::front::{Front, Origin, Peer};
 use super::listener::{Channel, Listener};
 use super::lookup::Listings;
-use super::progress::{Look, next_look};
 use super::reactor::{Reactor, Service};
 use super::records::{Record, SessionRecord, TraceId};
 use super::sources::ClientSource;
@@ -109,18 +109,20 @@ pub(super) struct Session {
     /// What is known of the client. It is renewed when the configuration changes, and never made
     /// anew from the address alone.
     pub(super) client: policy::Client,
+    /// What is kept if it comes by a trusted front.
+    pub(super) front: Option<Box<Front>>,
     /// The configuration that the above are from.
     generation: u32,
-    id: TraceId,
+    pub(super) id: TraceId,
     pub(super) helo: String,
     /// When it began.
-    since: Duration,
+    pub(super) since: Duration,
     /// When the client last got on: a command, or an answer to one.
     pub(super) progress_at: Duration,
     /// When the client's next whole command has to be there.
-    command_due: Duration,
+    pub(super) command_due: Duration,
     /// A client whose time is over and that may be busy with reading is looked at then.
-    look: ReaderLook,
+    pub(super) look: ReaderLook,
     /// The rule that let it in.
     admitted: Rule,
     /// Counted in the sessions of this source.
@@ -145,42 +147,40 @@ pub(super) enum LastHeard {
     Other,
 }
 
-/// Whether a client whose time for a command is over is being looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ReaderLook {
-    /// Its time is not over.
-    None,
-    /// The kernel was asked what it has taken.
-    Asked,
-    /// The kernel is asked then.
-    At(Duration),
-}
-
-/// The task of a client's session.
-pub(super) async fn session(
+/// The task of a client's session. (An `async fn` would keep its arguments beside the session.)
+pub(super) fn session(
     reactor: Rc<Reactor>,
     conn: Conn,
-    address: IpAddr,
+    origin: Origin,
     listener: Rc<Listener>,
-) {
-    let mut session = Session::new(reactor, conn, address, listener);
-    let end = match session.dialogue().await {
-        Ok(never) => match never {},
-        Err(end) => end,
-    };
-    session.end(&end);
+) -> impl Future<Output = ()> {
+    let mut session = Session::new(reactor, conn, origin, listener);
+    async move {
+        let end = match session.dialogue().await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        session.end(&end);
+    }
 }
 
 impl Session {
-    fn new(reactor: Rc<Reactor>, conn: Conn, address: IpAddr, listener: Rc<Listener>) -> Self {
-        reactor.counters.session_opened();
+    fn new(reactor: Rc<Reactor>, conn: Conn, origin: Origin, listener: Rc<Listener>) -> Self {
+        if origin.peer != Peer::Check {
+            reactor.counters.session_opened();
+        }
         reactor.sessions.set(reactor.sessions.get() + 1);
         let now = reactor.now.get();
         Self {
             smtp: server::Session::new(),
             heard: LastHeard::Other,
-            channel: Channel::default(),
-            client: reactor.config().policy.client(address),
+            channel: Channel {
+                is_encrypted: false,
+                is_identified: false,
+                peer: origin.peer,
+            },
+            client: reactor.config().policy.client(origin.address),
+            front: origin.front,
             generation: reactor.generation(),
             id: reactor.next_id(),
             helo: String::new(),
@@ -205,7 +205,7 @@ impl Session {
         self.admit()?;
         self.ask_zones();
         let delay = self.limits().greeting_delay;
-        if !delay.is_zero() && !self.client.is_exempt() {
+        if !delay.is_zero() && !self.client.is_exempt() && !self.is_with_front() {
             let due = self.reactor.now.get() + delay;
             poll_fn(|_| self.poll_greeting_due(due)).await?;
         }
@@ -220,6 +220,21 @@ impl Session {
 
     /// Holds a new session to the policy and the limits.
     fn admit(&mut self) -> Result<(), End> {
+        if self.is_check() {
+            let is_open = self.reactor.service.get() == Service::Open;
+            return if is_open { Ok(()) } else { Err(End::Stopping) };
+        }
+        self.decide_connect().map_err(|(rule, reply)| {
+            self.reactor.write(self.conn, |out| reply.write(out));
+            End::Refused(rule)
+        })
+    }
+
+    /// Counts the client in, and holds it to the policy and the limits.
+    ///
+    /// # Errors
+    /// The rule that refuses it, and the reply.
+    pub(super) fn decide_connect(&mut self) -> Result<(), (Rule, Reply<'static>)> {
         let config = self.reactor.config();
         let counts = self.count();
         let facts = Facts {
@@ -227,10 +242,7 @@ impl Session {
             ..self.facts()
         };
         match decide(Stage::Connect, &config.policy, &facts) {
-            Decision::Refuse { rule, reply, .. } => {
-                self.reactor.write(self.conn, |out| reply.write(out));
-                Err(End::Refused(rule))
-            }
+            Decision::Refuse { rule, reply, .. } => Err((rule, reply)),
             Decision::Accept(rule) => {
                 self.admitted = rule;
                 Ok(())
@@ -247,7 +259,7 @@ impl Session {
     fn count(&mut self) -> Counts {
         let reactor = &self.reactor;
         let mut source_sessions = Count::default();
-        if !self.client.is_exempt() {
+        if !self.client.is_exempt() && !self.is_with_front() {
             let source = ClientSource::from(self.client.address);
             self.source = Some(source);
             source_sessions = Count {
@@ -304,6 +316,7 @@ impl Session {
                 session.hello(name, out);
                 None
             }
+            Event::Xclient(command) => session.xclient(command, out).map(Err),
             event => session.common_event(None, &event).map(Err),
         })?;
         match heard {
@@ -417,53 +430,20 @@ impl Session {
         }
     }
 
-    /// The client has `command_timeout` for its next whole command, however it spreads its octets.
-    pub(super) fn expect_command(&mut self) {
-        self.progress_at = self.reactor.now.get();
-        self.command_due = self.progress_at + self.limits().command_timeout;
-        if self.look != ReaderLook::None {
-            self.look = ReaderLook::None;
-            self.reactor.forget_progress(self.conn);
-        }
-    }
-
-    /// Ready when the client's time for its next command is over. It may be busy with reading our
-    /// replies: the kernel is asked what it has taken of them.
-    pub(super) fn poll_command_due<T>(&mut self) -> Poll<Result<T, End>> {
-        let now = self.reactor.now.get();
-        let timeout = self.limits().command_timeout;
-        if let Some((look, unsent)) = self.reactor.polled().look {
-            if look == Look::Moved {
-                self.command_due = now + timeout;
-            }
-            if unsent && (look == Look::First || now < self.command_due) {
-                self.look = ReaderLook::At(now + next_look(timeout));
-            } else if now < self.command_due {
-                self.look = ReaderLook::None;
-            } else {
-                return Poll::Ready(Err(End::Timeout));
-            }
-        }
-        let at = match self.look {
-            ReaderLook::None => self.command_due,
-            ReaderLook::At(at) => at,
-            ReaderLook::Asked => return Poll::Pending,
-        };
-        if Deadline::Command.is_past(&self.reactor, at) {
-            self.look = ReaderLook::Asked;
-            self.reactor.ask_progress(self.conn);
-        }
-        Poll::Pending
-    }
-
     fn hello(&mut self, name: &str, out: &mut Vec<u8>) {
-        name.clone_into(&mut self.helo);
+        if !self.has_named_helo() {
+            name.clone_into(&mut self.helo);
+        }
         let config = self.reactor.config();
         let decision = decide(Stage::Hello, &config.policy, &self.facts());
         self.answer(&decision, out);
     }
 
     fn mail(&mut self, mail: &Mail<'_>, out: &mut Vec<u8>) -> Option<Rc<OpenTransaction>> {
+        if self.is_with_unknown() {
+            self.refuse_unknown(out);
+            return None;
+        }
         let config = self.reactor.config();
         let sender = mail.path.as_ref().map_or("", |path| path.raw);
         let facts = Facts {
@@ -541,16 +521,31 @@ impl Session {
         if let Some(words) = end.last_words() {
             reactor.write(self.conn, |out| words.write(out));
         }
-        if let Some(source) = self.source.take() {
-            reactor.shared.sources.leave(source);
-        }
+        self.leave_source();
         self.listings.forget(&reactor);
         reactor.sessions.set(reactor.sessions.get() - 1);
-        reactor.counters.session_closed();
-        let rule = end.rule();
-        if let Some(rule) = rule {
-            reactor.counters.session_ended(rule);
+        if !self.is_check() {
+            reactor.counters.session_closed();
+            if let Some(rule) = end.rule() {
+                reactor.counters.session_ended(rule);
+            }
         }
+        if !self.is_with_unknown() {
+            self.record_session(end.rule());
+        }
+        reactor.finish(self.conn, end.ending());
+    }
+
+    /// Takes the session out of those of its source.
+    pub(super) fn leave_source(&mut self) {
+        if let Some(source) = self.source.take() {
+            self.reactor.shared.sources.leave(source);
+        }
+    }
+
+    /// Records the session with its client, which has ended. `rule` has ended it; `None`: the
+    /// client has.
+    pub(super) fn record_session(&mut self, rule: Option<Rule>) {
         let record = SessionRecord {
             id: self.id,
             client: self.client.address,
@@ -561,10 +556,9 @@ impl Session {
             refused: self.refused,
             errors: self.smtp.errors(),
             octets: self.octets,
-            time: reactor.now.get().saturating_sub(self.since),
+            time: self.reactor.now.get().saturating_sub(self.since),
         };
-        reactor.records.push(Record::Session(record));
-        reactor.finish(self.conn, end.ending());
+        self.reactor.records.push(Record::Session(record));
     }
 }
 

@@ -55,6 +55,7 @@ pub(super) fn sessions(text: &mut Text, state: &State) {
     for (rule, count) in &state.sessions.ended {
         text.sample(&[("rule", rule)], count);
     }
+    fronts(text, state);
     text.counter(
         "portcullis_transactions_total",
         "Mail transactions, by how they ended and by the rule that decided.",
@@ -98,4 +99,22 @@ pub(super) fn sessions(text: &mut Text, state: &State) {
     for (reader, count) in &state.records_lost {
         text.sample(&[("reader", reader)], count);
     }
+}
+
+/// What came of trusted fronts.
+fn fronts(text: &mut Text, state: &State) {
+    text.counter(
+        "portcullis_proxy_headers_total",
+        "Connections of trusted fronts that have to begin with a PROXY header, by what they began \
+         with.",
+    );
+    for (result, count) in &state.fronts.proxy_headers {
+        text.sample(&[("result", result)], count);
+    }
+    text.counter(
+        "portcullis_xclient_total",
+        "XCLIENT commands of trusted fronts; unknown: they left it open which client it is.",
+    );
+    text.sample(&[("result", "client")], state.fronts.xclient);
+    text.sample(&[("result", "unknown")], state.fronts.xclient_unknown);
 }
