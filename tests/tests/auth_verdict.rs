@@ -54,11 +54,11 @@ impl Scene {
         Ok(client)
     }
 
-    /// Twenty-one guesses at once, at a name each. They count when they are found wrong, and their
+    /// Twenty guesses at once, at a name each. They count when they are found wrong, and their
     /// replies come later.
     fn guess(&self, source: &str) -> Result<Vec<Dialogue>> {
         let mut clients = Vec::new();
-        for number in 0..21 {
+        for number in 0..20 {
             let mut client = self.hello(source)?;
             client.raw(format!("{}\r\n", plain(&format!("user{number}"), "x")).as_bytes())?;
             // So few checks of one source wait at a time.
