@@ -71,7 +71,7 @@ impl LoginPattern {
         let address = std::str::from_utf8(found.name("ip")?.as_bytes()).ok()?;
         let address: IpAddr = address.parse().ok()?;
         let address = address.to_canonical();
-        if address.is_loopback() || address.is_multicast() || address.is_unspecified() {
+        if !super::Grants::may_have(address) {
             return None;
         }
         let user = found.name("user").map_or(&[][..], |user| user.as_bytes());

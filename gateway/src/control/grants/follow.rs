@@ -16,8 +16,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use self::log::Log;
-use super::Grants;
 use super::lines::Lines;
+use super::{Grants, now};
 use crate::config::{Follow, Followed, LoginPattern};
 
 /// Between two looks.
@@ -96,7 +96,7 @@ impl<'a> Reader<'a> {
                     let user = String::from_utf8_lossy(user.unwrap_or_default());
                     let by = format!("user {user} in {name}");
                     // That there is no room is logged and counted.
-                    let _ = grants.add(login.address, None, &by, false);
+                    let _ = grants.add(login.address, None, &by, false, now());
                 }
             });
             let long = lines.take_long();

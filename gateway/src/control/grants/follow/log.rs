@@ -197,7 +197,7 @@ mod tests {
     use std::net::IpAddr;
     use std::sync::Arc;
 
-    use super::super::super::Grants;
+    use super::super::super::{Grants, now};
     use super::*;
     use crate::config::{self, LoginPattern};
     use crate::policy::Granted;
@@ -217,7 +217,7 @@ mod tests {
                 follow: Vec::new(),
             };
             let granted = Arc::new(Granted::default());
-            let grants = Grants::open(&settings, directory.path(), granted, None);
+            let grants = Grants::open(&settings, directory.path(), granted, None, now());
             let pattern = LoginPattern::parse("^(?P<ip>[0-9.]+)$").unwrap();
             Self {
                 directory,
