@@ -24,8 +24,8 @@ use super::{ConfigFile, EXIT_USAGE};
 Goes through the stages of a session (packet, connect, hello, mail, dnsbl, rcpt, route, data) with
 the filter's order of verdicts, the gate's own SMTP parser and its policy, without a connection. It
 ends where the client would be turned away. The DNS lists of the configuration are really queried,
-and the recent verdicts of a running filter are read if you are root. What is not known is named:
-the outcome of such a stage is \"wait\".
+and the recent verdicts and grants of a running filter are read if you are root. What is not known
+is named: the outcome of such a stage is \"wait\".
 
 Examples:
   portcullis explain -c gate.toml --client 198.51.100.7 --rcpt user@isp.example
@@ -103,16 +103,17 @@ pub(crate) fn run(args: Args) -> ExitCode {
         return fail(&message);
     }
     let stated = (!args.dnsbl.is_empty()).then_some(args.dnsbl);
+    let (recent, is_granted) = remembered(&config, args.client).unzip();
     let question = Question {
         hello: args.helo,
         sender: args.from,
         recipients: args.rcpt,
         packet: PacketFacts {
             interface: args.interface,
-            recent: recent_verdict(&config, args.client),
+            recent,
             over_budget: None,
         },
-        granted: args.granted,
+        granted: args.granted || is_granted == Some(true),
         dnsbl: stated,
         ..Question::new(args.client)
     };
@@ -169,21 +170,24 @@ fn unknown_zone(config: &Config, answers: &[ZoneAnswer]) -> Option<String> {
     Some(format!("--dnsbl {}: not a zone of [[dnsbl]]", unknown.zone))
 }
 
-/// Whether the running filter has a recent verdict on a client; `None` where that cannot be read:
-/// there is no filter, or the caller is not root.
-fn recent_verdict(config: &Config, client: IpAddr) -> Option<RecentVerdict> {
+/// Whether the running filter has a recent verdict on a client, and whether the client has a grant
+/// there; `None` where that cannot be read: there is no filter, or the caller is not root.
+fn remembered(config: &Config, client: IpAddr) -> Option<(RecentVerdict, bool)> {
     let filter = config.filter.as_ref()?;
-    let verdicts = Verdicts::open(&filter.pin_path).ok()?.list().ok()?;
+    let maps = Verdicts::open(&filter.pin_path).ok()?;
+    let is_granted = maps.granted().ok()?.contains(&client.to_canonical());
+    let verdicts = maps.list().ok()?;
     let source = format_network(&verdict_network(client));
     let of_client = verdicts.iter().find(|verdict| verdict.source == source);
-    Some(of_client.map_or(RecentVerdict::Absent, |verdict| {
+    let recent = of_client.map_or(RecentVerdict::Absent, |verdict| {
         let left = verdict.expires_in_seconds;
         RecentVerdict::Present(format!(
             "{} {}, {left} s left",
             verdict.cause.name(),
             verdict.note
         ))
-    }))
+    });
+    Some((recent, is_granted))
 }
 
 /// `ZONE=ADDRESS[,ADDRESS]`, or `ZONE=` for a zone that has no such name.
