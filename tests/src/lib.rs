@@ -6,7 +6,8 @@
 //! - [`dialogue`]: their client, SMTP over a socket, line by line;
 //! - [`receiver`], [`postfix`], [`name_server`]: their peers, which are a next hop that follows a
 //!   script, `smtp-source` and `smtp-sink`, and a DNS server;
-//! - [`dovecot`]: a real one, that knows users;
+//! - [`dovecot`]: a real one, that knows users; [`users`]: a user file; [`mail_server`]: a Postfix as
+//!   next hop;
 //! - [`syn`]: single SYNs, made by hand;
 //! - [`wait`], [`machine`]: waiting with a bound; free ports and open files.
 //!
@@ -34,8 +35,10 @@ pub mod front_cases;
 pub mod fuzz_seeds;
 pub mod list_cases;
 pub mod machine;
+pub mod mail_server;
 pub mod name_server;
 pub mod packet_cases;
+pub mod pki;
 pub mod policy_cases;
 pub mod policy_sessions;
 pub mod postfix;
@@ -44,7 +47,9 @@ pub mod random_frame;
 pub mod receiver;
 pub mod simulation;
 pub mod syn;
+pub mod tls_client;
 pub mod transcript;
+pub mod users;
 pub mod wait;
 pub mod wild_client;
 pub mod wild_front;

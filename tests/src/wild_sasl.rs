@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use portcullis::auth::Users;
 use portcullis::auth::dovecot::ServerLine;
-use portcullis::auth::exchange::{Exchange, Failure, Mechanism, Step};
+use portcullis::auth::exchange::{Exchange, Mechanism, Step};
 use zeroize::Zeroizing;
 
 /// Between two responses.
@@ -88,9 +88,9 @@ fn exchange(mechanism: Mechanism, script: &[u8]) -> Result<(), String> {
                 "SCRAM has no password to check",
             )
         }
-        Step::Failure(_) | Step::Challenge(_) => {
+        Step::Wrong(_) | Step::Malformed | Step::Challenge(_) => {
             let after = exchange.step(response());
-            let is_over = matches!(after, Step::Failure(Failure::Malformed));
+            let is_over = matches!(after, Step::Malformed);
             hold(is_over, "it goes on after its end")
         }
     }

@@ -68,6 +68,8 @@ const PACKAGES: &[Package] = &[
     ),
     tool("swaks", "swaks", "a client in the tests"),
     tool("curl", "curl", "a client in the tests"),
+    tool("msmtp", "msmtp", "a client in the tests (SCRAM)"),
+    tool("gsasl", "gsasl", "a client in the tests (SCRAM)"),
     tool("python3", "python3", "a client in the tests (smtplib)"),
     tool("iproute2", "ip", "network namespaces and their links"),
     tool(

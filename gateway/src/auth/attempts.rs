@@ -94,7 +94,7 @@ impl<H: BuildHasher> Attempts<H> {
     }
 
     /// Counts a wrong password of this client for this name (in the form in which names are
-    /// compared). The time is any that only goes on.
+    /// compared; empty: it is not known). The time is any that only goes on.
     pub fn wrong(&mut self, client: IpAddr, name: &str, now: Duration) -> Consequence {
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX / 2);
         let (source, network) = (client.to_canonical(), network(client));
@@ -104,7 +104,11 @@ impl<H: BuildHasher> Attempts<H> {
         let network = self
             .networks
             .add(self.hasher.hash_one(network), NETWORK, now_ms);
-        let user = self.users.add(self.hasher.hash_one(name), USER, now_ms);
+        // Those without a name have nothing in common.
+        let user = match name {
+            "" => 0,
+            name => self.users.add(self.hasher.hash_one(name), USER, now_ms),
+        };
         let over = [(source, SOURCE), (network, NETWORK), (user, USER)];
         let over = over.map(|(count, leak)| count.saturating_sub(leak.free));
         let doublings = over.into_iter().max().unwrap_or(0).min(30) as u32;
@@ -232,6 +236,15 @@ mod tests {
             (delays[9], delays[10], delays[19]),
             (SECOND, 2 * SECOND, DELAY_MAX)
         );
+    }
+
+    #[test]
+    fn guesses_without_a_name_do_not_slow_each_other_down() {
+        let mut attempts = attempts(4_096);
+        for net in 0..40u8 {
+            let delay = attempts.wrong([10, net, 0, 1].into(), "", SECOND).delay;
+            assert_eq!(delay, SECOND);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! client of ours says goes to it as it is, in base64.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -31,13 +32,14 @@ pub struct Attempt {
     pub initial: Option<Secret>,
 }
 
-/// Octets of an exchange: perhaps a password.
-pub struct Secret(Zeroizing<Vec<u8>>);
+/// Octets of an exchange: perhaps a password. A clone is the same octets and no copy.
+#[derive(Clone)]
+pub struct Secret(Arc<Zeroizing<Vec<u8>>>);
 
 impl Secret {
-    /// Takes the octets, which are wiped with it.
+    /// Takes the octets, which are wiped with the last clone.
     pub fn new(octets: Zeroizing<Vec<u8>>) -> Self {
-        Self(octets)
+        Self(Arc::new(octets))
     }
 }
 
@@ -87,7 +89,7 @@ fn line(head: &str, before: &str, octets: Option<&Secret>) -> Option<Zeroizing<S
     line.push_str(head);
     if let Some(octets) = octets {
         line.push_str(before);
-        BASE64.encode_string(&*octets.0, &mut line);
+        BASE64.encode_string(&**octets.0, &mut line);
     }
     line.push('\n');
     Some(line)
@@ -113,10 +115,10 @@ pub enum ServerLine {
 }
 
 /// Why an exchange failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// For what the client said.
-    Refused,
+    /// For what the client said; with the name that it gave, where Dovecot knows that.
+    Refused(Option<String>),
     /// For reasons of Dovecot's own, such as a database that is away.
     Temporary,
 }
@@ -139,14 +141,16 @@ impl ServerLine {
             }
             "FAIL" => {
                 let id = number()?;
-                let is_temporary = fields.any(|field| matches!(field, "temp" | "code=temp_fail"));
-                Self::Fail(
-                    id,
-                    match is_temporary {
-                        true => Failure::Temporary,
-                        false => Failure::Refused,
-                    },
-                )
+                let (mut is_temporary, mut user) = (false, None);
+                for field in fields {
+                    is_temporary |= matches!(field, "temp" | "code=temp_fail");
+                    user = user.or(field.strip_prefix("user="));
+                }
+                let failure = match is_temporary {
+                    true => Failure::Temporary,
+                    false => Failure::Refused(user.and_then(unescaped)),
+                };
+                Self::Fail(id, failure)
             }
             "CONT" => {
                 let id = number()?;
@@ -227,6 +231,7 @@ mod tests {
 
     #[test]
     fn lines_of_the_server_are_read() {
+        let refused = |user: Option<&str>| Failure::Refused(user.map(str::to_owned));
         let ok = |user: &str| Some(ServerLine::Ok(3, user.to_owned()));
         for (line, read) in [
             ("VERSION\t1\t2", Some(ServerLine::Version(1))),
@@ -243,8 +248,9 @@ mod tests {
             ("OK\tx\tuser=alice", None),
             (
                 "FAIL\t3\tuser=a",
-                Some(ServerLine::Fail(3, Failure::Refused)),
+                Some(ServerLine::Fail(3, refused(Some("a")))),
             ),
+            ("FAIL\t3", Some(ServerLine::Fail(3, refused(None)))),
             (
                 "FAIL\t3\tuser=a\ttemp",
                 Some(ServerLine::Fail(3, Failure::Temporary)),
@@ -255,7 +261,7 @@ mod tests {
             ),
             (
                 "FAIL\t3\tuser=temp_fail",
-                Some(ServerLine::Fail(3, Failure::Refused)),
+                Some(ServerLine::Fail(3, refused(Some("temp_fail")))),
             ),
             (
                 "CONT\t3\tVXNlcm5hbWU6",

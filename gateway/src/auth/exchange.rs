@@ -6,42 +6,11 @@
 
 use std::fmt;
 
+pub use portcullis_smtp::sasl::Mechanism;
 use zeroize::Zeroizing;
 
 use super::scram::{ScramExchange, ScramStep};
 use super::{Credentials, Password, Users, name_key};
-
-/// A mechanism that is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mechanism {
-    /// RFC 4616.
-    Plain,
-    /// As draft-murchison-sasl-login-00 describes it; for old clients.
-    Login,
-    /// RFC 7677.
-    ScramSha256,
-}
-
-impl Mechanism {
-    /// All of them, the best first.
-    pub const ALL: [Mechanism; 3] = [Self::ScramSha256, Self::Plain, Self::Login];
-
-    /// The name as EHLO has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "PLAIN",
-            Self::Login => "LOGIN",
-            Self::ScramSha256 => "SCRAM-SHA-256",
-        }
-    }
-
-    /// The mechanism of a name, in whatever case.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|it| it.name().eq_ignore_ascii_case(name))
-    }
-}
 
 /// What comes after a response of the client.
 #[derive(Debug)]
@@ -52,16 +21,10 @@ pub enum Step {
     Check(Credentials),
     /// `235`: it is this user.
     Success(Box<str>),
-    /// It failed; the exchange is over.
-    Failure(Failure),
-}
-
-/// Why an exchange failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// `535 5.7.8`: wrong, whatever it is that is wrong.
-    Credentials,
-    /// `501 5.5.2`: not what the mechanism says (RFC 4954 section 4).
+    /// The exchange is over: what the client said is wrong without a check. It is counted and held
+    /// back as a wrong password is. This is the name that it gave.
+    Wrong(Box<str>),
+    /// `501 5.5.2`: the exchange is over, this is not what the mechanism says (RFC 4954 section 4).
     Malformed,
 }
 
@@ -133,10 +96,10 @@ impl Exchange {
                     Step::Challenge(challenge)
                 }
                 ScramStep::Success(name) => Step::Success(name),
-                ScramStep::Malformed => Step::Failure(Failure::Malformed),
-                ScramStep::Refused => Step::Failure(Failure::Credentials),
+                ScramStep::Malformed => Step::Malformed,
+                ScramStep::Refused(name) => Step::Wrong(name),
             },
-            State::Over => Step::Failure(Failure::Malformed),
+            State::Over => Step::Malformed,
         }
     }
 }
@@ -145,7 +108,7 @@ impl Exchange {
 fn plain(response: &[u8]) -> Step {
     let parts: Vec<&[u8]> = response.splitn(4, |&octet| octet == 0).collect();
     let [acting_as, name, password] = parts[..] else {
-        return Step::Failure(Failure::Malformed);
+        return Step::Malformed;
     };
     let key = |octets: &[u8]| std::str::from_utf8(octets).ok().and_then(name_key);
     let name = key(name);
@@ -156,13 +119,11 @@ fn plain(response: &[u8]) -> Step {
 
 /// What can be no name is checked as a name that no user has, so that it takes as long.
 fn credentials(name: Option<Box<str>>, password: Zeroizing<Vec<u8>>) -> Step {
+    let name = name.unwrap_or_default();
     match Password::new(password) {
-        Some(password) => Step::Check(Credentials {
-            name: name.unwrap_or_default(),
-            password,
-        }),
+        Some(password) => Step::Check(Credentials { name, password }),
         // That a password is empty or has a NUL, the client knows.
-        None => Step::Failure(Failure::Credentials),
+        None => Step::Wrong(name),
     }
 }
 

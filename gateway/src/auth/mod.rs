@@ -17,7 +17,6 @@ pub mod edit;
 pub mod exchange;
 mod password;
 mod scram;
-pub mod senders;
 pub mod store;
 pub mod users;
 mod verifier;

@@ -151,8 +151,10 @@ enum State {
 
 /// What is kept between the two messages of the client.
 struct Outstanding {
-    /// Who it is if the proof fits; `None`: it asked to act as another user.
-    name: Option<Box<str>>,
+    /// Who it is if the proof fits. Empty: what was given can be no name.
+    name: Box<str>,
+    /// It asks to act as no other user.
+    is_own: bool,
     keys: ScramKeys,
     /// What `c=` has to be.
     binding: String,
@@ -161,12 +163,24 @@ struct Outstanding {
     messages: String,
 }
 
+/// What comes of a proof.
+enum Proof {
+    Right {
+        name: Box<str>,
+        /// Of the server.
+        signature: [u8; 32],
+    },
+    /// It is wrong, or the user is not who it asks to act as. The name that was given.
+    Wrong(Box<str>),
+}
+
 /// What comes of a message of the client.
 pub(super) enum ScramStep {
     Challenge(Vec<u8>),
     Success(Box<str>),
     Malformed,
-    Refused,
+    /// The proof is wrong; the name that was given.
+    Refused(Box<str>),
 }
 
 impl ScramExchange {
@@ -190,11 +204,11 @@ impl ScramExchange {
                 None => ScramStep::Malformed,
             },
             State::Final(outstanding) => match outstanding.check(text) {
-                Some(Some((name, signature))) => {
+                Some(Proof::Right { name, signature }) => {
                     self.0 = State::Proven(name);
                     ScramStep::Challenge(format!("v={}", BASE64.encode(signature)).into_bytes())
                 }
-                Some(None) => ScramStep::Refused,
+                Some(Proof::Wrong(name)) => ScramStep::Refused(name),
                 None => ScramStep::Malformed,
             },
             State::Proven(name) if text.is_empty() => ScramStep::Success(name),
@@ -231,7 +245,8 @@ fn first(text: &str, users: &Users, nonce: [u8; 16]) -> Option<(Outstanding, Str
     let challenge = format!("r={nonce},s={salt},i={iterations}");
     let is_own = acting_as.is_none_or(|other| unescaped_key(other) == name);
     let outstanding = Outstanding {
-        name: name.filter(|_| is_own),
+        name: name.unwrap_or_default(),
+        is_own,
         keys,
         binding: BASE64.encode(&text[..text.len() - bare.len()]),
         nonce,
@@ -241,13 +256,8 @@ fn first(text: &str, users: &Users, nonce: [u8; 16]) -> Option<(Outstanding, Str
 }
 
 impl Outstanding {
-    /// Checks client-final-message. `None`: it is malformed; `Some(None)`: the proof is wrong, or
-    /// the user is not who it asks to act as; else the user, and the signature of the server.
-    #[expect(
-        clippy::option_option,
-        reason = "three ends, told apart by the one caller"
-    )]
-    fn check(self, text: &str) -> Option<Option<(Box<str>, [u8; 32])>> {
+    /// Checks client-final-message. `None`: it is malformed.
+    fn check(self, text: &str) -> Option<Proof> {
         let (without_proof, proof) = text.rsplit_once(",p=")?;
         let mut parts = without_proof.split(',');
         let binding = parts.next()?.strip_prefix("c=")?;
@@ -263,7 +273,13 @@ impl Outstanding {
         let stored: [u8; 32] = Sha256::digest(*client_key).into();
         let fits = bool::from(stored.ct_eq(&self.keys.stored_key));
         let is_same = binding == self.binding && nonce == self.nonce;
-        let name = self.name.filter(|_| fits && is_same);
-        Some(name.map(|name| (name, hmac(&self.keys.server_key, &message))))
+        if !(fits && is_same && self.is_own) {
+            return Some(Proof::Wrong(self.name));
+        }
+        let signature = hmac(&self.keys.server_key, &message);
+        Some(Proof::Right {
+            name: self.name,
+            signature,
+        })
     }
 }

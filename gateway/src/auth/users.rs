@@ -24,8 +24,8 @@ use portcullis_smtp::path::Mailbox;
 use rustc_hash::FxHashMap;
 use zeroize::Zeroizing;
 
-use super::senders::Senders;
 use super::{Credentials, Memory, PasswordHash, ScramKeys, name_key, random_salt, scram};
+use crate::policy::Senders;
 
 /// The greatest file that is read.
 const FILE_SIZE_MAX: u64 = 256 << 20;
@@ -40,7 +40,7 @@ pub struct User {
     /// For SCRAM-SHA-256; without them it is refused like a wrong password.
     pub scram: Option<ScramKeys>,
     /// As whom it may send; `None`: as anyone.
-    pub senders: Option<Senders>,
+    pub senders: Option<Arc<Senders>>,
     /// The line of the file, counted from 1.
     pub line: usize,
 }
@@ -272,7 +272,7 @@ impl Line {
             let is_second = match key {
                 "password" => password.replace(PasswordHash::parse(value)?).is_some(),
                 "scram" => scram.replace(ScramKeys::parse(value)?).is_some(),
-                "senders" => senders.replace(Senders::parse(value)?).is_some(),
+                "senders" => senders.replace(Arc::new(Senders::parse(value)?)).is_some(),
                 _ => return Err(form.to_owned()),
             };
             if is_second {

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use portcullis::auth::edit::{self, Fields};
-use portcullis::auth::senders::Senders;
 use portcullis::auth::store::{self, Owner, UpdateError};
 use portcullis::auth::users::checked_name;
 use portcullis::auth::{Password, PasswordHash, ScramKeys, Users, random_salt};
-use portcullis::config::{self, Config};
+use portcullis::config::{self, BackEnd, Config};
+use portcullis::policy::Senders;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -151,14 +151,14 @@ impl UserFile {
             ExitCode::from(EXIT_USAGE)
         })?;
         let owner = owner(&config);
-        let Some(auth) = config.auth else {
+        let back_end = config.auth.map(|auth| auth.back_end);
+        let Some(BackEnd::Users { file: path, .. }) = back_end else {
             eprintln!(
                 "portcullis user: {} names no user file; write\n\n[auth]\nusers = \"users\"",
                 args.config.display()
             );
             return Err(ExitCode::from(EXIT_USAGE));
         };
-        let path = auth.users_file;
         Ok(Self { path, owner })
     }
 
@@ -290,7 +290,7 @@ fn list(args: &ListArgs) -> Result<ExitCode, ExitCode> {
         .map(|user| Listed {
             name: &user.name,
             scram: user.scram.is_some(),
-            senders: user.senders.as_ref().map(Senders::entries),
+            senders: user.senders.as_deref().map(Senders::entries),
             line: user.line,
         })
         .collect();

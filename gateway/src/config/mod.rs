@@ -4,11 +4,12 @@
 //! Parsed, not validated: what comes out has only values that make sense (networks without host
 //! bits, ports that are not 0, routes for all local domains), so that nothing behind it has to
 //! check again. A key that is not known is an error, and so is one that is described but not built
-//! yet: a gate that passes over `[tls]` in silence is worse than one that does not start.
+//! yet: a gate that passes over `[spool]` in silence is worse than one that does not start.
 
 mod admin;
 mod auth;
 mod compile;
+mod demands;
 mod dnsbl;
 mod document;
 mod error;
@@ -18,6 +19,7 @@ mod kernel;
 mod keys;
 mod limits;
 mod list;
+mod listener;
 mod pending;
 pub mod reference;
 mod relay;
@@ -25,6 +27,7 @@ mod route;
 mod section;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod typed;
 mod value;
 
@@ -32,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use admin::{ADMIN_SOCKET, Admin};
-pub use auth::Auth;
+pub use auth::{Auth, BackEnd};
 pub use dnsbl::DnsblPolicy;
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
@@ -42,22 +45,26 @@ pub use filter::{
 pub use grants::{Follow, Followed, Grants, Login, LoginPattern};
 pub use limits::{Limits, LineLength};
 pub use list::{Lists, of_last_compile};
+pub use listener::Listener;
 pub use pending::Pending;
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
+pub use tls::{AskForCertificates, ListenerTls, Tls};
 pub use value::{duration, write_duration};
 
 use document::Document;
 use list::Files;
 use portcullis_smtp::path::Mailbox;
+use portcullis_smtp::sasl::Mechanisms;
 use portcullis_smtp::server::{LongLines, Settings};
 
 use crate::lists::format::foreign::foreign;
 use crate::lists::guard::{Protected, ProtectedRole};
 use crate::lists::{Compiled, ListAction};
 use crate::policy::Policy;
+pub use crate::policy::Service;
 use crate::policy::domain::Domains;
-pub use crate::policy::{Listener, Service};
+use crate::relay::hop::DemandsId;
 
 /// What the gate does without a configuration file: it does no harm and shows that it works.
 const DEFAULT_GATE: &str = r#"[[listener]]
@@ -103,6 +110,8 @@ pub struct Config {
     pub dnsbl: DnsblPolicy,
     /// How next hops are treated.
     pub relay: Relay,
+    /// TLS of clients. `None`: no listener has it.
+    pub tls: Option<Tls>,
     /// Who may authenticate. `None`: there are no users.
     pub auth: Option<Auth>,
     /// What is written to the log.
@@ -175,7 +184,8 @@ pub fn read_for_start(path: &Path) -> Result<Pending, Errors> {
     parse_with(path, &text_of(path)?, Files::ReadOrLast)
 }
 
-/// As [`load`], but that the files of the lists and of the users are left alone: there are none.
+/// As [`load`], but that the files of the lists, of the users and of TLS are left alone: there are
+/// none.
 ///
 /// # Errors
 /// As [`load`], without what is in those files.
@@ -252,6 +262,12 @@ impl Config {
         number.map(usize::from)
     }
 
+    /// Whether a route demands this of its next hops.
+    pub fn has_demands(&self, id: DemandsId) -> bool {
+        let mut demands = self.routes.iter().flat_map(|route| &route.demands);
+        demands.any(|demands| demands.id() == id)
+    }
+
     /// Where the lists of the last compile are kept.
     pub fn saved_lists(&self) -> PathBuf {
         saved_lists(&self.state_dir)
@@ -323,9 +339,18 @@ impl Config {
         !self.routes.is_empty() && self.routes.iter().all(|route| route.dsn)
     }
 
-    /// The settings of SMTP sessions under this configuration.
-    pub fn session_settings(&self) -> Settings {
+    /// The mechanisms of AUTH that a listener offers.
+    fn mechanisms(&self, listener: &Listener) -> Mechanisms {
+        let auth = self.auth.as_ref().filter(|_| listener.auth);
+        auth.map(Auth::mechanisms).unwrap_or_default()
+    }
+
+    /// The settings of the SMTP sessions of a listener.
+    pub fn session_settings(&self, listener: &Listener) -> Settings {
         Settings {
+            mechanisms: self.mechanisms(listener),
+            auth_without_tls: listener.auth_without_tls,
+            auth_required: listener.service.is_submission(),
             message_size_max: self.limits.message_size,
             recipients_max: self.limits.recipients_per_message,
             transactions_max: self.limits.transactions_per_session,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::config::{Admin, Config, Filter, Table};
+use crate::config::{self, Admin, Config, Filter, Table};
 use crate::lists::List;
 use crate::policy;
 
@@ -71,6 +71,15 @@ pub(super) fn keep_what_cannot_change(
     };
     if keep("[[listener]]", new.listeners != old.listeners) {
         new.listeners.clone_from(&old.listeners);
+    }
+    // What the listeners have of TLS stays, so what they need for it does too.
+    let lacks = |tls: &Option<config::Tls>, old: &config::Tls| match tls {
+        Some(tls) => tls.client_authorities.is_none() && old.client_authorities.is_some(),
+        None => true,
+    };
+    let old_tls = old.tls.as_ref();
+    if keep("[tls]", old_tls.is_some_and(|tls| lacks(&new.tls, tls))) {
+        new.tls.clone_from(&old.tls);
     }
     if keep("workers", new.workers != old.workers) {
         new.workers = old.workers;

@@ -35,6 +35,7 @@ use super::Control;
 use super::refusals::KeptOut;
 use crate::config::{Config, FilterMode};
 use crate::filter::{Cause, NewVerdict, Verdicts};
+use crate::policy::Service;
 use crate::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 use crate::worker::port::{Ask, LookupAnswer, Refusal};
 
@@ -230,7 +231,7 @@ fn learn(control: &Arc<Control>, verdicts: Option<&Arc<Verdicts>>, refusal: Refu
     if config.dnsbl.drop_for.is_zero() {
         return remember(control, &refusal, "dnsbl_policy.drop_for is 0");
     }
-    if !config.policy.asks_about(&client) {
+    if !config.policy.asks_about(Service::Relay, &client) {
         return remember(control, &refusal, "the new configuration trusts it");
     }
     let (control, verdicts) = (Arc::clone(control), Arc::clone(verdicts));

@@ -28,7 +28,7 @@ use tokio::time::sleep;
 
 use super::user;
 use super::{Control, lists};
-use crate::config::{Config, Followed};
+use crate::config::{Auth, Config, Followed};
 
 /// How often they are tried.
 const TRY_EVERY: Duration = Duration::from_secs(30);
@@ -175,6 +175,7 @@ pub(crate) fn unusable(config: &Config) -> Vec<Unusable> {
     if needs_state(config) {
         found.extend(unusable_state_dir(config));
     }
+    found.extend(unusable_dovecot(config));
     let mut look = |what, path: &Path, consequence| {
         if let Err(problem) = try_to_read(path) {
             found.push(Unusable {
@@ -214,6 +215,23 @@ pub(crate) fn unusable(config: &Config) -> Vec<Unusable> {
         );
     }
     found
+}
+
+/// A connection to a unix socket takes the right to write to it.
+fn unusable_dovecot(config: &Config) -> Option<Unusable> {
+    let socket = config.auth.as_ref().and_then(Auth::dovecot)?;
+    let errno = access(socket, AccessFlags::W_OK).err()?;
+    Some(Unusable {
+        what: "auth.dovecot",
+        path: socket.to_owned(),
+        problem: describe(socket, errno),
+        consequence: "clients that authenticate hear 454",
+        next_step: format!(
+            "run Dovecot, with a `unix_listener` in its `service auth` whose `user` or `group` and \
+             `mode` let {} write to it",
+            who()
+        ),
+    })
 }
 
 /// The directory in which lists are kept has to have room for them.

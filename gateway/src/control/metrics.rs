@@ -3,6 +3,7 @@
 //! Written by hand: the client libraries want to own the counters, and ours belong to workers that
 //! share nothing; what would be left of a library is the escaping of label values, ten lines.
 
+mod auth;
 mod dnsbl;
 mod files;
 mod filter;
@@ -23,6 +24,7 @@ pub(super) fn render(state: &State) -> String {
     gate::process(&mut text, state);
     files::render(&mut text, state);
     gate::sessions(&mut text, state);
+    auth::render(&mut text, &state.auth);
     next_hops::render(&mut text, state);
     dnsbl::render(&mut text, &state.dnsbl);
     if let Some(grants) = &state.grants {
@@ -40,12 +42,13 @@ mod tests {
 
     use super::super::dnsbl::{Dnsbl, Server, Trust, Zone};
     use super::super::grants::Report;
-    use super::super::state::{NextHop, Transactions};
+    use super::super::state::{Auth, AuthAttempts, NextHop, Transactions};
     use super::*;
     use crate::filter::{
         InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, Unread,
         VerdictCounts,
     };
+    use crate::relay::hop::HopEvent;
 
     fn state() -> State {
         let interface = InterfaceStatus {
@@ -96,6 +99,15 @@ mod tests {
                 rule: "local-network".to_owned(),
                 count: 12,
             }],
+            auth: Auth {
+                attempts: vec![AuthAttempts {
+                    mechanism: "SCRAM-SHA-256",
+                    result: "refused",
+                    count: 26,
+                }],
+                unasked: 27,
+                dovecot_up: Some(true),
+            },
             next_hops: vec![NextHop {
                 address: "[2001:db8::1]:25".parse().unwrap(),
                 up: true,
@@ -103,6 +115,7 @@ mod tests {
                 idle: 0,
                 waiting: 0,
                 failures_total: 2,
+                events: [3; HopEvent::ALL.len()],
             }],
             dnsbl: Dnsbl {
                 zones: vec![Zone {
@@ -174,8 +187,14 @@ mod tests {
             "portcullis_recipients_refused_total{rule=\"closed-relay\"} 11",
             "portcullis_commands_refused_total{rule=\"sequence\"} 12",
             "portcullis_transactions_total{outcome=\"accepted\",rule=\"local-network\"} 12",
+            "portcullis_auth_attempts_total{mechanism=\"SCRAM-SHA-256\",result=\"refused\"} 26",
+            "portcullis_auth_unasked_total 27",
+            "portcullis_auth_dovecot_up 1",
             "portcullis_next_hop_up{next_hop=\"[2001:db8::1]:25\"} 1",
             "portcullis_next_hop_failures_total{next_hop=\"[2001:db8::1]:25\"} 2",
+            "portcullis_next_hop_tls_total{next_hop=\"[2001:db8::1]:25\",result=\"full\"} 3",
+            "portcullis_next_hop_auth_total{next_hop=\"[2001:db8::1]:25\",result=\"refused\"} 3",
+            "portcullis_next_hop_clients_unnamed_total{next_hop=\"[2001:db8::1]:25\"} 3",
             "portcullis_filter_passed_packets_total{interface=\"eth0\"} 10",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"unlisted\"} 4",
             "portcullis_dnsbl_answers_total{zone=\"bl.example\",result=\"silent\"} 15",

@@ -41,6 +41,11 @@ impl Ports {
     pub(super) fn dnsbl_unasked(&self) -> u64 {
         self.ends.iter().map(ControlEnd::dnsbl_unasked).sum()
     }
+
+    /// Questions about who a client is that were one too many for a port.
+    pub(super) fn passwords_unasked(&self) -> u64 {
+        self.ends.iter().map(ControlEnd::passwords_unasked).sum()
+    }
 }
 
 /// The services: one for each kind of question.
@@ -69,6 +74,11 @@ impl Services {
                     credentials,
                 } => self.passwords.check(client, credentials, ask),
                 Question::WrongProof { client, name } => self.passwords.wrong(client, &name, ask),
+                Question::Sasl {
+                    client,
+                    is_secured,
+                    said,
+                } => self.passwords.proceed(client, is_secured, said, ask),
             },
             Message::Notice(Notice::Refused(refusal)) => self.dnsbl.learn(refusal),
         }

@@ -18,7 +18,7 @@ use tokio::task::spawn_blocking;
 
 use super::changes::Changes;
 use super::lists::NotTaken;
-use super::{Control, HeldFilter, changes, lists, names, notify};
+use super::{Control, HeldFilter, auth, changes, lists, names, notify};
 use crate::config::{self, Config, Errors, Pending};
 use crate::filter;
 use crate::lists::{Allocate, file};
@@ -163,6 +163,7 @@ async fn put_in_force(
     mut pending: Pending,
 ) -> Result<Arc<Config>, Refused> {
     control.names.fill(&mut pending.config.routes);
+    control.dovecot.fill(&mut pending.config.auth);
     let new = {
         let old = Arc::clone(old);
         let in_kernel = control
@@ -193,8 +194,13 @@ async fn put_in_force(
     control.names.retain(&new.routes);
     lists::save(control, &new);
     control.shared.config.store(Arc::clone(&new));
-    // What was looked up while the filter was being filled.
+    if let Some(tls) = &new.tls {
+        tls.forget_old_tickets();
+    }
+    // What was found out while the filter was being filled.
     names::publish(control);
+    auth::publish(control);
+    auth::follow(control);
     Ok(new)
 }
 

@@ -12,7 +12,7 @@ use std::time::Instant;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::auth::Passwords;
+use super::auth::{self, DovecotLink, Passwords};
 use super::dropped::Drops;
 use super::files::{self, Files};
 use super::grants::{self, Grants};
@@ -146,6 +146,7 @@ async fn live(
         workers,
         filter: held.filter.map(HeldFilter::new),
         names,
+        dovecot: DovecotLink::default(),
         files: Files::default(),
         ports: Arc::clone(&ports),
         dnsbl: Arc::default(),
@@ -170,6 +171,7 @@ async fn live(
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
     let (dnsbl, requests) = dnsbl::requests(&control.dnsbl);
     let passwords = Passwords::new(&control, verdicts.clone());
+    auth::follow(&control);
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
     tokio::spawn(Services { dnsbl, passwords }.serve(ports));
     if let Some(grants) = &grants {

@@ -44,7 +44,7 @@ impl TrustedFronts {
 }
 
 /// How a next hop hears which client a message comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SendClient {
     /// Not at all: it sees the gate.
     #[default]

@@ -126,6 +126,8 @@ fn value(client: &Client<'_>, attribute: Offered) -> String {
         Offered::ADDR => address(client.address.ip()),
         Offered::PORT => client.address.port().to_string(),
         Offered::PROTO => if client.is_esmtp { "ESMTP" } else { "SMTP" }.to_owned(),
+        // A socket on all addresses does not say on which of them the client came in.
+        Offered::DESTADDR if client.server.ip().is_unspecified() => UNAVAILABLE.to_owned(),
         Offered::DESTADDR => address(client.server.ip()),
         Offered::DESTPORT => client.server.port().to_string(),
         Offered::LOGIN => given(client.login),

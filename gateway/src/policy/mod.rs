@@ -6,6 +6,7 @@
 //! | client \ recipient | local domain | anywhere else |
 //! |---|---|---|
 //! | local network | accept | accept |
+//! | authenticated | accept | accept |
 //! | with a grant | accept | accept |
 //! | every other client | accept | 550 5.7.1 |
 //!
@@ -19,6 +20,10 @@
 //! operator. It is a fact and not a standing of the client, because it comes and goes within a
 //! session.
 //!
+//! In submission every client has to authenticate: the SMTP engine refuses MAIL before that, and
+//! nothing here opens anything for a client that has not. Lists and DNS lists are for the mail of
+//! other servers and do not hold there; the limits of sources and of users do.
+//!
 //! A permit list does not make a client local: what it permits is to connect. The DNS lists come
 //! late because they are the only ones that a client may have to wait for: one that is refused
 //! anyway does not wait. The postmaster can be reached from everywhere (RFC 5321 section 4.5.1),
@@ -30,9 +35,11 @@ mod checks;
 pub mod dnsbl;
 pub mod domain;
 mod granted;
+mod identity;
 pub mod pipeline;
 pub mod prefixes;
 mod rule;
+mod senders;
 
 use core::net::IpAddr;
 
@@ -46,9 +53,11 @@ pub use checks::STOPPING;
 use dnsbl::Dnsbl;
 use domain::{Domains, Pattern, normal_form};
 pub use granted::Granted;
+pub use identity::{Identity, Proof};
 pub use pipeline::{Decision, Facts, Listener, Lookup, Service, Stage, decide};
 use prefixes::Prefixes;
 pub use rule::{RULES_MAX, Rule, RuleKind};
+pub use senders::Senders;
 
 /// What a policy is made of.
 #[derive(Clone, Debug, Default)]
@@ -192,10 +201,11 @@ impl Policy {
         }
     }
 
-    /// Whether DNS lists are asked about a client: there are some, and it is a stranger that no
-    /// permit list names.
-    pub fn asks_about(&self, client: &Client) -> bool {
-        !self.dnsbl.zones.is_empty() && !client.is_exempt()
+    /// Whether DNS lists are asked about a client: there are some, it is a stranger that no permit
+    /// list names, and it does not come to submit. (Their users sit at addresses that such lists
+    /// say should send no mail by themselves.)
+    pub fn asks_about(&self, service: Service, client: &Client) -> bool {
+        !self.dnsbl.zones.is_empty() && !client.is_exempt() && !service.is_submission()
     }
 
     /// The score at which a client is refused. It is at least 1: a client that no check counts

@@ -87,6 +87,8 @@ fixed_rules! {
     GRANTED Fixed "granted" "220, 250"
         "The client's address has a grant, and may send to anywhere. At the filter: a packet that \
          passes for it.";
+    AUTHENTICATED Fixed "authenticated" "250"
+        "The client has authenticated, and may send to anywhere.";
     ANY_HELLO Fixed "any-hello" "250"
         "Every HELO or EHLO name is accepted, and none makes a client local.";
     ANY_SENDER Fixed "any-sender" "250"
@@ -133,6 +135,13 @@ fixed_rules! {
         "DNS lists give the client too high a score, and this zone the most of it.";
     OTHER_NEXT_HOP Fixed "other-next-hop" "451"
         "The recipient has another next hop than those before it in the transaction.";
+
+    FOREIGN_SENDER Fixed "foreign-sender" "550"
+        "The sender address is not one of the user's `senders`.";
+    MESSAGES_PER_USER Fixed "messages-per-user" "450"
+        "The user has sent as many messages in an hour as `limits.messages_per_user` allows.";
+    RECIPIENTS_PER_USER Fixed "recipients-per-user" "450"
+        "The user has had as many recipients in an hour as `limits.recipients_per_user` allows.";
 
     SYNTAX Fixed "syntax" "501"
         "An argument of the command is malformed or missing.";
@@ -193,6 +202,14 @@ fixed_rules! {
         "BDAT came with a size that is no number.";
     HTTP Fixed "http" "none"
         "The client speaks HTTP.";
+    TLS_HANDSHAKES Fixed "tls-handshakes" "454"
+        "There are as many TLS handshakes as `tls.handshakes` allows.";
+    TLS_HANDSHAKES_PER_SOURCE Fixed "tls-handshakes-per-source" "454"
+        "The source begins more TLS handshakes than `tls.handshakes_per_source` allows.";
+    TLS_HANDSHAKE Fixed "tls-handshake" "none"
+        "The TLS handshake failed or took longer than `tls.handshake_timeout`.";
+    TLS Fixed "tls" "none"
+        "TLS broke after the handshake: an alert of the client, or records that are not its own.";
     TIMEOUT Fixed "timeout" "421"
         "The client took too long over a command or over the message.";
     CLIENT Fixed "client" "none"

@@ -77,6 +77,8 @@ pub struct Tls {
     /// The close was read; `Step::Closed` is still to be said.
     owes_closed: bool,
     is_ready: bool,
+    /// Our close_notify is written.
+    has_closed: bool,
 }
 
 enum Side {
@@ -135,6 +137,7 @@ impl Tls {
             state: State::Open,
             owes_closed: false,
             is_ready: false,
+            has_closed: false,
         }
     }
 
@@ -147,6 +150,11 @@ impl Tls {
         self.received.drain(..self.done);
         self.done = 0;
         self.received.extend_from_slice(received);
+        // The caller may not step over a handshake at once.
+        if !self.is_ready && self.received.len() > 2 * HANDSHAKE_MAX {
+            let detail = format!("more than {HANDSHAKE_MAX} octets without an end");
+            self.fail(Fault::new(FaultKind::TooLarge, detail));
+        }
     }
 
     /// Opens one record at most. Plain octets are appended to `plain`, octets to send to `out`.
@@ -201,10 +209,10 @@ impl Tls {
     }
 
     /// Says that nothing more will be sealed: close_notify is appended to `out`, without which the
-    /// peer has to take what it got for cut off. Before the handshake is complete there is nothing
-    /// to say.
+    /// peer has to take what it got for cut off. It is said once; before the handshake is complete
+    /// there is nothing to say.
     pub fn close(&mut self, out: &mut Vec<u8>) {
-        if self.is_ready {
+        if self.is_ready && !std::mem::replace(&mut self.has_closed, true) {
             // One that failed has said so with an alert.
             let _ = self.write(&Writing::Close, out);
         }
@@ -227,6 +235,21 @@ impl Tls {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.is_ready
+    }
+
+    /// Whether the peer has said that it will send nothing more.
+    #[must_use]
+    pub fn is_closed_by_peer(&self) -> bool {
+        matches!(self.state, State::PeerClosed)
+    }
+
+    /// How the connection has failed, if it has.
+    #[must_use]
+    pub fn fault(&self) -> Option<&Fault> {
+        match &self.state {
+            State::Failed(fault) => Some(fault),
+            State::Open | State::PeerClosed => None,
+        }
     }
 
     /// Octets that are kept until the rest of their record comes.

@@ -19,7 +19,7 @@ mod identity;
 mod load_error;
 mod server;
 #[cfg(test)]
-mod test_pki;
+pub(crate) mod test_pki;
 #[cfg(test)]
 mod tests;
 

@@ -13,6 +13,8 @@ use super::reactor::Reactor;
 pub(super) enum Deadline {
     /// `greeting_delay`: a client that talks before it is an early talker.
     Greeting,
+    /// `handshake_timeout`: the whole TLS handshake.
+    Handshake,
     /// `command_timeout`: the client's next whole command.
     Command,
     /// A client that takes longer than this over its next command does so without a connection to

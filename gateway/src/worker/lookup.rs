@@ -84,7 +84,7 @@ impl Session {
     /// Has the zones asked about a client that has just connected.
     pub(super) fn ask_zones(&mut self) {
         let config = self.reactor.config();
-        if !config.policy.asks_about(&self.client) {
+        if !config.policy.asks_about(self.service(), &self.client) {
             return;
         }
         let question = Question::Dnsbl(self.client.address);

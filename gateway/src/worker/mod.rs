@@ -11,6 +11,8 @@
 //! waits for (each new wait was a field, and a branch in four places), and a general runtime (its
 //! wakers and timers cost more memory than a session has).
 
+mod admission;
+pub mod auth;
 mod bounded_queue;
 mod buffers;
 mod connection;
@@ -18,6 +20,7 @@ mod content;
 pub mod counters;
 mod deadline;
 mod executor;
+mod handshakes;
 mod lease;
 mod listener;
 mod local;
@@ -28,10 +31,13 @@ pub mod port;
 mod progress;
 mod reactor;
 pub mod records;
+mod secret;
+mod secure;
 mod session;
 pub mod sources;
 mod transaction;
 mod transport;
+pub mod users;
 mod wheel;
 
 use std::collections::VecDeque;
@@ -47,10 +53,12 @@ use arc_swap::ArcSwap;
 use self::connection::{Connection, Ending, Receive, Role};
 use self::counters::Counters;
 use self::executor::Executor;
+use self::handshakes::HandshakeRates;
 use self::port::Port;
 use self::reactor::{Reactor, Service};
 use self::records::RecordQueue;
 use self::sources::Sources;
+use self::users::UserCounts;
 use crate::config::Config;
 use crate::driver::{self, Buffer, Completion, Conn, Driver, OperationResult, ReceiveEnd};
 use crate::policy::Granted;
@@ -62,6 +70,9 @@ const ACCEPTS: u32 = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Connections starved of a buffer that are armed again in one batch.
 const STARVED_PER_TURN: usize = 256;
+/// Handshakes that go on in one batch. A signature takes up to milliseconds, and a batch without one
+/// microseconds: with more than one the other sessions would only wait longer.
+const HANDSHAKES_PER_TURN: usize = 1;
 /// How long connections may take to close once everything is said, when the gate stops: the three
 /// seconds of one that lingers, the second by which a deadline may be late, and a moment for the
 /// close itself.
@@ -86,6 +97,9 @@ pub struct Shared {
     /// The addresses that have a grant; the control plane writes it.
     pub granted: Arc<Granted>,
     sources: Sources,
+    handshake_rates: HandshakeRates,
+    /// What users have sent in the last hour.
+    pub users: UserCounts,
     life: AtomicU8,
 }
 
@@ -96,6 +110,8 @@ impl Shared {
             config: Arc::new(ArcSwap::new(config)),
             granted: Arc::default(),
             sources: Sources::default(),
+            handshake_rates: HandshakeRates::default(),
+            users: UserCounts::default(),
             life: AtomicU8::new(Life::Running as u8),
         }
     }
@@ -213,6 +229,7 @@ impl Worker {
         }
         self.completions = completions;
         self.expire();
+        self.shake_hands();
         let goes_on = self.follow_life();
         self.work_off();
         self.settle();
@@ -221,7 +238,7 @@ impl Worker {
 
     /// How long the worker may wait for completions.
     fn sleep(&self) -> Duration {
-        if !self.starved.is_empty() {
+        if !self.starved.is_empty() || self.reactor.has_handshakes() {
             return Duration::ZERO;
         }
         let now = self.reactor.now.get();
@@ -297,7 +314,7 @@ impl Worker {
                     if let Err(error) = &result
                         && let Role::NextHop(next_hop) = &connection.role
                     {
-                        let next_hop = next_hop.address;
+                        let next_hop = next_hop.id();
                         tracing::debug!(%next_hop, %error, "cannot connect");
                         connection.abort();
                     }
@@ -348,6 +365,7 @@ impl Worker {
             (Ok(peer), Some(listener)) => {
                 reactor.with(conn, |connection| {
                     connection.opened();
+                    connection.peer_port = peer.port();
                     connection.role = Role::Client(None);
                 });
                 let address = peer.ip().to_canonical();
@@ -415,6 +433,8 @@ impl Worker {
             }
             if sent < buffer.len() && !connection.is_ending() {
                 buffer.drain(..sent);
+                // Behind it comes what TLS had to say meanwhile.
+                buffer.append(&mut connection.unsent);
                 connection.unsent = std::mem::take(&mut buffer);
                 connection.sent_in_part(now);
             }
@@ -470,6 +490,15 @@ impl Worker {
             }
             self.poll(conn);
             reactor.touch(conn);
+        }
+    }
+
+    /// Goes on with a few handshakes; the others wait for the next batch, which follows at once.
+    fn shake_hands(&self) {
+        for _ in 0..HANDSHAKES_PER_TURN {
+            if !self.reactor.take_handshake() {
+                return;
+            }
         }
     }
 

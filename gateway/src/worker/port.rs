@@ -1,6 +1,6 @@
 //! The port between a worker and the control plane: what a worker cannot know by itself (what DNS
-//! lists say of a client, passwords; later reverse DNS, greylisting, shared state) it asks here,
-//! and what the control plane should hear of, it tells here.
+//! lists say of a client, who authenticates; later reverse DNS, greylisting, shared state) it asks
+//! here, and what the control plane should hear of, it tells here.
 //!
 //! Neither end ever waits for the other. A question has an id, a deadline and a bound, and gets
 //! exactly one answer: that of a service, [`Full`](LookupAnswer::Full) at once if too many are
@@ -11,7 +11,9 @@
 //! A further kind of question is a variant of [`Question`] and of [`LookupAnswer`], and a service
 //! in the control plane.
 
+use std::any::Any;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +23,8 @@ use rustc_hash::FxHashMap;
 
 use super::bounded_queue::BoundedQueue;
 use crate::auth::Credentials;
+use crate::auth::dovecot::Secret;
+use crate::auth::exchange::Mechanism;
 use crate::driver::Conn;
 use crate::policy::Rule;
 use crate::policy::dnsbl::ZoneAnswer;
@@ -41,23 +45,74 @@ pub enum Question {
         /// What it said.
         credentials: Arc<Credentials>,
     },
-    /// A proof was found wrong by the worker itself (SCRAM): it is to be counted, and held back, as
-    /// a wrong password is. The answer is [`PasswordAnswer::Refused`].
+    /// The worker itself has found wrong what the client said (SCRAM): it is to be counted, and
+    /// held back, as a wrong password is. The answer is [`PasswordAnswer::Refused`].
     WrongProof {
         /// Where the client comes from.
         client: IpAddr,
         /// The name that it gave, in the form in which names are compared.
         name: Box<str>,
     },
+    /// What comes next in an exchange that Dovecot carries on?
+    Sasl {
+        /// Where the client comes from.
+        client: IpAddr,
+        /// Whether it speaks TLS.
+        is_secured: bool,
+        /// What it said.
+        said: Said,
+    },
 }
 
-/// Whose a password is.
+/// What a client says in an exchange that another server carries on.
+#[derive(Clone, Debug)]
+pub enum Said {
+    /// AUTH, with the initial response if there was one.
+    Auth(Mechanism, Option<Secret>),
+    /// The response to a challenge.
+    Response(Conversation, Secret),
+}
+
+/// An exchange that another server carries on, as its service knows it. The worker hands it back
+/// with what the client says next; when it is dropped, the exchange is given up.
+#[derive(Clone)]
+pub struct Conversation(Arc<dyn Any + Send + Sync>);
+
+impl Conversation {
+    /// What a service knows of one.
+    pub fn new(of: impl Any + Send + Sync) -> Self {
+        Self(Arc::new(of))
+    }
+
+    /// That again, for a service of the same type.
+    pub fn get<T: Any>(&self) -> Option<&T> {
+        self.0.downcast_ref()
+    }
+}
+
+impl PartialEq for Conversation {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Conversation {}
+
+impl fmt::Debug for Conversation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Conversation")
+    }
+}
+
+/// Who a client is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PasswordAnswer {
-    /// The password of this user: `235`.
+    /// This user: `235`.
     Accepted(Box<str>),
-    /// Of no user that there is: `535 5.7.8`.
+    /// No user, or not the one it says it is: `535 5.7.8`.
     Refused,
+    /// There is a challenge to it first: `334`. Only to [`Question::Sasl`].
+    Challenge(Vec<u8>, Conversation),
     /// It cannot be known at the moment: `454 4.7.0`, as for [`Full`](LookupAnswer::Full) and
     /// [`Late`](LookupAnswer::Late).
     Unavailable,
@@ -69,7 +124,7 @@ pub enum LookupAnswer {
     /// To [`Question::Dnsbl`]. Zones that say nothing may be left out, and `None` is for all of
     /// them.
     Dnsbl(Option<Arc<[ZoneAnswer]>>),
-    /// To [`Question::Password`] and [`Question::WrongProof`].
+    /// To the other questions: they are all about who a client is.
     Password(PasswordAnswer),
     /// It was not looked up: too many questions are outstanding.
     Full,
@@ -135,8 +190,8 @@ struct Shared {
     unasked: Unasked,
 }
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Shared")
     }
 }
@@ -152,7 +207,9 @@ impl Unasked {
     fn of(&self, question: &Question) -> &AtomicU64 {
         match question {
             Question::Dnsbl(_) => &self.dnsbl,
-            Question::Password { .. } | Question::WrongProof { .. } => &self.passwords,
+            Question::Password { .. } | Question::WrongProof { .. } | Question::Sasl { .. } => {
+                &self.passwords
+            }
         }
     }
 }

@@ -9,13 +9,15 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use portcullis_smtp::envelope::Mail;
 use portcullis_smtp::reply::{EnhancedCode, Reply};
-use portcullis_smtp::server::{self, Abuse, Event};
+use portcullis_smtp::server::{self, Abuse, Event, Verb};
 
+use super::auth::OpenAuth;
 use super::connection::{Ending, OUTPUT_MAX, Role};
 use super::deadline::Deadline;
 use super::listener::{Channel, Listener};
@@ -25,10 +27,10 @@ use super::reactor::{Reactor, Service};
 use super::records::{Record, SessionRecord, TraceId};
 use super::sources::ClientSource;
 use super::transaction::OpenTransaction;
+use super::users::Sent;
 use crate::config::Limits;
 use crate::driver::Conn;
-use crate::policy::pipeline::{Count, Counts};
-use crate::policy::{self, Decision, Facts, Rule, Stage, decide};
+use crate::policy::{self, Decision, Facts, Identity, Rule, Stage, decide};
 
 static TIMEOUT: Reply<'static> = Reply::fixed(
     421,
@@ -46,6 +48,8 @@ pub(super) enum End {
     Refused(Rule),
     /// The SMTP engine has ended it, and has said why.
     Abuse(Abuse),
+    /// It was not to have TLS, or TLS failed, for this reason.
+    Tls(Rule),
     /// It took too long.
     Timeout,
     /// The gate stops.
@@ -57,7 +61,7 @@ impl End {
     pub(super) fn rule(&self) -> Option<Rule> {
         match self {
             Self::Gone | Self::Quit { .. } => None,
-            Self::Refused(rule) => Some(*rule),
+            Self::Refused(rule) | Self::Tls(rule) => Some(*rule),
             Self::Abuse(abuse) => Some((*abuse).into()),
             Self::Timeout => Some(Rule::TIMEOUT),
             Self::Stopping => Some(Rule::STOPPING),
@@ -70,7 +74,9 @@ impl End {
         match self {
             Self::Timeout => Some(&TIMEOUT),
             Self::Stopping => Some(&STOPPING),
-            Self::Gone | Self::Quit { .. } | Self::Refused(_) | Self::Abuse(_) => None,
+            Self::Gone | Self::Quit { .. } | Self::Refused(_) | Self::Abuse(_) | Self::Tls(_) => {
+                None
+            }
         }
     }
 
@@ -80,9 +86,11 @@ impl End {
             // A client that was told to come later has said nothing yet, and is not to hold a slot
             // for long.
             Self::Refused(_) => Ending::HangUp,
-            Self::Quit { talks_on: true } | Self::Abuse(_) | Self::Timeout | Self::Stopping => {
-                Ending::Linger
-            }
+            Self::Quit { talks_on: true }
+            | Self::Abuse(_)
+            | Self::Tls(_)
+            | Self::Timeout
+            | Self::Stopping => Ending::Linger,
         }
     }
 }
@@ -97,19 +105,31 @@ pub(super) enum Heard<T> {
     Wait,
 }
 
+/// What a command begins.
+pub(super) enum Began {
+    /// A transaction.
+    Transaction(Rc<OpenTransaction>),
+    /// A TLS handshake.
+    Handshake,
+}
+
 /// One client's session.
 pub(super) struct Session {
     pub(super) reactor: Rc<Reactor>,
     pub(super) conn: Conn,
     pub(super) smtp: server::Session,
     pub(super) heard: LastHeard,
-    listener: Rc<Listener>,
+    pub(super) listener: Rc<Listener>,
     /// What EHLO offers depends on this.
     pub(super) channel: Channel,
     /// What is known of the client. It is renewed when the configuration changes, and never made
     /// anew from the address alone.
     pub(super) client: policy::Client,
-    /// The configuration that the above are from.
+    /// Who it has proved to be. Not renewed with the configuration.
+    pub(super) identity: Option<Rc<Identity>>,
+    /// AUTH, as long as it runs.
+    pub(super) auth: Option<Box<OpenAuth>>,
+    /// The configuration that the client and the listener are from.
     generation: u32,
     id: TraceId,
     pub(super) helo: String,
@@ -122,9 +142,9 @@ pub(super) struct Session {
     /// A client whose time is over and that may be busy with reading is looked at then.
     look: ReaderLook,
     /// The rule that let it in.
-    admitted: Rule,
+    pub(super) admitted: Rule,
     /// Counted in the sessions of this source.
-    source: Option<ClientSource>,
+    pub(super) source: Option<ClientSource>,
     /// What DNS lists say about the client.
     pub(super) listings: Listings,
     /// The rule by which recipients were refused for it.
@@ -166,7 +186,7 @@ pub(super) async fn session(
     let mut session = Session::new(reactor, conn, address, listener);
     let end = match session.dialogue().await {
         Ok(never) => match never {},
-        Err(end) => end,
+        Err(end) => session.named(end),
     };
     session.end(&end);
 }
@@ -176,15 +196,13 @@ impl Session {
         reactor.counters.session_opened();
         reactor.sessions.set(reactor.sessions.get() + 1);
         let now = reactor.now.get();
-        let is_encrypted = reactor.with(conn, |connection| connection.transport.is_encrypted());
         Self {
             smtp: server::Session::new(),
             heard: LastHeard::Other,
-            channel: Channel {
-                is_encrypted: is_encrypted.unwrap_or(false),
-                is_identified: false,
-            },
+            channel: Channel::default(),
             client: reactor.config().policy.client(address),
+            identity: None,
+            auth: None,
             generation: reactor.generation(),
             id: reactor.next_id(),
             helo: String::new(),
@@ -208,64 +226,29 @@ impl Session {
     async fn dialogue(&mut self) -> Result<Infallible, End> {
         self.admit()?;
         self.ask_zones();
+        if self.listener.is_implicit() {
+            // Boxed, or every session would be larger for it.
+            Box::pin(self.begin_secured()).await?;
+        }
         let delay = self.limits().greeting_delay;
-        if !delay.is_zero() && !self.client.is_exempt() {
+        // A user's program that talks too soon is not to be turned away for it.
+        let waits = !self.client.is_exempt() && !self.service().is_submission();
+        if waits && !delay.is_zero() {
             let due = self.reactor.now.get() + delay;
             poll_fn(|_| self.poll_greeting_due(due)).await?;
         }
         self.greet();
         loop {
-            let transaction = poll_fn(|_| self.poll_mail()).await?;
+            let transaction = match poll_fn(|_| self.poll_mail()).await? {
+                Began::Transaction(transaction) => transaction,
+                Began::Handshake => {
+                    Box::pin(self.upgrade()).await?;
+                    continue;
+                }
+            };
             let carried = self.carry(&transaction).await;
             self.close(&transaction, carried.as_ref().err());
             carried?;
-        }
-    }
-
-    /// Holds a new session to the policy and the limits.
-    fn admit(&mut self) -> Result<(), End> {
-        let config = self.reactor.config();
-        let counts = self.count();
-        let facts = Facts {
-            counts,
-            ..self.facts()
-        };
-        match decide(Stage::Connect, &config.policy, &facts) {
-            Decision::Refuse { rule, reply, .. } => {
-                self.reactor.write(self.conn, |out| reply.write(out));
-                Err(End::Refused(rule))
-            }
-            Decision::Accept(rule) => {
-                self.admitted = rule;
-                Ok(())
-            }
-            // No check at this stage looks anything up: a test of the table holds that.
-            Decision::Wait(_) => {
-                debug_assert!(Stage::Connect.can_wait());
-                Ok(())
-            }
-        }
-    }
-
-    /// Counts the session in.
-    fn count(&mut self) -> Counts {
-        let reactor = &self.reactor;
-        let mut source_sessions = Count::default();
-        if !self.client.is_exempt() {
-            let source = ClientSource::from(self.client.address);
-            self.source = Some(source);
-            source_sessions = Count {
-                now: reactor.shared.sources.enter(source),
-                max: self.listener.limits().sessions_per_source,
-            };
-        }
-        Counts {
-            stopping: reactor.service.get() != Service::Open,
-            sessions: Count {
-                now: reactor.sessions.get(),
-                max: reactor.sessions_max,
-            },
-            source_sessions,
         }
     }
 
@@ -297,13 +280,23 @@ impl Session {
         Poll::Pending
     }
 
-    /// Commands between transactions; ready with the transaction that a MAIL begins.
-    fn poll_mail(&mut self) -> Poll<Result<Rc<OpenTransaction>, End>> {
+    /// Commands between transactions; ready with what one of them begins.
+    fn poll_mail(&mut self) -> Poll<Result<Began, End>> {
         if self.reactor.service.get() != Service::Open {
             return Poll::Ready(Err(End::Stopping));
         }
+        self.take_auth();
         let heard = self.poll_events(|session, event, out| match event {
-            Event::Mail(mail) => session.mail(&mail, out).map(Ok),
+            Event::Mail(mail) => session.mail(&mail, out).map(Began::Transaction).map(Ok),
+            Event::StartTls => session.starttls(out).map(Ok),
+            Event::Auth { mechanism, initial } => {
+                session.begin_auth(mechanism, initial, out);
+                None
+            }
+            Event::AuthResponse(response) => {
+                session.auth_response(response, out);
+                None
+            }
             Event::Hello { name, .. } => {
                 session.hello(name, out);
                 None
@@ -311,12 +304,16 @@ impl Session {
             event => session.common_event(None, &event).map(Err),
         })?;
         match heard {
-            Heard::Some(transaction) => {
-                // MAIL was accepted: without more octets the engine has nothing to say.
-                self.heard = LastHeard::More;
-                Poll::Ready(Ok(transaction))
+            Heard::Some(began) => {
+                if let Began::Transaction(_) = began {
+                    // MAIL was accepted: without more octets the engine has nothing to say.
+                    self.heard = LastHeard::More;
+                }
+                Poll::Ready(Ok(began))
             }
             Heard::More { is_over: true } => Poll::Ready(Err(End::Gone)),
+            // The time is ours now.
+            Heard::Wait if self.awaits_auth() => self.poll_gone(),
             Heard::More { is_over: false } | Heard::Wait => self.poll_command_due(),
         }
     }
@@ -330,6 +327,9 @@ impl Session {
     ) -> Option<End> {
         match event {
             Event::Refused { verb, error, reply } => {
+                if *verb == Verb::Auth {
+                    self.break_off_auth();
+                }
                 self.note_refused_command(transaction, *verb, (*error).into(), reply);
                 None
             }
@@ -367,6 +367,9 @@ impl Session {
                 LastHeard::Wait => return Ok(Heard::Wait),
                 LastHeard::Other => {}
             }
+        }
+        if self.auth.is_some() {
+            self.reactor.reads_secret.set(true);
         }
         let reactor = Rc::clone(&self.reactor);
         let listener = Rc::clone(&self.listener);
@@ -472,6 +475,7 @@ impl Session {
         let sender = mail.path.as_ref().map_or("", |path| path.raw);
         let facts = Facts {
             sender,
+            counts: self.user_counts(),
             ..self.facts()
         };
         let decision = decide(Stage::Mail, &config.policy, &facts);
@@ -480,12 +484,14 @@ impl Session {
         self.set_trace_length(mail, &transaction);
         if let Decision::Refuse { rule, reply, .. } = &decision {
             transaction.note_refusal(*rule, "", reply);
+            transaction.note(|notes| notes.refused_by = Some(*rule));
         }
         self.answer(&decision, out);
         if !decision.is_accept() {
             self.record_transaction(&transaction);
             return None;
         }
+        self.count_sent(Sent::MESSAGE);
         let transaction = Rc::new(transaction);
         let shared = Rc::clone(&transaction);
         self.reactor.with(self.conn, |connection| {
@@ -512,8 +518,14 @@ impl Session {
             helo: &self.helo,
             answers: self.listings.answers(),
             is_granted: self.reactor.shared.granted.has(self.client.address),
+            identity: self.identity.as_deref(),
             ..Facts::new(self.listener.facts, &self.client)
         }
+    }
+
+    /// What is spoken on its listener.
+    pub(super) fn service(&self) -> policy::Service {
+        self.listener.facts.service
     }
 
     /// A new configuration may see this client with other eyes. What it has proved itself stays.
@@ -526,6 +538,12 @@ impl Session {
         if let Some(listener) = self.reactor.listener(self.listener.number()) {
             self.listener = listener;
         }
+    }
+
+    /// The user that the client has proved to be, for records.
+    pub(super) fn user(&self) -> Option<Arc<str>> {
+        let identity = self.identity.as_deref();
+        identity.map(|identity| Arc::clone(&identity.user))
     }
 
     /// What holds for the sessions of its listener.
@@ -549,15 +567,18 @@ impl Session {
             reactor.shared.sources.leave(source);
         }
         self.listings.forget(&reactor);
+        self.break_off_auth();
         reactor.sessions.set(reactor.sessions.get() - 1);
         reactor.counters.session_closed();
         let rule = end.rule();
         if let Some(rule) = rule {
             reactor.counters.session_ended(rule);
         }
+        let tls = self.tls_record();
         let record = SessionRecord {
             id: self.id,
             client: self.client.address,
+            user: self.user(),
             helo: std::mem::take(&mut self.helo).into_boxed_str(),
             is_refused: rule.is_some() || self.listed.is_some(),
             rule: rule.or(self.listed).unwrap_or(self.admitted),
@@ -566,6 +587,7 @@ impl Session {
             errors: self.smtp.errors(),
             octets: self.octets,
             time: reactor.now.get().saturating_sub(self.since),
+            tls,
         };
         reactor.records.push(Record::Session(record));
         reactor.finish(self.conn, end.ending());

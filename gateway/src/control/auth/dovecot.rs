@@ -40,8 +40,8 @@ pub enum Reply {
     Continue(Vec<u8>),
     /// It is this user, as Dovecot calls it.
     Accepted(String),
-    /// It is not.
-    Refused,
+    /// It is not. The name that was given, where Dovecot has told it.
+    Refused(Option<String>),
     /// There was no answer: `454 4.7.0`, never 535.
     Unavailable,
 }
@@ -94,6 +94,11 @@ impl Client {
     /// The mechanisms that Dovecot has and that are known here; none while it is away.
     pub fn mechanisms(&self) -> Vec<Mechanism> {
         self.mechanisms.borrow().clone()
+    }
+
+    /// The same for a task that is to hear of changes, and does not keep the connection.
+    pub fn announcements(&self) -> watch::Receiver<Vec<Mechanism>> {
+        self.mechanisms.clone()
     }
 
     /// Waits until that has changed.
@@ -183,6 +188,13 @@ async fn run(path: PathBuf, mut commands: Commands, announced: watch::Sender<Vec
             Ok(mut connection) => {
                 tracing::info!(path = %path.display(), "connected to Dovecot's auth socket");
                 pause = PAUSE_MIN;
+                if connection.mechanisms.is_empty() {
+                    tracing::warn!(
+                        path = %path.display(),
+                        "Dovecot has none of PLAIN, LOGIN and SCRAM-SHA-256 (`auth_mechanisms`): \
+                         clients that authenticate hear 454"
+                    );
+                }
                 announced.send_replace(connection.mechanisms.clone());
                 let broken = connection.serve(&mut commands).await;
                 announced.send_replace(Vec::new());
@@ -255,7 +267,9 @@ async fn connect(path: &Path) -> io::Result<Connection> {
                 ServerLine::Version(1) => has_version = true,
                 ServerLine::Version(_) => return Err(other("another version of the protocol")),
                 ServerLine::Mechanism(name) => {
-                    connection.mechanisms.extend(Mechanism::parse(&name));
+                    connection
+                        .mechanisms
+                        .extend(Mechanism::from_name(name.as_bytes()));
                 }
                 ServerLine::Done if has_version => return Ok(connection),
                 ServerLine::Done => return Err(other("no version of the protocol")),
@@ -360,7 +374,7 @@ impl Connection {
         to: oneshot::Sender<Reply>,
     ) -> bool {
         let Some(line) = line else {
-            let _ = to.send(Reply::Refused);
+            let _ = to.send(Reply::Refused(None));
             return false;
         };
         // Dovecot does not read: no answer is the answer.
@@ -390,7 +404,7 @@ impl Connection {
     fn hear(&mut self, line: ServerLine) {
         let (number, reply) = match line {
             ServerLine::Ok(number, user) => (number, Reply::Accepted(user)),
-            ServerLine::Fail(number, Failure::Refused) => (number, Reply::Refused),
+            ServerLine::Fail(number, Failure::Refused(name)) => (number, Reply::Refused(name)),
             ServerLine::Fail(number, Failure::Temporary) => (number, Reply::Unavailable),
             ServerLine::Continue(number, challenge) => (number, Reply::Continue(challenge)),
             _ => return,

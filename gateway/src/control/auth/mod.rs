@@ -1,23 +1,30 @@
 //! Checking passwords off the workers: by the user file on a few threads (`checker.rs`), or by
-//! Dovecot ([`dovecot`]). Wrong ones are counted here, over all workers, and their answer is held
-//! back; a source that has had its fill gets a recent verdict.
+//! Dovecot ([`dovecot`], `link.rs`), which carries on the whole exchange. Wrong ones are counted
+//! here, over all workers, and their answer is held back; a source that has had its fill gets a
+//! recent verdict.
 
 mod checker;
 pub mod dovecot;
+mod link;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio::sync::Mutex as AsyncMutex;
 
 use self::checker::{Check, Checked, Checker};
+use self::dovecot::{Client, Exchange, Reply};
+pub(super) use self::link::{DovecotLink, follow, publish};
 use super::Control;
-use crate::auth::Credentials;
 use crate::auth::attempts::Attempts;
-use crate::config::FilterMode;
+use crate::auth::dovecot::Attempt;
+use crate::auth::{Credentials, name_key};
+use crate::config::{Auth, FilterMode};
 use crate::filter::{Cause, NewVerdict, Verdicts};
-use crate::worker::port::{Ask, LookupAnswer, PasswordAnswer};
+use crate::printable::printable;
+use crate::worker::port::{Ask, Conversation, LookupAnswer, PasswordAnswer, Said};
 
 /// How long a source that guesses is kept out.
 const KEPT_OUT: Duration = Duration::from_secs(3_600);
@@ -52,7 +59,7 @@ impl Passwords {
     pub(super) fn check(&self, client: IpAddr, credentials: Arc<Credentials>, ask: Ask) {
         let due = Instant::now() + ask.within;
         let config = self.0.control.shared.config.load();
-        let users = config.auth.as_ref().and_then(|auth| auth.users.clone());
+        let users = config.auth.as_ref().and_then(Auth::users).cloned();
         let (Some(users), Some(checker)) = (users, self.0.checker()) else {
             ask.answer(LookupAnswer::Password(PasswordAnswer::Unavailable));
             return;
@@ -68,7 +75,7 @@ impl Passwords {
             Checked::Right(user) => {
                 ask.answer(LookupAnswer::Password(PasswordAnswer::Accepted(user)));
             }
-            Checked::Wrong(name) => inner.refuse(client, &name, due, ask),
+            Checked::Wrong(name) => inner.refuse(client, &name, due, Instant::now(), ask),
             // The worker has its answer by the deadline of the question.
             Checked::TooLate => {}
             Checked::TooMany => ask.answer(LookupAnswer::Full),
@@ -76,11 +83,49 @@ impl Passwords {
         checker.check(check, Box::new(done));
     }
 
+    /// Has Dovecot carry an exchange on; the answer goes to the worker.
+    pub(super) fn proceed(&self, client: IpAddr, is_secured: bool, said: Said, ask: Ask) {
+        let asked = Instant::now();
+        let inner = Arc::clone(&self.0);
+        self.0.runtime.spawn(async move {
+            let within = ask.within.saturating_sub(MARGIN);
+            let answer = match inner.dovecot_says(client, is_secured, said, within).await {
+                DovecotSays::Wrong(name) => {
+                    inner.refuse(client, &name, asked + ask.within, asked, ask);
+                    return;
+                }
+                DovecotSays::Else(answer) => answer,
+            };
+            ask.answer(LookupAnswer::Password(answer));
+        });
+    }
+
     /// Counts a proof that a worker found wrong, and answers when it may be refused.
     pub(super) fn wrong(&self, client: IpAddr, name: &str, ask: Ask) {
-        let due = Instant::now() + ask.within;
-        self.0.refuse(client, name, due, ask);
+        let now = Instant::now();
+        self.0.refuse(client, name, now + ask.within, now, ask);
     }
+}
+
+/// What Dovecot says to what a client said.
+enum DovecotSays {
+    /// It is wrong; the name that the client gave, in the form in which names are compared.
+    Wrong(Box<str>),
+    Else(PasswordAnswer),
+}
+
+fn of_reply(reply: Reply, conversation: Option<Conversation>) -> DovecotSays {
+    DovecotSays::Else(match (reply, conversation) {
+        (Reply::Continue(challenge), Some(conversation)) => {
+            PasswordAnswer::Challenge(challenge, conversation)
+        }
+        (Reply::Accepted(name), _) => PasswordAnswer::Accepted(name.into()),
+        (Reply::Refused(name), _) => {
+            let name = name.and_then(|name| name_key(&name));
+            return DovecotSays::Wrong(name.unwrap_or_default());
+        }
+        (Reply::Unavailable | Reply::Continue(_), _) => PasswordAnswer::Unavailable,
+    })
 }
 
 impl Inner {
@@ -95,7 +140,52 @@ impl Inner {
         checker.as_ref()
     }
 
-    fn refuse(&self, client: IpAddr, name: &str, due: Instant, ask: Ask) {
+    /// One step of an exchange with Dovecot.
+    async fn dovecot_says(
+        &self,
+        client: IpAddr,
+        is_secured: bool,
+        said: Said,
+        within: Duration,
+    ) -> DovecotSays {
+        let unavailable = DovecotSays::Else(PasswordAnswer::Unavailable);
+        match said {
+            Said::Auth(mechanism, initial) => {
+                let Some(dovecot) = self.dovecot() else {
+                    return unavailable;
+                };
+                let attempt = Attempt {
+                    mechanism,
+                    client,
+                    is_secured,
+                    initial,
+                };
+                let (reply, exchange) = dovecot.begin(attempt, within).await;
+                let conversation = exchange.map(|it| Conversation::new(AsyncMutex::new(it)));
+                of_reply(reply, conversation)
+            }
+            Said::Response(conversation, response) => {
+                let Some(exchange) = conversation.get::<AsyncMutex<Exchange>>() else {
+                    return unavailable;
+                };
+                // A worker has one question at a time about an exchange.
+                let reply = exchange.lock().await.proceed(response, within).await;
+                of_reply(reply, Some(conversation))
+            }
+        }
+    }
+
+    /// The connection to Dovecot, if the configuration in force has one.
+    fn dovecot(&self) -> Option<Client> {
+        let config = self.control.shared.config.load();
+        let socket = config.auth.as_ref().and_then(Auth::dovecot)?;
+        self.control.dovecot.client(socket)
+    }
+
+    /// Counts a wrong password, and answers when it may be refused: so long after the moment at
+    /// which it was wrong.
+    fn refuse(&self, client: IpAddr, name: &str, due: Instant, since: Instant, ask: Ask) {
+        self.log_wrong(client, name);
         let now = self.control.since.elapsed();
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         let consequence = attempts.wrong(client, name, now);
@@ -103,12 +193,26 @@ impl Inner {
         if consequence.has_had_its_fill {
             self.keep_out(client);
         }
+        let delay = consequence.delay.saturating_sub(since.elapsed());
         let left = due.saturating_duration_since(Instant::now());
-        let delay = consequence.delay.min(left.saturating_sub(MARGIN));
+        let delay = delay.min(left.saturating_sub(MARGIN));
         self.runtime.spawn(async move {
             tokio::time::sleep(delay).await;
             ask.answer(LookupAnswer::Password(PasswordAnswer::Refused));
         });
+    }
+
+    /// A name that no user has may be a password that was typed in the wrong place: it is not
+    /// logged. What Dovecot knows, its own log has.
+    fn log_wrong(&self, client: IpAddr, name: &str) {
+        let config = self.control.shared.config.load();
+        let users = config.auth.as_ref().and_then(Auth::users);
+        match users.and_then(|users| users.get(name)) {
+            Some(user) => {
+                tracing::info!(%client, user = %printable(&user.name), "wrong password");
+            }
+            None => tracing::info!(%client, "wrong user name or password"),
+        }
     }
 
     /// Has the filter drop a source that guesses at passwords. Local networks and permit lists are

@@ -60,6 +60,19 @@ pub(super) fn sessions(text: &mut Text, state: &State) {
     for (rule, count) in &state.sessions.ended {
         text.sample(&[("rule", rule)], count);
     }
+    text.gauge(
+        "portcullis_tls_handshakes_open",
+        "TLS handshakes with clients that go on now.",
+    );
+    text.sample(&[], state.sessions.tls_handshakes_open);
+    text.counter(
+        "portcullis_tls_handshakes_total",
+        "TLS handshakes with clients, by how they ended. One that was refused did not begin: it \
+         is counted by its rule.",
+    );
+    for (result, count) in &state.sessions.tls_handshakes {
+        text.sample(&[("result", result)], count);
+    }
     text.counter(
         "portcullis_transactions_total",
         "Mail transactions, by how they ended and by the rule that decided.",

@@ -29,8 +29,11 @@ const HURRIED: Wish = Wish {
     hurried: true,
 };
 
-fn address(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
+fn address(port: u16) -> HopId {
+    HopId {
+        address: SocketAddr::from(([127, 0, 0, 1], port)),
+        demands: DemandsId::default(),
+    }
 }
 
 fn pool() -> Pool {

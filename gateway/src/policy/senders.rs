@@ -5,7 +5,7 @@
 
 use portcullis_smtp::path::{Domain, Mailbox};
 
-use crate::policy::domain::{self, Domains, Pattern, normal_form};
+use super::domain::{self, Domains, Pattern, normal_form};
 
 /// The addresses and domains of one user. Never empty.
 #[derive(Clone, Debug, Default)]
