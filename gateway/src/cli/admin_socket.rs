@@ -41,8 +41,8 @@ impl AdminSocket {
         let opened = std::fs::File::open(file);
         if opened.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied) {
             eprintln!(
-                "this user may not read {}; without -c the command asks the gate at {ADMIN_SOCKET}, \
-                 if that is its admin_socket",
+                "this user may not read {}; without -c the command asks the gate at \
+                 {ADMIN_SOCKET}, if that is its admin_socket",
                 file.display()
             );
         }

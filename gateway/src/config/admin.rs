@@ -78,10 +78,10 @@ pub(super) const GROUPS: Key = Key::new(
 pub(super) const TOKEN_FILE: Key = Key::new(
     "admin_token_file",
     text("a path", Absent::Nothing),
-    "A file with one line of at least 16 characters. A request that changes the gate, or \
-     reads verdicts or grants, is taken at `admin`, too, if it says `Authorization: Bearer` and that token. Only with `admin` on the \
-     loopback, as the token crosses the network in the clear. Only root or the gate's user should \
-     be able to read the file.",
+    "A file with one line of at least 16 characters. A request that changes the gate, or reads \
+     verdicts or grants, is taken at `admin`, too, if it says `Authorization: Bearer` and that \
+     token. Only with `admin` on the loopback, as the token crosses the network in the clear. Only \
+     root or the gate's user should be able to read the file.",
 )
 .see(&["admin"])
 .at_start();

@@ -10,12 +10,11 @@
 //! | `/api/events` | drops as they happen: a JSON object a line, until the client goes |
 //! | POST to a path in `commands.rs` | what became of the command, as JSON |
 //!
-//! Both serve all of it. At the address reading takes no password, but for verdicts and grants: bind
-//! it to the loopback or to a network of the operators; a change, and those two, take the token. The
-//! socket admits no stranger, not even to
-//! read. A connection is good for one request and for half a minute, unless it follows the events
-//! or waits for the end of a command. Each endpoint has at most 32 at a time, and 8 follow: more
-//! wait in the kernel's queue, or get a 503.
+//! Both serve all of it. At the address reading takes no password, but for verdicts and grants:
+//! bind it to the loopback or to a network of the operators. A change, and those two, take the
+//! token. The socket admits no stranger, not even to read. A connection is good for one request and
+//! for half a minute, unless it follows the events or waits for the end of a command. Each endpoint
+//! has at most 32 at a time, and 8 follow: more wait in the kernel's queue, or get a 503.
 //!
 //! | file | subject |
 //! |---|---|
