@@ -46,6 +46,8 @@ pub(super) struct State {
     pub(super) next_hops: Vec<NextHop>,
     pub(super) names: Vec<Name>,
     pub(super) dnsbl: Dnsbl,
+    /// Callers that the admin endpoints have refused.
+    pub(super) admin_refused: u64,
     /// `None` without `[grants]`.
     pub(super) grants: Option<grants::Report>,
     pub(super) filter: Option<Status>,
@@ -167,6 +169,7 @@ impl State {
             },
             state_dir: control.files.state_dir(),
             unusable_files: control.files.unusable(),
+            admin_refused: control.refused.total(),
             grants: control.grants.as_ref().map(|grants| grants.report()),
             records_lost: control.records.lost(),
             names: names(control),

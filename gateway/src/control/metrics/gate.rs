@@ -37,6 +37,11 @@ pub(super) fn process(text: &mut Text, state: &State) {
          not be used.",
     );
     text.sample(&[], u8::from(state.reloads.lists_are_old));
+    text.counter(
+        "portcullis_admin_refused_total",
+        "Callers of the admin endpoints that had no right to do what they asked for.",
+    );
+    text.sample(&[], state.admin_refused);
 }
 
 /// Sessions, transactions, and what was refused.
