@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use portcullis::netns::Namespace;
 use portcullis::tls::ClientTls;
 use portcullis_tests::dialogue::Dialogue;
 use portcullis_tests::machine;
@@ -359,67 +358,6 @@ fn certificates_of_clients_are_verified_as_the_listener_says() -> Result<()> {
         scene
             .gate
             .wait_for_log("of an authority that is not trusted", PATIENCE)?;
-    }
-    Ok(())
-}
-
-#[test]
-fn a_client_known_by_its_certificate_may_relay_from_anywhere_and_as_its_senders_say() -> Result<()>
-{
-    if !portcullis_tests::root() {
-        return Ok(());
-    }
-    let pki = Pki::new()?;
-    let gate_files = pki.issue("gate", &["gate.example"])?;
-    let (alice, bob, other) = (
-        pki.issue("alice", &["a.example"])?,
-        pki.issue("bob", &["b.example"])?,
-        pki.issue("other", &["c.example"])?,
-    );
-    let mut command = Command::new("openssl");
-    command
-        .args(["x509", "-noout", "-fingerprint", "-sha256", "-in"])
-        .arg(&alice.certificate);
-    let print = said(&run(&mut command, "")?);
-    let print = print.trim().split_once('=').context("a fingerprint")?.1;
-    let text = format!(
-        "hostname = \"gate.example\"\nstate_dir = \"@DIR@\"\nworkers = 1\n\
-         [[listener]]\naddress = \"10.9.0.1:465\"\ntls = \"implicit\"\n\
-         client_certificates = \"ask\"\n\
-         [[route]]\ndomains = [\"*\"]\nnext_hop = [\"discard\"]\n\
-         [relay]\ndomains = [\"gate.example\"]\n\
-         [tls]\n{}client_authorities = \"{}\"\n\
-         [[tls.client]]\nuser = \"alice\"\nfingerprint = \"{print}\"\n\
-         [[tls.client]]\nuser = \"bob\"\nsubject = \"CN=bob\"\n",
-        gate_files.keys(),
-        pki.authority().display(),
-    );
-    let namespace = Namespace::create("tls")?;
-    namespace.up("lo")?;
-    namespace.address("lo", "10.9.0.1/32")?;
-    namespace.address("lo", "10.9.0.2/32")?;
-    let gate = Process::start_in(&namespace, &text)?;
-    let relays = |files: Option<&Files>| -> Result<String> {
-        let source = "10.9.0.2".parse()?;
-        let to = "10.9.0.1:465".parse()?;
-        let stream = portcullis_tests::wait::until("the gate to listen", PATIENCE, || {
-            portcullis_tests::dialogue::connect_from(&namespace, source, to).ok()
-        })?;
-        let client = settings(&pki.authority(), files)?;
-        let mut client = TlsClient::connect(stream, &client, "gate.example")?;
-        client.reply()?;
-        client.expect("EHLO client.example", "250-")?;
-        client.expect("MAIL FROM:<a@client.example>", "250")?;
-        client.send(b"RCPT TO:<b@elsewhere.example>\r\n")?;
-        client.reply()
-    };
-    for files in [&alice, &bob] {
-        let reply = relays(Some(files))?;
-        ensure!(reply.starts_with("250"), "{reply}\n{}", gate.log());
-    }
-    for files in [Some(&other), None] {
-        let reply = relays(files)?;
-        ensure!(reply.starts_with("550 5.7.1"), "{files:?}: {reply}");
     }
     Ok(())
 }
