@@ -9,24 +9,23 @@ use std::time::Duration;
 use portcullis::fronts::proxy::{Endpoints, Header, write_v1, write_v2};
 use portcullis::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 use portcullis::worker::counters::HeaderResult;
-use portcullis::worker::port::{LookupAnswer, Message, Notice, PasswordAnswer, Question};
+use portcullis::worker::port::{LookupAnswer, Message, Notice, Question};
 use portcullis::worker::records::{Record, SessionRecord};
 use portcullis_tests::simulation::scene::{Act, Log, Scene, Step, lines, say, usual};
-use portcullis_tests::users::{UserFile, plain};
 
-const SECOND: Duration = Duration::from_secs(1);
-const QUICK: Duration = Duration::from_micros(10);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const QUICK: Duration = Duration::from_micros(10);
 /// The end of a scene.
-const END: Duration = Duration::from_secs(60);
+pub(crate) const END: Duration = Duration::from_secs(60);
 
 /// A balancer that speaks the PROXY protocol. It is in a local network itself.
-const BALANCER: [u8; 4] = [10, 9, 7, 1];
+pub(crate) const BALANCER: [u8; 4] = [10, 9, 7, 1];
 /// A mail proxy that speaks XCLIENT, in a local network too.
-const MAIL_PROXY: [u8; 4] = [10, 9, 7, 2];
-const LOCAL: &str = "10.9.0.1";
-const STRANGER: &str = "10.8.0.1";
+pub(crate) const MAIL_PROXY: [u8; 4] = [10, 9, 7, 2];
+pub(crate) const LOCAL: &str = "10.9.0.1";
+pub(crate) const STRANGER: &str = "10.8.0.1";
 
-const GATE: &str = r#"
+pub(crate) const GATE: &str = r#"
 hostname = "gate.example"
 [[listener]]
 address = "192.0.2.1:25"
@@ -41,7 +40,7 @@ next_hop = ["10.0.0.1:25"]
 [limits]
 "#;
 
-fn scene(limits: &str) -> Scene {
+pub(crate) fn scene(limits: &str) -> Scene {
     let configuration = format!("{GATE}{limits}");
     let script = |_, _: SocketAddr, line: &str| match line.get(..4) {
         Some("RCPT") => Act::Say("250 2.1.5 Ok"),
@@ -50,26 +49,26 @@ fn scene(limits: &str) -> Scene {
     Scene::new(&configuration, QUICK, Rc::new(script))
 }
 
-fn client(address: &str) -> Header {
+pub(crate) fn client(address: &str) -> Header {
     let address = SocketAddr::new(address.parse().expect("an address"), 50_000);
     let server = "192.0.2.1:25".parse().expect("an address");
     Header::Client(Endpoints::new(address, server).expect("a client"))
 }
 
-fn v1(header: &Header) -> Vec<u8> {
+pub(crate) fn v1(header: &Header) -> Vec<u8> {
     let mut octets = Vec::new();
     write_v1(header, &mut octets);
     octets
 }
 
-fn v2(header: &Header) -> Vec<u8> {
+pub(crate) fn v2(header: &Header) -> Vec<u8> {
     let mut octets = Vec::new();
     write_v2(header, &mut octets);
     octets
 }
 
 /// A header, and then EHLO and an envelope to a recipient elsewhere.
-fn relays(header: Vec<u8>) -> Vec<Step> {
+pub(crate) fn relays(header: Vec<u8>) -> Vec<Step> {
     vec![
         Step::Say(header),
         Step::Hear("220 "),
@@ -82,7 +81,7 @@ fn relays(header: Vec<u8>) -> Vec<Step> {
 }
 
 /// The reply to the recipient of [`relays`].
-fn recipient_reply(heard: &Log) -> String {
+pub(crate) fn recipient_reply(heard: &Log) -> String {
     let heard = lines(heard);
     let last = heard.iter().rev().nth(1).or(heard.last());
     let at = heard.iter().position(|line| line.starts_with("221"));
@@ -90,7 +89,7 @@ fn recipient_reply(heard: &Log) -> String {
     reply.cloned().unwrap_or_default()
 }
 
-fn sessions(scene: &Scene) -> Vec<SessionRecord> {
+pub(crate) fn sessions(scene: &Scene) -> Vec<SessionRecord> {
     let records = scene.records().into_iter();
     let sessions = records.filter_map(|record| match record {
         Record::Session(session) => Some(session),
@@ -99,7 +98,7 @@ fn sessions(scene: &Scene) -> Vec<SessionRecord> {
     sessions.collect()
 }
 
-fn clients(scene: &Scene) -> Vec<String> {
+pub(crate) fn clients(scene: &Scene) -> Vec<String> {
     let sessions = sessions(scene).into_iter();
     sessions.map(|session| session.client.to_string()).collect()
 }
@@ -109,11 +108,11 @@ fn headers(scene: &Scene, result: HeaderResult) -> u64 {
     counts.find(|(it, _)| *it == result).map_or(0, |it| it.1)
 }
 
-fn sessions_total(scene: &Scene) -> u64 {
+pub(crate) fn sessions_total(scene: &Scene) -> u64 {
     scene.counters.sessions_total.load(Ordering::Relaxed)
 }
 
-fn nothing_is_left(scene: &Scene) {
+pub(crate) fn nothing_is_left(scene: &Scene) {
     assert_eq!(scene.counters.sessions_open.load(Ordering::Relaxed), 0);
     assert_eq!(scene.network.buffers_out(), 0);
 }
@@ -407,210 +406,4 @@ fn dns_lists_are_asked_about_the_client_and_the_filter_hears_that_it_must_not_dr
         assert_eq!(refusal.client, client);
         assert_eq!(refusal.is_behind_front, front != [10, 8, 0, 1]);
     }
-}
-
-fn xclient_steps(attributes: &[&str]) -> Vec<Step> {
-    let mut steps = vec![
-        Step::Hear("220 "),
-        say("EHLO proxy.example\n"),
-        Step::Hear("XCLIENT NAME ADDR"),
-    ];
-    for attributes in attributes {
-        steps.extend([
-            say(&format!("XCLIENT {attributes}\n")),
-            Step::Hear("220 gate.example"),
-            say("EHLO client.example\n"),
-            Step::Hear("250 HELP"),
-            say("MAIL FROM:<x@y.example>\n"),
-            Step::Hear(" "),
-            say("RCPT TO:<c@else.example>\n"),
-            Step::Hear(" "),
-            say("RSET\n"),
-            Step::Hear("250 "),
-        ]);
-    }
-    steps.extend([say("QUIT\n"), Step::Hear("221 "), Step::Close]);
-    steps
-}
-
-#[test]
-fn each_client_that_xclient_names_has_a_session_of_its_own() {
-    let mut scene = scene("sessions_per_source = 1");
-    let named = [
-        "ADDR=10.9.0.1 HELO=one.example",
-        "ADDR=IPV6:2001:db8::9 PROTO=SMTP",
-        "ADDR=10.9.0.2",
-    ];
-    let heard = scene.client(SECOND, MAIL_PROXY, xclient_steps(&named));
-    scene.run_until(END);
-    let heard = lines(&heard);
-    let relayed = heard.iter().filter(|line| line.starts_with("250 2.1.5"));
-    let denied = heard.iter().filter(|line| line.starts_with("550 5.7.1"));
-    assert_eq!((relayed.count(), denied.count()), (2, 1), "{heard:?}");
-    let records = sessions(&scene);
-    let said: Vec<_> = records
-        .iter()
-        .map(|record| (record.client.to_string(), &*record.helo, record.refused))
-        .collect();
-    let expected = [
-        ("10.9.0.1".to_owned(), "one.example", 0),
-        ("2001:db8::9".to_owned(), "client.example", 1),
-        ("10.9.0.2".to_owned(), "client.example", 0),
-    ];
-    assert_eq!(said, expected);
-    assert_eq!(sessions_total(&scene), 3);
-    assert_eq!(scene.counters.xclient_total.load(Ordering::Relaxed), 3);
-    nothing_is_left(&scene);
-}
-
-#[test]
-fn a_front_that_names_no_address_sends_no_mail_in_its_own_name() {
-    for attributes in [
-        "ADDR=[UNAVAILABLE]",
-        "ADDR=[TEMPUNAVAIL] NAME=local.example",
-        "LOGIN=joe HELO=a.example",
-        "ADDR=0.0.0.0",
-    ] {
-        let mut scene = scene("");
-        let heard = scene.client(SECOND, MAIL_PROXY, xclient_steps(&[attributes]));
-        scene.run_until(END);
-        let heard = lines(&heard);
-        assert!(
-            heard.iter().any(|line| line.starts_with("451 4.3.5")),
-            "{heard:?}"
-        );
-        assert!(
-            !heard.iter().any(|line| line.starts_with("250 2.1.5")),
-            "{heard:?}"
-        );
-        assert_eq!(scene.records().len(), 0);
-        assert_eq!(
-            scene.counters.xclient_unknown_total.load(Ordering::Relaxed),
-            1
-        );
-        nothing_is_left(&scene);
-    }
-}
-
-#[test]
-fn an_attribute_without_an_address_is_about_the_client_before_and_a_login_opens_nothing() {
-    let mut scene = scene("");
-    let named = ["ADDR=10.8.0.1", "LOGIN=joe HELO=joe.example"];
-    let heard = scene.client(SECOND, MAIL_PROXY, xclient_steps(&named));
-    scene.run_until(END);
-    let heard = lines(&heard);
-    let denied = heard.iter().filter(|line| line.starts_with("550 5.7.1"));
-    assert_eq!(denied.count(), 2, "{heard:?}");
-    assert_eq!(clients(&scene), [STRANGER; 2]);
-}
-
-#[test]
-fn xclient_from_a_stranger_is_refused_and_changes_nothing() {
-    let mut scene = scene("");
-    let mut steps = relays(Vec::new());
-    steps[0] = Step::Hear("220 ");
-    steps[1] = say("XCLIENT ADDR=10.9.0.1\n");
-    steps.insert(2, Step::Hear("550 5.7.0"));
-    // A stranger itself, and one behind a balancer: only the address of the client counts.
-    let stranger = scene.client(SECOND, [10, 8, 0, 66], steps.clone());
-    steps.insert(0, Step::Say(v1(&client(STRANGER))));
-    let behind = scene.client(SECOND, BALANCER, steps);
-    scene.run_until(END);
-    for heard in [stranger, behind] {
-        let reply = recipient_reply(&heard);
-        assert!(reply.starts_with("550 5.7.1"), "{:?}", lines(&heard));
-        let offer = lines(&heard);
-        assert!(
-            !offer.iter().any(|line| line.contains("XCLIENT")),
-            "{offer:?}"
-        );
-    }
-    assert_eq!(scene.counters.xclient_total.load(Ordering::Relaxed), 0);
-}
-
-#[test]
-fn a_mail_proxy_behind_a_balancer_names_its_clients() {
-    let mut scene = scene("");
-    let mut steps = xclient_steps(&["ADDR=10.9.0.1"]);
-    steps.insert(0, Step::Say(v2(&client("10.9.7.2"))));
-    let heard = scene.client(SECOND, BALANCER, steps);
-    scene.run_until(END);
-    let heard = lines(&heard);
-    assert!(
-        heard.iter().any(|line| line.starts_with("250 2.1.5")),
-        "{heard:?}"
-    );
-    assert_eq!(clients(&scene), [LOCAL]);
-}
-
-#[test]
-fn a_client_of_xclient_beyond_the_limit_of_its_source_is_refused_in_place_of_the_greeting() {
-    let mut scene = scene("sessions_per_source = 1");
-    let steps = || {
-        let mut steps = xclient_steps(&["ADDR=10.8.0.1"]);
-        steps.insert(5, Step::Wait(5 * SECOND));
-        steps
-    };
-    let first = scene.client(SECOND, MAIL_PROXY, steps());
-    let second = scene.client(2 * SECOND, MAIL_PROXY, steps());
-    scene.run_until(END);
-    assert!(lines(&first).iter().any(|line| line.starts_with("221")));
-    let heard = lines(&second);
-    assert!(
-        heard.iter().any(|line| line.starts_with("421 4.7.0")),
-        "{heard:?}"
-    );
-    let rules: Vec<_> = sessions(&scene)
-        .iter()
-        .map(|record| record.rule.name())
-        .collect();
-    assert_eq!(rules, ["sessions-per-source", "unlisted"]);
-    nothing_is_left(&scene);
-}
-
-#[test]
-fn who_has_authenticated_is_not_the_client_that_is_named_next() {
-    let users = UserFile::new(&[("alice", "wonderland")]).expect("a user file");
-    let configuration = format!(
-        "{}\n[auth]\nusers = \"{}\"\n",
-        GATE.replace(
-            "proxy_protocol_from",
-            "auth = \"on\"\nauth_without_tls = true\nproxy_protocol_from"
-        ),
-        users.path().display()
-    );
-    let mut scene = Scene::new(&configuration, QUICK, Rc::new(|_, _, line| usual(line)));
-    let mut steps = xclient_steps(&["ADDR=10.8.0.1", "ADDR=10.8.0.2 LOGIN=alice"]);
-    let auth = format!("{}\n", plain("alice", "wonderland"));
-    // The first client proves that it is alice.
-    steps.splice(7..7, [say(&auth), Step::Hear("235 ")]);
-    let heard = scene.client(SECOND, MAIL_PROXY, steps);
-    while scene.network.now() < END {
-        scene.run_until(scene.network.now() + Duration::from_millis(1));
-        for message in scene.control.take() {
-            let Message::Ask(ask) = message else { continue };
-            assert!(ask.question.is_behind_front(), "{:?}", ask.question);
-            let alice = PasswordAnswer::Accepted("alice".into());
-            ask.answer(LookupAnswer::Password(alice));
-        }
-    }
-    let heard = lines(&heard);
-    let denied: Vec<_> = heard
-        .iter()
-        .filter(|line| line.starts_with("550 5.7.1"))
-        .collect();
-    assert_eq!(denied.len(), 1, "{heard:?}");
-    let users: Vec<_> = sessions(&scene)
-        .into_iter()
-        .map(|record| {
-            (
-                record.client.to_string(),
-                record.user.map(|user| user.to_string()),
-            )
-        })
-        .collect();
-    let alice = Some("alice".to_owned());
-    let expected = [(STRANGER.to_owned(), alice), ("10.8.0.2".to_owned(), None)];
-    assert_eq!(users, expected);
-    nothing_is_left(&scene);
 }

@@ -111,7 +111,7 @@ impl<'a> Log<'a> {
 
     /// Opens the file that has the name now, and reads it.
     fn open_new(&mut self, reader: &mut Reader<'_>, now: Instant) -> io::Result<()> {
-        let opened = Open::open(self.path);
+        let opened = Open::at(self.path);
         let mut new = opened.inspect_err(|_| {
             self.closed_since.get_or_insert(now);
         })?;
@@ -129,7 +129,7 @@ impl<'a> Log<'a> {
 }
 
 impl Open {
-    fn open(path: &Path) -> io::Result<Self> {
+    fn at(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             // The open of a FIFO would wait for a writer.
@@ -153,7 +153,7 @@ impl Open {
     /// Opens the same file once more, at the place where it was read to.
     fn open_again(&mut self, path: &Path) -> io::Result<()> {
         let position = self.file.stream_position()?;
-        let mut again = Self::open(path)?;
+        let mut again = Self::at(path)?;
         if self.is(&again.about) {
             again.file.seek(SeekFrom::Start(position))?;
             self.file = again.file;
