@@ -453,7 +453,7 @@ fn a_socket_that_the_gates_user_may_not_open_is_told_at_the_start_and_by_doctor(
     let gate = Process::start(&text)?;
     let line = gate.wait_for_log("auth.dovecot: ", SOON)?;
     ensure!(
-        line.contains("for nobody") && line.contains("454"),
+        line.contains("permission denied") && line.contains("454"),
         "{line}"
     );
     let file = gate.directory().join("portcullis.toml");

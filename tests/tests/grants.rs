@@ -6,7 +6,9 @@
 //! ```
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -137,6 +139,19 @@ fn grant(gate: &Process<'_>, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(binary()?);
     command.arg("grant").args(arguments).arg("-c");
     Ok(command.arg(configuration).output()?)
+}
+
+/// Another command beside a gate that has to succeed: what it prints.
+fn print(gate: &Process<'_>, arguments: &[&str]) -> Result<String> {
+    let configuration = gate.directory().join("portcullis.toml");
+    let mut command = Command::new(binary()?);
+    let output = command
+        .args(arguments)
+        .arg("-c")
+        .arg(configuration)
+        .output()?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 fn list(gate: &Process<'_>) -> Result<Vec<serde_json::Value>> {
@@ -309,5 +324,55 @@ fn operators_add_list_and_revoke_grants_and_a_restart_keeps_them() -> Result<()>
     let gate = scene.gate("")?;
     assert!(scene.dialogue(LISTED).is_err(), "no [grants] any more");
     assert_eq!(grant(&gate, &["list"])?.status.code(), Some(2));
+    Ok(())
+}
+
+#[test]
+fn a_verdict_on_an_address_with_a_grant_is_said_to_have_no_effect_yet() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let gate = scene.gate("[grants]")?;
+    for address in [
+        "127.0.0.1",
+        "224.0.0.1",
+        "0.0.0.0",
+        "255.255.255.255",
+        "::1",
+    ] {
+        let output = grant(&gate, &[address])?;
+        assert_eq!(output.status.code(), Some(1), "{address}: {output:?}");
+    }
+    let add = ["filter", "verdicts", "add", GUEST];
+    let output = grant(&gate, &[GUEST])?;
+    ensure!(output.status.success(), "{output:?}");
+    let text = print(&gate, &add)?;
+    ensure!(text.contains("has a grant and still passes"), "{text}");
+    assert_eq!(Scene::relays(&mut scene.dialogue(GUEST)?)?, 250);
+    let explain = ["explain", "--offline", "--client", GUEST];
+    let text = print(&gate, &explain)?;
+    ensure!(text.contains("granted"), "{text}");
+
+    let output = grant(&gate, &["revoke", GUEST])?;
+    ensure!(output.status.success(), "{output:?}");
+    ensure!(
+        scene.dialogue(GUEST).is_err(),
+        "the verdict is in force now"
+    );
+    let text = print(&gate, &explain)?;
+    ensure!(text.contains("recent-verdict"), "{text}");
+    let text = print(&gate, &add)?;
+    ensure!(!text.contains("grant"), "{text}");
+
+    // There is no `admin` address: these come by the socket.
+    let text = print(&gate, &["filter", "verdicts", "list", "--why"])?;
+    ensure!(text.contains(GUEST) && text.contains("refused"), "{text}");
+    let mut events = UnixStream::connect(scene.directory.path().join("admin.sock"))?;
+    events.set_read_timeout(Some(SOON))?;
+    events.write_all(b"GET /api/events HTTP/1.1\r\nHost: gate\r\n\r\n")?;
+    let mut status = [0; 12];
+    events.read_exact(&mut status)?;
+    assert_eq!(&status, b"HTTP/1.1 200");
     Ok(())
 }

@@ -2,7 +2,8 @@
 //! and with next hops that break it.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -20,12 +21,16 @@ use socket2::{Domain, Socket, Type};
 
 const PASSWORD: &str = "open sesame 4711";
 
-/// Sends a message with this subject in a new session from an address of the loopback; the reply.
-fn send_from(gate: &Process<'_>, source: Ipv4Addr, subject: &str) -> Result<Reply> {
+fn connect(gate: &Process<'_>, source: Ipv4Addr) -> Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((source, 0)).into())?;
     socket.connect(&gate.address().into())?;
-    let mut session = Dialogue::greeted(socket.into())?;
+    Ok(socket.into())
+}
+
+/// Sends a message with this subject in a new session from an address of the loopback; the reply.
+fn send_from(gate: &Process<'_>, source: Ipv4Addr, subject: &str) -> Result<Reply> {
+    let mut session = Dialogue::greeted(connect(gate, source)?)?;
     session.expect("EHLO client.example", "250")?;
     offer(&mut session, subject)
 }
@@ -358,4 +363,33 @@ fn a_next_hop_sees_each_client_in_its_own_name() -> Result<()> {
     let required = "send_client = \"xclient\"\nsend_client_required = true\n";
     let gate = Process::start(&relay_to(plain, required)?)?;
     ensure_reply(&send(&gate, "refused")?, "451 4.3.5", &gate)
+}
+
+#[test]
+fn a_next_hop_sees_the_client_that_a_front_named() -> Result<()> {
+    if !root() {
+        return Ok(());
+    }
+    let services: [&[&str]; 2] = [
+        &["smtpd_authorized_xclient_hosts=127.0.0.1"],
+        &["smtpd_upstream_proxy_protocol=haproxy"],
+    ];
+    let postfix = MailServer::start("", &services, |_| Ok(()))?;
+    for (address, by) in postfix.addresses().iter().zip(["xclient", "proxy-v2"]) {
+        let keys = format!("send_client = \"{by}\"\n");
+        let configuration = relay_to(&address.to_string(), &keys)?.replace(
+            "service = \"relay\"",
+            "service = \"relay\"\nproxy_protocol_from = [\"127.0.0.2\"]",
+        );
+        let gate = Process::start(&configuration)?;
+        let mut stream = connect(&gate, Ipv4Addr::new(127, 0, 0, 2))?;
+        stream.write_all(b"PROXY TCP4 127.0.0.9 127.0.0.1 4711 25\r\n")?;
+        let mut session = Dialogue::greeted(stream)?;
+        session.expect("EHLO client.example", "250")?;
+        let subject = format!("{by} behind a front");
+        ensure_reply(&offer(&mut session, &subject)?, "250", &gate)?;
+        let message = postfix.wait_for(&subject)?;
+        ensure!(message.contains("[127.0.0.9]"), "{message}");
+    }
+    Ok(())
 }

@@ -54,6 +54,10 @@ const PACKAGES: &[Package] = &[
         "the mail proxy itself",
     ),
     Package {
+        service: Some("haproxy"),
+        ..tool("haproxy", "haproxy", "a trusted front in the tests")
+    },
+    Package {
         service: Some("rbldnsd"),
         ..tool("rbldnsd", "rbldnsd", "serves DNS lists to the tests")
     },

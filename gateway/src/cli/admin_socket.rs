@@ -3,6 +3,7 @@
 //! A change goes through the gate when one runs: it logs who made it, and the caller needs no
 //! privileges. Without a gate a command works on the filter itself, which takes root.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -32,6 +33,18 @@ impl AdminSocket {
     pub(super) fn usual() -> Self {
         Self {
             path: ADMIN_SOCKET.into(),
+        }
+    }
+
+    /// Says to a user who may not read the configuration how a command finds the gate without it.
+    pub(super) fn hint(file: &Path) {
+        let opened = std::fs::File::open(file);
+        if opened.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied) {
+            eprintln!(
+                "this user may not read {}; without -c the command asks the gate at \
+                 {ADMIN_SOCKET}, if that is its admin_socket",
+                file.display()
+            );
         }
     }
 

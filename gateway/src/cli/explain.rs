@@ -25,9 +25,9 @@ use super::{ConfigFile, EXIT_USAGE};
 Goes through the stages of a session (packet, connect, hello, auth, mail, dnsbl, rcpt, route, data,
 message) with the filter's order of verdicts, the gate's own SMTP parser and its policy, without a
 connection. It ends where the client would be turned away; what becomes of the message after that is
-the next hop's word. The DNS lists of the configuration are really queried,
-and the recent verdicts of a running filter are read if you are root. What is not known is named:
-the outcome of such a stage is \"wait\".
+the next hop's word. The DNS lists of the configuration are really queried, and the recent verdicts
+and grants of a running filter are read if you are root. What is not known is named: the outcome of
+such a stage is \"wait\".
 
 Examples:
   portcullis explain -c gate.toml --client 198.51.100.7 --rcpt user@isp.example
@@ -116,6 +116,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         found => found.and_then(Result::ok),
     };
     let stated = (!args.dnsbl.is_empty()).then_some(args.dnsbl);
+    let (recent, is_granted) = remembered(&config, args.client).unzip();
     let question = Question {
         listener,
         identity,
@@ -124,10 +125,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
         recipients: args.rcpt,
         packet: PacketFacts {
             interface: args.interface,
-            recent: recent_verdict(&config, args.client),
+            recent,
             over_budget: None,
         },
-        granted: args.granted,
+        granted: args.granted || is_granted == Some(true),
         dnsbl: stated,
         ..Question::new(args.client)
     };
@@ -219,21 +220,24 @@ fn unknown_zone(config: &Config, answers: &[ZoneAnswer]) -> Option<String> {
     Some(format!("--dnsbl {}: not a zone of [[dnsbl]]", unknown.zone))
 }
 
-/// Whether the running filter has a recent verdict on a client; `None` where that cannot be read:
-/// there is no filter, or the caller is not root.
-fn recent_verdict(config: &Config, client: IpAddr) -> Option<RecentVerdict> {
+/// Whether the running filter has a recent verdict on a client, and whether the client has a grant
+/// there; `None` where that cannot be read: there is no filter, or the caller is not root.
+fn remembered(config: &Config, client: IpAddr) -> Option<(RecentVerdict, bool)> {
     let filter = config.filter.as_ref()?;
-    let verdicts = Verdicts::open(&filter.pin_path).ok()?.list().ok()?;
+    let maps = Verdicts::open(&filter.pin_path).ok()?;
+    let is_granted = maps.granted().ok()?.contains(&client.to_canonical());
+    let verdicts = maps.list().ok()?;
     let source = format_network(&verdict_network(client));
     let of_client = verdicts.iter().find(|verdict| verdict.source == source);
-    Some(of_client.map_or(RecentVerdict::Absent, |verdict| {
+    let recent = of_client.map_or(RecentVerdict::Absent, |verdict| {
         let left = verdict.expires_in_seconds;
         RecentVerdict::Present(format!(
             "{} {}, {left} s left",
             verdict.cause.name(),
             verdict.note
         ))
-    }))
+    });
+    Some((recent, is_granted))
 }
 
 /// `ZONE=ADDRESS[,ADDRESS]`, or `ZONE=` for a zone that has no such name.

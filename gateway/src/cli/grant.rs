@@ -100,6 +100,7 @@ fn gate(output: &Output) -> Result<AdminSocket, ExitCode> {
     };
     let config = config::load_without_lists(file).map_err(|errors| {
         eprintln!("{errors}");
+        AdminSocket::hint(file);
         ExitCode::from(EXIT_USAGE)
     })?;
     let missing = match (&config.grants, AdminSocket::of(&config)) {

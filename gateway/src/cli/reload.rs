@@ -50,6 +50,7 @@ fn find(args: &Args) -> Result<AdminSocket, ExitCode> {
     };
     let config = config::load_without_lists(file).map_err(|errors| {
         eprintln!("{errors}");
+        AdminSocket::hint(file);
         ExitCode::from(EXIT_USAGE)
     })?;
     AdminSocket::of(&config).ok_or_else(|| {

@@ -35,8 +35,8 @@ pub(super) const ADDRESS: Key = Key::new(
     "admin",
     text("an IP address and a port", Absent::Nothing),
     "Where metrics (`/metrics`) and state (`/api/status`, `/api/refusals`, `/api/events`) are \
-     served over HTTP, without a password: keep it on the loopback or behind a firewall. Nothing \
-     can be changed there without a token.",
+     served over HTTP, without a password: keep it on the loopback or behind a firewall. With a \
+     token the gate can be changed there, and `/api/verdicts` and `/api/grants` are served, too.",
 )
 .see(&["admin_token_file", "admin_socket"])
 .at_start();
@@ -45,7 +45,8 @@ pub(super) const SOCKET: Key = Key::new(
     "admin_socket",
     text("a path", Absent::Nothing),
     "The unix socket at which the running gate takes commands (`portcullis reload`, `portcullis \
-     filter verdicts`) from root, its own user, and those of the next two keys. Without `-c` \
+     grant`, `portcullis filter verdicts`) from root, its own user, and those of the next two \
+     keys. Without `-c` \
      commands look at /run/portcullis/admin.sock. A directory that is missing is created.",
 )
 .see(&["admin_users", "admin_groups", "user"])
@@ -77,10 +78,10 @@ pub(super) const GROUPS: Key = Key::new(
 pub(super) const TOKEN_FILE: Key = Key::new(
     "admin_token_file",
     text("a path", Absent::Nothing),
-    "A file with one line of at least 16 characters. A request that changes the gate is taken at \
-     `admin`, too, if it says `Authorization: Bearer` and that token. Only with `admin` on the \
-     loopback, as the token crosses the network in the clear. Only root or the gate's user should \
-     be able to read the file.",
+    "A file with one line of at least 16 characters. A request that changes the gate, or reads \
+     verdicts or grants, is taken at `admin`, too, if it says `Authorization: Bearer` and that \
+     token. Only with `admin` on the loopback, as the token crosses the network in the clear. Only \
+     root or the gate's user should be able to read the file.",
 )
 .see(&["admin"])
 .at_start();

@@ -5,6 +5,7 @@
 
 mod pattern;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -68,8 +69,8 @@ static FOLLOW: KeyTable = KeyTable {
                 Absent::Is("dovecot"),
             ),
             "Which lines tell of a login, and where the address is in them; a group named `user` \
-             is logged with the grant. Anchor it with `^` and let nothing that a client chooses, \
-             such as a user name, match before the address.",
+             is logged with the grant. Anchor it with `^`, name the tag of the program, and let \
+             nothing that a client chooses, such as a user name, match before the address.",
         )
         .at_start(),
     ],
@@ -106,6 +107,16 @@ pub enum Followed {
 }
 
 impl Grants {
+    /// Whether a client of a network can have this address, and so a grant: not loopback,
+    /// multicast, broadcast or the unspecified address.
+    pub fn may_have(address: IpAddr) -> bool {
+        let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+        !(address.is_loopback()
+            || address.is_multicast()
+            || address.is_unspecified()
+            || is_broadcast)
+    }
+
     /// Reads the table; `None` if there is none.
     pub(super) fn read(mut s: Section<'_, '_>) -> Option<Grants> {
         if !s.is_given() {

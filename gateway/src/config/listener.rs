@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 
+use super::fronts;
 use super::keys::{Absent, Form, Key, KeyTable, flag, text, word};
 use super::section::Section;
 use super::tls::{AskForCertificates, ListenerTls};
 use super::value;
+use crate::fronts::TrustedFronts;
 use crate::policy::Service;
 use crate::policy::pipeline;
 
@@ -70,11 +72,14 @@ pub(super) static KEYS: KeyTable = KeyTable {
         )
         .see(&["listener.auth"])
         .at_start(),
+        fronts::PROXY,
+        fronts::XCLIENT,
         Key::new(
             "tls",
             Form::Word {
                 default: Absent::Varies(
-                    "with a `[tls]` `\"starttls\"`, for submissions `\"implicit\"`; otherwise `\"off\"`",
+                    "with a `[tls]` `\"starttls\"`, for submissions `\"implicit\"`; \
+                     otherwise `\"off\"`",
                 ),
                 words: &[
                     ("off", "none"),
@@ -110,7 +115,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
         .see(&["tls.client_authorities"])
         .at_start(),
     ],
-    later: &["proxy_protocol_from"],
+    later: &[],
 };
 
 /// One listener.
@@ -120,6 +125,10 @@ pub struct Listener {
     pub address: SocketAddr,
     /// What is spoken there.
     pub service: Service,
+    /// Whose connections begin with a PROXY header.
+    pub proxy_protocol_from: TrustedFronts,
+    /// Who may name a client with XCLIENT.
+    pub xclient_from: TrustedFronts,
     /// How it uses TLS.
     pub tls: ListenerTls,
     /// Whether its clients are asked for a certificate.
@@ -140,6 +149,8 @@ impl Listener {
             client_certificates: AskForCertificates::Off,
             auth: false,
             auth_without_tls: false,
+            proxy_protocol_from: TrustedFronts::none(),
+            xclient_from: TrustedFronts::none(),
         }
     }
 
@@ -175,6 +186,8 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>, given: Given) -> Vec<Listener> 
             "service",
             &services.map(|service| (service.name(), service)),
         );
+        let [proxy_protocol_from, xclient_from] =
+            ["proxy_protocol_from", "xclient_from"].map(|key| fronts::read(&mut s, key));
         let tls = read_tls(&mut s, given, service);
         let client_certificates = read_client_certificates(&mut s, given, tls);
         let auth = read_auth(&mut s, given.auth);
@@ -194,6 +207,8 @@ pub(super) fn read(tables: Vec<Section<'_, '_>>, given: Given) -> Vec<Listener> 
                 client_certificates,
                 auth: auth.unwrap_or(given.auth && service.is_submission()),
                 auth_without_tls,
+                proxy_protocol_from,
+                xclient_from,
                 ..Listener::new(address.into_inner(), service)
             });
         }

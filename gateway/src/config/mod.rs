@@ -14,6 +14,7 @@ mod dnsbl;
 mod document;
 mod error;
 mod filter;
+mod fronts;
 mod grants;
 mod kernel;
 mod keys;

@@ -10,25 +10,29 @@
 //! | `/api/events` | drops as they happen: a JSON object a line, until the client goes |
 //! | POST to a path in `commands.rs` | what became of the command, as JSON |
 //!
-//! Both serve all of it. At the address reading takes no password: bind it to the loopback or to a
-//! network of the operators; a change takes the token. The socket admits no stranger, not even to
-//! read. A connection is good for one request and for half a minute, unless it follows the events
-//! or waits for the end of a command. Each endpoint has at most 32 at a time, and 8 follow: more
-//! wait in the kernel's queue, or get a 503.
+//! Both serve all of it. At the address reading takes no password, but for verdicts and grants:
+//! bind it to the loopback or to a network of the operators. A change, and those two, take the
+//! token. The socket admits no stranger, not even to read. A connection is good for one request and
+//! for half a minute, unless it follows the events or waits for the end of a command. Each endpoint
+//! has at most 32 at a time, and 8 follow: more wait in the kernel's queue, or get a 503.
 //!
 //! | file | subject |
 //! |---|---|
 //! | `caller.rs` | who sends a request, and whether it may change the gate |
 //! | `commands.rs` | the table of commands |
 //! | `grants.rs` | grants by command |
+//! | `host.rs` | whether a request over the loopback means this host |
 //! | `listeners.rs` | both sockets and their connections |
+//! | `refused.rs` | callers that were refused, in the log |
 //! | `socket.rs` | where the unix socket is made, and whose it is |
 //! | `verdicts.rs` | recent verdicts by command |
 
 mod caller;
 mod commands;
 pub mod grants;
+mod host;
 mod listeners;
+mod refused;
 mod socket;
 pub mod verdicts;
 
@@ -38,6 +42,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -46,17 +51,29 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::spawn_blocking;
 
+use self::caller::Access;
 use self::commands::{COMMANDS, Command};
 use self::listeners::{Endpoint, Peer};
 use super::state::State;
-use super::{Control, metrics};
+use super::{Control, Error, metrics};
+use crate::config::Admin;
 
 pub(super) use self::listeners::{Held, Listeners};
+pub(super) use self::refused::Refused;
 
 /// Connections of an endpoint that follow the events.
 const FOLLOWERS_MAX: usize = 8;
 /// Bytes of a request: the most sources at a time, each with a long note.
 const BODY_MAX: usize = 8 << 20;
+
+/// Whether a start could open the endpoints, as far as that can be told without opening them.
+///
+/// # Errors
+/// Why it could not.
+pub(crate) fn rehearse(admin: &Admin) -> Result<(), Error> {
+    Access::of(admin)?;
+    admin.socket.as_deref().map_or(Ok(()), socket::try_bind)
+}
 
 /// What a client can ask for.
 enum Resource {
@@ -73,6 +90,13 @@ enum Reading {
     Refusals,
     Verdicts,
     Grants,
+}
+
+impl Reading {
+    /// It names users and their addresses.
+    fn is_private(self) -> bool {
+        matches!(self, Self::Verdicts | Self::Grants)
+    }
 }
 
 /// The body of a response: all of it, or the events as they come.
@@ -153,6 +177,10 @@ async fn answer(
     peer: Peer,
     takes_long: Arc<AtomicBool>,
 ) -> Result<Response<ResponseBody>, Infallible> {
+    if !peer.means_this_gate(&endpoint.control, request.headers()) {
+        let why = "its Host is neither an address, `localhost` nor the gate's `hostname`";
+        return Ok(refusal(StatusCode::MISDIRECTED_REQUEST, why));
+    }
     Ok(match route(request.method(), request.uri().path()) {
         Err((status, methods)) => {
             let mut response = refusal(status, "");
@@ -162,7 +190,14 @@ async fn answer(
             }
             response
         }
-        Ok(Resource::Read(reading)) => read(endpoint, reading).await,
+        Ok(Resource::Read(reading)) => {
+            let caller = peer.caller(&endpoint.access, request.headers());
+            if reading.is_private() && !caller.is_trusted() {
+                let why = "this is read with the token in `admin_token_file`, or at `admin_socket`";
+                return Ok(refusal(StatusCode::FORBIDDEN, why));
+            }
+            read(endpoint, reading).await
+        }
         Ok(Resource::Events) => match follow(&endpoint) {
             Ok(events) => {
                 takes_long.store(true, Ordering::Relaxed);
@@ -174,7 +209,10 @@ async fn answer(
             let caller = peer.caller(&endpoint.access, request.headers());
             let (control, access) = (Arc::clone(&endpoint.control), &endpoint.access);
             if let Err(why_not) = access.permits_changes(&caller) {
-                tracing::warn!(command = command.name, by = %caller, "refused: {why_not}");
+                if let Some(number) = control.refused.count(Instant::now()) {
+                    let command = command.name;
+                    tracing::warn!(command, by = %caller, number, "refused: {why_not}");
+                }
                 return Ok(refusal(StatusCode::FORBIDDEN, &why_not));
             }
             let body = match whole(request.into_body()).await {
@@ -231,11 +269,12 @@ fn body_of(reading: Reading, control: &Control) -> Option<(&'static str, String)
         }
         Reading::Status => serde_json::to_string_pretty(&State::collect(control)),
         Reading::Refusals => serde_json::to_string_pretty(&control.refusals.list()),
-        Reading::Grants => serde_json::to_string_pretty(&grants::list(control)),
+        // There may be very many: no spaces.
+        Reading::Grants => serde_json::to_string(&grants::list(control)),
         Reading::Verdicts => {
             let held = control.filter.as_ref();
             let verdicts = held.map(|held| held.verdicts.list()).transpose();
-            serde_json::to_string_pretty(&verdicts.ok()?.unwrap_or_default())
+            serde_json::to_string(&verdicts.ok()?.unwrap_or_default())
         }
     };
     Some(("application/json", json.ok()? + "\n"))

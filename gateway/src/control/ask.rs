@@ -19,8 +19,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 const COMMAND_MAX: Duration = Duration::from_secs(600);
 /// Octets of the head of an answer, and of an error.
 const HEAD_MAX: u64 = 16_384;
-/// Octets of the answer to a command.
-const COMMAND_ANSWER_MAX: u64 = 64 << 20;
+/// Octets of the answer to a command: a full map of verdicts with the longest notes takes less. It
+/// is read as it comes.
+const COMMAND_ANSWER_MAX: u64 = 256 << 20;
 
 /// Asks for a path, and gives what is answered; an answer that goes on is read as it comes.
 ///
@@ -122,8 +123,20 @@ fn exchange<A: DeserializeOwned>(socket: &Path, request: &[&[u8]]) -> Result<A, 
         let why = what_it_says(&mut answer).map_err(NotDone::Broken)?;
         return Err(NotDone::Refused { status, why });
     }
-    let answer = answer.take(COMMAND_ANSWER_MAX);
-    serde_json::from_reader(answer).map_err(|error| NotDone::Broken(error.into()))
+    let mut answer = answer.take(COMMAND_ANSWER_MAX);
+    let read = serde_json::from_reader(&mut answer);
+    read.map_err(|error| NotDone::Broken(cut_or(answer.limit(), error.into())))
+}
+
+/// The error of an answer of which so many octets more would have been read.
+fn cut_or(left: u64, error: io::Error) -> io::Error {
+    match left {
+        0 => io::Error::other(format!(
+            "its answer is longer than {} MiB",
+            COMMAND_ANSWER_MAX >> 20
+        )),
+        _ => error,
+    }
 }
 
 /// The text of an error.
@@ -182,6 +195,7 @@ fn head(answer: &mut impl BufRead) -> io::Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filter::{Cause, VerdictStatus};
 
     #[test]
     fn a_gate_on_the_loopback_of_another_namespace_is_not_looked_for_in_vain() {
@@ -190,6 +204,24 @@ mod tests {
         drop(port);
         let error = get(admin, "/api/events").err().unwrap().to_string();
         assert!(error.contains("nsenter --net="), "{error}");
+    }
+
+    #[test]
+    fn a_full_map_of_verdicts_is_read_and_a_longer_answer_is_said_to_be_one() {
+        let verdict = VerdictStatus {
+            source: "2001:db8:1234:5678::/64".to_owned(),
+            cause: Cause::Operator,
+            note: "\u{1}".repeat(64),
+            age_seconds: 31_536_000,
+            expires_in_seconds: 31_536_000,
+            packets: u64::MAX,
+            last_packet_seconds_ago: Some(31_536_000),
+            except: Vec::new(),
+        };
+        let octets = serde_json::to_string(&verdict).unwrap().len() + 1;
+        assert!(octets as u64 * 262_144 < COMMAND_ANSWER_MAX, "{octets}");
+        let error = cut_or(0, io::Error::other("EOF while parsing")).to_string();
+        assert!(error.contains("longer than 256 MiB"), "{error}");
     }
 
     #[test]

@@ -183,10 +183,15 @@ pub(crate) fn unusable(config: &Config) -> Vec<Unusable> {
                 path: path.to_owned(),
                 problem,
                 consequence,
-                next_step: format!(
-                    "make it readable for {}, and each directory above it searchable",
-                    who()
-                ),
+                next_step: match fs::symlink_metadata(path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        "let it be made, or correct its path in the configuration".to_owned()
+                    }
+                    _ => format!(
+                        "make it readable for {}, and each directory above it searchable",
+                        who()
+                    ),
+                },
             });
         }
     };

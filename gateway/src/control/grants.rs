@@ -21,7 +21,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use tokio::task::spawn_blocking;
@@ -35,10 +35,14 @@ use crate::printable::printable;
 
 pub(super) use self::table::Grant;
 
-/// How often grants that are over are removed, and changes kept.
+/// How often grants that are over are removed.
 const TICK: Duration = Duration::from_millis(250);
-/// The log says at most so often that there is no room.
-const FULL_EVERY: Duration = Duration::from_secs(60);
+/// How often changes are kept. Each time the whole file is written.
+const KEEP_EVERY: Duration = Duration::from_secs(5);
+/// Seconds between two lines of the log that there is no room.
+const FULL_EVERY: u64 = 60;
+/// Bytes of the text that says who wanted a grant.
+const BY_MAX: usize = 512;
 
 /// The grants of a gate.
 pub(super) struct Grants {
@@ -46,6 +50,8 @@ pub(super) struct Grants {
     time: Duration,
     path: PathBuf,
     state: Mutex<State>,
+    /// Held for as long as the file is written: the next to keep sees what became of it.
+    keeping: Mutex<()>,
     /// What the workers read.
     granted: Arc<Granted>,
     filter: Option<filter::Grants>,
@@ -58,7 +64,8 @@ struct State {
     is_dirty: bool,
     /// The last attempt to keep them failed, which the log has said.
     is_failing: bool,
-    full_logged_at: Option<SystemTime>,
+    /// In seconds since 1970.
+    full_logged_at: Option<u64>,
 }
 
 /// What was counted since the start.
@@ -104,13 +111,11 @@ impl Grants {
         state_dir: &Path,
         granted: Arc<Granted>,
         filter: Option<filter::Grants>,
+        now: u64,
     ) -> Self {
         let path = state_dir.join(kept::FILE);
-        let now = now();
-        let mut table = Table::new(settings.max);
-        for (address, grant) in kept::read(&path, now) {
-            table.add(address, grant);
-        }
+        kept::remove_stale(state_dir);
+        let table = table_of(kept::read(&path, now), settings.max);
         let grants = Self {
             time: settings.time,
             path,
@@ -120,6 +125,7 @@ impl Grants {
                 is_failing: false,
                 full_logged_at: None,
             }),
+            keeping: Mutex::new(()),
             granted,
             filter,
             counts: Counts::default(),
@@ -142,32 +148,37 @@ impl Grants {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds or renews a grant; `by` says who wants it, for the log and the list. A login never
-    /// shortens a grant, an operator may.
+    /// Adds or renews a grant at `now`, in seconds since 1970; `by` says who wants it, for the log
+    /// and the list. A login never shortens a grant, an operator may.
     pub(super) fn add(
         &self,
         address: IpAddr,
         time: Option<Duration>,
         by: &str,
         may_shorten: bool,
+        now: u64,
     ) -> Result<Grant, NoRoom> {
         let address = address.to_canonical();
-        let now = now();
-        let until = now.saturating_add(time.unwrap_or(self.time).as_secs().max(1));
+        let seconds = time.unwrap_or(self.time).as_secs().max(1);
+        let until = now.saturating_add(seconds);
         let mut state = self.state();
         let before = state.table.get(address);
-        let kept = before.map_or(0, |before| before.until);
-        let grant = Grant {
-            since: before.map_or(now, |before| before.since),
-            until: if may_shorten { until } else { until.max(kept) },
-            by: by.to_owned(),
+        let grant = match before {
+            // Whose grant it is does not change, either.
+            Some(longer) if !may_shorten && longer.until > until => longer.clone(),
+            before => Grant {
+                since: before.map_or(now, |before| before.since),
+                until,
+                seconds,
+                by: by[..by.floor_char_boundary(BY_MAX)].to_owned(),
+            },
         };
         let (count, what) = match state.table.add(address, grant.clone()) {
             AddResult::Added => (&self.counts.added, "grant added"),
             AddResult::Renewed => (&self.counts.renewed, "grant renewed"),
             AddResult::NoRoom => {
                 self.counts.no_room.fetch_add(1, Ordering::Relaxed);
-                self.log_full(&mut state, address, by);
+                self.log_full(&mut state, address, by, now);
                 return Err(NoRoom);
             }
         };
@@ -181,9 +192,8 @@ impl Grants {
         Ok(grant)
     }
 
-    fn log_full(&self, state: &mut State, address: IpAddr, by: &str) {
-        let now = SystemTime::now();
-        let is_soon = |then: SystemTime| now.duration_since(then).is_ok_and(|d| d < FULL_EVERY);
+    fn log_full(&self, state: &mut State, address: IpAddr, by: &str, now: u64) {
+        let is_soon = |then: u64| (then..then + FULL_EVERY).contains(&now);
         if !state.full_logged_at.is_some_and(is_soon) {
             state.full_logged_at = Some(now);
             let max = state.table.max();
@@ -208,10 +218,10 @@ impl Grants {
         true
     }
 
-    /// Removes the grants whose time is over.
-    fn expire(&self) {
+    /// Removes the grants whose time is over at `now`.
+    fn expire(&self, now: u64) {
         let mut state = self.state();
-        let over = state.table.expire(now());
+        let over = state.table.expire(now);
         if over.is_empty() {
             return;
         }
@@ -237,16 +247,13 @@ impl Grants {
         }
     }
 
-    /// Writes the file, if it does not hold the grants as they are.
+    /// Writes the file, if it does not hold the grants as they are. Waits for another that does.
     pub(super) fn keep(&self) {
-        let mut state = self.state();
-        if !state.is_dirty {
+        let _alone = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::take(&mut self.state().is_dirty) {
             return;
         }
-        state.is_dirty = false;
-        let text = kept::text(&state.table);
-        drop(state);
-        let kept = kept::write(&self.path, &text);
+        let kept = kept::write(&self.path, &kept::text(self.list()));
         let mut state = self.state();
         let was_failing = std::mem::replace(&mut state.is_failing, kept.is_err());
         state.is_dirty |= kept.is_err();
@@ -302,19 +309,45 @@ pub(super) fn start(grants: &Arc<Grants>, config: &Config) {
     tokio::spawn(async move {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut kept_at = Instant::now();
         loop {
             ticks.tick().await;
+            let is_due = kept_at.elapsed() >= KEEP_EVERY;
+            if is_due {
+                kept_at = Instant::now();
+            }
             let grants = Arc::clone(&grants);
             // Not on the thread of the control plane: it writes a file.
             let done = spawn_blocking(move || {
-                grants.expire();
-                grants.keep();
+                grants.expire(now());
+                if is_due {
+                    grants.keep();
+                }
             });
             if done.await.is_err() {
                 tracing::error!("removing expired grants ended in a panic");
             }
         }
     });
+}
+
+/// Those that were kept, as many as there may be: those that hold longest.
+fn table_of(mut kept: Vec<(IpAddr, Grant)>, max: usize) -> Table {
+    kept.sort_by_key(|(_, grant)| std::cmp::Reverse(grant.until));
+    if kept.len() > max {
+        let number = kept.len() - max;
+        tracing::warn!(
+            number,
+            max,
+            "grants that were kept are dropped: there are more than grants.max"
+        );
+        kept.truncate(max);
+    }
+    let mut table = Table::new(max);
+    for (address, grant) in kept {
+        table.add(address, grant);
+    }
+    table
 }
 
 /// Seconds since 1970.
@@ -331,4 +364,78 @@ fn rfc3339(seconds: u64) -> String {
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
     let time = jiff::Timestamp::from_second(seconds);
     time.map_or_else(|_| seconds.to_string(), |time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_000_000;
+
+    fn open(directory: &Path, max: usize, now: u64) -> Grants {
+        let settings = config::Grants {
+            time: Duration::from_secs(60),
+            max,
+            follow: Vec::new(),
+        };
+        Grants::open(&settings, directory, Arc::default(), None, now)
+    }
+
+    fn address(host: u8) -> IpAddr {
+        [192, 0, 2, host].into()
+    }
+
+    #[test]
+    fn a_save_at_the_stop_waits_for_one_that_is_under_way_and_may_fail() {
+        let directory = tempfile::tempdir().unwrap();
+        let grants = open(directory.path(), 8, NOW);
+        grants.add(address(1), None, "x", false, NOW).unwrap();
+        std::thread::scope(|scope| {
+            let under_way = grants.keeping.lock().unwrap();
+            grants.state().is_dirty = false;
+            let stop = scope.spawn(|| grants.keep());
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!stop.is_finished());
+            grants.state().is_dirty = true;
+            drop(under_way);
+        });
+        assert_eq!(open(directory.path(), 8, NOW).list().len(), 1);
+    }
+
+    #[test]
+    fn a_start_with_a_lower_limit_takes_the_grants_that_hold_longest() {
+        let directory = tempfile::tempdir().unwrap();
+        let stale = directory.path().join(".grants-abc");
+        std::fs::write(&stale, "half").unwrap();
+        let grants = open(directory.path(), 8, NOW);
+        assert!(!stale.exists(), "left by a gate that was killed");
+        for (host, seconds) in [(1, 10), (2, 30), (3, 20)] {
+            let time = Some(Duration::from_secs(seconds));
+            grants.add(address(host), time, "x", true, NOW).unwrap();
+        }
+        grants.keep();
+        let left = open(directory.path(), 2, NOW).list();
+        let left: Vec<_> = left.into_iter().map(|(address, _)| address).collect();
+        assert_eq!(left, [address(2), address(3)]);
+    }
+
+    #[test]
+    fn a_login_changes_nothing_of_a_longer_grant_of_an_operator() {
+        let directory = tempfile::tempdir().unwrap();
+        let grants = open(directory.path(), 8, NOW);
+        let hour = Some(Duration::from_secs(3_600));
+        let by_operator = grants.add(address(1), hour, "operator", true, NOW).unwrap();
+        let after = grants
+            .add(address(1), None, "user joe", false, NOW + 9)
+            .unwrap();
+        assert_eq!(after, by_operator);
+        let late = NOW + 3_590;
+        let after = grants
+            .add(address(1), None, "user joe", false, late)
+            .unwrap();
+        assert_eq!((&*after.by, after.until), ("user joe", late + 60));
+        let long = "é".repeat(BY_MAX);
+        let after = grants.add(address(2), None, &long, false, NOW).unwrap();
+        assert_eq!(after.by.len(), BY_MAX);
+    }
 }

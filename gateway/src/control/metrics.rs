@@ -136,6 +136,7 @@ mod tests {
                 cache_hits: 17,
                 ..Dnsbl::default()
             },
+            admin_refused: 26,
             grants: Some(Report {
                 number: 23,
                 no_room: 24,
@@ -215,6 +216,7 @@ mod tests {
             "portcullis_filter_unread_packets_total{interface=\"eth0\",encapsulation=\"mpls\"} 0",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"vlan-tags\"} 0",
             "portcullis_filter_granted_packets_total{interface=\"eth0\"} 22",
+            "portcullis_admin_refused_total 26",
             "portcullis_grants 23",
             "portcullis_grant_changes_total{change=\"no-room\"} 24",
             "portcullis_grant_log_lines_total{kind=\"login\"} 25",

@@ -80,6 +80,8 @@ struct Control {
     dnsbl: Arc<dnsbl::Counts>,
     /// `None` without the table of the configuration.
     grants: Option<Arc<grants::Grants>>,
+    /// Callers at the admin endpoints.
+    refused: admin::Refused,
     records: Arc<Records>,
     refusals: Refusals,
     drops: Drops,
@@ -102,6 +104,7 @@ impl Control {
             ports: Arc::default(),
             dnsbl: Arc::default(),
             grants: None,
+            refused: admin::Refused::default(),
             records: Arc::default(),
             refusals: Refusals::default(),
             drops: Drops::default(),

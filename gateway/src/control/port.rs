@@ -72,12 +72,16 @@ impl Services {
                 Question::Password {
                     client,
                     credentials,
+                    ..
                 } => self.passwords.check(client, credentials, ask),
-                Question::WrongProof { client, name } => self.passwords.wrong(client, &name, ask),
+                Question::WrongProof { client, name, .. } => {
+                    self.passwords.wrong(client, &name, ask);
+                }
                 Question::Sasl {
                     client,
                     is_secured,
                     said,
+                    ..
                 } => self.passwords.proceed(client, is_secured, said, ask),
             },
             Message::Notice(Notice::Refused(refusal)) => self.dnsbl.learn(refusal),

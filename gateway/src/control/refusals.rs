@@ -271,6 +271,7 @@ mod tests {
         Refusal {
             client,
             rule: Rule::of_zone(rule.trim_start_matches("dnsbl:")),
+            is_behind_front: false,
         }
     }
 

@@ -151,6 +151,7 @@ async fn live(
         ports: Arc::clone(&ports),
         dnsbl: Arc::default(),
         grants: grants.clone(),
+        refused: admin::Refused::default(),
         records: Arc::clone(&records),
         refusals: Refusals::default(),
         drops: Drops::default(),
@@ -158,7 +159,7 @@ async fn live(
         log_level,
         since: Instant::now(),
     });
-    if let Some(events) = events.filter(|_| admin.address().is_some()) {
+    if let Some(events) = events.filter(|_| admin.serves()) {
         tokio::spawn(dropped::read_drops(Arc::clone(&control), events));
     }
     admin.serve(&control);
@@ -208,7 +209,13 @@ fn open_grants(shared: &Shared, filter: Option<&mut Filter>) -> Option<Arc<Grant
         return None;
     };
     let granted = Arc::clone(&shared.granted);
-    let grants = Grants::open(settings, &config.state_dir, granted, in_filter);
+    let grants = Grants::open(
+        settings,
+        &config.state_dir,
+        granted,
+        in_filter,
+        grants::now(),
+    );
     Some(Arc::new(grants))
 }
 

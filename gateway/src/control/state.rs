@@ -29,6 +29,7 @@ pub(super) struct State {
     /// Files and directories that will be missed.
     pub(super) unusable_files: Vec<Unusable>,
     pub(super) sessions: Sessions,
+    pub(super) fronts: Fronts,
     pub(super) transactions: Vec<Transactions>,
     /// By rule.
     pub(super) recipients_refused: BTreeMap<String, u64>,
@@ -45,6 +46,8 @@ pub(super) struct State {
     pub(super) next_hops: Vec<NextHop>,
     pub(super) names: Vec<Name>,
     pub(super) dnsbl: Dnsbl,
+    /// Callers that the admin endpoints have refused.
+    pub(super) admin_refused: u64,
     /// `None` without `[grants]`.
     pub(super) grants: Option<grants::Report>,
     pub(super) filter: Option<Status>,
@@ -82,6 +85,17 @@ pub(super) struct Sessions {
     pub(super) tls_handshakes_open: u64,
     /// By how they ended.
     pub(super) tls_handshakes: BTreeMap<&'static str, u64>,
+}
+
+/// What came of trusted fronts.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Fronts {
+    /// Connections that have to begin with a PROXY header, by what they began with.
+    pub(super) proxy_headers: BTreeMap<&'static str, u64>,
+    /// XCLIENT commands that named a client.
+    pub(super) xclient: u64,
+    /// Those that left it open which client it is.
+    pub(super) xclient_unknown: u64,
 }
 
 /// Attempts of clients to authenticate.
@@ -155,6 +169,7 @@ impl State {
             },
             state_dir: control.files.state_dir(),
             unusable_files: control.files.unusable(),
+            admin_refused: control.refused.total(),
             grants: control.grants.as_ref().map(|grants| grants.report()),
             records_lost: control.records.lost(),
             names: names(control),
@@ -209,6 +224,11 @@ impl State {
         self.sessions.open += count(&counters.sessions_open);
         self.received_octets += count(&counters.octets_total);
         self.starved_receives += count(&counters.starved_total);
+        self.fronts.xclient += count(&counters.xclient_total);
+        self.fronts.xclient_unknown += count(&counters.xclient_unknown_total);
+        for (result, count) in counters.proxy_headers() {
+            *self.fronts.proxy_headers.entry(result.name()).or_default() += count;
+        }
         self.sessions.tls_handshakes_open += count(&counters.handshakes_open);
         for (result, count) in counters.handshakes() {
             *self

@@ -335,7 +335,7 @@ fn a_message_that_is_accepted_is_explained_to_its_end_and_the_reply_is_the_next_
 fn the_points_of_dns_lists_are_told_together_where_they_are_asked() {
     let text = format!(
         "{GATE}\n[[dnsbl]]\nzone = \"a.example\"\nscore = 3\n[[dnsbl]]\nzone = \"w.example\"\n\
-         score = -1\n[dnsbl_policy]\nreject_at = 2\n"
+         score = -1\n[dnsbl_policy]\nservers = [\"127.0.0.1:53\"]\nreject_at = 2\n"
     );
     let gate = config::parse(Path::new("gate"), &text).expect("a good configuration");
     let listed = |zone: &str| ZoneAnswer {

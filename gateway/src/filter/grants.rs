@@ -15,7 +15,7 @@ use portcullis_ebpf_common::layout::{GRANT_HINTS, grant_hint};
 use rustc_hash::FxHashSet;
 
 use super::Error;
-use super::address::source;
+use super::address::{of_source, source};
 use super::batch;
 use super::clock::{in_ns, now_ns};
 use super::control::Control;
@@ -91,6 +91,17 @@ impl Grants {
     fn with(&self, change: impl FnOnce(&mut Maps) -> Result<(), Error>) -> Result<(), Error> {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// The addresses with a grant in force, from the map of the program.
+///
+/// # Errors
+/// [`Error::Kernel`] if it cannot be read.
+pub(super) fn in_force(map: &MapData) -> Result<Vec<IpAddr>, Error> {
+    let all = batch::elements::<Key, u64>(map).map_err(kernel("reading the grants"))?;
+    let now_ns = now_ns();
+    let in_force = all.into_iter().filter(|(_, until_ns)| now_ns < *until_ns);
+    Ok(in_force.map(|(key, _)| of_source(key)).collect())
 }
 
 impl Maps {

@@ -34,6 +34,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use aya::maps::MapData;
 use ipnet::IpNet;
 use portcullis_ebpf_common::layout::{
     RecentVerdict, VERDICT_NOTE_MAX, VERDICTS_MAX, VerdictCounter, VerdictKey,
@@ -43,7 +44,8 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::address::{format_network, of_verdict, verdict_key};
 use super::clock::{in_ns, now_ns};
-use super::maps::text;
+use super::grants;
+use super::maps::{open_data, text};
 use super::pins::Pins;
 use crate::lists::Compiled;
 
@@ -59,6 +61,8 @@ pub struct Verdicts {
     maps: Mutex<Maps>,
     /// To read verdicts while another thread changes them.
     seen: Elements,
+    /// The map of the grants, which the program asks before it drops.
+    grants: MapData,
     /// The lists in force when this was opened, for a caller without lists of its own.
     in_force: Option<InForce>,
 }
@@ -148,7 +152,7 @@ pub struct VerdictStatus {
     pub age_seconds: u64,
     /// Seconds until it expires.
     pub expires_in_seconds: u64,
-    /// Packets dropped because of it.
+    /// Packets that it was against. They were dropped, unless their source had a grant.
     pub packets: u64,
     /// Seconds since the last of those packets.
     pub last_packet_seconds_ago: Option<u64>,
@@ -206,6 +210,7 @@ impl Verdicts {
         Ok(Self {
             maps: Mutex::new(Maps::open(pins)?),
             seen: Elements::open(pins)?,
+            grants: open_data(pins, "GRANTS")?,
             in_force: None,
         })
     }
@@ -297,14 +302,36 @@ impl Verdicts {
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
     pub fn remove(&self, address: IpAddr) -> Result<bool, Error> {
+        let removed = self.remove_all(&[address])?;
+        Ok(removed == [true])
+    }
+
+    /// Removes the verdicts on many sources, as [`remove`](Self::remove) does on one, but reads the
+    /// map only once for them. Returns for each whether there was one.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be written.
+    pub fn remove_all(&self, addresses: &[IpAddr]) -> Result<Vec<bool>, Error> {
         let mut maps = self.maps();
-        let key = verdict_key(address);
-        let removed = maps.verdicts.take(key)?;
-        if removed {
-            maps.clear_hints(&[key])?;
-            maps.count(VerdictCounter::Removed, 1)?;
+        let mut removed = Vec::with_capacity(addresses.len());
+        let mut gone = Vec::new();
+        let mut failed = None;
+        for address in addresses {
+            let key = verdict_key(*address);
+            match maps.verdicts.take(key) {
+                Ok(was_there) => {
+                    removed.push(was_there);
+                    gone.extend(was_there.then_some(key));
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
         }
-        Ok(removed)
+        maps.clear_hints(&gone)?;
+        maps.count(VerdictCounter::Removed, gone.len() as u64)?;
+        failed.map_or(Ok(removed), Err)
     }
 
     /// Removes all verdicts. Returns how many were in force.
@@ -401,6 +428,14 @@ impl Verdicts {
             refused: maps.counted(VerdictCounter::Refused)?,
             no_room: maps.counted(VerdictCounter::NoRoom)?,
         })
+    }
+
+    /// The addresses with a grant in force: their packets pass, whatever verdict there is.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the map cannot be read.
+    pub fn granted(&self) -> Result<Vec<IpAddr>, Error> {
+        grants::in_force(&self.grants)
     }
 
     /// How many verdicts were evicted so far to make room for others.

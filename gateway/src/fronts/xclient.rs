@@ -124,6 +124,8 @@ fn value(client: &Client<'_>, attribute: Offered) -> String {
     };
     match attribute {
         Offered::ADDR => address(client.address.ip()),
+        // A front need not say it.
+        Offered::PORT if client.address.port() == 0 => UNAVAILABLE.to_owned(),
         Offered::PORT => client.address.port().to_string(),
         Offered::PROTO => if client.is_esmtp { "ESMTP" } else { "SMTP" }.to_owned(),
         // A socket on all addresses does not say on which of them the client came in.

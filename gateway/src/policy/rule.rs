@@ -167,6 +167,8 @@ fixed_rules! {
         "The client cancelled its authentication.";
     XCLIENT Fixed "xclient" "550"
         "XCLIENT came from an address that is no trusted front.";
+    UNKNOWN_CLIENT Fixed "unknown-client" "451"
+        "A trusted front sent MAIL, and had not said which client it speaks for.";
     RECIPIENTS Fixed "recipients" "452"
         "The transaction has as many recipients as `limits.recipients_per_message` allows.";
     NO_RECIPIENTS Fixed "no-recipients" "554"

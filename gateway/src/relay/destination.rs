@@ -54,10 +54,10 @@ pub struct NextHops {
     /// A connection of its own broke, and was replaced once.
     replaced: bool,
     /// What a next hop said when it ended a connection, or took none.
-    said: Option<Reply<'static>>,
+    said: Option<Box<Reply<'static>>>,
     /// A kept connection deferred the sender: what the client hears if there is no other
     /// connection.
-    deferral: Option<Reply<'static>>,
+    deferral: Option<Box<Reply<'static>>>,
 }
 
 impl NextHops {
@@ -132,6 +132,7 @@ impl NextHops {
                 self.fresh = false;
             }
         }
+        let said = said.map(Box::new);
         match loss {
             Loss::Deferred | Loss::Unfit => self.deferral = said,
             _ => self.said = said.or(self.said.take()),
@@ -147,8 +148,10 @@ impl NextHops {
     /// The answer when none of them takes the transaction; `refusal` is what one of them has said
     /// to others.
     pub fn unavailable(&mut self, refusal: Option<&Refusal>) -> Reply<'static> {
-        let said = self.said.take().map(Refusal::Said);
-        let deferral = self.deferral.take();
-        deferral.unwrap_or_else(|| unavailable(said.as_ref().or(refusal)))
+        if let Some(deferral) = self.deferral.take() {
+            return *deferral;
+        }
+        let said = self.said.take().map(|said| Refusal::Said(*said));
+        unavailable(said.as_ref().or(refusal))
     }
 }

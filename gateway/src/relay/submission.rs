@@ -55,11 +55,7 @@ impl HeaderScan {
                 }
                 Line::Name { field, matched } => self.line = self.name(field, matched, octet),
                 Line::Other => {
-                    let rest = &piece[at..];
-                    let Some(end) = memchr::memchr(b'\n', rest) else {
-                        return None;
-                    };
-                    at += end;
+                    at += memchr::memchr(b'\n', &piece[at..])?;
                     self.line = Line::Start;
                 }
             }

@@ -219,11 +219,17 @@ impl Session {
                 let question = Question::Password {
                     client,
                     credentials,
+                    is_behind_front: self.is_behind_front(),
                 };
                 self.ask_auth(mechanism, question, out);
             }
             Step::Wrong(name) => {
-                self.ask_auth(mechanism, Question::WrongProof { client, name }, out);
+                let question = Question::WrongProof {
+                    client,
+                    name,
+                    is_behind_front: self.is_behind_front(),
+                };
+                self.ask_auth(mechanism, question, out);
             }
             Step::Malformed => self.end_auth(mechanism, AuthResult::Malformed, out),
         }
@@ -234,6 +240,7 @@ impl Session {
             client: self.client.address,
             is_secured: self.channel.is_encrypted,
             said,
+            is_behind_front: self.is_behind_front(),
         };
         self.ask_auth(mechanism, question, out);
     }

@@ -88,7 +88,7 @@ impl Session {
                 client: self.client.address,
                 hostname: &config.hostname,
                 protocol: Protocol {
-                    extended: self.smtp.is_extended(),
+                    extended: self.is_extended(),
                     secured: self.smtp.is_secured(),
                     authenticated: self.smtp.is_authenticated(),
                     utf8,

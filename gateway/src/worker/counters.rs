@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::auth::AuthResult;
+pub use super::header_result::HeaderResult;
 use crate::auth::exchange::Mechanism;
 use crate::policy::{RULES_MAX, Rule};
 use crate::relay::pool::HopState;
@@ -137,6 +138,12 @@ pub struct Counters {
     pub octets_total: AtomicU64,
     /// How often a receive found no free buffer.
     pub starved_total: AtomicU64,
+    /// XCLIENT that named a client.
+    pub xclient_total: AtomicU64,
+    /// XCLIENT that left it open which client it is.
+    pub xclient_unknown_total: AtomicU64,
+    /// In the order of [`HeaderResult::ALL`].
+    proxy_headers: [AtomicU64; HeaderResult::ALL.len()],
     /// TLS handshakes with clients that go on now.
     pub handshakes_open: AtomicU64,
     /// In the order of [`HandshakeResult::ALL`].
@@ -157,6 +164,9 @@ impl Default for Counters {
             sessions_open: AtomicU64::new(0),
             octets_total: AtomicU64::new(0),
             starved_total: AtomicU64::new(0),
+            xclient_total: AtomicU64::new(0),
+            xclient_unknown_total: AtomicU64::new(0),
+            proxy_headers: Default::default(),
             handshakes_open: AtomicU64::new(0),
             handshakes: std::array::from_fn(|_| AtomicU64::new(0)),
             auth: Default::default(),
@@ -200,6 +210,30 @@ impl Counters {
         self.rules[rule.index()]
             .commands
             .fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection of a trusted front has sent its PROXY header, or none.
+    pub(super) fn proxy_header(&self, result: HeaderResult) {
+        self.proxy_headers[result as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// XCLIENT was taken.
+    pub(super) fn xclient(&self, is_known: bool) {
+        let counter = if is_known {
+            &self.xclient_total
+        } else {
+            &self.xclient_unknown_total
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections that have to begin with a PROXY header, by what they began with.
+    pub fn proxy_headers(&self) -> impl Iterator<Item = (HeaderResult, u64)> {
+        let count =
+            |result: HeaderResult| self.proxy_headers[result as usize].load(Ordering::Relaxed);
+        HeaderResult::ALL
+            .into_iter()
+            .map(move |result| (result, count(result)))
     }
 
     pub(super) fn handshake_begun(&self) {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use portcullis_smtp::server::Settings;
 
+use super::front::{Fronts, Peer};
 use crate::config::{self, AskForCertificates, Config, Limits, ListenerTls};
 use crate::driver;
 use crate::policy::pipeline;
@@ -23,6 +24,8 @@ pub(super) struct Channel {
     pub(super) is_encrypted: bool,
     /// The client has proved who it is.
     pub(super) is_identified: bool,
+    /// Who is at the other end.
+    pub(super) peer: Peer,
 }
 
 /// See the [module](self).
@@ -34,6 +37,8 @@ pub(super) struct Listener {
     limits: Limits,
     /// What EHLO offers.
     offer: Settings,
+    /// Who may speak for clients; most listeners have none.
+    fronts: Option<Box<Fronts>>,
     /// What handshakes are made with, and may cost.
     tls: Option<TlsTerms>,
     /// A session begins with a handshake.
@@ -75,14 +80,16 @@ impl Listener {
                 }
             };
             let is_implicit = listener.tls == ListenerTls::Implicit;
+            let offer = Settings {
+                starttls: tls.is_some() && !is_implicit,
+                ..config.session_settings(listener)
+            };
             Rc::new(Self {
                 facts: listener.facts(),
                 number: driver::Listener(number),
                 limits: config.limits.clone(),
-                offer: Settings {
-                    starttls: tls.is_some() && !is_implicit,
-                    ..config.session_settings(listener)
-                },
+                fronts: Fronts::new(listener, &offer),
+                offer,
                 tls,
                 is_implicit,
             })
@@ -100,6 +107,11 @@ impl Listener {
         &self.limits
     }
 
+    /// Its trusted fronts, if it has any.
+    pub(super) fn fronts(&self) -> Option<&Fronts> {
+        self.fronts.as_deref()
+    }
+
     /// What holds for its handshakes; `None` if it has no TLS.
     pub(super) fn tls(&self) -> Option<&TlsTerms> {
         self.tls.as_ref()
@@ -112,8 +124,8 @@ impl Listener {
 
     /// The rules of SMTP for a session in this state, and what its EHLO offers.
     pub(super) fn settings(&self, channel: Channel) -> &Settings {
-        // The engine itself offers STARTTLS only without TLS.
-        let Channel { .. } = channel;
-        &self.offer
+        let fronts = self.fronts();
+        let special = fronts.and_then(|fronts| fronts.settings(channel.peer));
+        special.unwrap_or(&self.offer)
     }
 }

@@ -262,7 +262,7 @@ impl Session {
             address: SocketAddr::new(self.client.address, port.unwrap_or_default()),
             server: facts.address,
             helo: self.helo.as_str().into(),
-            is_esmtp: self.smtp.is_extended(),
+            is_esmtp: self.is_extended(),
             login: None,
         }
     }
@@ -486,6 +486,9 @@ impl Session {
     }
 
     fn record(&self, mut record: TransactionRecord) {
+        if self.is_with_unknown() {
+            return;
+        }
         record.user = self.user();
         let counters = &self.reactor.counters;
         counters.transaction(record.outcome, record.rule, record.octets);

@@ -15,13 +15,16 @@ mod admission;
 pub mod auth;
 mod bounded_queue;
 mod buffers;
+mod command_due;
 mod connection;
 mod content;
 pub mod counters;
 mod deadline;
 mod end;
 mod executor;
+mod front;
 mod handshakes;
+mod header_result;
 mod lease;
 mod listener;
 mod local;
@@ -35,6 +38,7 @@ pub mod records;
 mod secret;
 mod secure;
 mod session;
+mod session_end;
 pub mod sources;
 mod transaction;
 mod transport;
@@ -369,9 +373,8 @@ impl Worker {
                     connection.peer_port = peer.port();
                     connection.role = Role::Client(None);
                 });
-                let address = peer.ip().to_canonical();
-                let task = session::session(Rc::clone(&reactor), conn, address, listener);
-                self.executor.begin(conn, Box::pin(task));
+                let task = front::task(&reactor, conn, peer, listener);
+                self.executor.begin(conn, task);
                 self.poll(conn);
             }
             (Ok(_), None) => {

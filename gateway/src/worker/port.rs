@@ -44,6 +44,8 @@ pub enum Question {
         client: IpAddr,
         /// What it said.
         credentials: Arc<Credentials>,
+        /// It comes by a trusted front, whose packets the filter sees: it gets no verdict.
+        is_behind_front: bool,
     },
     /// The worker itself has found wrong what the client said (SCRAM): it is to be counted, and
     /// held back, as a wrong password is. The answer is [`PasswordAnswer::Refused`].
@@ -52,6 +54,8 @@ pub enum Question {
         client: IpAddr,
         /// The name that it gave, in the form in which names are compared.
         name: Box<str>,
+        /// As for a password.
+        is_behind_front: bool,
     },
     /// What comes next in an exchange that Dovecot carries on?
     Sasl {
@@ -61,7 +65,27 @@ pub enum Question {
         is_secured: bool,
         /// What it said.
         said: Said,
+        /// As for a password.
+        is_behind_front: bool,
     },
+}
+
+impl Question {
+    /// Whether it is about a client that comes by a trusted front, and may lead to a verdict.
+    pub fn is_behind_front(&self) -> bool {
+        match self {
+            Self::Password {
+                is_behind_front, ..
+            }
+            | Self::WrongProof {
+                is_behind_front, ..
+            }
+            | Self::Sasl {
+                is_behind_front, ..
+            } => *is_behind_front,
+            Self::Dnsbl(_) => false,
+        }
+    }
 }
 
 /// What a client says in an exchange that another server carries on.
@@ -147,6 +171,8 @@ pub struct Refusal {
     pub client: IpAddr,
     /// The rule that refused it: `dnsbl:ZONE`.
     pub rule: Rule,
+    /// It comes by a trusted front: the filter sees the front's packets, and gets no verdict.
+    pub is_behind_front: bool,
 }
 
 /// What comes out at the control plane's end.
@@ -459,6 +485,7 @@ mod tests {
             let refusal = Refusal {
                 client: [192, 0, 2, 1].into(),
                 rule: Rule::of_zone("a"),
+                is_behind_front: false,
             };
             port.notify(Notice::Refused(refusal));
             assert_eq!(control.load(Ordering::Relaxed), batch);

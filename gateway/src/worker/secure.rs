@@ -95,7 +95,7 @@ impl Session {
         self.secure(due).await?;
         drop(place);
         // Nothing of what was said before holds (RFC 3207 section 4.2).
-        self.helo.clear();
+        self.forget_helo();
         self.identity = None;
         self.channel.is_identified = false;
         self.heard = LastHeard::Other;
@@ -117,7 +117,7 @@ impl Session {
         if reactor.handshaking.get() >= terms.handshakes_max {
             return Some(Rule::TLS_HANDSHAKES);
         }
-        if self.client.is_exempt() {
+        if self.client.is_exempt() || self.is_with_front() {
             return None;
         }
         let source = ClientSource::from(self.client.address);

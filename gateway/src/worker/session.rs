@@ -6,8 +6,7 @@
 //! commands it is a few hundred bytes that wait.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
-use std::net::IpAddr;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -17,14 +16,15 @@ use portcullis_smtp::envelope::Mail;
 use portcullis_smtp::server::{self, Event, Verb};
 
 use super::auth::OpenAuth;
+use super::command_due::ReaderLook;
 use super::connection::{OUTPUT_MAX, Role};
 use super::deadline::Deadline;
 use super::end::End;
+use super::front::{Front, Origin, Peer};
 use super::listener::{Channel, Listener};
 use super::lookup::Listings;
-use super::progress::{Look, next_look};
 use super::reactor::{Reactor, Service};
-use super::records::{Record, SessionRecord, TraceId};
+use super::records::TraceId;
 use super::sources::ClientSource;
 use super::transaction::OpenTransaction;
 use super::users::Sent;
@@ -62,22 +62,24 @@ pub(super) struct Session {
     /// What is known of the client. It is renewed when the configuration changes, and never made
     /// anew from the address alone.
     pub(super) client: policy::Client,
+    /// What is kept if it comes by a trusted front.
+    pub(super) front: Option<Box<Front>>,
     /// Who it has proved to be. Not renewed with the configuration.
     pub(super) identity: Option<Rc<Identity>>,
     /// AUTH, as long as it runs.
     pub(super) auth: Option<Box<OpenAuth>>,
     /// The configuration that the client and the listener are from.
     generation: u32,
-    id: TraceId,
+    pub(super) id: TraceId,
     pub(super) helo: String,
     /// When it began.
-    since: Duration,
+    pub(super) since: Duration,
     /// When the client last got on: a command, or an answer to one.
     pub(super) progress_at: Duration,
     /// When the client's next whole command has to be there.
-    command_due: Duration,
+    pub(super) command_due: Duration,
     /// A client whose time is over and that may be busy with reading is looked at then.
-    look: ReaderLook,
+    pub(super) look: ReaderLook,
     /// The rule that let it in.
     pub(super) admitted: Rule,
     /// Counted in the sessions of this source.
@@ -102,42 +104,39 @@ pub(super) enum LastHeard {
     Other,
 }
 
-/// Whether a client whose time for a command is over is being looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ReaderLook {
-    /// Its time is not over.
-    None,
-    /// The kernel was asked what it has taken.
-    Asked,
-    /// The kernel is asked then.
-    At(Duration),
-}
-
-/// The task of a client's session.
-pub(super) async fn session(
+/// The task of a client's session. (An `async fn` would keep its arguments beside the session.)
+pub(super) fn session(
     reactor: Rc<Reactor>,
     conn: Conn,
-    address: IpAddr,
+    origin: Origin,
     listener: Rc<Listener>,
-) {
-    let mut session = Session::new(reactor, conn, address, listener);
-    let end = match session.dialogue().await {
-        Ok(never) => match never {},
-        Err(end) => session.named(end),
-    };
-    session.end(&end);
+) -> impl Future<Output = ()> {
+    let mut session = Session::new(reactor, conn, origin, listener);
+    async move {
+        let end = match session.dialogue().await {
+            Ok(never) => match never {},
+            Err(end) => session.named(end),
+        };
+        session.end(&end);
+    }
 }
 
 impl Session {
-    fn new(reactor: Rc<Reactor>, conn: Conn, address: IpAddr, listener: Rc<Listener>) -> Self {
-        reactor.counters.session_opened();
+    fn new(reactor: Rc<Reactor>, conn: Conn, origin: Origin, listener: Rc<Listener>) -> Self {
+        if origin.peer != Peer::Check {
+            reactor.counters.session_opened();
+        }
         reactor.sessions.set(reactor.sessions.get() + 1);
         let now = reactor.now.get();
         Self {
             smtp: server::Session::new(),
             heard: LastHeard::Other,
-            channel: Channel::default(),
-            client: reactor.config().policy.client(address),
+            channel: Channel {
+                peer: origin.peer,
+                ..Channel::default()
+            },
+            client: reactor.config().policy.client(origin.address),
+            front: origin.front,
             identity: None,
             auth: None,
             generation: reactor.generation(),
@@ -169,7 +168,8 @@ impl Session {
         }
         let delay = self.limits().greeting_delay;
         // A user's program that talks too soon is not to be turned away for it.
-        let waits = !self.client.is_exempt() && !self.service().is_submission();
+        let is_stranger = !self.client.is_exempt() && !self.is_with_front();
+        let waits = is_stranger && !self.service().is_submission();
         if waits && !delay.is_zero() {
             let due = self.reactor.now.get() + delay;
             poll_fn(|_| self.poll_greeting_due(due)).await?;
@@ -238,6 +238,7 @@ impl Session {
                 session.hello(name, out);
                 None
             }
+            Event::Xclient(command) => session.xclient(command, out).map(Err),
             event => session.common_event(None, &event).map(Err),
         })?;
         match heard {
@@ -361,53 +362,20 @@ impl Session {
         }
     }
 
-    /// The client has `command_timeout` for its next whole command, however it spreads its octets.
-    pub(super) fn expect_command(&mut self) {
-        self.progress_at = self.reactor.now.get();
-        self.command_due = self.progress_at + self.limits().command_timeout;
-        if self.look != ReaderLook::None {
-            self.look = ReaderLook::None;
-            self.reactor.forget_progress(self.conn);
-        }
-    }
-
-    /// Ready when the client's time for its next command is over. It may be busy with reading our
-    /// replies: the kernel is asked what it has taken of them.
-    pub(super) fn poll_command_due<T>(&mut self) -> Poll<Result<T, End>> {
-        let now = self.reactor.now.get();
-        let timeout = self.limits().command_timeout;
-        if let Some((look, unsent)) = self.reactor.polled().look {
-            if look == Look::Moved {
-                self.command_due = now + timeout;
-            }
-            if unsent && (look == Look::First || now < self.command_due) {
-                self.look = ReaderLook::At(now + next_look(timeout));
-            } else if now < self.command_due {
-                self.look = ReaderLook::None;
-            } else {
-                return Poll::Ready(Err(End::Timeout));
-            }
-        }
-        let at = match self.look {
-            ReaderLook::None => self.command_due,
-            ReaderLook::At(at) => at,
-            ReaderLook::Asked => return Poll::Pending,
-        };
-        if Deadline::Command.is_past(&self.reactor, at) {
-            self.look = ReaderLook::Asked;
-            self.reactor.ask_progress(self.conn);
-        }
-        Poll::Pending
-    }
-
     fn hello(&mut self, name: &str, out: &mut Vec<u8>) {
-        name.clone_into(&mut self.helo);
+        if !self.has_named_helo() {
+            name.clone_into(&mut self.helo);
+        }
         let config = self.reactor.config();
         let decision = decide(Stage::Hello, &config.policy, &self.facts());
         self.answer(&decision, out);
     }
 
     fn mail(&mut self, mail: &Mail<'_>, out: &mut Vec<u8>) -> Option<Rc<OpenTransaction>> {
+        if self.is_with_unknown() {
+            self.refuse_unknown(out);
+            return None;
+        }
         let config = self.reactor.config();
         let sender = mail.path.as_ref().map_or("", |path| path.raw);
         let facts = Facts {
@@ -491,43 +459,6 @@ impl Session {
     /// The limits of the sessions of its listener.
     pub(super) fn limits(&self) -> &Limits {
         self.listener.limits()
-    }
-
-    /// Takes part of the session out of everything, and ends the connection once its last reply is
-    /// out.
-    fn end(mut self, end: &End) {
-        let reactor = Rc::clone(&self.reactor);
-        if let Some(words) = end.last_words() {
-            reactor.write(self.conn, |out| words.write(out));
-        }
-        if let Some(source) = self.source.take() {
-            reactor.shared.sources.leave(source);
-        }
-        self.listings.forget(&reactor);
-        self.break_off_auth();
-        reactor.sessions.set(reactor.sessions.get() - 1);
-        reactor.counters.session_closed();
-        let rule = end.rule();
-        if let Some(rule) = rule {
-            reactor.counters.session_ended(rule);
-        }
-        let tls = self.tls_record();
-        let record = SessionRecord {
-            id: self.id,
-            client: self.client.address,
-            user: self.user(),
-            helo: std::mem::take(&mut self.helo).into_boxed_str(),
-            is_refused: rule.is_some() || self.listed.is_some(),
-            rule: rule.or(self.listed).unwrap_or(self.admitted),
-            accepted: self.accepted,
-            refused: self.refused,
-            errors: self.smtp.errors(),
-            octets: self.octets,
-            time: reactor.now.get().saturating_sub(self.since),
-            tls,
-        };
-        reactor.records.push(Record::Session(record));
-        reactor.finish(self.conn, end.ending());
     }
 }
 

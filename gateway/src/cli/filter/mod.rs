@@ -125,6 +125,7 @@ impl Place {
 fn without_lists(file: &Path) -> Result<Config, ExitCode> {
     portcullis::config::load_without_lists(file).map_err(|errors| {
         eprintln!("{errors}");
+        AdminSocket::hint(file);
         ExitCode::from(EXIT_USAGE)
     })
 }

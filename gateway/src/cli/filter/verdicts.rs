@@ -20,7 +20,7 @@ use portcullis::printable::printable;
 
 use self::target::{Target, wanted};
 use self::why::{History, refusals};
-use self::words::{in_words, noted, whom};
+use self::words::{in_words, noted, still_pass, whom};
 use super::super::table::Table;
 use super::super::{EXIT_USAGE, finished};
 use super::{Place, failed};
@@ -120,10 +120,23 @@ struct AddArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A FILE is as for `add`; times and notes in it are ignored. The exit code is 1 if a source on the
+command line has no verdict, or a line of the file is invalid.
+
+Examples:
+  portcullis filter verdicts remove 192.0.2.66 2001:db8:1:2::/64
+  portcullis filter verdicts remove --file attackers.txt")]
 struct RemoveArgs {
     /// The sources; an IPv6 address stands for its /64
-    #[arg(value_name = "IP", value_parser = source, required = true)]
+    #[arg(value_name = "IP", value_parser = source, required_unless_present = "file")]
     sources: Vec<IpNet>,
+    /// Remove the verdicts on all sources in a file, one per line; - is the standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "sources")]
+    file: Option<PathBuf>,
+    /// Print the result for the file as JSON
+    #[arg(long, requires = "file", conflicts_with = "sources")]
+    json: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -244,6 +257,7 @@ fn add(args: &AddArgs) -> Result<ExitCode, ExitCode> {
         evicted,
         mut refused,
         except,
+        granted,
         ..
     } = target.add(vec![wanted(source, args.duration, &args.note)])?;
     let result = match refused.pop() {
@@ -257,6 +271,9 @@ fn add(args: &AddArgs) -> Result<ExitCode, ExitCode> {
         println!("{}", printable(&text));
     } else {
         eprintln!("portcullis filter verdicts: {}", printable(&text));
+    }
+    if !granted.is_empty() {
+        println!("{}", still_pass(&granted));
     }
     if evicted > 0 {
         println!("there was no room: {evicted} learned verdicts of least use were evicted");
@@ -275,8 +292,11 @@ fn add_file(args: &AddArgs, file: &Path) -> Result<ExitCode, ExitCode> {
 }
 
 fn remove(args: &RemoveArgs) -> Result<ExitCode, ExitCode> {
+    if let Some(file) = &args.file {
+        return file::remove(file, args.json, &args.place);
+    }
     let mut code = ExitCode::SUCCESS;
-    let removed = Target::find(&args.place)?.remove(&args.sources)?.removed;
+    let removed = Target::find(&args.place)?.remove(&args.sources)?;
     for (source, removed) in args.sources.iter().zip(removed) {
         if removed {
             println!("{} is let in again", whom(*source));

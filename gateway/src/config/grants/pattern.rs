@@ -1,9 +1,11 @@
 //! Which lines of a log tell of a login, and from which address.
 //!
-//! A line holds words that clients choose, such as the names of users that do not exist. So the
-//! pattern for Dovecot begins at the beginning of the line and lets no `<` come before the name,
-//! which is where the words of clients begin. The regex crate takes time linear in the line,
-//! whatever the pattern.
+//! A line holds words that clients choose: Dovecot logs the names of users that do not exist, and
+//! Postfix, which may write to the same file, what a client sends in place of a command. So the
+//! pattern for Dovecot begins at the beginning of the line. Before the service come only the words
+//! of syslog (a time, a host) and Dovecot's own tag: none with a `<`, where the words of Dovecot's
+//! clients begin, and none that ends in a colon, as the tag of every other program does. The regex
+//! crate takes time linear in the line, whatever the pattern.
 
 use std::net::IpAddr;
 
@@ -11,7 +13,8 @@ use regex::bytes::{Regex, RegexBuilder};
 
 /// Dovecot 2.3 and 2.4: `pop3-login: Login: user=<joe>, method=PLAIN, rip=192.0.2.1, ...`.
 const DOVECOT: &str = concat!(
-    r"^[^<>]*\b(?:pop3|imap|submission|managesieve)-login: (?:Info: )?(?:Login|Logged in): ",
+    r"^(?:[^\s<>]*[^\s<>:] +){0,6}(?:dovecot(?:\[[0-9]+\])?: )?",
+    r"(?:pop3|imap|submission|managesieve)-login: (?:Info: )?(?:Login|Logged in): ",
     r"user=<(?P<user>[^<>]*)>, (?:[a-z]+=[^<>=, ]*, )*rip=(?P<ip>[0-9A-Fa-f.:]+)(?:,|$)",
 );
 /// Bytes of a compiled pattern.
@@ -68,7 +71,7 @@ impl LoginPattern {
         let address = std::str::from_utf8(found.name("ip")?.as_bytes()).ok()?;
         let address: IpAddr = address.parse().ok()?;
         let address = address.to_canonical();
-        if address.is_loopback() || address.is_multicast() || address.is_unspecified() {
+        if !super::Grants::may_have(address) {
             return None;
         }
         let user = found.name("user").map_or(&[][..], |user| user.as_bytes());
@@ -116,6 +119,12 @@ mod tests {
                 "joe",
                 "192.0.2.1",
             ),
+            (
+                "Nov  9 05:00:00 mx dovecot[412]: submission-login: Login: user=<joe>, \
+                 method=PLAIN, rip=192.0.2.1, lip=192.0.2.25",
+                "joe",
+                "192.0.2.1",
+            ),
         ] {
             let expected = Some((user.to_owned(), address.to_owned()));
             assert_eq!(told(line), expected, "{line}");
@@ -132,6 +141,12 @@ mod tests {
             "pop3-login: Disconnected (auth failed): user=<x, pop3-login: Login: user=<a>, \
              method=P, rip=192.0.2.1, lip=1>",
             "auth: passwd-file(<pop3-login: Login: user=<a>, rip=192.0.2.1,): unknown user",
+            "Nov 29 05:00:00 mx postfix/smtpd[7]: warning: non-SMTP command from \
+             unknown[192.0.2.1]: pop3-login: Login: user=<a>, rip=192.0.2.1, x",
+            "Nov 29 05:00:00 mx postfix/smtpd[7]: improper command pipelining after EHLO from \
+             unknown[192.0.2.1]: pop3-login: Login: user=<a>, rip=192.0.2.1, x",
+            "postfix/smtpd[7]: dovecot: pop3-login: Login: user=<a>, rip=192.0.2.1, x",
+            "Nov 29 05:00:00 mx sshd[7]: Invalid user pop3-login: Login: user=<a>, rip=192.0.2.1,",
             "pop3-login: Login: user=<joe>, method=PLAIN, lip=192.0.2.25",
             "pop3-login: Login: user=<joe>, method=PLAIN, rip=127.0.0.1, lip=127.0.0.1",
             "pop3-login: Login: user=<joe>, method=PLAIN, rip=1:2, lip=127.0.0.1",

@@ -53,12 +53,21 @@ impl fmt::Display for Caller {
     }
 }
 
+impl Caller {
+    /// Whether it may change the gate, and read what is private.
+    pub(super) fn is_trusted(&self) -> bool {
+        matches!(self, Self::Peer { .. } | Self::Token(_))
+    }
+}
+
 /// Who may change this gate.
 #[derive(Clone, Default)]
 pub(in super::super) struct Access {
     /// Users besides root and the gate's own.
     uids: Vec<u32>,
     gids: Vec<u32>,
+    /// The user and the group that a user namespace shows in place of all that it does not map.
+    unmapped: (Option<u32>, Option<u32>),
     token: Option<Token>,
     /// For the advice in a refusal.
     socket: Option<PathBuf>,
@@ -86,6 +95,7 @@ impl Access {
         Ok(Self {
             uids: uids.collect::<Result<_, _>>()?,
             gids: gids.collect::<Result<_, _>>()?,
+            unmapped: (unmapped("uid"), unmapped("gid")),
             token: token.transpose()?,
             socket: admin.socket.clone(),
         })
@@ -110,11 +120,12 @@ impl Access {
     /// Who is not admitted.
     pub(super) fn admit(&self, uid: u32, gid: u32) -> Result<Caller, Caller> {
         let user = unistd::User::from_uid(Uid::from_raw(uid)).ok().flatten();
-        let is_admitted = uid == 0
-            || uid == unistd::geteuid().as_raw()
-            || self.uids.contains(&uid)
-            || self.gids.contains(&gid)
-            || user.as_ref().is_some_and(|user| self.has_group_of(user));
+        let is_admitted = self.unmapped.0 != Some(uid)
+            && (uid == 0
+                || uid == unistd::geteuid().as_raw()
+                || self.uids.contains(&uid)
+                || (self.gids.contains(&gid) && self.unmapped.1 != Some(gid))
+                || user.as_ref().is_some_and(|user| self.has_group_of(user)));
         let peer = Caller::Peer {
             uid,
             name: user.map(|user| user.name),
@@ -153,7 +164,7 @@ impl Access {
     /// Why not, and how it could.
     pub(super) fn permits_changes(&self, caller: &Caller) -> Result<(), String> {
         let why_not = match caller {
-            Caller::Peer { .. } | Caller::Token(_) => return Ok(()),
+            caller if caller.is_trusted() => return Ok(()),
             Caller::WrongToken(_) if self.token.is_some() => {
                 return Err("that is not the token in `admin_token_file`".to_owned());
             }
@@ -161,7 +172,7 @@ impl Access {
                 "a change needs the header `Authorization: Bearer TOKEN`, with the token in \
                  `admin_token_file`"
             }
-            Caller::WrongToken(_) | Caller::Unknown(_) => {
+            _ => {
                 "nothing can be changed at this address: set `admin_token_file` for it (on the \
                  loopback)"
             }
@@ -180,6 +191,26 @@ impl Token {
         let differs = token.iter().zip(said).fold(0, |sum, (a, b)| sum | (a ^ b));
         token.len() == said.len() && std::hint::black_box(differs) == 0
     }
+}
+
+/// The number that stands for all users (`uid`) or groups (`gid`) that this process's user
+/// namespace does not map; `None` if it maps all (user_namespaces(7)).
+fn unmapped(kind: &str) -> Option<u32> {
+    let map = std::fs::read_to_string(format!("/proc/self/{kind}_map")).ok();
+    let number = std::fs::read_to_string(format!("/proc/sys/kernel/overflow{kind}")).ok();
+    unmapped_in(map.as_deref(), number.as_deref())
+}
+
+fn unmapped_in(map: Option<&str>, number: Option<&str>) -> Option<u32> {
+    /// Of a kernel that is not told otherwise.
+    const USUAL: u32 = 65_534;
+
+    let is_all = |map: &str| map.split_whitespace().eq(["0", "0", "4294967295"]);
+    if map.is_some_and(is_all) {
+        return None;
+    }
+    let number = number.and_then(|number| number.trim().parse().ok());
+    Some(number.unwrap_or(USUAL))
 }
 
 fn uid_of(name: &str) -> Result<u32, Error> {
@@ -284,6 +315,24 @@ mod tests {
         assert!(access.admit(54_322, 54_400).is_ok(), "a group");
         let stranger = access.admit(54_322, 54_321).unwrap_err();
         assert_eq!(stranger.to_string(), "uid 54322");
+    }
+
+    #[test]
+    fn a_user_that_the_namespace_does_not_map_is_not_the_one_that_it_is_shown_as() {
+        let all = Some("         0          0 4294967295\n");
+        let some = Some("         0     100000      65536\n");
+        assert_eq!(unmapped_in(all, Some("65534\n")), None);
+        assert_eq!(unmapped_in(some, Some("65533\n")), Some(65_533));
+        assert_eq!(unmapped_in(None, None), Some(65_534));
+        let mut access = Access {
+            uids: vec![65_534],
+            gids: vec![65_534],
+            ..Access::default()
+        };
+        assert!(access.admit(65_534, 65_534).is_ok(), "all users are mapped");
+        access.unmapped = (Some(65_534), Some(65_534));
+        assert!(access.admit(65_534, 1).is_err(), "the user");
+        assert!(access.admit(54_322, 65_534).is_err(), "the group");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::super::Control;
 use super::super::grants::{Grants, now};
 use super::caller::Caller;
 use super::commands::{Done, NotDone};
+use crate::config;
 
 /// How long a grant of an operator can hold.
 pub const DURATIONS: RangeInclusive<Duration> =
@@ -84,8 +85,12 @@ pub(super) fn add_at(control: &Control, request: &Add, by: &Caller) -> Result<Do
         return Err(NotDone::new(StatusCode::BAD_REQUEST, why));
     }
     let address = request.address.to_canonical();
+    if !config::Grants::may_have(address) {
+        let why = format!("{address} is no address of a client");
+        return Err(NotDone::new(StatusCode::BAD_REQUEST, why));
+    }
     let by = format!("operator {by}");
-    let added = grants.add(address, time, &by, true).map_err(|_| {
+    let added = grants.add(address, time, &by, true, now()).map_err(|_| {
         let why = "there are as many grants as grants.max allows";
         NotDone::new(StatusCode::INSUFFICIENT_STORAGE, why)
     })?;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use hyper::server::conn::http1;
@@ -21,7 +21,7 @@ use tokio::time;
 use super::super::user::User;
 use super::super::{Control, Error};
 use super::caller::{Access, Caller};
-use super::{FOLLOWERS_MAX, answer, socket};
+use super::{FOLLOWERS_MAX, answer, host, socket};
 use crate::config::Admin;
 
 /// Connections at a time.
@@ -46,7 +46,7 @@ impl Held {
     /// Opens the endpoints, which may need privileges that are given up afterwards.
     ///
     /// # Errors
-    /// An address or socket that cannot be had; a user, group or token that cannot be used.
+    /// An address or socket at which it cannot listen; a user, group or token that cannot be used.
     pub(in super::super) fn take(admin: &Admin, user: Option<&User>) -> Result<Self, Error> {
         let access = Access::of(admin)?;
         let socket = admin.socket.as_deref();
@@ -86,6 +86,11 @@ impl Listeners {
     /// Where HTTP is served.
     pub(in super::super) fn address(&self) -> Option<SocketAddr> {
         self.address.as_ref()?.local_addr().ok()
+    }
+
+    /// Whether a client can ask anything.
+    pub(in super::super) fn serves(&self) -> bool {
+        self.address.is_some() || self.socket.is_some()
     }
 
     /// Answers for as long as the gate runs.
@@ -173,11 +178,13 @@ async fn admit(endpoint: &Arc<Endpoint>, mut stream: UnixStream) -> Option<(Unix
     match judged.await.ok()? {
         Ok(caller) => Some((stream, Peer::Admitted(caller))),
         Err(caller) => {
-            let by = caller.to_string();
-            tracing::warn!(
-                by,
-                "refused at the admin socket: neither admin_users nor admin_groups"
-            );
+            if let Some(number) = endpoint.control.refused.count(Instant::now()) {
+                tracing::warn!(
+                    by = %caller,
+                    number,
+                    "refused at the admin socket: neither admin_users nor admin_groups"
+                );
+            }
             let text = format!(
                 "{caller} may not give this gate commands: `admin_users` and `admin_groups` in \
                  its configuration say who may\n"
@@ -235,6 +242,17 @@ where
 }
 
 impl Peer {
+    /// Whether a request with these headers is for this gate, and not for a name that a stranger
+    /// has pointed at the loopback.
+    pub(super) fn means_this_gate(&self, control: &Control, headers: &HeaderMap) -> bool {
+        match self {
+            Self::Client(from) if from.ip().to_canonical().is_loopback() => {
+                host::is_ours(headers, &control.shared.config.load().hostname)
+            }
+            Self::Client(_) | Self::Admitted(_) => true,
+        }
+    }
+
     /// Who sends a request with these headers.
     pub(super) fn caller(self, access: &Access, headers: &HeaderMap) -> Caller {
         match self {

@@ -5,16 +5,18 @@
 //! each verdict is one element of a map: what was done before an error of the kernel stays, and
 //! the same request again does no harm.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::StatusCode;
 use ipnet::IpNet;
+use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
 
 use super::super::Control;
 use super::commands::{Done, NotDone};
-use crate::filter::{self, AddResult, Cause, Exemption, NewVerdict, Verdicts};
+use crate::filter::{self, AddResult, Cause, Exemption, NewVerdict, Verdicts, verdict_network};
 use crate::lists::Compiled;
 
 /// Sources in one request, at most. More are several requests.
@@ -64,6 +66,9 @@ pub struct Added {
     pub refused: Vec<Refused>,
     /// The exempt parts of the source, if it is the only one.
     pub except: Vec<Exemption>,
+    /// Addresses of the sources that have a grant, and pass until it ends.
+    #[serde(default)]
+    pub granted: Vec<IpAddr>,
 }
 
 /// A source that is exempt from verdicts.
@@ -121,6 +126,7 @@ pub fn add(
 ) -> Result<Added, filter::Error> {
     let evicted = verdicts.evicted()?;
     let mut all = Added::default();
+    let mut kept_out = FxHashSet::default();
     for (index, one) in wanted.iter().enumerate() {
         let new = NewVerdict {
             source: one.source,
@@ -131,11 +137,21 @@ pub fn add(
         match verdicts.add(&new, lists)? {
             AddResult::Added => all.added += 1,
             AddResult::Renewed | AddResult::Kept => all.renewed += 1,
-            AddResult::NoRoom => all.no_room += 1,
-            AddResult::Refused(exemption) => all.refused.push(Refused { index, exemption }),
+            AddResult::NoRoom => {
+                all.no_room += 1;
+                continue;
+            }
+            AddResult::Refused(exemption) => {
+                all.refused.push(Refused { index, exemption });
+                continue;
+            }
         }
+        kept_out.insert(verdict_network(one.source.addr()));
     }
     all.evicted = verdicts.evicted()?.saturating_sub(evicted);
+    all.granted = verdicts.granted()?;
+    all.granted
+        .retain(|address| kept_out.contains(&verdict_network(*address)));
     if let [one] = wanted {
         all.except = verdicts.exceptions(one.source.addr(), lists)?;
     }
@@ -147,10 +163,9 @@ pub fn add(
 /// # Errors
 /// Those of the kernel.
 pub fn remove(verdicts: &Verdicts, sources: &[IpNet]) -> Result<Removed, filter::Error> {
-    let removed = sources.iter().map(|source| verdicts.remove(source.addr()));
-    Ok(Removed {
-        removed: removed.collect::<Result<_, _>>()?,
-    })
+    let addresses: Vec<_> = sources.iter().map(IpNet::addr).collect();
+    let removed = verdicts.remove_all(&addresses)?;
+    Ok(Removed { removed })
 }
 
 pub(super) fn add_at(control: &Control, request: &Add) -> Result<Done, NotDone> {

@@ -22,7 +22,7 @@ use crate::auth::attempts::Attempts;
 use crate::auth::dovecot::Attempt;
 use crate::auth::{Credentials, name_key};
 use crate::config::{Auth, FilterMode};
-use crate::filter::{Cause, NewVerdict, Verdicts};
+use crate::filter::{Cause, NewVerdict, Verdicts, verdict_network};
 use crate::printable::printable;
 use crate::worker::port::{Ask, Conversation, LookupAnswer, PasswordAnswer, Said};
 
@@ -190,7 +190,7 @@ impl Inner {
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         let consequence = attempts.wrong(client, name, now);
         drop(attempts);
-        if consequence.has_had_its_fill {
+        if consequence.has_had_its_fill && !ask.question.is_behind_front() {
             self.keep_out(client);
         }
         let delay = consequence.delay.saturating_sub(since.elapsed());
@@ -215,10 +215,14 @@ impl Inner {
         }
     }
 
-    /// Has the filter drop a source that guesses at passwords. Local networks and permit lists are
-    /// spared by the filter itself.
+    /// Has the filter drop a source that guesses at passwords, unless it is a trusted front. Local
+    /// networks and permit lists are spared by the filter itself.
     fn keep_out(&self, client: IpAddr) {
         let config = self.control.shared.config.load_full();
+        if config.has_front_in(verdict_network(client)) {
+            tracing::warn!(%client, "many wrong passwords; no verdict: it is a trusted front");
+            return;
+        }
         let filter = config.filter.as_ref();
         let is_enforced = filter.is_some_and(|filter| filter.mode == FilterMode::Enforce);
         let Some(verdicts) = self.verdicts.as_ref().filter(|_| is_enforced) else {

@@ -79,10 +79,13 @@ impl Scene {
                 Question::Password {
                     client,
                     credentials,
+                    ..
                 } => {
                     self.passwords.check(client, credentials, ask);
                 }
-                Question::WrongProof { client, name } => self.passwords.wrong(client, &name, ask),
+                Question::WrongProof { client, name, .. } => {
+                    self.passwords.wrong(client, &name, ask);
+                }
                 question => panic!("{question:?}"),
             }
         }
@@ -99,6 +102,7 @@ impl Scene {
         self.ask(Question::Password {
             client: CLIENT,
             credentials,
+            is_behind_front: false,
         })
         .await
     }
@@ -129,6 +133,7 @@ async fn a_wrong_proof_of_scram_counts_with_wrong_passwords() {
     let proof = || Question::WrongProof {
         client: CLIENT,
         name: "alice".into(),
+        is_behind_front: false,
     };
     for _ in 0..3 {
         let (answer, took) = scene.ask(proof()).await;
@@ -155,7 +160,8 @@ fn a_question_about_a_password_does_not_show_it() {
         "{:?}",
         Question::Password {
             client,
-            credentials
+            credentials,
+            is_behind_front: false
         }
     );
     assert!(

@@ -8,12 +8,15 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::table::{Grant, Table};
+use super::BY_MAX;
+use super::table::Grant;
 
 /// The name of the file in `state_dir`.
 pub(super) const FILE: &str = "grants.json";
-/// A file of the greatest number of grants is smaller.
-const BYTES_MAX: u64 = 64 << 20;
+/// What the name of a file begins with that is not whole yet.
+const BEGUN: &str = ".grants-";
+/// A file of 65,536 grants is smaller: JSON writes a control character in six bytes.
+const BYTES_MAX: u64 = 65_536 * (6 * BY_MAX as u64 + 256);
 
 #[derive(Serialize, Deserialize)]
 struct File {
@@ -52,7 +55,11 @@ pub(super) fn read(path: &Path, now: u64) -> Vec<(IpAddr, Grant)> {
 fn in_force(file: File, now: u64) -> Vec<(IpAddr, Grant)> {
     let grants = file.grants.into_iter().map(|Entry { address, mut grant }| {
         // If the clock was set back meanwhile, it holds for no longer than it was added for.
-        let time = grant.until.saturating_sub(grant.since);
+        let time = match grant.seconds {
+            // A version that did not keep it.
+            0 => grant.until.saturating_sub(grant.since),
+            seconds => seconds,
+        };
         grant.since = grant.since.min(now);
         grant.until = grant.until.min(now.saturating_add(time));
         (address.to_canonical(), grant)
@@ -61,11 +68,10 @@ fn in_force(file: File, now: u64) -> Vec<(IpAddr, Grant)> {
 }
 
 /// The content of the file.
-pub(super) fn text(table: &Table) -> Vec<u8> {
-    let grants = table.iter().map(|(address, grant)| Entry {
-        address,
-        grant: grant.clone(),
-    });
+pub(super) fn text(grants: Vec<(IpAddr, Grant)>) -> Vec<u8> {
+    let grants = grants
+        .into_iter()
+        .map(|(address, grant)| Entry { address, grant });
     let file = File {
         grants: grants.collect(),
     };
@@ -77,7 +83,7 @@ pub(super) fn text(table: &Table) -> Vec<u8> {
 pub(super) fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
-        .prefix(".grants-")
+        .prefix(BEGUN)
         .tempfile_in(directory)?;
     file.write_all(text)?;
     file.as_file().sync_all()?;
@@ -85,14 +91,30 @@ pub(super) fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes what a gate that was killed has begun to write.
+pub(super) fn remove_stale(directory: &Path) {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries {
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(BEGUN.as_bytes())
+        {
+            // One that stays costs room, and no more.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn grant(since: u64, until: u64) -> Grant {
+    fn grant(since: u64, until: u64, seconds: u64) -> Grant {
         Grant {
             since,
             until,
+            seconds,
             by: "user \"joe\"\n".to_owned(),
         }
     }
@@ -102,15 +124,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(FILE);
         assert_eq!(read(&path, 0), []);
-        let mut table = Table::new(8);
         let addresses: [IpAddr; 2] = ["192.0.2.1", "2001:db8::1"].map(|text| text.parse().unwrap());
-        table.add(addresses[0], grant(50, 100));
-        table.add(addresses[1], grant(50, 200));
-        write(&path, &text(&table)).unwrap();
+        let grants = vec![
+            (addresses[0], grant(50, 100, 50)),
+            // Renewed at 80.
+            (addresses[1], grant(50, 200, 120)),
+        ];
+        write(&path, &text(grants)).unwrap();
         assert_eq!(read(&path, 99).len(), 2);
-        assert_eq!(read(&path, 100), [(addresses[1], grant(50, 200))]);
+        assert_eq!(read(&path, 100), [(addresses[1], grant(50, 200, 120))]);
         let set_back = read(&path, 10);
-        assert_eq!(set_back[1], (addresses[1], grant(10, 160)), "for no longer");
+        let expected = (addresses[1], grant(10, 130, 120));
+        assert_eq!(
+            set_back[1], expected,
+            "for no longer than it was renewed for"
+        );
         let names = fs::read_dir(directory.path()).unwrap().count();
         assert_eq!(names, 1, "nothing is left beside it");
     }

@@ -10,6 +10,8 @@ pub struct Lines {
     begun: Vec<u8>,
     /// It is too long already.
     is_long: bool,
+    /// Its beginning was not read.
+    is_rest: bool,
     /// Lines that were too long.
     long: u64,
 }
@@ -20,6 +22,9 @@ impl Lines {
         while let Some(end) = memchr::memchr(b'\n', bytes) {
             let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
             bytes = rest;
+            if std::mem::take(&mut self.is_rest) {
+                continue;
+            }
             if self.is_long || self.begun.len() + line.len() > LINE_MAX {
                 self.long += 1;
             } else if self.begun.is_empty() {
@@ -31,6 +36,9 @@ impl Lines {
             self.begun.clear();
             self.is_long = false;
         }
+        if self.is_rest {
+            return;
+        }
         if self.is_long || self.begun.len() + bytes.len() > LINE_MAX {
             self.is_long = true;
             self.begun.clear();
@@ -39,10 +47,17 @@ impl Lines {
         }
     }
 
-    /// Forgets the line that has begun: the file was replaced or truncated.
+    /// Forgets the line that has begun: the file was truncated.
     pub fn reset(&mut self) {
         self.begun.clear();
         self.is_long = false;
+        self.is_rest = false;
+    }
+
+    /// Leaves out all up to the next end of a line: the bytes to come begin within one.
+    pub fn skip_rest(&mut self) {
+        self.reset();
+        self.is_rest = true;
     }
 
     /// How many lines were too long since this was asked last.
@@ -68,6 +83,16 @@ mod tests {
             lines.feed(&text[cut..], |line| given.push(line.to_vec()));
             assert_eq!(given, [&b"one"[..], b"", b"two"], "{cut}");
         }
+    }
+
+    #[test]
+    fn the_rest_of_a_line_is_no_line() {
+        let (mut lines, mut given) = (Lines::default(), Vec::new());
+        lines.skip_rest();
+        for piece in [&b"192.0"[..], b".2.1", b"\nwhole\n"] {
+            lines.feed(piece, |line| given.push(line.to_vec()));
+        }
+        assert_eq!((given, lines.take_long()), (vec![b"whole".to_vec()], 0));
     }
 
     #[test]

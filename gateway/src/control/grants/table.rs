@@ -12,6 +12,9 @@ pub(in super::super) struct Grant {
     pub(in super::super) since: u64,
     /// When it ends, in seconds since 1970.
     pub(in super::super) until: u64,
+    /// For how many seconds it was added or renewed last; 0: not known.
+    #[serde(default)]
+    pub(in super::super) seconds: u64,
     /// Who wanted it: an operator, or a user of the POP server.
     pub(in super::super) by: String,
 }
@@ -105,6 +108,7 @@ mod tests {
         Grant {
             since: 1,
             until,
+            seconds: 1,
             by: String::new(),
         }
     }

@@ -1,4 +1,4 @@
-//! `portcullis filter verdicts add --file`: many sources at once, one per line.
+//! `portcullis filter verdicts add --file` and `remove --file`: many sources at once, one per line.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -67,6 +67,8 @@ struct Summary {
     invalid: u64,
     /// Learned verdicts that were evicted to make room.
     given_up: u64,
+    /// Addresses that have a grant, and pass until it ends.
+    granted: u64,
     /// The first refused sources.
     refused_sources: Vec<Refused>,
     /// The first invalid lines.
@@ -84,14 +86,8 @@ pub(super) struct Options<'a> {
 
 /// Adds the verdicts of a file. Invalid lines are reported, and the others are added.
 pub(super) fn add(options: &Options<'_>) -> Result<ExitCode, ExitCode> {
-    let name = match options.file.to_str() {
-        Some("-") => "standard input".to_owned(),
-        _ => options.file.display().to_string(),
-    };
-    let text = read(options.file).map_err(|error| {
-        eprintln!("portcullis filter verdicts: cannot read {name}: {error}");
-        ExitCode::FAILURE
-    })?;
+    let name = name_of(options.file);
+    let text = read_or_say(options.file, &name)?;
     let mut summary = Summary::default();
     let wanted = parse(&text, &mut summary);
     add_all(options, &wanted, &mut summary)?;
@@ -100,6 +96,66 @@ pub(super) fn add(options: &Options<'_>) -> Result<ExitCode, ExitCode> {
     Ok(if all_well {
         ExitCode::SUCCESS
     } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What became of the verdicts to remove.
+#[derive(Debug, Default, Serialize)]
+struct Removal {
+    removed: u64,
+    /// Sources that had none, or not any more.
+    without_verdict: u64,
+    /// Invalid lines.
+    invalid: u64,
+    /// The first invalid lines.
+    invalid_lines: Vec<Invalid>,
+}
+
+/// Removes the verdicts on the sources of a file, whatever time and note a line has. Invalid lines
+/// are reported, and the others are carried out.
+pub(super) fn remove(file: &Path, json: bool, place: &Place) -> Result<ExitCode, ExitCode> {
+    let name = name_of(file);
+    let text = read_or_say(file, &name)?;
+    let mut summary = Summary::default();
+    let sources: Vec<IpNet> = parse(&text, &mut summary)
+        .iter()
+        .map(|line| line.source)
+        .collect();
+    let removed = Target::find(place)?.remove(&sources)?;
+    let number = removed.iter().filter(|removed| **removed).count();
+    let removal = Removal {
+        removed: number as u64,
+        without_verdict: (removed.len() - number) as u64,
+        invalid: summary.invalid,
+        invalid_lines: summary.invalid_lines,
+    };
+    if json {
+        let text = serde_json::to_string_pretty(&removal).map_err(|_| ExitCode::FAILURE)?;
+        println!("{text}");
+    } else {
+        report_invalid(&printable(&name), &removal.invalid_lines, removal.invalid);
+        println!(
+            "{} removed, {} had none",
+            removal.removed, removal.without_verdict
+        );
+    }
+    Ok(match removal.invalid {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn name_of(file: &Path) -> String {
+    match file.to_str() {
+        Some("-") => "standard input".to_owned(),
+        _ => file.display().to_string(),
+    }
+}
+
+fn read_or_say(file: &Path, name: &str) -> Result<String, ExitCode> {
+    read(file).map_err(|error| {
+        eprintln!("portcullis filter verdicts: cannot read {name}: {error}");
         ExitCode::FAILURE
     })
 }
@@ -201,6 +257,7 @@ impl Summary {
         self.renewed += result.renewed;
         self.without_room += result.no_room;
         self.given_up += result.evicted;
+        self.granted += result.granted.len() as u64;
         self.refused += result.refused.len() as u64;
         for refused in result.refused {
             if self.refused_sources.len() == REPORTED_MAX {
@@ -223,11 +280,7 @@ fn report(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()
         println!("{}", serde_json::to_string_pretty(summary)?);
         return Ok(());
     }
-    for invalid in &summary.invalid_lines {
-        let Invalid { line, text, reason } = invalid;
-        eprintln!("{file}:{line}: {reason}: {text}");
-    }
-    more(file, "are invalid", summary.invalid);
+    report_invalid(file, &summary.invalid_lines, summary.invalid);
     for refused in &summary.refused_sources {
         let (network, reason) = (refused.exemption.network(), refused.exemption.reason());
         eprintln!(
@@ -245,6 +298,12 @@ fn report(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()
             summary.given_up
         );
     }
+    if summary.granted > 0 {
+        println!(
+            "{} addresses have a grant and still pass: `portcullis grant list`",
+            summary.granted
+        );
+    }
     if summary.without_room > 0 {
         eprintln!(
             "portcullis filter verdicts: {} not added: {}",
@@ -252,6 +311,13 @@ fn report(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()
         );
     }
     Ok(())
+}
+
+fn report_invalid(file: &str, first: &[Invalid], number: u64) {
+    for Invalid { line, text, reason } in first {
+        eprintln!("{file}:{line}: {reason}: {text}");
+    }
+    more(file, "are invalid", number);
 }
 
 /// Prints how many there were beyond those reported one by one.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portcullis::control::admin::verdicts::{
-    self, Add, Added, Flush, Flushed, NOTE_MAX, Remove, Removed, Wanted,
+    self, Add, Added, Flush, Flushed, NOTE_MAX, Remove, Removed, SOURCES_MAX, Wanted,
 };
 use portcullis::control::ask;
 use portcullis::filter::{self, VerdictStatus, Verdicts};
@@ -47,14 +47,20 @@ impl<'a> Target<'a> {
         })
     }
 
-    pub(super) fn remove(&mut self, sources: &[IpNet]) -> Result<Removed, ExitCode> {
-        let request = Remove {
-            pin_path: Some(self.pin_path.clone()),
-            sources: sources.to_vec(),
-        };
-        self.change("/api/verdicts/remove", &request, |maps| {
-            verdicts::remove(maps, &request.sources)
-        })
+    /// Removes verdicts, in as many requests as it takes. Gives for each source whether it had one.
+    pub(super) fn remove(&mut self, sources: &[IpNet]) -> Result<Vec<bool>, ExitCode> {
+        let mut all = Vec::with_capacity(sources.len());
+        for sources in sources.chunks(SOURCES_MAX) {
+            let request = Remove {
+                pin_path: Some(self.pin_path.clone()),
+                sources: sources.to_vec(),
+            };
+            let Removed { removed } = self.change("/api/verdicts/remove", &request, |maps| {
+                verdicts::remove(maps, &request.sources)
+            })?;
+            all.extend(removed);
+        }
+        Ok(all)
     }
 
     pub(super) fn flush(&mut self) -> Result<Flushed, ExitCode> {
