@@ -78,7 +78,8 @@ pub(super) static KEYS: KeyTable = KeyTable {
             "tls",
             Form::Word {
                 default: Absent::Varies(
-                    "with a `[tls]` `\"starttls\"`, for submissions `\"implicit\"`; otherwise `\"off\"`",
+                    "with a `[tls]` `\"starttls\"`, for submissions `\"implicit\"`; \
+                     otherwise `\"off\"`",
                 ),
                 words: &[
                     ("off", "none"),
