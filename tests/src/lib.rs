@@ -6,8 +6,8 @@
 //! - [`dialogue`]: their client, SMTP over a socket, line by line;
 //! - [`receiver`], [`postfix`], [`name_server`]: their peers, which are a next hop that follows a
 //!   script, `smtp-source` and `smtp-sink`, and a DNS server;
-//! - [`dovecot`]: a real one, that knows users; [`users`]: a user file; [`mail_server`]: a Postfix as
-//!   next hop;
+//! - [`dovecot`]: a real one, that knows users; [`users`]: a user file; [`mail_server`]: a Postfix
+//!   as next hop;
 //! - [`syn`]: single SYNs, made by hand;
 //! - [`wait`], [`machine`]: waiting with a bound; free ports and open files.
 //!

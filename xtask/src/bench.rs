@@ -19,8 +19,8 @@ pub(crate) enum Bench {
     Relay(Box<relay::Options>),
     /// Memory of the gateway per idle session: greeted, after EHLO, after MAIL
     Idle(Box<idle::Options>),
-    /// Sessions under STARTTLS beside nginx's mail proxy: CPU per handshake and per message, the time
-    /// of other sessions under a flood of handshakes, memory of an idle session
+    /// Sessions under STARTTLS beside nginx's mail proxy: CPU per handshake and per message, the
+    /// time of other sessions under a flood of handshakes, memory of an idle session
     Tls(Box<tls::Options>),
     /// Instructions of a worker per session, message, recipient and command, also beside another
     /// build

@@ -1,5 +1,5 @@
-//! XCLIENT of a mail proxy, on virtual time: each client that it names has a session of its own, and
-//! nothing of the one before.
+//! XCLIENT of a mail proxy, on virtual time: each client that it names has a session of its own,
+//! and nothing of the one before.
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
