@@ -237,7 +237,7 @@ mod tests {
         symlink(&other, &path).unwrap();
         assert!(give(&path, me, None).is_err(), "a symbolic link");
         fs::remove_file(&path).unwrap();
-        let _theirs = UnixListener::bind(&other.with_extension("sock")).unwrap();
+        let _theirs = UnixListener::bind(other.with_extension("sock")).unwrap();
         fs::hard_link(other.with_extension("sock"), &path).unwrap();
         assert!(give(&path, me, None).is_err(), "another name of a socket");
         fs::remove_file(&path).unwrap();
