@@ -7,7 +7,7 @@
 //!
 //! That a password cannot be checked now is never the client's fault: 454, and it tries again. What
 //! an exchange holds is wiped with it; what holds the octets as they came is wiped by
-//! [`secret`](super::secret).
+//! `secret.rs`.
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -28,9 +28,9 @@ const ROTATION_MAX: Duration = Duration::from_secs(60);
 /// A file or FIFO.
 pub(super) struct Log<'a> {
     path: &'a Path,
-    open: Option<Open>,
+    open: Option<OpenLog>,
     /// The file that had the name before, and when another got it.
-    previous: Option<(Open, Instant)>,
+    previous: Option<(OpenLog, Instant)>,
     /// There was no file of this name: one that appears is new.
     was_absent: bool,
     /// Since when there is a file that cannot be opened.
@@ -40,7 +40,7 @@ pub(super) struct Log<'a> {
 }
 
 /// An open file.
-struct Open {
+struct OpenLog {
     file: File,
     about: Metadata,
     lines: Lines,
@@ -111,7 +111,7 @@ impl<'a> Log<'a> {
 
     /// Opens the file that has the name now, and reads it.
     fn open_new(&mut self, reader: &mut Reader<'_>, now: Instant) -> io::Result<()> {
-        let opened = Open::at(self.path);
+        let opened = OpenLog::open(self.path);
         let mut new = opened.inspect_err(|_| {
             self.closed_since.get_or_insert(now);
         })?;
@@ -128,8 +128,8 @@ impl<'a> Log<'a> {
     }
 }
 
-impl Open {
-    fn at(path: &Path) -> io::Result<Self> {
+impl OpenLog {
+    fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             // The open of a FIFO would wait for a writer.
@@ -153,7 +153,7 @@ impl Open {
     /// Opens the same file once more, at the place where it was read to.
     fn open_again(&mut self, path: &Path) -> io::Result<()> {
         let position = self.file.stream_position()?;
-        let mut again = Self::at(path)?;
+        let mut again = Self::open(path)?;
         if self.is(&again.about) {
             again.file.seek(SeekFrom::Start(position))?;
             self.file = again.file;
