@@ -184,10 +184,13 @@ pub(super) fn read(
     let tls = Tls::read(s);
     let login = login(s, read_files);
     if next_hops.contains(&NextHop::Discard) {
-        for key in ["send_client", "tls", "auth"]
-            .into_iter()
-            .filter(|key| s.has(key))
-        {
+        // What `check` prints says the defaults, and is good.
+        let demanded = [
+            ("send_client", send_client != SendClient::No),
+            ("tls", tls.mode == NextHopTls::Required),
+            ("auth", s.has("auth")),
+        ];
+        for (key, _) in demanded.into_iter().filter(|(_, is_demanded)| *is_demanded) {
             let message = format!("`{key}` is of no use: \"discard\" is no server");
             s.document.error(&s.span_of(key), message);
         }
@@ -293,7 +296,8 @@ impl Tls {
                 s.document.error(&s.span_of(key), message);
             }
         };
-        if mode != NextHopTls::Opportunistic {
+        // The defaults may be written, as `check` does.
+        if mode != NextHopTls::Opportunistic && !falls_back {
             only("tls_fallback", "opportunistic");
         }
         if mode != NextHopTls::Required {
@@ -301,7 +305,10 @@ impl Tls {
             verifying.into_iter().for_each(|key| only(key, "required"));
         }
         if mode == NextHopTls::Off {
-            let with_tls = ["tls_min_version", "tls_certificate", "tls_key"];
+            if min_version.is_some_and(|version| version != MinVersion::default()) {
+                only("tls_min_version", "required");
+            }
+            let with_tls = ["tls_certificate", "tls_key"];
             with_tls.into_iter().for_each(|key| only(key, "required"));
         }
         if s.is_empty_list("tls_fingerprints") {
@@ -440,7 +447,7 @@ fn login(s: &mut Section<'_, '_>, read_files: bool) -> Option<Arc<Login>> {
     let file = path(&mut auth, "password_file");
     let span = auth.span_of("password_file");
     let document = auth.document;
-    auth.finish();
+    auth.finish_within(s);
     let (user, file) = user.zip(file)?;
     if !read_files {
         return None;

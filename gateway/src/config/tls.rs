@@ -232,7 +232,7 @@ pub(super) fn read(mut s: Section<'_, '_>, read_files: bool) -> Option<Tls> {
     let mut others = Vec::new();
     for mut table in s.tables("also") {
         others.extend(key_files(&mut table));
-        table.finish();
+        table.finish_within(&mut s);
     }
     let known = read_clients(s.tables("client"));
     let versions = [("1.2", MinVersion::Tls12), ("1.3", MinVersion::Tls13)];
