@@ -520,6 +520,24 @@ fn a_handshake_of_single_octets_ends_in_time_and_others_are_served_meanwhile() -
 }
 
 #[test]
+fn a_front_says_who_the_client_is_before_the_handshake() -> Result<()> {
+    let scene = Scene::with_listener("proxy_protocol_from = [\"127.0.0.1\"]", "")?;
+    let mut stream = scene.gate.tcp(scene.implicit())?;
+    stream.write_all(b"PROXY TCP4 203.0.113.9 192.0.2.1 4711 465\r\n")?;
+    let mut client = TlsClient::connect(stream, &scene.client, "gate.example")?;
+    let greeting = client.reply()?;
+    ensure!(greeting.starts_with("220 gate.example"), "{greeting}");
+    client.expect("EHLO behind.example", "250-")?;
+    client.expect("MAIL FROM:<a@client.example>", "250")?;
+    // It is the stranger that the front names, and not a host of the local network.
+    client.expect("RCPT TO:<b@elsewhere.example>", "550")?;
+    client.expect("QUIT", "221")?;
+    let session = scene.session_of("behind.example")?;
+    ensure!(session["client"] == "203.0.113.9", "{session}");
+    Ok(())
+}
+
+#[test]
 fn what_is_no_tls_on_the_implicit_listener_is_closed_with_an_alert_and_logged() -> Result<()> {
     let scene = Scene::new("")?;
     let mut dialogue = Dialogue::new(scene.gate.tcp(scene.implicit())?)?;

@@ -76,7 +76,6 @@ const PACKAGES: &[Package] = &[
         "/usr/share/doc/libnet-ssleay-perl/copyright",
         "TLS of swaks",
     ),
-    tool("openssl", "openssl", "a client in the tests (s_client)"),
     tool("curl", "curl", "a client in the tests"),
     tool("msmtp", "msmtp", "a client in the tests (SCRAM)"),
     tool("gsasl", "gsasl", "a client in the tests (SCRAM)"),
@@ -96,7 +95,11 @@ const PACKAGES: &[Package] = &[
         "tcpdump",
         "what is on the wire; the oracle of the filter's tests",
     ),
-    tool("openssl", "openssl", "certificates for the tests"),
+    tool(
+        "openssl",
+        "openssl",
+        "certificates, and a client in the tests (s_client)",
+    ),
     tool(
         "ca-certificates",
         "/etc/ssl/certs/ca-certificates.crt",
