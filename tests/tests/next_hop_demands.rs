@@ -223,11 +223,13 @@ fn a_handshake_that_breaks_costs_no_mail_where_that_may_go_in_the_clear() -> Res
         (Act::HangUp, "failed"),
         (Act::Rubbish(b"220 go on\r\nno TLS at all\r\n"), "failed"),
         (Act::Rubbish(b"220 go on\r\n"), "failed"),
+        (Act::Wait(Duration::from_secs(20)), "failed"),
     ];
+    const HASTE: &str = "[relay]\nnetworks = [\"127.0.0.0/8\"]\nconnect_timeout = \"2s\"\n";
     for (act, result) in acts {
         let case = format!("{act:?}");
         let next_hop = breaking(&act)?;
-        let gate = Process::start(&relay_to(&next_hop.address().to_string(), "")?)?;
+        let gate = Process::start(&relay_to(&next_hop.address().to_string(), HASTE)?)?;
         ensure_reply(&send(&gate, "one")?, "250", &gate).with_context(|| case.clone())?;
         ensure_reply(&send(&gate, "two")?, "250", &gate)?;
         ensure!(next_hop.arrived().len() == 2, "{case}");
@@ -237,7 +239,8 @@ fn a_handshake_that_breaks_costs_no_mail_where_that_may_go_in_the_clear() -> Res
         wait::until("the failure to be counted", Duration::from_secs(5), counted)?;
 
         for keys in ["tls_fallback = false\n", "tls = \"required\"\n"] {
-            let gate = Process::start(&relay_to(&next_hop.address().to_string(), keys)?)?;
+            let text = format!("{keys}{HASTE}");
+            let gate = Process::start(&relay_to(&next_hop.address().to_string(), &text)?)?;
             ensure_reply(&send(&gate, "three")?, "451 4.7.5", &gate)
                 .with_context(|| format!("{case} with {keys}"))?;
         }

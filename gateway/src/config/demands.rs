@@ -215,6 +215,7 @@ pub(super) fn read(
         }
     }
     let made = if read_files { tls.make(s) } else { None };
+    let content = made.as_ref().map(|_| tls.content()).unwrap_or_default();
     let name = tls.name.as_ref().map(Spanned::get_ref);
     let demands = |next_hop: &NextHop| {
         let mut demands = Demands::default();
@@ -232,7 +233,7 @@ pub(super) fn read(
             };
             demands.tls_name = name.unwrap_or(host).as_str().into();
         }
-        demands.sealed(&tls.content())
+        demands.sealed(&content)
     };
     next_hops.iter().map(demands).collect()
 }

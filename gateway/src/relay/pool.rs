@@ -26,7 +26,7 @@ use crate::driver::Conn;
 /// The first pause after a failure.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// How long connections to a next hop are in the clear after its TLS has failed.
-const CLEAR_TIME: Duration = Duration::from_secs(300);
+pub const CLEAR_TIME: Duration = Duration::from_secs(300);
 
 /// What a transaction gets when it asks for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,10 +248,11 @@ impl Pool {
         self.hops.entry(address).or_default().clear_until = now + CLEAR_TIME;
     }
 
-    /// Whether a connection to the next hop is to be in the clear, because TLS has failed.
-    pub fn is_clear(&self, address: HopId, now: Duration) -> bool {
-        let hop = self.hops.get(&address);
-        hop.is_some_and(|hop| now < hop.clear_until)
+    /// Until when a connection to the next hop is to be in the clear because TLS has failed; `None`:
+    /// it is not to be.
+    pub fn clear_until(&self, address: HopId, now: Duration) -> Option<Duration> {
+        let until = self.hops.get(&address)?.clear_until;
+        (now < until).then_some(until)
     }
 
     /// Counts a transaction whose client the next hop is not told; whether that is news.

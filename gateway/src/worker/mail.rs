@@ -263,7 +263,10 @@ impl Session {
             server: facts.address,
             helo: self.helo.as_str().into(),
             is_esmtp: self.is_extended(),
-            login: None,
+            login: self
+                .identity
+                .as_deref()
+                .map(|identity| identity.user.as_ref().into()),
         }
     }
 

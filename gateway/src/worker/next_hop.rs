@@ -127,6 +127,7 @@ pub(super) async fn session(reactor: Rc<Reactor>, conn: Conn, shared: Rc<NextHop
         waits: None,
         look_at: None,
         open_due,
+        clear_until: None,
     };
     let end = session.run().await;
     session.end(end);
@@ -150,6 +151,8 @@ pub(super) struct Session {
     look_at: Option<Duration>,
     /// When it has to be ready.
     open_due: Duration,
+    /// It is in the clear because TLS has failed, and not for longer than this.
+    clear_until: Option<Duration>,
 }
 
 impl Session {
@@ -284,7 +287,9 @@ impl Session {
         let is_draining = self.reactor.service.get() != Service::Open;
         let can_change_client = self.shared.hop.demands().send_client.can_change_client();
         let is_of_one_client = !can_change_client || self.state.naming.is_final();
-        if is_draining || is_of_one_client || !self.smtp.takes_transaction() {
+        let now = self.reactor.now.get();
+        let is_clear_too_long = self.clear_until.is_some_and(|until| until <= now);
+        if is_draining || is_of_one_client || is_clear_too_long || !self.smtp.takes_transaction() {
             return Err(End::Quit);
         }
         let (address, conn) = (self.shared.id(), self.conn);
@@ -311,6 +316,8 @@ impl Session {
         let now = self.reactor.now.get();
         let (_, since) = *self.waits.get_or_insert((Deadline::Idle, now));
         let due = since + self.reactor.config().relay.idle_timeout;
+        // TLS is tried again then.
+        let due = self.clear_until.map_or(due, |until| due.min(until));
         let is_draining = self.reactor.service.get() != Service::Open;
         if is_draining || Deadline::Idle.is_past(&self.reactor, due) {
             return Poll::Ready(Err(End::Quit));

@@ -59,7 +59,8 @@ impl Extensions {
             "STARTTLS" => self.starttls = true,
             "AUTH" => {
                 let known = words.filter_map(|word| Mechanism::from_name(word.as_bytes()));
-                self.auth = known.collect();
+                // Some servers have two lines, one of them for broken clients.
+                self.auth = known.chain(self.auth.iter()).collect();
             }
             "LIMITS" => words.for_each(|word| self.limit(word)),
             _ => {}

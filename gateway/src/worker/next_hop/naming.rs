@@ -10,6 +10,7 @@ use crate::fronts::SendClient;
 use crate::fronts::xclient::Offered;
 use crate::relay::client::write_header;
 use crate::relay::destination::Loss;
+use crate::relay::hop::HopEvent;
 use crate::relay::owner::Owner;
 use crate::relay::replies::CLIENT_UNNAMED;
 
@@ -72,8 +73,11 @@ impl Session {
         match self.state.naming.stage {
             Stage::Awaited => return Ok(false),
             Stage::Refused => {
-                self.state.naming.stage = Stage::Settled;
-                return self.cannot_name();
+                // It is about this client: no reason to speak in the gate's name, which may do more
+                // there, nor to leave the next hop alone.
+                self.count(HopEvent::ClientUnnamed);
+                self.state.refusal = Some(CLIENT_UNNAMED);
+                return Err(End::Replaced);
             }
             Stage::Settled => {}
         }

@@ -14,6 +14,7 @@ use super::replies::After;
 use super::{End, Session};
 use crate::relay::destination::Loss;
 use crate::relay::hop::{HopEvent, HopTls};
+use crate::relay::pool::CLEAR_TIME;
 use crate::relay::replies::{AUTH_FAILED, TLS_FAILED, TLS_NOT_OFFERED};
 use crate::worker::connection::{Connection, Phase};
 use crate::worker::deadline::Deadline;
@@ -26,7 +27,8 @@ impl Session {
         if self.begin_tls()? && self.is_tls_accepted().await? {
             self.begin_handshake()?;
             poll_fn(|_| self.poll_handshake()).await?;
-            poll_fn(|_| self.poll_open(After::Ready)).await?;
+            let opened = poll_fn(|_| self.poll_open(After::Ready)).await;
+            opened.map_err(|end| self.end_by_tls(end))?;
         }
         if self.begin_login()? {
             poll_fn(|_| self.poll_open(After::LoggedIn)).await?;
@@ -48,6 +50,17 @@ impl Session {
             Poll::Ready(Ok(after)) if after == awaited => Poll::Ready(Ok(())),
             Poll::Ready(Ok(_)) | Poll::Pending => self.poll_open_due(),
             Poll::Ready(Err(end)) => Poll::Ready(Err(end)),
+        }
+    }
+
+    /// With TLS 1.3 a server that does not take our certificate says so after the handshake.
+    fn end_by_tls(&mut self, end: End) -> End {
+        let fault = self
+            .reactor
+            .with(self.conn, |connection| connection.tls_fault().cloned());
+        match fault.flatten() {
+            Some(fault) => self.tls_failed(&fault.to_string()),
+            None => end,
         }
     }
 
@@ -75,8 +88,11 @@ impl Session {
             HopTls::Opportunistic { .. } => false,
             HopTls::Required(_) => true,
         };
-        if !is_required && self.reactor.pool.with(|pool| pool.is_clear(id, now)) {
-            return Ok(false);
+        if !is_required {
+            self.clear_until = self.reactor.pool.with(|pool| pool.clear_until(id, now));
+            if self.clear_until.is_some() {
+                return Ok(false);
+            }
         }
         if self.smtp.extensions().starttls {
             let smtp = &mut self.smtp;
@@ -99,7 +115,15 @@ impl Session {
         poll_fn(|_| match self.poll_replies() {
             Poll::Ready(Ok(After::StartTls)) => Poll::Ready(Ok(true)),
             Poll::Ready(Ok(After::StartTlsRefused)) => Poll::Ready(Ok(false)),
-            Poll::Ready(Ok(_)) | Poll::Pending => self.poll_open_due(),
+            Poll::Ready(Ok(_)) | Poll::Pending if self.is_abandoned() => {
+                Poll::Ready(Err(End::Abandoned))
+            }
+            Poll::Ready(Ok(_)) | Poll::Pending => {
+                if Deadline::Open.is_past(&self.reactor, self.open_due) {
+                    return Poll::Ready(Err(self.tls_failed("no answer to STARTTLS in time")));
+                }
+                Poll::Pending
+            }
             Poll::Ready(Err(_)) => Poll::Ready(Err(self.tls_failed("the next hop hung up"))),
         })
         .await
@@ -114,6 +138,7 @@ impl Session {
             let id = self.shared.id();
             tracing::warn!(next_hop = %id, reply, falls_back, "next hop refuses STARTTLS");
             if falls_back {
+                self.clear_until = Some(self.reactor.now.get() + CLEAR_TIME);
                 return Ok(false);
             }
             Err(self.unfit(TLS_FAILED))
@@ -259,7 +284,7 @@ impl Session {
         End::Lost(Loss::Unfit)
     }
 
-    fn count(&self, event: HopEvent) {
+    pub(super) fn count(&self, event: HopEvent) {
         let id = self.shared.id();
         self.reactor.pool.with(|pool| pool.count(id, event));
     }

@@ -81,6 +81,8 @@ impl Session {
                     ClientEvent::NeedInput => break,
                     ClientEvent::Reply { to, reply } => state.take(to, &reply, owner, is_kept),
                     ClientEvent::Unsolicited(reply) => {
+                        let is_secret = state.login.is_some();
+                        let reply = if is_secret { bare(&reply) } else { reply };
                         if let Some(owner) = owner.filter(|_| reply.code != 421) {
                             owner.interrupted(&reply);
                         }
@@ -131,6 +133,13 @@ impl State {
         is_kept: bool,
     ) -> After {
         let lost = || After::Ends(End::Lost(Loss::Broken));
+        let without_text;
+        let reply = if to == Sent::Auth && reply.code != 334 {
+            without_text = bare(reply);
+            &without_text
+        } else {
+            reply
+        };
         if reply.code == 421 || !fits(to, reply) {
             self.refusal = (reply.code == 421).then(|| reply.clone().into_owned());
             return lost();
@@ -227,6 +236,12 @@ impl State {
     }
 }
 
+/// The reply without its words: some servers quote the line that they refuse, and in AUTH that is
+/// the password.
+fn bare(reply: &Reply<'_>) -> Reply<'static> {
+    Reply::new(reply.code, reply.enhanced, "")
+}
+
 /// Whether a reply of this kind can be an answer to the command at all. Taking a 250 to DATA for a
 /// success would lose the message.
 fn fits(to: Sent, reply: &Reply<'_>) -> bool {
@@ -234,5 +249,36 @@ fn fits(to: Sent, reply: &Reply<'_>) -> bool {
         Sent::Data if reply.is_positive() => reply.code == 354,
         Sent::Auth if reply.code == 334 => true,
         _ => matches!(reply.code, 200..=299 | 400..=599),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use portcullis_smtp::reply::EnhancedCode;
+    use portcullis_smtp::sasl::Mechanism;
+
+    use super::*;
+    use crate::auth::random_salt;
+    use crate::relay::login::Login;
+
+    #[test]
+    fn what_a_next_hop_quotes_of_auth_is_not_kept() {
+        for code in [421, 535, 500] {
+            let login = Arc::new(Login::new("gate", Zeroizing::new(b"sesame".to_vec())));
+            let offered = [Mechanism::Plain].into_iter().collect();
+            let exchange = login.begin(offered, random_salt().unwrap()).unwrap();
+            let mut state = State {
+                login: Some(Box::new(exchange)),
+                ..State::default()
+            };
+            let text = "what is AUTH PLAIN AGdhdGUAc2VzYW1l";
+            let reply = Reply::new(code, Some(EnhancedCode(5, 7, 8)), text);
+            state.take(Sent::Auth, &reply, None, false);
+            let kept = state.refusal.expect("the refusal").to_string();
+            assert!(kept.starts_with(&code.to_string()), "{kept}");
+            assert!(!kept.contains("AUTH"), "{kept}");
+        }
     }
 }
