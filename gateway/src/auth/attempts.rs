@@ -93,6 +93,19 @@ impl<H: BuildHasher> Attempts<H> {
         }
     }
 
+    /// How long a check for this client is put off, because its source has been wrong too often.
+    /// Otherwise one that hangs up instead of waiting for a refusal could guess on at once. It is
+    /// not by user: nobody is to be locked out by others.
+    pub fn delay_of(&self, client: IpAddr, now: Duration) -> Duration {
+        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX / 2);
+        let key = self.hasher.hash_one(client.to_canonical());
+        let over = self.sources.count(key, SOURCE, now_ms);
+        match over.saturating_sub(SOURCE.free) {
+            0 => Duration::ZERO,
+            over => (DELAY_MIN * (1 << over.min(30))).min(DELAY_MAX),
+        }
+    }
+
     /// Counts a wrong password of this client for this name (in the form in which names are
     /// compared; empty: it is not known). The time is any that only goes on.
     pub fn wrong(&mut self, client: IpAddr, name: &str, now: Duration) -> Consequence {
@@ -140,6 +153,14 @@ struct Entry {
 struct Table(Vec<[Entry; WAYS]>);
 
 impl Table {
+    /// The count as it is.
+    fn count(&self, key: u64, leak: Leak, now_ms: u64) -> u64 {
+        let set = &self.0[(key % self.0.len() as u64) as usize];
+        let known = set.iter().find(|entry| entry.key == key);
+        let left = known.map_or(0, |entry| entry.until_ms.saturating_sub(now_ms));
+        left.div_ceil(leak.each_ms)
+    }
+
     /// Adds one, and gives the count with it.
     fn add(&mut self, key: u64, leak: Leak, now_ms: u64) -> u64 {
         let sets = self.0.len() as u64;
@@ -175,6 +196,28 @@ mod tests {
 
     fn client(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn checks_are_put_off_for_a_source_that_was_wrong_too_often_and_for_no_other() {
+        let mut attempts = attempts(64);
+        let guesser = client("192.0.2.1");
+        for _ in 0..3 {
+            attempts.wrong(guesser, "alice", SECOND);
+            assert_eq!(attempts.delay_of(guesser, SECOND), Duration::ZERO);
+        }
+        attempts.wrong(guesser, "alice", SECOND);
+        assert_eq!(attempts.delay_of(guesser, SECOND), 2 * SECOND);
+        for _ in 0..30 {
+            attempts.wrong(guesser, "alice", SECOND);
+        }
+        assert_eq!(attempts.delay_of(guesser, SECOND), DELAY_MAX);
+        assert_eq!(
+            attempts.delay_of(client("192.0.2.2"), SECOND),
+            Duration::ZERO
+        );
+        let later = 100 * 300 * SECOND;
+        assert_eq!(attempts.delay_of(guesser, later), Duration::ZERO);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Who a client has proved to be, as decisions take it.
 //!
-//! What a client has proved stays for its session: the users of a later reload are for those who
-//! authenticate after it.
+//! A session that goes on over a reload is held to the users of the new configuration: one that is
+//! gone has to authenticate anew.
 
 use std::sync::Arc;
 

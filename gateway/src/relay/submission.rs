@@ -107,8 +107,9 @@ impl Submission {
 
     /// How many octets are added at most.
     pub fn length_max(&self) -> usize {
-        // The day of the month may get a second digit until the message comes.
-        self.date.len() + 1 + self.id.len()
+        // The day of the month may get a second digit until the message comes, and a last line its
+        // end.
+        self.date.len() + 1 + self.id.len() + 2
     }
 
     /// Gives `take` the next piece of the message, with what is missing where the header ends.
@@ -128,6 +129,11 @@ impl Submission {
 
     /// Gives `take` what is missing at the end of a message that is all header.
     pub fn end(&mut self, mut take: impl FnMut(&[u8])) {
+        // With BDAT the last line need not have an end.
+        let is_cut = !matches!(self.scan.line, Line::Start | Line::Body);
+        if is_cut && !self.is_added && self.scan.found != [true; 2] {
+            take(b"\r\n");
+        }
         self.add(&mut take);
     }
 
@@ -163,6 +169,21 @@ mod tests {
         submission.end(|part| out.extend_from_slice(part));
         assert!(out.len() <= message.len() + submission.length_max());
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_header_whose_last_line_has_no_end_gets_one() {
+        for (message, passed) in [
+            ("Subject: x", format!("Subject: x\r\n{DATE}{ID}")),
+            ("Subje", format!("Subje\r\n{DATE}{ID}")),
+            (
+                "Date: a\r\nMessage-ID: <a@b>",
+                "Date: a\r\nMessage-ID: <a@b>".to_owned(),
+            ),
+            ("Subject: x\r\n", format!("Subject: x\r\n{DATE}{ID}")),
+        ] {
+            assert_eq!(pass(message, &[]), passed, "{message}");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
 use rustls::{CipherSuite, HandshakeKind, ProtocolVersion};
+use zeroize::Zeroize as _;
 
 use super::fault::{Fault, FaultKind};
 use super::{Fingerprint, fingerprint};
@@ -25,6 +26,8 @@ use crate::printable::printable;
 const RECORD_MAX: usize = 5 + (1 << 14) + 2048;
 /// The longest flight of a handshake that is taken: a chain of certificates is the longest part.
 const HANDSHAKE_MAX: usize = 1 << 15;
+/// Octets that are wiped once they were read: a command has not more.
+const WIPED_MAX: usize = 2_048;
 /// What a record adds to 2^14 octets of plain text, at most, under the ciphers that are spoken.
 const OVERHEAD_MAX: usize = 5 + 8 + 16 + 1;
 /// Plain octets of one record (RFC 8446 section 5.1).
@@ -147,6 +150,7 @@ impl Tls {
         if !matches!(self.state, State::Open) {
             return;
         }
+        self.wipe();
         self.received.drain(..self.done);
         self.done = 0;
         self.received.extend_from_slice(received);
@@ -342,9 +346,18 @@ impl Tls {
         Err(self.fail(Fault::new(FaultKind::TooLarge, detail)))
     }
 
+    /// rustls opens records in place: a line of AUTH would stay where it was. A message does, which
+    /// is no secret, and wiping it would cost every message.
+    fn wipe(&mut self) {
+        if self.done <= WIPED_MAX {
+            self.received[..self.done].zeroize();
+        }
+    }
+
     /// Gives the buffer up when there is nothing in it.
     fn release(&mut self) {
         if self.done == self.received.len() {
+            self.wipe();
             self.received = Vec::new();
             self.done = 0;
         }

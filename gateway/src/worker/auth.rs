@@ -285,6 +285,32 @@ impl Session {
         self.end_auth(mechanism, AuthResult::Accepted, out);
     }
 
+    /// A reload may have taken a user away, or given it other senders. One that Dovecot has vouched
+    /// for stays for its session.
+    pub(super) fn renew_identity(&mut self) {
+        let Some(identity) = self.identity.as_deref() else {
+            return;
+        };
+        let renewed = match identity.proof {
+            Proof::Certificate => self.certificate_identity(),
+            Proof::Password => {
+                let config = self.reactor.config();
+                let Some(users) = config.auth.as_ref().and_then(Auth::users) else {
+                    return;
+                };
+                users.get(&identity.user).map(|user| Identity {
+                    senders: user.senders.clone(),
+                    ..identity.clone()
+                })
+            }
+        };
+        self.identity = renewed.map(Rc::new);
+        self.channel.is_identified = self.identity.is_some();
+        if self.identity.is_none() {
+            self.smtp.forget_authentication();
+        }
+    }
+
     fn end_auth(&mut self, mechanism: Mechanism, result: AuthResult, out: &mut Vec<u8>) {
         self.reactor.counters.authenticated(mechanism, result);
         match result {

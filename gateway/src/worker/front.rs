@@ -82,6 +82,8 @@ pub(super) struct Front {
     has_helo: bool,
     /// XCLIENT said which of EHLO and HELO the client used.
     is_extended: Option<bool>,
+    /// A handshake is with the front, and not with the client.
+    is_named_by_xclient: bool,
 }
 
 /// Where a session comes from.
@@ -233,7 +235,9 @@ async fn behind_header(reactor: Rc<Reactor>, conn: Conn, front: IpAddr, listener
         }
         Ok(Header::Local | Header::Unknown) => Origin::by(With::Unknown, front, Peer::Check),
         Err(NoHeader::Stopping) => {
-            reactor.write(conn, |out| policy::STOPPING.write(out));
+            if !listener.is_implicit() {
+                reactor.write(conn, |out| policy::STOPPING.write(out));
+            }
             return reactor.finish(conn, Ending::Linger);
         }
         Err(failure) => {
@@ -338,6 +342,13 @@ fn poll_header(
 }
 
 impl Session {
+    /// Whether XCLIENT has named the client: a certificate is the front's then.
+    pub(super) fn is_named_by_xclient(&self) -> bool {
+        self.front
+            .as_ref()
+            .is_some_and(|front| front.is_named_by_xclient)
+    }
+
     /// Whether it came by a trusted front. The packets are the front's then: nothing of what the
     /// client does may have the filter drop anything.
     pub(super) fn is_behind_front(&self) -> bool {

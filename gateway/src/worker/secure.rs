@@ -96,8 +96,6 @@ impl Session {
         drop(place);
         // Nothing of what was said before holds (RFC 3207 section 4.2).
         self.forget_helo();
-        self.identity = None;
-        self.channel.is_identified = false;
         self.heard = LastHeard::Other;
         self.expect_command();
         Ok(())
@@ -191,7 +189,10 @@ impl Session {
     }
 
     /// Who the client is by the certificate that it has shown.
-    fn certificate_identity(&self) -> Option<Identity> {
+    pub(super) fn certificate_identity(&self) -> Option<Identity> {
+        if self.is_named_by_xclient() {
+            return None;
+        }
         let peer = self.reactor.with(self.conn, |connection| {
             connection.transport.tls().and_then(Tls::peer)
         });

@@ -443,6 +443,7 @@ impl Session {
         if let Some(listener) = self.reactor.listener(self.listener.number()) {
             self.listener = listener;
         }
+        self.renew_identity();
     }
 
     /// The user that the client has proved to be, for records.

@@ -41,7 +41,12 @@ next_hop = ["10.0.0.1:25"]
 "#;
 
 pub(crate) fn scene(limits: &str) -> Scene {
-    let configuration = format!("{GATE}{limits}");
+    scene_of(GATE, limits)
+}
+
+/// As [`scene`], with another beginning than [`GATE`].
+pub(crate) fn scene_of(gate: &str, limits: &str) -> Scene {
+    let configuration = format!("{gate}{limits}");
     let script = |_, _: SocketAddr, line: &str| match line.get(..4) {
         Some("RCPT") => Act::Say("250 2.1.5 Ok"),
         _ => usual(line),

@@ -11,8 +11,14 @@ use portcullis_tests::users::{UserFile, plain};
 
 use crate::scenes::{
     BALANCER, END, GATE, LOCAL, MAIL_PROXY, QUICK, SECOND, STRANGER, client, clients,
-    nothing_is_left, recipient_reply, relays, scene, sessions, sessions_total, v1, v2,
+    nothing_is_left, recipient_reply, relays, scene, scene_of, sessions, sessions_total, v1, v2,
 };
+
+/// A gate whose front names clients that may name others in turn: a front behind a front.
+fn naming_on() -> String {
+    let others = "\"10.9.7.2/32\", \"10.8.0.0/24\", \"10.9.0.0/24\", \"2001:db8::/48\"";
+    GATE.replace("\"10.9.7.2/32\"", others)
+}
 
 fn xclient_steps(attributes: &[&str]) -> Vec<Step> {
     let mut steps = vec![
@@ -40,7 +46,7 @@ fn xclient_steps(attributes: &[&str]) -> Vec<Step> {
 
 #[test]
 fn each_client_that_xclient_names_has_a_session_of_its_own() {
-    let mut scene = scene("sessions_per_source = 1");
+    let mut scene = scene_of(&naming_on(), "sessions_per_source = 1");
     let named = [
         "ADDR=10.9.0.1 HELO=one.example",
         "ADDR=IPV6:2001:db8::9 PROTO=SMTP",
@@ -99,7 +105,7 @@ fn a_front_that_names_no_address_sends_no_mail_in_its_own_name() {
 
 #[test]
 fn an_attribute_without_an_address_is_about_the_client_before_and_a_login_opens_nothing() {
-    let mut scene = scene("");
+    let mut scene = scene_of(&naming_on(), "");
     let named = ["ADDR=10.8.0.1", "LOGIN=joe HELO=joe.example"];
     let heard = scene.client(SECOND, MAIL_PROXY, xclient_steps(&named));
     scene.run_until(END);
@@ -107,6 +113,43 @@ fn an_attribute_without_an_address_is_about_the_client_before_and_a_login_opens_
     let denied = heard.iter().filter(|line| line.starts_with("550 5.7.1"));
     assert_eq!(denied.count(), 2, "{heard:?}");
     assert_eq!(clients(&scene), [STRANGER; 2]);
+}
+
+/// A proxy of mail often only copies octets once the envelope is through: XCLIENT is the client's
+/// own then.
+#[test]
+fn a_client_that_was_named_cannot_name_another() {
+    for first in ["ADDR=10.8.0.1", "ADDR=[UNAVAILABLE]"] {
+        let mut scene = scene("");
+        let mut steps = xclient_steps(&[first]);
+        let quit = steps.len() - 3;
+        steps.splice(
+            quit..quit,
+            [
+                say("XCLIENT ADDR=10.9.0.1\n"),
+                Step::Hear("550 5.7.0"),
+                say("EHLO client.example\n"),
+                Step::Hear("250 HELP"),
+                say("MAIL FROM:<x@y.example>\n"),
+                Step::Hear(" "),
+                say("RCPT TO:<c@else.example>\n"),
+                Step::Hear("50"),
+            ],
+        );
+        let heard = scene.client(SECOND, MAIL_PROXY, steps);
+        scene.run_until(END);
+        let heard = lines(&heard);
+        assert!(
+            heard.iter().any(|line| line.starts_with("550 5.7.0")),
+            "{heard:?}"
+        );
+        assert!(
+            !heard.iter().any(|line| line.starts_with("250 2.1.5")),
+            "{heard:?}"
+        );
+        let offers = heard.iter().filter(|line| line.contains("XCLIENT NAME"));
+        assert_eq!(offers.count(), 1, "{heard:?}");
+    }
 }
 
 #[test]
@@ -178,7 +221,7 @@ fn who_has_authenticated_is_not_the_client_that_is_named_next() {
     let users = UserFile::new(&[("alice", "wonderland")]).expect("a user file");
     let configuration = format!(
         "{}\n[auth]\nusers = \"{}\"\n",
-        GATE.replace(
+        naming_on().replace(
             "proxy_protocol_from",
             "auth = \"on\"\nauth_without_tls = true\nproxy_protocol_from"
         ),

@@ -117,6 +117,12 @@ impl Session {
         self.authenticated = true;
     }
 
+    /// The client is not whom it has proved to be any more: its user is gone. It may authenticate
+    /// anew.
+    pub fn forget_authentication(&mut self) {
+        self.authenticated = false;
+    }
+
     /// The connection is under TLS.
     #[must_use]
     pub const fn is_secured(&self) -> bool {

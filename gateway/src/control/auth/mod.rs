@@ -70,17 +70,28 @@ impl Passwords {
             credentials,
             due,
         };
-        let inner = Arc::clone(&self.0);
+        let (inner, asked) = (Arc::clone(&self.0), Instant::now());
         let done = move |checked| match checked {
             Checked::Right(user) => {
                 ask.answer(LookupAnswer::Password(PasswordAnswer::Accepted(user)));
             }
-            Checked::Wrong(name) => inner.refuse(client, &name, due, Instant::now(), ask),
+            Checked::Wrong(name) => inner.refuse(client, &name, due, asked, ask),
             // The worker has its answer by the deadline of the question.
             Checked::TooLate => {}
             Checked::TooMany => ask.answer(LookupAnswer::Full),
         };
-        checker.check(check, Box::new(done));
+        let delay = self.0.delay_of(client, due);
+        if delay.is_zero() {
+            checker.check(check, Box::new(done));
+            return;
+        }
+        let inner = Arc::clone(&self.0);
+        self.0.runtime.spawn(async move {
+            tokio::time::sleep(delay).await;
+            if let Some(checker) = inner.checker() {
+                checker.check(check, Box::new(done));
+            }
+        });
     }
 
     /// Has Dovecot carry an exchange on; the answer goes to the worker.
@@ -119,7 +130,11 @@ fn of_reply(reply: Reply, conversation: Option<Conversation>) -> DovecotSays {
         (Reply::Continue(challenge), Some(conversation)) => {
             PasswordAnswer::Challenge(challenge, conversation)
         }
-        (Reply::Accepted(name), _) => PasswordAnswer::Accepted(name.into()),
+        // Limits are for a user, however its name is spelt.
+        (Reply::Accepted(name), _) => {
+            let name = name_key(&name);
+            name.map_or(PasswordAnswer::Unavailable, PasswordAnswer::Accepted)
+        }
         (Reply::Refused(name), _) => {
             let name = name.and_then(|name| name_key(&name));
             return DovecotSays::Wrong(name.unwrap_or_default());
@@ -180,6 +195,16 @@ impl Inner {
         let config = self.control.shared.config.load();
         let socket = config.auth.as_ref().and_then(Auth::dovecot)?;
         self.control.dovecot.client(socket)
+    }
+
+    /// How long a check is put off, so that there is still time for its answer.
+    fn delay_of(&self, client: IpAddr, due: Instant) -> Duration {
+        let now = self.control.since.elapsed();
+        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = due.saturating_duration_since(Instant::now());
+        attempts
+            .delay_of(client, now)
+            .min(left.saturating_sub(2 * MARGIN))
     }
 
     /// Counts a wrong password, and answers when it may be refused: so long after the moment at

@@ -21,7 +21,7 @@ use super::super::end::End;
 use super::super::listener::Channel;
 use super::super::lookup::Listings;
 use super::super::session::Session;
-use super::{Front, With};
+use super::{Front, Peer, With};
 use crate::fronts::proxy::Endpoints;
 
 /// What a command says of the client.
@@ -89,6 +89,7 @@ impl Session {
             with,
             has_helo: false,
             is_extended: named.is_extended,
+            is_named_by_xclient: true,
         };
         match named.helo {
             Some(helo) => {
@@ -104,7 +105,7 @@ impl Session {
             self.reactor.with(self.conn, tell);
         }
         self.reactor.counters.xclient(with == With::Client);
-        self.begin_client(address);
+        self.begin_client(with, address);
         let refused = if with == With::Client {
             self.decide_connect().err()
         } else {
@@ -138,12 +139,20 @@ impl Session {
         self.break_off_auth();
     }
 
-    /// The session begins again, with this client.
-    fn begin_client(&mut self, address: IpAddr) {
+    /// The session begins again, with this client. Whether XCLIENT may come once more is a matter
+    /// of this client, and no longer of the front: what follows can be the client's own octets, for
+    /// a proxy of mail often only copies after the envelope.
+    fn begin_client(&mut self, with: With, address: IpAddr) {
+        let listener = self.listener();
+        let peer = match with {
+            With::Client => listener.fronts().map(|fronts| fronts.peer(address)),
+            With::Front | With::Unknown => None,
+        };
         let reactor = &self.reactor;
         self.client = reactor.config().policy.client(address);
         self.channel = Channel {
             is_identified: false,
+            peer: peer.unwrap_or(Peer::Client),
             ..self.channel
         };
         self.id = reactor.next_id();
