@@ -95,7 +95,7 @@ impl<H: BuildHasher> Attempts<H> {
 
     /// How long a check for this client is put off, because its source has been wrong too often.
     /// Otherwise one that hangs up instead of waiting for a refusal could guess on at once. It is
-    /// not by user: nobody is to be locked out by others.
+    /// not by user: no user is to be locked out by others.
     pub fn delay_of(&self, client: IpAddr, now: Duration) -> Duration {
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX / 2);
         let key = self.hasher.hash_one(client.to_canonical());

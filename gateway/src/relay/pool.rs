@@ -248,8 +248,8 @@ impl Pool {
         self.hops.entry(address).or_default().clear_until = now + CLEAR_TIME;
     }
 
-    /// Until when a connection to the next hop is to be in the clear because TLS has failed; `None`:
-    /// it is not to be.
+    /// Until when a connection to the next hop is to be in the clear because TLS has failed;
+    /// `None`: it is not to be.
     pub fn clear_until(&self, address: HopId, now: Duration) -> Option<Duration> {
         let until = self.hops.get(&address)?.clear_until;
         (now < until).then_some(until)

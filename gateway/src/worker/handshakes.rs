@@ -47,7 +47,7 @@ impl HandshakeRates {
             }
         }
         let paid_at = shard.entry(source).or_insert(0);
-        // After the clock was put back nobody is to wait for it.
+        // After the clock was put back no source is to wait for it.
         let next = (*paid_at).min(now + MINUTE_MS).max(now) + cost;
         if next > now + MINUTE_MS {
             return false;
