@@ -25,6 +25,8 @@ use crate::driver::Conn;
 
 /// The first pause after a failure.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// How long a next hop that was reached is not in doubt, even if no connection to it is left.
+const WELL_TIME: Duration = Duration::from_secs(1);
 /// How long connections to a next hop are in the clear after its TLS has failed.
 pub const CLEAR_TIME: Duration = Duration::from_secs(300);
 
@@ -53,7 +55,7 @@ pub struct Wish {
     /// dead.
     pub fresh: bool,
     /// It has waited for an attempt in vain already: whatever is not known to work is tried in the
-    /// background, all at once.
+    /// background, all at once. What was reached a moment ago is known to work.
     pub hurried: bool,
 }
 
@@ -92,6 +94,8 @@ struct Hop {
     failures_total: u64,
     events: HopEvents,
     down_until: Duration,
+    /// It was reached so lately that it is not in doubt until then.
+    well_until: Duration,
     /// It refused a connection while it had so many, and is not asked for more until then.
     full_at: u32,
     full_until: Duration,
@@ -286,7 +290,10 @@ impl Pool {
             {
                 return Lease::Pooled(conn);
             }
-            let doubtful = down || hop.background > 0 || (wish.hurried && hop.ready == 0);
+            // A probe may leave no connection behind: one with a PROXY header is for one client,
+            // and a gate that stops keeps none. Another probe would tell nothing new.
+            let unknown = hop.ready == 0 && now >= hop.well_until;
+            let doubtful = down || hop.background > 0 || (wish.hurried && unknown);
             if !doubtful {
                 if has_room {
                     hop.open += 1;
@@ -395,9 +402,10 @@ impl Pool {
     }
 
     /// A connection is ready: the next hop is well. Returns the clients that are to ask again.
-    pub fn reached(&mut self, address: HopId) -> Vec<Conn> {
+    pub fn reached(&mut self, address: HopId, now: Duration) -> Vec<Conn> {
         let hop = self.hops.entry(address).or_default();
         hop.ready += 1;
+        hop.well_until = now + WELL_TIME;
         hop.recovered();
         // Those who waited while it was in doubt may open connections of their own now.
         let room = self.connections_max.saturating_sub(hop.open) as usize;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::connection::Role;
 use super::next_hop::{self, NextHop};
-use super::reactor::Reactor;
+use super::reactor::{Reactor, Service};
 use super::transaction::OpenTransaction;
 use crate::driver::Conn;
 use crate::relay::hop::{Hop, HopId};
@@ -61,7 +61,9 @@ fn hop_of(transaction: &OpenTransaction, id: HopId) -> Option<Hop> {
 
 fn connect(reactor: &Rc<Reactor>, transaction: &Rc<OpenTransaction>, id: HopId) {
     let owner: Rc<dyn Owner> = Rc::clone(transaction) as Rc<dyn Owner>;
-    let opened = match hop_of(transaction, id) {
+    let hop = hop_of(transaction, id);
+    let can_keep = hop.as_ref().is_some_and(|hop| can_keep(reactor, hop));
+    let opened = match hop {
         Some(hop) => open(reactor, hop, Some(owner)),
         None => {
             not_begun(reactor, id, false);
@@ -73,17 +75,25 @@ fn connect(reactor: &Rc<Reactor>, transaction: &Rc<OpenTransaction>, id: HopId) 
         return;
     };
     transaction.hop.set(Some(hop));
-    let has_others = transaction.with(|state| {
+    let may_go_on = transaction.with(|state| {
         let next_hops = state.next_hops()?;
         next_hops.connecting();
-        Some(next_hops.has_others())
+        // An attempt that goes on without its transaction is lost to it where its connection
+        // cannot be kept. Once is enough: it would be overtaken every second.
+        Some(next_hops.has_others() && (can_keep || !next_hops.wish().hurried))
     });
-    if has_others == Some(true) {
+    if may_go_on == Some(true) {
         let due = reactor.now.get() + PATIENCE;
         reactor
             .patience
             .with(|patience| patience.push_back((due, hop)));
     }
+}
+
+/// Whether a connection that is opened now stays for other transactions than its own.
+fn can_keep(reactor: &Reactor, hop: &Hop) -> bool {
+    let can_change_client = hop.demands().send_client.can_change_client();
+    can_change_client && reactor.service.get() == Service::Open
 }
 
 /// Begins a connection to a next hop for an owner, or in the background; `None` if every slot is

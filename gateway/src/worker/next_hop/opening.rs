@@ -300,7 +300,7 @@ impl Session {
 
     /// The next hop is well: transactions can begin.
     pub(super) fn opened(&mut self) {
-        let address = self.shared.id();
+        let (address, now) = (self.shared.id(), self.reactor.now.get());
         self.shared.ready.set(true);
         self.state.refusal = None;
         let was_in_background = self.shared.background.replace(false);
@@ -308,7 +308,7 @@ impl Session {
             if was_in_background {
                 pool.background_ended(address);
             }
-            pool.reached(address)
+            pool.reached(address, now)
         });
         ask_again(&self.reactor, address, again);
     }
