@@ -315,7 +315,8 @@ fn first() -> SocketAddr {
 
 #[test]
 fn a_first_hop_that_is_slow_or_dead_makes_no_storm_where_connections_are_for_one_client() {
-    let cases: [(&str, fn(SocketAddr) -> Act); 4] = [
+    type Answers = fn(SocketAddr) -> Act;
+    let cases: [(&str, Answers); 4] = [
         ("the first is slow", |hop| {
             if hop == first() { slow() } else { welcome() }
         }),
