@@ -82,6 +82,11 @@ fn converse(settings: &Settings, pieces: &[&[u8]], out: &mut Vec<u8>) -> bool {
                 Event::Quit => return true,
                 Event::Body(content) => _ = black_box(content),
                 Event::Abort(_) | Event::MessageFault(_) => return false,
+                Event::StartTls
+                | Event::Handshake
+                | Event::Auth { .. }
+                | Event::AuthResponse(_)
+                | Event::Xclient(_) => return false,
                 Event::AwaitingAnswer | Event::Reset | Event::Refused { .. } => {}
                 Event::Hello { .. }
                 | Event::Mail(_)

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use crate::process::{Privileges, Running, free_address};
+use crate::tls::Certificate;
 
 /// A server that listens.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub(crate) struct Gateway<'a> {
     pub(crate) next_hop: Option<SocketAddrV4>,
     /// Sessions that it has room for.
     pub(crate) sessions: u32,
+    /// What STARTTLS shows; missing: it is not offered.
+    pub(crate) certificate: Option<&'a Certificate>,
 }
 
 impl Gateway<'_> {
@@ -65,6 +68,7 @@ impl Gateway<'_> {
         let admin = free_address()?;
         let next_hop = self.next_hop.map(|next_hop| next_hop.to_string());
         let next_hop = next_hop.as_deref().unwrap_or("discard");
+        let (tls, offer) = self.certificate.map_or_else(Default::default, tls);
         Ok(format!(
             r#"hostname = "gateway.bench.example"
 state_dir = "state"
@@ -74,6 +78,7 @@ admin = "{admin}"
 [[listener]]
 address = "{address}"
 service = "relay"
+{offer}
 
 [relay]
 networks = ["127.0.0.0/8"]
@@ -88,9 +93,22 @@ mode = "cut-through"
 sessions = {sessions}
 sessions_per_source = {sessions}
 
+{tls}
 [log]
 level = "warn"
 "#
         ))
     }
+}
+
+/// The table of the certificate, and the listener's key. What holds up a flood is out of the way:
+/// the load comes from one address.
+fn tls(certificate: &Certificate) -> (String, &'static str) {
+    let Certificate { chain, key } = certificate;
+    let table = format!(
+        "[tls]\ncertificate = \"{}\"\nkey = \"{}\"\n",
+        chain.display(),
+        key.display()
+    );
+    (table, "tls = \"starttls\"")
 }

@@ -176,7 +176,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// Raises the limit of open files of this process, and so of the gateway.
-fn allow_descriptors(needed: u32) -> Result<()> {
+pub(crate) fn allow_descriptors(needed: u32) -> Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     ensure!(
         u64::from(needed) <= hard,
@@ -201,6 +201,7 @@ fn weigh(sessions: u32, binary: &Path) -> Result<[f64; STEPS.len()]> {
         next_hop: None,
         // The one that has warmed it up may still be there.
         sessions: sessions + 1,
+        certificate: None,
     };
     let mut server = gateway.start(directory.path())?;
     warm_up(server.address)?;

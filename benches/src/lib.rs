@@ -16,4 +16,6 @@ pub mod machine;
 pub mod process;
 pub mod relay;
 pub mod results;
+mod servers;
 pub mod table;
+pub mod tls;

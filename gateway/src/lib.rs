@@ -5,6 +5,7 @@
 //! the sessions that remain ([`worker`], [`relay`]). `gateway/docs/architecture.md` has the
 //! picture.
 
+pub mod auth;
 pub mod config;
 pub mod control;
 pub mod doctor;

@@ -6,13 +6,15 @@
 use std::collections::VecDeque;
 
 use portcullis_smtp::reply::Reply;
+use portcullis_smtp::sasl::Encoded;
 use portcullis_smtp::server::{Blame, Event, Session, Settings};
 
 /// RFC 5321, 4.5.3.1.5.
 const REPLY_LINE_LENGTH_MAX: usize = 512;
 
 /// How the policy answers an event, by its kind: `greeting`, `hello`, `mail`, `rcpt`, `message`,
-/// `end`; and what a refusal counts against. `None` accepts.
+/// `end`, `starttls`, `xclient`, `auth` (334: a challenge with this text); and what a refusal
+/// counts against. `None` accepts.
 pub type Policy<'a> = dyn FnMut(&'static str) -> Option<(Reply<'static>, Blame)> + 'a;
 
 /// A session, and all that has come of it.
@@ -26,8 +28,12 @@ pub struct CheckedSession<'a> {
     kept: Vec<u8>,
     /// Events that wait for an answer.
     waiting: VecDeque<&'static str>,
+    /// STARTTLS was accepted: there is an event once the reply is sent.
+    expects_handshake: bool,
     /// Content of the message that is being received.
     content: Vec<u8>,
+    /// The connection is under TLS from the start.
+    pub implicit_tls: bool,
     /// Replies since the last [`flushed`](Self::flushed).
     pub out: Vec<u8>,
     /// What happened besides replies, in the words of the transcripts.
@@ -47,7 +53,9 @@ impl<'a> CheckedSession<'a> {
             session: Session::new(),
             kept: Vec::new(),
             waiting: VecDeque::new(),
+            expects_handshake: false,
             content: Vec::new(),
+            implicit_tls: false,
             out: Vec::new(),
             events: Vec::new(),
             messages: Vec::new(),
@@ -59,6 +67,9 @@ impl<'a> CheckedSession<'a> {
     /// # Errors
     /// Something is not as it must be.
     pub fn greet(&mut self) -> Result<(), String> {
+        if self.implicit_tls {
+            self.session.secured();
+        }
         self.waiting.push_back("greeting");
         self.answer_oldest();
         self.take(b"")
@@ -88,6 +99,9 @@ impl<'a> CheckedSession<'a> {
     pub fn flushed(&mut self) -> Result<String, String> {
         let replies = self.replies()?;
         self.session.flushed();
+        if self.expects_handshake {
+            self.steps(b"", false)?;
+        }
         Ok(replies)
     }
 
@@ -137,6 +151,9 @@ impl<'a> CheckedSession<'a> {
                 return Err("more is consumed than there was".to_owned());
             }
             let stuck = matches!(step.event, Event::NeedInput | Event::AwaitingAnswer);
+            if step.event == Event::Handshake {
+                self.handshake(step.consumed)?;
+            }
             self.event(&step.event)?;
             let answer_now = !self.late_answers || stuck && late;
             if answer_now && !self.waiting.is_empty() {
@@ -153,13 +170,33 @@ impl<'a> CheckedSession<'a> {
             }
         }
         self.kept = input[used..].to_vec();
-        let unbounded =
-            self.session.is_awaiting_answer() || self.kept.len() < self.settings.command_length_max;
+        let unbounded = self.session.is_awaiting_answer()
+            || self.kept.len() < self.session.line_length_max(self.settings);
         if unbounded {
             Ok(())
         } else {
             Err(format!("{} octets are kept", self.kept.len()))
         }
+    }
+
+    /// The handshake succeeds at once. The reply to STARTTLS must be on its way, and nothing of the
+    /// state before may be left.
+    fn handshake(&mut self, consumed: usize) -> Result<(), String> {
+        if !self.expects_handshake || !self.out.is_empty() || consumed > 0 {
+            return Err("a handshake before the reply to STARTTLS is sent".to_owned());
+        }
+        self.expects_handshake = false;
+        self.session.secured();
+        self.events.push("tls".to_owned());
+        let session = &self.session;
+        if session.is_extended()
+            || session.is_authenticated()
+            || session.in_transaction()
+            || session.recipients() > 0
+        {
+            return Err(format!("state is left after the handshake: {session:?}"));
+        }
+        Ok(())
     }
 
     fn event(&mut self, event: &Event<'_>) -> Result<(), String> {
@@ -182,6 +219,23 @@ impl<'a> CheckedSession<'a> {
             Event::Abort(abuse) => {
                 self.waiting.clear();
                 self.events.push(format!("abort {}", abuse.rule()));
+            }
+            Event::StartTls => self.waiting.push_back("starttls"),
+            Event::Handshake => {}
+            Event::Auth { mechanism, initial } => {
+                let initial = initial.map_or("-".to_owned(), decoded);
+                self.events
+                    .push(format!("auth {} {initial}", mechanism.name()));
+                self.waiting.push_back("auth");
+            }
+            Event::AuthResponse(response) => {
+                self.events.push(format!("response {}", decoded(*response)));
+                self.waiting.push_back("auth");
+            }
+            Event::Xclient(xclient) => {
+                let attributes: Vec<_> = xclient.attributes().collect();
+                self.events.push(format!("xclient {attributes:?}"));
+                self.waiting.push_back("xclient");
             }
             Event::Refused { reply, .. } => self.refusal(reply)?,
             Event::NeedInput | Event::AwaitingAnswer => {}
@@ -231,6 +285,9 @@ impl<'a> CheckedSession<'a> {
             return;
         };
         match (self.policy)(kind) {
+            Some((reply, _)) if kind == "auth" && reply.code == 334 => {
+                self.session.challenge(reply.text.as_bytes(), &mut self.out);
+            }
             Some((reply, blame)) => {
                 self.session
                     .refuse(self.settings, &reply, blame, &mut self.out);
@@ -238,5 +295,21 @@ impl<'a> CheckedSession<'a> {
             None if kind == "greeting" => self.session.greet(self.settings, &mut self.out),
             None => self.session.accept(self.settings, &mut self.out),
         }
+        if kind == "starttls" {
+            self.expects_handshake = true;
+        }
     }
+}
+
+/// What the client sent, as the transcripts have it.
+fn decoded(response: Encoded<'_>) -> String {
+    if response.is_empty() {
+        return "=".to_owned();
+    }
+    let mut octets = Vec::new();
+    response.decode(&mut octets);
+    if octets.len() > 100 {
+        return format!("({} octets)", octets.len());
+    }
+    octets.escape_ascii().to_string()
 }

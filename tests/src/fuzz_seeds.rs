@@ -9,8 +9,8 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::{
-    front_cases, list_cases, packet_cases, transcript, wild_client, wild_list, wild_next_hop,
-    wild_tls,
+    front_cases, list_cases, packet_cases, transcript, wild_client, wild_list, wild_login,
+    wild_next_hop, wild_sasl, wild_tls,
 };
 
 /// What clients say in the transcripts, with a flush wherever the server speaks. The policy accepts
@@ -27,6 +27,15 @@ pub fn client() {
 /// The files of the list cases.
 pub fn lists() {
     write(|| Ok(list_cases::load()?.iter().map(wild_list::script).collect()));
+}
+
+/// Logs with logins, and with what is near one.
+pub fn logins() {
+    write(|| {
+        Ok(wild_login::SEEDS
+            .map(|seed| seed.as_bytes().to_vec())
+            .to_vec())
+    });
 }
 
 /// The frames of the packet cases, with the two octets of [`wild_packet`](crate::wild_packet) that
@@ -50,6 +59,11 @@ pub fn proxy() {
             .map(|case| [&[3], case.octets.as_slice()].concat())
             .collect())
     });
+}
+
+/// Exchanges that come to a check or to a proof, lines of Dovecot, and a user file.
+pub fn sasl() {
+    write(|| Ok(wild_sasl::SEEDS.iter().map(|seed| seed.to_vec()).collect()));
 }
 
 /// A client whose names are as they should be, and one whose names are not.

@@ -6,6 +6,8 @@
 //! - [`dialogue`]: their client, SMTP over a socket, line by line;
 //! - [`receiver`], [`postfix`], [`name_server`]: their peers, which are a next hop that follows a
 //!   script, `smtp-source` and `smtp-sink`, and a DNS server;
+//! - [`dovecot`]: a real one, that knows users; [`users`]: a user file; [`mail_server`]: a Postfix
+//!   as next hop;
 //! - [`syn`]: single SYNs, made by hand;
 //! - [`wait`], [`machine`]: waiting with a bound; free ports and open files.
 //!
@@ -17,8 +19,9 @@
 //! For tables of cases and for fuzzing:
 //! - [`transcript`], [`list_cases`], [`packet_cases`], [`policy_cases`], [`front_cases`]: readers
 //!   of the tables in `transcripts`, `lists`, `packets`, `policy` and `fronts`;
-//! - [`wild_client`], [`wild_next_hop`], [`wild_list`], [`wild_packet`], [`wild_front`],
-//!   [`wild_tls`]: any octets as input, and what must hold, for fuzz targets and properties;
+//! - [`wild_client`], [`wild_next_hop`], [`wild_list`], [`wild_login`], [`wild_packet`],
+//!   [`wild_front`], [`wild_tls`], [`wild_sasl`]: any octets as input, and what must hold, for fuzz
+//!   targets and properties;
 //! - [`fuzz_seeds`]: the tables as the beginning of a fuzzer's corpus.
 //!
 //! A whole-system test starts the real binary and looks at it from outside only: sockets, logs,
@@ -27,12 +30,15 @@
 
 pub mod checked_session;
 pub mod dialogue;
+pub mod dovecot;
 pub mod front_cases;
 pub mod fuzz_seeds;
 pub mod list_cases;
 pub mod machine;
+pub mod mail_server;
 pub mod name_server;
 pub mod packet_cases;
+pub mod pki;
 pub mod policy_cases;
 pub mod policy_sessions;
 pub mod postfix;
@@ -41,13 +47,17 @@ pub mod random_frame;
 pub mod receiver;
 pub mod simulation;
 pub mod syn;
+pub mod tls_client;
 pub mod transcript;
+pub mod users;
 pub mod wait;
 pub mod wild_client;
 pub mod wild_front;
 pub mod wild_list;
+pub mod wild_login;
 pub mod wild_next_hop;
 pub mod wild_packet;
+pub mod wild_sasl;
 pub mod wild_tls;
 
 use std::io::Write as _;

@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use portcullis::config::{Auth, Config, Listener};
 use portcullis::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
+use portcullis::policy::{Identity, Proof, Service};
 
 use crate::policy_cases::{Case, directory};
 
@@ -23,6 +25,14 @@ pub struct PolicySession {
     pub others: u32,
     /// Sessions of the same source that there are besides.
     pub of_source: u32,
+    /// Its address has a grant.
+    pub granted: bool,
+    /// What is spoken where it connects to.
+    pub service: Service,
+    /// Who it has authenticated as, right after EHLO.
+    pub user: Option<String>,
+    /// What the user has sent in the last hour: messages and recipients.
+    pub sent: (u32, u32),
     /// The gate is about to stop.
     pub stopping: bool,
     /// Why it cannot be played live.
@@ -43,6 +53,35 @@ pub struct PolicyStep {
 }
 
 impl PolicySession {
+    /// Who the client has proved to be, a user of the configuration.
+    ///
+    /// # Panics
+    /// The configuration does not have the user.
+    #[must_use]
+    pub fn identity(&self, config: &Config) -> Option<Identity> {
+        let name = self.user.as_deref()?;
+        let users = config.auth.as_ref().and_then(Auth::users);
+        let user = users.and_then(|users| users.get(name)).expect(name);
+        Some(Identity {
+            user: (&*user.name).into(),
+            proof: Proof::Password,
+            senders: user.senders.clone(),
+        })
+    }
+
+    /// The listener of its service that it connects to.
+    ///
+    /// # Panics
+    /// The configuration has none.
+    #[must_use]
+    pub fn listener(&self, config: &Config) -> Listener {
+        let mut listeners = config.listeners.iter();
+        let is_its = |listener: &&Listener| {
+            listener.service == self.service && listener.address.is_ipv4() == self.client.is_ipv4()
+        };
+        listeners.find(is_its).cloned().expect(&self.place)
+    }
+
     /// What DNS lists say of the client, as the policy takes it.
     #[must_use]
     pub fn answers(&self) -> Vec<ZoneAnswer> {
@@ -71,6 +110,10 @@ impl From<Case> for PolicySession {
             listed: Vec::new(),
             others: 0,
             of_source: 0,
+            granted: false,
+            service: Service::Relay,
+            user: None,
+            sent: (0, 0),
             stopping: false,
             not_live: None,
         }
@@ -127,6 +170,10 @@ fn begin(place: &str, configuration: &Path, client: &str) -> Result<PolicySessio
         listed: Vec::new(),
         others: 0,
         of_source: 0,
+        granted: false,
+        service: Service::Relay,
+        user: None,
+        sent: (0, 0),
         stopping: false,
         not_live: None,
         steps: Vec::new(),
@@ -134,7 +181,21 @@ fn begin(place: &str, configuration: &Path, client: &str) -> Result<PolicySessio
 }
 
 fn add(session: &mut PolicySession, line: &str) -> Result<()> {
-    if line == "stopping" {
+    if line == "granted" {
+        session.granted = true;
+        session.not_live = Some("the suite `grants` has live ones".to_owned());
+    } else if line == "submission" {
+        session.service = Service::Submission;
+    } else if let Some(user) = line.strip_prefix("user ") {
+        session.user = Some(user.trim().to_owned());
+    } else if let Some(numbers) = line.strip_prefix("sent ") {
+        let (messages, recipients) = numbers
+            .trim()
+            .split_once(' ')
+            .context("messages and recipients are wanted")?;
+        session.sent = (messages.trim().parse()?, recipients.trim().parse()?);
+        session.not_live = Some("the suite `submission` has live ones".to_owned());
+    } else if line == "stopping" {
         session.stopping = true;
         session.not_live = Some("a gate that stops accepts no connection".to_owned());
     } else if let Some(number) = line.strip_prefix("others ") {

@@ -66,6 +66,8 @@ pub struct Process<'n> {
     child: Child,
     directory: TempDir,
     listeners: Vec<SocketAddr>,
+    /// Those that say something before the client does.
+    greeting: Vec<SocketAddr>,
     admin: Option<SocketAddr>,
     /// Where it runs, for connections to it.
     namespace: Option<&'n Namespace>,
@@ -110,7 +112,8 @@ impl<'n> Process<'n> {
         let mut gate = Self {
             child,
             directory,
-            listeners: listeners(&table)?,
+            listeners: listeners(&table, |_| true)?,
+            greeting: listeners(&table, is_greeting)?,
             admin: admin(&table)?,
             namespace,
         };
@@ -123,7 +126,7 @@ impl<'n> Process<'n> {
         let listening = wait::until("the gate to listen", START_MAX, || {
             ended = self.child.try_wait().ok().flatten();
             let all = self
-                .listeners
+                .greeting
                 .iter()
                 .all(|address| self.says_something(*address));
             (all || ended.is_some()).then_some(all)
@@ -153,6 +156,12 @@ impl<'n> Process<'n> {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.listeners[0]
+    }
+
+    /// The address of the listener with this number, counted from 0, as [`address`](Self::address).
+    #[must_use]
+    pub fn address_of(&self, listener: usize) -> SocketAddr {
+        self.listeners[listener]
     }
 
     /// The process id.
@@ -253,7 +262,7 @@ impl<'n> Process<'n> {
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         write!(
             stream,
-            "GET {path} HTTP/1.1\r\nHost: gate\r\nConnection: close\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
@@ -397,11 +406,21 @@ fn write_configuration(directory: &Path, text: &str) -> Result<String> {
     Ok(text)
 }
 
-fn listeners(table: &toml::Table) -> Result<Vec<SocketAddr>> {
+/// Whether a listener greets before a TLS handshake.
+fn is_greeting(listener: &toml::Value) -> bool {
+    let is = |key, value| listener.get(key).and_then(toml::Value::as_str) == Some(value);
+    !is("tls", "implicit") && !is("service", "submissions")
+}
+
+fn listeners(
+    table: &toml::Table,
+    is_wanted: impl Fn(&toml::Value) -> bool,
+) -> Result<Vec<SocketAddr>> {
     let entries = table.get("listener").and_then(toml::Value::as_array);
     let entries = entries.context("the configuration has no listener")?;
     entries
         .iter()
+        .filter(|entry| is_wanted(entry))
         .map(|entry| reachable(entry.get("address")))
         .collect()
 }

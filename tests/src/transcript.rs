@@ -47,6 +47,16 @@ impl Line {
     }
 }
 
+/// The octets that a text stands for: see [`Line::octets`].
+///
+/// # Errors
+/// An escape that is none.
+pub fn octets(text: &str) -> Result<Vec<u8>> {
+    let mut octets = Vec::new();
+    unescape(text, &mut octets)?;
+    Ok(octets)
+}
+
 /// All cases of the files in `tests/transcripts/KIND`, in the order of their names.
 ///
 /// # Errors

@@ -5,6 +5,7 @@
 //! ways, and all must come out the same.
 
 use portcullis_smtp::reply::{EnhancedCode, Reply};
+use portcullis_smtp::sasl::Mechanism;
 use portcullis_smtp::server::{Blame, Settings};
 
 use crate::checked_session::CheckedSession;
@@ -13,7 +14,9 @@ use crate::checked_session::CheckedSession;
 /// octet.)
 pub const FLUSH: u8 = 0xfe;
 
-static REFUSALS: [Reply<'static>; 4] = [
+static REFUSALS: [Reply<'static>; 5] = [
+    // To AUTH it is a challenge.
+    Reply::fixed(334, EnhancedCode(2, 0, 0), "Go on"),
     Reply::fixed(550, EnhancedCode(5, 7, 1), "Not here"),
     Reply::fixed(451, EnhancedCode(4, 4, 1), "Not now,\nperhaps later"),
     Reply::fixed(250, EnhancedCode(2, 1, 5), "In other words\n\r\nyes"),
@@ -70,6 +73,11 @@ fn play(pattern: u8, cut: usize, late_answers: bool, groups: &[&[u8]]) -> Result
         errors_max: 6,
         recipients_unknown_max: 2,
         command_length_max: 128,
+        starttls: pattern & 1 == 0,
+        mechanisms: Mechanism::ALL.into_iter().collect(),
+        auth_without_tls: pattern & 2 == 0,
+        xclient: pattern & 16 == 0,
+        auth_required: pattern & 12 == 12,
         ..Settings::new("mx.example")
     };
     let mut answers = 0_u32;

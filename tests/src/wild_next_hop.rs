@@ -6,6 +6,7 @@
 use portcullis_smtp::client::{Client, ClientEvent, MailCommand, Sent};
 use portcullis_smtp::data::Stuffer;
 use portcullis_smtp::reply::Reply;
+use portcullis_smtp::sasl::Mechanism;
 
 /// Ends a group; the next octet is a command.
 pub const COMMAND: u8 = 0xfe;
@@ -102,7 +103,7 @@ fn send(client: &mut Client, command: u8, out: &mut Vec<u8>) {
         smtputf8: true,
         ..MailCommand::default()
     };
-    match command % 10 {
+    match command % 16 {
         0 => client.ehlo("gate.example", out),
         1 => client.helo("gate.example", out),
         2 => client.mail(&mail, out),
@@ -117,6 +118,12 @@ fn send(client: &mut Client, command: u8, out: &mut Vec<u8>) {
         6 => client.bdat(0, false, out),
         7 => client.bdat(0, true, out),
         8 => client.rset(out),
+        9 => client.starttls(out),
+        10 => client.secured(),
+        11 => _ = client.auth(Mechanism::Plain, Some(b"\0a\0b"), out),
+        12 => client.auth_response(b"", out),
+        13 => client.auth_cancel(out),
+        14 => client.xclient(" ADDR=192.0.2.1", out),
         _ => client.quit(out),
     }
 }

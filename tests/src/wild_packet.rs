@@ -277,6 +277,7 @@ struct Alike {
     recent_ns: Option<u64>,
     local: bool,
     exhausted: bool,
+    granted_until_ns: u64,
 }
 
 const NOW_NS: u64 = 1 << 40;
@@ -303,6 +304,10 @@ impl Recent for Added {
 
 impl Memory for Alike {
     type Recent = Added;
+
+    fn granted_until_ns(&self, _source: &Source) -> u64 {
+        self.granted_until_ns
+    }
 
     fn recent(&self, _key: &VerdictKey) -> Option<Added> {
         self.recent_ns.map(Added)
@@ -344,13 +349,15 @@ impl Scene {
             measures,
             settings,
             alike: Alike {
-                class: match known % 3 {
+                class: match known % 4 {
                     0 => Class::NONE,
                     1 => Class::new(Action::Permit, 1),
-                    _ => Class::new(Action::Drop, 2),
+                    2 => Class::new(Action::Drop, 2),
+                    _ => Class::new(Action::HardDrop, 3),
                 },
                 recent_ns: is(4).then_some(fresh),
                 local: is(5),
+                granted_until_ns: [0, NOW_NS, NOW_NS + 1][usize::from(known / 4 % 3)],
                 exhausted: is(6),
             },
         }
@@ -382,6 +389,10 @@ impl<const N: usize> Headers for Bytes<'_, N> {
 impl fast_path::Sources for Alike {
     fn class(&self, _source: PlainSource) -> Result<Class, SlowPath> {
         Ok(self.class)
+    }
+
+    fn may_be_granted(&self, _key: &VerdictKey) -> bool {
+        self.granted_until_ns != 0
     }
 
     fn may_be_recent(&self, _key: &VerdictKey) -> bool {
@@ -422,8 +433,16 @@ fn the_fast_path_keeps_to_the_slow_one(
     if let Ok(decided) = decided {
         return hold(decided == verdict, "another verdict on the fast path");
     }
-    let depends = scene.alike.class == Class::NONE
-        && (scene.alike.recent_ns.is_some() || packet::opens(frame, &segment));
+    let may_be_granted = scene.alike.granted_until_ns != 0;
+    let depends = match scene.alike.class.action() {
+        None => {
+            scene.alike.recent_ns.is_some()
+                || packet::opens(frame, &segment)
+                || (scene.measures.drop_unlisted && may_be_granted)
+        }
+        Some(Action::Drop) => may_be_granted,
+        Some(Action::HardDrop | Action::Permit) => false,
+    };
     let first_port = segment.port == Port::new(25);
     hold(depends || !first_port, "left to the slow path")
 }
@@ -456,6 +475,16 @@ fn verdicts_keep_their_promises(
     }
     let permitted = alike.class.action() == Some(Action::Permit);
     hold(permitted == (verdict == Verdict::Permitted(1)), "a permit")?;
+    let is_granted = alike.granted_until_ns > NOW_NS;
+    let hard = alike.class.action() == Some(Action::HardDrop);
+    hold(
+        role == Role::Customer || !is_granted || hard || verdict.reason().is_none(),
+        "a grant is dropped by no list but a hard one",
+    )?;
+    hold(
+        verdict != Verdict::Granted || (is_granted && !hard && !permitted),
+        "a grant that is over, or on a hard list",
+    )?;
     let learned = matches!(verdict, Verdict::Recent | Verdict::OverBudget);
     hold(!(learned && alike.local), "a local source")?;
     let unbudgeted = Settings::new(Mode::Enforce, measures, &[25, 587]);

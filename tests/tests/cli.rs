@@ -12,9 +12,12 @@ use portcullis_tests::process::portcullis;
 const COMMANDS: &[(&[&str], &[&str])] = &[
     (
         &[],
-        &["run", "demo", "check", "explain", "filter", "doctor"],
+        &[
+            "run", "reload", "demo", "check", "explain", "filter", "user", "doctor",
+        ],
     ),
     (&["run"], &["-c", "FILE"]),
+    (&["reload"], &["-c", "admin_socket"]),
     (&["demo"], &["root", "--json"]),
     (&["check"], &["-c", "FILE"]),
     (&["explain"], &["--client", "--rcpt", "--json"]),
@@ -35,6 +38,18 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
     (&["filter", "verdicts", "flush"], &["-c"]),
     (&["filter", "attach"], &["-c"]),
     (&["doctor"], &["-c", "--json"]),
+    (
+        &["user"],
+        &["add", "passwd", "senders", "remove", "list", "[auth]"],
+    ),
+    (
+        &["user", "add"],
+        &["-c", "FILE", "NAME", "--scram", "--senders"],
+    ),
+    (&["user", "passwd"], &["-c", "--scram", "--no-scram"]),
+    (&["user", "senders"], &["-c", "--any"]),
+    (&["user", "remove"], &["-c"]),
+    (&["user", "list"], &["-c", "--json"]),
     (&["filter", "detach"], &["-c"]),
 ];
 
@@ -192,6 +207,62 @@ fn explain_names_the_rule() -> Result<()> {
         "{}",
         both(&output)
     );
+    Ok(())
+}
+
+#[test]
+fn explain_takes_a_listener_and_a_user_of_the_configuration_and_no_other() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let hash = "$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHRzYWx0$\
+                U4mvDVC1ZVFlcTkq0rYrwqCpp0r3ADM3QkLVG0vu0wM";
+    let users = format!("alice password={hash} senders=alice@isp.example\n");
+    fs::write(directory.path().join("users"), users)?;
+    let file = directory.path().join("portcullis.toml");
+    let text = "[[listener]]\naddress = \"192.0.2.1:25\"\n\
+                [[listener]]\naddress = \"192.0.2.2:25\"\nauth = \"on\"\n\
+                [[route]]\ndomains = [\"*\"]\nnext_hop = [\"discard\"]\n\
+                [auth]\nusers = \"users\"\n";
+    fs::write(&file, text)?;
+    let file = file.display().to_string();
+    let explain = |more: &[&str]| {
+        let usual = ["explain", "-c", &file, "--client", "203.0.113.7"];
+        portcullis(usual.iter().chain(more))
+    };
+    let output = explain(&[
+        "--listener",
+        "192.0.2.2:25",
+        "--auth",
+        "Alice",
+        "--from",
+        "alice@isp.example",
+        "--rcpt",
+        "user@far.example",
+        "--rcpt",
+        "user@[192.0.2.2]",
+    ])?;
+    let said = both(&output);
+    ensure!(
+        output.status.success()
+            && said.contains("user alice")
+            && said.contains("may send as alice@isp.example")
+            && said.contains("authenticated")
+            && said.contains("message "),
+        "{said}"
+    );
+    let bob = ["--from", "bob@isp.example", "--auth", "alice"];
+    let there = ["--listener", "192.0.2.2:25"];
+    for (more, rule) in [(&there[..], "foreign-sender"), (&[], "not-implemented")] {
+        let said = both(&explain(&[&bob[..], more].concat())?);
+        ensure!(said.contains(rule), "{said}");
+    }
+    for wrong in [["--listener", "192.0.2.3:25"], ["--auth", "bob"]] {
+        let output = explain(&wrong)?;
+        let said = both(&output);
+        ensure!(
+            output.status.code() == Some(2) && said.contains(wrong[1]),
+            "{wrong:?}: {said}"
+        );
+    }
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use portcullis::config;
+use portcullis_tests::pki::Pki;
 
 fn cases(directory: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).expect("the tests run in the directory of their package");
@@ -88,7 +89,7 @@ fn the_gate_without_a_file_listens_on_the_loopback_alone_and_sends_nothing_on() 
             .iter()
             .all(|listener| listener.address.ip().is_loopback())
     );
-    assert!(config.filter.is_none() && config.admin.is_none());
+    assert!(config.filter.is_none() && config.admin.address.is_none());
     assert!(
         config
             .routes
@@ -112,6 +113,14 @@ fn the_configuration_in_the_readme_is_good() {
         let file = directory.path().join(format!("lists/{list}.netset"));
         fs::write(file, format!("{entry}\n")).expect("it can be written");
     }
+    let pki = Pki::new().expect("an authority");
+    let files = pki
+        .issue("mx1", &["mx1.isp.example"])
+        .expect("a certificate");
+    for (from, to) in [(files.certificate, "cert.pem"), (files.key, "key.pem")] {
+        fs::rename(from, directory.path().join(to)).expect("it can be moved");
+    }
+    fs::write(directory.path().join("users"), "").expect("it can be written");
     let file = directory.path().join("portcullis.toml");
     fs::write(&file, sample).expect("it can be written");
     let config = config::load(&file).unwrap_or_else(|errors| panic!("{errors}"));

@@ -66,6 +66,9 @@ impl InKernel {
             };
             edge.set_recent(source(*address).key(), verdict)?;
         }
+        for (address, age) in &file.grants {
+            edge.set_grant(source(*address), age.term(now_ns).1)?;
+        }
         for network in &file.local {
             edge.add_local(source(network.network()), network.prefix_len())?;
         }

@@ -19,11 +19,12 @@
 //! What libpcap cannot say are chains of IPv6 extension headers, and which packets enclose others:
 //! those are taken apart by a small reader below, written from RFC 8200 and RFC 7112 and sharing
 //! nothing with `ebpf/common`. Nor does it know a protocol of PPP in one octet: it is shown such a
-//! frame with both. The source is then looked for in the lists one prefix after the other.
+//! frame with both. The source is then looked for in the lists one prefix after the other,
+//! and a rule of arithmetic says whether it has a grant.
 
 use std::collections::HashSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 
@@ -32,10 +33,10 @@ use ipnet::IpNet;
 use portcullis::config::{self, FilterMode, Unlisted};
 use portcullis::filter::{self, Filter, Trial};
 use portcullis::lists::{Compiled, ListAction};
-use portcullis_ebpf_common::Encapsulation;
 use portcullis_ebpf_common::layout::{
     InterfaceCounter, LinkLayer, Measures, Mode, Role, Settings, unread_counter,
 };
+use portcullis_ebpf_common::{Encapsulation, Source};
 use portcullis_tests::random_frame::{PORT, frame};
 use portcullis_tests::{full, root};
 
@@ -57,6 +58,7 @@ enum Kind {
 }
 
 const PERMITTED: &[&str] = &["192.0.2.64/28", "198.51.100.77/32", "2001:db8:7::/48"];
+const HARD: &[&str] = &["192.0.2.128/27", "2001:db8:8::/48"];
 const DROPPED: &[&str] = &["192.0.2.0/24", "203.0.113.0/25", "2001:db8::/32", "::/16"];
 
 fn prefixes(texts: &[&str]) -> Result<Vec<IpNet>> {
@@ -78,6 +80,7 @@ fn tcpdump_and_a_naive_search_come_to_the_verdict_of_the_program() -> Result<()>
             ListAction::Permit,
             permitted.clone(),
         ),
+        ("hard".to_owned(), ListAction::HardDrop, prefixes(HARD)?),
         ("dropped".to_owned(), ListAction::Drop, dropped.clone()),
     ]);
     let pin_path = PathBuf::from(format!(
@@ -98,6 +101,20 @@ fn tcpdump_and_a_naive_search_come_to_the_verdict_of_the_program() -> Result<()>
         (LinkLayer::RawIp, number / 5),
     ] {
         let mut trial = filter.trial_as(Role::Edge, layer)?;
+        for last in 0..=u8::MAX {
+            for address in [[192, 0, 2, last], [203, 0, 113, last]] {
+                let until_ns = if last % 4 == 1 { 1 } else { u64::MAX };
+                if last % 4 < 2 {
+                    trial.set_grant(Source::ipv4(address), until_ns)?;
+                }
+            }
+        }
+        for last in 0..GRANTED6 {
+            for third in [6, 8] {
+                let address = Ipv6Addr::new(0x2001, 0xdb8, third, 0, 0, 0, 0, last);
+                trial.set_grant(Source::ipv6(address.octets()), u64::MAX)?;
+            }
+        }
         let written = (0..number).map(|_| frame(&mut random, layer));
         let frames: Vec<Vec<u8>> = written.collect();
         compare(&mut trial, &frames, layer, &permitted, &dropped)?;
@@ -115,7 +132,7 @@ fn compare(
 ) -> Result<()> {
     let shown: Vec<Vec<u8>> = frames.iter().map(|frame| with_both(frame, layer)).collect();
     let kinds = kinds(&shown, layer)?;
-    let mut seen = [0_u64; 17];
+    let mut seen = [0_u64; 19];
     let mut unread = 0;
     let mut counters = trial.counted()?;
     for drop_unlisted in [false, true] {
@@ -151,7 +168,7 @@ fn compare(
     }
     let hidden = kinds.iter().filter(|kind| **kind == Kind::Hidden).count();
     println!("{layer:?}: of each counter's verdict: {seen:?}, {hidden} hidden, {unread} unread");
-    let verdicts = [0, 1, 2, 3, 5].map(|counter| seen[counter]);
+    let verdicts = [0, 1, 2, 3, 5, 18].map(|counter| seen[counter]);
     let tags = seen[InterfaceCounter::DroppedTags as usize];
     ensure!(
         verdicts.iter().all(|verdicts| *verdicts > 300) && hidden > 200 && unread > 200,
@@ -166,8 +183,27 @@ fn compare(
 
 /// Whether a frame that is counted so is dropped.
 fn drops(counter: InterfaceCounter) -> bool {
-    use InterfaceCounter::{Other, Passed, Permitted};
-    !matches!(counter, Other | Passed | Permitted)
+    use InterfaceCounter::{Granted, Other, Passed, Permitted};
+    !matches!(counter, Granted | Other | Passed | Permitted)
+}
+
+/// IPv6 addresses with a grant in each of two /64s.
+const GRANTED6: u16 = 16_384;
+
+/// Whether a grant for the source is in force.
+fn is_granted(source: IpAddr) -> bool {
+    match source {
+        IpAddr::V4(address) => {
+            let [a, b, c, last] = address.octets();
+            [[192, 0, 2], [203, 0, 113]].contains(&[a, b, c]) && last % 4 == 0
+        }
+        IpAddr::V6(address) => {
+            let [0x2001, 0xdb8, 6 | 8, 0, 0, 0, 0, last] = address.segments() else {
+                return false;
+            };
+            last < GRANTED6
+        }
+    }
 }
 
 struct Detach(PathBuf);
@@ -193,8 +229,14 @@ fn expected(
     }
     let source = packet.and_then(source).context("a source")?;
     let covers = |prefixes: &[IpNet]| prefixes.iter().any(|prefix| prefix.contains(&source));
+    let hard = prefixes(HARD)?;
+    let keeps_out = covers(dropped) || drop_unlisted;
     Ok(if covers(permitted) {
         InterfaceCounter::Permitted
+    } else if covers(&hard) {
+        InterfaceCounter::DroppedListed
+    } else if keeps_out && is_granted(source) {
+        InterfaceCounter::Granted
     } else if covers(dropped) {
         InterfaceCounter::DroppedListed
     } else if drop_unlisted {

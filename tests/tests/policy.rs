@@ -23,7 +23,7 @@ fn stages(config: &Config, case: &Case) -> Result<Vec<Step>> {
         ..Question::new(case.client)
     };
     let mut stages = explain(config, &question)?.stages;
-    stages.retain(|step| !matches!(step.stage, "route" | "data"));
+    stages.retain(|step| !matches!(step.stage, "route" | "data" | "message"));
     Ok(stages)
 }
 
@@ -88,7 +88,12 @@ fn question(config: &Config, session: &PolicySession) -> Option<Question> {
             stopping: session.stopping,
             sessions: count(session.others, config.limits.sessions),
             source_sessions: count(session.of_source, config.limits.sessions_per_source),
+            user_messages: count(session.sent.0, config.limits.messages_per_user),
+            user_recipients: count(session.sent.1, config.limits.recipients_per_user),
         },
+        granted: session.granted,
+        identity: session.identity(config),
+        listener: Some(session.listener(config)),
         ..Question::new(session.client)
     })
 }
@@ -103,12 +108,13 @@ fn explain_answers_each_step_of_the_sessions_as_it_is_written() -> Result<()> {
         };
         explained += 1;
         let mut stages = explain(&config, &question)?.stages;
-        stages.retain(|step| !matches!(step.stage, "route" | "dnsbl"));
-        let written = session.steps.iter().filter(|step| step.command != ".");
-        for (number, step) in written.enumerate() {
+        stages.retain(|step| !matches!(step.stage, "route" | "dnsbl" | "auth"));
+        for (number, step) in session.steps.iter().enumerate() {
             let found = stages.get(number);
             let found = found.map(|found| (found.code, found.rule.as_str()));
-            if found != Some((Some(step.code), step.rule.as_str())) {
+            // The last reply is the next hop's.
+            let code = (step.command != "." || step.code >= 300).then_some(step.code);
+            if found != Some((code, step.rule.as_str())) {
                 faults.push(format!(
                     "{}: {} gets {found:?}",
                     session.place, step.command

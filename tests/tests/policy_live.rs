@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis::netns::{Family, Namespace};
+use portcullis::policy::Service;
+use portcullis_smtp::sasl;
 use portcullis_tests::dialogue::{Dialogue, connect_from};
 use portcullis_tests::name_server::Rbldnsd;
 use portcullis_tests::policy_cases::{self, Case};
@@ -18,6 +20,7 @@ use portcullis_tests::{root, wait};
 use serde_json::Value;
 
 const GATE_V4: &str = "198.51.100.25:25";
+const SUBMISSION: &str = "198.51.100.25:587";
 const GATE_V6: &str = "[2001:db8:100::25]:25";
 /// Where the configurations of the sessions have their name server.
 const NAME_SERVER: &str = "127.0.0.1:5354";
@@ -125,6 +128,8 @@ fn configuration(file: &Path) -> Result<String> {
     let text = std::fs::read_to_string(file)?;
     let lists = format!("\"{}/lists/", directory.display());
     let text = text.replace("\"lists/", &lists);
+    let users = format!("users = \"{}/users\"", directory.display());
+    let text = text.replace("users = \"users\"", &users);
     Ok(format!(
         "state_dir = \"@DIR@\"\nadmin = \"127.0.0.1:9925\"\n{text}\n[log]\nformat = \"json\"\n"
     ))
@@ -148,8 +153,12 @@ fn zones(sessions: &[PolicySession]) -> BTreeMap<&str, String> {
     zones
 }
 
-fn connect(outside: &Namespace, client: IpAddr) -> Result<Dialogue> {
-    let to = if client.is_ipv4() { GATE_V4 } else { GATE_V6 };
+fn connect(outside: &Namespace, client: IpAddr, service: Service) -> Result<Dialogue> {
+    let to = match service {
+        Service::Submission => SUBMISSION,
+        _ if client.is_ipv4() => GATE_V4,
+        _ => GATE_V6,
+    };
     let to: SocketAddr = to.parse()?;
     Dialogue::new(connect_from(outside, client, to)?)
 }
@@ -163,7 +172,7 @@ fn play_session(
     let others = others(outside, session)?;
     let before = counted(gate)?;
     let mut wrong = Vec::new();
-    let mut dialogue = connect(outside, session.client)?;
+    let mut dialogue = connect(outside, session.client, session.service)?;
     for step in &session.steps {
         let reply = match step.command.as_str() {
             "connect" => dialogue.reply()?,
@@ -172,6 +181,13 @@ fn play_session(
         if reply.code != step.code {
             let (place, command) = (&session.place, &step.command);
             wrong.push(format!("{place}: {command} hears {}", reply.text()));
+        }
+        if let Some(user) = session
+            .user
+            .as_ref()
+            .filter(|_| step.command.starts_with("EHLO"))
+        {
+            dialogue.expect(&authenticate(user), "235")?;
         }
     }
     drop(dialogue);
@@ -194,6 +210,13 @@ fn play_session(
     Ok(wrong)
 }
 
+/// AUTH with PLAIN (RFC 4616) as a user of the file.
+fn authenticate(user: &str) -> String {
+    let mut line = b"AUTH PLAIN ".to_vec();
+    sasl::encode(format!("\0{user}\0of-{user}").as_bytes(), &mut line);
+    String::from_utf8_lossy(&line).into_owned()
+}
+
 /// The sessions that there are besides.
 fn others(outside: &Namespace, session: &PolicySession) -> Result<Vec<Dialogue>> {
     let mut others = Vec::new();
@@ -201,7 +224,7 @@ fn others(outside: &Namespace, session: &PolicySession) -> Result<Vec<Dialogue>>
     let elsewhere = sources.take((session.others - session.of_source) as usize);
     let own = (0..session.of_source).map(|_| Ok(session.client));
     for source in elsewhere.chain(own) {
-        let mut other = connect(outside, source?)?;
+        let mut other = connect(outside, source?, session.service)?;
         other.expect_reply("220")?;
         others.push(other);
     }
@@ -268,7 +291,7 @@ fn counted(gate: &Process<'_>) -> Result<BTreeMap<(String, String), i64>> {
 /// Plays a case; the code that it ends with, and the rule that the gate's log names for it.
 fn play(outside: &Namespace, gate: &Process<'_>, case: &Case) -> Result<(u16, String)> {
     let before = gate.log_lines().len();
-    let mut session = connect(outside, case.client)?;
+    let mut session = connect(outside, case.client, Service::Relay)?;
     let mut reply = session.reply()?;
     for command in case.commands() {
         if reply.code >= 400 {

@@ -128,16 +128,29 @@ fn refusals_by_other_rules_than_dns_lists_are_remembered_too() -> Result<()> {
     relaying.expect("QUIT", "221")?;
     let mut clumsy = Dialogue::greeted(from([127, 0, 0, 68], gate.address())?)?;
     while clumsy.say("XXXX")?.code != 421 {}
+    // What SMTP itself refuses, at MAIL and at RCPT.
+    let mut malformed = Dialogue::greeted(from([127, 0, 0, 69], gate.address())?)?;
+    malformed.expect("EHLO client.example", "250")?;
+    malformed.expect("MAIL FROM:<a@>", "501")?;
+    malformed.expect("QUIT", "221")?;
+    let mut unknown = Dialogue::greeted(from([127, 0, 0, 70], gate.address())?)?;
+    unknown.expect("EHLO client.example", "250")?;
+    unknown.expect("MAIL FROM:<a@client.example>", "250")?;
+    unknown.expect("RCPT TO:<b@gate.example> COLOUR=red", "555")?;
+    unknown.expect("RCPT TO:<b@gate.example>", "250")?;
+    unknown.expect("QUIT", "221")?;
 
-    let refusals = wait::until("three refusals", Duration::from_secs(5), || {
+    let refusals = wait::until("five refusals", Duration::from_secs(5), || {
         let (_, body) = gate.get("/api/refusals").ok()?;
         let refusals: Vec<Value> = serde_json::from_str(&body).ok()?;
-        (refusals.len() == 3).then_some(refusals)
+        (refusals.len() == 5).then_some(refusals)
     })?;
     for (source, rule) in [
         ("127.0.0.66", "reject-list:unwanted"),
         ("127.0.0.67", "closed-relay"),
         ("127.0.0.68", "errors"),
+        ("127.0.0.69", "syntax"),
+        ("127.0.0.70", "parameter"),
     ] {
         let refused = refusals.iter().find(|refused| refused["source"] == source);
         ensure!(

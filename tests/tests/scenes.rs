@@ -245,3 +245,104 @@ fn a_client_that_breaks_off_as_the_next_hop_answers_does_not_stop_the_worker() {
         scene.run_until(20 * SECOND);
     }
 }
+
+/// What a client hears whose message is for two next hops that are told of it by this, and how
+/// often each was connected to. The gate may begin to stop meanwhile.
+fn delivered(
+    send_client: &str,
+    greet: fn(SocketAddr) -> Act,
+    stop_after: Option<Duration>,
+) -> (Vec<String>, [usize; 2]) {
+    let two = ONE
+        .replace("connections = 1", "connections = 5")
+        .replace(
+            "shutdown_timeout = \"5s\"",
+            "shutdown_timeout = \"30s\"\ngreeting_delay = \"0s\"",
+        )
+        .replace(
+            "next_hop = [\"10.0.0.1:25\"]",
+            &format!(
+                "next_hop = [\"10.0.0.1:25\", \"10.0.0.2:25\"]\nsend_client = \"{send_client}\""
+            ),
+        );
+    let connects = Rc::new(std::cell::Cell::new([0; 2]));
+    let counted = Rc::clone(&connects);
+    let script = move |_, address: SocketAddr, line: &str| match line {
+        "" => {
+            let mut connects = counted.get();
+            connects[usize::from(address == first())] += 1;
+            counted.set(connects);
+            greet(address)
+        }
+        _ => usual(line),
+    };
+    let mut scene = Scene::new(&two, QUICK, Rc::new(script));
+    // The network of a scene has the worker wait for several things to happen.
+    for tick in 0..2_000 {
+        scene.network.act(Duration::from_millis(5) * tick, |_| ());
+    }
+    let heard = scene.client(
+        SECOND,
+        local(),
+        vec![
+            Step::Hear("220 "),
+            say("EHLO client.example\n"),
+            Step::Hear("250 HELP"),
+            say("MAIL FROM:<x@y.example>\nRCPT TO:<c@a.example>\nDATA\n"),
+            Step::Hear("354 "),
+            say("Subject: x\n\nx\n.\nQUIT\n"),
+        ],
+    );
+    if let Some(after) = stop_after {
+        stop(&scene, after);
+    }
+    scene.run_until(9 * SECOND);
+    let [second, first] = connects.get();
+    (lines(&heard), [first, second])
+}
+
+fn welcome() -> Act {
+    usual("")
+}
+
+fn slow() -> Act {
+    Act::Later(SECOND * 3 / 2, "220 hop.example ESMTP")
+}
+
+fn first() -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, 1], 25))
+}
+
+#[test]
+fn a_first_hop_that_is_slow_or_dead_makes_no_storm_where_connections_are_for_one_client() {
+    type Answers = fn(SocketAddr) -> Act;
+    let cases: [(&str, Answers); 4] = [
+        ("the first is slow", |hop| {
+            if hop == first() { slow() } else { welcome() }
+        }),
+        ("the first is dead", |hop| {
+            if hop == first() {
+                Act::Silence
+            } else {
+                welcome()
+            }
+        }),
+        ("the second is dead", |hop| {
+            if hop == first() { slow() } else { Act::Silence }
+        }),
+        ("both are slow", |_| slow()),
+    ];
+    // A gate that stops keeps no connection of any kind.
+    let ways = [("proxy-v2", None), ("no", Some(2 * SECOND))];
+    for (name, greet) in cases {
+        for (send_client, stop_after) in ways {
+            let (heard, connects) = delivered(send_client, greet, stop_after);
+            let mut replies = heard.iter().skip_while(|line| !line.starts_with("354"));
+            let is_delivered = replies.nth(1).is_some_and(|line| line.starts_with("250"));
+            assert!(
+                is_delivered && connects.iter().sum::<usize>() <= 3,
+                "{name}, {send_client}: {connects:?} {heard:?}"
+            );
+        }
+    }
+}

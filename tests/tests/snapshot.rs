@@ -12,7 +12,7 @@ use portcullis::filter::{self, Filter};
 use portcullis::lists::{Compiled, List, ListAction, Listing};
 use portcullis_tests::root;
 
-const ACTIONS: [ListAction; 7] = [
+const ACTIONS: [ListAction; 8] = [
     ListAction::Drop,
     ListAction::Permit,
     ListAction::Drop,
@@ -20,6 +20,7 @@ const ACTIONS: [ListAction; 7] = [
     ListAction::Drop,
     ListAction::Permit,
     ListAction::Reject,
+    ListAction::HardDrop,
 ];
 
 /// The lengths of longer IPv4 prefixes: few enough for the search to ask for each. All others are
@@ -128,13 +129,13 @@ fn compiled(lists: &[Vec<Prefix>], in_kernel: bool) -> Compiled {
 /// A simple search: for an address it looks up each prefix length, the longest first.
 struct Naive {
     /// The first list of each action that has the prefix.
-    listed: HashMap<(bool, u8, u128), [Option<u16>; 3]>,
+    listed: HashMap<(bool, u8, u128), [Option<u16>; 4]>,
     lengths: [Vec<u8>; 2],
 }
 
 impl Naive {
     fn new(lists: &[Vec<Prefix>]) -> Self {
-        let mut listed: HashMap<_, [Option<u16>; 3]> = HashMap::new();
+        let mut listed: HashMap<_, [Option<u16>; 4]> = HashMap::new();
         for (number, (prefixes, action)) in (0..).zip(lists.iter().zip(ACTIONS)) {
             for prefix in prefixes {
                 let key = (prefix.is_ipv4, prefix.length, prefix.bits);
@@ -155,7 +156,7 @@ impl Naive {
 
     /// The answer for an address: permitted or dropped, and rejected.
     fn search(&self, is_ipv4: bool, bits: u128) -> [Option<(u16, IpNet)>; 2] {
-        let mut of_action = [None; 3];
+        let mut of_action = [None; 4];
         for length in &self.lengths[usize::from(is_ipv4)] {
             let prefix = Prefix::new(is_ipv4, bits, *length);
             let Some(lists) = self.listed.get(&(is_ipv4, *length, prefix.bits)) else {
@@ -165,8 +166,11 @@ impl Naive {
                 *found = found.or(list.map(|list| (list, prefix.net())));
             }
         }
-        let [permit, drop, reject] = of_action;
-        [permit.or(drop), reject.filter(|_| permit.is_none())]
+        let [permit, drop, hard_drop, reject] = of_action;
+        [
+            permit.or(hard_drop).or(drop),
+            reject.filter(|_| permit.is_none()),
+        ]
     }
 }
 
@@ -265,7 +269,7 @@ fn the_kernel_drops_and_counts_what_userspace_finds_in_the_same_lines() -> Resul
         for bits in probes(&mut random, *prefix) {
             let address = address(prefix.is_ipv4, bits);
             let listing = compiled.filtered(address);
-            let drops = listing.is_some_and(|listing| listing.action == ListAction::Drop);
+            let drops = listing.is_some_and(|listing| listing.action != ListAction::Permit);
             let outcome = trial.run(&syn(address), 1)?;
             assert_eq!(outcome.dropped, drops, "{address}: {listing:?}");
             if let Some(listing) = listing {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
-use portcullis_benches::{idle, relay};
+use portcullis_benches::{idle, relay, tls};
 
 use crate::workspace;
 
@@ -19,6 +19,9 @@ pub(crate) enum Bench {
     Relay(Box<relay::Options>),
     /// Memory of the gateway per idle session: greeted, after EHLO, after MAIL
     Idle(Box<idle::Options>),
+    /// Sessions under STARTTLS beside nginx's mail proxy: CPU per handshake and per message, the
+    /// time of other sessions under a flood of handshakes, memory of an idle session
+    Tls(Box<tls::Options>),
     /// Instructions of a worker per session, message, recipient and command, also beside another
     /// build
     #[command(disable_help_flag = true)]
@@ -53,6 +56,13 @@ pub(crate) fn run(bench: Bench) -> Result<ExitCode> {
                 options.portcullis = Some(workspace::gateway_binary());
             }
             idle::run(&options)
+        }
+        Bench::Tls(mut options) => {
+            if options.portcullis.is_none() {
+                build_gateway()?;
+                options.portcullis = Some(workspace::gateway_binary());
+            }
+            tls::run(&options)
         }
         Bench::Instructions { options } => run_package("portcullis-bench-instructions", &options),
         Bench::Filter { options } => {

@@ -54,11 +54,31 @@ const PACKAGES: &[Package] = &[
         "the mail proxy itself",
     ),
     Package {
+        service: Some("haproxy"),
+        ..tool("haproxy", "haproxy", "a trusted front in the tests")
+    },
+    Package {
         service: Some("rbldnsd"),
         ..tool("rbldnsd", "rbldnsd", "serves DNS lists to the tests")
     },
+    Package {
+        service: Some("dovecot"),
+        ..tool("dovecot-core", "dovecot", "answers passwords in the tests")
+    },
+    tool(
+        "dovecot-pop3d",
+        "/usr/lib/dovecot/pop3-login",
+        "a POP server, whose log tells of logins",
+    ),
     tool("swaks", "swaks", "a client in the tests"),
+    tool(
+        "libnet-ssleay-perl",
+        "/usr/share/doc/libnet-ssleay-perl/copyright",
+        "TLS of swaks",
+    ),
     tool("curl", "curl", "a client in the tests"),
+    tool("msmtp", "msmtp", "a client in the tests (SCRAM)"),
+    tool("gsasl", "gsasl", "a client in the tests (SCRAM)"),
     tool("python3", "python3", "a client in the tests (smtplib)"),
     tool("iproute2", "ip", "network namespaces and their links"),
     tool(
@@ -75,7 +95,11 @@ const PACKAGES: &[Package] = &[
         "tcpdump",
         "what is on the wire; the oracle of the filter's tests",
     ),
-    tool("openssl", "openssl", "certificates for the tests"),
+    tool(
+        "openssl",
+        "openssl",
+        "certificates, and a client in the tests (s_client)",
+    ),
     tool(
         "ca-certificates",
         "/etc/ssl/certs/ca-certificates.crt",

@@ -93,6 +93,7 @@ uncounted! {
     driver_call_pause: fn pause(conn: Conn);
     driver_call_send: fn send(conn: Conn, buffer: Vec<u8>);
     driver_call_unacknowledged: fn unacknowledged(conn: Conn);
+    driver_call_wipe: fn wipe(buffer: &Buffer);
     driver_call_shutdown: fn shutdown(conn: Conn, both: bool);
     driver_call_close: fn close(conn: Conn);
 }

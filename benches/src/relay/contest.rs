@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::load::Load;
-use super::servers::{self, NextHop};
 use super::{Comparison, Options};
 use crate::gateway::{Gateway, Server};
+use crate::servers::{self, NextHop};
 
 /// Messages to each contestant before anything is measured: pages are touched, tables grown, code
 /// is in the cache.
@@ -134,7 +134,7 @@ fn start(
     let (name, server) = match next_hop {
         Some(next_hop) => (
             "nginx",
-            servers::nginx(directory, options.workers, next_hop.address())?,
+            servers::nginx(directory, options.workers, next_hop.address(), None)?,
         ),
         None => ("smtp-sink", servers::smtp_sink(directory)?),
     };
@@ -152,6 +152,7 @@ fn start(
                 workers: options.workers,
                 next_hop: next_hop.map(NextHop::address),
                 sessions: SESSIONS_MAX,
+                certificate: None,
             };
             servers.push((name, gateway.start(directory)?));
         }

@@ -12,7 +12,6 @@
 mod contest;
 mod load;
 mod report;
-mod servers;
 
 use std::fs::File;
 use std::io::BufWriter;

@@ -6,11 +6,11 @@ use serde::Serialize;
 
 use super::contest::{ComparisonResult, Turn, Turns};
 use super::load::MESSAGE_LEN;
-use super::servers::LOGGING;
 use super::{Comparison, Options};
 use crate::figures::Spread;
 use crate::machine::{Machine, commit_of_binary, version_of};
 use crate::results::circumstances;
+use crate::servers::LOGGING;
 use crate::table::Table;
 
 /// Everything that a run has to say.

@@ -4,7 +4,7 @@
 //! first filtered port, on an edge that enforces, and decides by the lists alone. Every offset is a
 //! constant and nothing has to be kept, which takes a third of the slow path's instructions. The
 //! verdict comes from the slow path's table, [`decide`]; a fact that the fast path does not know (a
-//! recent verdict, a budget, prefixes within a /64) leaves the frame to the slow path.
+//! grant, a recent verdict, a budget, prefixes within a /64) leaves the frame to the slow path.
 
 use crate::layout::{PackedSettings, Role, VerdictKey};
 use crate::packet::{
@@ -167,6 +167,8 @@ pub trait Sources {
     /// # Errors
     /// There are prefixes within its /64.
     fn class(&self, source: PlainSource) -> Result<Class, SlowPath>;
+    /// Whether there may be a grant for a source with this key.
+    fn may_be_granted(&self, key: &VerdictKey) -> bool;
     /// Whether there may be a recent verdict under this key.
     fn may_be_recent(&self, key: &VerdictKey) -> bool;
 }
@@ -214,6 +216,14 @@ impl<S: Sources> Facts for FewFacts<'_, S> {
     #[inline(always)]
     fn destination(&self) -> Result<Class, SlowPath> {
         Err(SlowPath)
+    }
+
+    #[inline(always)]
+    fn granted(&self) -> Result<bool, SlowPath> {
+        if self.sources.may_be_granted(&self.segment.source.key()) {
+            return Err(SlowPath);
+        }
+        Ok(false)
     }
 
     #[inline(always)]

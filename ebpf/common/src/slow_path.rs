@@ -20,6 +20,8 @@ pub trait Memory {
     /// A recent verdict, where it lies.
     type Recent: Recent;
 
+    /// When the grant for a source ends, in nanoseconds of CLOCK_MONOTONIC; 0: it has none.
+    fn granted_until_ns(&self, source: &Source) -> u64;
     /// The recent verdict on a source, expired or not.
     fn recent(&self, key: &VerdictKey) -> Option<Self::Recent>;
     /// Whether a source is in a local network.
@@ -111,6 +113,12 @@ where
     fn destination(&self) -> Result<Class, Infallible> {
         let destination = packet::destination(self.frame, self.segment);
         Ok(destination.map_or(Class::NONE, |address| self.lists.class(&address)))
+    }
+
+    #[inline(always)]
+    fn granted(&self) -> Result<bool, Infallible> {
+        let until_ns = self.memory.granted_until_ns(&self.segment.source);
+        Ok(until_ns != 0 && self.memory.now_ns() < until_ns)
     }
 
     #[inline(always)]

@@ -8,7 +8,9 @@
 //! | comes from a source on a permit list | [`Verdict::Permitted`] |
 //! | comes from a customer, to a destination on a permit list | [`Verdict::Permitted`] |
 //! | comes from a customer | [`Verdict::Customer`] |
-//! | comes from a source on a drop list | [`Verdict::Listed`] |
+//! | comes from a source on a hard drop list | [`Verdict::Listed`] |
+//! | would be dropped by a row below, and its source has a grant | [`Verdict::Granted`] |
+//! | comes from a source on another drop list | [`Verdict::Listed`] |
 //! | comes from a source with a recent verdict, which is not local | [`Verdict::Recent`] |
 //! | comes from a source on no list, and those are dropped | [`Verdict::Unlisted`] |
 //! | opens a connection beyond its source's budget, which is not local | [`Verdict::OverBudget`] |
@@ -32,8 +34,10 @@ use crate::layout::{InterfaceCounter, ListCounter, Mode, Reason, Role};
 pub enum Action {
     /// Passes them, whatever else is said of the source.
     Permit,
-    /// Drops them.
+    /// Drops them, unless their source has a grant.
     Drop,
+    /// Drops them, whether their source has a grant or not.
+    HardDrop,
 }
 
 /// What the lists say of a source: an action in the upper half, the slot of the list in the lower.
@@ -48,6 +52,7 @@ impl Class {
 
     const PERMIT: u32 = 1;
     const DROP: u32 = 2;
+    const HARD_DROP: u32 = 3;
 
     /// The class of the list in this slot.
     #[must_use]
@@ -55,6 +60,7 @@ impl Class {
         let action = match action {
             Action::Permit => Self::PERMIT,
             Action::Drop => Self::DROP,
+            Action::HardDrop => Self::HARD_DROP,
         };
         Self(action << 16 | slot as u32)
     }
@@ -66,6 +72,7 @@ impl Class {
         match self.0 >> 16 {
             Self::PERMIT => Some(Action::Permit),
             Self::DROP => Some(Action::Drop),
+            Self::HARD_DROP => Some(Action::HardDrop),
             _ => None,
         }
     }
@@ -87,6 +94,8 @@ pub enum Verdict {
     Tags,
     /// The list in this slot permits its source or, if a customer sent it, its destination.
     Permitted(u32),
+    /// It would be dropped, but its source has a grant and is on no hard drop list.
+    Granted,
     /// The list in this slot has its source dropped.
     Listed(u32),
     /// Its source has a recent verdict.
@@ -122,6 +131,12 @@ pub trait Facts {
     /// It cannot be known here.
     fn destination(&self) -> Result<Class, Self::Unknown>;
 
+    /// Whether its source has a grant.
+    ///
+    /// # Errors
+    /// It cannot be known here.
+    fn granted(&self) -> Result<bool, Self::Unknown>;
+
     /// Whether it is dropped for a recent verdict on its source.
     ///
     /// # Errors
@@ -151,15 +166,26 @@ pub fn decide<F: Facts>(facts: &F) -> Result<Verdict, F::Unknown> {
             let destination = facts.destination()?;
             match destination.action() {
                 Some(Action::Permit) => Ok(Verdict::Permitted(destination.slot())),
-                Some(Action::Drop) | None => Ok(Verdict::Customer),
+                Some(Action::Drop | Action::HardDrop) | None => Ok(Verdict::Customer),
             }
         }
-        (Some(Action::Drop), Role::Edge) => Ok(Verdict::Listed(source.slot())),
-        (None, Role::Edge) if facts.recent_verdict()? => Ok(Verdict::Recent),
-        (None, Role::Edge) if facts.drop_unlisted() => Ok(Verdict::Unlisted),
+        (Some(Action::HardDrop), Role::Edge) => Ok(Verdict::Listed(source.slot())),
+        (Some(Action::Drop), Role::Edge) => unless_granted(facts, Verdict::Listed(source.slot())),
+        (None, Role::Edge) if facts.recent_verdict()? => unless_granted(facts, Verdict::Recent),
+        (None, Role::Edge) if facts.drop_unlisted() => unless_granted(facts, Verdict::Unlisted),
         (None, Role::Edge) if facts.over_budget()? => Ok(Verdict::OverBudget),
         (None, Role::Edge) => Ok(Verdict::Passed),
     }
+}
+
+/// A grant matters only to a source that would be dropped, so that is where it is looked up.
+#[inline(always)]
+fn unless_granted<F: Facts>(facts: &F, otherwise: Verdict) -> Result<Verdict, F::Unknown> {
+    Ok(if facts.granted()? {
+        Verdict::Granted
+    } else {
+        otherwise
+    })
 }
 
 impl Verdict {
@@ -168,7 +194,9 @@ impl Verdict {
     #[must_use]
     pub const fn reason(self) -> Option<Reason> {
         match self {
-            Self::Other | Self::Permitted(_) | Self::OverBudget | Self::Passed => None,
+            Self::Other | Self::Permitted(_) | Self::Granted | Self::OverBudget | Self::Passed => {
+                None
+            }
             Self::Listed(_) => Some(Reason::Listed),
             Self::Recent => Some(Reason::Verdict),
             Self::Unlisted => Some(Reason::Unlisted),
@@ -193,6 +221,7 @@ impl Verdict {
             (Self::Passed, _) => InterfaceCounter::Passed,
             (Self::OverBudget, _) => InterfaceCounter::OverBudget,
             (Self::Permitted(_), _) => InterfaceCounter::Permitted,
+            (Self::Granted, _) => InterfaceCounter::Granted,
             (Self::Listed(_), Mode::Enforce) => InterfaceCounter::DroppedListed,
             (Self::Listed(_), _) => InterfaceCounter::MonitoredListed,
             (Self::Recent, Mode::Enforce) => InterfaceCounter::DroppedVerdict,

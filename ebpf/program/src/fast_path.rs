@@ -28,7 +28,7 @@ pub(crate) fn decide<const FRAGS: bool>(context: *mut xdp_md) -> Result<Decision
     Ok(Decision::of(verdict, Mode::Enforce))
 }
 
-/// The lists and the hints of recent verdicts in force.
+/// The lists and the hints of grants and recent verdicts in force.
 struct InForce(&'static Control);
 
 impl Sources for InForce {
@@ -40,6 +40,11 @@ impl Sources for InForce {
                 lists::ipv6_network(u64::from_be(upper)).or(Err(SlowPath))
             }
         }
+    }
+
+    #[inline(always)]
+    fn may_be_granted(&self, key: &VerdictKey) -> bool {
+        self.0.may_be_granted(key)
     }
 
     #[inline(always)]

@@ -1,12 +1,12 @@
-//! What the maps know of a source: its recent verdict, whether it is local, and how many SYNs it
-//! has sent.
+//! What the maps know of a source: its grant, its recent verdict, whether it is local, and how many
+//! SYNs it has sent.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use portcullis_ebpf_common::layout::{
-    LOCAL_NETWORKS_MAX, NO_PREALLOC, RecentVerdict, VERDICTS_MAX, VerdictKey,
+    GRANTS_MAX, LOCAL_NETWORKS_MAX, NO_PREALLOC, RecentVerdict, VERDICTS_MAX, VerdictKey,
 };
 use portcullis_ebpf_common::packet::SOURCE_BITS;
 use portcullis_ebpf_common::{Memory, Recent, Source};
@@ -17,6 +17,9 @@ use crate::control::control;
 #[btf_map]
 static VERDICTS: HashMap<VerdictKey, RecentVerdict, { VERDICTS_MAX as usize }, NO_PREALLOC> =
     HashMap::new();
+
+#[btf_map]
+static GRANTS: HashMap<[u32; 5], u64, { GRANTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
 static LOCAL_NETWORKS: LpmTrie<[u32; 5], u32, { LOCAL_NETWORKS_MAX as usize }> = LpmTrie::new();
@@ -34,6 +37,14 @@ pub(crate) struct Sources;
 
 impl Memory for Sources {
     type Recent = Entry;
+
+    #[inline(always)]
+    fn granted_until_ns(&self, source: &Source) -> u64 {
+        match control() {
+            Some(control) if control.may_be_granted(&source.key()) => granted_until_ns(source),
+            _ => 0,
+        }
+    }
 
     #[inline(always)]
     fn recent(&self, key: &VerdictKey) -> Option<Entry> {
@@ -56,6 +67,17 @@ impl Memory for Sources {
     #[inline(always)]
     fn exhausts(&self, key: &VerdictKey, budget: u32) -> bool {
         budget::exhausts(key, budget)
+    }
+}
+
+/// Not inlined: it is for sources that share a hint with a grant.
+#[inline(never)]
+fn granted_until_ns(source: &Source) -> u64 {
+    match GRANTS.get_ptr(&source.0) {
+        // SAFETY: the verifier has seen that the pointer is not null; entries are never unmapped
+        // while the program runs.
+        Some(until_ns) => unsafe { *until_ns },
+        None => 0,
     }
 }
 

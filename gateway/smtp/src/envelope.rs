@@ -9,6 +9,8 @@ use crate::reply::{EnhancedCode, Reply};
 
 /// RFC 3461, 4.4: the maximum length of an ENVID.
 const ENVELOPE_ID_LENGTH_MAX: usize = 100;
+/// RFC 4954, 3: AUTH adds this much to the command line of MAIL, keyword included.
+const SUBMITTER_LENGTH_MAX: usize = 500 - " AUTH=".len();
 /// RFC 3461, 4.2: the maximum length of an ORCPT.
 const ORIGINAL_RECIPIENT_LENGTH_MAX: usize = 500;
 
@@ -60,6 +62,9 @@ pub struct Mail<'a> {
     pub ret: Option<Ret>,
     /// `ENVID` (RFC 3461), in xtext as written.
     pub envelope_id: Option<&'a str>,
+    /// `AUTH` (RFC 4954, 5): who submitted the message, in xtext as written; `<>` if that is not
+    /// known. It is a claim of the client.
+    pub submitter: Option<&'a str>,
 }
 
 /// The arguments of RCPT.
@@ -76,8 +81,9 @@ pub struct Rcpt<'a> {
 type Refusal = &'static Reply<'static>;
 
 impl<'a> Mail<'a> {
-    /// Parses what follows `MAIL `. `dsn`: the parameters of RFC 3461 are allowed.
-    pub(crate) fn parse(arguments: &'a [u8], dsn: bool) -> Result<Self, Refusal> {
+    /// Parses what follows `MAIL `. `dsn`: the parameters of RFC 3461 are allowed; `auth`: that
+    /// of RFC 4954.
+    pub(crate) fn parse(arguments: &'a [u8], dsn: bool, auth: bool) -> Result<Self, Refusal> {
         let (raw, parameters) = split_path(arguments, "FROM:", &SENDER_SYNTAX)?;
         let mut mail = Self {
             path: None,
@@ -86,6 +92,7 @@ impl<'a> Mail<'a> {
             smtputf8: false,
             ret: None,
             envelope_id: None,
+            submitter: None,
         };
         let mut body = None;
         for parameter in Parameters(parameters) {
@@ -108,6 +115,10 @@ impl<'a> Mail<'a> {
                 _ if dsn && keyword.eq_ignore_ascii_case("ENVID") => {
                     let value = value.filter(|v| v.len() <= ENVELOPE_ID_LENGTH_MAX && is_xtext(v));
                     once(&mut mail.envelope_id, value)?;
+                }
+                _ if auth && keyword.eq_ignore_ascii_case("AUTH") => {
+                    let value = value.filter(|v| v.len() <= SUBMITTER_LENGTH_MAX && is_xtext(v));
+                    once(&mut mail.submitter, value)?;
                 }
                 _ => return Err(&PARAMETER_UNKNOWN),
             }
@@ -267,7 +278,7 @@ fn is_original_recipient(value: &str, smtputf8: bool) -> bool {
 }
 
 /// RFC 3461, 4: printable ASCII without `=`; after `+` come two hexadecimal digits in upper case.
-fn is_xtext(text: &str) -> bool {
+pub(crate) fn is_xtext(text: &str) -> bool {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         let hex = |b: Option<u8>| matches!(b, Some(b'0'..=b'9' | b'A'..=b'F'));
@@ -290,7 +301,8 @@ mod tests {
     #[test]
     fn parameters_of_mail_are_all_understood() {
         let mail = Mail::parse(
-            b"from: <a@b> SIZE=12 body=8BITMIME SMTPUTF8 RET=HDRS  ENVID=x+2By ",
+            b"from: <a@b> SIZE=12 body=8BITMIME SMTPUTF8 RET=HDRS  ENVID=x+2By AUTH=e+3Dm@b ",
+            true,
             true,
         )
         .unwrap();
@@ -303,9 +315,14 @@ mod tests {
             (mail.ret, mail.envelope_id),
             (Some(Ret::Headers), Some("x+2By"))
         );
-        assert_eq!(Mail::parse(b"FROM:<>", true).unwrap().path, None);
+        assert_eq!(mail.submitter, Some("e+3Dm@b"));
+        let unknown = Mail::parse(b"FROM:<> AUTH=<>", true, true).unwrap();
+        assert_eq!(unknown.submitter, Some("<>"));
+        let not_offered = Mail::parse(b"FROM:<> AUTH=<>", true, false);
+        assert_eq!(not_offered.map_err(|reply| reply.code), Err(555));
+        assert_eq!(Mail::parse(b"FROM:<>", true, false).unwrap().path, None);
         assert_eq!(
-            Mail::parse(b"FROM:<> SIZE=99999999999999999999", true)
+            Mail::parse(b"FROM:<> SIZE=99999999999999999999", true, false)
                 .unwrap()
                 .size,
             Some(u64::MAX)
@@ -328,14 +345,17 @@ mod tests {
             (b"FROM:<a@b> SMTPUTF8=yes", 501),
             (b"FROM:<a@b> SMTPUTF8 SMTPUTF8", 501),
             (b"FROM:<a@b> ENVID=a+2", 501),
+            (b"FROM:<a@b> AUTH", 501),
+            (b"FROM:<a@b> AUTH=a+2", 501),
+            (b"FROM:<a@b> AUTH=<> AUTH=<>", 501),
             (b"FROM:<a@b> COLOUR=green", 555),
             (b"FROM:<\xc3\xa4@b>", 501),
             (b"FROM:<\xff@b> SMTPUTF8", 501),
         ] {
-            let refused = Mail::parse(arguments, true).map_err(|reply| reply.code);
+            let refused = Mail::parse(arguments, true, true).map_err(|reply| reply.code);
             assert_eq!(refused, Err(code), "{}", arguments.escape_ascii());
         }
-        assert!(Mail::parse(b"FROM:<\xc3\xa4@b> SMTPUTF8", true).is_ok());
+        assert!(Mail::parse(b"FROM:<\xc3\xa4@b> SMTPUTF8", true, true).is_ok());
     }
 
     #[test]

@@ -12,6 +12,8 @@
 //! | [`envelope`] | MAIL and RCPT with their parameters |
 //! | [`path`] | the addresses of RFC 5321, 4.1.2 |
 //! | [`reply`] | replies with enhanced status codes |
+//! | [`xclient`] | XCLIENT: a trusted front names its client |
+//! | [`sasl`] | the mechanisms of AUTH, and base64 |
 #![forbid(unsafe_code)]
 
 pub mod client;
@@ -19,7 +21,9 @@ pub mod data;
 pub mod envelope;
 pub mod path;
 pub mod reply;
+pub mod sasl;
 pub mod server;
+pub mod xclient;
 
 pub use envelope::{Mail, Rcpt, Ret};
 pub use path::{Domain, Mailbox, Path};

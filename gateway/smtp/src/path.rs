@@ -152,7 +152,8 @@ impl<'a> Domain<'a> {
 /// or an address literal.
 ///
 /// A dot at the end is allowed: it changes nothing, and real clients send it.
-pub(crate) fn is_client_name(text: &str) -> bool {
+#[must_use]
+pub fn is_client_name(text: &str) -> bool {
     let text = if text.starts_with('[') {
         text
     } else {

@@ -184,18 +184,38 @@ mod tests {
     use super::*;
     use std::path::Path;
 
+    /// The lines, without what tells defaults.
+    fn settings(text: &str) -> Vec<String> {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines
+            .map(|line| line.trim_end_matches("# default").trim_end().to_owned())
+            .collect()
+    }
+
     #[test]
     fn what_check_prints_is_a_configuration_with_the_same_settings() {
         let first = in_force(&Config::default_gate());
         let second =
             portcullis::config::parse(Path::new("printed"), &first).map(|config| in_force(&config));
-        let settings = |text: &str| -> Vec<String> {
-            let lines = text.lines().filter(|line| !line.starts_with('#'));
-            lines
-                .map(|line| line.trim_end_matches("# default").trim_end().to_owned())
-                .collect()
-        };
         assert_eq!(second.as_deref().map(settings), Ok(settings(&first)));
+    }
+
+    #[test]
+    fn a_table_of_a_route_is_printed_behind_its_route() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("password"), "sesame").unwrap();
+        let file = directory.path().join("gate.toml");
+        let mut text = "[[listener]]\naddress = \"127.0.0.1:2525\"\n".to_owned();
+        for domain in ["a.example", "*"] {
+            text += &format!(
+                "[[route]]\ndomains = [\"{domain}\"]\nnext_hop = [\"smarthost.example:587\"]\n\
+                 tls = \"required\"\nauth = {{ user = \"gate\", password_file = \"password\" }}\n"
+            );
+        }
+        let parse = |text: &str| portcullis::config::parse(&file, text).map(|c| in_force(&c));
+        let first = parse(&text).unwrap();
+        assert_eq!(first.matches("[route.auth]").count(), 2, "{first}");
+        assert_eq!(parse(&first).as_deref().map(settings), Ok(settings(&first)));
     }
     #[test]
     fn a_key_is_described_with_its_range_its_default_and_what_it_interacts_with() {

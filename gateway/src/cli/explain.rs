@@ -2,18 +2,19 @@
 
 use std::borrow::Cow;
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
-use portcullis::config::Config;
+use portcullis::auth::name_key;
+use portcullis::config::{Config, Listener};
 use portcullis::control::dnsbl;
 use portcullis::explain::{
-    Explanation, LineBreak, PacketFacts, Question, RecentVerdict, Step, explain,
+    Explanation, LineBreak, PacketFacts, Question, RecentVerdict, ScoreSum, Step, explain,
 };
 use portcullis::filter::{Verdicts, format_network, verdict_network};
-use portcullis::policy::Lookup;
 use portcullis::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 use portcullis::policy::domain::normal_form;
+use portcullis::policy::{Identity, Lookup, Proof};
 use portcullis::printable::printable;
 
 use super::{ConfigFile, EXIT_USAGE};
@@ -21,11 +22,12 @@ use super::{ConfigFile, EXIT_USAGE};
 /// Arguments of `portcullis explain`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Goes through the stages of a session (packet, connect, hello, mail, dnsbl, rcpt, route, data) with
-the filter's order of verdicts, the gate's own SMTP parser and its policy, without a connection. It
-ends where the client would be turned away. The DNS lists of the configuration are really queried,
-and the recent verdicts of a running filter are read if you are root. What is not known is named:
-the outcome of such a stage is \"wait\".
+Goes through the stages of a session (packet, connect, hello, auth, mail, dnsbl, rcpt, route, data,
+message) with the filter's order of verdicts, the gate's own SMTP parser and its policy, without a
+connection. It ends where the client would be turned away; what becomes of the message after that is
+the next hop's word. The DNS lists of the configuration are really queried, and the recent verdicts
+and grants of a running filter are read if you are root. What is not known is named: the outcome of
+such a stage is \"wait\".
 
 Examples:
   portcullis explain -c gate.toml --client 198.51.100.7 --rcpt user@isp.example
@@ -35,6 +37,8 @@ Examples:
   portcullis explain -c gate.toml --client 198.51.100.7 --rcpt user@isp.example --offline
   portcullis explain -c gate.toml --client 198.51.100.7 --rcpt user@isp.example \\
       --dnsbl bl.example=127.0.0.2
+  portcullis explain -c gate.toml --client 198.51.100.7 --listener 192.0.2.25:587 \\
+      --auth alice --from alice@isp.example --rcpt user@elsewhere.example
 
 Exit code: 0 if there is an answer, whatever it is; 2 if the question or the configuration is
 wrong.")]
@@ -53,13 +57,20 @@ pub(crate) struct Args {
     /// A recipient; may be given more than once
     #[arg(long, value_name = "ADDRESS")]
     rcpt: Vec<String>,
-    /// The user it authenticates as
+    /// The user of [auth] that it authenticates as, after EHLO. What the user has sent in the last
+    /// hour is taken to be nothing
     #[arg(long, value_name = "USER")]
     auth: Option<String>,
+    /// The listener that it connects to, by its address in the configuration (default: the first)
+    #[arg(long, value_name = "ADDRESS")]
+    listener: Option<SocketAddr>,
     /// What a DNS list says of the client, in place of a query (ZONE= for not listed); may be given
     /// more than once, and zones that are left out are silent
     #[arg(long, value_name = "ZONE=ADDRESS", value_parser = stated_answer)]
     dnsbl: Vec<ZoneAnswer>,
+    /// As if the client's address had a grant
+    #[arg(long)]
+    granted: bool,
     /// Query no DNS lists
     #[arg(long)]
     offline: bool,
@@ -86,9 +97,6 @@ pub(crate) fn run(args: Args) -> ExitCode {
         let _ = writeln!(io::stderr(), "portcullis explain: {message}");
         ExitCode::from(EXIT_USAGE)
     };
-    if args.auth.is_some() {
-        return fail("--auth: authentication is not in this version of Portcullis");
-    }
     let config = match args.config.load() {
         Ok(config) => config,
         Err(code) => return code,
@@ -99,16 +107,28 @@ pub(crate) fn run(args: Args) -> ExitCode {
     if let Some(message) = unknown_zone(&config, &args.dnsbl) {
         return fail(&message);
     }
+    let listener = match args.listener.map(|address| listener(&config, address)) {
+        Some(Err(message)) => return fail(&message),
+        found => found.and_then(Result::ok),
+    };
+    let identity = match args.auth.map(|user| identity(&config, &user)) {
+        Some(Err(message)) => return fail(&message),
+        found => found.and_then(Result::ok),
+    };
     let stated = (!args.dnsbl.is_empty()).then_some(args.dnsbl);
+    let (recent, is_granted) = remembered(&config, args.client).unzip();
     let question = Question {
+        listener,
+        identity,
         hello: args.helo,
         sender: args.from,
         recipients: args.rcpt,
         packet: PacketFacts {
             interface: args.interface,
-            recent: recent_verdict(&config, args.client),
+            recent,
             over_budget: None,
         },
+        granted: args.granted || is_granted == Some(true),
         dnsbl: stated,
         ..Question::new(args.client)
     };
@@ -149,6 +169,41 @@ fn explain_all(
     explain(config, &question).map_err(Failure::Question)
 }
 
+/// The listener of this address.
+fn listener(config: &Config, address: SocketAddr) -> Result<Listener, String> {
+    let mut listeners = config.listeners.iter();
+    let found = listeners.find(|listener| listener.address == address);
+    found.cloned().ok_or_else(|| {
+        let addresses = config.listeners.iter().map(|listener| listener.address);
+        let addresses: Vec<_> = addresses.map(|address| address.to_string()).collect();
+        let known = addresses.join(", ");
+        format!("--listener {address}: not the address of a [[listener]] (there are: {known})")
+    })
+}
+
+/// The user of this name, as one who has authenticated.
+fn identity(config: &Config, user: &str) -> Result<Identity, String> {
+    let auth = config.auth.as_ref();
+    let auth = auth.ok_or("--auth: the configuration has no users ([auth])")?;
+    let (name, senders) = match auth.users() {
+        Some(users) => {
+            let found = users.get(user);
+            let found = found.ok_or_else(|| format!("--auth {user}: not in the user file"))?;
+            (found.name.clone(), found.senders.clone())
+        }
+        // Only Dovecot knows its users.
+        None => (
+            name_key(user).ok_or_else(|| format!("--auth {user}: no user can have this name"))?,
+            None,
+        ),
+    };
+    Ok(Identity {
+        user: name.into(),
+        proof: Proof::Password,
+        senders,
+    })
+}
+
 /// What is wrong with the name of an interface.
 fn unknown_interface(config: &Config, interface: Option<&str>) -> Option<String> {
     let name = interface?;
@@ -165,21 +220,24 @@ fn unknown_zone(config: &Config, answers: &[ZoneAnswer]) -> Option<String> {
     Some(format!("--dnsbl {}: not a zone of [[dnsbl]]", unknown.zone))
 }
 
-/// Whether the running filter has a recent verdict on a client; `None` where that cannot be read:
-/// there is no filter, or the caller is not root.
-fn recent_verdict(config: &Config, client: IpAddr) -> Option<RecentVerdict> {
+/// Whether the running filter has a recent verdict on a client, and whether the client has a grant
+/// there; `None` where that cannot be read: there is no filter, or the caller is not root.
+fn remembered(config: &Config, client: IpAddr) -> Option<(RecentVerdict, bool)> {
     let filter = config.filter.as_ref()?;
-    let verdicts = Verdicts::open(&filter.pin_path).ok()?.list().ok()?;
+    let maps = Verdicts::open(&filter.pin_path).ok()?;
+    let is_granted = maps.granted().ok()?.contains(&client.to_canonical());
+    let verdicts = maps.list().ok()?;
     let source = format_network(&verdict_network(client));
     let of_client = verdicts.iter().find(|verdict| verdict.source == source);
-    Some(of_client.map_or(RecentVerdict::Absent, |verdict| {
+    let recent = of_client.map_or(RecentVerdict::Absent, |verdict| {
         let left = verdict.expires_in_seconds;
         RecentVerdict::Present(format!(
             "{} {}, {left} s left",
             verdict.cause.name(),
             verdict.note
         ))
-    }))
+    });
+    Some((recent, is_granted))
 }
 
 /// `ZONE=ADDRESS[,ADDRESS]`, or `ZONE=` for a zone that has no such name.
@@ -206,11 +264,18 @@ fn print_json(explanation: &Explanation, out: &mut impl Write) -> io::Result<()>
 }
 
 fn print_table(explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
-    writeln!(
+    write!(
         out,
-        "client {} ({})\n",
+        "client {} ({})",
         explanation.client, explanation.standing
     )?;
+    if let Some(user) = &explanation.user {
+        write!(out, ", user {}", printable(user))?;
+    }
+    if let Some(ScoreSum { sum, reject_at }) = explanation.score {
+        write!(out, ", DNS lists give {sum} points of {reject_at}")?;
+    }
+    writeln!(out, "\n")?;
     let cells = |of: fn(&Step) -> &str| -> Vec<Cow<'_, str>> {
         let stages = explanation.stages.iter();
         stages.map(|stage| printable(of(stage))).collect()

@@ -1,14 +1,18 @@
 //! The commands. Each has a file with its arguments and its help; its work is in the library.
 
+mod admin_socket;
 mod check;
 mod demo;
 mod doctor;
 mod explain;
 mod filter;
+mod grant;
 mod lists;
 mod progress;
+mod reload;
 mod run;
 mod table;
+mod user;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,14 +49,20 @@ pub(crate) struct Cli {
 enum Command {
     /// Run the gate
     Run(run::Args),
+    /// Have the running gate read its configuration and lists again
+    Reload(reload::Args),
     /// Is the configuration good? Print what is in force, or every error with its line
     Check(check::Args),
     /// What would happen to a client, stage by stage, and which rule decides
     Explain(explain::Args),
+    /// Let an address relay for a while (POP-before-SMTP); list grants, revoke one
+    Grant(grant::Args),
     /// The filter in the kernel, without a gate: its status, attach it, detach it
     Filter(filter::Args),
     /// Compile lists into a snapshot; look an address up; what is in a snapshot
     Lists(lists::Args),
+    /// The users who may authenticate: add, change, remove and list them
+    User(user::Args),
     /// Is this machine able to run the gate: kernel, io_uring, BPF, limits, ports
     Doctor(doctor::Args),
     /// Show the whole gate at work: namespaces, lists, a flood, honest mail, the figures
@@ -63,10 +73,13 @@ enum Command {
 pub(crate) fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Reload(args) => reload::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(args),
+        Command::Grant(args) => grant::run(&args),
         Command::Filter(args) => filter::run(&args),
         Command::Lists(args) => lists::run(&args),
+        Command::User(args) => user::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
     }

@@ -10,14 +10,16 @@ use toml::de::DeTable;
 
 use super::document::Document;
 use super::error::Error;
+use super::grants::{self, Grants};
 use super::keys::{Absent, Form, Key, KeyTable, text, word};
 use super::limits::Limits;
 use super::list::{Files, Lists};
+use super::listener::Given;
 use super::pending::Places;
 use super::section::Section;
 use super::{
-    Config, Filter, FilterMode, Listener, Log, LogFormat, LogLevel, Service, dnsbl, filter, limits,
-    list, relay, route, saved_lists, value,
+    Config, Filter, FilterMode, Log, LogFormat, LogLevel, admin, auth, dnsbl, filter, limits, list,
+    listener, relay, route, saved_lists, tls,
 };
 use crate::lists::{Compiled, Read};
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
@@ -39,8 +41,8 @@ pub(super) static KEYS: KeyTable = KeyTable {
         Key::new(
             "state_dir",
             text("a path", Absent::Is("/var/lib/portcullis")),
-            "The directory for what outlives a restart: the lists in force. The gate creates it \
-             if it is missing. Two gates on one machine need two directories.",
+            "The directory for what outlives a restart: the lists in force and the grants. \
+             The gate creates it if it is missing. Two gates on one machine need two directories.",
         )
         .see(&["user", "filter.pin_path"])
         .at_start(),
@@ -55,14 +57,11 @@ pub(super) static KEYS: KeyTable = KeyTable {
         )
         .see(&["relay.connections"])
         .at_start(),
-        Key::new(
-            "admin",
-            text("an IP address and a port", Absent::Nothing),
-            "Where metrics (`/metrics`) and state (`/api/status`, `/api/refusals`, `/api/events`) \
-             are served over HTTP, without a password: keep it on the loopback or behind a \
-             firewall.",
-        )
-        .at_start(),
+        admin::ADDRESS,
+        admin::SOCKET,
+        admin::USERS,
+        admin::GROUPS,
+        admin::TOKEN_FILE,
         Key::new(
             "user",
             text("the name of a user", Absent::Nothing),
@@ -73,7 +72,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
         .at_start(),
         Key::new(
             "listener",
-            Form::Tables(&LISTENER_KEYS),
+            Form::Tables(&listener::KEYS),
             "Where sessions come in.",
         )
         .at_start(),
@@ -82,6 +81,7 @@ pub(super) static KEYS: KeyTable = KeyTable {
             Form::Table(&filter::KEYS),
             "The half in the kernel.",
         ),
+        Key::new("grants", Form::Table(&grants::KEYS), "POP-before-SMTP.").at_start(),
         Key::new(
             "lists",
             Form::Table(&list::keys::LISTS),
@@ -105,35 +105,11 @@ pub(super) static KEYS: KeyTable = KeyTable {
         ),
         Key::new("route", Form::Tables(&route::KEYS), "Where mail goes."),
         Key::new("limits", Form::Table(&limits::KEYS), "What is bounded."),
+        Key::new("tls", Form::Table(&tls::KEYS), "TLS of clients."),
+        Key::new("auth", Form::Table(&auth::KEYS), "Who may authenticate."),
         Key::new("log", Form::Table(&LOG_KEYS), "What is written to the log."),
     ],
-    later: &["tls", "auth", "spool"],
-};
-
-static LISTENER_KEYS: KeyTable = KeyTable {
-    header: "[[listener]]",
-    about: "A socket on which sessions come in. Without one the gate runs the filter alone. With \
-            one there has to be a `[[route]]`.",
-    keys: &[
-        Key::new(
-            "address",
-            text("an IP address and a port", Absent::Required),
-            "The address to listen on. Recipients in an address literal of it are local.",
-        )
-        .see(&["filter.ports", "relay.addresses"])
-        .at_start(),
-        Key::new(
-            "service",
-            Form::Word {
-                default: Absent::Is("relay"),
-                words: &[("relay", "SMTP between servers, as on port 25")],
-                later: &["submission", "submissions"],
-            },
-            "What is spoken there.",
-        )
-        .at_start(),
-    ],
-    later: &["proxy_protocol_from"],
+    later: &["spool"],
 };
 
 static LOG_KEYS: KeyTable = KeyTable {
@@ -178,12 +154,13 @@ pub(super) fn config<'d>(
     let hostname = read_hostname(&mut top);
     let state_dir = read_state_dir(&mut top);
     let workers = read_workers(&mut top);
-    let admin = top
-        .text("admin", value::socket_address)
+    let admin = admin::read(&mut top);
+    let user = top
+        .text("user", |text| admin::account(text, "user"))
         .map(Spanned::into_inner);
-    let user = top.text("user", user_name).map(Spanned::into_inner);
     let listener_tables = top.tables("listener");
     let filter_table = top.table("filter");
+    let grants_table = top.table("grants");
     let lists_table = top.table("lists");
     let list_tables = top.tables("list");
     let zone_tables = top.tables("dnsbl");
@@ -191,13 +168,21 @@ pub(super) fn config<'d>(
     let mut relay_table = top.table("relay");
     let route_tables = top.tables("route");
     let mut limits_table = top.table("limits");
+    let tls_table = top.table("tls");
+    let auth_table = top.table("auth");
     let mut log_table = top.table("log");
     check_purpose(&top);
     top.finish();
 
-    let listeners = read_listeners(listener_tables);
+    let given = Given {
+        auth: auth_table.is_given(),
+        tls: tls_table.is_given(),
+        client_authorities: tls_table.has("client_authorities"),
+    };
+    let listeners = listener::read(listener_tables, given);
     let filter_span = filter_table.span_of("interfaces");
     let mut filter = Filter::read(filter_table);
+    let grants = Grants::read(grants_table);
     let (mut lists, list_files) = Lists::read(lists_table, list_tables);
     let last = saved_lists(&state_dir);
     let last = matches!(files, Files::ReadOrLast).then_some(&*last);
@@ -211,9 +196,17 @@ pub(super) fn config<'d>(
     relay_table.finish();
     let addresses: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
     let errors_before_routes = document.error_count();
-    let (routes, route_index) = route::read(route_tables, &addresses);
+    let (routes, route_index) =
+        route::read(route_tables, &addresses, !matches!(files, Files::Leave));
     let limits = Limits::read(&mut limits_table);
     limits_table.finish();
+    let tls = tls::read(tls_table, !matches!(files, Files::Leave));
+    let auth_span = auth_table.span.clone();
+    let auth = auth::read(auth_table, !matches!(files, Files::Leave));
+    if auth.is_some() && !listeners.iter().any(|listener| listener.auth) {
+        let message = "no listener offers AUTH (`auth = \"on\"`): the users of [auth] are not used";
+        document.warn(&auth_span, message);
+    }
     let log = read_log(&mut log_table);
     log_table.finish();
 
@@ -250,12 +243,15 @@ pub(super) fn config<'d>(
         user,
         listeners,
         filter,
+        grants,
         lists,
         policy: Arc::new(policy),
         routes,
         limits,
         dnsbl,
         relay,
+        tls,
+        auth,
         log,
         warnings: Vec::new(),
         in_force: Vec::new(),
@@ -321,38 +317,6 @@ fn read_workers(top: &mut Section<'_, '_>) -> usize {
         top.document.warn(&top.span_of("workers"), message);
     }
     workers
-}
-
-fn user_name(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    let is_name =
-        !text.is_empty() && text.len() <= 32 && !text.starts_with('-') && text.chars().all(fits);
-    if is_name {
-        Ok(text.to_owned())
-    } else {
-        Err("expected the name of a user of this system".to_owned())
-    }
-}
-
-fn read_listeners(tables: Vec<Section<'_, '_>>) -> Vec<Listener> {
-    let mut listeners: Vec<Listener> = Vec::new();
-    for mut s in tables {
-        let address = s.text("address", |text| match value::socket_address(text)? {
-            address if listeners.iter().any(|other| other.address == address) => {
-                Err(format!("{address} is listened on already"))
-            }
-            address => Ok(address),
-        });
-        let service = s.word("service", &[("relay", Service::Relay)]);
-        if let (Some(address), Some(service)) = (address, service) {
-            listeners.push(Listener {
-                address: address.into_inner(),
-                service,
-            });
-        }
-        s.finish();
-    }
-    listeners
 }
 
 fn read_log(s: &mut Section<'_, '_>) -> Log {

@@ -67,6 +67,22 @@ pub(super) static KEYS: KeyTable = KeyTable {
              Announced in LIMITS, at most as 999999.",
         ),
         Key::new(
+            "messages_per_user",
+            count("messages an hour", 300, 1..=1_000_000_000),
+            "Messages that one user may begin within an hour, over all sessions; one more hears \
+             `450 4.7.1`. It holds for every client that has authenticated, also in a local \
+             network: it bounds what a stolen password is good for. What was sent is forgotten \
+             evenly over the hour that follows, and at a restart.",
+        )
+        .see(&["limits.recipients_per_user", "auth.users"]),
+        Key::new(
+            "recipients_per_user",
+            count("recipients an hour", 1_000, 1..=1_000_000_000),
+            "Recipients that one user may have within an hour, over all messages; one more hears \
+             `450 4.7.1`.",
+        )
+        .see(&["limits.messages_per_user"]),
+        Key::new(
             "command_timeout",
             duration(FIVE_MINUTES, SECOND..=HOUR),
             "The time from the moment the gate waits for a command to the end of its line; then \
@@ -140,6 +156,10 @@ pub struct Limits {
     pub unknown_recipients_per_session: u32,
     /// MAIL commands in one session; then `421`, and the client comes again.
     pub transactions_per_session: u32,
+    /// Messages that one user may begin within an hour. One more gets `450 4.7.1`.
+    pub messages_per_user: u32,
+    /// Recipients that one user may have within an hour. One more gets `450 4.7.1`.
+    pub recipients_per_user: u32,
     /// The time from the moment the gate waits for a command to the end of its line; then
     /// `421 4.4.2`. A part of a line does not extend it.
     pub command_timeout: Duration,
@@ -178,6 +198,8 @@ impl Limits {
             errors_per_session: s.count_u32("errors_per_session"),
             unknown_recipients_per_session: s.count_u32("unknown_recipients_per_session"),
             transactions_per_session: s.count_u32("transactions_per_session"),
+            messages_per_user: s.count_u32("messages_per_user"),
+            recipients_per_user: s.count_u32("recipients_per_user"),
             command_timeout: s.duration("command_timeout"),
             data_timeout: s.duration("data_timeout"),
             data_rate_min: s.count("data_rate_min"),

@@ -294,8 +294,20 @@ fn read_source(
     let document = s.document;
     let file = s.text("file", |file| Ok(document.resolve(file)));
     let format = s.word("format", &Format::ALL);
-    let actions = ListAction::ALL.map(|action| (action.as_str(), action));
+    let actions = [ListAction::Drop, ListAction::Reject, ListAction::Permit];
+    let actions = actions.map(|action| (action.as_str(), action));
     let action = s.word("action", &actions);
+    let is_hard = s.flag("hard");
+    let action = match action {
+        Some(ListAction::Drop) if is_hard => Some(ListAction::HardDrop),
+        Some(action) if is_hard => {
+            let message = format!("a {} list cannot be hard", action.as_str());
+            let advice = "leave the key out: only a drop list makes a difference for grants";
+            document.error_with(&s.span_of("hard"), message, advice);
+            None
+        }
+        action => action,
+    };
     let strict = s.flag("strict");
     s.finish();
     let (name, file) = (name?.into_inner(), file?);

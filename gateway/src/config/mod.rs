@@ -4,17 +4,23 @@
 //! Parsed, not validated: what comes out has only values that make sense (networks without host
 //! bits, ports that are not 0, routes for all local domains), so that nothing behind it has to
 //! check again. A key that is not known is an error, and so is one that is described but not built
-//! yet: a gate that passes over `[tls]` in silence is worse than one that does not start.
+//! yet: a gate that passes over `[spool]` in silence is worse than one that does not start.
 
+mod admin;
+mod auth;
 mod compile;
+mod demands;
 mod dnsbl;
 mod document;
 mod error;
 mod filter;
+mod fronts;
+mod grants;
 mod kernel;
 mod keys;
 mod limits;
 mod list;
+mod listener;
 mod pending;
 pub mod reference;
 mod relay;
@@ -22,37 +28,44 @@ mod route;
 mod section;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod typed;
 mod value;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use admin::{ADMIN_SOCKET, Admin};
+pub use auth::{Auth, BackEnd};
 pub use dnsbl::DnsblPolicy;
 pub use document::{Setting, Table};
 pub use error::{Error, Errors, Position};
 pub use filter::{
     CustomerRefusal, Filter, FilterMode, Interface, PIN_PATH, Role, Unlisted, XdpMode,
 };
+pub use grants::{Follow, Followed, Grants, Login, LoginPattern};
 pub use limits::{Limits, LineLength};
 pub use list::{Lists, of_last_compile};
+pub use listener::Listener;
 pub use pending::Pending;
 pub use relay::Relay;
 pub use route::{NextHop, Route, RouteMode};
+pub use tls::{AskForCertificates, ListenerTls, Tls};
 pub use value::{duration, write_duration};
 
 use document::Document;
 use list::Files;
 use portcullis_smtp::path::Mailbox;
+use portcullis_smtp::sasl::Mechanisms;
 use portcullis_smtp::server::{LongLines, Settings};
 
 use crate::lists::format::foreign::foreign;
 use crate::lists::guard::{Protected, ProtectedRole};
 use crate::lists::{Compiled, ListAction};
 use crate::policy::Policy;
+pub use crate::policy::Service;
 use crate::policy::domain::Domains;
-pub use crate::policy::{Listener, Service};
+use crate::relay::hop::DemandsId;
 
 /// What the gate does without a configuration file: it does no harm and shows that it works.
 const DEFAULT_GATE: &str = r#"[[listener]]
@@ -75,14 +88,16 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Threads with a ring each.
     pub workers: usize,
-    /// Where metrics and state are served.
-    pub admin: Option<SocketAddr>,
+    /// Where metrics and state are served, and who may change the gate.
+    pub admin: Admin,
     /// The user to become once ports and programs are held.
     pub user: Option<String>,
     /// Where sessions come in. Empty: only the filter is run.
     pub listeners: Vec<Listener>,
     /// The in-kernel half.
     pub filter: Option<Filter>,
+    /// POP-before-SMTP; `None`: no one can have a grant.
+    pub grants: Option<Grants>,
     /// Where the lists come from.
     pub lists: Lists,
     /// The policy. Shared, because it holds the lists: a configuration that differs only in the
@@ -96,6 +111,10 @@ pub struct Config {
     pub dnsbl: DnsblPolicy,
     /// How next hops are treated.
     pub relay: Relay,
+    /// TLS of clients. `None`: no listener has it.
+    pub tls: Option<Tls>,
+    /// Who may authenticate. `None`: there are no users.
+    pub auth: Option<Auth>,
     /// What is written to the log.
     pub log: Log,
     /// What is doubtful but no error.
@@ -166,7 +185,8 @@ pub fn read_for_start(path: &Path) -> Result<Pending, Errors> {
     parse_with(path, &text_of(path)?, Files::ReadOrLast)
 }
 
-/// As [`load`], but that the files of the lists are left alone: the policy has none.
+/// As [`load`], but that the files of the lists, of the users and of TLS are left alone: there are
+/// none.
 ///
 /// # Errors
 /// As [`load`], without what is in those files.
@@ -243,6 +263,12 @@ impl Config {
         number.map(usize::from)
     }
 
+    /// Whether a route demands this of its next hops.
+    pub fn has_demands(&self, id: DemandsId) -> bool {
+        let mut demands = self.routes.iter().flat_map(|route| &route.demands);
+        demands.any(|demands| demands.id() == id)
+    }
+
     /// Where the lists of the last compile are kept.
     pub fn saved_lists(&self) -> PathBuf {
         saved_lists(&self.state_dir)
@@ -314,9 +340,18 @@ impl Config {
         !self.routes.is_empty() && self.routes.iter().all(|route| route.dsn)
     }
 
-    /// The settings of SMTP sessions under this configuration.
-    pub fn session_settings(&self) -> Settings {
+    /// The mechanisms of AUTH that a listener offers.
+    fn mechanisms(&self, listener: &Listener) -> Mechanisms {
+        let auth = self.auth.as_ref().filter(|_| listener.auth);
+        auth.map(Auth::mechanisms).unwrap_or_default()
+    }
+
+    /// The settings of the SMTP sessions of a listener.
+    pub fn session_settings(&self, listener: &Listener) -> Settings {
         Settings {
+            mechanisms: self.mechanisms(listener),
+            auth_without_tls: listener.auth_without_tls,
+            auth_required: listener.service.is_submission(),
             message_size_max: self.limits.message_size,
             recipients_max: self.limits.recipients_per_message,
             transactions_max: self.limits.transactions_per_session,

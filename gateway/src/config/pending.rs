@@ -160,7 +160,10 @@ impl Config {
         let servers = self.dnsbl.servers.iter();
         let servers =
             servers.map(|server| Protected::address(server.ip(), ProtectedRole::NameServer));
-        let all = networks.chain(own).chain(hops).chain(servers).flatten();
+        let fronts = self.fronts();
+        let fronts = fronts.map(|net| Protected::new(net, ProtectedRole::Front));
+        let all = networks.chain(own).chain(hops).chain(servers).chain(fronts);
+        let all = all.flatten();
         let mut distinct = Vec::new();
         for protected in all {
             if !distinct.contains(&protected) {

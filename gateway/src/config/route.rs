@@ -4,10 +4,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::demands;
 use super::keys::{Absent, Form, Key, KeyTable, flag};
 use super::relay::texts_and_file;
 use super::section::Section;
 use crate::policy::domain::{self, Domains, Pattern, normal_form};
+use crate::relay::hop::{Demands, Hop};
 
 pub(super) static KEYS: KeyTable = KeyTable {
     header: "[[route]]",
@@ -59,8 +61,19 @@ pub(super) static KEYS: KeyTable = KeyTable {
             "Whether the next hops of the route offer DSN (RFC 3461). The gate offers it to \
              clients only if every route has this set.",
         ),
+        demands::TLS,
+        demands::TLS_FALLBACK,
+        demands::TLS_MIN_VERSION,
+        demands::TLS_AUTHORITIES,
+        demands::TLS_NAME,
+        demands::TLS_FINGERPRINTS,
+        demands::TLS_CERTIFICATE,
+        demands::TLS_KEY,
+        demands::AUTH,
+        demands::SEND_CLIENT,
+        demands::SEND_CLIENT_REQUIRED,
     ],
-    later: &["tls"],
+    later: &[],
 };
 
 /// A route: for recipients in these domains, these next hops in their order.
@@ -81,6 +94,19 @@ pub struct Route {
     pub mode: RouteMode,
     /// Its next hops offer DSN (RFC 3461).
     pub dsn: bool,
+    /// What is demanded of each of the next hops, in their order.
+    pub demands: Vec<Arc<Demands>>,
+}
+
+impl Route {
+    /// The addresses known for the next hops, in the order in which they are tried.
+    pub fn hops(&self) -> impl Iterator<Item = Hop> {
+        let next_hops = self.next_hops.iter().zip(&self.demands);
+        next_hops.flat_map(|(next_hop, demands)| {
+            let addresses = next_hop.addresses().iter();
+            addresses.map(|address| Hop::new(*address, Arc::clone(demands)))
+        })
+    }
 }
 
 /// When the client hears that its message was accepted.
@@ -128,10 +154,12 @@ impl fmt::Display for NextHop {
     }
 }
 
-/// Reads the `[[route]]` tables; `listeners` are the addresses that would be a loop.
+/// Reads the `[[route]]` tables; `listeners` are the addresses that would be a loop. With
+/// `read_files` false the files of certificates and passwords are left alone.
 pub(super) fn read(
     sections: Vec<Section<'_, '_>>,
     listeners: &[SocketAddr],
+    read_files: bool,
 ) -> (Vec<Route>, Domains) {
     let (mut routes, mut index) = (Vec::<Route>::new(), Domains::default());
     let mut without_dsn = None;
@@ -165,9 +193,11 @@ pub(super) fn read(
             Err(_) => s.document.error(&s.span, "too many routes"),
         }
         let dsn = s.flag("dsn");
+        let demands = demands::read(&mut s, &next_hops, read_files);
         routes.push(Route {
             domains,
-            target: target(&next_hops),
+            target: target(&next_hops, &demands, &routes),
+            demands,
             next_hops,
             mode: mode.unwrap_or(RouteMode::CutThrough),
             dsn,
@@ -189,9 +219,19 @@ pub(super) fn read(
     (routes, index)
 }
 
-fn target(next_hops: &[NextHop]) -> Arc<str> {
+/// The next hops as they are written. A route before that leads to the same ones and demands other
+/// things of them is another destination: it tells them apart.
+fn target(next_hops: &[NextHop], demands: &[Arc<Demands>], before: &[Route]) -> Arc<str> {
     let names: Vec<_> = next_hops.iter().map(NextHop::to_string).collect();
-    names.join(", ").into()
+    let names = names.join(", ");
+    let same = |route: &&Route| route.next_hops == next_hops;
+    if let Some(route) = before.iter().filter(same).find(|it| it.demands == demands) {
+        return Arc::clone(&route.target);
+    }
+    match before.iter().filter(same).count() {
+        0 => names.into(),
+        others => format!("{names} (by route {})", others + 1).into(),
+    }
 }
 
 fn read_next_hops(s: &mut Section<'_, '_>, listeners: &[SocketAddr]) -> Vec<NextHop> {

@@ -29,6 +29,8 @@ pub(super) struct Section<'a, 'd> {
     /// The keys that were read.
     read: Vec<&'static str>,
     settings: Vec<Setting>,
+    /// The tables within this one, which are shown behind it.
+    within: Vec<Table>,
 }
 
 impl<'a, 'd> Section<'a, 'd> {
@@ -45,6 +47,7 @@ impl<'a, 'd> Section<'a, 'd> {
             span,
             read: Vec::new(),
             settings: Vec::new(),
+            within: Vec::new(),
         }
     }
 
@@ -174,6 +177,23 @@ impl<'a, 'd> Section<'a, 'd> {
     /// Ends the reading of the table: keys that it does not have are errors, those of later
     /// versions as such, the rest with the key that may have been meant.
     pub(super) fn finish(self) {
+        let document = self.document;
+        for table in self.ended() {
+            document.in_force(table);
+        }
+    }
+
+    /// As [`finish`](Self::finish), for a table within another, behind which it is shown, if it is
+    /// given: TOML takes `[route.auth]` for a part of the last `[[route]]`.
+    pub(super) fn finish_within(self, outer: &mut Section<'_, '_>) {
+        let is_given = self.is_given();
+        let tables = self.ended();
+        if is_given {
+            outer.within.extend(tables);
+        }
+    }
+
+    fn ended(self) -> Vec<Table> {
         let described = self.described;
         debug_assert!(
             described
@@ -206,10 +226,12 @@ impl<'a, 'd> Section<'a, 'd> {
             };
             self.document.error_with(&key.span(), message, advice);
         }
-        self.document.in_force(Table {
+        let mut tables = vec![Table {
             header: described.header.to_owned(),
             settings: self.settings,
-        });
+        }];
+        tables.extend(self.within);
+        tables
     }
 }
 

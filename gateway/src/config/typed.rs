@@ -165,10 +165,11 @@ impl<'d> Section<'_, 'd> {
                 self.by_default(key, format_args!("\"{default}\""));
                 one_of(default).ok()
             }
-            (None, _) => {
+            (None, Absent::Required) => {
                 self.missing_unless_given(key);
                 None
             }
+            (None, _) => None,
         }
     }
 

@@ -1,16 +1,27 @@
-//! What a command asks the gate that runs beside it, at its admin endpoint.
+//! What a command asks the gate that runs beside it, at its admin endpoints.
 //!
 //! A request of HTTP/1.0, whose answer ends with its connection: there is nothing to parse but a
 //! status line, so no client library is needed. It blocks, as commands may.
 
-use std::io::{self, BufRead, BufReader, Read as _, Write as _};
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// For the gate to take the connection, and to begin its answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// For the gate to carry a command out. A reload reads all lists.
+const COMMAND_MAX: Duration = Duration::from_secs(600);
 /// Octets of the head of an answer, and of an error.
 const HEAD_MAX: u64 = 16_384;
+/// Octets of the answer to a command: a full map of verdicts with the longest notes takes less. It
+/// is read as it comes.
+const COMMAND_ANSWER_MAX: u64 = 256 << 20;
 
 /// Asks for a path, and gives what is answered; an answer that goes on is read as it comes.
 ///
@@ -25,12 +36,118 @@ pub fn get(admin: SocketAddr, path: &str) -> io::Result<impl BufRead + use<>> {
     let mut answer = BufReader::new(stream);
     let status = head(&mut answer)?;
     if status != 200 {
-        let mut said = String::new();
-        answer.take(HEAD_MAX).read_to_string(&mut said)?;
-        return Err(io::Error::other(format!("{} ({status})", said.trim_end())));
+        let said = what_it_says(&mut answer)?;
+        return Err(io::Error::other(format!("{said} ({status})")));
     }
     answer.get_ref().set_read_timeout(None)?;
     Ok(answer)
+}
+
+/// Why a command was not carried out by a gate.
+#[derive(Debug)]
+pub enum NotDone {
+    /// No gate listens at the socket.
+    NoGate(io::Error),
+    /// This user may not open the socket.
+    NotPermitted,
+    /// What listens there does not answer as a gate does.
+    Broken(io::Error),
+    /// The gate refuses.
+    Refused {
+        /// The status of its answer.
+        status: u16,
+        /// Why.
+        why: String,
+    },
+}
+
+impl fmt::Display for NotDone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoGate(error) => write!(f, "no gate listens there ({error})"),
+            Self::NotPermitted => f.write_str(
+                "this user may not open it: `admin_users` and `admin_groups` in the gate's \
+                 configuration say who may",
+            ),
+            Self::Broken(error) => write!(f, "the gate does not answer: {error}"),
+            Self::Refused { why, .. } => f.write_str(why),
+        }
+    }
+}
+
+/// Has the gate at a socket carry a command out, and gives its answer.
+///
+/// # Errors
+/// When it was not carried out, or perhaps was and the answer got lost ([`NotDone::Broken`]).
+pub fn command<A: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    request: &impl Serialize,
+) -> Result<A, NotDone> {
+    let body = serde_json::to_vec(request).map_err(|error| NotDone::Broken(error.into()))?;
+    let head = format!(
+        "POST {path} HTTP/1.0\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    exchange(socket, &[head.as_bytes(), &body])
+}
+
+/// Reads what is at a path of the gate at a socket.
+///
+/// # Errors
+/// As [`command`].
+pub fn read<A: DeserializeOwned>(socket: &Path, path: &str) -> Result<A, NotDone> {
+    exchange(socket, &[format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()])
+}
+
+fn exchange<A: DeserializeOwned>(socket: &Path, request: &[&[u8]]) -> Result<A, NotDone> {
+    let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => NotDone::NoGate(error),
+        io::ErrorKind::PermissionDenied => NotDone::NotPermitted,
+        _ => NotDone::Broken(error),
+    })?;
+    stream
+        .set_read_timeout(Some(COMMAND_MAX))
+        .map_err(NotDone::Broken)?;
+    stream
+        .set_write_timeout(Some(ANSWER_MAX))
+        .map_err(NotDone::Broken)?;
+    // A gate that refuses does not read all of it, and has said why.
+    let sent = request.iter().try_for_each(|part| stream.write_all(part));
+    let mut answer = BufReader::new(stream);
+    let status = match (head(&mut answer), sent) {
+        (Ok(status), _) => status,
+        (Err(_), Err(error)) | (Err(error), Ok(())) => return Err(NotDone::Broken(error)),
+    };
+    if status != 200 {
+        let why = what_it_says(&mut answer).map_err(NotDone::Broken)?;
+        return Err(NotDone::Refused { status, why });
+    }
+    let mut answer = answer.take(COMMAND_ANSWER_MAX);
+    let read = serde_json::from_reader(&mut answer);
+    read.map_err(|error| NotDone::Broken(cut_or(answer.limit(), error.into())))
+}
+
+/// The error of an answer of which so many octets more would have been read.
+fn cut_or(left: u64, error: io::Error) -> io::Error {
+    match left {
+        0 => io::Error::other(format!(
+            "its answer is longer than {} MiB",
+            COMMAND_ANSWER_MAX >> 20
+        )),
+        _ => error,
+    }
+}
+
+/// The text of an error.
+fn what_it_says(answer: &mut impl BufRead) -> io::Result<String> {
+    let mut said = Vec::new();
+    let read = answer.take(HEAD_MAX).read_to_end(&mut said);
+    // A gate that has refused may close with some of the request unread.
+    if said.is_empty() {
+        read?;
+    }
+    Ok(String::from_utf8_lossy(&said).trim_end().to_owned())
 }
 
 /// The loopback of another network namespace is the usual reason.
@@ -78,6 +195,7 @@ fn head(answer: &mut impl BufRead) -> io::Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filter::{Cause, VerdictStatus};
 
     #[test]
     fn a_gate_on_the_loopback_of_another_namespace_is_not_looked_for_in_vain() {
@@ -86,6 +204,24 @@ mod tests {
         drop(port);
         let error = get(admin, "/api/events").err().unwrap().to_string();
         assert!(error.contains("nsenter --net="), "{error}");
+    }
+
+    #[test]
+    fn a_full_map_of_verdicts_is_read_and_a_longer_answer_is_said_to_be_one() {
+        let verdict = VerdictStatus {
+            source: "2001:db8:1234:5678::/64".to_owned(),
+            cause: Cause::Operator,
+            note: "\u{1}".repeat(64),
+            age_seconds: 31_536_000,
+            expires_in_seconds: 31_536_000,
+            packets: u64::MAX,
+            last_packet_seconds_ago: Some(31_536_000),
+            except: Vec::new(),
+        };
+        let octets = serde_json::to_string(&verdict).unwrap().len() + 1;
+        assert!(octets as u64 * 262_144 < COMMAND_ANSWER_MAX, "{octets}");
+        let error = cut_or(0, io::Error::other("EOF while parsing")).to_string();
+        assert!(error.contains("longer than 256 MiB"), "{error}");
     }
 
     #[test]

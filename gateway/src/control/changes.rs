@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::config::{Config, Filter, Table};
+use crate::config::{self, Admin, Config, Filter, Table};
 use crate::lists::List;
 use crate::policy;
 
@@ -72,14 +72,24 @@ pub(super) fn keep_what_cannot_change(
     if keep("[[listener]]", new.listeners != old.listeners) {
         new.listeners.clone_from(&old.listeners);
     }
+    // What the listeners have of TLS stays, so what they need for it does too.
+    let lacks = |tls: &Option<config::Tls>, old: &config::Tls| match tls {
+        Some(tls) => tls.client_authorities.is_none() && old.client_authorities.is_some(),
+        None => true,
+    };
+    let old_tls = old.tls.as_ref();
+    if keep("[tls]", old_tls.is_some_and(|tls| lacks(&new.tls, tls))) {
+        new.tls.clone_from(&old.tls);
+    }
     if keep("workers", new.workers != old.workers) {
         new.workers = old.workers;
     }
     if keep("user", new.user != old.user) {
         new.user.clone_from(&old.user);
     }
-    if keep("admin", new.admin != old.admin) {
-        new.admin = old.admin;
+    keep_admin(&old.admin, &mut new.admin, &mut keep);
+    if keep("[grants]", new.grants != old.grants) {
+        new.grants.clone_from(&old.grants);
     }
     if keep("state_dir", new.state_dir != old.state_dir) {
         new.state_dir.clone_from(&old.state_dir);
@@ -93,6 +103,16 @@ pub(super) fn keep_what_cannot_change(
         holds_filter,
     ));
     kept
+}
+
+/// Sockets, users and the token are held since the start.
+fn keep_admin(old: &Admin, new: &mut Admin, keep: &mut impl FnMut(&'static str, bool) -> bool) {
+    keep("admin", new.address != old.address);
+    keep("admin_socket", new.socket != old.socket);
+    keep("admin_users", new.users != old.users);
+    keep("admin_groups", new.groups != old.groups);
+    keep("admin_token_file", new.token_file != old.token_file);
+    new.clone_from(old);
 }
 
 /// Ports, mode and what becomes of the unlisted can change; whether and where the program sits
@@ -217,6 +237,7 @@ mod tests {
     const BASE: &str = r#"hostname = "mx.isp.example"
 workers = 1
 admin = "127.0.0.1:9925"
+admin_socket = "/run/a"
 state_dir = "/tmp"
 [filter]
 interfaces = [{ name = "eth0", role = "edge" }]
@@ -246,6 +267,23 @@ format = "json"
             ("workers = 1", "workers = 2", "workers"),
             ("workers = 1", "workers = 1\nuser = \"nobody\"", "user"),
             ("127.0.0.1:9925", "127.0.0.1:9926", "admin"),
+            ("[filter]", "[grants]\n[filter]", "[grants]"),
+            ("\"/run/a\"", "\"/run/b\"", "admin_socket"),
+            (
+                "workers = 1",
+                "workers = 1\nadmin_users = [\"a\"]",
+                "admin_users",
+            ),
+            (
+                "workers = 1",
+                "workers = 1\nadmin_groups = [\"a\"]",
+                "admin_groups",
+            ),
+            (
+                "workers = 1",
+                "workers = 1\nadmin_token_file = \"/a\"",
+                "admin_token_file",
+            ),
             ("\"/tmp\"", "\"/var\"", "state_dir"),
             ("\"json\"", "\"text\"", "log.format"),
             ("eth0", "eth1", "filter.interfaces"),

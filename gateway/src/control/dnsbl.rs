@@ -34,7 +34,8 @@ pub(super) use self::test_entries::{Family, Trust};
 use super::Control;
 use super::refusals::KeptOut;
 use crate::config::{Config, FilterMode};
-use crate::filter::{Cause, NewVerdict, Verdicts};
+use crate::filter::{Cause, NewVerdict, Verdicts, verdict_network};
+use crate::policy::Service;
 use crate::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
 use crate::worker::port::{Ask, LookupAnswer, Refusal};
 
@@ -230,8 +231,14 @@ fn learn(control: &Arc<Control>, verdicts: Option<&Arc<Verdicts>>, refusal: Refu
     if config.dnsbl.drop_for.is_zero() {
         return remember(control, &refusal, "dnsbl_policy.drop_for is 0");
     }
-    if !config.policy.asks_about(&client) {
+    if !config.policy.asks_about(Service::Relay, &client) {
         return remember(control, &refusal, "the new configuration trusts it");
+    }
+    if refusal.is_behind_front {
+        return remember(control, &refusal, "it comes by a trusted front");
+    }
+    if config.has_front_in(verdict_network(client.address)) {
+        return remember(control, &refusal, "a trusted front has its address");
     }
     let (control, verdicts) = (Arc::clone(control), Arc::clone(verdicts));
     // Writing a verdict is quick, unless the map is full.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use crate::config::Errors;
 use crate::driver::ring::{ListenError, SetupError};
@@ -25,6 +26,27 @@ pub enum Error {
         address: SocketAddr,
         /// What the kernel said.
         error: io::Error,
+    },
+    /// The socket for commands.
+    AdminSocket {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: io::Error,
+    },
+    /// The file with the token.
+    AdminToken {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: io::Error,
+    },
+    /// There is no such user or group.
+    NoSuchAccount {
+        /// The key of the configuration.
+        key: &'static str,
+        /// The name in it.
+        name: String,
     },
     /// There is no such user.
     NoSuchUser {
@@ -63,6 +85,20 @@ impl fmt::Display for Error {
                 "admin = \"{address}\": cannot listen there: {error}; choose another address, or \
                  leave `admin` out"
             ),
+            Self::AdminSocket { path, error } => write!(
+                f,
+                "admin_socket = \"{}\": cannot listen there: {error}; choose another path, or \
+                 leave `admin_socket` out",
+                path.display()
+            ),
+            Self::AdminToken { path, error } => write!(
+                f,
+                "admin_token_file = \"{}\": cannot be used: {error}",
+                path.display()
+            ),
+            Self::NoSuchAccount { key, name } => {
+                write!(f, "{key}: there is no \"{name}\" on this system")
+            }
             Self::NoSuchUser { name } => write!(
                 f,
                 "user = \"{name}\": there is no such user; \

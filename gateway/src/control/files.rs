@@ -28,7 +28,7 @@ use tokio::time::sleep;
 
 use super::user;
 use super::{Control, lists};
-use crate::config::Config;
+use crate::config::{Auth, Config, Followed};
 
 /// How often they are tried.
 const TRY_EVERY: Duration = Duration::from_secs(30);
@@ -166,7 +166,7 @@ fn make_directory(path: &Path, user: Option<&user::User>) -> io::Result<()> {
 
 /// Whether anything is kept there under this configuration.
 pub(crate) fn needs_state(config: &Config) -> bool {
-    !config.lists.sources.is_empty() && lists::kept_at(config).is_some()
+    config.grants.is_some() || !config.lists.sources.is_empty() && lists::kept_at(config).is_some()
 }
 
 /// What the process as it is now cannot use.
@@ -175,6 +175,7 @@ pub(crate) fn unusable(config: &Config) -> Vec<Unusable> {
     if needs_state(config) {
         found.extend(unusable_state_dir(config));
     }
+    found.extend(unusable_dovecot(config));
     let mut look = |what, path: &Path, consequence| {
         if let Err(problem) = try_to_read(path) {
             found.push(Unusable {
@@ -182,10 +183,15 @@ pub(crate) fn unusable(config: &Config) -> Vec<Unusable> {
                 path: path.to_owned(),
                 problem,
                 consequence,
-                next_step: format!(
-                    "make it readable for {}, and each directory above it searchable",
-                    who()
-                ),
+                next_step: match fs::symlink_metadata(path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        "let it be made, or correct its path in the configuration".to_owned()
+                    }
+                    _ => format!(
+                        "make it readable for {}, and each directory above it searchable",
+                        who()
+                    ),
+                },
             });
         }
     };
@@ -195,6 +201,12 @@ pub(crate) fn unusable(config: &Config) -> Vec<Unusable> {
     for path in &config.named_files {
         look("file of the configuration", path, "a reload will fail");
     }
+    let followed = config.grants.iter().flat_map(|grants| &grants.follow);
+    for follow in followed {
+        if let Followed::Path(path) = &follow.file {
+            look("log with logins", path, "no grants come of it");
+        }
+    }
     for (path, _) in config.lists.files() {
         look(
             "list",
@@ -203,6 +215,23 @@ pub(crate) fn unusable(config: &Config) -> Vec<Unusable> {
         );
     }
     found
+}
+
+/// A connection to a unix socket takes the right to write to it.
+fn unusable_dovecot(config: &Config) -> Option<Unusable> {
+    let socket = config.auth.as_ref().and_then(Auth::dovecot)?;
+    let errno = access(socket, AccessFlags::W_OK).err()?;
+    Some(Unusable {
+        what: "auth.dovecot",
+        path: socket.to_owned(),
+        problem: describe(socket, errno),
+        consequence: "clients that authenticate hear 454",
+        next_step: format!(
+            "run Dovecot, with a `unix_listener` in its `service auth` whose `user` or `group` and \
+             `mode` let {} write to it",
+            who()
+        ),
+    })
 }
 
 /// The directory in which lists are kept has to have room for them.
@@ -229,8 +258,8 @@ fn unusable_state_dir(config: &Config) -> Option<Unusable> {
         what: "state_dir",
         path: path.clone(),
         problem,
-        consequence: "the lists in force are not kept, so the next start has nothing to compare \
-                      its lists with",
+        consequence: "lists and grants in force are not kept: the next start has nothing to \
+                      compare its lists with, and users have to log in again",
         next_step,
     })
 }

@@ -3,10 +3,12 @@
 //! Written by hand: the client libraries want to own the counters, and ours belong to workers that
 //! share nothing; what would be left of a library is the escaping of label values, ten lines.
 
+mod auth;
 mod dnsbl;
 mod files;
 mod filter;
 mod gate;
+mod grants;
 mod next_hops;
 mod text;
 
@@ -22,8 +24,12 @@ pub(super) fn render(state: &State) -> String {
     gate::process(&mut text, state);
     files::render(&mut text, state);
     gate::sessions(&mut text, state);
+    auth::render(&mut text, &state.auth);
     next_hops::render(&mut text, state);
     dnsbl::render(&mut text, &state.dnsbl);
+    if let Some(grants) = &state.grants {
+        grants::render(&mut text, grants);
+    }
     if let Some(filter) = &state.filter {
         filter::render(&mut text, filter);
     }
@@ -35,12 +41,14 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::super::dnsbl::{Dnsbl, Server, Trust, Zone};
-    use super::super::state::{NextHop, Transactions};
+    use super::super::grants::Report;
+    use super::super::state::{Auth, AuthAttempts, NextHop, Transactions};
     use super::*;
     use crate::filter::{
         InterfaceStatus, ListStatus, Reasons, Status, TopSourceStatus, TopSources, Unread,
         VerdictCounts,
     };
+    use crate::relay::hop::HopEvent;
 
     fn state() -> State {
         let interface = InterfaceStatus {
@@ -55,6 +63,7 @@ mod tests {
             unfiltered_reason: None,
             passed: 10,
             permitted: 1,
+            granted: 22,
             over_budget: 6,
             other: 2,
             unread: Unread::new(|kind| if kind.name() == "esp" { 18 } else { 0 }),
@@ -90,6 +99,15 @@ mod tests {
                 rule: "local-network".to_owned(),
                 count: 12,
             }],
+            auth: Auth {
+                attempts: vec![AuthAttempts {
+                    mechanism: "SCRAM-SHA-256",
+                    result: "refused",
+                    count: 26,
+                }],
+                unasked: 27,
+                dovecot_up: Some(true),
+            },
             next_hops: vec![NextHop {
                 address: "[2001:db8::1]:25".parse().unwrap(),
                 up: true,
@@ -97,6 +115,7 @@ mod tests {
                 idle: 0,
                 waiting: 0,
                 failures_total: 2,
+                events: [3; HopEvent::ALL.len()],
             }],
             dnsbl: Dnsbl {
                 zones: vec![Zone {
@@ -117,6 +136,14 @@ mod tests {
                 cache_hits: 17,
                 ..Dnsbl::default()
             },
+            admin_refused: 26,
+            grants: Some(Report {
+                number: 23,
+                no_room: 24,
+                lines: 30,
+                logins: 25,
+                ..Report::default()
+            }),
             filter: Some(Status {
                 pin_path: "/sys/fs/bpf/portcullis".into(),
                 layout: 1,
@@ -160,8 +187,14 @@ mod tests {
             "portcullis_recipients_refused_total{rule=\"closed-relay\"} 11",
             "portcullis_commands_refused_total{rule=\"sequence\"} 12",
             "portcullis_transactions_total{outcome=\"accepted\",rule=\"local-network\"} 12",
+            "portcullis_auth_attempts_total{mechanism=\"SCRAM-SHA-256\",result=\"refused\"} 26",
+            "portcullis_auth_unasked_total 27",
+            "portcullis_auth_dovecot_up 1",
             "portcullis_next_hop_up{next_hop=\"[2001:db8::1]:25\"} 1",
             "portcullis_next_hop_failures_total{next_hop=\"[2001:db8::1]:25\"} 2",
+            "portcullis_next_hop_tls_total{next_hop=\"[2001:db8::1]:25\",result=\"full\"} 3",
+            "portcullis_next_hop_auth_total{next_hop=\"[2001:db8::1]:25\",result=\"refused\"} 3",
+            "portcullis_next_hop_clients_unnamed_total{next_hop=\"[2001:db8::1]:25\"} 3",
             "portcullis_filter_passed_packets_total{interface=\"eth0\"} 10",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"unlisted\"} 4",
             "portcullis_dnsbl_answers_total{zone=\"bl.example\",result=\"silent\"} 15",
@@ -182,6 +215,12 @@ mod tests {
             "portcullis_filter_unread_packets_total{interface=\"eth0\",encapsulation=\"esp\"} 18",
             "portcullis_filter_unread_packets_total{interface=\"eth0\",encapsulation=\"mpls\"} 0",
             "portcullis_filter_dropped_packets_total{interface=\"eth0\",reason=\"vlan-tags\"} 0",
+            "portcullis_filter_granted_packets_total{interface=\"eth0\"} 22",
+            "portcullis_admin_refused_total 26",
+            "portcullis_grants 23",
+            "portcullis_grant_changes_total{change=\"no-room\"} 24",
+            "portcullis_grant_log_lines_total{kind=\"login\"} 25",
+            "portcullis_grant_log_lines_total{kind=\"other\"} 5",
             "portcullis_filter_verdicts 16",
             "portcullis_filter_verdicts_by_operator 19",
             "portcullis_filter_verdict_changes_total{change=\"no-room\"} 20",

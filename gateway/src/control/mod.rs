@@ -14,21 +14,26 @@
 //! | `names.rs` | next hops that are given by name |
 //! | `port.rs` | the workers' ports: which service answers which question |
 //! | `dnsbl.rs`, `dnsbl/` | the service for DNS lists; what the filter learns of them |
-//! | `admin.rs`, `state.rs`, `metrics/` | the HTTP endpoint; its content; the form for Prometheus |
+//! | `auth/` | passwords, off the workers |
+//! | `admin.rs`, `admin/` | the endpoints for HTTP and commands; callers, and what they may do |
+//! | `state.rs`, `metrics/` | what the endpoints report; the form for Prometheus |
 //! | `log.rs`, `notify.rs`, `interrupt.rs` | the log; the service manager; being asked to stop |
 //! | `dropped.rs` | expired verdicts, lost answers, top sources, drops as they happen |
 //! | `records.rs`, `records/` | the stream of records, and their lines in the log |
 //! | `refusals.rs` | which sources were refused of late, why and until when |
 //! | `ask.rs` | how a command asks the gate beside it |
+//! | `grants.rs`, `grants/` | POP-before-SMTP: grants, and logs with logins |
 //! | `interfaces.rs` | interfaces that come, go or lose their filter; filters left over |
 
-mod admin;
+pub mod admin;
 pub mod ask;
+pub mod auth;
 mod changes;
 pub mod dnsbl;
 mod dropped;
 mod error;
 pub(crate) mod files;
+pub mod grants;
 pub mod interfaces;
 pub mod interrupt;
 pub mod lists;
@@ -58,7 +63,7 @@ use self::records::Records;
 use self::refusals::Refusals;
 use self::reload::Reloads;
 use self::start::RunningWorker;
-use crate::filter::{self, Filter, Status};
+use crate::filter::{self, Filter, Status, Verdicts};
 use crate::worker::Shared;
 
 pub use self::error::Error;
@@ -69,9 +74,14 @@ struct Control {
     workers: Vec<RunningWorker>,
     filter: Option<HeldFilter>,
     names: Names,
+    dovecot: auth::DovecotLink,
     files: Files,
     ports: Arc<Ports>,
     dnsbl: Arc<dnsbl::Counts>,
+    /// `None` without the table of the configuration.
+    grants: Option<Arc<grants::Grants>>,
+    /// Callers at the admin endpoints.
+    refused: admin::Refused,
     records: Arc<Records>,
     refusals: Refusals,
     drops: Drops,
@@ -89,9 +99,12 @@ impl Control {
             workers: Vec::new(),
             filter: None,
             names: Names::default(),
+            dovecot: auth::DovecotLink::default(),
             files: Files::default(),
             ports: Arc::default(),
             dnsbl: Arc::default(),
+            grants: None,
+            refused: admin::Refused::default(),
             records: Arc::default(),
             refusals: Refusals::default(),
             drops: Drops::default(),
@@ -106,6 +119,8 @@ impl Control {
 /// of the counters does not wait for it.
 struct HeldFilter {
     filter: Mutex<Filter>,
+    /// Recent verdicts are changed while the filter is.
+    verdicts: Arc<Verdicts>,
     last: Mutex<Option<Status>>,
 }
 
@@ -114,6 +129,7 @@ impl HeldFilter {
         Self {
             // A client of the admin endpoint may ask before the first change is done.
             last: Mutex::new(filter.status().ok()),
+            verdicts: filter.verdicts(),
             filter: Mutex::new(filter),
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+use super::auth::Passwords;
 use super::dnsbl;
 use crate::driver::ring::Waker;
 use crate::worker::port::{ControlEnd, Message, Notice, Port, Question, port};
@@ -40,11 +41,17 @@ impl Ports {
     pub(super) fn dnsbl_unasked(&self) -> u64 {
         self.ends.iter().map(ControlEnd::dnsbl_unasked).sum()
     }
+
+    /// Questions about who a client is that were one too many for a port.
+    pub(super) fn passwords_unasked(&self) -> u64 {
+        self.ends.iter().map(ControlEnd::passwords_unasked).sum()
+    }
 }
 
 /// The services: one for each kind of question.
 pub(super) struct Services {
     pub(super) dnsbl: dnsbl::Requests,
+    pub(super) passwords: Passwords,
 }
 
 impl Services {
@@ -60,8 +67,22 @@ impl Services {
 
     fn pass_on(&self, message: Message) {
         match message {
-            Message::Ask(ask) => match ask.question {
+            Message::Ask(ask) => match ask.question.clone() {
                 Question::Dnsbl(client) => self.dnsbl.query(client, ask),
+                Question::Password {
+                    client,
+                    credentials,
+                    ..
+                } => self.passwords.check(client, credentials, ask),
+                Question::WrongProof { client, name, .. } => {
+                    self.passwords.wrong(client, &name, ask);
+                }
+                Question::Sasl {
+                    client,
+                    is_secured,
+                    said,
+                    ..
+                } => self.passwords.proceed(client, is_secured, said, ask),
             },
             Message::Notice(Notice::Refused(refusal)) => self.dnsbl.learn(refusal),
         }

@@ -219,6 +219,7 @@ mod tests {
             id: TraceId(id),
             client: [192, 0, 2, 1].into(),
             helo: "client.example".into(),
+            user: None,
             is_refused: false,
             rule: crate::policy::Rule::UNLISTED,
             accepted: 0,
@@ -226,6 +227,7 @@ mod tests {
             errors: 0,
             octets: 0,
             time: Duration::ZERO,
+            tls: None,
         })
     }
 

@@ -88,7 +88,7 @@ pub struct RefusedSource {
     /// The client that was refused last.
     pub client: IpAddr,
     /// How often it was: sessions that a rule refused or ended, and transactions in which one
-    /// refused recipients (of what DNS lists refuse, sessions).
+    /// refused MAIL or recipients (of what DNS lists refuse, sessions).
     pub times: u64,
     /// When it was first, in UTC.
     pub first: String,
@@ -121,7 +121,7 @@ fn refusal(record: &Record) -> Option<(IpAddr, Rule)> {
         Record::Session(session) if session.is_refused => (session.client, session.rule),
         Record::Session(_) => return None,
         Record::Transaction(transaction) => {
-            let rule = transaction.recipient_refused_by?;
+            let rule = transaction.refused_by?;
             (transaction.client, rule)
         }
     };
@@ -271,6 +271,7 @@ mod tests {
         Refusal {
             client,
             rule: Rule::of_zone(rule.trim_start_matches("dnsbl:")),
+            is_behind_front: false,
         }
     }
 

@@ -18,7 +18,7 @@ use tokio::task::spawn_blocking;
 
 use super::changes::Changes;
 use super::lists::NotTaken;
-use super::{Control, HeldFilter, changes, lists, names, notify};
+use super::{Control, HeldFilter, auth, changes, lists, names, notify};
 use crate::config::{self, Config, Errors, Pending};
 use crate::filter;
 use crate::lists::{Allocate, file};
@@ -46,7 +46,7 @@ pub(super) struct LastReload {
     /// What was read: `configuration` or `lists`.
     what: What,
     /// `good`, `bad`, or `refused` by the guard over lists.
-    result: &'static str,
+    pub(super) result: &'static str,
     #[serde(flatten)]
     changes: Changes,
     /// Why all stayed as it was.
@@ -66,6 +66,9 @@ pub(super) enum What {
 /// Of the errors of a reload, so many are kept to be asked for; the log has all.
 const ERRORS_KEPT: usize = 20;
 
+/// Why a reload of a gate without a file does nothing.
+pub(super) const NO_FILE: &str = "there is no configuration file that could be read again";
+
 /// Why nothing was changed.
 #[derive(Debug)]
 pub(super) enum Refused {
@@ -82,21 +85,26 @@ pub(super) enum Refused {
 /// Reloads at every SIGHUP. Those that come during a reload are followed by one more.
 pub(super) async fn at_every_hangup(control: Arc<Control>, mut hangup: Signal) {
     while hangup.recv().await.is_some() {
-        let config = control.shared.config.load_full();
-        let Some(path) = &config.path else {
-            tracing::warn!("there is no configuration file that could be read again");
-            continue;
-        };
-        notify::reloading();
-        let result = reload(&control, path).await;
-        let count = match &result {
-            Ok(_) => &control.reloads.good,
-            Err(_) => &control.reloads.bad,
-        };
-        count.fetch_add(1, Ordering::Relaxed);
-        control.reloads.tell(What::Configuration, &result);
-        notify::ready();
+        if now(&control).await.is_none() {
+            tracing::warn!("{NO_FILE}");
+        }
     }
+}
+
+/// Reloads, and gives what became of it; `None` if the gate was started without a file.
+pub(super) async fn now(control: &Arc<Control>) -> Option<LastReload> {
+    let config = control.shared.config.load_full();
+    let path = config.path.as_ref()?;
+    notify::reloading();
+    let result = reload(control, path).await;
+    let count = match &result {
+        Ok(_) => &control.reloads.good,
+        Err(_) => &control.reloads.bad,
+    };
+    count.fetch_add(1, Ordering::Relaxed);
+    let last = control.reloads.tell(What::Configuration, &result);
+    notify::ready();
+    Some(last)
 }
 
 /// Puts the file's configuration in force, or changes nothing.
@@ -155,6 +163,7 @@ async fn put_in_force(
     mut pending: Pending,
 ) -> Result<Arc<Config>, Refused> {
     control.names.fill(&mut pending.config.routes);
+    control.dovecot.fill(&mut pending.config.auth);
     let new = {
         let old = Arc::clone(old);
         let in_kernel = control
@@ -185,8 +194,13 @@ async fn put_in_force(
     control.names.retain(&new.routes);
     lists::save(control, &new);
     control.shared.config.store(Arc::clone(&new));
-    // What was looked up while the filter was being filled.
+    if let Some(tls) = &new.tls {
+        tls.forget_old_tickets();
+    }
+    // What was found out while the filter was being filled.
     names::publish(control);
+    auth::publish(control);
+    auth::follow(control);
     Ok(new)
 }
 
@@ -205,8 +219,8 @@ fn update_filter(held: &HeldFilter, old: &Config, new: &Config) -> Result<(), fi
 }
 
 impl Reloads {
-    /// Logs what became of a reload, and keeps it for those who ask.
-    pub(super) fn tell(&self, what: What, result: &Result<Changes, Refused>) {
+    /// Logs what became of a reload, keeps it for later requests, and gives it.
+    pub(super) fn tell(&self, what: What, result: &Result<Changes, Refused>) -> LastReload {
         let (good, bad) = match what {
             What::Configuration => ("reloaded", "not reloaded: all stays as it was"),
             What::Lists => ("lists reloaded", "the lists stay as they were"),
@@ -232,7 +246,8 @@ impl Reloads {
             changes,
             errors,
         };
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last.clone());
+        last
     }
 
     /// The last reload of this process, whatever came of it.

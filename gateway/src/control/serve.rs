@@ -5,15 +5,17 @@
 //! handshake, then sockets and rings, then the user. The filter stays in place when the gate ends,
 //! however that happens; `portcullis filter detach` takes it away.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::auth::{self, DovecotLink, Passwords};
 use super::dropped::Drops;
 use super::files::{self, Files};
+use super::grants::{self, Grants};
 use super::lists::Started;
 use super::names::Names;
 use super::port::{Ports, Services};
@@ -53,7 +55,7 @@ pub fn serve(pending: Pending, log_level: log::Level) -> Result<(), Error> {
     let held = Held {
         filter: attach(&config)?,
         workers: start::prepare(&config)?,
-        admin: config.admin.map(admin::listen).transpose()?,
+        admin: admin::Held::take(&config.admin, user.as_ref())?,
     };
     files::make_state_dir(&config, user.as_ref());
     if let Some(user) = user {
@@ -78,7 +80,7 @@ pub fn serve(pending: Pending, log_level: log::Level) -> Result<(), Error> {
 struct Held {
     filter: Option<Filter>,
     workers: Vec<PreparedWorker>,
-    admin: Option<std::net::TcpListener>,
+    admin: admin::Held,
 }
 
 /// Puts the filter in place, unless its mode is `off`. One of an earlier run, which may drop, is
@@ -119,17 +121,18 @@ async fn live(
     log_level: log::Level,
 ) -> Result<(), Error> {
     let Signals { mut stop, hangup } = signals;
-    let admin = held.admin.map(TcpListener::from_std).transpose();
-    let admin = admin.map_err(|error| Error::Io("serve on the admin address", error))?;
+    let admin = admin::Listeners::of(held.admin)
+        .map_err(|error| Error::Io("serve at the admin endpoints", error))?;
     let names = Names::default();
     names.look_up(&config.routes).await;
     names.fill(&mut config.routes);
     if let Some(filter) = &mut held.filter {
-        tell_commands(filter, admin.as_ref());
+        tell_commands(filter, admin.address());
     }
     let events = held.filter.as_mut().and_then(Filter::take_events);
     let verdicts = held.filter.as_ref().map(Filter::verdicts);
     let shared = Arc::new(Shared::new(Arc::new(config)));
+    let grants = open_grants(&shared, held.filter.as_mut());
     let mut ports = Ports::default();
     let records = Arc::new(Records::default());
     let is_user = shared.config.load().user.is_some();
@@ -143,9 +146,12 @@ async fn live(
         workers,
         filter: held.filter.map(HeldFilter::new),
         names,
+        dovecot: DovecotLink::default(),
         files: Files::default(),
         ports: Arc::clone(&ports),
         dnsbl: Arc::default(),
+        grants: grants.clone(),
+        refused: admin::Refused::default(),
         records: Arc::clone(&records),
         refusals: Refusals::default(),
         drops: Drops::default(),
@@ -153,12 +159,10 @@ async fn live(
         log_level,
         since: Instant::now(),
     });
-    if let Some(listener) = admin {
-        tokio::spawn(admin::serve(Arc::clone(&control), listener));
-        if let Some(events) = events {
-            tokio::spawn(dropped::read_drops(Arc::clone(&control), events));
-        }
+    if let Some(events) = events.filter(|_| admin.serves()) {
+        tokio::spawn(dropped::read_drops(Arc::clone(&control), events));
     }
+    admin.serve(&control);
     if let Some(verdicts) = &verdicts {
         tokio::spawn(dropped::sweep_verdicts(Arc::clone(verdicts)));
         tokio::spawn(dropped::watch_answers(Arc::clone(&control)));
@@ -166,8 +170,13 @@ async fn live(
     interfaces::watch(&control)?;
     tokio::spawn(names::keep_fresh(Arc::clone(&control)));
     let (dnsbl, requests) = dnsbl::requests(&control.dnsbl);
+    let passwords = Passwords::new(&control, verdicts.clone());
+    auth::follow(&control);
     tokio::spawn(dnsbl::serve(Arc::clone(&control), requests, verdicts));
-    tokio::spawn(Services { dnsbl }.serve(ports));
+    tokio::spawn(Services { dnsbl, passwords }.serve(ports));
+    if let Some(grants) = &grants {
+        grants::start(grants, &control.shared.config.load());
+    }
     control.files.try_all(&control.shared.config.load());
     tokio::spawn(files::watch(Arc::clone(&control)));
     lists::save(&control, &control.shared.config.load_full());
@@ -180,14 +189,38 @@ async fn live(
     });
     announce(&control);
     let watched = watch(&control, ends, &mut stop).await;
+    if let Some(grants) = &grants {
+        grants.keep();
+    }
     log_writer.finish(&records).await;
     tracing::info!("stopped");
     watched
 }
 
+/// The grants, before anything is served. Those that an earlier run has left in the filter end
+/// here, unless they were kept.
+fn open_grants(shared: &Shared, filter: Option<&mut Filter>) -> Option<Arc<Grants>> {
+    let config = shared.config.load();
+    let in_filter = filter.and_then(Filter::take_grants);
+    let Some(settings) = &config.grants else {
+        if let Some(Err(error)) = in_filter.map(|grants| grants.replace(&[])) {
+            tracing::warn!(%error, "grants of an earlier run stay in the filter until they end");
+        }
+        return None;
+    };
+    let granted = Arc::clone(&shared.granted);
+    let grants = Grants::open(
+        settings,
+        &config.state_dir,
+        granted,
+        in_filter,
+        grants::now(),
+    );
+    Some(Arc::new(grants))
+}
+
 /// Lets commands beside this gate find it. Without it they need its address.
-fn tell_commands(filter: &mut Filter, admin: Option<&TcpListener>) {
-    let address = admin.and_then(|listener| listener.local_addr().ok());
+fn tell_commands(filter: &mut Filter, address: Option<SocketAddr>) {
     if let Err(error) = filter.set_admin(address) {
         tracing::warn!(%error, "commands beside this gate cannot find its admin endpoint");
     }

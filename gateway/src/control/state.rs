@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::dnsbl::Dnsbl;
 use super::files::{StateDir, Unusable};
 use super::reload::LastReload;
-use super::{Control, HeldFilter};
+use super::{Control, HeldFilter, grants};
 use crate::filter::Status;
+use crate::relay::hop::{HopEvent, HopEvents};
 use crate::relay::pool::HopState;
 use crate::worker::counters::Counters;
 
@@ -28,12 +29,15 @@ pub(super) struct State {
     /// Files and directories that will be missed.
     pub(super) unusable_files: Vec<Unusable>,
     pub(super) sessions: Sessions,
+    pub(super) fronts: Fronts,
     pub(super) transactions: Vec<Transactions>,
     /// By rule.
     pub(super) recipients_refused: BTreeMap<String, u64>,
     /// Commands that the SMTP session refused and that are neither a transaction nor a recipient,
     /// by rule.
     pub(super) commands_refused: BTreeMap<String, u64>,
+    /// Attempts to authenticate, by mechanism and result.
+    pub(super) auth: Auth,
     pub(super) received_octets: u64,
     pub(super) starved_receives: u64,
     /// Records of sessions and transactions that did not reach a reader, by reader; `all`: they
@@ -42,6 +46,10 @@ pub(super) struct State {
     pub(super) next_hops: Vec<NextHop>,
     pub(super) names: Vec<Name>,
     pub(super) dnsbl: Dnsbl,
+    /// Callers that the admin endpoints have refused.
+    pub(super) admin_refused: u64,
+    /// `None` without `[grants]`.
+    pub(super) grants: Option<grants::Report>,
     pub(super) filter: Option<Status>,
 }
 
@@ -74,6 +82,38 @@ pub(super) struct Sessions {
     pub(super) open: u64,
     /// Ended by the gate, by rule.
     pub(super) ended: BTreeMap<String, u64>,
+    pub(super) tls_handshakes_open: u64,
+    /// By how they ended.
+    pub(super) tls_handshakes: BTreeMap<&'static str, u64>,
+}
+
+/// What came of trusted fronts.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Fronts {
+    /// Connections that have to begin with a PROXY header, by what they began with.
+    pub(super) proxy_headers: BTreeMap<&'static str, u64>,
+    /// XCLIENT commands that named a client.
+    pub(super) xclient: u64,
+    /// Those that left it open which client it is.
+    pub(super) xclient_unknown: u64,
+}
+
+/// Attempts of clients to authenticate.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Auth {
+    pub(super) attempts: Vec<AuthAttempts>,
+    /// Questions about who a client is that were not asked: too many were outstanding.
+    pub(super) unasked: u64,
+    /// Whether Dovecot is there; `None` where it is not asked.
+    pub(super) dovecot_up: Option<bool>,
+}
+
+/// Attempts by one mechanism with one result.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct AuthAttempts {
+    pub(super) mechanism: &'static str,
+    pub(super) result: &'static str,
+    pub(super) count: u64,
 }
 
 /// Transactions that ended in the same way for the same reason.
@@ -94,6 +134,8 @@ pub(super) struct NextHop {
     pub(super) idle: u64,
     pub(super) waiting: u64,
     pub(super) failures_total: u64,
+    #[serde(serialize_with = "by_name")]
+    pub(super) events: HopEvents,
 }
 
 /// A next hop that is given by name.
@@ -127,18 +169,31 @@ impl State {
             },
             state_dir: control.files.state_dir(),
             unusable_files: control.files.unusable(),
+            admin_refused: control.refused.total(),
+            grants: control.grants.as_ref().map(|grants| grants.report()),
             records_lost: control.records.lost(),
             names: names(control),
             dnsbl: control.dnsbl.snapshot(control.ports.dnsbl_unasked()),
+            auth: Auth {
+                attempts: Vec::new(),
+                unasked: control.ports.passwords_unasked(),
+                dovecot_up: control.dovecot.is_up(),
+            },
             filter: control.filter.as_ref().and_then(HeldFilter::status),
             ..Self::default()
         };
         let mut transactions = BTreeMap::new();
         let mut next_hops = BTreeMap::new();
+        let mut attempts = BTreeMap::new();
         for worker in &control.workers {
             state.add(&worker.counters);
             for ((outcome, rule), count) in worker.counters.transactions_by_rule() {
                 *transactions.entry((outcome, rule)).or_insert(0) += count;
+            }
+            for (mechanism, result, count) in worker.counters.auth() {
+                *attempts
+                    .entry((mechanism.name(), result.name()))
+                    .or_insert(0) += count;
             }
             for hop in worker.counters.hops() {
                 add_hop(&mut next_hops, &hop);
@@ -152,6 +207,14 @@ impl State {
                 count,
             })
             .collect();
+        state.auth.attempts = attempts
+            .into_iter()
+            .map(|((mechanism, result), count)| AuthAttempts {
+                mechanism,
+                result,
+                count,
+            })
+            .collect();
         state.next_hops = next_hops.into_values().collect();
         state
     }
@@ -161,6 +224,19 @@ impl State {
         self.sessions.open += count(&counters.sessions_open);
         self.received_octets += count(&counters.octets_total);
         self.starved_receives += count(&counters.starved_total);
+        self.fronts.xclient += count(&counters.xclient_total);
+        self.fronts.xclient_unknown += count(&counters.xclient_unknown_total);
+        for (result, count) in counters.proxy_headers() {
+            *self.fronts.proxy_headers.entry(result.name()).or_default() += count;
+        }
+        self.sessions.tls_handshakes_open += count(&counters.handshakes_open);
+        for (result, count) in counters.handshakes() {
+            *self
+                .sessions
+                .tls_handshakes
+                .entry(result.name())
+                .or_default() += count;
+        }
         for (rule, count) in counters.sessions_by_rule() {
             *self.sessions.ended.entry(rule.to_string()).or_default() += count;
         }
@@ -173,6 +249,11 @@ impl State {
     }
 }
 
+/// What has happened with a next hop, by the names of the events.
+fn by_name<S: Serializer>(events: &HopEvents, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(HopEvent::ALL.map(|event| (event.name(), events[event as usize])))
+}
+
 fn add_hop(hops: &mut BTreeMap<SocketAddr, NextHop>, state: &HopState) {
     let hop = hops.entry(state.address).or_insert(NextHop {
         address: state.address,
@@ -181,12 +262,15 @@ fn add_hop(hops: &mut BTreeMap<SocketAddr, NextHop>, state: &HopState) {
         idle: 0,
         waiting: 0,
         failures_total: 0,
+        events: HopEvents::default(),
     });
     hop.up &= state.up;
     hop.open += u64::from(state.open);
     hop.idle += u64::from(state.idle);
     hop.waiting += u64::from(state.waiting);
     hop.failures_total += state.failures_total;
+    let events = hop.events.iter_mut().zip(state.events);
+    events.for_each(|(sum, more)| *sum += more);
 }
 
 fn names(control: &Control) -> Vec<Name> {
@@ -219,6 +303,7 @@ mod tests {
             idle: 1,
             waiting: 2,
             failures_total: 3,
+            events: [1; HopEvent::ALL.len()],
         };
         let mut hops = BTreeMap::new();
         add_hop(&mut hops, &state(true, 4));
@@ -230,6 +315,7 @@ mod tests {
             idle: 2,
             waiting: 4,
             failures_total: 6,
+            events: [2; HopEvent::ALL.len()],
         };
         assert_eq!(hops.into_values().collect::<Vec<_>>(), [expected]);
     }

@@ -89,6 +89,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     }
     findings.extend(network::ports(config));
     findings.extend(machine::user(config));
+    findings.extend(network::access(config));
     match &config.filter {
         Some(filter) if filter.mode != FilterMode::Off => {
             findings.extend(packets::filter(filter));

@@ -8,6 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Finding, setting};
 use crate::config::Config;
+use crate::control::admin;
 use crate::control::start::BACKLOG;
 
 /// The kernel cuts the queue of a listening socket to this.
@@ -28,6 +29,32 @@ pub(super) fn backlog() -> Finding {
             "look whether /proc/sys is mounted",
         ),
     }
+}
+
+/// The users, the groups and the token of the admin endpoints, and the place of the socket.
+pub(super) fn access(config: &Config) -> Option<Finding> {
+    let (socket, token) = (&config.admin.socket, &config.admin.token_file);
+    if socket.is_none() && token.is_none() {
+        return None;
+    }
+    Some(match admin::rehearse(&config.admin) {
+        Ok(()) => {
+            let found = "the socket can be made, and those who may use it exist";
+            Finding::ok(
+                "admin",
+                if socket.is_some() {
+                    found
+                } else {
+                    "the token is good"
+                },
+            )
+        }
+        Err(error) => Finding::problem(
+            "admin",
+            error,
+            "correct the key, or what it names: the gate does not start without it",
+        ),
+    })
 }
 
 pub(super) fn syn_cookies(filter_answers: bool) -> Finding {
@@ -81,7 +108,12 @@ pub(super) fn ports(config: &Config) -> Vec<Finding> {
             Ok(()) => Finding::ok(subject, "can be had"),
         });
     }
-    findings.extend(config.admin.map(|address| admin(address, gate_runs)));
+    findings.extend(
+        config
+            .admin
+            .address
+            .map(|address| admin(address, gate_runs)),
+    );
     findings
 }
 
@@ -146,6 +178,31 @@ mod tests {
     use super::super::Level;
     use super::*;
     use crate::config;
+
+    #[test]
+    fn what_keeps_the_admin_endpoints_from_a_start_is_a_problem() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default_gate();
+        assert_eq!(access(&config), None);
+        config.admin.socket = Some(directory.path().join("admin.sock"));
+        assert_eq!(access(&config).unwrap().level, Level::Ok);
+        config.admin.users = vec!["no-such-user".to_owned()];
+        let finding = access(&config).unwrap();
+        assert_eq!(finding.level, Level::Problem, "{finding:?}");
+        assert!(finding.found.contains("no-such-user"), "{finding:?}");
+        config.admin.users.clear();
+        config.admin.socket = Some(directory.path().join("no/run/admin.sock"));
+        assert_eq!(access(&config).unwrap().level, Level::Problem);
+        let token = directory.path().join("token");
+        std::fs::write(&token, "0123456789abcdef").unwrap();
+        let open = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(&token, open).unwrap();
+        config.admin.socket = None;
+        config.admin.token_file = Some(token);
+        assert_eq!(access(&config).unwrap().level, Level::Problem);
+    }
 
     #[test]
     fn a_port_that_another_program_has_is_found() {

@@ -57,6 +57,8 @@ pub trait Driver {
     fn close(&mut self, conn: Conn);
     /// The bytes of a received buffer.
     fn bytes(&self, buffer: &Buffer) -> &[u8];
+    /// Overwrites a received buffer with zeroes: it held a password.
+    fn wipe(&mut self, buffer: &Buffer);
     /// Gives a received buffer back.
     fn recycle(&mut self, buffer: Buffer);
     /// Submits what was asked for and collects what has completed, waiting for at least one

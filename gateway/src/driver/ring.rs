@@ -109,6 +109,10 @@ impl Driver for RingDriver {
         self.ring.bytes(buffer)
     }
 
+    fn wipe(&mut self, buffer: &Buffer) {
+        self.ring.wipe(buffer);
+    }
+
     fn recycle(&mut self, buffer: Buffer) {
         self.ring.recycle(buffer);
     }

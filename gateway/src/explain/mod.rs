@@ -22,10 +22,10 @@ use core::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, Listener};
 use crate::policy::dnsbl::ZoneAnswer;
 use crate::policy::pipeline::Counts;
-use crate::policy::{Listener, Standing};
+use crate::policy::{Identity, Standing};
 pub use packet::{PacketFacts, RecentVerdict};
 
 /// A client, what it would say, and what is known besides.
@@ -43,6 +43,10 @@ pub struct Question {
     pub recipients: Vec<String>,
     /// What the filter knows.
     pub packet: PacketFacts,
+    /// Whether the client's address has a grant.
+    pub granted: bool,
+    /// Who it authenticates as, after EHLO; `None`: it does not.
+    pub identity: Option<Identity>,
     /// What DNS lists say of the client; `None`: it is still to be looked up.
     pub dnsbl: Option<Vec<ZoneAnswer>>,
     /// How many sessions there are.
@@ -59,6 +63,8 @@ impl Question {
             sender: None,
             recipients: Vec::new(),
             packet: PacketFacts::default(),
+            granted: false,
+            identity: None,
             dnsbl: None,
             counts: Counts::default(),
         }
@@ -72,6 +78,12 @@ pub struct Explanation {
     pub client: IpAddr,
     /// Whether the client may relay: `local` or `stranger`.
     pub standing: &'static str,
+    /// The user that it authenticates as.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// What DNS lists come to together, where they are asked and the answers are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score: Option<ScoreSum>,
     /// What is still to be looked up and can change what is said here: `dnsbl` and
     /// `recent-verdict`. Each step has its own.
     pub waits_for: Vec<&'static str>,
@@ -79,10 +91,20 @@ pub struct Explanation {
     pub stages: Vec<Step>,
 }
 
+/// The scores of all zones that list a client, added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ScoreSum {
+    /// The sum.
+    pub sum: i64,
+    /// From which sum on a client is refused.
+    pub reject_at: i64,
+}
+
 /// What happens at one stage of a session.
 #[derive(Clone, Debug, Serialize)]
 pub struct Step {
-    /// `packet`, `connect`, `hello`, `mail`, `dnsbl`, `rcpt`, `route` or `data`.
+    /// `packet`, `connect`, `hello`, `auth`, `mail`, `dnsbl`, `rcpt`, `route`, `data` or
+    /// `message`.
     pub stage: &'static str,
     /// What is looked at: an address, a command, a zone, a domain.
     pub subject: String,
@@ -180,6 +202,8 @@ pub fn explain(config: &Config, question: &Question) -> Result<Explanation, Line
     if stages.iter().all(|step| step.outcome.goes_on()) {
         stages.extend(session::steps(config, question, client));
     }
+    let is_asked = stages.iter().any(|step| step.stage == "dnsbl");
+    let answers = question.dnsbl.as_deref().filter(|_| is_asked);
     let mut waits_for: Vec<_> = stages.iter().flat_map(|step| &step.waits_for).collect();
     waits_for.sort_unstable();
     waits_for.dedup();
@@ -189,6 +213,11 @@ pub fn explain(config: &Config, question: &Question) -> Result<Explanation, Line
             Standing::Local => "local",
             Standing::Stranger => "stranger",
         },
+        user: question
+            .identity
+            .as_ref()
+            .map(|identity| identity.user.to_string()),
+        score: answers.map(|answers| zones::sum(config, answers)),
         waits_for: waits_for.into_iter().copied().collect(),
         stages,
     })

@@ -46,7 +46,7 @@ pub(super) fn step(config: &Config, question: &Question) -> Option<Step> {
     let frame = syn(client, destination(client, listener), listener.port());
     let content = packet::read(&*frame, LinkLayer::Ethernet);
     let lists = Lists(config.policy.lists());
-    let memory = Remembered::new(filter, &question.packet);
+    let memory = Remembered::new(filter, &question.packet, question.granted);
     let role = role(filter, question.packet.interface.as_deref());
     let verdict = judge(
         &*frame,
@@ -102,6 +102,7 @@ fn rule(config: &Config, verdict: Verdict) -> Rule {
     match verdict {
         Verdict::Permitted(list) => of_list(list, Rule::PERMIT_LIST),
         Verdict::Listed(list) => of_list(list, Rule::DROP_LIST),
+        Verdict::Granted => Rule::GRANTED,
         Verdict::Recent => Rule::RECENT_VERDICT,
         Verdict::Unlisted => Rule::UNLISTED_DROP,
         Verdict::OverBudget => Rule::SYN_BUDGET,
@@ -178,6 +179,7 @@ impl Lookup for Lists<'_> {
             let action = match listing.action {
                 ListAction::Permit => Action::Permit,
                 ListAction::Drop | ListAction::Reject => Action::Drop,
+                ListAction::HardDrop => Action::HardDrop,
             };
             Class::new(action, listing.list)
         })
@@ -200,14 +202,16 @@ fn address(source: &Source) -> IpAddr {
 struct Remembered<'a> {
     filter: &'a Filter,
     facts: &'a PacketFacts,
+    granted: bool,
     recent_unknown: Cell<bool>,
 }
 
 impl<'a> Remembered<'a> {
-    fn new(filter: &'a Filter, facts: &'a PacketFacts) -> Self {
+    fn new(filter: &'a Filter, facts: &'a PacketFacts, granted: bool) -> Self {
         Self {
             filter,
             facts,
+            granted,
             recent_unknown: Cell::new(false),
         }
     }
@@ -227,6 +231,10 @@ const NOW_NS: u64 = 1 << 40;
 
 impl Memory for Remembered<'_> {
     type Recent = InForce;
+
+    fn granted_until_ns(&self, _: &Source) -> u64 {
+        if self.granted { u64::MAX } else { 0 }
+    }
 
     fn recent(&self, _: &VerdictKey) -> Option<InForce> {
         self.recent_unknown.set(self.facts.recent.is_none());

@@ -5,9 +5,11 @@ use core::net::{IpAddr, SocketAddr};
 use portcullis_smtp::server::{Event, Session, Settings};
 
 use super::{Question, Step, StepOutcome, zones};
-use crate::config::Config;
-use crate::policy::pipeline::{Answers, Recipient};
-use crate::policy::{Client, Decision, Facts, Listener, Lookup, Rule, Service, Stage, decide};
+use crate::config::{self, Config};
+use crate::policy::pipeline::{Answers, Counts, Recipient};
+use crate::policy::{
+    Client, Decision, Facts, Listener, Lookup, Rule, Senders, Service, Stage, decide,
+};
 
 /// What happens from the connection on.
 pub(super) fn steps(config: &Config, question: &Question, client: Client) -> Vec<Step> {
@@ -24,6 +26,10 @@ struct Rehearsal<'a> {
     listener: Listener,
     client: Client,
     session: Session,
+    /// With the recipients that were accepted.
+    counts: Counts,
+    /// The client has authenticated.
+    is_identified: bool,
     helo: String,
     sender: String,
     /// The next hops of the first recipient, which are those of the transaction.
@@ -39,13 +45,16 @@ struct Decided {
 
 impl<'a> Rehearsal<'a> {
     fn new(config: &'a Config, question: &'a Question, client: Client) -> Rehearsal<'a> {
+        let listener = listener(config, question);
         Rehearsal {
             config,
             question,
-            settings: config.session_settings(),
-            listener: listener(config, question),
+            settings: config.session_settings(&listener),
+            listener: listener.facts(),
             client,
             session: Session::new(),
+            counts: question.counts,
+            is_identified: false,
             helo: String::new(),
             sender: String::new(),
             next_hops: None,
@@ -73,18 +82,45 @@ impl<'a> Rehearsal<'a> {
                 "EHLO {}",
                 question.hello.as_deref().unwrap_or(&literal)
             ))
+            && self.authenticate()
             && self.command(&format!("MAIL FROM:{sender}{parameters}"));
         if !goes_on {
             return;
         }
-        let zones = zones::steps(self.config, &self.client, question.dnsbl.as_deref());
+        let zones = zones::steps(
+            self.config,
+            self.listener.service,
+            &self.client,
+            question.dnsbl.as_deref(),
+        );
         self.steps.extend(zones);
         for recipient in recipients {
             self.command(&format!("RCPT TO:{recipient}"));
         }
-        if self.session.recipients() > 0 {
-            self.command("DATA");
+        if self.session.recipients() > 0 && self.command("DATA") {
+            self.command(".");
         }
+    }
+
+    /// As if the client had authenticated, where AUTH is offered. By which mechanism, and whether
+    /// under TLS, makes no difference to decisions.
+    fn authenticate(&mut self) -> bool {
+        let Some(identity) = &self.question.identity else {
+            return true;
+        };
+        if self.settings.mechanisms.is_empty() {
+            return self.command("AUTH PLAIN");
+        }
+        self.session.set_authenticated();
+        self.is_identified = true;
+        let senders = identity.senders.as_deref().map(Senders::entries);
+        let senders = senders.map_or("anyone".to_owned(), |entries| entries.join(" "));
+        self.steps.push(Step {
+            rule: Rule::AUTHENTICATED.name().to_owned(),
+            answer: format!("may send as {senders}"),
+            ..Step::new("auth", &*identity.user, StepOutcome::Accept)
+        });
+        true
     }
 
     fn connect(&mut self) -> bool {
@@ -138,6 +174,7 @@ impl<'a> Rehearsal<'a> {
                 (Stage::Rcpt, self.decide(Stage::Rcpt, Some(recipient)))
             }
             Event::Message => (Stage::Data, self.decide(Stage::Data, None)),
+            Event::MessageEnd { .. } => (Stage::Message, self.decide(Stage::Message, None)),
             Event::Refused { error, .. } => {
                 let rule = Rule::from(*error);
                 return self.record_refused(line, rule, &out);
@@ -146,6 +183,8 @@ impl<'a> Rehearsal<'a> {
             _ => return false,
         };
         match &decided.decision {
+            // What became of the message only the next hop can say.
+            Decision::Accept(_) if stage == Stage::Message => {}
             Decision::Accept(_) | Decision::Wait(_) => {
                 self.session.accept(&self.settings, &mut out);
             }
@@ -158,6 +197,7 @@ impl<'a> Rehearsal<'a> {
         if let (true, Event::Rcpt(rcpt), Some(number)) = (accepted, event, route) {
             let domain = self.config.policy.routed_domain(&rcpt.path.mailbox);
             self.record_route(domain.to_owned(), number);
+            self.counts.user_recipients.now += 1;
         }
         accepted
     }
@@ -175,7 +215,13 @@ impl<'a> Rehearsal<'a> {
                 recipient,
                 next_hops: self.next_hops,
                 answers,
-                counts: self.question.counts,
+                counts: self.counts,
+                is_granted: self.question.granted,
+                identity: self
+                    .question
+                    .identity
+                    .as_ref()
+                    .filter(|_| self.is_identified),
                 ..Facts::new(self.listener, &self.client)
             };
             let decision = decide(stage, &self.config.policy, &facts);
@@ -197,17 +243,18 @@ impl<'a> Rehearsal<'a> {
     /// What the session has refused by itself.
     fn record_refused(&mut self, line: &str, rule: Rule, out: &[u8]) -> bool {
         let stage = match line.split_once(' ').map_or(line, |(verb, _)| verb) {
-            "EHLO" => Stage::Hello,
-            "MAIL" => Stage::Mail,
-            "RCPT" => Stage::Rcpt,
-            _ => Stage::Data,
+            "EHLO" => Stage::Hello.name(),
+            "AUTH" => "auth",
+            "MAIL" => Stage::Mail.name(),
+            "RCPT" => Stage::Rcpt.name(),
+            _ => Stage::Data.name(),
         };
         let answer = text_of(out);
         self.steps.push(Step {
             rule: rule.name().to_owned(),
             code: code_of(&answer),
             answer,
-            ..Step::new(stage.name(), line, StepOutcome::Refuse)
+            ..Step::new(stage, line, StepOutcome::Refuse)
         });
         false
     }
@@ -281,14 +328,10 @@ impl<'a> Rehearsal<'a> {
 }
 
 /// Where the client connects to.
-pub(super) fn listener(config: &Config, question: &Question) -> Listener {
-    let listener = question
-        .listener
-        .or_else(|| config.listeners.first().copied());
-    listener.unwrap_or(Listener {
-        address: SocketAddr::from(([0; 4], 25)),
-        service: Service::Relay,
-    })
+pub(super) fn listener(config: &Config, question: &Question) -> config::Listener {
+    let listener = question.listener.as_ref().or(config.listeners.first());
+    let on_port_25 = || config::Listener::new(SocketAddr::from(([0; 4], 25)), Service::Relay);
+    listener.cloned().unwrap_or_else(on_port_25)
 }
 
 fn code_of(answer: &str) -> Option<u16> {

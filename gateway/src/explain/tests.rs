@@ -5,10 +5,12 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{PacketFacts, Question, RecentVerdict, StepOutcome, explain};
+use super::{PacketFacts, Question, RecentVerdict, ScoreSum, StepOutcome, explain};
+use crate::config::Listener;
 use crate::config::{self, Config};
 use crate::policy::dnsbl::{DnsblAnswer, ZoneAnswer};
-use crate::policy::{Listener, Service};
+use crate::policy::pipeline::{Count, Counts};
+use crate::policy::{Identity, Proof, Service};
 
 const GATE: &str = r#"
 hostname = "mx1.isp.example"
@@ -245,10 +247,10 @@ fn a_local_source_is_not_dropped_for_a_verdict() {
 fn an_ipv6_syn_is_judged_as_well() {
     let config = filtering("unlisted = \"drop\"");
     let question = Question {
-        listener: Some(Listener {
-            address: "[2001:db8:100::25]:25".parse().expect("an address"),
-            service: Service::Relay,
-        }),
+        listener: Some(Listener::new(
+            "[2001:db8:100::25]:25".parse().expect("an address"),
+            Service::Relay,
+        )),
         ..Question::new("2001:db8::7".parse().expect("an address"))
     };
     let found = at(&config, &question, "packet");
@@ -314,4 +316,105 @@ fn a_session_that_ends_for_its_errors_says_so_and_goes_no_further() {
     assert_eq!(last[0].subject, "RCPT TO:<c@far.example>");
     assert!(last[1].answer.starts_with("421 "), "{}", last[1].answer);
     assert_eq!(last[0].answer.lines().count(), 1, "{}", last[0].answer);
+}
+
+#[test]
+fn a_message_that_is_accepted_is_explained_to_its_end_and_the_reply_is_the_next_hops() {
+    let question = Question {
+        recipients: vec!["user@isp.example".to_owned()],
+        ..Question::new([203, 0, 113, 7].into())
+    };
+    let stages = explain(&gate(), &question).expect("no line ends").stages;
+    let last: Vec<_> = stages.iter().rev().take(2).rev().collect();
+    assert_eq!((last[0].stage, last[0].code), ("data", Some(354)));
+    assert_eq!((last[1].stage, last[1].code), ("message", None));
+    assert_eq!(last[1].rule, "any-content");
+}
+
+#[test]
+fn the_points_of_dns_lists_are_told_together_where_they_are_asked() {
+    let text = format!(
+        "{GATE}\n[[dnsbl]]\nzone = \"a.example\"\nscore = 3\n[[dnsbl]]\nzone = \"w.example\"\n\
+         score = -1\n[dnsbl_policy]\nservers = [\"127.0.0.1:53\"]\nreject_at = 2\n"
+    );
+    let gate = config::parse(Path::new("gate"), &text).expect("a good configuration");
+    let listed = |zone: &str| ZoneAnswer {
+        zone: zone.into(),
+        answer: DnsblAnswer::Addresses(vec![[127, 0, 0, 2].into()]),
+    };
+    let question = Question {
+        dnsbl: Some(vec![listed("a.example"), listed("w.example")]),
+        ..Question::new([203, 0, 113, 7].into())
+    };
+    let score = |question: &Question| explain(&gate, question).expect("no line ends").score;
+    let (sum, reject_at) = (2, 2);
+    assert_eq!(score(&question), Some(ScoreSum { sum, reject_at }));
+    let unknown = Question {
+        dnsbl: None,
+        ..question.clone()
+    };
+    assert_eq!(score(&unknown), None);
+    let local = Question {
+        client: [192, 0, 2, 10].into(),
+        ..question
+    };
+    assert_eq!(score(&local), None);
+}
+
+#[test]
+fn in_submission_a_user_is_asked_for_and_its_recipients_are_counted() {
+    let users = tempfile::NamedTempFile::new().expect("a file");
+    let hash = "$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHRzYWx0$\
+                U4mvDVC1ZVFlcTkq0rYrwqCpp0r3ADM3QkLVG0vu0wM";
+    std::fs::write(users.path(), format!("alice password={hash}\n")).expect("users");
+    let text = format!(
+        "{GATE}\n[auth]\nusers = {:?}\n[[listener]]\naddress = \"198.51.100.25:587\"\n\
+         service = \"submission\"\nauth_without_tls = true\n",
+        users.path()
+    );
+    let gate = config::parse(Path::new("gate"), &text).expect("a good configuration");
+    let question = Question {
+        listener: gate.listeners.last().cloned(),
+        sender: Some("alice@isp.example".to_owned()),
+        recipients: ["a@far.example", "b@far.example"]
+            .map(str::to_owned)
+            .to_vec(),
+        ..Question::new([192, 0, 2, 10].into())
+    };
+    assert_eq!(
+        at(&gate, &question, "mail"),
+        (StepOutcome::Refuse, "auth-required".to_owned())
+    );
+    let user = Question {
+        identity: Some(Identity {
+            user: "alice".into(),
+            proof: Proof::Password,
+            senders: None,
+        }),
+        counts: Counts {
+            user_recipients: Count { now: 8, max: 8 },
+            ..Counts::default()
+        },
+        ..question
+    };
+    let explanation = explain(&gate, &user).expect("no line ends");
+    assert_eq!(explanation.user.as_deref(), Some("alice"));
+    let steps = explanation.stages.iter();
+    let steps: Vec<_> = steps
+        .filter(|step| ["auth", "rcpt"].contains(&step.stage))
+        .map(|step| (step.stage, &*step.rule))
+        .collect();
+    let expected = [
+        ("auth", "authenticated"),
+        ("rcpt", "authenticated"),
+        ("rcpt", "recipients-per-user"),
+    ];
+    assert_eq!(steps, expected);
+    // On port 25 AUTH is not offered.
+    let elsewhere = Question {
+        listener: None,
+        ..user
+    };
+    let found = at(&gate, &elsewhere, "auth");
+    assert_eq!(found, (StepOutcome::Refuse, "not-implemented".to_owned()));
 }

@@ -1,15 +1,20 @@
 //! What each DNS list says about a client.
 
-use super::{Step, StepOutcome};
+use super::{ScoreSum, Step, StepOutcome};
 use crate::config::Config;
 use crate::policy::dnsbl::{DnsblAnswer, Meaning, ZoneAnswer};
 use crate::policy::pipeline::Lookup;
-use crate::policy::{Client, Rule};
+use crate::policy::{Client, Rule, Service};
 
 /// One step for each zone or, if it is still to be looked up, one for all of them.
-pub(super) fn steps(config: &Config, client: &Client, answers: Option<&[ZoneAnswer]>) -> Vec<Step> {
+pub(super) fn steps(
+    config: &Config,
+    service: Service,
+    client: &Client,
+    answers: Option<&[ZoneAnswer]>,
+) -> Vec<Step> {
     let policy = &config.policy;
-    if !policy.asks_about(client) {
+    if !policy.asks_about(service, client) {
         return Vec::new();
     }
     let Some(answers) = answers else {
@@ -41,6 +46,16 @@ pub(super) fn steps(config: &Config, client: &Client, answers: Option<&[ZoneAnsw
         }
     };
     zones.map(step).collect()
+}
+
+/// What the zones come to together.
+pub(super) fn sum(config: &Config, answers: &[ZoneAnswer]) -> ScoreSum {
+    let policy = &config.policy;
+    let score = policy.dnsbl().score(answers);
+    ScoreSum {
+        sum: score.map_or(0, |score| score.points),
+        reject_at: policy.reject_at(),
+    }
 }
 
 /// What a zone has said, and what it counts for.

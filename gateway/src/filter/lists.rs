@@ -144,6 +144,7 @@ fn assign(
     let actions = compiled.lists.iter().map(|list| match list.action {
         ListAction::Permit => Some(Action::Permit),
         ListAction::Drop => Some(Action::Drop),
+        ListAction::HardDrop => Some(Action::HardDrop),
         ListAction::Reject => None,
     });
     check_list_count(actions.clone().flatten().count())?;

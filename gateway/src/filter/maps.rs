@@ -22,12 +22,13 @@ use super::pins::Pins;
 use crate::config::{Interface, Role, XdpMode};
 
 /// The maps that the program's object defines; the loader creates and pins them.
-pub(super) const PROGRAM_MAPS: [&str; 10] = [
+pub(super) const PROGRAM_MAPS: [&str; 11] = [
     "SETTINGS",
     "CONTROL",
     "SNAPSHOT",
     "COUNTERS",
     "VERDICTS",
+    "GRANTS",
     "LOCAL_NETWORKS",
     "SYN_SKETCH",
     "RATES",

@@ -21,6 +21,7 @@ mod events;
 mod features;
 mod foreign;
 mod gate;
+mod grants;
 mod interfaces;
 mod link_layer;
 mod links;
@@ -69,6 +70,7 @@ pub use self::events::{
 };
 pub use self::features::{InterfaceState, interface_state};
 pub use self::gate::admin;
+pub use self::grants::Grants;
 pub use self::memory::{KernelMemory, memory};
 pub use self::plan::{Plan, PlannedInterface, plan, unconfigured_interfaces};
 pub use self::status::{
@@ -91,6 +93,8 @@ pub struct Filter {
     maps: Maps,
     networks: LocalNetworks,
     verdicts: Arc<Verdicts>,
+    /// Until the gate takes them.
+    grants: Option<Grants>,
     /// Until a reader takes them.
     events: Option<Events>,
     /// The lists in force. Reading them from the kernel takes more privileges than changing them:
@@ -135,6 +139,7 @@ impl Filter {
             maps: filled.maps,
             networks: filled.networks,
             verdicts: Arc::new(Verdicts::of(&pins).inspect_err(clean_up)?),
+            grants: Some(Grants::of(&pins).inspect_err(clean_up)?),
             events: Some(Events::of(&pins).inspect_err(clean_up)?),
             generation: filled.generation,
             pins: pins.through(&links),
@@ -197,6 +202,12 @@ impl Filter {
     /// The recent verdicts. They can be used without a lock on this filter, and outlive it.
     pub fn verdicts(&self) -> Arc<Verdicts> {
         Arc::clone(&self.verdicts)
+    }
+
+    /// The grants in the kernel, for the one that holds all grants; `None` if they were taken
+    /// before.
+    pub fn take_grants(&mut self) -> Option<Grants> {
+        self.grants.take()
     }
 
     /// The events of dropped packets, for their one reader; `None` if they were taken before.

@@ -71,10 +71,13 @@ pub struct InterfaceStatus {
     pub unfiltered_since: Option<u64>,
     /// Why it is without the filter. Only a running gate knows.
     pub unfiltered_reason: Option<String>,
-    /// Packets to a filtered port that passed, those of `permitted` and `monitored` included.
+    /// Packets to a filtered port that passed, those of `permitted`, `granted` and `monitored`
+    /// included.
     pub passed: u64,
     /// Packets of `passed` with a source or, from a customer, a destination on a permit list.
     pub permitted: u64,
+    /// Packets of `passed` that would have been dropped, but for a grant of their source.
+    pub granted: u64,
     /// SYNs of `passed` beyond the budget of their source, for which the kernel had no cookie.
     pub over_budget: u64,
     /// Packets that are not TCP to a filtered port; they always pass.
@@ -326,6 +329,7 @@ fn interface(
     let current_name = point.as_ref().map(|point| &point.name);
     let xdp_mode = record.map_or(XdpMode::Driver, |record| record.xdp_mode);
     let permitted = count(InterfaceCounter::Permitted);
+    let granted = count(InterfaceCounter::Granted);
     let over_budget = count(InterfaceCounter::OverBudget);
     let monitored = Reasons {
         listed: count(InterfaceCounter::MonitoredListed),
@@ -351,8 +355,13 @@ fn interface(
         current_name: current_name.filter(|now| **now != interface.name).cloned(),
         unfiltered_since: view.unfiltered_since,
         unfiltered_reason: view.unfiltered_reason.clone(),
-        passed: count(InterfaceCounter::Passed) + permitted + over_budget + monitored.total(),
+        passed: count(InterfaceCounter::Passed)
+            + permitted
+            + granted
+            + over_budget
+            + monitored.total(),
         permitted,
+        granted,
         over_budget,
         other: count(InterfaceCounter::Other),
         unread: Unread::new(|kind| {
@@ -380,6 +389,7 @@ fn list(counted: &Counted, kept: &lists::KernelList) -> ListStatus {
     let decided = count(ListCounter::Decided);
     let (action, dropped_packets, permitted_packets) = match kept.action {
         Action::Drop => ("drop", decided, 0),
+        Action::HardDrop => ("hard-drop", decided, 0),
         Action::Permit => ("permit", 0, decided),
     };
     ListStatus {

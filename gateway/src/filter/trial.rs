@@ -9,7 +9,7 @@ use aya::programs::{TestRun, TestRunOptions};
 use portcullis_ebpf_common::Source;
 use portcullis_ebpf_common::layout::{
     Event, INTERFACES_MAX, InterfaceConstant, InterfaceCounters, LinkLayer, PackedSettings,
-    RecentVerdict, Role, Settings, VerdictKey, hint,
+    RecentVerdict, Role, Settings, VerdictKey, grant_hint, hint,
 };
 use portcullis_ebpf_common::packet::FAMILY_BITS;
 
@@ -121,6 +121,19 @@ impl Trial {
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(kernel("reading a recent verdict")(error)),
         }
+    }
+
+    /// Adds a grant for an address.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn set_grant(&mut self, source: Source, until_ns: u64) -> Result<(), Error> {
+        let mut grants: HashMap<_, [u32; 5], u64> = self.map("GRANTS")?;
+        let result = grants.insert(source.0, until_ns, 0);
+        result.map_err(kernel("writing a grant"))?;
+        let control = self.maps.control();
+        control.set_grant_hint(grant_hint(&source.key()));
+        Ok(())
     }
 
     /// Removes all recent verdicts.

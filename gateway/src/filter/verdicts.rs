@@ -34,16 +34,18 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use aya::maps::MapData;
 use ipnet::IpNet;
 use portcullis_ebpf_common::layout::{
     RecentVerdict, VERDICT_NOTE_MAX, VERDICTS_MAX, VerdictCounter, VerdictKey,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::address::{format_network, of_verdict, verdict_key};
 use super::clock::{in_ns, now_ns};
-use super::maps::text;
+use super::grants;
+use super::maps::{open_data, text};
 use super::pins::Pins;
 use crate::lists::Compiled;
 
@@ -59,18 +61,22 @@ pub struct Verdicts {
     maps: Mutex<Maps>,
     /// To read verdicts while another thread changes them.
     seen: Elements,
+    /// The map of the grants, which the program asks before it drops.
+    grants: MapData,
     /// The lists in force when this was opened, for a caller without lists of its own.
     in_force: Option<InForce>,
 }
 
 /// Why a source has a verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// An operator has added it.
     Operator,
     /// The source is on DNS lists.
     Dnsbl,
+    /// The source has guessed at passwords.
+    Password,
     /// A cause that this version does not know.
     Other,
 }
@@ -81,6 +87,7 @@ impl Cause {
             Self::Other => 0,
             Self::Operator => 1,
             Self::Dnsbl => 2,
+            Self::Password => 3,
         }
     }
 
@@ -88,6 +95,7 @@ impl Cause {
         match number {
             1 => Self::Operator,
             2 => Self::Dnsbl,
+            3 => Self::Password,
             _ => Self::Other,
         }
     }
@@ -97,6 +105,7 @@ impl Cause {
         match self {
             Self::Operator => "operator",
             Self::Dnsbl => "dnsbl",
+            Self::Password => "password",
             Self::Other => "other",
         }
     }
@@ -131,7 +140,7 @@ pub enum AddResult {
 }
 
 /// A verdict in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictStatus {
     /// The source: an IPv4 address, or an IPv6 /64.
     pub source: String,
@@ -143,12 +152,12 @@ pub struct VerdictStatus {
     pub age_seconds: u64,
     /// Seconds until it expires.
     pub expires_in_seconds: u64,
-    /// Packets dropped because of it.
+    /// Packets that it was against. They were dropped, unless their source had a grant.
     pub packets: u64,
     /// Seconds since the last of those packets.
     pub last_packet_seconds_ago: Option<u64>,
     /// Parts of the /64 that are exempt.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub except: Vec<Exemption>,
 }
 
@@ -201,6 +210,7 @@ impl Verdicts {
         Ok(Self {
             maps: Mutex::new(Maps::open(pins)?),
             seen: Elements::open(pins)?,
+            grants: open_data(pins, "GRANTS")?,
             in_force: None,
         })
     }
@@ -271,15 +281,19 @@ impl Verdicts {
         Ok(given)
     }
 
-    /// The exempt parts of the /64 of an IPv6 source: local networks, and networks that a list in
-    /// force permits, if the lists were [opened](Self::open).
+    /// The exempt parts of the /64 of an IPv6 source: local networks, and networks that a list
+    /// permits; the lists as of [`add`](Self::add).
     ///
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be read.
-    pub fn exceptions(&self, source: IpAddr) -> Result<Vec<Exemption>, Error> {
+    pub fn exceptions(
+        &self,
+        source: IpAddr,
+        lists: Option<&Compiled>,
+    ) -> Result<Vec<Exemption>, Error> {
         let local = self.maps().local.all()?;
         let verdict = of_verdict(verdict_key(source));
-        Ok(exempt::within(&local, self.permits(None), verdict))
+        Ok(exempt::within(&local, self.permits(lists), verdict))
     }
 
     /// Removes the verdict on a source, or on the /64 of an IPv6 source. Returns whether there was
@@ -288,14 +302,36 @@ impl Verdicts {
     /// # Errors
     /// [`Error::Kernel`] if a map cannot be written.
     pub fn remove(&self, address: IpAddr) -> Result<bool, Error> {
+        let removed = self.remove_all(&[address])?;
+        Ok(removed == [true])
+    }
+
+    /// Removes the verdicts on many sources, as [`remove`](Self::remove) does on one, but reads the
+    /// map only once for them. Returns for each whether there was one.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be written.
+    pub fn remove_all(&self, addresses: &[IpAddr]) -> Result<Vec<bool>, Error> {
         let mut maps = self.maps();
-        let key = verdict_key(address);
-        let removed = maps.verdicts.take(key)?;
-        if removed {
-            maps.clear_hints(&[key])?;
-            maps.count(VerdictCounter::Removed, 1)?;
+        let mut removed = Vec::with_capacity(addresses.len());
+        let mut gone = Vec::new();
+        let mut failed = None;
+        for address in addresses {
+            let key = verdict_key(*address);
+            match maps.verdicts.take(key) {
+                Ok(was_there) => {
+                    removed.push(was_there);
+                    gone.extend(was_there.then_some(key));
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
         }
-        Ok(removed)
+        maps.clear_hints(&gone)?;
+        maps.count(VerdictCounter::Removed, gone.len() as u64)?;
+        failed.map_or(Ok(removed), Err)
     }
 
     /// Removes all verdicts. Returns how many were in force.
@@ -394,6 +430,14 @@ impl Verdicts {
         })
     }
 
+    /// The addresses with a grant in force: their packets pass, whatever verdict there is.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the map cannot be read.
+    pub fn granted(&self) -> Result<Vec<IpAddr>, Error> {
+        grants::in_force(&self.grants)
+    }
+
     /// How many verdicts were evicted so far to make room for others.
     ///
     /// # Errors
@@ -438,7 +482,7 @@ mod tests {
 
     #[test]
     fn causes_keep_their_numbers_in_the_map() {
-        for cause in [Cause::Operator, Cause::Dnsbl, Cause::Other] {
+        for cause in [Cause::Operator, Cause::Dnsbl, Cause::Password, Cause::Other] {
             assert_eq!(Cause::of_number(cause.number()), cause);
         }
         assert_eq!(Cause::of_number(77), Cause::Other, "of a later version");

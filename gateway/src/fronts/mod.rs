@@ -9,7 +9,7 @@
 //! operator names ([`TrustedFronts`]). Rejected: to recognize the header from any address, because
 //! a stranger would then choose the address that the policy sees.
 //!
-//! No session uses it yet.
+//! What a worker makes of them is in `worker/front.rs`.
 
 pub mod proxy;
 pub mod xclient;
@@ -23,6 +23,11 @@ use ipnet::IpNet;
 pub struct TrustedFronts(Vec<IpNet>);
 
 impl TrustedFronts {
+    /// No front is trusted.
+    pub const fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// The fronts in these networks. IPv4 must be written as IPv4, which is how
     /// [`contains`](Self::contains) compares; [`unmapped`](crate::lists::entries::unmapped) does
     /// that for prefixes of a configuration.
@@ -37,6 +42,11 @@ impl TrustedFronts {
         self.0.iter().any(|network| network.contains(&peer))
     }
 
+    /// Where they are.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
+        self.0.iter().copied()
+    }
+
     /// No front is trusted: then no octet has to be looked at.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -44,7 +54,7 @@ impl TrustedFronts {
 }
 
 /// How a next hop hears which client a message comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SendClient {
     /// Not at all: it sees the gate.
     #[default]

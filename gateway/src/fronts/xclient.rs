@@ -117,6 +117,9 @@ pub fn write_attributes(client: &Client<'_>, offered: Offered, out: &mut String)
 }
 
 /// The value of one attribute, in xtext.
+/// Octets of a name that Postfix takes.
+const HELO_MAX: usize = 255;
+
 fn value(client: &Client<'_>, attribute: Offered) -> String {
     let given = |text: Option<&str>| match text {
         Some(text) if !text.is_empty() => xtext(text),
@@ -124,12 +127,17 @@ fn value(client: &Client<'_>, attribute: Offered) -> String {
     };
     match attribute {
         Offered::ADDR => address(client.address.ip()),
+        // A front need not say it.
+        Offered::PORT if client.address.port() == 0 => UNAVAILABLE.to_owned(),
         Offered::PORT => client.address.port().to_string(),
         Offered::PROTO => if client.is_esmtp { "ESMTP" } else { "SMTP" }.to_owned(),
+        // A socket on all addresses does not say on which of them the client came in.
+        Offered::DESTADDR if client.server.ip().is_unspecified() => UNAVAILABLE.to_owned(),
         Offered::DESTADDR => address(client.server.ip()),
         Offered::DESTPORT => client.server.port().to_string(),
         Offered::LOGIN => given(client.login),
-        Offered::HELO => given(client.helo),
+        // Postfix refuses the whole command for a longer one.
+        Offered::HELO => given(client.helo.filter(|name| name.len() <= HELO_MAX)),
         _ => match client.name {
             ClientName::Known(name) => given(Some(name)),
             ClientName::Unavailable => UNAVAILABLE.to_owned(),
@@ -196,6 +204,12 @@ mod tests {
         let some = attributes(&client(), "proto Addr REVERSE");
         assert_eq!(some, " ADDR=192.0.2.1 PROTO=ESMTP");
         assert_eq!(attributes(&client(), ""), "");
+        let long = "a".repeat(256);
+        let mut longer = client();
+        longer.helo = Some(&long);
+        assert_eq!(attributes(&longer, "HELO"), " HELO=[UNAVAILABLE]");
+        longer.helo = Some(&long[1..]);
+        assert!(attributes(&longer, "HELO").ends_with("aaa"));
         assert!(Offered::new("NAME addr").names_clients());
         assert!(!Offered::new("NAME LOGIN ADDRESS").names_clients());
     }

@@ -4,7 +4,8 @@
 //!
 //! 1. A permit wins over every drop and every reject, whatever the prefix lengths.
 //! 2. A drop wins over a reject: where the filter runs, the packet never arrives to be rejected.
-//! 3. Among lists of the same action the longest prefix answers, then the list that comes first in
+//! 3. A hard drop wins over every other drop: it holds for sources with a grant, too.
+//! 4. Among lists of the same action the longest prefix answers, then the list that comes first in
 //!    the configuration.
 //!
 //! What only SMTP acts on, the reject lists, is in a snapshot of its own, which the kernel never
@@ -23,27 +24,40 @@ use super::snapshot::{Allocate, Snapshot, private};
 
 /// What being on a list means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum ListAction {
     /// Passes the filter and is never refused by another list or by a limit. It does not make a
     /// client local.
     Permit,
-    /// Dropped by the filter; where a connection arrives nevertheless, refused like a reject.
+    /// Dropped by the filter; where a connection arrives nevertheless, refused like a reject. A
+    /// source with a grant passes.
     Drop,
+    /// The same, and a grant makes no difference.
+    HardDrop,
     /// Refused with a 554 when the connection is accepted.
     Reject,
 }
 
 impl ListAction {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Drop, Self::Reject, Self::Permit];
+    pub const ALL: [Self; 4] = [Self::Drop, Self::HardDrop, Self::Reject, Self::Permit];
 
     /// As it is written in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             ListAction::Permit => "permit",
             ListAction::Drop => "drop",
+            ListAction::HardDrop => "hard-drop",
             ListAction::Reject => "reject",
+        }
+    }
+
+    /// Where lists of several actions cover an address in the filter, the highest rank decides.
+    pub(super) const fn rank(self) -> u8 {
+        match self {
+            ListAction::Drop | ListAction::Reject => 0,
+            ListAction::HardDrop => 1,
+            ListAction::Permit => 2,
         }
     }
 }

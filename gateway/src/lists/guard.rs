@@ -95,6 +95,8 @@ pub enum ProtectedRole {
     NextHop,
     /// A server that DNS lists are asked through.
     NameServer,
+    /// A front whose packets are those of its clients.
+    Front,
 }
 
 impl Protected {
@@ -166,6 +168,7 @@ impl fmt::Display for Protected {
             ProtectedRole::Gate => write!(f, "{net}, an address of the gate"),
             ProtectedRole::NextHop => write!(f, "the next hop {net}"),
             ProtectedRole::NameServer => write!(f, "the name server {net}"),
+            ProtectedRole::Front => write!(f, "the trusted front {net}"),
         }
     }
 }

@@ -188,11 +188,13 @@ impl Plan {
         for (number, (list, entries)) in (0..).zip(lists) {
             let numbered = NumberedList {
                 number,
-                permits: list.action == ListAction::Permit,
+                rank: list.action.rank(),
                 entries,
             };
             match list.action {
-                ListAction::Permit | ListAction::Drop => filtered.push(numbered),
+                ListAction::Permit | ListAction::Drop | ListAction::HardDrop => {
+                    filtered.push(numbered);
+                }
                 ListAction::Reject => rejected.push(numbered),
             }
             kept.push(list);

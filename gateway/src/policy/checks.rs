@@ -31,6 +31,22 @@ const OTHER_NEXT_HOP: Reply<'static> = Reply::fixed(
     "This recipient needs a transaction of its own, please send it again",
 );
 
+const FOREIGN_SENDER: Reply<'static> = Reply::fixed(
+    550,
+    EnhancedCode(5, 7, 1),
+    "You may not send with this sender address",
+);
+const TOO_MANY_MESSAGES: Reply<'static> = Reply::fixed(
+    450,
+    EnhancedCode(4, 7, 1),
+    "Too many messages of this user in an hour, please try again later",
+);
+const TOO_MANY_RECIPIENTS: Reply<'static> = Reply::fixed(
+    450,
+    EnhancedCode(4, 7, 1),
+    "Too many recipients of this user in an hour, please try again later",
+);
+
 /// All checks, by stage. The first that refuses decides; see [`pipeline`](super::pipeline).
 pub static CHECKS: &[(Stage, &[Check])] = &[
     (Stage::Connect, CONNECT),
@@ -43,9 +59,20 @@ pub static CHECKS: &[(Stage, &[Check])] = &[
 
 const CONNECT: &[Check] = &[
     Check {
+        name: "grant",
+        does: "accepts a stranger with a grant, whatever drop and reject lists say, unless it is \
+               on a hard drop list; not asked in submission",
+        effect: Effect::Admits,
+        counts: false,
+        rules: &[Rule::GRANTED],
+        waits_for: None,
+        decide: granted_connection,
+    },
+    Check {
         name: "lists",
         does: "a permit list accepts the client, whatever other lists say; a drop list (unless \
-               the filter only monitors) and a reject list refuse it, local networks included",
+               the filter only monitors) and a reject list refuse it, local networks included, but \
+               not in submission",
         effect: Effect::Admits,
         counts: false,
         rules: &[Rule::PERMIT_LIST, Rule::DROP_LIST, Rule::REJECT_LIST],
@@ -101,15 +128,36 @@ const HELLO: &[Check] = &[Check {
     decide: |_, _| Opinion::Accept(Rule::ANY_HELLO),
 }];
 
-const MAIL: &[Check] = &[Check {
-    name: "sender",
-    does: "accepts every sender, and no sender makes a client local",
-    effect: Effect::Admits,
-    counts: true,
-    rules: &[Rule::ANY_SENDER],
-    waits_for: None,
-    decide: |_, _| Opinion::Accept(Rule::ANY_SENDER),
-}];
+const MAIL: &[Check] = &[
+    Check {
+        name: "sender",
+        does: "accepts every sender, and no sender makes a client local",
+        effect: Effect::Admits,
+        counts: true,
+        rules: &[Rule::ANY_SENDER],
+        waits_for: None,
+        decide: |_, _| Opinion::Accept(Rule::ANY_SENDER),
+    },
+    Check {
+        name: "senders of the user",
+        does: "refuses a sender that is not one of the user's `senders`, if the user has any; \
+               the null sender is open to every user",
+        effect: Effect::Restricts,
+        counts: true,
+        rules: &[Rule::FOREIGN_SENDER],
+        waits_for: None,
+        decide: senders_of_user,
+    },
+    Check {
+        name: "messages of the user",
+        does: "defers a message of a user beyond `limits.messages_per_user`",
+        effect: Effect::Restricts,
+        counts: false,
+        rules: &[Rule::MESSAGES_PER_USER],
+        waits_for: None,
+        decide: messages_of_user,
+    },
+];
 
 const RCPT: &[Check] = &[
     Check {
@@ -122,6 +170,15 @@ const RCPT: &[Check] = &[
         decide: postmaster,
     },
     Check {
+        name: "authenticated",
+        does: "accepts every recipient of a client that has authenticated",
+        effect: Effect::Admits,
+        counts: true,
+        rules: &[Rule::AUTHENTICATED],
+        waits_for: None,
+        decide: authenticated,
+    },
+    Check {
         name: "local network",
         does: "accepts every recipient of a client in a local network",
         effect: Effect::Admits,
@@ -129,6 +186,15 @@ const RCPT: &[Check] = &[
         rules: &[Rule::LOCAL_NETWORK],
         waits_for: None,
         decide: local_network,
+    },
+    Check {
+        name: "granted",
+        does: "accepts every recipient of a client with a grant",
+        effect: Effect::Admits,
+        counts: true,
+        rules: &[Rule::GRANTED],
+        waits_for: None,
+        decide: granted,
     },
     Check {
         name: "form",
@@ -185,12 +251,22 @@ const RCPT: &[Check] = &[
     Check {
         name: "dnsbl",
         does: "gives a stranger the scores of the DNS lists that list it, unless a permit list \
-               names it or the recipient is the postmaster; waits for what they say",
+               names it, it has authenticated, it has a grant or the recipient is the postmaster; \
+               waits for what they say; not asked in submission",
         effect: Effect::Scores,
         counts: true,
         rules: &[Rule::DNSBL],
         waits_for: Some(Lookup::Dnsbl),
         decide: dnsbl,
+    },
+    Check {
+        name: "recipients of the user",
+        does: "defers a recipient of a user beyond `limits.recipients_per_user`",
+        effect: Effect::Restricts,
+        counts: false,
+        rules: &[Rule::RECIPIENTS_PER_USER],
+        waits_for: None,
+        decide: recipients_of_user,
     },
     Check {
         name: "next hop",
@@ -214,12 +290,40 @@ const CONTENT: &[Check] = &[Check {
     decide: |_, _| Opinion::Accept(Rule::ANY_CONTENT),
 }];
 
+fn granted_connection(_: &Policy, facts: &Facts<'_>) -> Opinion {
+    let client = facts.client;
+    if facts.listener.service.is_submission() {
+        return Opinion::Silent;
+    }
+    let permitted = client
+        .listing
+        .is_some_and(|rule| rule.kind() == RuleKind::PermitList);
+    let stranger = client.standing == Standing::Stranger && !permitted;
+    if facts.is_granted && stranger && !client.is_hard {
+        Opinion::Accept(Rule::GRANTED)
+    } else {
+        Opinion::Silent
+    }
+}
+
+fn granted(_: &Policy, facts: &Facts<'_>) -> Opinion {
+    if facts.is_granted {
+        Opinion::Accept(Rule::GRANTED)
+    } else {
+        Opinion::Silent
+    }
+}
+
 fn lists(_: &Policy, facts: &Facts<'_>) -> Opinion {
     let Some(rule) = facts.client.listing else {
         return Opinion::Silent;
     };
     if rule.kind() == RuleKind::PermitList {
         return Opinion::Accept(rule);
+    }
+    if facts.listener.service.is_submission() {
+        // Users travel: who they are is what counts, not the address that they come from.
+        return Opinion::Silent;
     }
     let (address, list) = (facts.client.address, rule.subject());
     let text = format!("Your address {address} is on our list \"{list}\"");
@@ -245,6 +349,30 @@ fn sessions(_: &Policy, facts: &Facts<'_>) -> Opinion {
 fn source_sessions(_: &Policy, facts: &Facts<'_>) -> Opinion {
     let exceeded = facts.counts.source_sessions.is_exceeded() && !facts.client.is_exempt();
     refuse_if(exceeded, Rule::SESSIONS_PER_SOURCE, TOO_MANY_FROM_SOURCE)
+}
+
+fn senders_of_user(_: &Policy, facts: &Facts<'_>) -> Opinion {
+    let is_foreign = facts
+        .identity
+        .is_some_and(|identity| !identity.may_send_as(facts.sender));
+    refuse_if(is_foreign, Rule::FOREIGN_SENDER, FOREIGN_SENDER)
+}
+
+fn messages_of_user(_: &Policy, facts: &Facts<'_>) -> Opinion {
+    let exceeded = facts.identity.is_some() && facts.counts.user_messages.is_exceeded();
+    refuse_if(exceeded, Rule::MESSAGES_PER_USER, TOO_MANY_MESSAGES)
+}
+
+fn recipients_of_user(_: &Policy, facts: &Facts<'_>) -> Opinion {
+    let exceeded = facts.identity.is_some() && facts.counts.user_recipients.is_exceeded();
+    refuse_if(exceeded, Rule::RECIPIENTS_PER_USER, TOO_MANY_RECIPIENTS)
+}
+
+fn authenticated(_: &Policy, facts: &Facts<'_>) -> Opinion {
+    match facts.identity {
+        Some(_) => Opinion::Accept(Rule::AUTHENTICATED),
+        None => Opinion::Silent,
+    }
 }
 
 fn postmaster(policy: &Policy, facts: &Facts<'_>) -> Opinion {
@@ -294,7 +422,11 @@ fn route(_: &Policy, facts: &Facts<'_>) -> Opinion {
 }
 
 fn dnsbl(policy: &Policy, facts: &Facts<'_>) -> Opinion {
-    if !policy.asks_about(facts.client) || is_own_postmaster(policy, facts) {
+    if !policy.asks_about(facts.listener.service, facts.client)
+        || facts.identity.is_some()
+        || facts.is_granted
+        || is_own_postmaster(policy, facts)
+    {
         return Opinion::Silent;
     }
     let Some(answers) = facts.answers.dnsbl else {

@@ -6,6 +6,8 @@
 //! | client \ recipient | local domain | anywhere else |
 //! |---|---|---|
 //! | local network | accept | accept |
+//! | authenticated | accept | accept |
+//! | with a grant | accept | accept |
 //! | every other client | accept | 550 5.7.1 |
 //!
 //! Everything else is in addition to this table and can only refuse. The order of all checks is one
@@ -13,6 +15,14 @@
 //! that accepts is what admits. Scores are added up and refuse together:
 //!
 #![doc = include_str!("checks.md")]
+//!
+//! A grant is for an address and a time: its user has shown who it is, by POP or IMAP or to an
+//! operator. It is a fact and not a standing of the client, because it comes and goes within a
+//! session.
+//!
+//! In submission every client has to authenticate: the SMTP engine refuses MAIL before that, and
+//! nothing here opens anything for a client that has not. Lists and DNS lists are for the mail of
+//! other servers and do not hold there; the limits of sources and of users do.
 //!
 //! A permit list does not make a client local: what it permits is to connect. The DNS lists come
 //! late because they are the only ones that a client may have to wait for: one that is refused
@@ -24,9 +34,12 @@ mod changes;
 mod checks;
 pub mod dnsbl;
 pub mod domain;
+mod granted;
+mod identity;
 pub mod pipeline;
 pub mod prefixes;
 mod rule;
+mod senders;
 
 use core::net::IpAddr;
 
@@ -39,9 +52,12 @@ pub use changes::changes;
 pub use checks::STOPPING;
 use dnsbl::Dnsbl;
 use domain::{Domains, Pattern, normal_form};
+pub use granted::Granted;
+pub use identity::{Identity, Proof};
 pub use pipeline::{Decision, Facts, Listener, Lookup, Service, Stage, decide};
 use prefixes::Prefixes;
 pub use rule::{RULES_MAX, Rule, RuleKind};
+pub use senders::Senders;
 
 /// What a policy is made of.
 #[derive(Clone, Debug, Default)]
@@ -99,6 +115,8 @@ pub struct Client {
     pub standing: Standing,
     /// The rule of the list that decides about it.
     pub listing: Option<Rule>,
+    /// Whether that is a hard drop list: a grant makes no difference.
+    pub is_hard: bool,
 }
 
 impl Client {
@@ -168,8 +186,10 @@ impl Policy {
         let filtered = self.lists.filtered(address);
         let filtered = filtered
             .filter(|listing| listing.action == ListAction::Permit || self.drop_lists_refuse);
+        let is_hard = filtered.is_some_and(|listing| listing.action == ListAction::HardDrop);
         Client {
             address,
+            is_hard,
             standing: if local {
                 Standing::Local
             } else {
@@ -181,10 +201,11 @@ impl Policy {
         }
     }
 
-    /// Whether DNS lists are asked about a client: there are some, and it is a stranger that no
-    /// permit list names.
-    pub fn asks_about(&self, client: &Client) -> bool {
-        !self.dnsbl.zones.is_empty() && !client.is_exempt()
+    /// Whether DNS lists are asked about a client: there are some, it is a stranger that no permit
+    /// list names, and it does not come to submit. (Their users sit at addresses that such lists
+    /// say should send no mail by themselves.)
+    pub fn asks_about(&self, service: Service, client: &Client) -> bool {
+        !self.dnsbl.zones.is_empty() && !client.is_exempt() && !service.is_submission()
     }
 
     /// The score at which a client is refused. It is at least 1: a client that no check counts

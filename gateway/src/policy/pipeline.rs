@@ -27,7 +27,7 @@ use portcullis_smtp::server::Blame;
 
 pub use super::checks::CHECKS;
 use super::dnsbl::ZoneAnswer;
-use super::{Client, Policy, Rule, Standing};
+use super::{Client, Identity, Policy, Rule, Standing};
 
 #[cfg(test)]
 mod tests;
@@ -76,6 +76,8 @@ pub struct Facts<'a> {
     pub listener: Listener,
     /// What its address says of it.
     pub client: &'a Client,
+    /// Whether its address has a grant at this moment.
+    pub is_granted: bool,
     /// Who it has proved to be.
     pub identity: Option<&'a Identity>,
     /// The name that it gave with EHLO or HELO.
@@ -98,6 +100,7 @@ impl<'a> Facts<'a> {
         Facts {
             listener,
             client,
+            is_granted: false,
             identity: None,
             helo: "",
             sender: "",
@@ -123,12 +126,27 @@ pub struct Listener {
 pub enum Service {
     /// SMTP between servers, as on port 25.
     Relay,
+    /// Submission by users, with STARTTLS (RFC 6409), as on port 587.
+    Submission,
+    /// The same with TLS from the first octet (RFC 8314), as on port 465.
+    Submissions,
 }
 
-/// Who a client has proved to be. There is no way to prove anything yet: AUTH and client
-/// certificates will be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Identity {}
+impl Service {
+    /// Its name in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Submission => "submission",
+            Self::Submissions => "submissions",
+        }
+    }
+
+    /// Whether messages are submitted here: by users who have to authenticate.
+    pub const fn is_submission(self) -> bool {
+        matches!(self, Self::Submission | Self::Submissions)
+    }
+}
 
 /// A recipient that a client names.
 #[derive(Clone, Copy, Debug)]
@@ -178,6 +196,10 @@ pub struct Counts {
     pub sessions: Count,
     /// Sessions of the client's source, with this one, over all workers.
     pub source_sessions: Count,
+    /// Messages of the user in the last hour, with this one, over all workers.
+    pub user_messages: Count,
+    /// Recipients of the user in the last hour, with this one, over all workers.
+    pub user_recipients: Count,
 }
 
 /// A number, and how large it may be.

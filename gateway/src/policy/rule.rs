@@ -84,6 +84,11 @@ fixed_rules! {
     PERMIT_LIST PermitList "permit-list" "220"
         "The client is on this permit list: no other list and no limit for one source holds \
          for it.";
+    GRANTED Fixed "granted" "220, 250"
+        "The client's address has a grant, and may send to anywhere. At the filter: a packet that \
+         passes for it.";
+    AUTHENTICATED Fixed "authenticated" "250"
+        "The client has authenticated, and may send to anywhere.";
     ANY_HELLO Fixed "any-hello" "250"
         "Every HELO or EHLO name is accepted, and none makes a client local.";
     ANY_SENDER Fixed "any-sender" "250"
@@ -131,6 +136,13 @@ fixed_rules! {
     OTHER_NEXT_HOP Fixed "other-next-hop" "451"
         "The recipient has another next hop than those before it in the transaction.";
 
+    FOREIGN_SENDER Fixed "foreign-sender" "550"
+        "The sender address is not one of the user's `senders`.";
+    MESSAGES_PER_USER Fixed "messages-per-user" "450"
+        "The user has sent as many messages in an hour as `limits.messages_per_user` allows.";
+    RECIPIENTS_PER_USER Fixed "recipients-per-user" "450"
+        "The user has had as many recipients in an hour as `limits.recipients_per_user` allows.";
+
     SYNTAX Fixed "syntax" "501"
         "An argument of the command is malformed or missing.";
     PARAMETER Fixed "parameter" "555"
@@ -143,6 +155,20 @@ fixed_rules! {
         "The command is known and not offered.";
     SEQUENCE Fixed "sequence" "503"
         "The command came at a wrong time.";
+    TLS_REQUIRED Fixed "tls-required" "530, 538"
+        "The command needs TLS, and the session has none.";
+    AUTH_REQUIRED Fixed "auth-required" "530"
+        "MAIL needs an authenticated client.";
+    AUTH_MECHANISM Fixed "auth-mechanism" "504"
+        "AUTH names a mechanism that is not offered.";
+    AUTH_LENGTH Fixed "auth-length" "500"
+        "A line of an authentication has more than 12,288 octets.";
+    AUTH_CANCELLED Fixed "auth-cancelled" "501"
+        "The client cancelled its authentication.";
+    XCLIENT Fixed "xclient" "550"
+        "XCLIENT came from an address that is no trusted front.";
+    UNKNOWN_CLIENT Fixed "unknown-client" "451"
+        "A trusted front sent MAIL, and had not said which client it speaks for.";
     RECIPIENTS Fixed "recipients" "452"
         "The transaction has as many recipients as `limits.recipients_per_message` allows.";
     NO_RECIPIENTS Fixed "no-recipients" "554"
@@ -178,6 +204,14 @@ fixed_rules! {
         "BDAT came with a size that is no number.";
     HTTP Fixed "http" "none"
         "The client speaks HTTP.";
+    TLS_HANDSHAKES Fixed "tls-handshakes" "454"
+        "There are as many TLS handshakes as `tls.handshakes` allows.";
+    TLS_HANDSHAKES_PER_SOURCE Fixed "tls-handshakes-per-source" "454"
+        "The source begins more TLS handshakes than `tls.handshakes_per_source` allows.";
+    TLS_HANDSHAKE Fixed "tls-handshake" "none"
+        "The TLS handshake failed or took longer than `tls.handshake_timeout`.";
+    TLS Fixed "tls" "none"
+        "TLS broke after the handshake: an alert of the client, or records that are not its own.";
     TIMEOUT Fixed "timeout" "421"
         "The client took too long over a command or over the message.";
     CLIENT Fixed "client" "none"
@@ -265,7 +299,7 @@ impl Rule {
     pub fn of_list(action: ListAction, name: &str) -> Rule {
         let kind = match action {
             ListAction::Permit => Rule::PERMIT_LIST,
-            ListAction::Drop => Rule::DROP_LIST,
+            ListAction::Drop | ListAction::HardDrop => Rule::DROP_LIST,
             ListAction::Reject => Rule::REJECT_LIST,
         };
         named(kind, name, RULES_MAX)
@@ -312,6 +346,12 @@ impl From<CommandError> for Rule {
             CommandError::Sequence => Rule::SEQUENCE,
             CommandError::Recipients => Rule::RECIPIENTS,
             CommandError::NoRecipients => Rule::NO_RECIPIENTS,
+            CommandError::TlsRequired => Rule::TLS_REQUIRED,
+            CommandError::AuthRequired => Rule::AUTH_REQUIRED,
+            CommandError::AuthMechanism => Rule::AUTH_MECHANISM,
+            CommandError::AuthLength => Rule::AUTH_LENGTH,
+            CommandError::AuthCancelled => Rule::AUTH_CANCELLED,
+            CommandError::Xclient => Rule::XCLIENT,
             CommandError::MessageSize => Rule::MESSAGE_SIZE,
         }
     }

@@ -4,13 +4,13 @@
 //! deferred, so that the client sends it again. The next hops of a destination are tried in their
 //! order, one after the other.
 
-use std::net::SocketAddr;
-
 use portcullis_smtp::reply::Reply;
 use smallvec::SmallVec;
 
+use super::hop::{Hop, HopId};
 use super::pool::Wish;
-use super::replies::unavailable;
+use super::replies::{Refusal, unavailable};
+use crate::fronts::SendClient;
 
 /// Where a message goes.
 #[derive(Debug)]
@@ -34,14 +34,18 @@ pub enum Loss {
     Crowded,
     /// It had carried other transactions and takes no more, it seems.
     Deferred,
+    /// The next hop does not meet what its route demands of it; what is said is ours.
+    Unfit,
+    /// Its TLS failed, and the next connection to it will be in the clear.
+    Unencrypted,
 }
 
 /// The next hops of a transaction, in the order in which they are tried.
 #[derive(Debug, Default)]
 pub struct NextHops {
-    addresses: SmallVec<[SocketAddr; 2]>,
+    hops: SmallVec<[Hop; 2]>,
     /// Those that have failed it.
-    tried: Vec<SocketAddr>,
+    tried: Vec<HopId>,
     /// A connection that was taken from the pool turned out to be dead: the next one is to be new.
     fresh: bool,
     /// It has waited for a connection in vain: no next hop that is not known to work is to cost it
@@ -50,34 +54,45 @@ pub struct NextHops {
     /// A connection of its own broke, and was replaced once.
     replaced: bool,
     /// What a next hop said when it ended a connection, or took none.
-    said: Option<Reply<'static>>,
+    said: Option<Box<Reply<'static>>>,
     /// A kept connection deferred the sender: what the client hears if there is no other
     /// connection.
-    deferral: Option<Reply<'static>>,
+    deferral: Option<Box<Reply<'static>>>,
 }
 
 impl NextHops {
     /// Those next hops, none of them tried.
-    pub fn new(addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+    pub fn new(hops: impl IntoIterator<Item = Hop>) -> Self {
         Self {
-            addresses: addresses.into_iter().collect(),
+            hops: hops.into_iter().collect(),
             ..Self::default()
         }
     }
 
     /// All of them.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    pub fn ids(&self) -> impl Iterator<Item = HopId> {
+        self.hops.iter().map(Hop::id)
+    }
+
+    /// One of them.
+    pub fn hop(&self, id: HopId) -> Option<&Hop> {
+        self.hops.iter().find(|hop| hop.id() == id)
+    }
+
+    /// Whether one of them is to be told of the client.
+    pub fn want_client(&self) -> bool {
+        let mut hops = self.hops.iter();
+        hops.any(|hop| hop.demands().send_client != SendClient::No)
     }
 
     /// Those that have failed the transaction.
-    pub fn tried(&self) -> &[SocketAddr] {
+    pub fn tried(&self) -> &[HopId] {
         &self.tried
     }
 
     /// Whether there is a choice.
     pub fn has_others(&self) -> bool {
-        self.addresses.len() > 1
+        self.hops.len() > 1
     }
 
     /// What the transaction wants of its next connection.
@@ -106,19 +121,20 @@ impl NextHops {
     }
 
     /// A connection to this next hop was lost; `said` is what the next hop said when it went.
-    pub fn lost(&mut self, address: SocketAddr, loss: Loss, said: Option<Reply<'static>>) {
+    pub fn lost(&mut self, address: HopId, loss: Loss, said: Option<Reply<'static>>) {
         match loss {
-            // There are other connections to it: one of those will do.
-            Loss::Crowded => self.fresh = false,
+            // There are other connections to it, or will be: one of those will do.
+            Loss::Crowded | Loss::Unencrypted => self.fresh = false,
             Loss::Broken | Loss::Deferred if !self.fresh => self.fresh = true,
             Loss::Broken if !self.replaced => self.replaced = true,
-            Loss::Broken | Loss::Deferred | Loss::NoAnswer => {
+            Loss::Broken | Loss::Deferred | Loss::NoAnswer | Loss::Unfit => {
                 self.tried.push(address);
                 self.fresh = false;
             }
         }
+        let said = said.map(Box::new);
         match loss {
-            Loss::Deferred => self.deferral = said,
+            Loss::Deferred | Loss::Unfit => self.deferral = said,
             _ => self.said = said.or(self.said.take()),
         }
     }
@@ -131,9 +147,11 @@ impl NextHops {
 
     /// The answer when none of them takes the transaction; `refusal` is what one of them has said
     /// to others.
-    pub fn unavailable(&mut self, refusal: Option<&Reply<'static>>) -> Reply<'static> {
-        self.deferral
-            .take()
-            .unwrap_or_else(|| unavailable(self.said.as_ref().or(refusal)))
+    pub fn unavailable(&mut self, refusal: Option<&Refusal>) -> Reply<'static> {
+        if let Some(deferral) = self.deferral.take() {
+            return *deferral;
+        }
+        let said = self.said.take().map(|said| Refusal::Said(*said));
+        unavailable(said.as_ref().or(refusal))
     }
 }

@@ -9,8 +9,19 @@ use std::net::SocketAddr;
 use portcullis_smtp::client::{Client, Sent};
 use portcullis_smtp::reply::Reply;
 
+use super::client::MessageClient;
 use super::destination::Loss;
+use super::hop::HopId;
 use crate::driver::Conn;
+
+/// What an owner may know of the connection that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The next hop.
+    pub address: SocketAddr,
+    /// The version of TLS; empty in the clear.
+    pub tls_version: &'static str,
+}
 
 /// What a connection has to know of its owner before it does anything to the next hop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,7 +44,7 @@ pub trait Owner {
     fn task(&self) -> Conn;
     /// Tells the next hop what it can be told now. Called when the connection is ready, when the
     /// owner woke it, and after replies. Returns whether that began a transaction with it.
-    fn advance(&self, address: SocketAddr, hop: &mut Client, out: &mut Vec<u8>) -> bool;
+    fn advance(&self, link: Link, hop: &mut Client, out: &mut Vec<u8>) -> bool;
     /// A reply to a command of this transaction.
     fn reply(&self, to: Sent, reply: &Reply<'_>);
     /// The next hop has spoken out of turn, and is about to be left.
@@ -45,13 +56,16 @@ pub trait Owner {
     fn may_be_the_connection(&self) -> bool;
     /// Whether something was asked for that only a next hop with DSN can do (RFC 3461).
     fn asks_for_dsn(&self) -> bool;
+    /// Shows `look` the client that the message comes from, where the route wants the next hop to
+    /// be told of it; a message from a queue has none.
+    fn client(&self, look: &mut dyn FnMut(Option<&MessageClient>));
     /// The next hop has taken some of its output; `waiting` octets are left. Returns whether the
     /// owner waits for that.
     fn relieved(&self, waiting: usize) -> bool;
     /// The next hop takes long over the connection, and the owner has lost it to the background.
     fn overtaken(&self);
     /// The connection is gone; `said` is what the next hop said when it went.
-    fn lost(&self, address: SocketAddr, loss: Loss, said: Option<Reply<'static>>);
+    fn lost(&self, hop: HopId, loss: Loss, said: Option<Reply<'static>>);
 }
 
 #[cfg(test)]
@@ -91,7 +105,7 @@ mod tests {
             Conn::NONE
         }
 
-        fn advance(&self, _: SocketAddr, hop: &mut Client, out: &mut Vec<u8>) -> bool {
+        fn advance(&self, _: Link, hop: &mut Client, out: &mut Vec<u8>) -> bool {
             let state = &mut *self.state.borrow_mut();
             let begins = !state.mail_told && hop.may_send();
             if begins {
@@ -148,13 +162,17 @@ mod tests {
             false
         }
 
+        fn client(&self, look: &mut dyn FnMut(Option<&MessageClient>)) {
+            look(None);
+        }
+
         fn relieved(&self, _: usize) -> bool {
             false
         }
 
         fn overtaken(&self) {}
 
-        fn lost(&self, _: SocketAddr, loss: Loss, _: Option<Reply<'static>>) {
+        fn lost(&self, _: HopId, loss: Loss, _: Option<Reply<'static>>) {
             self.state.borrow_mut().lost = Some(loss);
         }
     }
@@ -186,7 +204,10 @@ mod tests {
             recipients: vec!["b@mx.example", "gone@mx.example"],
             state: RefCell::default(),
         };
-        let address = SocketAddr::from(([192, 0, 2, 1], 25));
+        let link = Link {
+            address: SocketAddr::from(([192, 0, 2, 1], 25)),
+            tls_version: "",
+        };
         let (mut server, mut client) = (Session::new(), Client::new());
         let (mut to_client, mut message, mut begun) = (Vec::new(), Vec::new(), 0);
         server.greet(&Settings::new("mx.example".to_owned()), &mut to_client);
@@ -208,7 +229,7 @@ mod tests {
                 }
             }
             if is_ready {
-                begun += u32::from(owner.advance(address, &mut client, &mut to_server));
+                begun += u32::from(owner.advance(link, &mut client, &mut to_server));
             } else {
                 client.ehlo("gate.example", &mut to_server);
             }

@@ -17,13 +17,18 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use portcullis_smtp::reply::Reply;
 use rustc_hash::FxHashMap;
 
+use super::hop::{DemandsId, HopEvent, HopEvents, HopId};
+use super::replies::Refusal;
 use crate::driver::Conn;
 
 /// The first pause after a failure.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// How long a next hop that was reached is not in doubt, even if no connection to it is left.
+const WELL_TIME: Duration = Duration::from_secs(1);
+/// How long connections to a next hop are in the clear after its TLS has failed.
+pub const CLEAR_TIME: Duration = Duration::from_secs(300);
 
 /// What a transaction gets when it asks for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,14 +36,14 @@ pub enum Lease {
     /// An idle connection, now its own.
     Pooled(Conn),
     /// None is idle: open one to this address. It is counted as open already.
-    Connect(SocketAddr),
+    Connect(HopId),
     /// All connections to this address are in use: wait for [`Pool::released`] or [`Pool::closed`]
     /// to name this client.
-    Wait(SocketAddr),
+    Wait(HopId),
     /// Nothing is known to work, and connections to this address (and perhaps to others) are being
     /// tried in the background: wait for [`Pool::reached`], [`Pool::closed`] or
     /// [`Pool::take_stranded`] to name this client.
-    Stranded(SocketAddr),
+    Stranded(HopId),
     /// Every address was tried, or is being left alone after a failure.
     Unavailable,
 }
@@ -50,7 +55,7 @@ pub struct Wish {
     /// dead.
     pub fresh: bool,
     /// It has waited for an attempt in vain already: whatever is not known to work is tried in the
-    /// background, all at once.
+    /// background, all at once. What was reached a moment ago is known to work.
     pub hurried: bool,
 }
 
@@ -69,6 +74,8 @@ pub struct HopState {
     pub waiting: u32,
     /// Failures to open a connection, ever.
     pub failures_total: u64,
+    /// What else has happened with it.
+    pub events: HopEvents,
 }
 
 #[derive(Default)]
@@ -85,14 +92,27 @@ struct Hop {
     /// Failures since the last success.
     failures: u32,
     failures_total: u64,
+    events: HopEvents,
     down_until: Duration,
+    /// It was reached so lately that it is not in doubt until then.
+    well_until: Duration,
     /// It refused a connection while it had so many, and is not asked for more until then.
     full_at: u32,
     full_until: Duration,
-    /// What it said when it refused the last connection.
-    refusal: Option<Reply<'static>>,
-    /// It was told to the log that it does not offer DSN.
+    /// Its TLS has failed, and connections until then are in the clear.
+    clear_until: Duration,
+    /// Why it was of no use when a connection was opened last.
+    refusal: Option<Refusal>,
+    warned: Warned,
+}
+
+/// What the log was told of a next hop, and need not be told for each transaction.
+#[derive(Default)]
+struct Warned {
+    /// It does not offer DSN.
     lacks_dsn: bool,
+    /// It cannot be told of clients.
+    unnamed: bool,
 }
 
 impl Hop {
@@ -120,15 +140,15 @@ impl Hop {
 #[derive(Default)]
 struct SecondBest {
     /// One that has failed, with a connection that is idle.
-    idle: Option<SocketAddr>,
+    idle: Option<HopId>,
     /// One with connections that work, or did, and are in use.
-    busy: Option<SocketAddr>,
+    busy: Option<HopId>,
     /// One that is being tried.
-    tried: Option<SocketAddr>,
+    tried: Option<HopId>,
 }
 
 impl SecondBest {
-    fn note(&mut self, address: SocketAddr, hop: &Hop, now: Duration) {
+    fn note(&mut self, address: HopId, hop: &Hop, now: Duration) {
         if !hop.idle.is_empty() {
             self.idle.get_or_insert(address);
         }
@@ -144,15 +164,17 @@ impl SecondBest {
 
 /// The next-hop connections of one worker.
 pub struct Pool {
-    hops: FxHashMap<SocketAddr, Hop>,
+    hops: FxHashMap<HopId, Hop>,
+    /// Failures and events of next hops that were forgotten.
+    retired: FxHashMap<SocketAddr, (u64, HopEvents)>,
     /// Clients that wait for any attempt to end, and the next hop that they are counted with.
-    stranded: Vec<(Conn, SocketAddr)>,
+    stranded: Vec<(Conn, HopId)>,
     /// When [`take_stranded`](Pool::take_stranded) looked last, and whether a next hop that had
     /// failed works again since.
     looked_at: Duration,
     recovered: bool,
     /// Probes to be begun.
-    probes: Vec<SocketAddr>,
+    probes: Vec<HopId>,
     connections_max: u32,
     retry_after: Duration,
 }
@@ -163,6 +185,7 @@ impl Pool {
     pub fn new(connections_max: u32, retry_after: Duration) -> Self {
         Self {
             hops: FxHashMap::default(),
+            retired: FxHashMap::default(),
             stranded: Vec::new(),
             looked_at: Duration::ZERO,
             recovered: false,
@@ -176,28 +199,71 @@ impl Pool {
     pub fn configure(&mut self, connections_max: u32, retry_after: Duration) {
         self.connections_max = connections_max;
         self.retry_after = retry_after;
-        self.hops.values_mut().for_each(|hop| hop.lacks_dsn = false);
+        self.hops
+            .values_mut()
+            .for_each(|hop| hop.warned = Warned::default());
     }
 
-    /// Notes what the next hop said when it refused a connection, for those who cannot have one
-    /// meanwhile.
-    pub fn note_refusal(&mut self, address: SocketAddr, said: Option<Reply<'static>>) {
-        self.hops.entry(address).or_default().refusal = said;
+    /// Forgets next hops under demands that are in force no more. Those that still have connections
+    /// stay until the next call.
+    pub fn retire(&mut self, is_in_force: impl Fn(DemandsId) -> bool) {
+        let retired = &mut self.retired;
+        self.hops.retain(|id, hop| {
+            let is_kept = is_in_force(id.demands) || hop.open > 0 || !hop.waiting.is_empty();
+            if !is_kept {
+                let total = retired.entry(id.address).or_default();
+                total.0 += hop.failures_total;
+                total
+                    .1
+                    .iter_mut()
+                    .zip(hop.events)
+                    .for_each(|(sum, more)| *sum += more);
+            }
+            is_kept
+        });
     }
 
-    /// What the first of these next hops that said something has said when it refused the last
-    /// connection.
-    pub fn refusal(&self, addresses: &[SocketAddr]) -> Option<&Reply<'static>> {
+    /// Notes why the next hop was of no use, for those who cannot have a connection meanwhile.
+    pub fn note_refusal(&mut self, address: HopId, refusal: Option<Refusal>) {
+        self.hops.entry(address).or_default().refusal = refusal;
+    }
+
+    /// Why the first of these next hops for which that is known was of no use.
+    pub fn refusal(&self, addresses: impl IntoIterator<Item = HopId>) -> Option<&Refusal> {
         let hops = addresses
-            .iter()
-            .filter_map(|address| self.hops.get(address));
+            .into_iter()
+            .filter_map(|address| self.hops.get(&address));
         hops.filter_map(|hop| hop.refusal.as_ref()).next()
     }
 
+    /// Counts something that has happened with a next hop.
+    pub fn count(&mut self, address: HopId, event: HopEvent) {
+        self.hops.entry(address).or_default().events[event as usize] += 1;
+    }
+
     /// Notes that the next hop does not offer DSN; whether that is news.
-    pub fn lacks_dsn(&mut self, address: SocketAddr) -> bool {
+    pub fn lacks_dsn(&mut self, address: HopId) -> bool {
         let hop = self.hops.entry(address).or_default();
-        !std::mem::replace(&mut hop.lacks_dsn, true)
+        !std::mem::replace(&mut hop.warned.lacks_dsn, true)
+    }
+
+    /// TLS with the next hop has failed: for a while it is not tried.
+    pub fn tls_failed(&mut self, address: HopId, now: Duration) {
+        self.hops.entry(address).or_default().clear_until = now + CLEAR_TIME;
+    }
+
+    /// Until when a connection to the next hop is to be in the clear because TLS has failed;
+    /// `None`: it is not to be.
+    pub fn clear_until(&self, address: HopId, now: Duration) -> Option<Duration> {
+        let until = self.hops.get(&address)?.clear_until;
+        (now < until).then_some(until)
+    }
+
+    /// Counts a transaction whose client the next hop is not told; whether that is news.
+    pub fn unnamed(&mut self, address: HopId) -> bool {
+        self.count(address, HopEvent::ClientUnnamed);
+        let hop = self.hops.entry(address).or_default();
+        !std::mem::replace(&mut hop.warned.unnamed, true)
     }
 
     /// Finds a connection for `client` to the first of `addresses` that was not `tried` and works
@@ -205,8 +271,8 @@ impl Pool {
     pub fn lease(
         &mut self,
         client: Conn,
-        addresses: impl IntoIterator<Item = SocketAddr>,
-        tried: &[SocketAddr],
+        addresses: impl IntoIterator<Item = HopId>,
+        tried: &[HopId],
         wish: Wish,
         now: Duration,
     ) -> Lease {
@@ -224,7 +290,10 @@ impl Pool {
             {
                 return Lease::Pooled(conn);
             }
-            let doubtful = down || hop.background > 0 || (wish.hurried && hop.ready == 0);
+            // A probe may leave no connection behind: one with a PROXY header is for one client,
+            // and a gate that stops keeps none. Another probe would tell nothing new.
+            let unknown = hop.ready == 0 && now >= hop.well_until;
+            let doubtful = down || hop.background > 0 || (wish.hurried && unknown);
             if !doubtful {
                 if has_room {
                     hop.open += 1;
@@ -271,7 +340,7 @@ impl Pool {
 
     /// Next hops to which a connection is to be opened with no transaction to wait for it. It is
     /// counted as open already.
-    pub fn take_probes(&mut self) -> Vec<SocketAddr> {
+    pub fn take_probes(&mut self) -> Vec<HopId> {
         std::mem::take(&mut self.probes)
     }
 
@@ -284,7 +353,7 @@ impl Pool {
     /// The stranded clients, if since the last call a next hop has become one that they can ask
     /// for: it was left alone long enough, or works again on a connection that it had. An attempt
     /// at another one is no reason to wait for that.
-    pub fn take_stranded(&mut self, now: Duration) -> Vec<(Conn, SocketAddr)> {
+    pub fn take_stranded(&mut self, now: Duration) -> Vec<(Conn, HopId)> {
         let before = std::mem::replace(&mut self.looked_at, now);
         let recovered = std::mem::take(&mut self.recovered);
         let is_due = |hop: &Hop| before < hop.down_until && hop.down_until <= now;
@@ -296,14 +365,14 @@ impl Pool {
 
     /// The transaction for which a connection is being opened waits for it no longer. Returns
     /// clients that need not wait for this next hop either, and are to ask again.
-    pub fn overdue(&mut self, address: SocketAddr) -> Vec<Conn> {
+    pub fn overdue(&mut self, address: HopId) -> Vec<Conn> {
         let hop = self.hops.entry(address).or_default();
         hop.background += 1;
         hop.waiting.drain(..).collect()
     }
 
     /// There was no room for a probe: none is begun for a moment.
-    pub fn postpone(&mut self, address: SocketAddr, now: Duration) {
+    pub fn postpone(&mut self, address: HopId, now: Duration) {
         self.background_ended(address);
         let hop = self.hops.entry(address).or_default();
         hop.down_until = hop.down_until.max(now + RETRY_FIRST);
@@ -311,14 +380,14 @@ impl Pool {
 
     /// An attempt in the background has ended; [`reached`](Self::reached) or
     /// [`closed`](Self::closed) says how.
-    pub fn background_ended(&mut self, address: SocketAddr) {
+    pub fn background_ended(&mut self, address: HopId) {
         let hop = self.hops.entry(address).or_default();
         hop.background = hop.background.saturating_sub(1);
     }
 
     /// The connection has nothing more to do. Returns the client that has waited longest and has
     /// the connection now.
-    pub fn released(&mut self, address: SocketAddr, conn: Conn) -> Option<Conn> {
+    pub fn released(&mut self, address: HopId, conn: Conn) -> Option<Conn> {
         let hop = self.hops.entry(address).or_default();
         if hop.failures > 0 {
             // It answered everything on this one.
@@ -333,9 +402,10 @@ impl Pool {
     }
 
     /// A connection is ready: the next hop is well. Returns the clients that are to ask again.
-    pub fn reached(&mut self, address: SocketAddr) -> Vec<Conn> {
+    pub fn reached(&mut self, address: HopId, now: Duration) -> Vec<Conn> {
         let hop = self.hops.entry(address).or_default();
         hop.ready += 1;
+        hop.well_until = now + WELL_TIME;
         hop.recovered();
         // Those who waited while it was in doubt may open connections of their own now.
         let room = self.connections_max.saturating_sub(hop.open) as usize;
@@ -348,7 +418,7 @@ impl Pool {
     /// A connection could not be opened. If others work, the next hop just takes no more of them
     /// for now, and who wants one has to wait: returns `true`. If not, it is left alone for a
     /// while.
-    pub fn refused(&mut self, address: SocketAddr, now: Duration) -> bool {
+    pub fn refused(&mut self, address: HopId, now: Duration) -> bool {
         let retry_after = self.retry_after;
         let hop = self.hops.entry(address).or_default();
         if hop.ready == 0 {
@@ -362,7 +432,7 @@ impl Pool {
     }
 
     /// The next hop does not answer. It is left alone for a while.
-    pub fn stalled(&mut self, address: SocketAddr, now: Duration) {
+    pub fn stalled(&mut self, address: HopId, now: Duration) {
         let hop = self.hops.entry(address).or_default();
         hop.failures_total += 1;
         if now < hop.down_until {
@@ -380,7 +450,7 @@ impl Pool {
     /// may have waited for.
     pub fn closed(
         &mut self,
-        address: SocketAddr,
+        address: HopId,
         conn: Option<Conn>,
         ready: bool,
         now: Duration,
@@ -403,21 +473,21 @@ impl Pool {
     }
 
     /// The client that has waited longest for this next hop, and now does not any more.
-    pub fn next_waiting(&mut self, address: SocketAddr) -> Option<Conn> {
+    pub fn next_waiting(&mut self, address: HopId) -> Option<Conn> {
         self.hops.get_mut(&address)?.waiting.pop_front()
     }
 
     /// The client waits no longer.
-    pub fn gave_up(&mut self, address: SocketAddr, client: Conn) {
+    pub fn gave_up(&mut self, address: HopId, client: Conn) {
         if let Some(hop) = self.hops.get_mut(&address) {
             hop.waiting.retain(|waiting| *waiting != client);
         }
         self.stranded.retain(|(stranded, _)| *stranded != client);
     }
 
-    /// The state of every next hop that was used so far.
+    /// The state of every next hop that was used so far; one for each of the demands on it.
     pub fn states(&self) -> Vec<HopState> {
-        let stranded = |address: &SocketAddr| {
+        let stranded = |address: &HopId| {
             let with = self.stranded.iter().filter(|(_, with)| with == address);
             with.count() as u32
         };
@@ -425,14 +495,24 @@ impl Pool {
             .hops
             .iter()
             .map(|(address, hop)| HopState {
-                address: *address,
+                address: address.address,
                 up: hop.failures == 0,
                 open: hop.open,
                 idle: hop.idle.len() as u32,
                 waiting: hop.waiting.len() as u32 + stranded(address),
                 failures_total: hop.failures_total,
+                events: hop.events,
             })
             .collect();
+        states.extend(self.retired.iter().map(|(address, total)| HopState {
+            address: *address,
+            up: true,
+            open: 0,
+            idle: 0,
+            waiting: 0,
+            failures_total: total.0,
+            events: total.1,
+        }));
         states.sort_by_key(|state| state.address);
         states
     }

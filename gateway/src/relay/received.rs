@@ -28,16 +28,44 @@ pub struct Received<'a> {
     pub client: IpAddr,
     /// Our own name.
     pub hostname: &'a str,
-    /// EHLO was said.
-    pub extended: bool,
-    /// SMTPUTF8 was asked for (RFC 6531 section 4.3 names the protocol for that).
-    pub utf8: bool,
+    /// What was spoken.
+    pub protocol: Protocol,
     /// The transaction's id, as the log has it.
     pub id: &'a str,
     /// The recipient, when it is the only one; naming several would tell each of the others.
     pub recipient: Option<&'a str>,
     /// The date, as [`date`] makes it.
     pub date: &'a str,
+}
+
+/// What a message came by, as the `with` clause names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Protocol {
+    /// EHLO was said.
+    pub extended: bool,
+    /// The session is under TLS.
+    pub secured: bool,
+    /// The client has authenticated.
+    pub authenticated: bool,
+    /// SMTPUTF8 was asked for.
+    pub utf8: bool,
+}
+
+impl Protocol {
+    /// Its name (RFC 3848; RFC 6531 section 4.3). HELO has one name, whatever it is under.
+    pub const fn name(self) -> &'static str {
+        match (self.utf8, self.secured, self.authenticated) {
+            (true, false, false) => "UTF8SMTP",
+            (true, false, true) => "UTF8SMTPA",
+            (true, true, false) => "UTF8SMTPS",
+            (true, true, true) => "UTF8SMTPSA",
+            (false, ..) if !self.extended => "SMTP",
+            (false, false, false) => "ESMTP",
+            (false, false, true) => "ESMTPA",
+            (false, true, false) => "ESMTPS",
+            (false, true, true) => "ESMTPSA",
+        }
+    }
 }
 
 impl Received<'_> {
@@ -58,11 +86,6 @@ impl Received<'_> {
     /// Piece by piece and not with `write!`: the line is made for every message, and formatting
     /// cost more than the rest of a cut-through transaction's bookkeeping.
     pub fn write(&self, out: &mut Vec<u8>) {
-        let protocol = match (self.utf8, self.extended) {
-            (true, _) => "UTF8SMTP",
-            (false, true) => "ESMTP",
-            (false, false) => "SMTP",
-        };
         out.reserve(LINE);
         let mut push = |text: &str| out.extend_from_slice(text.as_bytes());
         push("Received: from ");
@@ -73,7 +96,7 @@ impl Received<'_> {
         push("])\r\n\tby ");
         push(self.hostname);
         push(" (Portcullis) with ");
-        push(protocol);
+        push(self.protocol.name());
         push(" id ");
         push(self.id);
         if let Some(recipient) = self.recipient.filter(|path| path.len() <= FOR_MAX) {
@@ -277,14 +300,40 @@ mod tests {
     }
 
     #[test]
+    fn the_protocol_says_whether_there_was_tls_and_authentication() {
+        let name = |extended, utf8, secured, authenticated| {
+            let protocol = Protocol {
+                extended,
+                secured,
+                authenticated,
+                utf8,
+            };
+            protocol.name()
+        };
+        for (secured, authenticated, suffix) in [
+            (false, false, ""),
+            (false, true, "A"),
+            (true, false, "S"),
+            (true, true, "SA"),
+        ] {
+            let (plain, utf8) = (format!("ESMTP{suffix}"), format!("UTF8SMTP{suffix}"));
+            assert_eq!(name(true, false, secured, authenticated), plain);
+            assert_eq!(name(true, true, secured, authenticated), utf8);
+            assert_eq!(name(false, false, secured, authenticated), "SMTP");
+        }
+    }
+
+    #[test]
     fn the_line_names_the_client_and_folds() {
         let mut out = Vec::new();
         let received = Received {
             helo: "client.example",
             client: "192.0.2.7".parse().unwrap(),
             hostname: "mx.example",
-            extended: true,
-            utf8: false,
+            protocol: Protocol {
+                extended: true,
+                ..Protocol::default()
+            },
             id: "1A2",
             recipient: Some("a@b.example"),
             date: &date(0),

@@ -31,6 +31,30 @@ pub const NO_CONNECTION: Reply<'static> = Reply::fixed(
     EnhancedCode(4, 3, 2),
     "Too many connections, please try again later",
 );
+/// The route demands TLS, and the next hop does not offer it.
+pub const TLS_NOT_OFFERED: Reply<'static> = Reply::fixed(
+    451,
+    EnhancedCode(4, 7, 4),
+    "The next hop does not offer TLS, please try again later",
+);
+/// The route demands TLS, and that failed.
+pub const TLS_FAILED: Reply<'static> = Reply::fixed(
+    451,
+    EnhancedCode(4, 7, 5),
+    "TLS with the next hop failed, please try again later",
+);
+/// The next hop does not know the gate as the route says.
+pub const AUTH_FAILED: Reply<'static> = Reply::fixed(
+    451,
+    EnhancedCode(4, 7, 0),
+    "Authentication with the next hop failed, please try again later",
+);
+/// The route demands that the next hop be told of the client.
+pub const CLIENT_UNNAMED: Reply<'static> = Reply::fixed(
+    451,
+    EnhancedCode(4, 3, 5),
+    "The next hop cannot be told of the client, please try again later",
+);
 pub(super) const DISCARDED: Reply<'static> =
     Reply::fixed(250, EnhancedCode(2, 0, 0), "Ok, discarded");
 /// The session of the client has words of its own for this.
@@ -71,9 +95,22 @@ pub(super) const DONE: Reply<'static> =
 /// Characters of what the next hop said that the client hears of.
 const REASON_MAX: usize = 400;
 
-/// The answer when no next hop takes the transaction; `said` is how one of them refused us.
-pub fn unavailable(said: Option<&Reply<'_>>) -> Reply<'static> {
-    said.map_or(UNAVAILABLE, |said| quoting(&REFUSES, said))
+/// Why a next hop was of no use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// What it said when it took no connection.
+    Said(Reply<'static>),
+    /// It does not meet what its route demands of it; this is what clients hear.
+    Unfit(Reply<'static>),
+}
+
+/// The answer when no next hop takes the transaction; `refusal` is why one of them did not.
+pub fn unavailable(refusal: Option<&Refusal>) -> Reply<'static> {
+    match refusal {
+        None => UNAVAILABLE,
+        Some(Refusal::Said(said)) => quoting(&REFUSES, said),
+        Some(Refusal::Unfit(reply)) => reply.clone(),
+    }
 }
 
 /// A connection that broke, with what the next hop said when it did.

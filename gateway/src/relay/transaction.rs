@@ -27,6 +27,7 @@ use super::replies::{
     CHANGED, DISCARDED, DONE, LOOP, LOST, NO_UTF8, NO_UTF8_HEADER, NOT_SEVEN_BIT, PROCEED,
     RECIPIENT_OK, RECIPIENTS, TOO_BIG, is_unknown_recipient, lost,
 };
+use super::submission::Submission;
 
 /// What an answer answers, and what it means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +144,8 @@ pub struct Transaction {
     given: u32,
     stuffer: Stuffer,
     hops: Hops,
+    /// What a submitted message lacks.
+    submission: Option<Box<Submission>>,
 }
 
 impl Transaction {
@@ -162,6 +165,7 @@ impl Transaction {
             given: 0,
             stuffer: Stuffer::new(),
             hops: Hops::default(),
+            submission: None,
         }
     }
 
@@ -215,6 +219,9 @@ impl Transaction {
     /// and after each reply. Returns whether that began the transaction with it.
     pub fn advance(&mut self, hop: &mut Client, out: &mut Vec<u8>) -> bool {
         if self.stage == Stage::Complete {
+            if let Some(mut submission) = self.submission.take() {
+                submission.end(|part| self.stuffer.write(part, out));
+            }
             hop.end_of_data(&mut self.stuffer, out);
             self.stage = Stage::Ending;
         }
@@ -367,6 +374,11 @@ impl Transaction {
         }
     }
 
+    /// The message is submitted, and gets the fields that it lacks. Before its first piece.
+    pub fn submit(&mut self, submission: Box<Submission>) {
+        self.submission = Some(submission);
+    }
+
     /// The next piece of the message. With an error the next hop has to be left, without an end of
     /// data.
     ///
@@ -389,7 +401,12 @@ impl Transaction {
             ContentRefusal::Utf8Header
         } else {
             if self.stage == Stage::Content {
-                self.stuffer.write(piece, out);
+                match &mut self.submission {
+                    None => self.stuffer.write(piece, out),
+                    Some(submission) => submission.pass(piece, |part| {
+                        self.stuffer.write(part, out);
+                    }),
+                }
             }
             return Ok(());
         };

@@ -15,6 +15,7 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
 use rustls::{CipherSuite, HandshakeKind, ProtocolVersion};
+use zeroize::Zeroize as _;
 
 use super::fault::{Fault, FaultKind};
 use super::{Fingerprint, fingerprint};
@@ -25,6 +26,8 @@ use crate::printable::printable;
 const RECORD_MAX: usize = 5 + (1 << 14) + 2048;
 /// The longest flight of a handshake that is taken: a chain of certificates is the longest part.
 const HANDSHAKE_MAX: usize = 1 << 15;
+/// Octets that are wiped once they were read: a command has not more.
+const WIPED_MAX: usize = 2_048;
 /// What a record adds to 2^14 octets of plain text, at most, under the ciphers that are spoken.
 const OVERHEAD_MAX: usize = 5 + 8 + 16 + 1;
 /// Plain octets of one record (RFC 8446 section 5.1).
@@ -77,6 +80,8 @@ pub struct Tls {
     /// The close was read; `Step::Closed` is still to be said.
     owes_closed: bool,
     is_ready: bool,
+    /// Our close_notify is written.
+    has_closed: bool,
 }
 
 enum Side {
@@ -135,6 +140,7 @@ impl Tls {
             state: State::Open,
             owes_closed: false,
             is_ready: false,
+            has_closed: false,
         }
     }
 
@@ -144,9 +150,15 @@ impl Tls {
         if !matches!(self.state, State::Open) {
             return;
         }
+        self.wipe();
         self.received.drain(..self.done);
         self.done = 0;
         self.received.extend_from_slice(received);
+        // The caller may not step over a handshake at once.
+        if !self.is_ready && self.received.len() > 2 * HANDSHAKE_MAX {
+            let detail = format!("more than {HANDSHAKE_MAX} octets without an end");
+            self.fail(Fault::new(FaultKind::TooLarge, detail));
+        }
     }
 
     /// Opens one record at most. Plain octets are appended to `plain`, octets to send to `out`.
@@ -201,10 +213,10 @@ impl Tls {
     }
 
     /// Says that nothing more will be sealed: close_notify is appended to `out`, without which the
-    /// peer has to take what it got for cut off. Before the handshake is complete there is nothing
-    /// to say.
+    /// peer has to take what it got for cut off. It is said once; before the handshake is complete
+    /// there is nothing to say.
     pub fn close(&mut self, out: &mut Vec<u8>) {
-        if self.is_ready {
+        if self.is_ready && !std::mem::replace(&mut self.has_closed, true) {
             // One that failed has said so with an alert.
             let _ = self.write(&Writing::Close, out);
         }
@@ -227,6 +239,21 @@ impl Tls {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.is_ready
+    }
+
+    /// Whether the peer has said that it will send nothing more.
+    #[must_use]
+    pub fn is_closed_by_peer(&self) -> bool {
+        matches!(self.state, State::PeerClosed)
+    }
+
+    /// How the connection has failed, if it has.
+    #[must_use]
+    pub fn fault(&self) -> Option<&Fault> {
+        match &self.state {
+            State::Failed(fault) => Some(fault),
+            State::Open | State::PeerClosed => None,
+        }
     }
 
     /// Octets that are kept until the rest of their record comes.
@@ -319,9 +346,18 @@ impl Tls {
         Err(self.fail(Fault::new(FaultKind::TooLarge, detail)))
     }
 
+    /// rustls opens records in place: a line of AUTH would stay where it was. A message does, which
+    /// is no secret, and wiping it would cost every message.
+    fn wipe(&mut self) {
+        if self.done <= WIPED_MAX {
+            self.received[..self.done].zeroize();
+        }
+    }
+
     /// Gives the buffer up when there is nothing in it.
     fn release(&mut self) {
         if self.done == self.received.len() {
+            self.wipe();
             self.received = Vec::new();
             self.done = 0;
         }

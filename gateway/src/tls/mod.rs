@@ -9,7 +9,7 @@
 //! session, against 3.3 KiB here) and copies every octet once more; and kernel TLS, which needs a
 //! module that not every kernel has.
 //!
-//! This is the only module that knows rustls. No session uses it yet.
+//! This is the only module that knows rustls.
 
 mod certificates;
 mod client;
@@ -19,7 +19,7 @@ mod identity;
 mod load_error;
 mod server;
 #[cfg(test)]
-mod test_pki;
+pub(crate) mod test_pki;
 #[cfg(test)]
 mod tests;
 

@@ -13,14 +13,14 @@ use tempfile::TempDir;
 use super::{Certificates, Identity, KeyFiles, ServerSettings, ServerTls, Tickets, provider};
 
 /// An authority with a directory for its files.
-pub(super) struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: rcgen::Certificate,
     directory: TempDir,
 }
 
 impl Authority {
-    pub(super) fn new() -> Authority {
+    pub(crate) fn new() -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -38,16 +38,16 @@ impl Authority {
     }
 
     /// A file of it in PEM.
-    pub(super) fn file(&self) -> PathBuf {
+    pub(crate) fn file(&self) -> PathBuf {
         self.path("ca.pem")
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// A certificate for these names, changed as `change` says, in files called `file`.
-    pub(super) fn issue_with(
+    pub(crate) fn issue_with(
         &self,
         file: &str,
         names: &[&str],
@@ -68,11 +68,11 @@ impl Authority {
         files
     }
 
-    pub(super) fn issue(&self, file: &str, names: &[&str]) -> KeyFiles {
+    pub(crate) fn issue(&self, file: &str, names: &[&str]) -> KeyFiles {
         self.issue_with(file, names, |_| {})
     }
 
-    pub(super) fn issue_expired(&self, file: &str, names: &[&str]) -> KeyFiles {
+    pub(crate) fn issue_expired(&self, file: &str, names: &[&str]) -> KeyFiles {
         self.issue_with(file, names, |params| {
             params.not_before = date_time_ymd(2020, 1, 1);
             params.not_after = date_time_ymd(2021, 1, 1);
@@ -80,25 +80,25 @@ impl Authority {
     }
 
     /// A certificate for these names, read.
-    pub(super) fn identity(&self, file: &str, names: &[&str]) -> Identity {
+    pub(crate) fn identity(&self, file: &str, names: &[&str]) -> Identity {
         load(&self.issue(file, names)).unwrap()
     }
 
     /// A listener with a certificate for `mx.example`.
-    pub(super) fn listener(&self, settings: &ServerSettings) -> ServerTls {
+    pub(crate) fn listener(&self, settings: &ServerSettings) -> ServerTls {
         let identity = self.identity("mx", &["mx.example"]);
         let certificates = Arc::new(Certificates::new(identity, Vec::new()));
         ServerTls::new(settings, &certificates, &Tickets::default()).unwrap()
     }
 
-    pub(super) fn roots(&self) -> RootCertStore {
+    pub(crate) fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.der().clone()).unwrap();
         roots
     }
 
     /// What rustls' own client trusts this authority with.
-    pub(super) fn client_config(&self) -> ClientConfig {
+    pub(crate) fn client_config(&self) -> ClientConfig {
         ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -107,7 +107,7 @@ impl Authority {
     }
 
     /// The same, with a certificate that it shows.
-    pub(super) fn client_config_with(&self, files: &KeyFiles) -> ClientConfig {
+    pub(crate) fn client_config_with(&self, files: &KeyFiles) -> ClientConfig {
         let certified = load(files).unwrap().certified;
         ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -117,12 +117,12 @@ impl Authority {
     }
 }
 
-pub(super) fn load(files: &KeyFiles) -> Result<Identity, super::LoadError> {
+pub(crate) fn load(files: &KeyFiles) -> Result<Identity, super::LoadError> {
     Identity::load(files, SystemTime::now())
 }
 
 /// The certificate that a file begins with.
-pub(super) fn certificate_of(identity: &Identity) -> CertificateDer<'static> {
+pub(crate) fn certificate_of(identity: &Identity) -> CertificateDer<'static> {
     identity.certified.cert[0].clone()
 }
 

@@ -8,6 +8,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use zeroize::Zeroize as _;
+
 use super::next_hop::NextHop;
 use super::progress::Progress;
 use super::transaction::OpenTransaction;
@@ -84,6 +86,8 @@ pub(super) struct Connection {
     pub(super) sent: bool,
     /// An accept or a connect is in flight.
     opening: bool,
+    /// The port that the other end connects from, of a client.
+    pub(super) peer_port: u16,
     /// Back-pressure: nothing more is to be received for now.
     pub(super) held: bool,
     /// What was received goes to a next hop that takes it more slowly than it comes.
@@ -98,11 +102,16 @@ pub(super) struct Connection {
     pub(super) woken: bool,
     /// Its task wants to know when the kernel has taken what is sent.
     pub(super) wants_sent: bool,
-    /// What a send has left over, to be sent before the output.
+    /// There is a password in the output, which is wiped when it was sealed.
+    pub(super) has_secret: bool,
+    /// Its handshake waits for its turn.
+    pub(super) in_handshakes: bool,
+    /// What is to be sent before the output, as it goes over the network: what a send has left
+    /// over, and what TLS has to say by itself.
     pub(super) unsent: Vec<u8>,
-    /// What is to be sent next; empty and without memory while idle.
+    /// What is to be sent next, before it is sealed; empty and without memory while idle.
     pub(super) output: Vec<u8>,
-    /// What was received but could not be taken yet.
+    /// What was received, and opened, but could not be taken yet.
     pub(super) input: Vec<u8>,
     pub(super) transport: Transport,
     pub(super) role: Role,
@@ -128,6 +137,7 @@ impl Connection {
             sending: false,
             sent: false,
             opening: false,
+            peer_port: 0,
             held: false,
             congested: false,
             progress: None,
@@ -135,6 +145,8 @@ impl Connection {
             touched: false,
             woken: false,
             wants_sent: false,
+            has_secret: false,
+            in_handshakes: false,
             unsent: Vec::new(),
             output: Vec::new(),
             input: Vec::new(),
@@ -146,6 +158,11 @@ impl Connection {
     /// Ends the connection once all output is out. The first ending asked for holds.
     pub(super) fn finish(&mut self, ending: Ending) {
         if self.phase == Phase::Open {
+            let ending = match (ending, &self.transport) {
+                // The peer answers our close_notify with its own, which would be unread.
+                (Ending::Quiet, Transport::Tls(_)) => Ending::HangUp,
+                (ending, _) => ending,
+            };
             self.phase = Phase::Finishing(ending);
             self.held = ending == Ending::Quiet;
         }
@@ -160,6 +177,9 @@ impl Connection {
 
     /// Ends the connection now; output that was not sent is dropped.
     pub(super) fn abort(&mut self) {
+        if self.has_secret {
+            self.output.zeroize();
+        }
         self.unsent = Vec::new();
         self.output = Vec::new();
         if !matches!(self.phase, Phase::Free | Phase::Closing) {
@@ -257,18 +277,13 @@ impl Connection {
         if self.sending {
             return;
         }
+        if self.unsent.is_empty() {
+            let is_last = matches!(self.phase, Phase::Finishing(ending) if ending != Ending::Now);
+            self.seal(is_last);
+        }
         if !self.unsent.is_empty() {
             self.sending = true;
             driver.send(conn, std::mem::take(&mut self.unsent));
-            return;
-        }
-        if self.output.is_empty() {
-            return;
-        }
-        let sealed = self.transport.seal(std::mem::take(&mut self.output));
-        if !sealed.is_empty() {
-            self.sending = true;
-            driver.send(conn, sealed);
         }
     }
 

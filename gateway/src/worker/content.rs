@@ -9,18 +9,23 @@ use portcullis_smtp::envelope::Mail;
 use portcullis_smtp::server::Event;
 
 use super::deadline::Deadline;
+use super::end::End;
 use super::lease;
 use super::mail::Withheld;
-use super::session::{End, Heard, Session};
+use super::session::{Heard, Session};
 use super::transaction::{CONGESTION_HIGH, OpenTransaction};
 use crate::policy::{Rule, Stage};
 use crate::relay::owner::Owner;
-use crate::relay::received::Received;
+use crate::relay::received::{Protocol, Received};
+use crate::relay::submission::Submission;
 use crate::relay::transaction::ContentRefusal;
 
 impl Session {
     /// The destination waits for the message: our own line goes first.
     pub(super) fn begin_content(&mut self, transaction: &OpenTransaction) {
+        if let Some(submission) = self.submission(transaction) {
+            transaction.with(|state| state.submit(submission));
+        }
         let Some(hop) = transaction.hop.get() else {
             return;
         };
@@ -53,7 +58,20 @@ impl Session {
         self.with_received(transaction, mail.smtputf8, None, |received| {
             length = received.length_max();
         });
+        if let Some(submission) = self.submission(transaction) {
+            length += submission.length_max();
+        }
         transaction.with(|state| state.envelope.set_trace_length(length));
+    }
+
+    /// What may have to be added to the message, if it is submitted.
+    fn submission(&self, transaction: &OpenTransaction) -> Option<Box<Submission>> {
+        if !self.service().is_submission() {
+            return None;
+        }
+        let (id, config) = (transaction.id.to_text(), self.reactor.config());
+        let submission = |date: &str| Submission::new(date, &id, &config.hostname);
+        Some(Box::new(self.reactor.with_date(submission)))
     }
 
     fn with_received(
@@ -69,8 +87,12 @@ impl Session {
                 helo: &self.helo,
                 client: self.client.address,
                 hostname: &config.hostname,
-                extended: self.smtp.is_extended(),
-                utf8,
+                protocol: Protocol {
+                    extended: self.is_extended(),
+                    secured: self.smtp.is_secured(),
+                    authenticated: self.smtp.is_authenticated(),
+                    utf8,
+                },
                 id: &id,
                 recipient,
                 date,

@@ -4,8 +4,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::auth::AuthResult;
+pub use super::header_result::HeaderResult;
+use crate::auth::exchange::Mechanism;
 use crate::policy::{RULES_MAX, Rule};
 use crate::relay::pool::HopState;
+use crate::tls::FaultKind;
 
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,6 +43,81 @@ impl TransactionOutcome {
     }
 }
 
+/// How a TLS handshake with a client ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HandshakeResult {
+    /// A new session.
+    Complete,
+    /// A session of before goes on.
+    Resumed,
+    /// It took longer than `tls.handshake_timeout`.
+    Timeout,
+    /// The client has closed the connection.
+    Gone,
+    /// What came is no TLS.
+    NotTls,
+    /// There is no version, cipher suite or signature that both know.
+    Incompatible,
+    /// The client's certificate is missing or not good.
+    Certificate,
+    /// The client gave up with an alert.
+    Alert,
+    /// The client broke the protocol.
+    Protocol,
+    /// The client sent more than a handshake has.
+    TooLarge,
+    /// The gate failed.
+    Internal,
+}
+
+impl HandshakeResult {
+    const ALL: [Self; 11] = [
+        Self::Complete,
+        Self::Resumed,
+        Self::Timeout,
+        Self::Gone,
+        Self::NotTls,
+        Self::Incompatible,
+        Self::Certificate,
+        Self::Alert,
+        Self::Protocol,
+        Self::TooLarge,
+        Self::Internal,
+    ];
+
+    /// The word for it in the metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Resumed => "resumed",
+            Self::Timeout => "timeout",
+            Self::Gone => "gone",
+            Self::NotTls => "not-tls",
+            Self::Incompatible => "incompatible",
+            Self::Certificate => "certificate",
+            Self::Alert => "alert",
+            Self::Protocol => "protocol",
+            Self::TooLarge => "too-large",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl From<FaultKind> for HandshakeResult {
+    fn from(kind: FaultKind) -> Self {
+        match kind {
+            FaultKind::NotTls => Self::NotTls,
+            FaultKind::Incompatible => Self::Incompatible,
+            FaultKind::Certificate => Self::Certificate,
+            FaultKind::Alert => Self::Alert,
+            FaultKind::Protocol => Self::Protocol,
+            FaultKind::Truncated => Self::Gone,
+            FaultKind::TooLarge => Self::TooLarge,
+            FaultKind::Internal => Self::Internal,
+        }
+    }
+}
+
 /// What one rule has decided.
 #[derive(Default)]
 struct RuleCounters {
@@ -59,6 +138,19 @@ pub struct Counters {
     pub octets_total: AtomicU64,
     /// How often a receive found no free buffer.
     pub starved_total: AtomicU64,
+    /// XCLIENT that named a client.
+    pub xclient_total: AtomicU64,
+    /// XCLIENT that left it open which client it is.
+    pub xclient_unknown_total: AtomicU64,
+    /// In the order of [`HeaderResult::ALL`].
+    proxy_headers: [AtomicU64; HeaderResult::ALL.len()],
+    /// TLS handshakes with clients that go on now.
+    pub handshakes_open: AtomicU64,
+    /// In the order of [`HandshakeResult::ALL`].
+    handshakes: [AtomicU64; HandshakeResult::ALL.len()],
+    /// Attempts to authenticate: in the order of [`Mechanism::ALL`], and in that of
+    /// [`AuthResult::ALL`].
+    auth: [[AtomicU64; AuthResult::ALL.len()]; Mechanism::ALL.len()],
     /// By the [index](Rule::index) of the rule. As many as there can be rules, because one may
     /// come with any reload.
     rules: Box<[RuleCounters]>,
@@ -72,6 +164,12 @@ impl Default for Counters {
             sessions_open: AtomicU64::new(0),
             octets_total: AtomicU64::new(0),
             starved_total: AtomicU64::new(0),
+            xclient_total: AtomicU64::new(0),
+            xclient_unknown_total: AtomicU64::new(0),
+            proxy_headers: Default::default(),
+            handshakes_open: AtomicU64::new(0),
+            handshakes: std::array::from_fn(|_| AtomicU64::new(0)),
+            auth: Default::default(),
             rules: (0..RULES_MAX).map(|_| RuleCounters::default()).collect(),
             hops: Mutex::default(),
         }
@@ -112,6 +210,68 @@ impl Counters {
         self.rules[rule.index()]
             .commands
             .fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection of a trusted front has sent its PROXY header, or none.
+    pub(super) fn proxy_header(&self, result: HeaderResult) {
+        self.proxy_headers[result as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// XCLIENT was taken.
+    pub(super) fn xclient(&self, is_known: bool) {
+        let counter = if is_known {
+            &self.xclient_total
+        } else {
+            &self.xclient_unknown_total
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections that have to begin with a PROXY header, by what they began with.
+    pub fn proxy_headers(&self) -> impl Iterator<Item = (HeaderResult, u64)> {
+        let count =
+            |result: HeaderResult| self.proxy_headers[result as usize].load(Ordering::Relaxed);
+        HeaderResult::ALL
+            .into_iter()
+            .map(move |result| (result, count(result)))
+    }
+
+    pub(super) fn handshake_begun(&self) {
+        self.handshakes_open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn handshake_over(&self) {
+        self.handshakes_open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A handshake with a client has come to this end.
+    pub(super) fn handshake(&self, result: HandshakeResult) {
+        self.handshakes[result as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// TLS handshakes with clients, by how they ended.
+    pub fn handshakes(&self) -> impl Iterator<Item = (HandshakeResult, u64)> {
+        let count = |result: HandshakeResult| {
+            let count = self.handshakes[result as usize].load(Ordering::Relaxed);
+            (result, count)
+        };
+        HandshakeResult::ALL.into_iter().map(count)
+    }
+
+    /// An attempt to authenticate, at its end.
+    pub(super) fn authenticated(&self, mechanism: Mechanism, result: AuthResult) {
+        self.auth[mechanism as usize][result as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Attempts to authenticate, by mechanism and result.
+    pub fn auth(&self) -> Vec<(Mechanism, AuthResult, u64)> {
+        let of = |mechanism: Mechanism| {
+            AuthResult::ALL.map(|result| {
+                let count = &self.auth[mechanism as usize][result as usize];
+                (mechanism, result, count.load(Ordering::Relaxed))
+            })
+        };
+        Mechanism::ALL.into_iter().flat_map(of).collect()
     }
 
     pub(super) fn publish_hops(&self, states: Vec<HopState>) {

@@ -11,8 +11,12 @@ use super::reactor::Reactor;
 /// What a task waits for no longer than to a certain moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deadline {
+    /// The PROXY header of a trusted front.
+    ProxyHeader,
     /// `greeting_delay`: a client that talks before it is an early talker.
     Greeting,
+    /// `handshake_timeout`: the whole TLS handshake.
+    Handshake,
     /// `command_timeout`: the client's next whole command.
     Command,
     /// A client that takes longer than this over its next command does so without a connection to

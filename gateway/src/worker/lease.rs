@@ -1,15 +1,15 @@
 //! Finding a connection to a next hop for a transaction, and letting it go.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::connection::Role;
 use super::next_hop::{self, NextHop};
-use super::reactor::Reactor;
+use super::reactor::{Reactor, Service};
 use super::transaction::OpenTransaction;
 use crate::driver::Conn;
+use crate::relay::hop::{Hop, HopId};
 use crate::relay::owner::Owner;
 use crate::relay::pool::{Lease, Pool};
 use crate::relay::replies::NO_CONNECTION;
@@ -24,12 +24,11 @@ pub(super) fn lease(reactor: &Rc<Reactor>, transaction: &Rc<OpenTransaction>) {
     transaction.wants_hop.set(false);
     let found = transaction.with(|state| {
         let next_hops = state.next_hops()?;
-        let addresses = next_hops.addresses().iter().copied();
-        let (tried, wish) = (next_hops.tried(), next_hops.wish());
+        let (ids, tried, wish) = (next_hops.ids(), next_hops.tried(), next_hops.wish());
         let (client, now) = (transaction.client, reactor.now.get());
         let lease = reactor
             .pool
-            .with(|pool| pool.lease(client, addresses, tried, wish, now));
+            .with(|pool| pool.lease(client, ids, tried, wish, now));
         Some(lease)
     });
     match found {
@@ -46,24 +45,44 @@ pub(super) fn lease(reactor: &Rc<Reactor>, transaction: &Rc<OpenTransaction>) {
         Some(Lease::Unavailable) => settle_unavailable(reactor, transaction),
     }
     let probes = reactor.pool.with(Pool::take_probes);
-    for address in probes {
-        open(reactor, address, None);
+    for id in probes {
+        // It is one of those that were just asked for.
+        match hop_of(transaction, id) {
+            Some(hop) => drop(open(reactor, hop, None)),
+            None => not_begun(reactor, id, true),
+        }
     }
 }
 
-fn connect(reactor: &Rc<Reactor>, transaction: &Rc<OpenTransaction>, address: SocketAddr) {
+/// One of the next hops of a transaction.
+fn hop_of(transaction: &OpenTransaction, id: HopId) -> Option<Hop> {
+    transaction.with(|state| state.next_hops()?.hop(id).cloned())
+}
+
+fn connect(reactor: &Rc<Reactor>, transaction: &Rc<OpenTransaction>, id: HopId) {
     let owner: Rc<dyn Owner> = Rc::clone(transaction) as Rc<dyn Owner>;
-    let Some(hop) = open(reactor, address, Some(owner)) else {
+    let hop = hop_of(transaction, id);
+    let can_keep = hop.as_ref().is_some_and(|hop| can_keep(reactor, hop));
+    let opened = match hop {
+        Some(hop) => open(reactor, hop, Some(owner)),
+        None => {
+            not_begun(reactor, id, false);
+            None
+        }
+    };
+    let Some(hop) = opened else {
         transaction.with(|state| state.settle(&NO_CONNECTION));
         return;
     };
     transaction.hop.set(Some(hop));
-    let has_others = transaction.with(|state| {
+    let may_go_on = transaction.with(|state| {
         let next_hops = state.next_hops()?;
         next_hops.connecting();
-        Some(next_hops.has_others())
+        // An attempt that goes on without its transaction is lost to it where its connection
+        // cannot be kept. Once is enough: it would be overtaken every second.
+        Some(next_hops.has_others() && (can_keep || !next_hops.wish().hurried))
     });
-    if has_others == Some(true) {
+    if may_go_on == Some(true) {
         let due = reactor.now.get() + PATIENCE;
         reactor
             .patience
@@ -71,32 +90,38 @@ fn connect(reactor: &Rc<Reactor>, transaction: &Rc<OpenTransaction>, address: So
     }
 }
 
+/// Whether a connection that is opened now stays for other transactions than its own.
+fn can_keep(reactor: &Reactor, hop: &Hop) -> bool {
+    let can_change_client = hop.demands().send_client.can_change_client();
+    can_change_client && reactor.service.get() == Service::Open
+}
+
 /// Begins a connection to a next hop for an owner, or in the background; `None` if every slot is
 /// taken.
-pub(super) fn open(
-    reactor: &Rc<Reactor>,
-    address: SocketAddr,
-    owner: Option<Rc<dyn Owner>>,
-) -> Option<Conn> {
-    let in_background = owner.is_none();
-    let shared = Rc::new(NextHop::new(address, owner));
+pub(super) fn open(reactor: &Rc<Reactor>, hop: Hop, owner: Option<Rc<dyn Owner>>) -> Option<Conn> {
+    let (id, in_background) = (hop.id(), owner.is_none());
+    let shared = Rc::new(NextHop::new(hop, owner));
     let role = Role::NextHop(Rc::clone(&shared));
     let opened = reactor.table.with(|table| table.open(role));
     let Some(hop) = opened else {
-        // The counts that the lease has taken.
-        if in_background {
-            let now = reactor.now.get();
-            reactor.pool.with(|pool| pool.postpone(address, now));
-        }
-        closed_in_pool(reactor, address, None, false);
+        not_begun(reactor, id, in_background);
         return None;
     };
     reactor
         .connects
-        .with(|connects| connects.push((hop, address)));
+        .with(|connects| connects.push((hop, id.address)));
     let task = next_hop::session(Rc::clone(reactor), hop, shared);
     reactor.spawn(hop, Box::pin(task));
     Some(hop)
+}
+
+/// A connection was not even begun: gives the counts back that the lease has taken.
+fn not_begun(reactor: &Reactor, id: HopId, in_background: bool) {
+    if in_background {
+        let now = reactor.now.get();
+        reactor.pool.with(|pool| pool.postpone(id, now));
+    }
+    closed_in_pool(reactor, id, None, false);
 }
 
 /// Gives a connection that is ready to a transaction.
@@ -146,7 +171,7 @@ fn settle_unavailable(reactor: &Reactor, transaction: &OpenTransaction) {
             return;
         };
         let reply = reactor.pool.with(|pool| {
-            let refusal = pool.refusal(next_hops.addresses()).cloned();
+            let refusal = pool.refusal(next_hops.ids()).cloned();
             next_hops.unavailable(refusal.as_ref())
         });
         state.settle(&reply);
@@ -221,8 +246,9 @@ pub(super) fn lose_patience(reactor: &Reactor) {
         let Some(owner) = next_hop.leave_in_background() else {
             continue;
         };
-        let again = reactor.pool.with(|pool| pool.overdue(next_hop.address));
-        ask_again(reactor, next_hop.address, again);
+        let id = next_hop.id();
+        let again = reactor.pool.with(|pool| pool.overdue(id));
+        ask_again(reactor, id, again);
         if let Some(owner) = owner {
             owner.overtaken();
             reactor.wake(owner.task());
@@ -233,7 +259,7 @@ pub(super) fn lose_patience(reactor: &Reactor) {
 /// These clients are to ask again for a connection.
 pub(super) fn ask_again(
     reactor: &Reactor,
-    address: SocketAddr,
+    address: HopId,
     clients: impl IntoIterator<Item = Conn>,
 ) {
     let clients = clients.into_iter().map(|client| (client, address));
@@ -243,7 +269,7 @@ pub(super) fn ask_again(
 }
 
 /// A place may have become free in the queue of a next hop.
-pub(super) fn lease_again(reactor: &Rc<Reactor>, client: Conn, address: SocketAddr) {
+pub(super) fn lease_again(reactor: &Rc<Reactor>, client: Conn, address: HopId) {
     let waiting = transaction_of(reactor, client);
     let waiting = waiting.filter(|transaction| transaction.queued.take().is_some());
     if let Some(transaction) = waiting {
@@ -259,12 +285,7 @@ pub(super) fn lease_again(reactor: &Rc<Reactor>, client: Conn, address: SocketAd
 }
 
 /// A connection to a next hop is gone, or never came about; `ready`: it could carry transactions.
-pub(super) fn closed_in_pool(
-    reactor: &Reactor,
-    address: SocketAddr,
-    hop: Option<Conn>,
-    ready: bool,
-) {
+pub(super) fn closed_in_pool(reactor: &Reactor, address: HopId, hop: Option<Conn>, ready: bool) {
     let now = reactor.now.get();
     let again = reactor
         .pool

@@ -84,7 +84,7 @@ impl Session {
     /// Has the zones asked about a client that has just connected.
     pub(super) fn ask_zones(&mut self) {
         let config = self.reactor.config();
-        if !config.policy.asks_about(&self.client) {
+        if self.is_with_front() || !config.policy.asks_about(self.service(), &self.client) {
             return;
         }
         let question = Question::Dnsbl(self.client.address);
@@ -102,7 +102,8 @@ impl Session {
         match self.reactor.answer(id) {
             None => {}
             Some(LookupAnswer::Dnsbl(answers)) => self.listings = Listings::Known(answers),
-            Some(LookupAnswer::Full | LookupAnswer::Late) => {
+            // One about passwords cannot come to this question.
+            Some(LookupAnswer::Full | LookupAnswer::Late | LookupAnswer::Password(_)) => {
                 self.listings = Listings::Known(None);
             }
         }
@@ -112,9 +113,12 @@ impl Session {
     /// the first.
     pub(super) fn note_listed(&mut self, rule: Rule) {
         if self.listed.replace(rule).is_none() {
-            let client = self.client.address;
-            self.reactor
-                .notify(Notice::Refused(Refusal { client, rule }));
+            let refusal = Refusal {
+                client: self.client.address,
+                rule,
+                is_behind_front: self.is_behind_front(),
+            };
+            self.reactor.notify(Notice::Refused(refusal));
         }
     }
 }

@@ -2,6 +2,7 @@
 //! streams to its destination, and the client hears what became of it.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -13,16 +14,19 @@ use portcullis_smtp::server::{Blame, Event, Verb};
 
 use super::connection::Role;
 use super::deadline::Deadline;
+use super::end::End;
 use super::lease;
 use super::lookup::HeldRecipient;
 use super::reactor::Service;
 use super::records::{Record, TransactionRecord};
-use super::session::{End, Heard, LastHeard, Session};
+use super::session::{Heard, LastHeard, Session};
 use super::transaction::{LoggedReply, OpenTransaction};
-use crate::config::NextHop;
+use super::users::Sent;
+use crate::config::{NextHop, Route};
 use crate::policy::pipeline::Recipient;
 use crate::policy::{Decision, Facts, Stage, decide};
 use crate::policy::{Rule, RuleKind};
+use crate::relay::client::MessageClient;
 use crate::relay::destination::{Destination, NextHops};
 use crate::relay::transaction::{AnswerTo, OwedAnswer, Transaction};
 
@@ -197,13 +201,14 @@ impl Session {
         let decision = self.decide_in(transaction, Stage::Rcpt, Some(recipient));
         match decision {
             Decision::Accept(rule) => {
+                self.count_sent(Sent::RECIPIENT);
                 if let Some(route) = route {
                     let route = &config.routes[route];
                     transaction.note(|notes| {
                         let target = || (rule, Arc::clone(&route.target));
                         notes.accepted_by.get_or_insert_with(target);
                     });
-                    direct(transaction, &route.next_hops);
+                    self.direct(transaction, route);
                 }
                 transaction.with(|state| state.recipient(rcpt));
                 self.pass_on(transaction);
@@ -215,7 +220,7 @@ impl Session {
                 self.reactor.counters.recipient_refused(rule);
                 self.refused += 1;
                 transaction.note_refusal(rule, rcpt.path.raw, &reply);
-                transaction.note(|notes| notes.recipient_refused_by = Some(rule));
+                transaction.note(|notes| notes.refused_by = Some(rule));
                 if transaction.with(|state| state.unanswered()) > 0 {
                     withheld.refusal = Some(Box::new((reply, blame)));
                 } else {
@@ -223,6 +228,45 @@ impl Session {
                 }
             }
             Decision::Wait(_) => withheld.held = Some(HeldRecipient::new(rcpt)),
+        }
+    }
+
+    /// The first recipient decides where the transaction goes.
+    fn direct(&self, transaction: &OpenTransaction, route: &Route) {
+        let wants_client = transaction.with(|state| {
+            if !matches!(state.destination, Destination::Undecided) {
+                return false;
+            }
+            if route.next_hops.contains(&NextHop::Discard) {
+                state.direct(Destination::Discard);
+                return false;
+            }
+            let next_hops = NextHops::new(route.hops());
+            let wants_client = next_hops.want_client();
+            state.direct(Destination::NextHops(next_hops));
+            wants_client
+        });
+        if wants_client {
+            let client = Some(Box::new(self.message_client()));
+            transaction.client_told.replace(client);
+        }
+    }
+
+    /// The client as a next hop is told of it.
+    fn message_client(&self) -> MessageClient {
+        let port = self
+            .reactor
+            .with(self.conn, |connection| connection.peer_port);
+        let facts = &self.listener().facts;
+        MessageClient {
+            address: SocketAddr::new(self.client.address, port.unwrap_or_default()),
+            server: facts.address,
+            helo: self.helo.as_str().into(),
+            is_esmtp: self.is_extended(),
+            login: self
+                .identity
+                .as_deref()
+                .map(|identity| identity.user.as_ref().into()),
         }
     }
 
@@ -258,6 +302,7 @@ impl Session {
                     sender: state.envelope.sender(),
                     recipient,
                     next_hops: notes.accepted_by.as_ref().map(|(_, target)| &**target),
+                    counts: self.user_counts(),
                     ..self.facts()
                 };
                 decide(stage, &config.policy, &facts)
@@ -298,7 +343,7 @@ impl Session {
     }
 
     /// The client waits for us, for as long as it takes.
-    fn poll_gone<T>(&mut self) -> Poll<Result<T, End>> {
+    pub(super) fn poll_gone<T>(&mut self) -> Poll<Result<T, End>> {
         if self.reactor.polled().is_open {
             Poll::Pending
         } else {
@@ -421,7 +466,10 @@ impl Session {
                 self.refused += 1;
                 counters.recipient_refused(rule);
                 if let Some(transaction) = transaction {
-                    transaction.note(|notes| notes.refused += 1);
+                    transaction.note(|notes| {
+                        notes.refused += 1;
+                        notes.refused_by = Some(rule);
+                    });
                     transaction.note_refusal(rule, "", reply);
                 }
             }
@@ -431,7 +479,7 @@ impl Session {
                     transaction.note_refusal(rule, "", reply);
                 }
             }
-            (Verb::Content | Verb::Other, _) => counters.command_refused(rule),
+            (Verb::Content | Verb::Auth | Verb::Other, _) => counters.command_refused(rule),
         }
     }
 
@@ -440,24 +488,13 @@ impl Session {
         self.record(transaction.record(self.client.address, self.reactor.now.get()));
     }
 
-    fn record(&self, record: TransactionRecord) {
+    fn record(&self, mut record: TransactionRecord) {
+        if self.is_with_unknown() {
+            return;
+        }
+        record.user = self.user();
         let counters = &self.reactor.counters;
         counters.transaction(record.outcome, record.rule, record.octets);
         self.reactor.records.push(Record::Transaction(record));
     }
-}
-
-/// The first recipient decides where the transaction goes.
-fn direct(transaction: &OpenTransaction, next_hops: &[NextHop]) {
-    transaction.with(|state| {
-        if !matches!(state.destination, Destination::Undecided) {
-            return;
-        }
-        state.direct(if next_hops.contains(&NextHop::Discard) {
-            Destination::Discard
-        } else {
-            let addresses = next_hops.iter().flat_map(NextHop::addresses).copied();
-            Destination::NextHops(NextHops::new(addresses))
-        });
-    });
 }

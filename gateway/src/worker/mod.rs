@@ -11,13 +11,20 @@
 //! waits for (each new wait was a field, and a branch in four places), and a general runtime (its
 //! wakers and timers cost more memory than a session has).
 
+mod admission;
+pub mod auth;
 mod bounded_queue;
 mod buffers;
+mod command_due;
 mod connection;
 mod content;
 pub mod counters;
 mod deadline;
+mod end;
 mod executor;
+mod front;
+mod handshakes;
+mod header_result;
 mod lease;
 mod listener;
 mod local;
@@ -28,10 +35,14 @@ pub mod port;
 mod progress;
 mod reactor;
 pub mod records;
+mod secret;
+mod secure;
 mod session;
+mod session_end;
 pub mod sources;
 mod transaction;
 mod transport;
+pub mod users;
 mod wheel;
 
 use std::collections::VecDeque;
@@ -47,12 +58,15 @@ use arc_swap::ArcSwap;
 use self::connection::{Connection, Ending, Receive, Role};
 use self::counters::Counters;
 use self::executor::Executor;
+use self::handshakes::HandshakeRates;
 use self::port::Port;
 use self::reactor::{Reactor, Service};
 use self::records::RecordQueue;
 use self::sources::Sources;
+use self::users::UserCounts;
 use crate::config::Config;
 use crate::driver::{self, Buffer, Completion, Conn, Driver, OperationResult, ReceiveEnd};
+use crate::policy::Granted;
 
 /// Accepts outstanding per listener; also the sessions beyond the limit that can be told so at the
 /// same time.
@@ -61,6 +75,9 @@ const ACCEPTS: u32 = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Connections starved of a buffer that are armed again in one batch.
 const STARVED_PER_TURN: usize = 256;
+/// Handshakes that go on in one batch. A signature takes up to milliseconds, and a batch without
+/// one microseconds: with more than one the other sessions would only wait longer.
+const HANDSHAKES_PER_TURN: usize = 1;
 /// How long connections may take to close once everything is said, when the gate stops: the three
 /// seconds of one that lingers, the second by which a deadline may be late, and a moment for the
 /// close itself.
@@ -82,7 +99,12 @@ pub enum Life {
 pub struct Shared {
     /// The configuration in force; replaced whole.
     pub config: Arc<ArcSwap<Config>>,
+    /// The addresses that have a grant; the control plane writes it.
+    pub granted: Arc<Granted>,
     sources: Sources,
+    handshake_rates: HandshakeRates,
+    /// What users have sent in the last hour.
+    pub users: UserCounts,
     life: AtomicU8,
 }
 
@@ -91,7 +113,10 @@ impl Shared {
     pub fn new(config: Arc<Config>) -> Self {
         Self {
             config: Arc::new(ArcSwap::new(config)),
+            granted: Arc::default(),
             sources: Sources::default(),
+            handshake_rates: HandshakeRates::default(),
+            users: UserCounts::default(),
             life: AtomicU8::new(Life::Running as u8),
         }
     }
@@ -209,6 +234,7 @@ impl Worker {
         }
         self.completions = completions;
         self.expire();
+        self.shake_hands();
         let goes_on = self.follow_life();
         self.work_off();
         self.settle();
@@ -217,7 +243,7 @@ impl Worker {
 
     /// How long the worker may wait for completions.
     fn sleep(&self) -> Duration {
-        if !self.starved.is_empty() {
+        if !self.starved.is_empty() || self.reactor.has_handshakes() {
             return Duration::ZERO;
         }
         let now = self.reactor.now.get();
@@ -293,7 +319,7 @@ impl Worker {
                     if let Err(error) = &result
                         && let Role::NextHop(next_hop) = &connection.role
                     {
-                        let next_hop = next_hop.address;
+                        let next_hop = next_hop.id();
                         tracing::debug!(%next_hop, %error, "cannot connect");
                         connection.abort();
                     }
@@ -344,11 +370,11 @@ impl Worker {
             (Ok(peer), Some(listener)) => {
                 reactor.with(conn, |connection| {
                     connection.opened();
+                    connection.peer_port = peer.port();
                     connection.role = Role::Client(None);
                 });
-                let address = peer.ip().to_canonical();
-                let task = session::session(Rc::clone(&reactor), conn, address, listener);
-                self.executor.begin(conn, Box::pin(task));
+                let task = front::task(&reactor, conn, peer, listener);
+                self.executor.begin(conn, task);
                 self.poll(conn);
             }
             (Ok(_), None) => {
@@ -411,6 +437,8 @@ impl Worker {
             }
             if sent < buffer.len() && !connection.is_ending() {
                 buffer.drain(..sent);
+                // Behind it comes what TLS had to say meanwhile.
+                buffer.append(&mut connection.unsent);
                 connection.unsent = std::mem::take(&mut buffer);
                 connection.sent_in_part(now);
             }
@@ -466,6 +494,15 @@ impl Worker {
             }
             self.poll(conn);
             reactor.touch(conn);
+        }
+    }
+
+    /// Goes on with a few handshakes; the others wait for the next batch, which follows at once.
+    fn shake_hands(&self) {
+        for _ in 0..HANDSHAKES_PER_TURN {
+            if !self.reactor.take_handshake() {
+                return;
+            }
         }
     }
 

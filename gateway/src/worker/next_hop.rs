@@ -5,33 +5,38 @@
 //! one, and says QUIT. An owner that goes away, in whatever state, waits for nothing and has
 //! nothing to undo.
 
+mod ending;
+mod naming;
+mod opening;
+mod replies;
 mod silence;
 
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use portcullis_smtp::client::{Client, ClientEvent, Sent};
-use portcullis_smtp::reply::Reply;
+use portcullis_smtp::client::Client;
 
-use super::connection::{Connection, Ending, Phase};
+use self::replies::State;
 use super::deadline::Deadline;
-use super::lease::{ask_again, attach_to_client, closed_in_pool};
+use super::lease::attach_to_client;
 use super::local::Local;
 use super::reactor::{Reactor, Service};
 use crate::driver::Conn;
 use crate::relay::destination::Loss;
-use crate::relay::owner::Owner;
+use crate::relay::hop::{Hop, HopId};
+use crate::relay::owner::{Link, Owner};
 
 /// What others may know of a session with a next hop, and do to it.
 pub(super) struct NextHop {
-    pub(super) address: SocketAddr,
+    hop: Hop,
     /// What it carries, or is being opened for.
     owner: Local<Option<Rc<dyn Owner>>>,
+    /// The owner is another one than when that was asked last.
+    is_new_owner: Cell<bool>,
     /// Transactions can begin, or could.
     ready: Cell<bool>,
     /// It is being opened with no transaction to wait for it, and the pool counts it as such.
@@ -41,9 +46,10 @@ pub(super) struct NextHop {
 }
 
 impl NextHop {
-    pub(super) fn new(address: SocketAddr, owner: Option<Rc<dyn Owner>>) -> Self {
+    pub(super) fn new(hop: Hop, owner: Option<Rc<dyn Owner>>) -> Self {
         Self {
-            address,
+            hop,
+            is_new_owner: Cell::new(owner.is_some()),
             background: Cell::new(owner.is_none()),
             owner: Local::new(owner),
             ready: Cell::new(false),
@@ -51,8 +57,14 @@ impl NextHop {
         }
     }
 
+    /// The next hop, as the pool knows it.
+    pub(super) fn id(&self) -> HopId {
+        self.hop.id()
+    }
+
     /// Gives it something to carry.
     pub(super) fn give(&self, owner: Rc<dyn Owner>) {
+        self.is_new_owner.set(true);
         self.owner.replace(Some(owner));
     }
 
@@ -69,7 +81,7 @@ impl NextHop {
             return None;
         }
         tracing::info!(
-            next_hop = %self.address,
+            next_hop = %self.id(),
             "next hop is slow to take a connection, going on to others meanwhile"
         );
         Some(self.owner.take())
@@ -81,7 +93,7 @@ impl NextHop {
 }
 
 /// How a session with a next hop ends.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     /// With QUIT.
     Quit,
@@ -91,17 +103,6 @@ pub(super) enum End {
     Replaced,
     /// Nothing is wrong with it, but it is needed no more and cannot be kept.
     Abandoned,
-}
-
-/// What a reply means for the session.
-enum After {
-    Goes,
-    /// HELO is to be tried.
-    Helo,
-    /// EHLO or HELO was accepted.
-    Ready,
-    Ehlo,
-    Ends(End),
 }
 
 /// Whether what has just happened gives the next hop its whole time again.
@@ -119,29 +120,17 @@ pub(super) async fn session(reactor: Rc<Reactor>, conn: Conn, shared: Rc<NextHop
         conn,
         shared,
         smtp: Client::new(),
-        state: State {
-            needs_reset: false,
-            awaits_final: false,
-            refusal: None,
-        },
+        state: State::default(),
+        has_begun: false,
+        tls_version: "",
         is_fresh: true,
         waits: None,
         look_at: None,
         open_due,
+        clear_until: None,
     };
     let end = session.run().await;
     session.end(end);
-}
-
-/// What replies change.
-struct State {
-    /// A transaction was begun on it that has not been completed.
-    needs_reset: bool,
-    /// The final reply to a message is awaited, which may take longer than others (RFC 5321 section
-    /// 4.5.3.2.6).
-    awaits_final: bool,
-    /// What it said when it took no session, or ended it.
-    refusal: Option<Reply<'static>>,
 }
 
 pub(super) struct Session {
@@ -150,6 +139,10 @@ pub(super) struct Session {
     shared: Rc<NextHop>,
     smtp: Client,
     state: State,
+    /// The connection was made, and what comes first was written.
+    has_begun: bool,
+    /// Under which version of TLS; empty in the clear.
+    tls_version: &'static str,
     /// It has just become ready, and its owner has told nothing.
     is_fresh: bool,
     /// What is waited for, and since when.
@@ -158,6 +151,8 @@ pub(super) struct Session {
     look_at: Option<Duration>,
     /// When it has to be ready.
     open_due: Duration,
+    /// It is in the clear because TLS has failed, and not for longer than this.
+    clear_until: Option<Duration>,
 }
 
 impl Session {
@@ -169,7 +164,7 @@ impl Session {
     }
 
     async fn dialogue(&mut self) -> Result<Infallible, End> {
-        poll_fn(|_| self.poll_open()).await?;
+        self.open().await?;
         self.opened();
         loop {
             poll_fn(|_| self.poll_carry()).await?;
@@ -181,49 +176,6 @@ impl Session {
             self.return_to_pool()?;
             poll_fn(|_| self.poll_rest()).await?;
         }
-    }
-
-    /// The connect, the greeting and EHLO, within `connect_timeout`.
-    fn poll_open(&mut self) -> Poll<Result<(), End>> {
-        if self.is_connecting() {
-            return self.poll_open_due();
-        }
-        match self.poll_replies() {
-            Poll::Ready(Ok(After::Ready)) => Poll::Ready(Ok(())),
-            Poll::Ready(Ok(_)) | Poll::Pending => self.poll_open_due(),
-            Poll::Ready(Err(end)) => Poll::Ready(Err(end)),
-        }
-    }
-
-    fn is_connecting(&self) -> bool {
-        let opening = |connection: &mut Connection| connection.phase == Phase::Opening;
-        self.reactor.with(self.conn, opening).unwrap_or(false)
-    }
-
-    fn poll_open_due(&mut self) -> Poll<Result<(), End>> {
-        if self.is_abandoned() {
-            return Poll::Ready(Err(End::Abandoned));
-        }
-        if !Deadline::Open.is_past(&self.reactor, self.open_due) {
-            return Poll::Pending;
-        }
-        self.warn_of_silence("no answer in time");
-        Poll::Ready(Err(End::Lost(Loss::NoAnswer)))
-    }
-
-    /// The next hop is well: transactions can begin.
-    fn opened(&mut self) {
-        let address = self.shared.address;
-        self.shared.ready.set(true);
-        self.state.refusal = None;
-        let was_in_background = self.shared.background.replace(false);
-        let again = self.reactor.pool.with(|pool| {
-            if was_in_background {
-                pool.background_ended(address);
-            }
-            pool.reached(address)
-        });
-        ask_again(&self.reactor, address, again);
     }
 
     /// Carries what its owner has, until there is no owner and nothing more is awaited.
@@ -255,7 +207,10 @@ impl Session {
                 {
                     self.reactor.wake(owner.task());
                 }
-                if replied || polled.was_woken || std::mem::take(&mut self.is_fresh) {
+                let is_fresh = std::mem::take(&mut self.is_fresh);
+                if (replied || polled.was_woken || is_fresh)
+                    && self.is_client_named(owner.as_ref())?
+                {
                     self.advance(owner.as_ref(), renew);
                 } else {
                     self.expect(renew);
@@ -275,14 +230,14 @@ impl Session {
 
     /// Has the owner tell what it can tell now.
     fn advance(&mut self, owner: &dyn Owner, mut renew: Renew) {
-        let (address, conn) = (self.shared.address, self.conn);
+        let (link, conn) = (self.link(), self.conn);
         if !self.smtp.extensions().dsn && owner.asks_for_dsn() {
             self.warn_of_dsn();
         }
         let smtp = &mut self.smtp;
         let begun = self
             .reactor
-            .write(conn, |out| owner.advance(address, smtp, out));
+            .write(conn, |out| owner.advance(link, smtp, out));
         self.state.needs_reset |= begun;
         let standing = owner.standing();
         if standing.awaits_final && !self.state.awaits_final {
@@ -293,6 +248,13 @@ impl Session {
             self.reactor.wake(owner.task());
         }
         self.expect(renew);
+    }
+
+    fn link(&self) -> Link {
+        Link {
+            address: self.shared.id().address,
+            tls_version: self.tls_version,
+        }
     }
 
     fn reset(&mut self) {
@@ -323,10 +285,14 @@ impl Session {
     /// pool.
     fn return_to_pool(&mut self) -> Result<(), End> {
         let is_draining = self.reactor.service.get() != Service::Open;
-        if is_draining || !self.smtp.takes_transaction() {
+        let can_change_client = self.shared.hop.demands().send_client.can_change_client();
+        let is_of_one_client = !can_change_client || self.state.naming.is_final();
+        let now = self.reactor.now.get();
+        let is_clear_too_long = self.clear_until.is_some_and(|until| until <= now);
+        if is_draining || is_of_one_client || is_clear_too_long || !self.smtp.takes_transaction() {
             return Err(End::Quit);
         }
-        let (address, conn) = (self.shared.address, self.conn);
+        let (address, conn) = (self.shared.id(), self.conn);
         // One that has gone in this moment waits no more.
         while let Some(client) = self.reactor.pool.with(|pool| pool.released(address, conn)) {
             if attach_to_client(&self.reactor, client, conn) {
@@ -350,65 +316,13 @@ impl Session {
         let now = self.reactor.now.get();
         let (_, since) = *self.waits.get_or_insert((Deadline::Idle, now));
         let due = since + self.reactor.config().relay.idle_timeout;
+        // TLS is tried again then.
+        let due = self.clear_until.map_or(due, |until| due.min(until));
         let is_draining = self.reactor.service.get() != Service::Open;
         if is_draining || Deadline::Idle.is_past(&self.reactor, due) {
             return Poll::Ready(Err(End::Quit));
         }
         Poll::Pending
-    }
-
-    /// Takes the replies that have come; ready with what the last one means if there was one.
-    fn poll_replies(&mut self) -> Poll<Result<After, End>> {
-        let polled = self.reactor.polled();
-        if !polled.has_input {
-            return if polled.is_open && !polled.is_at_end {
-                Poll::Pending
-            } else {
-                Poll::Ready(Err(End::Lost(Loss::Broken)))
-            };
-        }
-        let reactor = Rc::clone(&self.reactor);
-        let owner = self.shared.owner();
-        let owner = owner.as_deref();
-        let (smtp, state) = (&mut self.smtp, &mut self.state);
-        let read = reactor.read(self.conn, |input, out| {
-            let (mut taken, mut latest) = (0, None);
-            loop {
-                let is_kept = smtp.transactions() > 1;
-                let (consumed, event) = smtp.handle(&input[taken..]);
-                taken += consumed;
-                let after = match event {
-                    ClientEvent::NeedInput => break,
-                    ClientEvent::Reply { to, reply } => state.take(to, &reply, owner, is_kept),
-                    ClientEvent::Unsolicited(reply) => {
-                        if let Some(owner) = owner.filter(|_| reply.code != 421) {
-                            owner.interrupted(&reply);
-                        }
-                        state.refusal = Some(reply.into_owned());
-                        After::Ends(End::Lost(Loss::Broken))
-                    }
-                    ClientEvent::Malformed => After::Ends(End::Lost(Loss::Broken)),
-                };
-                match after {
-                    After::Ehlo => smtp.ehlo(&reactor.config().hostname, out),
-                    After::Helo => smtp.helo(&reactor.config().hostname, out),
-                    _ => {}
-                }
-                let ends = matches!(after, After::Ends(_));
-                latest = Some(after);
-                if ends {
-                    break;
-                }
-            }
-            (taken, latest)
-        });
-        match read {
-            Some(Some(After::Ends(end))) => Poll::Ready(Err(end)),
-            _ if polled.is_at_end => Poll::Ready(Err(End::Lost(Loss::Broken))),
-            Some(Some(after)) => Poll::Ready(Ok(after)),
-            Some(None) => Poll::Pending,
-            None => Poll::Ready(Err(End::Lost(Loss::Broken))),
-        }
     }
 
     fn is_abandoned(&self) -> bool {
@@ -421,11 +335,11 @@ impl Session {
     }
 
     pub(super) fn warn_of_silence(&self, what: &'static str) {
-        tracing::warn!(next_hop = %self.shared.address, "{what}");
+        tracing::warn!(next_hop = %self.shared.id(), "{what}");
     }
 
     fn warn_of_dsn(&self) {
-        let address = self.shared.address;
+        let address = self.shared.id();
         if self.reactor.pool.with(|pool| pool.lacks_dsn(address)) {
             tracing::warn!(
                 next_hop = %address,
@@ -433,127 +347,5 @@ impl Session {
                  and ENVID ask for is lost; set dsn = false in its [[route]]"
             );
         }
-    }
-
-    /// The session is over: the pool hears of it, and then the owner.
-    fn end(mut self, end: End) {
-        let (address, conn) = (self.shared.address, self.conn);
-        let owner = self.shared.owner.take();
-        let said = self.state.refusal.take();
-        let ready = self.shared.ready.get();
-        let (in_order, loss) = match end {
-            End::Quit => (true, Loss::Broken),
-            End::Replaced => (self.smtp.may_send(), Loss::Deferred),
-            End::Lost(_) if !ready => (false, self.not_opened(said.as_ref())),
-            End::Lost(loss) => (false, loss),
-            End::Abandoned => (false, Loss::Broken),
-        };
-        if in_order {
-            let smtp = &mut self.smtp;
-            self.reactor.write(conn, |out| smtp.quit(out));
-            self.reactor.finish(conn, Ending::HangUp);
-        } else {
-            self.reactor.with(conn, Connection::abort);
-            self.reactor.finish(conn, Ending::Quiet);
-        }
-        if self.shared.background.get() {
-            self.reactor
-                .pool
-                .with(|pool| pool.background_ended(address));
-        }
-        closed_in_pool(&self.reactor, address, Some(conn), ready);
-        if let Some(owner) = owner {
-            owner.lost(address, loss, said);
-            self.reactor.wake(owner.task());
-        }
-    }
-
-    /// A session with a next hop did not come about. What the next hop said to that is for the log,
-    /// and for all clients that cannot have a connection to it meanwhile.
-    fn not_opened(&self, said: Option<&Reply<'static>>) -> Loss {
-        let (address, now) = (self.shared.address, self.reactor.now.get());
-        let reply = said.map(ToString::to_string);
-        if self.reactor.pool.with(|pool| pool.refused(address, now)) {
-            if let Some(reply) = reply {
-                tracing::info!(
-                    next_hop = %address,
-                    reply,
-                    "next hop takes no more connections for now"
-                );
-            }
-            return Loss::Crowded;
-        }
-        match reply {
-            Some(reply) => tracing::warn!(
-                next_hop = %address,
-                reply,
-                "next hop refuses this server: its own log, or who runs it, can say why"
-            ),
-            None => tracing::warn!(next_hop = %address, "next hop cannot be reached"),
-        }
-        let said = said.cloned();
-        self.reactor
-            .pool
-            .with(|pool| pool.note_refusal(address, said));
-        Loss::NoAnswer
-    }
-}
-
-impl State {
-    /// Takes a reply. `is_kept`: the connection had carried other transactions.
-    fn take(
-        &mut self,
-        to: Sent,
-        reply: &Reply<'_>,
-        owner: Option<&dyn Owner>,
-        is_kept: bool,
-    ) -> After {
-        let lost = || After::Ends(End::Lost(Loss::Broken));
-        if reply.code == 421 || !fits(to, reply) {
-            self.refusal = (reply.code == 421).then(|| reply.clone().into_owned());
-            return lost();
-        }
-        let may_be_the_connection = is_kept && owner.is_some_and(Owner::may_be_the_connection);
-        match to {
-            Sent::Mail if reply.is_transient() && may_be_the_connection => {
-                self.refusal = Some(reply.clone().into_owned());
-                return After::Ends(End::Replaced);
-            }
-            Sent::Greeting if reply.is_positive() => return After::Ehlo,
-            Sent::Ehlo if reply.is_permanent() => {
-                // Either it does not know EHLO, or it hangs up on HELO as well and this was the
-                // reason.
-                self.refusal = Some(reply.clone().into_owned());
-                return After::Helo;
-            }
-            Sent::Ehlo | Sent::Helo if reply.is_positive() => return After::Ready,
-            Sent::Greeting | Sent::Ehlo | Sent::Helo => {
-                self.refusal = Some(reply.clone().into_owned());
-                return lost();
-            }
-            Sent::Quit => return lost(),
-            // A next hop that refuses to forget a transaction is not to get another.
-            Sent::Rset if !reply.is_positive() => return lost(),
-            Sent::Rset => {}
-            Sent::Mail | Sent::Rcpt | Sent::Data | Sent::Chunk | Sent::Message => {
-                if to == Sent::Message {
-                    self.needs_reset = false;
-                    self.awaits_final = false;
-                }
-                if let Some(owner) = owner {
-                    owner.reply(to, reply);
-                }
-            }
-        }
-        After::Goes
-    }
-}
-
-/// Whether a reply of this kind can be an answer to the command at all. Taking a 250 to DATA for a
-/// success would lose the message.
-fn fits(to: Sent, reply: &Reply<'_>) -> bool {
-    match to {
-        Sent::Data if reply.is_positive() => reply.code == 354,
-        _ => matches!(reply.code, 200..=299 | 400..=599),
     }
 }

@@ -1,6 +1,6 @@
 //! The port between a worker and the control plane: what a worker cannot know by itself (what DNS
-//! lists say of a client; later passwords, reverse DNS, greylisting, shared state) it asks here,
-//! and what the control plane should hear of, it tells here.
+//! lists say of a client, who authenticates; later reverse DNS, greylisting, shared state) it asks
+//! here, and what the control plane should hear of, it tells here.
 //!
 //! Neither end ever waits for the other. A question has an id, a deadline and a bound, and gets
 //! exactly one answer: that of a service, [`Full`](LookupAnswer::Full) at once if too many are
@@ -11,7 +11,9 @@
 //! A further kind of question is a variant of [`Question`] and of [`LookupAnswer`], and a service
 //! in the control plane.
 
+use std::any::Any;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +22,9 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 use super::bounded_queue::BoundedQueue;
+use crate::auth::Credentials;
+use crate::auth::dovecot::Secret;
+use crate::auth::exchange::Mechanism;
 use crate::driver::Conn;
 use crate::policy::Rule;
 use crate::policy::dnsbl::ZoneAnswer;
@@ -29,10 +34,112 @@ use crate::policy::dnsbl::ZoneAnswer;
 pub struct QuestionId(u64);
 
 /// What a worker can ask.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Question {
     /// What do all zones of the configuration say about this client?
     Dnsbl(IpAddr),
+    /// Is this the password of a user? Wrong ones are counted, and their answer is held back.
+    Password {
+        /// Where the client comes from.
+        client: IpAddr,
+        /// What it said.
+        credentials: Arc<Credentials>,
+        /// It comes by a trusted front, whose packets the filter sees: it gets no verdict.
+        is_behind_front: bool,
+    },
+    /// The worker itself has found wrong what the client said (SCRAM): it is to be counted, and
+    /// held back, as a wrong password is. The answer is [`PasswordAnswer::Refused`].
+    WrongProof {
+        /// Where the client comes from.
+        client: IpAddr,
+        /// The name that it gave, in the form in which names are compared.
+        name: Box<str>,
+        /// As for a password.
+        is_behind_front: bool,
+    },
+    /// What comes next in an exchange that Dovecot carries on?
+    Sasl {
+        /// Where the client comes from.
+        client: IpAddr,
+        /// Whether it speaks TLS.
+        is_secured: bool,
+        /// What it said.
+        said: Said,
+        /// As for a password.
+        is_behind_front: bool,
+    },
+}
+
+impl Question {
+    /// Whether it is about a client that comes by a trusted front, and may lead to a verdict.
+    pub fn is_behind_front(&self) -> bool {
+        match self {
+            Self::Password {
+                is_behind_front, ..
+            }
+            | Self::WrongProof {
+                is_behind_front, ..
+            }
+            | Self::Sasl {
+                is_behind_front, ..
+            } => *is_behind_front,
+            Self::Dnsbl(_) => false,
+        }
+    }
+}
+
+/// What a client says in an exchange that another server carries on.
+#[derive(Clone, Debug)]
+pub enum Said {
+    /// AUTH, with the initial response if there was one.
+    Auth(Mechanism, Option<Secret>),
+    /// The response to a challenge.
+    Response(Conversation, Secret),
+}
+
+/// An exchange that another server carries on, as its service knows it. The worker hands it back
+/// with what the client says next; when it is dropped, the exchange is given up.
+#[derive(Clone)]
+pub struct Conversation(Arc<dyn Any + Send + Sync>);
+
+impl Conversation {
+    /// What a service knows of one.
+    pub fn new(of: impl Any + Send + Sync) -> Self {
+        Self(Arc::new(of))
+    }
+
+    /// That again, for a service of the same type.
+    pub fn get<T: Any>(&self) -> Option<&T> {
+        self.0.downcast_ref()
+    }
+}
+
+impl PartialEq for Conversation {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Conversation {}
+
+impl fmt::Debug for Conversation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Conversation")
+    }
+}
+
+/// Who a client is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PasswordAnswer {
+    /// This user: `235`.
+    Accepted(Box<str>),
+    /// No user, or not the one it says it is: `535 5.7.8`.
+    Refused,
+    /// There is a challenge to it first: `334`. Only to [`Question::Sasl`].
+    Challenge(Vec<u8>, Conversation),
+    /// It cannot be known at the moment: `454 4.7.0`, as for [`Full`](LookupAnswer::Full) and
+    /// [`Late`](LookupAnswer::Late).
+    Unavailable,
 }
 
 /// The answer to a question.
@@ -41,6 +148,8 @@ pub enum LookupAnswer {
     /// To [`Question::Dnsbl`]. Zones that say nothing may be left out, and `None` is for all of
     /// them.
     Dnsbl(Option<Arc<[ZoneAnswer]>>),
+    /// To the other questions: they are all about who a client is.
+    Password(PasswordAnswer),
     /// It was not looked up: too many questions are outstanding.
     Full,
     /// No answer came before the deadline.
@@ -62,6 +171,8 @@ pub struct Refusal {
     pub client: IpAddr,
     /// The rule that refused it: `dnsbl:ZONE`.
     pub rule: Rule,
+    /// It comes by a trusted front: the filter sees the front's packets, and gets no verdict.
+    pub is_behind_front: bool,
 }
 
 /// What comes out at the control plane's end.
@@ -105,8 +216,8 @@ struct Shared {
     unasked: Unasked,
 }
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Shared")
     }
 }
@@ -115,12 +226,16 @@ impl std::fmt::Debug for Shared {
 #[derive(Debug, Default)]
 struct Unasked {
     dnsbl: AtomicU64,
+    passwords: AtomicU64,
 }
 
 impl Unasked {
     fn of(&self, question: &Question) -> &AtomicU64 {
         match question {
             Question::Dnsbl(_) => &self.dnsbl,
+            Question::Password { .. } | Question::WrongProof { .. } | Question::Sasl { .. } => {
+                &self.passwords
+            }
         }
     }
 }
@@ -262,6 +377,11 @@ impl ControlEnd {
     pub fn dnsbl_unasked(&self) -> u64 {
         self.0.unasked.dnsbl.load(Ordering::Relaxed)
     }
+
+    /// Questions about passwords that the port answered with [`Full`](LookupAnswer::Full).
+    pub fn passwords_unasked(&self) -> u64 {
+        self.0.unasked.passwords.load(Ordering::Relaxed)
+    }
 }
 
 #[cfg(test)]
@@ -365,6 +485,7 @@ mod tests {
             let refusal = Refusal {
                 client: [192, 0, 2, 1].into(),
                 rule: Rule::of_zone("a"),
+                is_behind_front: false,
             };
             port.notify(Notice::Refused(refusal));
             assert_eq!(control.load(Ordering::Relaxed), batch);

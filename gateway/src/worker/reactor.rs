@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
+use zeroize::Zeroize as _;
 
 use super::buffers::Buffers;
 use super::connection::{Connection, Ending, Receive, Role, Table};
@@ -24,10 +25,13 @@ use super::local::Local;
 use super::port::{LookupAnswer, Notice, Port, Question, QuestionId};
 use super::progress::{Look, Progress};
 use super::records::{RecordQueue, TraceId};
+use super::secret;
+use super::transport::Transport;
 use super::wheel::Wheel;
 use super::{Shared, Size};
 use crate::config::Config;
 use crate::driver::{self, Buffer, Conn, Driver};
+use crate::relay::hop::HopId;
 use crate::relay::pool::Pool;
 use crate::relay::received;
 
@@ -103,6 +107,8 @@ pub(super) struct Reactor {
     index: u8,
     ids: Cell<u64>,
     pub(super) sessions: Cell<u32>,
+    /// Clients within a TLS handshake.
+    pub(super) handshaking: Cell<u32>,
     pub(super) sessions_max: u32,
     pub(super) service: Cell<Service>,
     pub(super) drain_until: Cell<Duration>,
@@ -111,14 +117,18 @@ pub(super) struct Reactor {
     /// What the task being polled finds.
     polled: Cell<Polled>,
     arrived: Local<Option<Arrived>>,
+    /// What the task being polled reads now is part of AUTH, and is wiped.
+    pub(super) reads_secret: Cell<bool>,
     /// Slots whose connection may want something of the driver.
     touched: Local<Vec<u32>>,
     /// Tasks to be polled before the batch ends.
     ready: Local<VecDeque<Conn>>,
     /// Tasks to be begun.
     spawned: Local<Vec<(Conn, Task)>>,
+    /// Connections whose handshake can go on, in the order in which it could.
+    pub(super) handshakes: Local<VecDeque<Conn>>,
     /// Clients that waited for a connection and are to ask again.
-    pub(super) waiting_again: Local<Vec<(Conn, SocketAddr)>>,
+    pub(super) waiting_again: Local<Vec<(Conn, HopId)>>,
     /// Connections to be opened.
     pub(super) connects: Local<Vec<(Conn, SocketAddr)>>,
     /// Connections that are being opened, and until when the transactions they are for wait for
@@ -159,15 +169,18 @@ impl Reactor {
             index,
             ids: Cell::new(0),
             sessions: Cell::new(0),
+            handshaking: Cell::new(0),
             sessions_max: size.sessions_max,
             service: Cell::new(Service::Open),
             drain_until: Cell::new(Duration::MAX),
             due: Cell::new(Duration::MAX),
             polled: Cell::default(),
             arrived: Local::default(),
+            reads_secret: Cell::new(false),
             touched: Local::default(),
             ready: Local::default(),
             spawned: Local::default(),
+            handshakes: Local::default(),
             waiting_again: Local::default(),
             connects: Local::default(),
             patience: Local::default(),
@@ -182,8 +195,10 @@ impl Reactor {
         if !self.config.with(|config| Arc::ptr_eq(&newest, config)) {
             let config = Arc::clone(&newest);
             let relay = &config.relay;
-            self.pool
-                .with(|pool| pool.configure(relay.connections, relay.retry_after));
+            self.pool.with(|pool| {
+                pool.configure(relay.connections, relay.retry_after);
+                pool.retire(|demands| config.has_demands(demands));
+            });
             self.listeners.replace(Listener::all(&config));
             self.config.replace(config);
             self.generation.set(self.generation.get().wrapping_add(1));
@@ -207,8 +222,12 @@ impl Reactor {
 
     pub(super) fn next_id(&self) -> TraceId {
         self.ids.set(self.ids.get() + 1);
-        let unix_time = self.clock.with(|clock| clock.unix_time);
-        TraceId(unix_time << 32 | (self.ids.get() & 0xff_ffff) << 8 | u64::from(self.index))
+        TraceId(self.unix_time() << 32 | (self.ids.get() & 0xff_ffff) << 8 | u64::from(self.index))
+    }
+
+    /// Seconds since 1970.
+    pub(super) fn unix_time(&self) -> u64 {
+        self.clock.with(|clock| clock.unix_time)
     }
 
     /// Shows `show` the date as a message has it.
@@ -298,7 +317,7 @@ impl Reactor {
         let polled = self.with(conn, |connection| Polled {
             is_open: connection.is_open(),
             has_input: has_arrived || !connection.input.is_empty(),
-            is_at_end: connection.receive == Receive::Ended,
+            is_at_end: connection.receive == Receive::Ended || connection.transport.is_ended(),
             was_woken: std::mem::take(&mut connection.woken),
             has_sent: std::mem::take(&mut connection.sent),
             waiting: connection.waiting(),
@@ -330,9 +349,13 @@ impl Reactor {
         false
     }
 
-    /// A buffer has come for this connection.
+    /// A buffer has come for this connection. Under TLS it is opened at once.
     pub(super) fn put_arrived(&self, conn: Conn, buffer: Buffer) {
         self.arrived.replace(Some(Arrived { conn, buffer }));
+        let is_tls = self.with(conn, |connection| connection.transport.tls().is_some());
+        if is_tls == Some(true) {
+            self.keep_arrived();
+        }
     }
 
     /// Takes the buffer back from a task that has not read it: what is in it is kept with the
@@ -341,18 +364,30 @@ impl Reactor {
         let Some(Arrived { conn, buffer }) = self.arrived.take() else {
             return;
         };
-        self.driver.with(|driver| {
-            self.with(conn, |connection| {
-                if connection.is_open() {
-                    let opened = connection.transport.open(driver.bytes(&buffer));
-                    connection.input.extend_from_slice(&opened);
-                    if matches!(connection.role, Role::Client(_)) {
-                        connection.hold_if_full();
-                    }
+        let is_handshake = self.driver.with(|driver| {
+            let received = driver.bytes(&buffer);
+            let is_handshake = self.with(conn, |connection| {
+                if !connection.is_open() {
+                    return false;
                 }
+                let is_handshake = match connection.transport {
+                    Transport::Plain => {
+                        secret::append(&mut connection.input, received);
+                        false
+                    }
+                    Transport::Tls(_) => connection.take_records(received),
+                };
+                if matches!(connection.role, Role::Client(_)) {
+                    connection.hold_if_full();
+                }
+                is_handshake
             });
             driver.recycle(buffer);
+            is_handshake
         });
+        if is_handshake == Some(true) {
+            self.queue_handshake(conn);
+        }
     }
 
     /// Shows `take` what has arrived at the connection of the task being polled, in place where
@@ -366,33 +401,41 @@ impl Reactor {
         let is_its = |arrived: &mut Arrived| arrived.conn == conn;
         let arrived = self.arrived.with(|arrived| arrived.take_if(is_its));
         self.driver.with(|driver| {
-            let received = arrived
+            let opened = arrived
                 .as_ref()
                 .map_or(&[][..], |arrived| driver.bytes(&arrived.buffer));
-            let opened = self.with(conn, |connection| {
+            let mut is_secret = false;
+            let taken = self.with(conn, |connection| {
                 let is_open = connection.is_open();
                 is_open.then(|| {
-                    let opened = connection.transport.open(received);
                     let input = std::mem::take(&mut connection.input);
-                    (input, std::mem::take(&mut connection.output), opened)
+                    (input, std::mem::take(&mut connection.output))
                 })
             });
             // The table is not borrowed meanwhile: `take` may look at other connections.
-            let read = opened.flatten().map(|(mut kept, output, opened)| {
+            let read = taken.flatten().map(|(mut kept, output)| {
                 let mut output = self.with_room(output);
                 let value;
                 if kept.is_empty() {
                     let used;
-                    (used, value) = take(&opened, &mut output);
+                    (used, value) = take(opened, &mut output);
                     kept = opened.get(used..).unwrap_or_default().to_vec();
+                    is_secret = self.reads_secret.take() || secret::begins_auth(&kept);
                 } else {
-                    kept.extend_from_slice(&opened);
+                    secret::append(&mut kept, opened);
+                    let began_auth = secret::begins_auth(&kept);
                     let used;
                     (used, value) = take(&kept, &mut output);
-                    if used >= kept.len() {
-                        kept = Vec::new();
+                    is_secret = self.reads_secret.take()
+                        || began_auth
+                        || secret::begins_auth(&kept[used.min(kept.len())..]);
+                    if is_secret {
+                        secret::consume(&mut kept, used);
                     } else {
-                        kept.drain(..used);
+                        kept.drain(..used.min(kept.len()));
+                    }
+                    if kept.is_empty() {
+                        kept = Vec::new();
                     }
                 }
                 self.note_input(!kept.is_empty());
@@ -400,13 +443,16 @@ impl Reactor {
                 value
             });
             if let Some(Arrived { buffer, .. }) = arrived {
+                if is_secret {
+                    driver.wipe(&buffer);
+                }
                 driver.recycle(buffer);
             }
             read
         })
     }
 
-    fn note_input(&self, has_input: bool) {
+    pub(super) fn note_input(&self, has_input: bool) {
         let polled = self.polled.get();
         self.polled.set(Polled {
             has_input,
@@ -462,6 +508,8 @@ impl Reactor {
     pub(super) fn finish(&self, conn: Conn, ending: Ending) {
         self.with(conn, |connection| {
             connection.role = Role::None;
+            // It may hold a part of a password.
+            connection.input.zeroize();
             connection.input = Vec::new();
             connection.progress = None;
             connection.finish(ending);

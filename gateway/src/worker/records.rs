@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use portcullis_smtp::reply::{EnhancedCode, Reply};
 use super::bounded_queue::BoundedQueue;
 use super::counters::TransactionOutcome;
 use crate::policy::Rule;
+use crate::tls::{Cipher, Fingerprint};
 
 /// The version of what a record holds, and so of the fields of its line in the log. It goes up when
 /// a field is renamed, removed or gets another meaning, not when one is added.
@@ -59,6 +61,8 @@ pub struct SessionRecord {
     pub client: IpAddr,
     /// The name of the last HELO or EHLO; empty without one.
     pub helo: Box<str>,
+    /// The user that the client has proved to be.
+    pub user: Option<Arc<str>>,
     /// The gate refused or ended it, or refused recipients for what DNS lists say.
     pub is_refused: bool,
     /// The rule that did it, or the one that let it in.
@@ -73,6 +77,30 @@ pub struct SessionRecord {
     pub octets: u64,
     /// How long it lasted.
     pub time: Duration,
+    /// Its TLS; `None` if it had none.
+    pub tls: Option<Box<TlsRecord>>,
+}
+
+/// The TLS of a session.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TlsRecord {
+    /// Version and cipher suite; `None` if the handshake did not come to its end.
+    pub cipher: Option<Cipher>,
+    /// A session of before was resumed.
+    pub is_resumed: bool,
+    /// The certificate that the client has shown, and that is good.
+    pub client: Option<ClientCertificate>,
+    /// Why it failed.
+    pub fault: Option<String>,
+}
+
+/// The certificate of a client.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Its subject (RFC 4514).
+    pub subject: Box<str>,
+    /// Of its DER.
+    pub fingerprint: Fingerprint,
 }
 
 /// The end of a transaction.
@@ -82,18 +110,22 @@ pub struct TransactionRecord {
     pub id: TraceId,
     /// The client's address.
     pub client: IpAddr,
+    /// The user that the client has proved to be.
+    pub user: Option<Arc<str>>,
     /// How it ended.
     pub outcome: TransactionOutcome,
     /// The rule that decided.
     pub rule: Rule,
-    /// The rule by which the policy refused a recipient, the last one if there were several.
-    pub recipient_refused_by: Option<Rule>,
+    /// The rule by which we refused MAIL or a recipient, the last one if there were several.
+    pub refused_by: Option<Rule>,
     /// Recipients that were not refused.
     pub recipients: u32,
     /// Recipients that were.
     pub refused: u32,
     /// Where the message went.
     pub reached: Reached,
+    /// The version of TLS under which it went there; empty in the clear.
+    pub next_hop_tls: &'static str,
     /// Octets of message content.
     pub octets: u64,
     /// How long it took.
@@ -167,7 +199,9 @@ impl Record {
     /// The memory that it takes, in bytes.
     pub fn size(&self) -> usize {
         let texts = match self {
-            Self::Session(record) => record.helo.len(),
+            Self::Session(record) => {
+                record.helo.len() + record.user.as_ref().map_or(0, |user| user.len())
+            }
             Self::Transaction(record) => record.texts.joined.len(),
         };
         size_of::<Self>() + texts
@@ -248,6 +282,7 @@ mod tests {
                 id: TraceId(1),
                 client: [192, 0, 2, 1].into(),
                 helo: helo.into(),
+                user: None,
                 is_refused: false,
                 rule: Rule::UNLISTED,
                 accepted: 0,
@@ -255,6 +290,7 @@ mod tests {
                 errors: 0,
                 octets: 0,
                 time: Duration::ZERO,
+                tls: None,
             })
         };
         let (small, large) = (record(""), record(&"x".repeat(1_000)));

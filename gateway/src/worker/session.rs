@@ -6,86 +6,31 @@
 //! commands it is a few hundred bytes that wait.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
-use std::net::IpAddr;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use portcullis_smtp::envelope::Mail;
-use portcullis_smtp::reply::{EnhancedCode, Reply};
-use portcullis_smtp::server::{self, Abuse, Event};
+use portcullis_smtp::server::{self, Event, Verb};
 
-use super::connection::{Ending, OUTPUT_MAX, Role};
+use super::auth::OpenAuth;
+use super::command_due::ReaderLook;
+use super::connection::{OUTPUT_MAX, Role};
 use super::deadline::Deadline;
+use super::end::End;
+use super::front::{Front, Origin, Peer};
 use super::listener::{Channel, Listener};
 use super::lookup::Listings;
-use super::progress::{Look, next_look};
 use super::reactor::{Reactor, Service};
-use super::records::{Record, SessionRecord, TraceId};
+use super::records::TraceId;
 use super::sources::ClientSource;
 use super::transaction::OpenTransaction;
+use super::users::Sent;
 use crate::config::Limits;
 use crate::driver::Conn;
-use crate::policy::pipeline::{Count, Counts};
-use crate::policy::{self, Decision, Facts, Rule, Stage, decide};
-
-static TIMEOUT: Reply<'static> = Reply::fixed(
-    421,
-    EnhancedCode(4, 4, 2),
-    "Timeout, closing the connection",
-);
-/// How a session ends. Whatever it waits for, this is carried out to [`Session::end`].
-#[derive(Clone, Debug)]
-pub(super) enum End {
-    /// The client has gone, or its connection is broken.
-    Gone,
-    /// QUIT was answered. `talks_on`: something came behind it.
-    Quit { talks_on: bool },
-    /// It was not let in; the refusal is written in place of the greeting.
-    Refused(Rule),
-    /// The SMTP engine has ended it, and has said why.
-    Abuse(Abuse),
-    /// It took too long.
-    Timeout,
-    /// The gate stops.
-    Stopping,
-}
-
-impl End {
-    /// The rule that ended the session; `None` if the client did.
-    pub(super) fn rule(&self) -> Option<Rule> {
-        match self {
-            Self::Gone | Self::Quit { .. } => None,
-            Self::Refused(rule) => Some(*rule),
-            Self::Abuse(abuse) => Some((*abuse).into()),
-            Self::Timeout => Some(Rule::TIMEOUT),
-            Self::Stopping => Some(Rule::STOPPING),
-        }
-    }
-
-    /// Our last words, where they are not said yet.
-    pub(super) fn last_words(&self) -> Option<&'static Reply<'static>> {
-        static STOPPING: Reply<'static> = policy::STOPPING;
-        match self {
-            Self::Timeout => Some(&TIMEOUT),
-            Self::Stopping => Some(&STOPPING),
-            Self::Gone | Self::Quit { .. } | Self::Refused(_) | Self::Abuse(_) => None,
-        }
-    }
-
-    fn ending(&self) -> Ending {
-        match self {
-            Self::Gone | Self::Quit { talks_on: false } => Ending::Quiet,
-            // A client that was told to come later has said nothing yet, and is not to hold a slot
-            // for long.
-            Self::Refused(_) => Ending::HangUp,
-            Self::Quit { talks_on: true } | Self::Abuse(_) | Self::Timeout | Self::Stopping => {
-                Ending::Linger
-            }
-        }
-    }
-}
+use crate::policy::{self, Decision, Facts, Identity, Rule, Stage, decide};
 
 /// What came of showing the SMTP engine what has arrived.
 pub(super) enum Heard<T> {
@@ -97,34 +42,48 @@ pub(super) enum Heard<T> {
     Wait,
 }
 
+/// What a command begins.
+pub(super) enum Began {
+    /// A transaction.
+    Transaction(Rc<OpenTransaction>),
+    /// A TLS handshake.
+    Handshake,
+}
+
 /// One client's session.
 pub(super) struct Session {
     pub(super) reactor: Rc<Reactor>,
     pub(super) conn: Conn,
     pub(super) smtp: server::Session,
     pub(super) heard: LastHeard,
-    listener: Rc<Listener>,
+    pub(super) listener: Rc<Listener>,
     /// What EHLO offers depends on this.
     pub(super) channel: Channel,
     /// What is known of the client. It is renewed when the configuration changes, and never made
     /// anew from the address alone.
     pub(super) client: policy::Client,
-    /// The configuration that the above are from.
+    /// What is kept if it comes by a trusted front.
+    pub(super) front: Option<Box<Front>>,
+    /// Who it has proved to be. Not renewed with the configuration.
+    pub(super) identity: Option<Rc<Identity>>,
+    /// AUTH, as long as it runs.
+    pub(super) auth: Option<Box<OpenAuth>>,
+    /// The configuration that the client and the listener are from.
     generation: u32,
-    id: TraceId,
+    pub(super) id: TraceId,
     pub(super) helo: String,
     /// When it began.
-    since: Duration,
+    pub(super) since: Duration,
     /// When the client last got on: a command, or an answer to one.
     pub(super) progress_at: Duration,
     /// When the client's next whole command has to be there.
-    command_due: Duration,
+    pub(super) command_due: Duration,
     /// A client whose time is over and that may be busy with reading is looked at then.
-    look: ReaderLook,
+    pub(super) look: ReaderLook,
     /// The rule that let it in.
-    admitted: Rule,
+    pub(super) admitted: Rule,
     /// Counted in the sessions of this source.
-    source: Option<ClientSource>,
+    pub(super) source: Option<ClientSource>,
     /// What DNS lists say about the client.
     pub(super) listings: Listings,
     /// The rule by which recipients were refused for it.
@@ -145,46 +104,41 @@ pub(super) enum LastHeard {
     Other,
 }
 
-/// Whether a client whose time for a command is over is being looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ReaderLook {
-    /// Its time is not over.
-    None,
-    /// The kernel was asked what it has taken.
-    Asked,
-    /// The kernel is asked then.
-    At(Duration),
-}
-
-/// The task of a client's session.
-pub(super) async fn session(
+/// The task of a client's session. (An `async fn` would keep its arguments beside the session.)
+pub(super) fn session(
     reactor: Rc<Reactor>,
     conn: Conn,
-    address: IpAddr,
+    origin: Origin,
     listener: Rc<Listener>,
-) {
-    let mut session = Session::new(reactor, conn, address, listener);
-    let end = match session.dialogue().await {
-        Ok(never) => match never {},
-        Err(end) => end,
-    };
-    session.end(&end);
+) -> impl Future<Output = ()> {
+    let mut session = Session::new(reactor, conn, origin, listener);
+    async move {
+        let end = match session.dialogue().await {
+            Ok(never) => match never {},
+            Err(end) => session.named(end),
+        };
+        session.end(&end);
+    }
 }
 
 impl Session {
-    fn new(reactor: Rc<Reactor>, conn: Conn, address: IpAddr, listener: Rc<Listener>) -> Self {
-        reactor.counters.session_opened();
+    fn new(reactor: Rc<Reactor>, conn: Conn, origin: Origin, listener: Rc<Listener>) -> Self {
+        if origin.peer != Peer::Check {
+            reactor.counters.session_opened();
+        }
         reactor.sessions.set(reactor.sessions.get() + 1);
         let now = reactor.now.get();
-        let is_encrypted = reactor.with(conn, |connection| connection.transport.is_encrypted());
         Self {
             smtp: server::Session::new(),
             heard: LastHeard::Other,
             channel: Channel {
-                is_encrypted: is_encrypted.unwrap_or(false),
-                is_identified: false,
+                peer: origin.peer,
+                ..Channel::default()
             },
-            client: reactor.config().policy.client(address),
+            client: reactor.config().policy.client(origin.address),
+            front: origin.front,
+            identity: None,
+            auth: None,
             generation: reactor.generation(),
             id: reactor.next_id(),
             helo: String::new(),
@@ -208,64 +162,30 @@ impl Session {
     async fn dialogue(&mut self) -> Result<Infallible, End> {
         self.admit()?;
         self.ask_zones();
+        if self.listener.is_implicit() {
+            // Boxed, or every session would be larger for it.
+            Box::pin(self.begin_secured()).await?;
+        }
         let delay = self.limits().greeting_delay;
-        if !delay.is_zero() && !self.client.is_exempt() {
+        // A user's program that talks too soon is not to be turned away for it.
+        let is_stranger = !self.client.is_exempt() && !self.is_with_front();
+        let waits = is_stranger && !self.service().is_submission();
+        if waits && !delay.is_zero() {
             let due = self.reactor.now.get() + delay;
             poll_fn(|_| self.poll_greeting_due(due)).await?;
         }
         self.greet();
         loop {
-            let transaction = poll_fn(|_| self.poll_mail()).await?;
+            let transaction = match poll_fn(|_| self.poll_mail()).await? {
+                Began::Transaction(transaction) => transaction,
+                Began::Handshake => {
+                    Box::pin(self.upgrade()).await?;
+                    continue;
+                }
+            };
             let carried = self.carry(&transaction).await;
             self.close(&transaction, carried.as_ref().err());
             carried?;
-        }
-    }
-
-    /// Holds a new session to the policy and the limits.
-    fn admit(&mut self) -> Result<(), End> {
-        let config = self.reactor.config();
-        let counts = self.count();
-        let facts = Facts {
-            counts,
-            ..self.facts()
-        };
-        match decide(Stage::Connect, &config.policy, &facts) {
-            Decision::Refuse { rule, reply, .. } => {
-                self.reactor.write(self.conn, |out| reply.write(out));
-                Err(End::Refused(rule))
-            }
-            Decision::Accept(rule) => {
-                self.admitted = rule;
-                Ok(())
-            }
-            // No check at this stage looks anything up: a test of the table holds that.
-            Decision::Wait(_) => {
-                debug_assert!(Stage::Connect.can_wait());
-                Ok(())
-            }
-        }
-    }
-
-    /// Counts the session in.
-    fn count(&mut self) -> Counts {
-        let reactor = &self.reactor;
-        let mut source_sessions = Count::default();
-        if !self.client.is_exempt() {
-            let source = ClientSource::from(self.client.address);
-            self.source = Some(source);
-            source_sessions = Count {
-                now: reactor.shared.sources.enter(source),
-                max: self.listener.limits().sessions_per_source,
-            };
-        }
-        Counts {
-            stopping: reactor.service.get() != Service::Open,
-            sessions: Count {
-                now: reactor.sessions.get(),
-                max: reactor.sessions_max,
-            },
-            source_sessions,
         }
     }
 
@@ -297,26 +217,41 @@ impl Session {
         Poll::Pending
     }
 
-    /// Commands between transactions; ready with the transaction that a MAIL begins.
-    fn poll_mail(&mut self) -> Poll<Result<Rc<OpenTransaction>, End>> {
+    /// Commands between transactions; ready with what one of them begins.
+    fn poll_mail(&mut self) -> Poll<Result<Began, End>> {
         if self.reactor.service.get() != Service::Open {
             return Poll::Ready(Err(End::Stopping));
         }
+        self.take_auth();
         let heard = self.poll_events(|session, event, out| match event {
-            Event::Mail(mail) => session.mail(&mail, out).map(Ok),
+            Event::Mail(mail) => session.mail(&mail, out).map(Began::Transaction).map(Ok),
+            Event::StartTls => session.starttls(out).map(Ok),
+            Event::Auth { mechanism, initial } => {
+                session.begin_auth(mechanism, initial, out);
+                None
+            }
+            Event::AuthResponse(response) => {
+                session.auth_response(response, out);
+                None
+            }
             Event::Hello { name, .. } => {
                 session.hello(name, out);
                 None
             }
+            Event::Xclient(command) => session.xclient(command, out).map(Err),
             event => session.common_event(None, &event).map(Err),
         })?;
         match heard {
-            Heard::Some(transaction) => {
-                // MAIL was accepted: without more octets the engine has nothing to say.
-                self.heard = LastHeard::More;
-                Poll::Ready(Ok(transaction))
+            Heard::Some(began) => {
+                if let Began::Transaction(_) = began {
+                    // MAIL was accepted: without more octets the engine has nothing to say.
+                    self.heard = LastHeard::More;
+                }
+                Poll::Ready(Ok(began))
             }
             Heard::More { is_over: true } => Poll::Ready(Err(End::Gone)),
+            // The time is ours now.
+            Heard::Wait if self.awaits_auth() => self.poll_gone(),
             Heard::More { is_over: false } | Heard::Wait => self.poll_command_due(),
         }
     }
@@ -330,6 +265,9 @@ impl Session {
     ) -> Option<End> {
         match event {
             Event::Refused { verb, error, reply } => {
+                if *verb == Verb::Auth {
+                    self.break_off_auth();
+                }
                 self.note_refused_command(transaction, *verb, (*error).into(), reply);
                 None
             }
@@ -367,6 +305,9 @@ impl Session {
                 LastHeard::Wait => return Ok(Heard::Wait),
                 LastHeard::Other => {}
             }
+        }
+        if self.auth.is_some() {
+            self.reactor.reads_secret.set(true);
         }
         let reactor = Rc::clone(&self.reactor);
         let listener = Rc::clone(&self.listener);
@@ -421,57 +362,25 @@ impl Session {
         }
     }
 
-    /// The client has `command_timeout` for its next whole command, however it spreads its octets.
-    pub(super) fn expect_command(&mut self) {
-        self.progress_at = self.reactor.now.get();
-        self.command_due = self.progress_at + self.limits().command_timeout;
-        if self.look != ReaderLook::None {
-            self.look = ReaderLook::None;
-            self.reactor.forget_progress(self.conn);
-        }
-    }
-
-    /// Ready when the client's time for its next command is over. It may be busy with reading our
-    /// replies: the kernel is asked what it has taken of them.
-    pub(super) fn poll_command_due<T>(&mut self) -> Poll<Result<T, End>> {
-        let now = self.reactor.now.get();
-        let timeout = self.limits().command_timeout;
-        if let Some((look, unsent)) = self.reactor.polled().look {
-            if look == Look::Moved {
-                self.command_due = now + timeout;
-            }
-            if unsent && (look == Look::First || now < self.command_due) {
-                self.look = ReaderLook::At(now + next_look(timeout));
-            } else if now < self.command_due {
-                self.look = ReaderLook::None;
-            } else {
-                return Poll::Ready(Err(End::Timeout));
-            }
-        }
-        let at = match self.look {
-            ReaderLook::None => self.command_due,
-            ReaderLook::At(at) => at,
-            ReaderLook::Asked => return Poll::Pending,
-        };
-        if Deadline::Command.is_past(&self.reactor, at) {
-            self.look = ReaderLook::Asked;
-            self.reactor.ask_progress(self.conn);
-        }
-        Poll::Pending
-    }
-
     fn hello(&mut self, name: &str, out: &mut Vec<u8>) {
-        name.clone_into(&mut self.helo);
+        if !self.has_named_helo() {
+            name.clone_into(&mut self.helo);
+        }
         let config = self.reactor.config();
         let decision = decide(Stage::Hello, &config.policy, &self.facts());
         self.answer(&decision, out);
     }
 
     fn mail(&mut self, mail: &Mail<'_>, out: &mut Vec<u8>) -> Option<Rc<OpenTransaction>> {
+        if self.is_with_unknown() {
+            self.refuse_unknown(out);
+            return None;
+        }
         let config = self.reactor.config();
         let sender = mail.path.as_ref().map_or("", |path| path.raw);
         let facts = Facts {
             sender,
+            counts: self.user_counts(),
             ..self.facts()
         };
         let decision = decide(Stage::Mail, &config.policy, &facts);
@@ -480,12 +389,14 @@ impl Session {
         self.set_trace_length(mail, &transaction);
         if let Decision::Refuse { rule, reply, .. } = &decision {
             transaction.note_refusal(*rule, "", reply);
+            transaction.note(|notes| notes.refused_by = Some(*rule));
         }
         self.answer(&decision, out);
         if !decision.is_accept() {
             self.record_transaction(&transaction);
             return None;
         }
+        self.count_sent(Sent::MESSAGE);
         let transaction = Rc::new(transaction);
         let shared = Rc::clone(&transaction);
         self.reactor.with(self.conn, |connection| {
@@ -511,8 +422,15 @@ impl Session {
         Facts {
             helo: &self.helo,
             answers: self.listings.answers(),
+            is_granted: self.reactor.shared.granted.has(self.client.address),
+            identity: self.identity.as_deref(),
             ..Facts::new(self.listener.facts, &self.client)
         }
+    }
+
+    /// What is spoken on its listener.
+    pub(super) fn service(&self) -> policy::Service {
+        self.listener.facts.service
     }
 
     /// A new configuration may see this client with other eyes. What it has proved itself stays.
@@ -525,6 +443,13 @@ impl Session {
         if let Some(listener) = self.reactor.listener(self.listener.number()) {
             self.listener = listener;
         }
+        self.renew_identity();
+    }
+
+    /// The user that the client has proved to be, for records.
+    pub(super) fn user(&self) -> Option<Arc<str>> {
+        let identity = self.identity.as_deref();
+        identity.map(|identity| Arc::clone(&identity.user))
     }
 
     /// What holds for the sessions of its listener.
@@ -535,39 +460,6 @@ impl Session {
     /// The limits of the sessions of its listener.
     pub(super) fn limits(&self) -> &Limits {
         self.listener.limits()
-    }
-
-    /// Takes part of the session out of everything, and ends the connection once its last reply is
-    /// out.
-    fn end(mut self, end: &End) {
-        let reactor = Rc::clone(&self.reactor);
-        if let Some(words) = end.last_words() {
-            reactor.write(self.conn, |out| words.write(out));
-        }
-        if let Some(source) = self.source.take() {
-            reactor.shared.sources.leave(source);
-        }
-        self.listings.forget(&reactor);
-        reactor.sessions.set(reactor.sessions.get() - 1);
-        reactor.counters.session_closed();
-        let rule = end.rule();
-        if let Some(rule) = rule {
-            reactor.counters.session_ended(rule);
-        }
-        let record = SessionRecord {
-            id: self.id,
-            client: self.client.address,
-            helo: std::mem::take(&mut self.helo).into_boxed_str(),
-            is_refused: rule.is_some() || self.listed.is_some(),
-            rule: rule.or(self.listed).unwrap_or(self.admitted),
-            accepted: self.accepted,
-            refused: self.refused,
-            errors: self.smtp.errors(),
-            octets: self.octets,
-            time: reactor.now.get().saturating_sub(self.since),
-        };
-        reactor.records.push(Record::Session(record));
-        reactor.finish(self.conn, end.ending());
     }
 }
 

@@ -6,7 +6,7 @@
 //! allocation, made at MAIL, so that a session between transactions pays nothing for it.
 
 use std::cell::Cell;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +19,10 @@ use super::local::Local;
 use super::records::{Reached, TraceId, TransactionRecord, TransactionTexts};
 use crate::driver::Conn;
 use crate::policy::Rule;
+use crate::relay::client::MessageClient;
 use crate::relay::destination::{Destination, Loss};
-use crate::relay::owner::{Owner, Standing};
+use crate::relay::hop::HopId;
+use crate::relay::owner::{Link, Owner, Standing};
 use crate::relay::transaction::{Lost, Transaction};
 
 /// More octets than this waiting for the next hop stop the client's receive.
@@ -38,8 +40,8 @@ pub(super) struct Notes {
     /// The rule that let the first recipient in, and the next hops of its route as the
     /// configuration writes them.
     pub(super) accepted_by: Option<(Rule, Arc<str>)>,
-    /// The rule by which our policy refused a recipient, the last one if there were several.
-    pub(super) recipient_refused_by: Option<Rule>,
+    /// The rule by which we refused MAIL or a recipient, the last one if there were several.
+    pub(super) refused_by: Option<Rule>,
     /// The latest refusal: what the log names if nothing comes of the transaction.
     pub(super) refusal: Option<LoggedReply>,
     /// The last word about the whole transaction, once it is certain.
@@ -68,13 +70,15 @@ impl LoggedReply {
         TransactionRecord {
             id,
             client,
+            user: None,
             texts: TransactionTexts::new("", "", Some(&self.reply)),
             outcome: self.outcome(),
             rule: self.rule,
-            recipient_refused_by: None,
+            refused_by: Some(self.rule),
             recipients: 0,
             refused: 0,
             reached: Reached::Nothing,
+            next_hop_tls: "",
             octets: 0,
             time: Duration::ZERO,
         }
@@ -103,7 +107,7 @@ pub(super) struct OpenTransaction {
     /// The connection that it has, or that is being opened for it.
     pub(super) hop: Cell<Option<Conn>>,
     /// It waits for a connection to this next hop.
-    pub(super) queued: Cell<Option<SocketAddr>>,
+    pub(super) queued: Cell<Option<HopId>>,
     /// How long it may wait for one.
     pub(super) queue_due: Cell<Option<Duration>>,
     /// There is something to tell a next hop, and no connection for it.
@@ -111,7 +115,9 @@ pub(super) struct OpenTransaction {
     /// The next hop takes the content more slowly than the client sends it.
     pub(super) congested: Cell<bool>,
     /// The next hop that was spoken to, for the log.
-    pub(super) next_hop: Cell<Option<SocketAddr>>,
+    pub(super) next_hop: Cell<Option<Link>>,
+    /// The client, if a next hop is to be told of it.
+    pub(super) client_told: Local<Option<Box<MessageClient>>>,
 }
 
 impl OpenTransaction {
@@ -128,6 +134,7 @@ impl OpenTransaction {
             wants_hop: Cell::new(false),
             congested: Cell::new(false),
             next_hop: Cell::new(None),
+            client_told: Local::default(),
         }
     }
 
@@ -179,17 +186,19 @@ impl OpenTransaction {
             TransactionRecord {
                 id: self.id,
                 client,
+                user: None,
                 texts: TransactionTexts::new(state.envelope.sender(), recipient, reply),
                 outcome: last.map_or(TransactionOutcome::Abandoned, LoggedReply::outcome),
                 rule: last.map_or(Rule::CLIENT, |last| last.rule),
-                recipient_refused_by: notes.recipient_refused_by,
+                refused_by: notes.refused_by,
                 recipients: count as u32,
                 refused: notes.refused,
                 reached: match (&state.destination, self.next_hop.get()) {
                     (Destination::Discard, _) => Reached::Discard,
-                    (_, Some(address)) => Reached::NextHop(address),
+                    (_, Some(link)) => Reached::NextHop(link.address),
                     _ => Reached::Nothing,
                 },
+                next_hop_tls: self.next_hop.get().map_or("", |link| link.tls_version),
                 octets: notes.octets,
                 time: now.saturating_sub(self.since),
             }
@@ -208,8 +217,8 @@ impl Owner for OpenTransaction {
         self.client
     }
 
-    fn advance(&self, address: SocketAddr, hop: &mut Client, out: &mut Vec<u8>) -> bool {
-        self.next_hop.set(Some(address));
+    fn advance(&self, link: Link, hop: &mut Client, out: &mut Vec<u8>) -> bool {
+        self.next_hop.set(Some(link));
         // Should it have to wait for another connection later, that is a wait of its own.
         self.queue_due.set(None);
         self.with(|transaction| transaction.advance(hop, out))
@@ -243,6 +252,10 @@ impl Owner for OpenTransaction {
         self.with(|transaction| transaction.envelope.asks_for_dsn())
     }
 
+    fn client(&self, look: &mut dyn FnMut(Option<&MessageClient>)) {
+        self.client_told.with(|client| look(client.as_deref()));
+    }
+
     fn relieved(&self, waiting: usize) -> bool {
         self.congested.get() && waiting < CONGESTION_LOW
     }
@@ -257,13 +270,13 @@ impl Owner for OpenTransaction {
         self.wants_hop.set(true);
     }
 
-    fn lost(&self, address: SocketAddr, loss: Loss, said: Option<Reply<'static>>) {
+    fn lost(&self, hop: HopId, loss: Loss, said: Option<Reply<'static>>) {
         self.hop.set(None);
         self.congested.set(false);
         let lost = self.with(|transaction| {
             let lost = transaction.lost(said.as_ref());
             if let Some(next_hops) = transaction.next_hops() {
-                next_hops.lost(address, loss, said);
+                next_hops.lost(hop, loss, said);
             }
             lost
         });

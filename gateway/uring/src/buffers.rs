@@ -107,6 +107,20 @@ impl Buffers {
         Some(unsafe { std::slice::from_raw_parts(first.as_ptr(), len as usize) })
     }
 
+    /// Overwrites what the caller has of a buffer with zeroes. False if it does not have that.
+    pub(crate) fn wipe(&mut self, buffer: &Buffer) -> bool {
+        if self.bytes(buffer).is_none() {
+            return false;
+        }
+        let first = self.buffer(buffer.id);
+        // SAFETY: offset and length are within the buffer, as `bytes` has checked.
+        let first = unsafe { first.add(buffer.offset as usize) };
+        // SAFETY: within one mapping, and the caller's: the kernel does not write to it, and
+        // `&mut self` says that no slice of it is about.
+        unsafe { first.write_bytes(0, buffer.len as usize) };
+        true
+    }
+
     /// Takes a buffer back from the caller. False if it was not the caller's.
     pub(crate) fn recycle(&mut self, id: u16) -> bool {
         let Some(lent) = self.lent.get_mut(usize::from(id)) else {
@@ -191,6 +205,21 @@ mod tests {
         assert_eq!(buffers.bytes(&part(0, 0, 65)), None);
         assert_eq!(buffers.bytes(&part(0, u32::MAX, 2)), None);
         assert_eq!(buffers.bytes(&part(9, 0, 1)), None);
+    }
+
+    #[test]
+    fn wiping_reaches_what_was_lent_and_nothing_else() {
+        let mut buffers = Buffers::new(2, 64).unwrap();
+        assert!(!buffers.wipe(&part(0, 0, 64)));
+        assert!(buffers.lend(0));
+        let first = buffers.buffer(0);
+        // SAFETY: within the buffer, which is the caller's.
+        unsafe { first.write_bytes(b'x', 64) };
+        assert!(buffers.wipe(&part(0, 1, 62)));
+        let left = buffers.bytes(&part(0, 0, 64)).unwrap();
+        assert_eq!((left[0], left[63]), (b'x', b'x'));
+        assert!(left[1..63].iter().all(|&octet| octet == 0));
+        assert!(!buffers.wipe(&part(0, 1, 64)));
     }
 
     #[test]

@@ -168,6 +168,15 @@ impl Ring {
         }
     }
 
+    /// Overwrites a received buffer with zeroes: it held what is not to stay in memory.
+    ///
+    /// # Panics
+    /// As [`bytes`](Self::bytes).
+    pub fn wipe(&mut self, buffer: &Buffer) {
+        let wiped = self.core.tables.buffers.wipe(buffer);
+        assert!(wiped, "the ring has not lent {buffer:?}");
+    }
+
     /// Gives a received buffer back, whether or not its connection still exists. The kernel sees it
     /// at the next wait.
     #[expect(

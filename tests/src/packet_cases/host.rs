@@ -47,6 +47,7 @@ impl Lookup for Userspace<'_> {
             let action = match listing.action {
                 ListAction::Permit => Action::Permit,
                 ListAction::Drop | ListAction::Reject => Action::Drop,
+                ListAction::HardDrop => Action::HardDrop,
             };
             Class::new(action, listing.list)
         })
@@ -57,6 +58,7 @@ impl Lookup for Userspace<'_> {
 #[derive(Default)]
 pub struct HostMemory {
     recent: HashMap<VerdictKey, Term>,
+    granted: HashMap<[u32; 5], u64>,
     local: Vec<IpNet>,
     syns: RefCell<HashMap<VerdictKey, u32>>,
 }
@@ -96,8 +98,11 @@ impl HostMemory {
             };
             (source(*address).key(), term)
         });
+        let granted = file.grants.iter();
+        let granted = granted.map(|(address, age)| (source(*address).0, age.term(NOW).1));
         Self {
             recent: recent.collect(),
+            granted: granted.collect(),
             local: file.local.clone(),
             syns: RefCell::default(),
         }
@@ -118,6 +123,10 @@ impl Recent for Term {
 
 impl Memory for HostMemory {
     type Recent = Term;
+
+    fn granted_until_ns(&self, source: &Source) -> u64 {
+        self.granted.get(&source.0).copied().unwrap_or_default()
+    }
 
     fn recent(&self, key: &VerdictKey) -> Option<Term> {
         self.recent.get(key).copied()
@@ -212,6 +221,7 @@ impl Expected {
             Verdict::Passed => Self::Pass,
             Verdict::Permitted(slot) => Self::Permit(list(slot)),
             Verdict::Listed(slot) => Self::Drop(list(slot)),
+            Verdict::Granted => Self::Granted,
             Verdict::Recent => Self::DropRecent,
             Verdict::Unlisted => Self::DropUnlisted,
             Verdict::OverBudget => Self::OverBudget,

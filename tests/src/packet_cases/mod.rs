@@ -28,6 +28,8 @@ pub struct File {
     pub lists: Compiled,
     /// The recent verdicts.
     pub recent: Vec<(IpAddr, Age)>,
+    /// The grants.
+    pub grants: Vec<(IpAddr, Age)>,
     /// The local networks.
     pub local: Vec<IpNet>,
     /// The cases.
@@ -99,6 +101,8 @@ pub enum Expected {
     Permit(String),
     /// This list has its source dropped.
     Drop(String),
+    /// It would be dropped, but its source has a grant.
+    Granted,
     /// Its source has a recent verdict.
     DropRecent,
     /// Its source is on no list, and dropped for that.
@@ -180,6 +184,7 @@ impl File {
             ports: Vec::new(),
             lists: Compiled::new(Vec::new()),
             recent: Vec::new(),
+            grants: Vec::new(),
             local: Vec::new(),
             cases: Vec::new(),
         };
@@ -205,6 +210,7 @@ impl File {
                     "ports" => file.ports = each(rest)?,
                     "list" => lists.push(list(rest)?),
                     "recent" => file.recent.push(recent(rest)?),
+                    "grant" => file.grants.push(recent(rest)?),
                     "local" => file.local.extend(each::<IpNet>(rest)?),
                     "case" => rest.clone_into(&mut begun.name),
                     "frame" => begun.frame = Some(layers::frame(rest)?),
@@ -300,6 +306,7 @@ fn list(text: &str) -> Result<(String, ListAction, Vec<IpNet>)> {
     let mut words = text.split_whitespace();
     let action = match words.next() {
         Some("drop") => ListAction::Drop,
+        Some("hard-drop") => ListAction::HardDrop,
         Some("permit") => ListAction::Permit,
         other => bail!("{other:?} is no action"),
     };
@@ -330,6 +337,7 @@ fn expected(text: &str) -> Result<Expected> {
     Ok(match text.split_once(char::is_whitespace) {
         None if text == "other" => Expected::Other,
         None if text == "pass" => Expected::Pass,
+        None if text == "granted" => Expected::Granted,
         None if text == "reset" => Expected::Reset,
         None if text == "cookie" => Expected::Cookie,
         Some(("permit", list)) => Expected::Permit(list.to_owned()),

@@ -172,13 +172,15 @@ impl Lists {
         }
     }
 
-    /// Checks what was reported against what was known.
-    pub(super) fn compare(&self, record: &mut Record) {
+    /// Checks what was reported against what was known. `are_behind_fronts`: all clients are.
+    pub(super) fn compare(&self, record: &mut Record, are_behind_fronts: bool) {
         record.lookups.full = self.end.dnsbl_unasked();
         let mut reported = BTreeSet::new();
-        for Refusal { client, rule } in lock(&self.refusals).iter() {
+        for refusal in lock(&self.refusals).iter() {
+            let Refusal { client, rule, .. } = refusal;
             let listing = number(*client).and_then(|number| record.listings.get(&number));
             let right = listing.is_some_and(|listing| listing.is_listed)
+                && refusal.is_behind_front == are_behind_fronts
                 && rule.name() == "dnsbl:bl.example";
             if !right || !reported.insert(*client) {
                 record
@@ -192,7 +194,10 @@ impl Lists {
 /// Answers a question as the plan for its client has it.
 fn answer(ask: Ask, network: &Network, shelf: &Shelf) {
     let mut record = shelf.borrow_mut();
-    let Question::Dnsbl(client) = ask.question;
+    let Question::Dnsbl(client) = ask.question else {
+        let asked = format!("{:?} is asked for", ask.question);
+        return record.violations.push(asked);
+    };
     let number = number(client);
     let Some(listing) = number.and_then(|number| record.listings.get_mut(&number)) else {
         record.violations.push(format!(

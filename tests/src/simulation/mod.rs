@@ -10,10 +10,13 @@
 //! - a stranger's recipient is not answered before DNS lists have spoken or their time is over; a
 //!   client that is on no list is never refused for one, a client that is on one is, and only
 //!   strangers are looked up;
+//! - a client that comes by a trusted front is looked up and judged as itself, and the filter is
+//!   told to drop nothing for it;
 //! - everything ends: no connection, no receive buffer and no session is left over.
 
 pub mod client;
 pub mod driver;
+mod front;
 mod lists;
 pub mod next_hop;
 pub mod scene;
@@ -35,7 +38,8 @@ use portcullis::worker::records::RecordQueue;
 use portcullis::worker::{Life, Shared, Size, Worker};
 
 use self::client::{Client, Plan};
-use self::driver::{Dial, Faults, simulation};
+use self::driver::{Dial, Faults, Peer, simulation};
+use self::front::Front;
 use self::lists::{Listing, Lists};
 
 pub use self::lists::Lookups;
@@ -46,6 +50,7 @@ hostname = "gate.example"
 [[listener]]
 address = "192.0.2.1:25"
 service = "relay"
+proxy_protocol_from = ["10.7.0.1"]
 [relay]
 networks = ["10.9.0.0/16"]
 domains = ["a.example", "b.example", "down.example", "void.example"]
@@ -179,6 +184,8 @@ pub fn run(seed: u64) -> Result<Summary, String> {
         records(),
     );
 
+    // By the seed alone, too.
+    let mut fronts = (seed % 5 == 3).then(|| fastrand::Rng::with_seed(seed ^ 0x6672_6f6e));
     let clients = rng.usize(1..=SESSIONS_MAX as usize);
     for number in 0..clients {
         let local = rng.bool();
@@ -191,11 +198,18 @@ pub fn run(seed: u64) -> Result<Summary, String> {
             }
         }
         let client = Client::new(plan, Rc::clone(&shelf));
+        let (from, client): (_, Box<dyn Peer>) = match &mut fronts {
+            None => (from, Box::new(client)),
+            Some(rng) => (
+                SocketAddr::from(([10, 7, 0, 1], 40_000 + number as u16)),
+                Box::new(Front::new(client, from, rng.fork())),
+            ),
+        };
         network.arrive(
             Duration::from_millis(rng.u64(..3_000)),
             Listener(0),
             from,
-            Box::new(client),
+            client,
         );
     }
     reload_now_and_then(seed, &network, &shared, &configuration)?;
@@ -234,7 +248,7 @@ pub fn run(seed: u64) -> Result<Summary, String> {
             "left over: (connections, buffers, sessions) = {left:?}"
         ));
     }
-    lists.compare(&mut record);
+    lists.compare(&mut record, fronts.is_some());
     compare(&mut record);
     if record.violations.is_empty() {
         let arrived = record.arrived.values().map(Vec::len).sum();

@@ -170,6 +170,14 @@ impl NextHop {
             }
             Event::MessageEnd { .. } => return self.message_end(send),
             Event::Reset | Event::Refused { .. } => return None,
+            Event::StartTls
+            | Event::Handshake
+            | Event::Auth { .. }
+            | Event::AuthResponse(_)
+            | Event::Xclient(_) => {
+                self.violation("the gate asked for what is not offered".to_owned());
+                return None;
+            }
             Event::Quit => return Some(Fate::Close),
             Event::MessageFault(fault) => {
                 self.violation(format!("the gate sent a message that is broken: {fault:?}"));

@@ -146,6 +146,15 @@ impl NextHop {
         None
     }
 
+    /// The binary header of the PROXY protocol, which holds ends of lines. A scene has no network
+    /// that cuts it in two.
+    fn strip_header(&mut self) {
+        if self.input.starts_with(b"\r\n\r\n\0\r\nQUIT\n") {
+            let rest = usize::from(u16::from_be_bytes([self.input[14], self.input[15]]));
+            self.input.drain(..16 + rest);
+        }
+    }
+
     fn say(&mut self, reply: &str, send: &mut Vec<u8>) {
         self.in_content |= reply.starts_with("354");
         send.extend_from_slice(reply.as_bytes());
@@ -161,6 +170,7 @@ impl Peer for NextHop {
             return fate;
         }
         self.input.extend_from_slice(octets);
+        self.strip_header();
         while let Some(end) = self.input.windows(2).position(|pair| pair == b"\r\n") {
             let line = String::from_utf8_lossy(&self.input[..end]).into_owned();
             self.input.drain(..end + 2);

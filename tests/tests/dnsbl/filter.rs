@@ -45,7 +45,7 @@ pub(crate) fn told(scene: &Scene, file: &Path, command: &[&str]) -> Result<Value
 }
 
 /// The sources with a verdict, each with its cause and note.
-fn verdicts(scene: &Scene, file: &Path) -> Result<Vec<(String, String)>> {
+pub(crate) fn verdicts(scene: &Scene, file: &Path) -> Result<Vec<(String, String)>> {
     let list = told(scene, file, &["verdicts", "list"])?;
     let text = |verdict: &Value, key: &str| verdict[key].as_str().unwrap_or_default().to_owned();
     let verdicts = list.as_array().context("verdicts")?;

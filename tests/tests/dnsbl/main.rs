@@ -1,9 +1,10 @@
 //! DNS lists with a real rbldnsd, from outside: which clients are refused, which are served, for
 //! which there is no query, and what happens when a list is slow, silent or wrong. `filter.rs` has
-//! the verdicts that follow, `servers.rs` bad name servers, and `world.rs` zones that list every
-//! address.
+//! the verdicts that follow, `fronts.rs` those that must not follow, `servers.rs` bad name servers,
+//! and `world.rs` zones that list every address.
 
 mod filter;
+mod fronts;
 mod scene;
 mod servers;
 mod world;

@@ -281,7 +281,7 @@ fn a_part_of_a_64_that_is_local_or_permitted_stays_in_and_is_named() -> anyhow::
     let verdicts = Verdicts::open(&scene.pin_path)?;
     let except = vec![local];
     assert_eq!(verdicts.list()?[0].except, except);
-    assert_eq!(verdicts.exceptions(elsewhere.parse()?)?, except);
+    assert_eq!(verdicts.exceptions(elsewhere.parse()?, None)?, except);
 
     // The whole /64: the part does not matter.
     settings.local_networks.push("2001:db8::/48".parse()?);

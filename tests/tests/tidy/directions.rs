@@ -16,6 +16,7 @@ const LEVELS: &[&[&str]] = &[
     &["filter", "worker"],
     &["explain"],
     &["config"],
+    &["auth"],
     &["policy", "relay"],
     &["lists", "driver", "tls"],
     // Leaves that every module may know.

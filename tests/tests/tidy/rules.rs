@@ -26,6 +26,8 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("aya_ebpf", &["ebpf/program"]),
     ("ppp", &["gateway/src/fronts"]),
     ("rustls", &["gateway/src/tls"]),
+    ("argon2", &["gateway/src/auth"]),
+    ("rpassword", &["gateway/src/cli"]),
     ("clap", &["gateway/src/cli", "gateway/src/main"]),
     ("mimalloc", &["gateway/src/cli", "gateway/src/main"]),
     ("io_uring", &["gateway/uring"]),

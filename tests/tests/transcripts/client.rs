@@ -7,7 +7,8 @@ use portcullis_smtp::client::{Client, ClientEvent, Extensions, MailCommand, Sent
 use portcullis_smtp::data::Stuffer;
 use portcullis_smtp::envelope::Ret;
 use portcullis_smtp::reply::Reply;
-use portcullis_tests::transcript::{Case, Line};
+use portcullis_smtp::sasl::Mechanism;
+use portcullis_tests::transcript::{self, Case, Line};
 
 pub(crate) fn play_every_way(case: &Case) -> Result<(), String> {
     for octet_by_octet in [false, true] {
@@ -159,6 +160,18 @@ impl Player {
                 let length = first.parse().map_err(|_| "bdat LENGTH [last]")?;
                 client.bdat(length, words.contains(&"last"), out);
             }
+            "starttls" => client.starttls(out),
+            "tls" => client.secured(),
+            "auth" => {
+                let mechanism = Mechanism::from_name(first.as_bytes()).ok_or("no mechanism")?;
+                let initial = rest.split_once(' ').map(|(_, initial)| initial);
+                let initial = initial.map(transcript::octets).transpose();
+                let initial = initial.map_err(|error| format!("{error:#}"))?;
+                client.auth(mechanism, initial.as_deref(), out);
+            }
+            "response" => client.auth_response(rest.as_bytes(), out),
+            "cancel" => client.auth_cancel(out),
+            "xclient" => client.xclient(&format!(" {rest}"), out),
             "rset" => client.rset(out),
             "quit" => client.quit(out),
             _ => return Err(format!("do: {verb:?} is no command")),
@@ -189,6 +202,7 @@ fn offers(extensions: &Extensions) -> String {
         dsn,
         enhanced_status_codes,
         starttls,
+        auth,
         recipients_max,
         transactions_max,
         recipient_domains_max,
@@ -208,6 +222,7 @@ fn offers(extensions: &Extensions) -> String {
         .filter(|(offered, _)| *offered)
         .map(|(_, name)| (*name).to_owned())
         .collect();
+    words.extend(auth.iter().map(|it| format!("auth={}", it.name())));
     words.extend(size_max.map(|size| format!("size={size}")));
     words.extend(recipients_max.map(|recipients| format!("rcptmax={recipients}")));
     words.extend(transactions_max.map(|transactions| format!("mailmax={transactions}")));

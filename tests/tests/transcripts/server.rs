@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 
 use portcullis_smtp::reply::{EnhancedCode, Reply};
+use portcullis_smtp::sasl::Mechanism;
 use portcullis_smtp::server::{Blame, LongLines, Settings};
 use portcullis_tests::checked_session::CheckedSession;
 use portcullis_tests::transcript::{Case, Line};
@@ -29,6 +30,7 @@ struct Exchange {
 type Planned = (String, Reply<'static>, Blame);
 
 struct Script {
+    implicit_tls: bool,
     settings: Settings,
     exchanges: Vec<Exchange>,
     messages: Vec<Vec<u8>>,
@@ -66,6 +68,7 @@ pub(crate) fn play_every_way(case: &Case) -> Result<(), String> {
 impl Script {
     fn new(case: &Case) -> Result<Self, String> {
         let mut script = Self {
+            implicit_tls: false,
             settings: Settings::new("mx.example"),
             exchanges: Vec::new(),
             messages: Vec::new(),
@@ -86,6 +89,7 @@ impl Script {
                 "E" => now.events.push(line.text.clone()),
                 "A" => now.answers.push(answer(&line.text)?),
                 "hold" => now.hold = true,
+                "set" if line.text == "tls on" => script.implicit_tls = true,
                 "set" => set(&mut script.settings, &line.text)?,
                 "M" => {
                     if key_before != "M" {
@@ -120,7 +124,7 @@ fn answer(text: &str) -> Result<Planned, String> {
         Some(("unknown", reply)) => (Blame::UnknownRecipient, reply),
         _ => (Blame::Client, reply),
     };
-    let (code, text) = reply.split_once(' ').ok_or_else(bad)?;
+    let (code, text) = reply.split_once(' ').unwrap_or((reply, ""));
     let code = code.parse().map_err(|_| bad())?;
     let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
     let numbers: Vec<u16> = word
@@ -146,6 +150,14 @@ fn set(settings: &mut Settings, text: &str) -> Result<(), String> {
             .map_err(|error| format!("{text}: {error}"))
     };
     match name {
+        "starttls" if value == "on" => settings.starttls = true,
+        "auth_without_tls" if value == "on" => settings.auth_without_tls = true,
+        "xclient" if value == "on" => settings.xclient = true,
+        "auth_required" if value == "on" => settings.auth_required = true,
+        "auth" => {
+            let names = value.split(' ').map(str::as_bytes);
+            settings.mechanisms = names.filter_map(Mechanism::from_name).collect();
+        }
         "dsn" if value == "off" => settings.dsn = false,
         "message_size_max" => settings.message_size_max = number()?.into(),
         "recipients_max" => settings.recipients_max = number()?,
@@ -168,6 +180,7 @@ fn play(script: &Script, cut: Cut, late_answers: bool) -> Result<(), String> {
         (reply.code != 0).then_some((reply, blame))
     };
     let mut session = CheckedSession::new(&script.settings, late_answers, Box::new(policy));
+    session.implicit_tls = script.implicit_tls;
     for (index, exchange) in script.exchanges.iter().enumerate() {
         answers.borrow_mut().extend_from_slice(&exchange.answers);
         play_exchange(&mut session, exchange, index, cut)

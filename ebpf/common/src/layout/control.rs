@@ -11,6 +11,11 @@ use crate::hash::spread;
 /// all 32 KiB, which stay in a core's first caches under a flood of sources that never come again.
 pub const VERDICT_HINTS: u32 = 1 << 18;
 
+/// Hints of grants, a bit each, as many as there can be grants: 8 KiB. They are not those of
+/// verdicts, which may be set for most sources: a source on a drop list is dropped without any
+/// further lookup unless its own hint is set.
+pub const GRANT_HINTS: u32 = 1 << 16;
+
 /// A word that other processes may change at any time. Not an atomic in the program: the compiler
 /// has no atomic load for BPF, but loads it in one piece.
 #[cfg(not(target_arch = "bpf"))]
@@ -61,9 +66,12 @@ pub struct Control {
     packed_settings: Word,
     /// Until when there is a reader of events, in nanoseconds of CLOCK_MONOTONIC; 0: there is none.
     pub reader_until_ns: Word,
+    /// Whether there may be any grant; 0: there is none, and the hints need not be read.
+    pub may_have_grants: Word,
     /// Fills the cache line.
-    reserved: [u64; 6],
+    reserved: [u64; 5],
     hints: [Word; VERDICT_HINTS as usize / 64],
+    grant_hints: [Word; GRANT_HINTS as usize / 64],
 }
 
 impl Control {
@@ -74,6 +82,38 @@ impl Control {
     pub fn may_be_recent(&self, key: &VerdictKey) -> bool {
         let (word, bit) = self.hint(hint(key));
         word.is_some_and(|word| word.get() & bit != 0)
+    }
+
+    /// Whether there may be a grant for a source with this key: an address, or one in the /64 of an
+    /// IPv6 address.
+    #[inline(always)]
+    #[must_use]
+    pub fn may_be_granted(&self, key: &VerdictKey) -> bool {
+        if self.may_have_grants.get() == 0 {
+            return false;
+        }
+        let hint = grant_hint(key);
+        let word = self.grant_hints.get(hint as usize / 64);
+        word.is_some_and(|word| word.get() & 1 << (hint % 64) != 0)
+    }
+
+    /// Has the program look for grants under keys whose hints are set here, and for no others.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn set_grant_hints(&self, hints: &[u64]) {
+        for (word, hints) in self.grant_hints.iter().zip(hints) {
+            word.set(*hints);
+        }
+        let any = hints.iter().any(|word| *word != 0);
+        self.may_have_grants.set(u64::from(any));
+    }
+
+    /// Has the program look for grants under keys with this hint, too.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn set_grant_hint(&self, hint: u32) {
+        if let Some(word) = self.grant_hints.get(hint as usize / 64) {
+            word.set_bits(1 << (hint % 64));
+        }
+        self.may_have_grants.set(1);
     }
 
     /// Has the program look for verdicts under keys with this hint.
@@ -164,4 +204,13 @@ impl PackedSettings {
 pub const fn hint(key: &VerdictKey) -> u32 {
     let product = spread((key[1] as u64) << 32 | key[2] as u64);
     (product >> (64 - VERDICT_HINTS.ilog2())) as u32
+}
+
+/// The number of the hint of grants that belongs to a key: to that of an IPv6 address by its /64,
+/// which is all that the fast path reads of it.
+#[inline(always)]
+#[must_use]
+pub const fn grant_hint(key: &VerdictKey) -> u32 {
+    let product = spread((key[1] as u64) << 32 | key[2] as u64);
+    (product >> (64 - GRANT_HINTS.ilog2())) as u32
 }

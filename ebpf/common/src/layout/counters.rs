@@ -71,6 +71,8 @@ pub enum InterfaceCounter {
     DroppedTags = 16,
     /// Passed because of [`Mode::Monitor`]; as [`Reason::Tags`].
     MonitoredTags = 17,
+    /// Passed for a grant; otherwise it would have been dropped.
+    Granted = 18,
 }
 
 /// The place of the counter of a packet within a packet.

@@ -8,6 +8,7 @@
 //! | `SNAPSHOT` | array of inner arrays | userspace, mapped; swapped whole |
 //! | `COUNTERS` | per-CPU array of one | the program |
 //! | `VERDICTS` | hash | userspace; the program counts |
+//! | `GRANTS` | hash | the gate |
 //! | `LOCAL_NETWORKS` | LPM trie | userspace |
 //! | `SYN_SKETCH` | array | the program |
 //! | `RATES` | array | the program |
@@ -27,6 +28,7 @@
 //! | `SNAPSHOT` | the blocks of a [`snapshot`](crate::snapshot) of all lists: [`snapshot_slot`] |
 //! | `COUNTERS` | what is counted for interfaces and lists: [`Counters`] |
 //! | `VERDICTS` | source, or its /64 -> [`RecentVerdict`] |
+//! | `GRANTS` | [`Source`](crate::Source) -> when its grant ends, in nanoseconds |
 //! | `LOCAL_NETWORKS` | [`Source`](crate::Source) prefix -> any value |
 //! | `SYN_SKETCH` | [`SketchLine`]s: SYNs of sources in this second |
 //! | `RATES` | [`Rate`] -> [`RateUse`] |
@@ -54,7 +56,9 @@ mod records;
 mod settings;
 mod verdicts;
 
-pub use self::control::{Control, PackedSettings, VERDICT_HINTS, Word, hint};
+pub use self::control::{
+    Control, GRANT_HINTS, PackedSettings, VERDICT_HINTS, Word, grant_hint, hint,
+};
 pub use self::counters::{
     Counters, FIRST_UNREAD, InterfaceCounter, InterfaceCounters, ListCounter, ListCounters,
     NOTHING_COUNTED, unread_counter,
@@ -77,7 +81,7 @@ pub use crate::snapshot::LISTS_MAX;
 
 /// Changes whenever the meaning of a map changes, that of the lines of a snapshot included. It is
 /// part of the pin path, because a start takes pinned maps over without checking their shape.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// Slots for lists: twice [`LISTS_MAX`], so that a reload that renames every list finds free slots
 /// while the generation before it still counts in its own.
@@ -87,6 +91,8 @@ pub const INTERFACES_MAX: u32 = 64;
 /// Slots for interfaces: the last is for frames that come from no interface, but are run through
 /// the program to try it.
 pub const INTERFACE_SLOTS: u32 = INTERFACES_MAX + 1;
+/// Most grants. A full map takes some 6 MiB of kernel memory.
+pub const GRANTS_MAX: u32 = 65_536;
 /// Most local networks.
 pub const LOCAL_NETWORKS_MAX: u32 = 65_536;
 

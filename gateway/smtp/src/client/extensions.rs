@@ -1,5 +1,8 @@
 //! What a next hop offers in its reply to EHLO (RFC 5321, 4.1.1.1).
 
+use crate::reply::Reply;
+use crate::sasl::{Mechanism, Mechanisms};
+
 /// The extensions that a next hop offers and that a relay can use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extensions {
@@ -21,6 +24,8 @@ pub struct Extensions {
     pub enhanced_status_codes: bool,
     /// RFC 3207.
     pub starttls: bool,
+    /// RFC 4954: the mechanisms that are known here.
+    pub auth: Mechanisms,
     /// RFC 9422, RCPTMAX: RCPT commands of one transaction.
     pub recipients_max: Option<u32>,
     /// RFC 9422, MAILMAX: MAIL commands of one session.
@@ -52,6 +57,11 @@ impl Extensions {
             "DSN" => self.dsn = true,
             "ENHANCEDSTATUSCODES" => self.enhanced_status_codes = true,
             "STARTTLS" => self.starttls = true,
+            "AUTH" => {
+                let known = words.filter_map(|word| Mechanism::from_name(word.as_bytes()));
+                // Some servers have two lines, one of them for broken clients.
+                self.auth = known.chain(self.auth.iter()).collect();
+            }
             "LIMITS" => words.for_each(|word| self.limit(word)),
             _ => {}
         }
@@ -68,6 +78,16 @@ impl Extensions {
             }
         }
     }
+}
+
+/// What a reply to EHLO says after this keyword; `None`: it is not offered. It is for extensions
+/// that only the caller knows, such as XCLIENT.
+#[must_use]
+pub fn offered_arguments<'a>(reply: &'a Reply<'_>, keyword: &str) -> Option<&'a str> {
+    reply.text.lines().skip(1).find_map(|line| {
+        let (word, arguments) = line.split_once(' ').unwrap_or((line, ""));
+        word.eq_ignore_ascii_case(keyword).then_some(arguments)
+    })
 }
 
 /// One to six digits that do not begin with 0 (RFC 9422, 4). A value of any other form is ignored.

@@ -14,15 +14,19 @@ use std::collections::VecDeque;
 
 use memchr::memchr;
 
-pub use extensions::Extensions;
+pub use extensions::{Extensions, offered_arguments};
 
 use crate::data::Stuffer;
 use crate::envelope::{Mail, Ret};
 use crate::reply::{Reply, push_decimal};
+use crate::sasl::{self, Mechanism};
 use reply_reader::{ReplyLine, ReplyReader};
 
 /// Octets of a line that are read; the rest is discarded. RFC 5321 allows 512.
 const LINE_LENGTH_MAX: usize = 4096;
+
+/// RFC 5321, 4.5.3.1.4: the command line, CRLF included.
+const COMMAND_LENGTH_MAX: usize = 512;
 
 /// What a reply belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +51,12 @@ pub enum Sent {
     Rset,
     /// QUIT.
     Quit,
+    /// STARTTLS.
+    StartTls,
+    /// AUTH, or the response to a challenge.
+    Auth,
+    /// XCLIENT.
+    Xclient,
 }
 
 impl Sent {
@@ -54,7 +64,14 @@ impl Sent {
     const fn ends_group(self) -> bool {
         matches!(
             self,
-            Self::Greeting | Self::Ehlo | Self::Helo | Self::Data | Self::Quit
+            Self::Greeting
+                | Self::Ehlo
+                | Self::Helo
+                | Self::Data
+                | Self::Quit
+                | Self::StartTls
+                | Self::Auth
+                | Self::Xclient
         )
     }
 
@@ -119,6 +136,8 @@ pub struct Client {
     reader: ReplyReader,
     extensions: Extensions,
     malformed: bool,
+    /// STARTTLS was accepted: what comes next belongs to TLS.
+    handshake: bool,
     /// The rest of a line that is too long is discarded. The value: it is the last line of its
     /// reply.
     skipping: Option<bool>,
@@ -145,6 +164,7 @@ impl Client {
             reader: ReplyReader::default(),
             extensions: Extensions::default(),
             malformed: false,
+            handshake: false,
             skipping: None,
             transactions: 0,
             recipients: 0,
@@ -154,6 +174,8 @@ impl Client {
 
     /// Consumes input up to the next event. Returns the number of octets used, and the event.
     pub fn handle<'a>(&'a mut self, input: &[u8]) -> (usize, ClientEvent<'a>) {
+        // RFC 3207, 4.2: what the peer says before the handshake is not part of what follows.
+        self.malformed |= self.handshake && !input.is_empty();
         let mut used = 0;
         while !self.malformed {
             let rest = &input[used..];
@@ -222,6 +244,12 @@ impl Client {
         let to = self.owed.pop_front();
         let reply = self.reader.reply();
         match to {
+            Some(Sent::StartTls) => self.handshake = reply.code == 220,
+            // The next client of the connection begins with EHLO.
+            Some(Sent::Xclient) if reply.is_positive() => self.extensions = Extensions::default(),
+            _ => {}
+        }
+        match to {
             Some(to) => ClientEvent::Reply { to, reply },
             None => ClientEvent::Unsolicited(reply),
         }
@@ -243,7 +271,7 @@ impl Client {
     #[must_use]
     pub fn may_send(&self) -> bool {
         match self.owed.back() {
-            None => true,
+            None => !self.handshake,
             Some(last) => self.extensions.pipelining && !last.ends_group(),
         }
     }
@@ -363,6 +391,66 @@ impl Client {
         } else {
             self.end_command(Sent::Chunk, "", out);
         }
+    }
+
+    /// STARTTLS (RFC 3207), if the peer offers it.
+    ///
+    /// After a 220 the caller passes what it has read beyond that reply to
+    /// [`handle`](Self::handle) once more: anything there is [`ClientEvent::Malformed`], for it was
+    /// not protected. Then it does the handshake and calls [`secured`](Self::secured).
+    pub fn starttls(&mut self, out: &mut Vec<u8>) {
+        self.end_command(Sent::StartTls, "STARTTLS", out);
+    }
+
+    /// The connection is under TLS. EHLO comes next: what was offered in the clear does not count.
+    pub fn secured(&mut self) {
+        self.handshake = false;
+        self.extensions = Extensions::default();
+    }
+
+    /// AUTH (RFC 4954). The reply is 235, a refusal, or 334 with a challenge: its text is base64,
+    /// for [`Encoded::parse`](crate::sasl::Encoded::parse).
+    ///
+    /// Returns whether the initial response is in the command. One that makes the line too long is
+    /// left out (RFC 4954, 4): the peer asks for it with an empty challenge.
+    pub fn auth(
+        &mut self,
+        mechanism: Mechanism,
+        initial: Option<&[u8]>,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let name = mechanism.name();
+        out.extend_from_slice(b"AUTH ");
+        out.extend_from_slice(name.as_bytes());
+        let room = COMMAND_LENGTH_MAX - "AUTH  \r\n".len() - name.len();
+        let initial = initial.filter(|initial| initial.len().div_ceil(3) * 4 <= room);
+        if let Some(initial) = initial {
+            out.push(b' ');
+            if initial.is_empty() {
+                out.push(b'=');
+            }
+            sasl::encode(initial, out);
+        }
+        self.end_command(Sent::Auth, "", out);
+        initial.is_some()
+    }
+
+    /// The response to a challenge.
+    pub fn auth_response(&mut self, response: &[u8], out: &mut Vec<u8>) {
+        sasl::encode(response, out);
+        self.end_command(Sent::Auth, "", out);
+    }
+
+    /// Cancels the authentication instead of a response. The reply is a 501.
+    pub fn auth_cancel(&mut self, out: &mut Vec<u8>) {
+        self.end_command(Sent::Auth, "*", out);
+    }
+
+    /// XCLIENT, with these attributes: each of them has a space before it. After a positive reply,
+    /// which is the greeting to that client, EHLO comes next.
+    pub fn xclient(&mut self, attributes: &str, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"XCLIENT");
+        self.end_command(Sent::Xclient, attributes, out);
     }
 
     /// RSET.

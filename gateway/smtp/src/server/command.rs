@@ -92,7 +92,8 @@ const ANY_OR_REFUSED: &[Phase] = &[
     Phase::BetweenChunks,
 ];
 
-/// The frequent ones first. STARTTLS and AUTH are in the table to get a 502 and not a 500.
+/// The frequent ones first. A command that is not offered is in the table to get a 502 and not a
+/// 500.
 #[rustfmt::skip]
 static COMMANDS: &[Command] = &[
     Command::new("RCPT", IN_ENVELOPE, Waits::UnlessPipelining, Session::rcpt).any_octets(),
@@ -110,8 +111,9 @@ static COMMANDS: &[Command] = &[
     Command::new("EXPN", ANY, Waits::PerGroup, Session::not_implemented),
     Command::new("TURN", ANY, Waits::Always, Session::not_implemented),
     Command::new("ETRN", ANY, Waits::Always, Session::not_implemented),
-    Command::new("AUTH", ANY, Waits::Always, Session::not_implemented),
-    Command::new("STARTTLS", ANY, Waits::Always, Session::not_implemented),
+    Command::new("AUTH", ANY, Waits::Always, Session::auth),
+    Command::new("STARTTLS", ANY, Waits::Always, Session::starttls),
+    Command::new("XCLIENT", ANY, Waits::Always, Session::xclient),
 ];
 
 /// A browser or a proxy that was tricked into connecting to port 25 begins with one of these.
@@ -137,7 +139,7 @@ static NOT_PRINTABLE: Reply<'static> = Reply::fixed(
     "Argument is not printable ASCII",
 );
 static NO_ARGUMENT: Reply<'static> = Reply::fixed(501, EnhancedCode(5, 5, 4), "Argument missing");
-static ARGUMENT: Reply<'static> =
+pub(super) static ARGUMENT: Reply<'static> =
     Reply::fixed(501, EnhancedCode(5, 5, 4), "Command takes no argument");
 static CLIENT_NAME: Reply<'static> = Reply::fixed(
     501,
@@ -207,8 +209,19 @@ impl Session {
         reply: &'static Reply<'static>,
         out: &mut Vec<u8>,
     ) -> Handled<'a> {
+        self.refuse_command(settings, CommandError::Syntax, reply, out)
+    }
+
+    /// Refuses a command, as an error of the client.
+    pub(super) fn refuse_command<'a>(
+        &mut self,
+        settings: &Settings,
+        error: CommandError,
+        reply: &'static Reply<'static>,
+        out: &mut Vec<u8>,
+    ) -> Handled<'a> {
         self.fail(settings, reply, out);
-        Handled::Refused(Verb::Other, CommandError::Syntax, reply)
+        Handled::Refused(Verb::Other, error, reply)
     }
 
     fn unknown<'a>(&mut self, settings: &Settings, verb: &[u8], out: &mut Vec<u8>) -> Handled<'a> {
@@ -222,7 +235,11 @@ impl Session {
     }
 
     /// Answers 503. If an earlier command of the group failed, that is no error of the client.
-    fn out_of_sequence<'a>(&mut self, settings: &Settings, out: &mut Vec<u8>) -> Handled<'a> {
+    pub(super) fn out_of_sequence<'a>(
+        &mut self,
+        settings: &Settings,
+        out: &mut Vec<u8>,
+    ) -> Handled<'a> {
         let reply = match self.phase {
             Phase::Refused => &NO_SERVICE,
             Phase::Greeted => &HELLO_FIRST,
@@ -290,7 +307,12 @@ impl Session {
             return Handled::Answered;
         }
         self.failure = Some(Failure::Refused);
-        match Mail::parse(arguments, self.dsn || settings.dsn) {
+        if let Some((error, reply)) = self.lacks(settings) {
+            self.fail(settings, reply, out);
+            return Handled::Refused(Verb::Mail, error, reply);
+        }
+        let has_auth = !settings.mechanisms.is_empty();
+        match Mail::parse(arguments, self.dsn || settings.dsn, has_auth) {
             Err(reply) => {
                 self.fail(settings, reply, out);
                 Handled::Refused(Verb::Mail, CommandError::of_arguments(reply), reply)
@@ -475,7 +497,7 @@ impl Session {
         Handled::Answered
     }
 
-    fn not_implemented<'a>(
+    pub(super) fn not_implemented<'a>(
         &mut self,
         settings: &Settings,
         _: &'a [u8],

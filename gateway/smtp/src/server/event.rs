@@ -5,6 +5,8 @@ use std::fmt;
 use crate::data::Fault;
 use crate::envelope::{Mail, Rcpt};
 use crate::reply::{EnhancedCode, Reply};
+use crate::sasl::{Encoded, Mechanism};
+use crate::xclient::Xclient;
 
 /// One step of a [`Session`](super::Session).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +21,7 @@ pub struct Step<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// All complete input is consumed. The caller passes the rest again, with more. It is always
-    /// shorter than `command_length_max`.
+    /// shorter than [`line_length_max`](super::Session::line_length_max).
     NeedInput,
     /// The session consumes nothing before the caller answers.
     AwaitingAnswer,
@@ -50,6 +52,27 @@ pub enum Event<'a> {
     },
     /// RSET, or EHLO or HELO in a transaction: the transaction is over. No answer is owed.
     Reset,
+    /// STARTTLS (RFC 3207). An answer is owed. After a positive one [`Event::Handshake`] follows.
+    ///
+    /// A transaction is over before this event, with a [`Event::Reset`] of its own.
+    StartTls,
+    /// The reply to STARTTLS is sent: what comes next belongs to TLS. No octet is consumed, and no
+    /// other event comes, before the caller calls [`secured`](super::Session::secured).
+    Handshake,
+    /// AUTH (RFC 4954). An answer is owed: [`challenge`](super::Session::challenge), or one that
+    /// ends the exchange. A refusal by the session itself that ends the exchange has
+    /// [`Verb::Auth`].
+    Auth {
+        /// One of those in the settings.
+        mechanism: Mechanism,
+        /// The initial response. None is something else than an empty one, which is written `=`.
+        initial: Option<Encoded<'a>>,
+    },
+    /// The response to a challenge. An answer is owed, as to [`Event::Auth`].
+    AuthResponse(Encoded<'a>),
+    /// XCLIENT. An answer is owed: the greeting to the client that it names. After a positive one
+    /// the session is as new; after a refusal that client may only QUIT.
+    Xclient(Xclient<'a>),
     /// The session has refused a command by itself, and the reply is written. No answer is owed.
     Refused {
         /// Which command it was.
@@ -75,6 +98,9 @@ pub enum Verb {
     Rcpt,
     /// Begun the content of the transaction: DATA, or the first BDAT.
     Content,
+    /// Begun an authentication, or gone on with one. There is none any more: the caller forgets
+    /// what it knows of the exchange.
+    Auth,
     /// Anything else, or any of these where it cannot come.
     Other,
 }
@@ -100,13 +126,25 @@ pub enum CommandError {
     Recipients,
     /// 554: there is no recipient to send a message to.
     NoRecipients,
+    /// 530, 538: the command needs TLS.
+    TlsRequired,
+    /// 530: MAIL needs an authenticated client.
+    AuthRequired,
+    /// 504: AUTH with a mechanism that is not offered.
+    AuthMechanism,
+    /// 500: longer than [`LINE_LENGTH_MAX`](crate::sasl::LINE_LENGTH_MAX), in an authentication.
+    AuthLength,
+    /// 501: the client has cancelled the authentication.
+    AuthCancelled,
+    /// 550: XCLIENT, from another peer than a trusted front.
+    Xclient,
     /// 552: MAIL declares more than [`message_size_max`](super::Settings::message_size_max).
     MessageSize,
 }
 
 impl CommandError {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 16] = [
         Self::Syntax,
         Self::Parameter,
         Self::UnknownCommand,
@@ -116,6 +154,12 @@ impl CommandError {
         Self::Sequence,
         Self::Recipients,
         Self::NoRecipients,
+        Self::TlsRequired,
+        Self::AuthRequired,
+        Self::AuthMechanism,
+        Self::AuthLength,
+        Self::AuthCancelled,
+        Self::Xclient,
         Self::MessageSize,
     ];
 
@@ -133,6 +177,12 @@ impl CommandError {
             Self::Sequence => "sequence",
             Self::Recipients => "recipients",
             Self::NoRecipients => "no-recipients",
+            Self::TlsRequired => "tls-required",
+            Self::AuthRequired => "auth-required",
+            Self::AuthMechanism => "auth-mechanism",
+            Self::AuthLength => "auth-length",
+            Self::AuthCancelled => "auth-cancelled",
+            Self::Xclient => "xclient",
             Self::MessageSize => "message-size",
         }
     }

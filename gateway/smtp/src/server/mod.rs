@@ -18,16 +18,18 @@ mod command;
 mod content;
 mod event;
 mod line;
+mod secure;
 mod settings;
 
 pub use event::{Abuse, Blame, CommandError, Event, Step, Verb};
+pub use secure::{AUTH_FAILED, AUTH_TOO_WEAK, AUTH_UNAVAILABLE, TLS_UNAVAILABLE};
 pub use settings::{LongLines, Settings};
 
 use crate::data::{Decoder, Fault, Framing};
 use crate::reply::{EnhancedCode, Reply};
 use command::Handled;
 use line::{Frame, Framer};
-use settings::write_hello;
+use settings::{write_greeting, write_hello};
 
 /// The phase of a session. The command table says which commands each phase allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,10 @@ enum Phase {
     WithinChunk,
     /// Between the chunks of a message.
     BetweenChunks,
+    /// STARTTLS was accepted: the handshake comes next.
+    Handshake,
+    /// A challenge was written: the response to it comes next.
+    Authenticating,
     /// The last reply is written; the next event is [`Event::Abort`] or [`Event::Quit`].
     Ending(Option<Abuse>),
     /// The session is over.
@@ -69,6 +75,9 @@ enum Owed {
     Data,
     FirstChunk,
     MessageEnd,
+    StartTls,
+    Auth,
+    Xclient,
 }
 
 /// Why the later commands of a group cannot succeed. That is no further error of the client: it
@@ -94,6 +103,10 @@ pub struct Session {
     dsn: bool,
     /// MAIL had SMTPUTF8.
     smtputf8: bool,
+    /// The connection is under TLS.
+    tls: bool,
+    /// The client has said who it is, and proved it.
+    authenticated: bool,
     /// The client has to wait for a reply that it cannot have read yet.
     must_wait: bool,
     /// The client did not wait. After the end of the session: input came after the last command.
@@ -149,6 +162,8 @@ impl Session {
             extended: false,
             dsn: false,
             smtputf8: false,
+            tls: false,
+            authenticated: false,
             must_wait: false,
             early_input: false,
             chunk_last: false,
@@ -168,9 +183,7 @@ impl Session {
     /// refusal the client may only QUIT.
     pub fn greet(&mut self, settings: &Settings, out: &mut Vec<u8>) {
         if self.phase == Phase::Connected {
-            out.extend_from_slice(b"220 ");
-            out.extend_from_slice(settings.hostname.as_bytes());
-            out.extend_from_slice(b" ESMTP Portcullis\r\n");
+            write_greeting(settings, out);
             self.phase = Phase::Greeting;
         }
     }
@@ -202,12 +215,15 @@ impl Session {
             Owed::Nothing | Owed::FirstChunk => {}
             Owed::Hello { extended } => {
                 self.dsn = extended && settings.dsn;
-                write_hello(extended, settings, out);
+                write_hello(extended.then(|| self.offer(settings)), settings, out);
             }
             Owed::Mail => SENDER_OK.write(out),
             Owed::Rcpt => RECIPIENT_OK.write(out),
             Owed::Data => out.extend_from_slice(b"354 End data with <CR><LF>.<CR><LF>\r\n"),
             Owed::MessageEnd => MESSAGE_OK.write(out),
+            Owed::StartTls => secure::READY_FOR_TLS.write(out),
+            Owed::Auth => secure::AUTHENTICATED.write(out),
+            Owed::Xclient => write_greeting(settings, out),
         }
         self.settle(settings, true, Blame::None, out);
     }
@@ -229,14 +245,17 @@ impl Session {
         blame: Blame,
         out: &mut Vec<u8>,
     ) {
-        let positive = reply.is_positive();
+        // A challenge is no success.
+        let positive = reply.is_positive() && !(self.owed == Owed::Auth && reply.code >= 300);
         match self.owed {
             Owed::Nothing if self.phase != Phase::Connected => return,
             // BDAT is answered when its chunk is complete.
             Owed::FirstChunk if positive => {}
             // RFC 2034, 3: neither the greeting nor the reply to EHLO has an enhanced code.
-            Owed::Nothing | Owed::Hello { .. } if positive => reply.borrowed(None).write(out),
-            Owed::Nothing | Owed::Hello { .. } => reply.write(out),
+            Owed::Nothing | Owed::Hello { .. } | Owed::Xclient if positive => {
+                reply.borrowed(None).write(out);
+            }
+            Owed::Nothing | Owed::Hello { .. } | Owed::Xclient => reply.write(out),
             // All other replies have one, because ENHANCEDSTATUSCODES is offered. A next hop that
             // does not offer it sends none; then it is added here.
             _ if reply.enhanced.is_none() && reply.code != 354 => {
@@ -375,6 +394,10 @@ impl Session {
         match self.phase {
             Phase::Data => self.data(settings, input, out),
             Phase::WithinChunk => self.chunk(settings, input, out),
+            Phase::Authenticating => self.auth_line(settings, input, out),
+            // Not before the reply to STARTTLS is on its way.
+            Phase::Handshake if self.must_wait => (0, Some(Event::NeedInput)),
+            Phase::Handshake => (0, Some(Event::Handshake)),
             _ => self.command_line(settings, input, out),
         }
     }
@@ -455,6 +478,11 @@ impl Session {
                 self.end_transaction();
             }
             (Owed::Data | Owed::MessageEnd, false) => self.end_transaction(),
+            (Owed::StartTls, true) => self.phase = Phase::Handshake,
+            (Owed::Auth, true) => self.authenticated = true,
+            (Owed::Xclient, true) => self.begin_again(),
+            (Owed::Xclient, false) => self.phase = Phase::Refused,
+            (Owed::StartTls | Owed::Auth, false) => self.count_refusal(settings, blame, out),
         }
     }
 

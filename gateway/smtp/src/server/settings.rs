@@ -2,6 +2,8 @@
 
 use crate::data::Bounds;
 use crate::reply::push_decimal;
+use crate::sasl::Mechanisms;
+use crate::xclient;
 
 /// RFC 9422, 4: a limit has at most six digits. A larger one is offered as this.
 const LIMIT_MAX: u32 = 999_999;
@@ -32,6 +34,16 @@ pub struct Settings {
     pub long_lines: LongLines,
     /// DSN is offered (RFC 3461): its parameters are accepted and passed on.
     pub dsn: bool,
+    /// STARTTLS is offered to sessions without TLS (RFC 3207).
+    pub starttls: bool,
+    /// The mechanisms of AUTH (RFC 4954). It is offered if there are any.
+    pub mechanisms: Mechanisms,
+    /// AUTH is offered even without TLS.
+    pub auth_without_tls: bool,
+    /// MAIL is refused before the client is authenticated.
+    pub auth_required: bool,
+    /// XCLIENT is offered: the peer is a trusted front.
+    pub xclient: bool,
 }
 
 impl Settings {
@@ -48,6 +60,11 @@ impl Settings {
             command_length_max: 2048,
             long_lines: LongLines::Pass,
             dsn: true,
+            starttls: false,
+            mechanisms: Mechanisms::default(),
+            auth_without_tls: false,
+            auth_required: false,
+            xclient: false,
         }
     }
 
@@ -72,15 +89,23 @@ pub enum LongLines {
     Refuse,
 }
 
-/// Writes the positive reply to EHLO or HELO (RFC 5321, 4.1.1.1), with the extensions offered.
-pub(super) fn write_hello(extended: bool, settings: &Settings, out: &mut Vec<u8>) {
+/// What the reply to EHLO offers depending on the state of the session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offer {
+    pub(super) starttls: bool,
+    pub(super) auth: bool,
+}
+
+/// Writes the positive reply to EHLO (RFC 5321, 4.1.1.1), with the extensions offered, or the one
+/// to HELO (`offer` is none).
+pub(super) fn write_hello(offer: Option<Offer>, settings: &Settings, out: &mut Vec<u8>) {
     let hostname = settings.hostname.as_bytes();
-    if !extended {
+    let Some(Offer { starttls, auth }) = offer else {
         out.extend_from_slice(b"250 ");
         out.extend_from_slice(hostname);
         out.extend_from_slice(b"\r\n");
         return;
-    }
+    };
     out.extend_from_slice(b"250-");
     out.extend_from_slice(hostname);
     out.extend_from_slice(b"\r\n250-PIPELINING\r\n250-SIZE ");
@@ -89,9 +114,32 @@ pub(super) fn write_hello(extended: bool, settings: &Settings, out: &mut Vec<u8>
     if settings.dsn {
         out.extend_from_slice(b"250-DSN\r\n");
     }
+    if starttls {
+        out.extend_from_slice(b"250-STARTTLS\r\n");
+    }
+    if auth {
+        out.extend_from_slice(b"250-AUTH");
+        for mechanism in settings.mechanisms.iter() {
+            out.push(b' ');
+            out.extend_from_slice(mechanism.name().as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+    if settings.xclient {
+        out.extend_from_slice(b"250-");
+        out.extend_from_slice(xclient::OFFER.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
     out.extend_from_slice(b"250-ENHANCEDSTATUSCODES\r\n250-LIMITS RCPTMAX=");
     push_decimal(out, settings.recipients_max.min(LIMIT_MAX).into(), 1);
     out.extend_from_slice(b" MAILMAX=");
     push_decimal(out, settings.transactions_max.min(LIMIT_MAX).into(), 1);
     out.extend_from_slice(b"\r\n250 HELP\r\n");
+}
+
+/// Writes the usual greeting.
+pub(super) fn write_greeting(settings: &Settings, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"220 ");
+    out.extend_from_slice(settings.hostname.as_bytes());
+    out.extend_from_slice(b" ESMTP Portcullis\r\n");
 }

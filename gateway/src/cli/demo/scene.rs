@@ -305,7 +305,8 @@ impl Scene {
             None => connect()?,
         };
         stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: gate\r\nConnection: close\r\n\r\n")?;
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut metrics = String::new();
         stream.read_to_string(&mut metrics)?;
         let samples = metrics.lines().filter_map(|line| {

@@ -15,13 +15,15 @@ use portcullis::control::lists::{self, Started};
 use portcullis::filter::{self, Filter};
 use portcullis::printable::printable;
 
+use super::admin_socket::AdminSocket;
 use super::{ConfigFile, EXIT_USAGE};
 
 /// Arguments of `portcullis filter`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The filter stays attached when the gate ends, and works without one. These commands need root (or
-CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON).
+CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON). `verdicts` works for the users that `admin_users` and
+`admin_groups` name, too, through the gate that runs.
 
 Examples:
   portcullis filter attach -c /etc/portcullis.toml   drop listed sources, without a relay
@@ -100,21 +102,32 @@ struct Place {
 
 impl Place {
     fn pin_path(&self) -> Result<PathBuf, ExitCode> {
-        match (&self.config, &self.pin_path) {
-            (Some(file), _) => Ok(without_lists(file)?.pin_path),
-            (None, Some(path)) => Ok(path.clone()),
-            (None, None) => Ok(PathBuf::from(PIN_PATH)),
-        }
+        Ok(self.find()?.0)
+    }
+
+    /// The pin path, and the gate that may hold the filter.
+    fn find(&self) -> Result<(PathBuf, Option<AdminSocket>), ExitCode> {
+        let path = match (&self.config, &self.pin_path) {
+            (Some(file), _) => {
+                let config = without_lists(file)?;
+                let gate = AdminSocket::of(&config);
+                let filter = config.filter.ok_or_else(|| no_filter(file))?;
+                return Ok((filter.pin_path, gate));
+            }
+            (None, Some(path)) => path.clone(),
+            (None, None) => PathBuf::from(PIN_PATH),
+        };
+        Ok((path, Some(AdminSocket::usual())))
     }
 }
 
-/// The `[filter]` of a configuration, without reading its lists.
-fn without_lists(file: &Path) -> Result<portcullis::config::Filter, ExitCode> {
-    let config = portcullis::config::load_without_lists(file).map_err(|errors| {
+/// A configuration, without reading its lists.
+fn without_lists(file: &Path) -> Result<Config, ExitCode> {
+    portcullis::config::load_without_lists(file).map_err(|errors| {
         eprintln!("{errors}");
+        AdminSocket::hint(file);
         ExitCode::from(EXIT_USAGE)
-    })?;
-    config.filter.ok_or_else(|| no_filter(file))
+    })
 }
 
 /// The `[filter]` of a configuration, and the whole configuration, for its lists.

@@ -20,11 +20,11 @@ const TOP_SOURCES_SHOWN: usize = 10;
 /// Arguments of `portcullis filter status`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-`passed` are all packets to a filtered port that passed: `permitted`, `over budget` and `monitored`
-are parts of it. Packets are counted since the filter was attached; a reload or a restart of the
-gate keeps the counters of lists that keep their name and action. The top sources need a reader of
-the events: a gate with an admin endpoint, or this command with --watch. They are counted from a
-sample.
+`passed` are all packets to a filtered port that passed: `permitted`, `granted`, `over budget` and
+`monitored` are parts of it. Packets are counted since the filter was attached; a reload or a
+restart of the gate keeps the counters of lists that keep their name and action. The top sources
+need a reader of the events: a gate with an admin endpoint, or this command with --watch. They are
+counted from a sample.
 
 Examples:
   portcullis filter status -c /etc/portcullis.toml
@@ -213,6 +213,7 @@ fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
         "xdp mode",
         "passed",
         "of them permitted",
+        "granted",
         "over budget",
         "dropped",
         "resets",
@@ -238,6 +239,7 @@ fn interfaces(look: &Look, out: &mut impl Write) -> io::Result<()> {
             mode.to_owned(),
             count(|interface| interface.passed),
             count(|interface| interface.permitted),
+            count(|interface| interface.granted),
             count(|interface| interface.over_budget),
             count(|interface| interface.dropped.total()),
             count(|interface| interface.resets),
@@ -404,6 +406,7 @@ mod tests {
                 unfiltered_reason: None,
                 passed: 1_000_000,
                 permitted: 2,
+                granted: 14,
                 over_budget: 7,
                 other: 3,
                 unread: Unread::new(|kind| if kind.name() == "gre" { 2 } else { 0 }),
@@ -469,10 +472,10 @@ mod tests {
         let expected = "\
 /sys/fs/bpf/portcullis: enforce, ports 25 587, unlisted sources pass
 
-interface  role      link      xdp mode   passed  of them permitted  over budget  dropped  \
-resets  syn cookies  hidden  other
-eth0       customer  ethernet  driver    1000000                  2            7       36       \
-9           10      11      3
+interface  role      link      xdp mode   passed  of them permitted  granted  over budget  \
+dropped  resets  syn cookies  hidden  other
+eth0       customer  ethernet  driver    1000000                  2       14            7       \
+36       9           10      11      3
 
 dropped  listed  verdict  unlisted  customer  vlan-tags
 eth0          4        5         6         8         13

@@ -1,6 +1,7 @@
 //! `portcullis filter verdicts`: sources whose packets are dropped for a while.
 
 mod file;
+mod target;
 mod why;
 mod words;
 
@@ -12,12 +13,14 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portcullis::config;
-use portcullis::filter::{self, Cause, NewVerdict, VerdictStatus, Verdicts};
+use portcullis::control::admin::verdicts::{Added, DURATIONS};
+use portcullis::filter::{self, AddResult, VerdictStatus};
 use portcullis::lists::entries::{MappedTooWide, unmapped};
 use portcullis::printable::printable;
 
+use self::target::{Target, wanted};
 use self::why::{History, refusals};
-use self::words::{in_words, noted, whom};
+use self::words::{in_words, noted, still_pass, whom};
 use super::super::table::Table;
 use super::super::{EXIT_USAGE, finished};
 use super::{Place, failed};
@@ -29,6 +32,9 @@ A recent verdict makes the kernel drop the packets of a source until it expires.
 verdicts, and you can. For the first ten seconds only new connections are dropped, so that open ones
 can end. Sources that are local or that a list permits are never dropped by a verdict. A verdict on
 an IPv6 source covers its /64; parts of it that are local or permitted still pass.
+
+While a gate runs, it makes the changes and logs who asked for them: users in `admin_users` and
+`admin_groups` need not be root. Without a gate the command changes the filter itself, as root.
 
 There is room for 262144. When the map is full, learned verdicts of least use are evicted; a verdict
 that was added here stays until it expires.
@@ -114,10 +120,23 @@ struct AddArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A FILE is as for `add`; times and notes in it are ignored. The exit code is 1 if a source on the
+command line has no verdict, or a line of the file is invalid.
+
+Examples:
+  portcullis filter verdicts remove 192.0.2.66 2001:db8:1:2::/64
+  portcullis filter verdicts remove --file attackers.txt")]
 struct RemoveArgs {
     /// The sources; an IPv6 address stands for its /64
-    #[arg(value_name = "IP", value_parser = source, required = true)]
+    #[arg(value_name = "IP", value_parser = source, required_unless_present = "file")]
     sources: Vec<IpNet>,
+    /// Remove the verdicts on all sources in a file, one per line; - is the standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "sources")]
+    file: Option<PathBuf>,
+    /// Print the result for the file as JSON
+    #[arg(long, requires = "file", conflicts_with = "sources")]
+    json: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -148,10 +167,8 @@ fn source(text: &str) -> Result<IpNet, String> {
 
 /// Parses a duration that makes sense for a verdict.
 fn duration(text: &str) -> Result<Duration, String> {
-    const LEAST: Duration = Duration::from_secs(1);
-    const MOST: Duration = Duration::from_secs(365 * 86_400);
     let duration = config::duration(text)?;
-    if (LEAST..=MOST).contains(&duration) {
+    if DURATIONS.contains(&duration) {
         Ok(duration)
     } else {
         Err("from 1s to 365d make sense; a list is for longer".to_owned())
@@ -167,17 +184,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, ExitCode> {
     }
 }
 
-fn open(place: &Place) -> Result<Verdicts, ExitCode> {
-    Verdicts::open(&place.pin_path()?).map_err(|error| failure(&error, place))
-}
-
 fn failure(error: &filter::Error, place: &Place) -> ExitCode {
     failed(error, place.config.as_deref())
 }
 
 fn list(args: &ListArgs) -> Result<ExitCode, ExitCode> {
-    let verdicts = open(&args.place)?.list();
-    let verdicts = verdicts.map_err(|error| failure(&error, &args.place))?;
+    let verdicts = Target::find(&args.place)?.list()?;
     let mut stdout = io::stdout().lock();
     if !args.why {
         return Ok(finished(print(args.json, &verdicts, &mut stdout)));
@@ -238,25 +250,30 @@ fn add(args: &AddArgs) -> Result<ExitCode, ExitCode> {
         // The command line wants one of them.
         (None, None) => return Err(ExitCode::from(EXIT_USAGE)),
     };
-    let new = NewVerdict {
-        source,
-        duration: args.duration,
-        cause: Cause::Operator,
-        note: &args.note,
+    let mut target = Target::find(&args.place)?;
+    let Added {
+        added,
+        no_room,
+        evicted,
+        mut refused,
+        except,
+        granted,
+        ..
+    } = target.add(vec![wanted(source, args.duration, &args.note)])?;
+    let result = match refused.pop() {
+        Some(refused) => AddResult::Refused(refused.exemption),
+        None if no_room > 0 => AddResult::NoRoom,
+        None if added > 0 => AddResult::Added,
+        None => AddResult::Renewed,
     };
-    let verdicts = open(&args.place)?;
-    let add = || {
-        let evicted = verdicts.evicted()?;
-        let result = verdicts.add(&new, None)?;
-        let evicted = verdicts.evicted()?.saturating_sub(evicted);
-        Ok((result, evicted, verdicts.exceptions(source.addr())?))
-    };
-    let (result, evicted, except) = add().map_err(|error| failure(&error, &args.place))?;
     let (text, code) = in_words(source, args.duration, &result, &except);
     if code == ExitCode::SUCCESS {
         println!("{}", printable(&text));
     } else {
         eprintln!("portcullis filter verdicts: {}", printable(&text));
+    }
+    if !granted.is_empty() {
+        println!("{}", still_pass(&granted));
     }
     if evicted > 0 {
         println!("there was no room: {evicted} learned verdicts of least use were evicted");
@@ -275,11 +292,13 @@ fn add_file(args: &AddArgs, file: &Path) -> Result<ExitCode, ExitCode> {
 }
 
 fn remove(args: &RemoveArgs) -> Result<ExitCode, ExitCode> {
-    let verdicts = open(&args.place)?;
+    if let Some(file) = &args.file {
+        return file::remove(file, args.json, &args.place);
+    }
     let mut code = ExitCode::SUCCESS;
-    for source in &args.sources {
-        let removed = verdicts.remove(source.addr());
-        if removed.map_err(|error| failure(&error, &args.place))? {
+    let removed = Target::find(&args.place)?.remove(&args.sources)?;
+    for (source, removed) in args.sources.iter().zip(removed) {
+        if removed {
             println!("{} is let in again", whom(*source));
         } else {
             eprintln!(
@@ -293,8 +312,7 @@ fn remove(args: &RemoveArgs) -> Result<ExitCode, ExitCode> {
 }
 
 fn flush(args: &FlushArgs) -> Result<ExitCode, ExitCode> {
-    let flushed = open(&args.place)?.flush();
-    let number = flushed.map_err(|error| failure(&error, &args.place))?;
+    let number = Target::find(&args.place)?.flush()?.removed;
     let verdicts = if number == 1 { "verdict" } else { "verdicts" };
     println!("{number} recent {verdicts} removed");
     Ok(ExitCode::SUCCESS)
@@ -302,7 +320,7 @@ fn flush(args: &FlushArgs) -> Result<ExitCode, ExitCode> {
 
 #[cfg(test)]
 mod tests {
-    use portcullis::filter::Exemption;
+    use portcullis::filter::{Cause, Exemption};
 
     use super::*;
 

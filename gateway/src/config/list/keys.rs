@@ -39,8 +39,9 @@ pub(in crate::config) static LISTS: KeyTable = KeyTable {
 
 pub(in crate::config) static LIST: KeyTable = KeyTable {
     header: "[[list]]",
-    about: "A list of addresses from a file. A permit list wins over every other; among the rest \
-            the longest prefix decides, then the order in the file. At most 256.",
+    about: "A list of addresses from a file. A permit list wins over every other, and a hard drop \
+            list over the rest; among lists of one kind the longest prefix decides, then the \
+            order in the file. At most 256.",
     keys: &[
         Key::new(
             "name",
@@ -101,6 +102,12 @@ pub(in crate::config) static LIST: KeyTable = KeyTable {
             "What happens to a source on the list. A permit list does not make a client local.",
         )
         .see(&["filter.mode", "filter.interfaces.role"]),
+        Key::new(
+            "hard",
+            flag(false),
+            "Whether a drop list holds for sources with a grant (POP-before-SMTP), too. A hard \
+             list wins over drop lists that are not, whatever the prefix lengths.",
+        ),
         Key::new(
             "strict",
             flag(false),

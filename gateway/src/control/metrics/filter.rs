@@ -51,11 +51,11 @@ fn interfaces(text: &mut Text, filter: &Status) {
 
 fn counters(text: &mut Text, filter: &Status) {
     type Value = fn(&InterfaceStatus) -> u64;
-    let counters: [(&str, &str, Value); 7] = [
+    let counters: [(&str, &str, Value); 8] = [
         (
             "portcullis_filter_passed_packets_total",
             "Packets to a filtered port that were let through: all, those of the permitted, \
-             over-budget and monitored metrics included.",
+             granted, over-budget and monitored metrics included.",
             |interface| interface.passed,
         ),
         (
@@ -63,6 +63,12 @@ fn counters(text: &mut Text, filter: &Status) {
             "Those of the passed packets that a permit list names; they are in the passed metric, \
              too.",
             |interface| interface.permitted,
+        ),
+        (
+            "portcullis_filter_granted_packets_total",
+            "Those of the passed packets that would have been dropped, but for a grant of their \
+             source; they are in the passed metric, too.",
+            |interface| interface.granted,
         ),
         (
             "portcullis_filter_over_budget_packets_total",

@@ -37,6 +37,11 @@ pub(super) fn process(text: &mut Text, state: &State) {
          not be used.",
     );
     text.sample(&[], u8::from(state.reloads.lists_are_old));
+    text.counter(
+        "portcullis_admin_refused_total",
+        "Callers of the admin endpoints that had no right to do what they asked for.",
+    );
+    text.sample(&[], state.admin_refused);
 }
 
 /// Sessions, transactions, and what was refused.
@@ -54,6 +59,20 @@ pub(super) fn sessions(text: &mut Text, state: &State) {
     );
     for (rule, count) in &state.sessions.ended {
         text.sample(&[("rule", rule)], count);
+    }
+    fronts(text, state);
+    text.gauge(
+        "portcullis_tls_handshakes_open",
+        "TLS handshakes with clients that go on now.",
+    );
+    text.sample(&[], state.sessions.tls_handshakes_open);
+    text.counter(
+        "portcullis_tls_handshakes_total",
+        "TLS handshakes with clients, by how they ended. One that was refused did not begin: it \
+         is counted by its rule.",
+    );
+    for (result, count) in &state.sessions.tls_handshakes {
+        text.sample(&[("result", result)], count);
     }
     text.counter(
         "portcullis_transactions_total",
@@ -98,4 +117,22 @@ pub(super) fn sessions(text: &mut Text, state: &State) {
     for (reader, count) in &state.records_lost {
         text.sample(&[("reader", reader)], count);
     }
+}
+
+/// What came of trusted fronts.
+fn fronts(text: &mut Text, state: &State) {
+    text.counter(
+        "portcullis_proxy_headers_total",
+        "Connections of trusted fronts that have to begin with a PROXY header, by what they began \
+         with.",
+    );
+    for (result, count) in &state.fronts.proxy_headers {
+        text.sample(&[("result", result)], count);
+    }
+    text.counter(
+        "portcullis_xclient_total",
+        "XCLIENT commands of trusted fronts; unknown: they left it open which client it is.",
+    );
+    text.sample(&[("result", "client")], state.fronts.xclient);
+    text.sample(&[("result", "unknown")], state.fronts.xclient_unknown);
 }

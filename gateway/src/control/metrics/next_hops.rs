@@ -2,6 +2,7 @@
 
 use super::text::Text;
 use crate::control::state::{NextHop, State};
+use crate::relay::hop::HopEvent;
 
 /// Their connections, their failures, and whether their names are resolved.
 pub(super) fn render(text: &mut Text, state: &State) {
@@ -42,6 +43,38 @@ pub(super) fn render(text: &mut Text, state: &State) {
         text.sample(
             &[("next_hop", &hop.address.to_string())],
             hop.failures_total,
+        );
+    }
+    let by_result = [
+        (
+            "portcullis_next_hop_tls_total",
+            "Connections to the next hop by what came of TLS on them.",
+            &HopEvent::TLS[..],
+        ),
+        (
+            "portcullis_next_hop_auth_total",
+            "Connections to the next hop by what came of AUTH on them.",
+            &HopEvent::AUTH[..],
+        ),
+    ];
+    for (name, help, events) in by_result {
+        text.counter(name, help);
+        for hop in &state.next_hops {
+            let next_hop = hop.address.to_string();
+            for &(event, result) in events {
+                let labels = [("next_hop", &*next_hop), ("result", result)];
+                text.sample(&labels, hop.events[event as usize]);
+            }
+        }
+    }
+    text.counter(
+        "portcullis_next_hop_clients_unnamed_total",
+        "Transactions whose client the next hop was to be told of and does not take.",
+    );
+    for hop in &state.next_hops {
+        text.sample(
+            &[("next_hop", &hop.address.to_string())],
+            hop.events[HopEvent::ClientUnnamed as usize],
         );
     }
     text.gauge(

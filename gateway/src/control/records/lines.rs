@@ -6,6 +6,7 @@
 //! [`SCHEMA`](crate::worker::records::SCHEMA).
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::worker::records::{Record, SessionRecord, TransactionRecord};
@@ -22,11 +23,15 @@ pub(super) fn write(record: &Record) {
 }
 
 fn write_session(record: &SessionRecord) {
+    let tls = record.tls.as_deref();
+    let cipher = tls.and_then(|tls| tls.cipher);
+    let certificate = tls.and_then(|tls| tls.client.as_ref());
     tracing::info!(
         target: "session",
         id = %record.id,
         client = %record.client,
         helo = &*record.helo,
+        user = record.user.as_deref(),
         decision = if record.is_refused { "refused" } else { "served" },
         rule = %record.rule,
         accepted = record.accepted,
@@ -34,7 +39,23 @@ fn write_session(record: &SessionRecord) {
         errors = record.errors,
         bytes = record.octets,
         ms = record.time.as_millis() as u64,
+        tls = cipher.map(|cipher| cipher.version),
+        cipher = cipher.map(|cipher| cipher.suite),
+        tls_resumed = cipher.and(tls).map(|tls| tls.is_resumed),
+        certificate = certificate.map(|certificate| &*certificate.subject),
+        fingerprint = certificate.map(|certificate| hex(&certificate.fingerprint)),
+        tls_error = tls.and_then(|tls| tls.fault.as_deref()),
     );
+}
+
+/// A fingerprint as it is written in the configuration.
+fn hex(octets: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * octets.len());
+    for octet in octets {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{octet:02x}");
+    }
+    text
 }
 
 fn write_transaction(record: &TransactionRecord) {
@@ -42,6 +63,7 @@ fn write_transaction(record: &TransactionRecord) {
         target: "transaction",
         id = %record.id,
         client = %record.client,
+        user = record.user.as_deref(),
         decision = record.outcome.name(),
         rule = %record.rule,
         from = record.texts.sender(),
@@ -49,6 +71,7 @@ fn write_transaction(record: &TransactionRecord) {
         recipients = record.recipients,
         refused = record.refused,
         next_hop = %record.reached,
+        next_hop_tls = Some(record.next_hop_tls).filter(|version| !version.is_empty()),
         bytes = record.octets,
         ms = record.time.as_millis() as u64,
         reply = record.texts.reply().map(|reply| reply.to_string()),
@@ -129,6 +152,7 @@ mod tests {
             id: TraceId(0xab),
             client: [192, 0, 2, 1].into(),
             helo: "client.example".into(),
+            user: Some("alice".into()),
             is_refused: true,
             rule: Rule::ERRORS,
             accepted: 1,
@@ -136,6 +160,7 @@ mod tests {
             errors: 3,
             octets: 4,
             time: Duration::from_millis(5),
+            tls: None,
         })
     }
 
@@ -143,12 +168,14 @@ mod tests {
         Record::Transaction(TransactionRecord {
             id: TraceId(0xac),
             client: [192, 0, 2, 1].into(),
+            user: reply.is_some().then(|| "alice".into()),
             outcome: TransactionOutcome::Accepted,
             rule: Rule::LOCAL_DOMAIN,
-            recipient_refused_by: Some(Rule::CLOSED_RELAY),
+            refused_by: Some(Rule::CLOSED_RELAY),
             recipients: 1,
             refused: 2,
             reached: Reached::NextHop(SocketAddr::from(([10, 0, 0, 5], 25))),
+            next_hop_tls: "",
             octets: 3,
             time: Duration::from_millis(4),
             texts: TransactionTexts::new("a@b.example", "c@d.example", reply),
@@ -169,9 +196,10 @@ mod tests {
         tracing::subscriber::with_default(lines, || records.iter().for_each(write));
         let octets = written.0.lock().unwrap().clone();
         let expected = "INFO session: id=AB client=192.0.2.1 helo=\"client.example\" \
-            decision=\"refused\" rule=errors accepted=1 refused=2 errors=3 bytes=4 ms=5\n \
-            INFO transaction: id=AC client=192.0.2.1 decision=\"accepted\" rule=local-domain \
-            from=\"a@b.example\" to=\"c@d.example\" recipients=1 refused=2 \
+            user=\"alice\" decision=\"refused\" rule=errors accepted=1 refused=2 errors=3 \
+            bytes=4 ms=5\n \
+            INFO transaction: id=AC client=192.0.2.1 user=\"alice\" decision=\"accepted\" \
+            rule=local-domain from=\"a@b.example\" to=\"c@d.example\" recipients=1 refused=2 \
             next_hop=10.0.0.5:25 bytes=3 ms=4 reply=\"250 2.0.0 taken as it is\"\n \
             INFO transaction: id=AC client=192.0.2.1 decision=\"accepted\" rule=local-domain \
             from=\"a@b.example\" to=\"c@d.example\" recipients=1 refused=2 \

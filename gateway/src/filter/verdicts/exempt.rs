@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use portcullis_ebpf_common::Action;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::Error;
 use super::super::lists::{self, KernelList};
@@ -22,7 +22,7 @@ use crate::lists::{Compiled, ListAction, Memory, Snapshot};
 const TRIES: u32 = 5;
 
 /// Why a source is exempt from verdicts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "exempt", rename_all = "kebab-case")]
 pub enum Exemption {
     /// It is in a local network.

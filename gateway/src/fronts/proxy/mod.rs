@@ -31,8 +31,7 @@ pub enum Header {
     /// a UNIX socket.
     ///
     /// The specification would have the front's own address used. A gate that did so would open
-    /// the relay to strangers wherever the front stands in a local network. HAProxy's health
-    /// checks in version 1 look like this too.
+    /// the relay to strangers wherever the front stands in a local network.
     Unknown,
 }
 

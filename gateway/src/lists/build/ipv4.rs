@@ -12,7 +12,7 @@ use portcullis_ebpf_common::snapshot::{
 
 use super::super::entries::Ipv4Prefix;
 use super::presence::Presence;
-use super::{NumberedList, Permits};
+use super::{NumberedList, Ranks};
 
 /// Prefixes that cover whole /24s are painted over the directory.
 const SHORT_MAX: u8 = 24;
@@ -35,17 +35,17 @@ pub(super) struct Prefixes {
     long: Vec<Long>,
 }
 
-/// A prefix up to /24. Sorted as it is painted: drops before permits, then by length, then by
-/// network; the first list of several with the same prefix comes first.
+/// A prefix up to /24. Sorted as it is painted: low ranks before high ones, then by length,
+/// then by network; the first list of several with the same prefix comes first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Short(u64);
 
 impl Short {
     const LIST_BITS: u32 = 9;
 
-    fn new(list: u16, is_permit: bool, prefix: Ipv4Prefix) -> Self {
+    fn new(list: u16, rank: u8, prefix: Ipv4Prefix) -> Self {
         Self(
-            u64::from(is_permit) << 38
+            u64::from(rank) << 38
                 | u64::from(prefix.length) << 33
                 | u64::from(prefix.address >> 8) << Self::LIST_BITS
                 | u64::from(list),
@@ -78,18 +78,18 @@ impl Short {
     }
 }
 
-/// A prefix beyond /24. Sorted by its /24, then as it is painted: drops before permits, then by
-/// length; of several lists with the same prefix the first comes last.
+/// A prefix beyond /24. Sorted by its /24, then as it is painted: low ranks before high ones,
+/// then by length; of several lists with the same prefix the first comes last.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Long(u64);
 
 impl Long {
     const LISTS: u16 = 511;
 
-    fn new(list: u16, is_permit: bool, prefix: Ipv4Prefix) -> Self {
+    fn new(list: u16, rank: u8, prefix: Ipv4Prefix) -> Self {
         Self(
-            u64::from(prefix.address >> 8) << 24
-                | u64::from(is_permit) << 23
+            u64::from(prefix.address >> 8) << 25
+                | u64::from(rank) << 23
                 | u64::from(prefix.length) << 17
                 | u64::from(Self::LISTS - list) << 8
                 | u64::from(prefix.address & 0xff),
@@ -97,11 +97,11 @@ impl Long {
     }
 
     fn network(self) -> u32 {
-        (self.0 >> 24) as u32
+        (self.0 >> 25) as u32
     }
 
-    fn is_permit(self) -> bool {
-        self.0 >> 23 & 1 != 0
+    fn rank(self) -> u8 {
+        (self.0 >> 23 & 3) as u8
     }
 
     fn length(self) -> u8 {
@@ -135,18 +135,18 @@ impl Prefixes {
         }
     }
 
-    pub(super) fn add(&mut self, list: u16, is_permit: bool, prefixes: &[Ipv4Prefix]) {
+    pub(super) fn add(&mut self, list: u16, rank: u8, prefixes: &[Ipv4Prefix]) {
         for prefix in prefixes {
             if prefix.length <= SHORT_MAX {
-                self.short.push(Short::new(list, is_permit, *prefix));
+                self.short.push(Short::new(list, rank, *prefix));
             } else {
-                self.long.push(Long::new(list, is_permit, *prefix));
+                self.long.push(Long::new(list, rank, *prefix));
             }
         }
     }
 
     /// Settles what is short, and counts what the rest will need.
-    pub(super) fn plan(mut self, permits: &Permits) -> Plan {
+    pub(super) fn plan(mut self, ranks: &Ranks) -> Plan {
         self.short.sort_unstable();
         self.short.dedup_by_key(|short| short.prefix());
         self.long.sort_unstable();
@@ -166,7 +166,7 @@ impl Prefixes {
         let (mut cells, mut marks) = (0, 0);
         plan.directory
             .for_each_painted(|network, _| presence.set(network, BOTH));
-        plan.for_each_network(permits, |network, found| {
+        plan.for_each_network(ranks, |network, found| {
             presence.set(network, found.halves());
             if let Network::Cell(cell) = found {
                 cells += 1;
@@ -313,7 +313,7 @@ impl Plan {
     }
 
     /// Settles each /24 that has longer prefixes, in order.
-    fn for_each_network(&self, permits: &Permits, mut each: impl FnMut(u32, Network<'_>)) {
+    fn for_each_network(&self, ranks: &Ranks, mut each: impl FnMut(u32, Network<'_>)) {
         let mut marks = [0; 256];
         for keys in self
             .long
@@ -321,15 +321,15 @@ impl Plan {
         {
             let network = keys[0].network();
             let rest = self.directory.painted(network);
-            let is_permitted = Mark(u32::from(rest))
+            let rank = Mark(u32::from(rest))
                 .get()
-                .is_some_and(|(list, _)| permits.contains(list));
-            each(network, settle(keys, rest, is_permitted, &mut marks));
+                .map_or(0, |(list, _)| ranks.of(list));
+            each(network, settle(keys, rest, rank, &mut marks));
         }
     }
 
     /// Writes the lines, which begin where presence does.
-    pub(super) fn write(&self, header: &mut Line, lines: &mut [Line], permits: &Permits) {
+    pub(super) fn write(&self, header: &mut Line, lines: &mut [Line], ranks: &Ranks) {
         let directory = PRESENCE + self.presence.lines();
         let first_cell = directory + self.directory.lines();
         Field::PRESENCE_SHIFT.set(header, self.presence.shift().into());
@@ -352,7 +352,7 @@ impl Plan {
         // the last cell.
         let marks_before = (first_cell + self.cells) * MARKS;
         let (mut cell_count, mut mark_count) = (0, 0);
-        self.for_each_network(permits, |network, found| {
+        self.for_each_network(ranks, |network, found| {
             let entry = match found {
                 Network::All(mark) => all(mark),
                 Network::Lone { octet, mark } => {
@@ -394,12 +394,7 @@ impl Cell<'_> {
 }
 
 /// The form of one /24: its sorted keys, painted over the mark of its short prefixes.
-fn settle<'a>(
-    keys: &[Long],
-    rest: u16,
-    is_permitted: bool,
-    marks: &'a mut [u16; 256],
-) -> Network<'a> {
+fn settle<'a>(keys: &[Long], rest: u16, rank: u8, marks: &'a mut [u16; 256]) -> Network<'a> {
     if rest == 0
         && let Some(network) = addresses_of_one_list(keys)
     {
@@ -407,7 +402,7 @@ fn settle<'a>(
     }
     marks.fill(rest);
     for key in keys {
-        if key.is_permit() || !is_permitted {
+        if key.rank() >= rank {
             let first = usize::from(key.octet());
             marks[first..first + (1 << (32 - key.length()))].fill(key.mark());
         }

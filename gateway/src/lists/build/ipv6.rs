@@ -1,8 +1,8 @@
-//! IPv6: what no permit covers, hashed.
+//! IPv6: what nothing of a higher rank covers, hashed.
 //!
-//! Overlaps are settled by one pass over the sorted prefixes, which are nested or disjoint: a drop
-//! within the last permit goes, and of equal prefixes the first stays. What is left may nest; the
-//! look-up asks for the longest lengths first.
+//! Overlaps are settled by one pass over the sorted prefixes, which are nested or disjoint: what
+//! is within one of a higher rank goes, and of equal prefixes the first stays. What is left may
+//! nest; the look-up asks for the longest lengths first.
 
 use bytemuck::Pod;
 use portcullis_ebpf_common::snapshot::{
@@ -10,6 +10,7 @@ use portcullis_ebpf_common::snapshot::{
 };
 
 use super::super::entries::Ipv6Prefix;
+use super::RANK_MAX;
 use super::hashed::{self, Placed};
 
 /// Octets in a line.
@@ -26,15 +27,16 @@ pub(super) struct Prefixes(Vec<Listed>);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Listed {
     prefix: Ipv6Prefix,
-    is_drop: bool,
+    /// How far its rank is below the highest.
+    below: u8,
     list: u16,
 }
 
 impl Prefixes {
-    pub(super) fn add(&mut self, list: u16, is_permit: bool, prefixes: &[Ipv6Prefix]) {
+    pub(super) fn add(&mut self, list: u16, rank: u8, prefixes: &[Ipv6Prefix]) {
         self.0.extend(prefixes.iter().map(|prefix| Listed {
             prefix: *prefix,
-            is_drop: !is_permit,
+            below: RANK_MAX - rank,
             list,
         }));
     }
@@ -43,13 +45,17 @@ impl Prefixes {
     pub(super) fn plan(mut self) -> Plan {
         self.0.sort_unstable();
         self.0.dedup_by_key(|listed| listed.prefix);
-        let mut permitted_to = None;
+        // Up to which address each rank covers all from the prefix in question on.
+        let mut covered_to = [None; RANK_MAX as usize + 1];
         self.0.retain(|listed| {
-            let is_permitted = permitted_to.is_some_and(|last| listed.prefix.address <= last);
-            if !listed.is_drop && !is_permitted {
-                permitted_to = Some(last(listed.prefix));
+            let (higher, own) = covered_to.split_at_mut(usize::from(listed.below));
+            let is_covered = higher
+                .iter()
+                .any(|last| Some(listed.prefix.address) <= *last);
+            if !is_covered && let Some(own) = own.first_mut() {
+                *own = Some(last(listed.prefix)).max(*own);
             }
-            !(listed.is_drop && is_permitted)
+            !is_covered
         });
         Plan::new(&self.0)
     }
@@ -270,7 +276,7 @@ mod tests {
                 address: address(n) & u128::MAX << (128 - length),
                 length,
             };
-            prefixes.add(0, false, &(0..COUNT).map(prefix).collect::<Vec<_>>());
+            prefixes.add(0, 0, &(0..COUNT).map(prefix).collect::<Vec<_>>());
             prefixes.0.sort_unstable();
             let first_seed = first_seed(&prefixes.0);
             let plan = prefixes.plan();

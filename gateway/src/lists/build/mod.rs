@@ -1,6 +1,7 @@
 //! From the prefixes of all lists to a snapshot, in which every overlap is settled.
 //!
-//! 1. A permit wins over every drop, whatever the prefix lengths.
+//! 1. A permit wins over every drop, and a hard drop over every other drop, whatever the prefix
+//!    lengths.
 //! 2. Among lists of the same action the longest prefix answers, then the list that comes first in
 //!    the configuration.
 //!
@@ -25,17 +26,20 @@ use super::snapshot::{Allocate, Snapshot};
 pub(super) struct NumberedList {
     /// Its place in the configuration.
     pub(super) number: u16,
-    /// Whether it wins over those that do not.
-    pub(super) permits: bool,
+    /// It wins over those of a lower rank.
+    pub(super) rank: u8,
     /// Its prefixes.
     pub(super) entries: Entries,
 }
 
-/// A set of lists by their numbers.
-struct Permits([bool; LISTS_MAX]);
+/// The highest rank that there is.
+const RANK_MAX: u8 = 2;
 
-impl Permits {
-    fn contains(&self, list: u16) -> bool {
+/// The ranks of lists by their numbers.
+struct Ranks([u8; LISTS_MAX]);
+
+impl Ranks {
+    fn of(&self, list: u16) -> u8 {
         self.0.get(usize::from(list)).copied().unwrap_or_default()
     }
 }
@@ -43,11 +47,12 @@ impl Permits {
 /// Settles the overlaps of these lists.
 ///
 /// # Panics
-/// If the number of a list is beyond the table of classes.
+/// If the number of a list is beyond the table of classes, or a rank beyond two.
 pub(super) fn plan(lists: Vec<NumberedList>) -> Plan {
-    let mut permits = Permits([false; LISTS_MAX]);
+    let mut ranks = Ranks([0; LISTS_MAX]);
     for list in &lists {
-        permits.0[usize::from(list.number)] = list.permits;
+        assert!(list.rank <= RANK_MAX, "a rank has two bits");
+        ranks.0[usize::from(list.number)] = list.rank;
     }
     let mut ipv4 = ipv4::Prefixes::with_room_for(&lists);
     let mut ipv6 = ipv6::Prefixes::default();
@@ -61,22 +66,18 @@ pub(super) fn plan(lists: Vec<NumberedList>) -> Plan {
             ipv4: narrow,
             ipv6: wide,
         } = entries;
-        let is_permit = permits.contains(list);
-        ipv4.add(list, is_permit, &narrow);
+        let rank = ranks.of(list);
+        ipv4.add(list, rank, &narrow);
         drop(narrow);
-        ipv6.add(list, is_permit, &wide);
+        ipv6.add(list, rank, &wide);
     }
-    let (ipv4, ipv6) = (ipv4.plan(&permits), ipv6.plan());
-    Plan {
-        permits,
-        ipv4,
-        ipv6,
-    }
+    let (ipv4, ipv6) = (ipv4.plan(&ranks), ipv6.plan());
+    Plan { ranks, ipv4, ipv6 }
 }
 
 /// A snapshot of which only the lines are missing.
 pub(super) struct Plan {
-    permits: Permits,
+    ranks: Ranks,
     ipv4: ipv4::Plan,
     ipv6: ipv6::Plan,
 }
@@ -84,11 +85,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Writes the lines into memory that is asked for in its final size.
     pub(super) fn write(&self, allocate: Allocate) -> Snapshot {
-        let Self {
-            permits,
-            ipv4,
-            ipv6,
-        } = self;
+        let Self { ranks, ipv4, ipv6 } = self;
         let count = FIRST_FREE + ipv4.lines() + ipv6.lines();
         let mut memory = allocate(count);
         let (fixed, rest) = memory.lines_mut().split_at_mut(FIRST_FREE);
@@ -96,7 +93,7 @@ impl Plan {
         Field::MAGIC.set(header, MAGIC);
         Field::LINES.set(header, count as u64);
         let (of_ipv4, of_ipv6) = rest.split_at_mut(ipv4.lines());
-        ipv4.write(header, of_ipv4, permits);
+        ipv4.write(header, of_ipv4, ranks);
         ipv6.write(heads, of_ipv6, FIRST_FREE + ipv4.lines());
         Snapshot::from(memory)
     }

@@ -29,8 +29,11 @@ const HURRIED: Wish = Wish {
     hurried: true,
 };
 
-fn address(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
+fn address(port: u16) -> HopId {
+    HopId {
+        address: SocketAddr::from(([127, 0, 0, 1], port)),
+        demands: DemandsId::default(),
+    }
 }
 
 fn pool() -> Pool {
@@ -93,7 +96,7 @@ fn a_hop_that_is_down_is_passed_over_and_tried_again_later() {
     );
     assert_eq!(pool.take_probes(), []);
     pool.background_ended(address(1));
-    pool.reached(address(1));
+    pool.reached(address(1), NOW);
     assert_eq!(pool.released(address(1), HOP), None);
     assert_eq!(
         pool.lease(CLIENT, both, &[], WISH, later),
@@ -117,7 +120,7 @@ fn a_transaction_without_another_next_hop_waits_for_the_probe() {
     assert_eq!(pool.states()[0].waiting, 2);
     // The second one answers first: everybody asks again, and finds it.
     pool.background_ended(address(2));
-    assert_eq!(pool.reached(address(2)), [CLIENT, OTHER]);
+    assert_eq!(pool.reached(address(2), NOW), [CLIENT, OTHER]);
     pool.released(address(2), HOP);
     assert_eq!(
         pool.lease(CLIENT, both, &[], WISH, later),
@@ -167,14 +170,14 @@ fn an_attempt_that_takes_too_long_costs_the_next_transactions_nothing() {
         Lease::Stranded(address(1))
     );
     assert_eq!(pool.take_probes(), [address(2)]);
-    assert_eq!(pool.reached(address(2)), [CLIENT]);
+    assert_eq!(pool.reached(address(2), NOW), [CLIENT]);
 }
 
 #[test]
 fn a_next_hop_that_has_failed_is_the_last_resort_while_it_has_an_idle_connection() {
     let (mut pool, both) = (pool(), [address(1), address(2)]);
     pool.lease(CLIENT, both, &[], WISH, NOW);
-    pool.reached(address(1));
+    pool.reached(address(1), NOW);
     pool.released(address(1), HOP);
     pool.stalled(address(1), NOW);
     assert_eq!(
@@ -209,7 +212,7 @@ fn the_pause_after_failures_grows_to_the_limit_and_ends_with_a_success() {
         pool.background_ended(address(1));
         pool.closed(address(1), Some(HOP), false, now);
     }
-    pool.reached(address(1));
+    pool.reached(address(1), NOW);
     assert!(pool.states()[0].up);
     pool.stalled(address(1), now);
     pool.closed(address(1), Some(HOP), true, now);
@@ -246,7 +249,7 @@ fn no_client_waits_for_a_fresh_connection_while_one_is_idle() {
 fn a_next_hop_that_takes_no_more_connections_is_not_down() {
     let mut pool = Pool::new(3, Duration::from_secs(10));
     pool.lease(CLIENT, [address(1)], &[], WISH, NOW);
-    pool.reached(address(1));
+    pool.reached(address(1), NOW);
     pool.lease(OTHER, [address(1)], &[], WISH, NOW);
     assert!(pool.refused(address(1), NOW));
     pool.closed(address(1), Some(HOP), false, NOW);
@@ -323,7 +326,7 @@ fn who_is_stranded_asks_again_when_a_hop_that_was_silent_answers_on_another_conn
         [address(1), address(2)],
     );
     pool.lease(OTHER, both, &[], WISH, NOW);
-    pool.reached(address(1));
+    pool.reached(address(1), NOW);
     pool.stalled(address(1), NOW);
     pool.lease(OTHER, both, &[address(1)], WISH, NOW);
     pool.overdue(address(2));
@@ -344,5 +347,50 @@ fn who_has_waited_in_vain_is_not_refused_while_others_open_all_connections_to_a_
         pool.lease(CLIENT, [address(1)], &[], HURRIED, NOW),
         stranded
     );
-    assert_eq!(pool.reached(address(1)), [CLIENT]);
+    assert_eq!(pool.reached(address(1), NOW), [CLIENT]);
+}
+
+#[test]
+fn a_hop_whose_probe_leaves_no_connection_is_not_probed_again_but_used() {
+    let both = [address(1), address(2)];
+    // After the answer of the probe; what the transaction gets then, and what is probed.
+    let cases = [
+        (Duration::ZERO, Lease::Connect(address(2)), &[][..]),
+        (
+            WELL_TIME - Duration::from_millis(1),
+            Lease::Connect(address(2)),
+            &[],
+        ),
+        // It may have gone since.
+        (WELL_TIME, Lease::Stranded(address(1)), &[address(2)]),
+    ];
+    for (after, lease, probes) in cases {
+        let mut pool = Pool::new(5, Duration::from_secs(10));
+        pool.lease(CLIENT, both, &[], WISH, NOW);
+        pool.overdue(address(1));
+        pool.lease(CLIENT, both, &[], HURRIED, NOW);
+        assert_eq!(pool.take_probes(), [address(2)]);
+        pool.background_ended(address(2));
+        assert_eq!(pool.reached(address(2), NOW), [CLIENT]);
+        pool.closed(address(2), Some(HOP), true, NOW);
+        let now = NOW + after;
+        assert_eq!(pool.lease(CLIENT, both, &[], HURRIED, now), lease);
+        assert_eq!(pool.take_probes(), probes, "{after:?}");
+    }
+}
+
+#[test]
+fn a_hop_that_was_reached_and_then_failed_is_left_alone() {
+    let mut pool = Pool::new(5, Duration::from_secs(10));
+    pool.lease(OTHER, [address(1)], &[], WISH, NOW);
+    pool.reached(address(1), NOW);
+    pool.closed(address(1), Some(HOP), true, NOW);
+    pool.lease(CLIENT, [address(1)], &[], HURRIED, NOW);
+    pool.refused(address(1), NOW);
+    pool.closed(address(1), None, false, NOW);
+    assert_eq!(
+        pool.lease(CLIENT, [address(1)], &[], HURRIED, NOW),
+        Lease::Unavailable
+    );
+    assert_eq!(pool.take_probes(), []);
 }

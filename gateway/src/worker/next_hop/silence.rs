@@ -114,7 +114,7 @@ impl Session {
         });
         if !self.state.awaits_final {
             // The next transaction need not wait for it as long.
-            let address = self.shared.address;
+            let address = self.shared.id();
             self.reactor.pool.with(|pool| pool.stalled(address, now));
         }
         true

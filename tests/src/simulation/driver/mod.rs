@@ -305,6 +305,10 @@ impl Driver for SimDriver {
         &self.buffers[usize::from(buffer.id)]
     }
 
+    fn wipe(&mut self, buffer: &Buffer) {
+        self.buffers[usize::from(buffer.id)].fill(0);
+    }
+
     fn recycle(&mut self, buffer: Buffer) {
         let mut world = self.world.borrow_mut();
         assert!(

@@ -1,4 +1,4 @@
-//! `portcullis filter verdicts add --file`: many sources at once, one per line.
+//! `portcullis filter verdicts add --file` and `remove --file`: many sources at once, one per line.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -7,15 +7,17 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use portcullis::filter::{self, AddResult, Cause, Exemption, NewVerdict, Verdicts};
+use portcullis::control::admin::verdicts::Added;
+use portcullis::filter::Exemption;
 use portcullis::lists::format::foreign::foreign;
 use portcullis::printable::printable;
 use serde::Serialize;
 
 use super::super::super::progress::Bar;
 use super::super::Place;
+use super::target::{Target, wanted};
 use super::words::NO_ROOM;
-use super::{duration, failure, source};
+use super::{duration, source};
 
 /// Maximum size of a file in bytes: 256 for each verdict that the map can hold.
 const SIZE_MAX: u64 = 64 << 20;
@@ -23,12 +25,12 @@ const SIZE_MAX: u64 = 64 << 20;
 const REPORTED_MAX: usize = 20;
 /// Characters of an invalid line that are shown.
 const SHOWN_MAX: usize = 80;
-/// Verdicts between two updates of the progress.
-const STEP: usize = 1_000;
+/// Verdicts in one request, between two updates of the progress.
+const STEP: usize = 5_000;
 
 /// The verdict of a line.
 #[derive(Debug, PartialEq, Eq)]
-struct Wanted<'a> {
+struct Line<'a> {
     line: usize,
     source: IpNet,
     duration: Option<Duration>,
@@ -65,6 +67,8 @@ struct Summary {
     invalid: u64,
     /// Learned verdicts that were evicted to make room.
     given_up: u64,
+    /// Addresses that have a grant, and pass until it ends.
+    granted: u64,
     /// The first refused sources.
     refused_sources: Vec<Refused>,
     /// The first invalid lines.
@@ -82,24 +86,76 @@ pub(super) struct Options<'a> {
 
 /// Adds the verdicts of a file. Invalid lines are reported, and the others are added.
 pub(super) fn add(options: &Options<'_>) -> Result<ExitCode, ExitCode> {
-    let name = match options.file.to_str() {
-        Some("-") => "standard input".to_owned(),
-        _ => options.file.display().to_string(),
-    };
-    let text = read(options.file).map_err(|error| {
-        eprintln!("portcullis filter verdicts: cannot read {name}: {error}");
-        ExitCode::FAILURE
-    })?;
+    let name = name_of(options.file);
+    let text = read_or_say(options.file, &name)?;
     let mut summary = Summary::default();
     let wanted = parse(&text, &mut summary);
-    let verdicts = Verdicts::open(&options.place.pin_path()?);
-    let added = verdicts.and_then(|verdicts| add_all(options, &verdicts, &wanted, &mut summary));
-    added.map_err(|error| failure(&error, options.place))?;
+    add_all(options, &wanted, &mut summary)?;
     report(options, &printable(&name), &summary).map_err(|_| ExitCode::FAILURE)?;
     let all_well = summary.refused + summary.without_room + summary.invalid == 0;
     Ok(if all_well {
         ExitCode::SUCCESS
     } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What became of the verdicts to remove.
+#[derive(Debug, Default, Serialize)]
+struct Removal {
+    removed: u64,
+    /// Sources that had none, or not any more.
+    without_verdict: u64,
+    /// Invalid lines.
+    invalid: u64,
+    /// The first invalid lines.
+    invalid_lines: Vec<Invalid>,
+}
+
+/// Removes the verdicts on the sources of a file, whatever time and note a line has. Invalid lines
+/// are reported, and the others are carried out.
+pub(super) fn remove(file: &Path, json: bool, place: &Place) -> Result<ExitCode, ExitCode> {
+    let name = name_of(file);
+    let text = read_or_say(file, &name)?;
+    let mut summary = Summary::default();
+    let sources: Vec<IpNet> = parse(&text, &mut summary)
+        .iter()
+        .map(|line| line.source)
+        .collect();
+    let removed = Target::find(place)?.remove(&sources)?;
+    let number = removed.iter().filter(|removed| **removed).count();
+    let removal = Removal {
+        removed: number as u64,
+        without_verdict: (removed.len() - number) as u64,
+        invalid: summary.invalid,
+        invalid_lines: summary.invalid_lines,
+    };
+    if json {
+        let text = serde_json::to_string_pretty(&removal).map_err(|_| ExitCode::FAILURE)?;
+        println!("{text}");
+    } else {
+        report_invalid(&printable(&name), &removal.invalid_lines, removal.invalid);
+        println!(
+            "{} removed, {} had none",
+            removal.removed, removal.without_verdict
+        );
+    }
+    Ok(match removal.invalid {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn name_of(file: &Path) -> String {
+    match file.to_str() {
+        Some("-") => "standard input".to_owned(),
+        _ => file.display().to_string(),
+    }
+}
+
+fn read_or_say(file: &Path, name: &str) -> Result<String, ExitCode> {
+    read(file).map_err(|error| {
+        eprintln!("portcullis filter verdicts: cannot read {name}: {error}");
         ExitCode::FAILURE
     })
 }
@@ -124,7 +180,7 @@ fn read(file: &Path) -> io::Result<String> {
 }
 
 /// The verdicts of all lines; invalid lines go into the summary.
-fn parse<'a>(text: &'a str, summary: &mut Summary) -> Vec<Wanted<'a>> {
+fn parse<'a>(text: &'a str, summary: &mut Summary) -> Vec<Line<'a>> {
     let mut wanted = Vec::new();
     for (line, text) in (1..).zip(text.lines()) {
         match parse_line(line, text) {
@@ -147,7 +203,7 @@ fn parse<'a>(text: &'a str, summary: &mut Summary) -> Vec<Wanted<'a>> {
 }
 
 /// `SOURCE [TIME] [# NOTE]`; `None` for an empty line or a comment.
-fn parse_line(line: usize, text: &str) -> Result<Option<Wanted<'_>>, String> {
+fn parse_line(line: usize, text: &str) -> Result<Option<Line<'_>>, String> {
     let (words, note) = match text.split_once(['#', ';']) {
         Some((words, note)) => (words, Some(note.trim())),
         None => (text, None),
@@ -163,7 +219,7 @@ fn parse_line(line: usize, text: &str) -> Result<Option<Wanted<'_>>, String> {
         return Err("more than a source and a time; a note comes after a #".to_owned());
     }
     let note = note.filter(|note| !note.is_empty());
-    Ok(Some(Wanted {
+    Ok(Some(Line {
         line,
         source,
         duration,
@@ -171,43 +227,52 @@ fn parse_line(line: usize, text: &str) -> Result<Option<Wanted<'_>>, String> {
     }))
 }
 
-fn add_all(
-    options: &Options<'_>,
-    verdicts: &Verdicts,
-    wanted: &[Wanted<'_>],
-    summary: &mut Summary,
-) -> Result<(), filter::Error> {
+fn add_all(options: &Options<'_>, all: &[Line<'_>], summary: &mut Summary) -> Result<(), ExitCode> {
+    let mut target = Target::find(options.place)?;
     let mut bar = Bar::new();
-    let evicted = verdicts.evicted()?;
-    for (number, one) in wanted.iter().enumerate() {
-        if number % STEP == 0 {
-            bar.say(&format!("{number} of {} verdicts", wanted.len()));
-        }
-        let new = NewVerdict {
-            source: one.source,
-            duration: one.duration.unwrap_or(options.duration),
-            cause: Cause::Operator,
-            note: one.note.unwrap_or(options.note),
-        };
-        match verdicts.add(&new, None)? {
-            AddResult::Added => summary.added += 1,
-            AddResult::Renewed | AddResult::Kept => summary.renewed += 1,
-            AddResult::NoRoom => summary.without_room += 1,
-            AddResult::Refused(exemption) => {
-                summary.refused += 1;
-                if summary.refused_sources.len() < REPORTED_MAX {
-                    summary.refused_sources.push(Refused {
-                        line: one.line,
-                        source: one.source,
-                        exemption,
-                    });
-                }
-            }
-        }
+    for (number, lines) in all.chunks(STEP).enumerate() {
+        bar.say(&format!("{} of {} verdicts", number * STEP, all.len()));
+        let request = lines.iter().map(|line| {
+            let duration = line.duration.unwrap_or(options.duration);
+            wanted(line.source, duration, line.note.unwrap_or(options.note))
+        });
+        let result = target.add(request.collect()).inspect_err(|_| {
+            bar.clear();
+            eprintln!(
+                "{} of {} verdicts were added before",
+                number * STEP,
+                all.len()
+            );
+        })?;
+        summary.take(lines, result);
     }
     bar.clear();
-    summary.given_up = verdicts.evicted()?.saturating_sub(evicted);
     Ok(())
+}
+
+impl Summary {
+    /// Counts what became of some lines.
+    fn take(&mut self, lines: &[Line<'_>], result: Added) {
+        self.added += result.added;
+        self.renewed += result.renewed;
+        self.without_room += result.no_room;
+        self.given_up += result.evicted;
+        self.granted += result.granted.len() as u64;
+        self.refused += result.refused.len() as u64;
+        for refused in result.refused {
+            if self.refused_sources.len() == REPORTED_MAX {
+                break;
+            }
+            let Some(line) = lines.get(refused.index) else {
+                continue;
+            };
+            self.refused_sources.push(Refused {
+                line: line.line,
+                source: line.source,
+                exemption: refused.exemption,
+            });
+        }
+    }
 }
 
 fn report(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()> {
@@ -215,11 +280,7 @@ fn report(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()
         println!("{}", serde_json::to_string_pretty(summary)?);
         return Ok(());
     }
-    for invalid in &summary.invalid_lines {
-        let Invalid { line, text, reason } = invalid;
-        eprintln!("{file}:{line}: {reason}: {text}");
-    }
-    more(file, "are invalid", summary.invalid);
+    report_invalid(file, &summary.invalid_lines, summary.invalid);
     for refused in &summary.refused_sources {
         let (network, reason) = (refused.exemption.network(), refused.exemption.reason());
         eprintln!(
@@ -237,6 +298,12 @@ fn report(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()
             summary.given_up
         );
     }
+    if summary.granted > 0 {
+        println!(
+            "{} addresses have a grant and still pass: `portcullis grant list`",
+            summary.granted
+        );
+    }
     if summary.without_room > 0 {
         eprintln!(
             "portcullis filter verdicts: {} not added: {}",
@@ -244,6 +311,13 @@ fn report(options: &Options<'_>, file: &str, summary: &Summary) -> io::Result<()
         );
     }
     Ok(())
+}
+
+fn report_invalid(file: &str, first: &[Invalid], number: u64) {
+    for Invalid { line, text, reason } in first {
+        eprintln!("{file}:{line}: {reason}: {text}");
+    }
+    more(file, "are invalid", number);
 }
 
 /// Prints how many there were beyond those reported one by one.
@@ -258,7 +332,7 @@ fn more(file: &str, what: &str, number: u64) {
 mod tests {
     use super::*;
 
-    fn parsed(text: &str) -> Result<Option<Wanted<'_>>, String> {
+    fn parsed(text: &str) -> Result<Option<Line<'_>>, String> {
         parse_line(7, text)
     }
 
@@ -278,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_line_has_a_source_and_perhaps_a_time_and_a_note() {
-        let wanted = |source: &str, duration: Option<u64>, note| Wanted {
+        let wanted = |source: &str, duration: Option<u64>, note| Line {
             line: 7,
             source: source.parse().unwrap(),
             duration: duration.map(Duration::from_secs),

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use portcullis::control::ask;
+use portcullis::control::ask::{self, NotDone};
 use portcullis::control::refusals::RefusedSource;
 use portcullis::filter::{self, VerdictStatus};
 use serde::Serialize;
@@ -28,9 +28,19 @@ pub(super) fn refusals(place: &Place) -> Result<Vec<RefusedSource>, ExitCode> {
         );
         ExitCode::FAILURE
     };
-    let admin = filter::admin(&place.pin_path()?).map_err(|error| failure(&error, place))?;
-    let admin = admin
-        .ok_or_else(|| failed("it has no admin endpoint: set `admin` in its configuration"))?;
+    let (pin_path, gate) = place.find()?;
+    // Another filter than the usual may be of another gate than that at the usual socket.
+    if let Some(gate) = gate.filter(|_| place.pin_path.is_none()) {
+        match ask::read(gate.path(), "/api/refusals") {
+            Ok(refusals) => return Ok(refusals),
+            Err(NotDone::NoGate(_) | NotDone::NotPermitted | NotDone::Refused { .. }) => {}
+            Err(why_not @ NotDone::Broken(_)) => return Err(gate.say(&why_not)),
+        }
+    }
+    let admin = filter::admin(&pin_path).map_err(|error| failure(&error, place))?;
+    let admin = admin.ok_or_else(|| {
+        failed("it has no admin endpoint: set `admin_socket` or `admin` in its configuration")
+    })?;
     let answer = ask::get(admin, "/api/refusals")
         .and_then(|answer| serde_json::from_reader(answer).map_err(io::Error::from));
     answer.map_err(|error| failed(&format!("it does not answer at {admin}: {error}")))

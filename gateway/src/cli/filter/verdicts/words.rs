@@ -1,5 +1,6 @@
 //! The result of adding a verdict, in words.
 
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -45,6 +46,19 @@ pub(super) fn in_words(
         ),
         AddResult::Refused(exemption) => (refused(source, exemption), ExitCode::FAILURE),
         AddResult::NoRoom => (format!("{whom}: {NO_ROOM}"), ExitCode::FAILURE),
+    }
+}
+
+/// That a verdict keeps these addresses out only when their grants end.
+pub(super) fn still_pass(granted: &[IpAddr]) -> String {
+    let (Some(first), more) = (granted.first(), granted.len().saturating_sub(1)) else {
+        return String::new();
+    };
+    match more {
+        0 => format!("{first} has a grant and still passes: `portcullis grant revoke {first}`"),
+        more => {
+            format!("{first} and {more} more have a grant and still pass: `portcullis grant list`")
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The peers of a run, smtp-sink and nginx, and the next hop of all contestants, each on a free
+//! The peers of the runs, smtp-sink and nginx, and the next hop of all contestants, each on a free
 //! port of the loopback interface.
 //!
 //! No contestant writes a log line per message, so none pays for one. All of them get the same
@@ -15,6 +15,7 @@ use anyhow::{Result, bail};
 
 use crate::gateway::Server;
 use crate::process::{Privileges, Running, free_address};
+use crate::tls::Certificate;
 
 /// What is said about logging in the report.
 pub(crate) const LOGGING: &str = "no line per message or session by any contestant";
@@ -97,9 +98,22 @@ fn last_message_count(text: &str) -> u64 {
 }
 
 /// nginx's mail proxy. It has to ask an HTTP server where to send each session: itself.
-pub(crate) fn nginx(directory: &Path, workers: u32, next_hop: SocketAddrV4) -> Result<Server> {
+pub(crate) fn nginx(
+    directory: &Path,
+    workers: u32,
+    next_hop: SocketAddrV4,
+    certificate: Option<&Certificate>,
+) -> Result<Server> {
     let (address, oracle) = (free_address()?, free_address()?);
     let (next_hop_ip, next_hop_port) = (next_hop.ip(), next_hop.port());
+    let tls = certificate.map_or_else(String::new, |Certificate { chain, key }| {
+        format!(
+            "starttls on; ssl_certificate {}; ssl_certificate_key {};
+    ssl_protocols TLSv1.2 TLSv1.3; ssl_session_tickets off; ssl_session_cache off;",
+            chain.display(),
+            key.display()
+        )
+    });
     let configuration = format!(
         "load_module {NGINX_MAIL_MODULE};
 daemon off;
@@ -126,6 +140,7 @@ mail {{
     server_name nginx.bench.example;
     auth_http {oracle}/;
     xclient off;
+    {tls}
     server {{ listen {address}; protocol smtp; smtp_auth none; }}
 }}
 "
