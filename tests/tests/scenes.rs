@@ -1,6 +1,7 @@
 //! Sessions in scenes of the simulation, where the moment decides: what stops while something is
 //! waited for, and what a reload changes for sessions that are there.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -246,11 +247,14 @@ fn a_client_that_breaks_off_as_the_next_hop_answers_does_not_stop_the_worker() {
     }
 }
 
+/// What a next hop does about a connection.
+type Greeting = fn(SocketAddr) -> Act;
+
 /// What a client hears whose message is for two next hops that are told of it by this, and how
 /// often each was connected to. The gate may begin to stop meanwhile.
 fn delivered(
     send_client: &str,
-    greet: fn(SocketAddr) -> Act,
+    greet: Greeting,
     stop_after: Option<Duration>,
 ) -> (Vec<String>, [usize; 2]) {
     let two = ONE
@@ -265,7 +269,7 @@ fn delivered(
                 "next_hop = [\"10.0.0.1:25\", \"10.0.0.2:25\"]\nsend_client = \"{send_client}\""
             ),
         );
-    let connects = Rc::new(std::cell::Cell::new([0; 2]));
+    let connects = Rc::new(Cell::new([0; 2]));
     let counted = Rc::clone(&connects);
     let script = move |_, address: SocketAddr, line: &str| match line {
         "" => {
@@ -315,8 +319,7 @@ fn first() -> SocketAddr {
 
 #[test]
 fn a_first_hop_that_is_slow_or_dead_makes_no_storm_where_connections_are_for_one_client() {
-    type Answers = fn(SocketAddr) -> Act;
-    let cases: [(&str, Answers); 4] = [
+    let cases: [(&str, Greeting); 4] = [
         ("the first is slow", |hop| {
             if hop == first() { slow() } else { welcome() }
         }),

@@ -8,10 +8,11 @@
 //! failed is left alone for a moment, doubling from a second up to `retry_after`; then the next
 //! transaction has a connection opened in the background, a probe, and takes another next hop. An
 //! attempt for a transaction that takes longer than the transaction's patience goes on in the
-//! background as well. What becomes of these attempts is kept: a connection in the pool, or a
-//! failure. A transaction for which every next hop is down or being tried is stranded, and asks
-//! again when one of the attempts has ended, or when a next hop that was left alone may be tried.
-//! No system call, no clock.
+//! background as well. What becomes of these attempts is kept: a connection in the pool, a failure,
+//! or for a moment that the next hop is well, where the connection itself cannot be kept. A
+//! transaction for which every next hop is down or being tried is stranded, and asks again when one
+//! of the attempts has ended, or when a next hop that was left alone may be tried. No system call,
+//! no clock.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
