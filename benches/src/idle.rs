@@ -8,7 +8,7 @@
 //! memory for a while that it has used once.
 
 use std::fs::File;
-use std::io::{BufWriter, Read as _, Write as _};
+use std::io::{BufWriter, Read, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -258,7 +258,7 @@ fn take_step(step: &Step, clients: &mut [TcpStream]) -> Result<()> {
 }
 
 /// Reads one reply (RFC 5321 section 4.2), which has to have this code.
-fn expect_reply(client: &mut TcpStream, code: &str) -> Result<()> {
+pub(crate) fn expect_reply(client: &mut impl Read, code: &str) -> Result<()> {
     let mut reply = Vec::new();
     let mut buffer = [0; 512];
     while !is_whole(&reply) {

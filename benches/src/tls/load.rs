@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde::Serialize;
+
+use crate::idle::expect_reply;
 
 /// Octets of a message's body.
 pub(super) const MESSAGE_LEN: usize = 1024;
@@ -111,23 +113,7 @@ pub(super) fn connect(to: SocketAddrV4) -> Result<TcpStream> {
 /// Says this, and reads one reply (RFC 5321 section 4.2), which has to have this code.
 pub(super) fn expect(stream: &mut (impl Read + Write), said: &str, code: &str) -> Result<()> {
     stream.write_all(said.as_bytes())?;
-    let mut reply = Vec::new();
-    let mut buffer = [0; 512];
-    while !is_whole(&reply) {
-        let len = stream.read(&mut buffer).context("no reply")?;
-        ensure!(len > 0, "the connection was closed before the reply");
-        reply.extend_from_slice(&buffer[..len]);
-    }
-    let text = String::from_utf8_lossy(&reply);
-    ensure!(text.starts_with(code), "the reply is not {code}: {text}");
-    Ok(())
-}
-
-/// The last line of a reply has a blank behind its code.
-fn is_whole(reply: &[u8]) -> bool {
-    let lines = reply.strip_suffix(b"\r\n");
-    let last = lines.and_then(|lines| lines.rsplit(|octet| *octet == b'\n').next());
-    last.is_some_and(|line| line.get(3) == Some(&b' '))
+    expect_reply(stream, code)
 }
 
 /// Carries on so many sessions, `at_a_time` of them at once, and returns how long that took.
